@@ -1,0 +1,41 @@
+/* Big-endian numbers in byte buffers, and the clean-up attributes for locals.
+ *
+ * Everything that QEMU, swtpm and a TPM exchange is big-endian. The callers check lengths; these
+ * read and write exactly the bytes their name says.
+ */
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define cleanup(function) __attribute__((cleanup(function)))
+
+static inline void close_descriptor(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+}
+
+static inline uint16_t get_be16(const uint8_t *bytes)
+{
+    return (uint16_t)(bytes[0] << 8 | bytes[1]);
+}
+
+static inline uint32_t get_be32(const uint8_t *bytes)
+{
+    return (uint32_t)get_be16(bytes) << 16 | get_be16(bytes + 2);
+}
+
+static inline void put_be16(uint8_t *bytes, uint16_t value)
+{
+    bytes[0] = (uint8_t)(value >> 8);
+    bytes[1] = (uint8_t)value;
+}
+
+static inline void put_be32(uint8_t *bytes, uint32_t value)
+{
+    put_be16(bytes, (uint16_t)(value >> 16));
+    put_be16(bytes + 2, (uint16_t)value);
+}

@@ -1,0 +1,233 @@
+#include "data.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "bytes.h"
+#include "check.h"
+#include "error.h"
+#include "tpm.h"
+
+enum {
+    THREAD_STACK_BYTES = 1 << 20, /* libtpms keeps a copy of its NV memory on the stack */
+    NO_SOCKET = -1,
+};
+
+struct data_channel {
+    struct tpm *tpm;
+    pthread_t thread;
+    pthread_mutex_t lock; /* over what follows */
+    pthread_cond_t changed;
+    int fd;
+    bool ending;
+};
+
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes)
+{
+    enum { SIZE_OFFSET = 2, SIZE_END = 6 };
+
+    if (n_bytes < SIZE_END)
+        return DATA_NEED_MORE;
+    uint32_t size = get_be32(bytes + SIZE_OFFSET);
+    if (size < TPM_HEADER_BYTES || size > TPM_COMMAND_BYTES_MAX)
+        return DATA_MALFORMED;
+    if (n_bytes < size)
+        return DATA_NEED_MORE;
+    *command_bytes = size;
+    return DATA_COMMAND;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static bool wait_readable(int fd, int64_t deadline_ms)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+
+    for (;;) {
+        int64_t left_ms = deadline_ms - now_ms();
+        int n = left_ms > 0 ? poll(&entry, 1, (int)left_ms) : 0;
+        if (n >= 0 || errno != EINTR)
+            return n > 0;
+    }
+}
+
+static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
+{
+    ssize_t n;
+
+    do
+        n = recv(fd, bytes, n_bytes, flags);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static int send_all(int fd, const uint8_t *bytes, size_t n_bytes)
+{
+    while (n_bytes > 0) {
+        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        bytes += n;
+        n_bytes -= (size_t)n;
+    }
+    return 0;
+}
+
+enum {
+    READ_HANG_UP = 3, /* beside enum data_verdict */
+};
+
+/* Read until there is a command or never will be one. Returns an enum data_verdict (not
+ * DATA_NEED_MORE), or READ_HANG_UP. */
+static int read_command(int fd, uint8_t *buffer, size_t *n_bytes, size_t *command_bytes)
+{
+    int64_t deadline_ms = 0;
+
+    for (*n_bytes = 0;;) {
+        ssize_t n = receive(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes, 0);
+        if (n <= 0)
+            return READ_HANG_UP;
+        *n_bytes += (size_t)n;
+        int verdict = data_parse(buffer, *n_bytes, command_bytes);
+        if (verdict != DATA_NEED_MORE)
+            return verdict;
+        if (deadline_ms == 0)
+            deadline_ms = now_ms() + DATA_REST_TIMEOUT_MS;
+        if (!wait_readable(fd, deadline_ms))
+            return DATA_MALFORMED;
+    }
+}
+
+/* What is left of a malformed command must not be taken as the next one. */
+static void drop_pending(int fd, uint8_t *buffer)
+{
+    enum { READS_MAX = 64 }; /* 256 KiB, more than a socket buffer holds */
+
+    for (int i = 0; i < READS_MAX; i++)
+        if (receive(fd, buffer, TPM_COMMAND_BYTES_MAX, MSG_DONTWAIT) <= 0)
+            break;
+}
+
+/* Answer commands until the other end hangs up. */
+static void serve_socket(struct data_channel *channel, int fd)
+{
+    uint8_t buffer[TPM_COMMAND_BYTES_MAX];
+    struct tpm_response response;
+    size_t n_bytes, command_bytes;
+    int r = 0;
+
+    tpm_response_init(&response);
+    while (r >= 0) {
+        int verdict = read_command(fd, buffer, &n_bytes, &command_bytes);
+        if (verdict == READ_HANG_UP)
+            break;
+        if (verdict == DATA_COMMAND) {
+            tpm_execute(channel->tpm, buffer, command_bytes, &response);
+        } else {
+            drop_pending(fd, buffer);
+            tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
+        }
+        r = send_all(fd, response.bytes, response.n_bytes);
+        explicit_bzero(buffer, n_bytes);
+        tpm_response_wipe(&response);
+    }
+    tpm_response_deinit(&response);
+}
+
+static void *serve(void *argument)
+{
+    struct data_channel *channel = argument;
+
+    pthread_mutex_lock(&channel->lock);
+    while (!channel->ending) {
+        if (channel->fd == NO_SOCKET) {
+            pthread_cond_wait(&channel->changed, &channel->lock);
+            continue;
+        }
+        int fd = channel->fd;
+        pthread_mutex_unlock(&channel->lock);
+        serve_socket(channel, fd);
+        pthread_mutex_lock(&channel->lock);
+        close(fd);
+        channel->fd = NO_SOCKET;
+        pthread_cond_broadcast(&channel->changed);
+    }
+    pthread_mutex_unlock(&channel->lock);
+    return NULL;
+}
+
+int data_channel_new(struct data_channel **out, struct tpm *tpm)
+{
+    struct data_channel *channel = calloc(1, sizeof(*channel));
+    pthread_attr_t attributes;
+
+    if (!channel)
+        return -ENOMEM;
+    channel->tpm = tpm;
+    channel->fd = NO_SOCKET;
+    check(pthread_mutex_init(&channel->lock, NULL) == 0);
+    check(pthread_cond_init(&channel->changed, NULL) == 0);
+    check(pthread_attr_init(&attributes) == 0);
+    check(pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES) == 0);
+    int error = pthread_create(&channel->thread, &attributes, serve, channel);
+    pthread_attr_destroy(&attributes);
+    if (error) {
+        free(channel);
+        return -error;
+    }
+    *out = channel;
+    return 0;
+}
+
+static bool has_hung_up(int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLRDHUP};
+
+    return poll(&entry, 1, 0) > 0 && entry.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
+int data_channel_set_socket(struct data_channel *channel, int fd)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&channel->lock);
+    if (channel->fd != NO_SOCKET && !has_hung_up(channel->fd)) {
+        r = DATA_SOCKET_BUSY;
+    } else {
+        while (channel->fd != NO_SOCKET)
+            pthread_cond_wait(&channel->changed, &channel->lock);
+        channel->fd = fd;
+        pthread_cond_broadcast(&channel->changed);
+    }
+    pthread_mutex_unlock(&channel->lock);
+    return r;
+}
+
+void data_channel_free(struct data_channel *channel)
+{
+    pthread_mutex_lock(&channel->lock);
+    channel->ending = true;
+    /* Wakes the thread from its read; a command that runs is answered first. */
+    if (channel->fd != NO_SOCKET)
+        shutdown(channel->fd, SHUT_RD);
+    pthread_cond_broadcast(&channel->changed);
+    pthread_mutex_unlock(&channel->lock);
+    pthread_join(channel->thread, NULL);
+    pthread_cond_destroy(&channel->changed);
+    pthread_mutex_destroy(&channel->lock);
+    free(channel);
+}

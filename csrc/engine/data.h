@@ -1,0 +1,47 @@
+/* The data channel: the guest's TPM commands, as QEMU writes them.
+ *
+ * A command is its header (u16 tag, u32 size, u32 code, big-endian) and what follows, `size` bytes
+ * in all. As on the control channel the other side waits for the answer before it sends again, so:
+ *
+ *   - a command may come in pieces; the rest has DATA_REST_TIMEOUT_MS to come,
+ *   - what one read brings in excess of a command belongs to it and is dropped,
+ *   - a size that no command can have, or a rest that does not come, is answered with
+ *     TPM_RC_COMMAND_SIZE, and what has come of it is dropped.
+ *
+ * The guest writes the header, QEMU only passes it on: the size in it is never trusted.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct tpm;
+struct data_channel;
+
+enum {
+    /* As swtpm gives a message on its control channel. QEMU writes a command with one call. */
+    DATA_REST_TIMEOUT_MS = 500,
+};
+
+enum data_verdict {
+    DATA_NEED_MORE = 0,
+    DATA_COMMAND = 1,   /* `*command_bytes` bytes are a command */
+    DATA_MALFORMED = 2, /* cannot become one */
+};
+
+/* Decide what the first `n_bytes` bytes of a read are. Returns an enum data_verdict. */
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes);
+
+/* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
+int data_channel_new(struct data_channel **channel, struct tpm *tpm);
+
+/* End the thread and free the channel. */
+void data_channel_free(struct data_channel *channel);
+
+enum {
+    DATA_SOCKET_BUSY = 1, /* the one it has is in use; `fd` stays the caller's */
+};
+
+/* Serve this socket from now on; the channel owns `fd` then. A socket whose other end has hung up
+ * gives way. Returns 0 or DATA_SOCKET_BUSY. */
+int data_channel_set_socket(struct data_channel *channel, int fd);

@@ -1,0 +1,305 @@
+#include "link.h"
+
+#include <errno.h>
+#include <libtpms/tpm_error.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "bytes.h"
+#include "check.h"
+#include "data.h"
+#include "error.h"
+#include "nvram.h"
+#include "tpm.h"
+
+struct link {
+    int fd;
+    struct tpm *tpm;
+    struct data_channel *channel;
+};
+
+struct message {
+    struct link_header header;
+    uint8_t *payload; /* on the heap, or NULL */
+    int descriptor;   /* or -1 */
+};
+
+static void message_deinit(struct message *message)
+{
+    if (message->payload)
+        explicit_bzero(message->payload, message->header.payload_bytes);
+    free(message->payload);
+    close_descriptor(&message->descriptor);
+}
+
+enum {
+    LINK_CLOSED = 1,
+};
+
+/* Receive exactly n_bytes, and the descriptor that comes with them. Returns 0, LINK_CLOSED or a
+ * negative errno. */
+static int receive_exactly(int fd, void *bytes, size_t n_bytes, int *descriptor)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+
+    for (size_t received = 0; received < n_bytes;) {
+        struct iovec vector = {(char *)bytes + received, n_bytes - received};
+        struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
+        if (descriptor) {
+            header.msg_control = &control;
+            header.msg_controllen = sizeof(control);
+        }
+        ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return received ? -EPIPE : LINK_CLOSED;
+        struct cmsghdr *first = descriptor ? CMSG_FIRSTHDR(&header) : NULL;
+        if (first && first->cmsg_type == SCM_RIGHTS && *descriptor < 0)
+            memcpy(descriptor, CMSG_DATA(first), sizeof(int));
+        received += (size_t)n;
+    }
+    return 0;
+}
+
+static int receive_request(int fd, struct message *request)
+{
+    int r = receive_exactly(fd, &request->header, sizeof(request->header), &request->descriptor);
+    if (r != 0)
+        return r;
+    size_t n_bytes = request->header.payload_bytes;
+    request->header.payload_bytes = 0; /* until it is there */
+    if (n_bytes > LINK_PAYLOAD_BYTES_MAX)
+        return -EMSGSIZE;
+    if (n_bytes == 0)
+        return 0;
+    request->payload = malloc(n_bytes);
+    if (!request->payload)
+        return -ENOMEM;
+    request->header.payload_bytes = (uint32_t)n_bytes;
+    r = receive_exactly(fd, request->payload, n_bytes, NULL);
+    return r == LINK_CLOSED ? -EPIPE : r;
+}
+
+static int send_message(int fd, struct message *message)
+{
+    struct iovec vectors[2] = {
+        {&message->header, sizeof(message->header)},
+        {message->payload, message->header.payload_bytes},
+    };
+    struct msghdr header = {.msg_iov = vectors, .msg_iovlen = 2};
+
+    while (header.msg_iovlen > 0) {
+        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        while (header.msg_iovlen > 0 && (size_t)n >= header.msg_iov->iov_len) {
+            n -= (ssize_t)header.msg_iov->iov_len;
+            header.msg_iov++;
+            header.msg_iovlen--;
+        }
+        if (header.msg_iovlen > 0) {
+            header.msg_iov->iov_base = (char *)header.msg_iov->iov_base + n;
+            header.msg_iov->iov_len -= (size_t)n;
+        }
+    }
+    return 0;
+}
+
+/* One function an operation: takes the request, fills the response, returns its result. */
+typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
+                                struct message *response);
+
+static TPM_RESULT do_load_state(struct link *link, struct message *request,
+                                struct message *response)
+{
+    (void)link, (void)response;
+    uint32_t type = request->header.argument;
+    if (type < LINK_STATE_PERMANENT || type > LINK_STATE_SAVESTATE)
+        return TPM_BAD_PARAMETER;
+    return nvram_load(type, request->payload, request->header.payload_bytes) < 0 ? TPM_SIZE
+                                                                                 : TPM_SUCCESS;
+}
+
+static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
+                                     struct message *response)
+{
+    (void)response;
+    if (request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    if (data_channel_set_socket(link->channel, request->descriptor) == DATA_SOCKET_BUSY)
+        return TPM_IOERROR;
+    request->descriptor = -1; /* the channel's now */
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_init(link->tpm, request->header.argument & 1);
+}
+
+static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_stop(link->tpm);
+}
+
+static TPM_RESULT do_get_established(struct link *link, struct message *request,
+                                     struct message *response)
+{
+    bool established = false;
+
+    (void)request;
+    TPM_RESULT result = tpm_get_established(link->tpm, &established);
+    response->header.argument = established;
+    return result;
+}
+
+static TPM_RESULT do_reset_established(struct link *link, struct message *request,
+                                       struct message *response)
+{
+    (void)response;
+    return tpm_reset_established(link->tpm, request->header.argument);
+}
+
+static TPM_RESULT do_set_locality(struct link *link, struct message *request,
+                                  struct message *response)
+{
+    (void)response;
+    return tpm_set_locality(link->tpm, request->header.argument);
+}
+
+static TPM_RESULT do_hash_start(struct link *link, struct message *request,
+                                struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_hash_start(link->tpm);
+}
+
+static TPM_RESULT do_hash_data(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_hash_data(link->tpm, request->payload, request->header.payload_bytes);
+}
+
+static TPM_RESULT do_hash_end(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_hash_end(link->tpm);
+}
+
+static TPM_RESULT do_cancel(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_cancel(link->tpm);
+}
+
+static TPM_RESULT do_store_volatile(struct link *link, struct message *request,
+                                    struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_store_volatile(link->tpm);
+}
+
+static TPM_RESULT do_get_state(struct link *link, struct message *request, struct message *response)
+{
+    size_t n_bytes = 0;
+
+    TPM_RESULT result =
+        tpm_get_state(link->tpm, request->header.argument, &response->payload, &n_bytes);
+    check(n_bytes <= LINK_PAYLOAD_BYTES_MAX);
+    response->header.payload_bytes = (uint32_t)n_bytes;
+    return result;
+}
+
+static TPM_RESULT do_set_state(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_set_state(link->tpm, request->header.argument, request->payload,
+                         request->header.payload_bytes);
+}
+
+static TPM_RESULT do_set_buffer_size(struct link *link, struct message *request,
+                                     struct message *response)
+{
+    uint32_t sizes[3];
+
+    TPM_RESULT result = tpm_set_buffer_size(link->tpm, request->header.argument, sizes);
+    if (result != TPM_SUCCESS)
+        return result;
+    response->payload = malloc(2 * sizeof(*sizes));
+    if (!response->payload)
+        return TPM_SIZE;
+    memcpy(response->payload, sizes + 1, 2 * sizeof(*sizes));
+    response->header.payload_bytes = 2 * sizeof(*sizes);
+    response->header.argument = sizes[0];
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_get_info(struct link *link, struct message *request, struct message *response)
+{
+    char *text = tpm_get_info(link->tpm, request->header.argument);
+    if (!text)
+        return TPM_SIZE;
+    response->payload = (uint8_t *)text;
+    response->header.payload_bytes = (uint32_t)strlen(text);
+    return TPM_SUCCESS;
+}
+
+static const operation operations[] = {
+    [LINK_LOAD_STATE] = do_load_state,
+    [LINK_SET_DATA_SOCKET] = do_set_data_socket,
+    [LINK_INIT] = do_init,
+    [LINK_STOP] = do_stop,
+    [LINK_GET_ESTABLISHED] = do_get_established,
+    [LINK_RESET_ESTABLISHED] = do_reset_established,
+    [LINK_SET_LOCALITY] = do_set_locality,
+    [LINK_HASH_START] = do_hash_start,
+    [LINK_HASH_DATA] = do_hash_data,
+    [LINK_HASH_END] = do_hash_end,
+    [LINK_CANCEL] = do_cancel,
+    [LINK_STORE_VOLATILE] = do_store_volatile,
+    [LINK_GET_STATE] = do_get_state,
+    [LINK_SET_STATE] = do_set_state,
+    [LINK_SET_BUFFER_SIZE] = do_set_buffer_size,
+    [LINK_GET_INFO] = do_get_info,
+};
+
+static int serve_request(struct link *link)
+{
+    cleanup(message_deinit) struct message request = {.descriptor = -1};
+    cleanup(message_deinit) struct message response = {.descriptor = -1};
+
+    int r = receive_request(link->fd, &request);
+    if (r != 0)
+        return r;
+    uint32_t number = request.header.operation;
+    if (number >= sizeof(operations) / sizeof(*operations) || !operations[number])
+        return -EPROTO;
+    response.header.operation = number;
+    response.header.result = operations[number](link, &request, &response);
+    return send_message(link->fd, &response);
+}
+
+int link_serve(int fd, struct tpm *tpm, struct data_channel *channel, enum link_locked locked)
+{
+    struct link link = {.fd = fd, .tpm = tpm, .channel = channel};
+    struct message ready = {
+        .header = {.operation = LINK_READY, .argument = locked},
+        .descriptor = -1,
+    };
+
+    int r = send_message(fd, &ready);
+    while (r == 0)
+        r = serve_request(&link);
+    return r == LINK_CLOSED ? 0 : r;
+}

@@ -1,0 +1,66 @@
+/* The engine link: the messages between vtpmd and its engine, on a stream socket between the two.
+ *
+ * Declared once: C includes this file by way of link_types.h, Python reads it through cffi, which is why
+ * it holds nothing but declarations. Numbers are in the machine's own order: both ends are one
+ * build on one machine.
+ *
+ * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
+ * operation. One request is under way at a time. The engine answers in order and never speaks
+ * unasked, but for the one LINK_READY that it sends when it can serve.
+ */
+
+enum link_operation {
+    LINK_READY = 1,             /* engine → vtpmd; argument: enum link_locked */
+    LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
+    LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
+    LINK_INIT = 4,              /* argument: 1 deletes the volatile state first */
+    LINK_STOP = 5,              /* TPM2_Shutdown if the guest did not send it, then power off */
+    LINK_GET_ESTABLISHED = 6,   /* answer: argument */
+    LINK_RESET_ESTABLISHED = 7, /* argument: locality */
+    LINK_SET_LOCALITY = 8,      /* argument: locality */
+    LINK_HASH_START = 9,
+    LINK_HASH_DATA = 10, /* payload: what to hash */
+    LINK_HASH_END = 11,
+    LINK_CANCEL = 12,          /* takes effect at the running command */
+    LINK_STORE_VOLATILE = 13,  /* into the state directory */
+    LINK_GET_STATE = 14,       /* argument: state type; answer: payload */
+    LINK_SET_STATE = 15,       /* argument: state type; payload; taken up by the next LINK_INIT */
+    LINK_SET_BUFFER_SIZE = 16, /* argument: wanted, or 0 to ask; answer: argument, and payload of
+                                  two uint32_t, smallest and largest */
+    LINK_GET_INFO = 17, /* argument: TPMLIB_InfoFlags; answer: payload, text without its NUL */
+};
+
+/* What the engine could lock into memory. */
+enum link_locked {
+    LINK_LOCKED_NOTHING = 0,
+    LINK_LOCKED_PRESENT = 1, /* what was mapped at the start, but not what comes later */
+    LINK_LOCKED_ALL = 2,
+};
+
+/* State types, numbered as on the control channel. */
+enum link_state_type {
+    LINK_STATE_PERMANENT = 1,
+    LINK_STATE_VOLATILE = 2,
+    LINK_STATE_SAVESTATE = 3,
+};
+
+/* The descriptors that the engine is started with. */
+enum link_descriptor {
+    LINK_FD_INPUT = 0,       /* /dev/null */
+    LINK_FD_LIBRARY_LOG = 1, /* /dev/null */
+    LINK_FD_ERROR = 2,       /* one line for each thing that a person should know */
+    LINK_FD_SOCKET = 3,      /* this link */
+    LINK_FD_DIRECTORY = 4,   /* the state directory */
+    LINK_FD_LOCK = 5,        /* .lock: held for as long as the engine lives */
+};
+
+enum link_limit {
+    LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+};
+
+struct link_header {
+    uint32_t operation; /* enum link_operation */
+    uint32_t result;    /* in a response: a TPM_RESULT, 0 is success */
+    uint32_t argument;
+    uint32_t payload_bytes;
+};

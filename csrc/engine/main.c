@@ -1,0 +1,60 @@
+/* vtpmd-engine: one vTPM, in a process of its own.
+ *
+ * Started by vtpmd with the descriptors of enum link_descriptor and nothing else: it opens no path
+ * and no network. Two threads: this one serves vtpmd (link.c), the other the guest (data.c).
+ *
+ * Exit status: 0 vtpmd closed the link, 1 the link broke or set-up failed, 2 not started by vtpmd.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "data.h"
+#include "error.h"
+#include "io.h"
+#include "link.h"
+#include "sandbox.h"
+#include "tpm.h"
+#include "wipe.h"
+
+static int is_started_by_vtpmd(void)
+{
+    struct stat link, directory;
+
+    return fstat(LINK_FD_SOCKET, &link) == 0 && S_ISSOCK(link.st_mode) &&
+           fstat(LINK_FD_DIRECTORY, &directory) == 0 && S_ISDIR(directory.st_mode);
+}
+
+static int serve(void)
+{
+    struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    struct data_channel *channel;
+
+    struct tpm *tpm = tpm_new(&io.io);
+    int r = data_channel_new(&channel, tpm);
+    if (r >= 0) {
+        r = link_serve(LINK_FD_SOCKET, tpm, channel, sandbox_lock_memory());
+        data_channel_free(channel);
+    }
+    tpm_free(tpm);
+    return r;
+}
+
+int main(void)
+{
+    if (!is_started_by_vtpmd()) {
+        error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
+        return 2;
+    }
+    wipe_init();
+    int r = sandbox_enter();
+    if (r < 0) {
+        error_report("cannot give up privileges: %s; is the kernel older than 5.9?", strerror(-r));
+        return 1;
+    }
+    r = serve();
+    if (r < 0)
+        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    return r < 0 ? 1 : 0;
+}

@@ -1,0 +1,192 @@
+#include "nvram.h"
+
+#include <errno.h>
+#include <libtpms/tpm_error.h>
+#include <libtpms/tpm_library.h>
+#include <libtpms/tpm_nvfilename.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "checkpoint.h"
+#include "error.h"
+#include "tpm.h"
+
+struct image {
+    const char *name;
+    uint8_t *bytes; /* NULL: there is none */
+    size_t n_bytes;
+};
+
+static struct io *store_io;
+static struct image images[] = {
+    [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
+    [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
+    [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
+};
+
+static struct image *image_by_name(const char *name)
+{
+    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
+        if (strcmp(images[i].name, name) == 0)
+            return &images[i];
+    return NULL;
+}
+
+static void image_clear(struct image *image)
+{
+    if (image->bytes)
+        explicit_bzero(image->bytes, image->n_bytes);
+    free(image->bytes);
+    image->bytes = NULL;
+    image->n_bytes = 0;
+}
+
+static int image_reserve(uint8_t **out, size_t n_bytes)
+{
+    *out = malloc(n_bytes ? n_bytes : 1);
+    return *out ? 0 : -ENOMEM;
+}
+
+static void image_replace(struct image *image, uint8_t *bytes, const uint8_t *from, size_t n_bytes)
+{
+    memcpy(bytes, from, n_bytes);
+    image_clear(image);
+    image->bytes = bytes;
+    image->n_bytes = n_bytes;
+}
+
+static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
+{
+    uint8_t *bytes;
+
+    /* Memory first: once the file is durable, nothing may fail. */
+    int r = image_reserve(&bytes, state_bytes);
+    if (r < 0)
+        return r;
+    r = checkpoint_write(store_io, image->name, state, state_bytes);
+    if (r < 0) {
+        free(bytes);
+        return r;
+    }
+    image_replace(image, bytes, state, state_bytes);
+    return 0;
+}
+
+static int image_remove(struct image *image)
+{
+    int r = checkpoint_remove(store_io, image->name);
+    if (r < 0)
+        return r;
+    image_clear(image);
+    return 0;
+}
+
+int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
+{
+    uint8_t *bytes;
+
+    int r = image_reserve(&bytes, state_bytes);
+    if (r < 0)
+        return r;
+    image_replace(&images[type], bytes, state, state_bytes);
+    return 0;
+}
+
+bool nvram_has(enum link_state_type type)
+{
+    return images[type].bytes != NULL;
+}
+
+int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
+{
+    return image_store(&images[type], state, state_bytes);
+}
+
+int nvram_remove(enum link_state_type type)
+{
+    return image_remove(&images[type]);
+}
+
+void nvram_deinit(void)
+{
+    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
+        image_clear(&images[i]);
+}
+
+/* libtpms' callbacks. It has one TPM, number 0. */
+
+static TPM_RESULT on_init(void)
+{
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_number,
+                          const char *name)
+{
+    struct image *image = image_by_name(name);
+    uint8_t *copy;
+
+    (void)tpm_number;
+    if (!image || !image->bytes)
+        return TPM_RETRY; /* "there is no such file" */
+    if (image_reserve(&copy, image->n_bytes) < 0)
+        return TPM_SIZE;
+    memcpy(copy, image->bytes, image->n_bytes);
+    *data = copy;
+    *length = (uint32_t)image->n_bytes;
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t tpm_number,
+                           const char *name)
+{
+    struct image *image = image_by_name(name);
+
+    (void)tpm_number;
+    if (!image)
+        return TPM_FAIL;
+    int r = image_store(image, data, length);
+    if (r < 0) {
+        /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
+        error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
+                     "restarts: make room or repair the file system, then restart the guest",
+                     image->name, strerror(-r));
+        return TPM_FAIL;
+    }
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must_exist)
+{
+    struct image *image = image_by_name(name);
+
+    (void)tpm_number;
+    if (!image || (must_exist && !image->bytes))
+        return TPM_FAIL;
+    return image_remove(image) < 0 ? TPM_FAIL : TPM_SUCCESS;
+}
+
+static TPM_RESULT on_get_physical_presence(TPM_BOOL *present, uint32_t tpm_number)
+{
+    (void)tpm_number;
+    *present = FALSE;
+    return TPM_SUCCESS;
+}
+
+void nvram_register(struct io *io)
+{
+    struct libtpms_callbacks callbacks = {
+        .sizeOfStruct = sizeof(callbacks),
+        .tpm_nvram_init = on_init,
+        .tpm_nvram_loaddata = on_load,
+        .tpm_nvram_storedata = on_store,
+        .tpm_nvram_deletename = on_delete,
+        .tpm_io_init = on_init,
+        .tpm_io_getlocality = tpm_on_get_locality,
+        .tpm_io_getphysicalpresence = on_get_physical_presence,
+    };
+
+    store_io = io;
+    check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
+}

@@ -1,0 +1,33 @@
+/* The state of one vTPM as libtpms hands it out and asks for it: three images, and their files.
+ *
+ * libtpms calls back into these on its own (nvram.c registers itself), always with the TPM's lock
+ * held. An image is replaced only after its file is durable, so that what libtpms reads back is
+ * never newer than the disk.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "io.h"
+#include "link_types.h"
+
+/* The store of this process. libtpms is process-global, and so is this. */
+void nvram_register(struct io *io);
+
+/* Take what a state file holds as the image that libtpms reads next, without writing it.
+ * Returns 0 or -ENOMEM. */
+int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
+
+/* True if there is an image of that type. */
+bool nvram_has(enum link_state_type type);
+
+/* Make an image durable and keep it. Returns 0 or a negative errno; then nothing has changed. */
+int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes);
+
+/* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
+int nvram_remove(enum link_state_type type);
+
+/* Overwrite and free every image. */
+void nvram_deinit(void);

@@ -1,0 +1,53 @@
+#include "sandbox.h"
+
+#include <errno.h>
+#include <linux/close_range.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+int sandbox_enter(void)
+{
+    struct rlimit no_core = {0, 0};
+
+    if (close_range(LINK_FD_LOCK + 1, ~0U, 0) < 0)
+        return -errno;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -errno;
+    if (setrlimit(RLIMIT_CORE, &no_core) < 0)
+        return -errno;
+    /* Also keeps processes of the same user from attaching and from /proc/PID/mem. */
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        return -errno;
+    /* A terminal and a service manager signal all processes at once. vtpmd decides when the engine
+     * stops, by closing the link; until then the guest is served. */
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    return 0;
+}
+
+/* With a limit too low for what is mapped later, locking the future makes allocations fail. */
+static int future_fits(void)
+{
+    enum { FUTURE_BYTES_MAX = 16 << 20 }; /* many times what libtpms allocates */
+
+    void *probe =
+        mmap(NULL, FUTURE_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (probe == MAP_FAILED)
+        return 0;
+    munmap(probe, FUTURE_BYTES_MAX);
+    return 1;
+}
+
+enum link_locked sandbox_lock_memory(void)
+{
+    /* Pages are locked when they are first used: memory that is never touched costs nothing. */
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0 && future_fits())
+        return LINK_LOCKED_ALL;
+    munlockall();
+    return mlockall(MCL_CURRENT | MCL_ONFAULT) == 0 ? LINK_LOCKED_PRESENT : LINK_LOCKED_NOTHING;
+}

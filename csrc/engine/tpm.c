@@ -1,0 +1,301 @@
+#include "tpm.h"
+
+#include <libtpms/tpm_error.h>
+#include <libtpms/tpm_tis.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "check.h"
+#include "error.h"
+#include "nvram.h"
+
+enum {
+    TPM2_CC_SHUTDOWN = 0x145, /* TPM 2.0 part 2, 6.5.2 */
+    TPM2_ST_NO_SESSIONS = 0x8001,
+};
+
+struct tpm {
+    pthread_mutex_t lock;
+    bool running;
+    bool shut_down; /* the last command was TPM2_Shutdown */
+};
+
+/* libtpms' callback has no room for a pointer. */
+static TPM_MODIFIER_INDICATOR current_locality;
+
+static void unlock(pthread_mutex_t **lock)
+{
+    pthread_mutex_unlock(*lock);
+}
+
+#define locked(tpm)                                                                                \
+    cleanup(unlock) pthread_mutex_t *held __attribute__((unused)) = &(tpm)->lock;                  \
+    pthread_mutex_lock(held)
+
+static const enum TPMLIB_StateType library_types[] = {
+    [LINK_STATE_PERMANENT] = TPMLIB_STATE_PERMANENT,
+    [LINK_STATE_VOLATILE] = TPMLIB_STATE_VOLATILE,
+    [LINK_STATE_SAVESTATE] = TPMLIB_STATE_SAVE_STATE,
+};
+
+static bool is_state_type(uint32_t type)
+{
+    return type >= LINK_STATE_PERMANENT && type <= LINK_STATE_SAVESTATE;
+}
+
+TPM_RESULT tpm_on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_number)
+{
+    (void)tpm_number;
+    *locality = current_locality;
+    return TPM_SUCCESS;
+}
+
+struct tpm *tpm_new(struct io *io)
+{
+    struct tpm *tpm = calloc(1, sizeof(*tpm));
+
+    check(tpm);
+    check(pthread_mutex_init(&tpm->lock, NULL) == 0);
+    /* libtpms logs the bytes of a command that failed, authorisation values among them. */
+    TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
+    check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
+    nvram_register(io);
+    return tpm;
+}
+
+void tpm_response_init(struct tpm_response *response)
+{
+    response->n_bytes = 0;
+    response->n_allocated = TPM_COMMAND_BYTES_MAX;
+    response->bytes = calloc(1, response->n_allocated);
+    check(response->bytes);
+}
+
+void tpm_response_wipe(struct tpm_response *response)
+{
+    explicit_bzero(response->bytes, response->n_bytes);
+}
+
+void tpm_response_deinit(struct tpm_response *response)
+{
+    explicit_bzero(response->bytes, response->n_allocated);
+    free(response->bytes);
+}
+
+void tpm_respond_error(struct tpm_response *response, uint32_t code)
+{
+    response->n_bytes = TPM_HEADER_BYTES;
+    put_be16(response->bytes, TPM2_ST_NO_SESSIONS);
+    put_be32(response->bytes + 2, TPM_HEADER_BYTES);
+    put_be32(response->bytes + 6, code);
+}
+
+static void process(uint8_t *command, size_t command_bytes, struct tpm_response *response)
+{
+    TPM_RESULT result = TPMLIB_Process(&response->bytes, &response->n_bytes, &response->n_allocated,
+                                       command, (uint32_t)command_bytes);
+    if (result != TPM_SUCCESS || response->n_bytes < TPM_HEADER_BYTES)
+        tpm_respond_error(response, TPM2_RC_FAILURE);
+}
+
+static void send_shutdown(void)
+{
+    /* TPM2_Shutdown(TPM_SU_CLEAR). An orderly stop keeps the clock safe and counts no failed try
+     * towards a lockout. Not TPM_SU_STATE: a guest that did not ask for its PCRs to be kept must
+     * not find them again after a reset. */
+    uint8_t command[] = {0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0};
+    struct tpm_response response;
+
+    tpm_response_init(&response);
+    process(command, sizeof(command), &response);
+    tpm_response_deinit(&response);
+}
+
+static void power_off(struct tpm *tpm)
+{
+    if (!tpm->shut_down)
+        send_shutdown();
+    TPMLIB_Terminate();
+    tpm->running = false;
+}
+
+static TPM_RESULT power_on(struct tpm *tpm)
+{
+    bool resumes = nvram_has(LINK_STATE_VOLATILE);
+
+    TPM_RESULT result = TPMLIB_MainInit();
+    /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
+     * guest has extended since. */
+    if (result == TPM_SUCCESS && resumes && nvram_remove(LINK_STATE_VOLATILE) < 0)
+        result = TPM_FAIL;
+    if (result != TPM_SUCCESS)
+        TPMLIB_Terminate();
+    tpm->running = result == TPM_SUCCESS;
+    tpm->shut_down = false;
+    return result;
+}
+
+TPM_RESULT tpm_init(struct tpm *tpm, bool delete_volatile)
+{
+    locked(tpm);
+    if (tpm->running)
+        power_off(tpm);
+    if (delete_volatile && nvram_remove(LINK_STATE_VOLATILE) < 0)
+        return TPM_FAIL;
+    return power_on(tpm);
+}
+
+TPM_RESULT tpm_stop(struct tpm *tpm)
+{
+    locked(tpm);
+    if (tpm->running)
+        power_off(tpm);
+    return TPM_SUCCESS;
+}
+
+void tpm_free(struct tpm *tpm)
+{
+    tpm_stop(tpm);
+    nvram_deinit();
+    pthread_mutex_destroy(&tpm->lock);
+    free(tpm);
+}
+
+void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
+                 struct tpm_response *response)
+{
+    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
+    locked(tpm);
+    if (!tpm->running) {
+        tpm_respond_error(response, TPM2_RC_FAILURE);
+        return;
+    }
+    tpm->shut_down = get_be32(command + 6) == TPM2_CC_SHUTDOWN;
+    process(command, command_bytes, response);
+}
+
+TPM_RESULT tpm_cancel(struct tpm *tpm)
+{
+    (void)tpm;
+    return TPMLIB_CancelCommand();
+}
+
+TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)
+{
+    TPM_BOOL bit = FALSE;
+
+    locked(tpm);
+    if (!tpm->running)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = TPM_IO_TpmEstablished_Get(&bit);
+    *established = bit;
+    return result;
+}
+
+TPM_RESULT tpm_reset_established(struct tpm *tpm, uint32_t locality)
+{
+    locked(tpm);
+    if (!tpm->running)
+        return TPM_BAD_ORDINAL;
+    if (locality > TPM_LOCALITY_MAX)
+        return TPM_BAD_LOCALITY;
+    TPM_MODIFIER_INDICATOR previous = current_locality;
+    current_locality = locality;
+    TPM_RESULT result = TPM_IO_TpmEstablished_Reset();
+    current_locality = previous;
+    return result;
+}
+
+TPM_RESULT tpm_set_locality(struct tpm *tpm, uint32_t locality)
+{
+    if (locality > TPM_LOCALITY_MAX)
+        return TPM_BAD_LOCALITY;
+    locked(tpm);
+    current_locality = locality;
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_hash_start(struct tpm *tpm)
+{
+    locked(tpm);
+    return tpm->running ? TPM_IO_Hash_Start() : TPM_BAD_ORDINAL;
+}
+
+TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes)
+{
+    locked(tpm);
+    return tpm->running ? TPM_IO_Hash_Data(data, (uint32_t)data_bytes) : TPM_BAD_ORDINAL;
+}
+
+TPM_RESULT tpm_hash_end(struct tpm *tpm)
+{
+    locked(tpm);
+    return tpm->running ? TPM_IO_Hash_End() : TPM_BAD_ORDINAL;
+}
+
+TPM_RESULT tpm_store_volatile(struct tpm *tpm)
+{
+    unsigned char *state = NULL;
+    uint32_t state_bytes = 0;
+
+    locked(tpm);
+    if (!tpm->running)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = TPMLIB_VolatileAll_Store(&state, &state_bytes);
+    if (result != TPM_SUCCESS)
+        return result;
+    int r = nvram_store(LINK_STATE_VOLATILE, state, state_bytes);
+    if (r < 0)
+        error_report("cannot store tpm2-00.volatilestate: %s; make room or repair the file system, "
+                     "then ask again",
+                     strerror(-r));
+    explicit_bzero(state, state_bytes);
+    free(state);
+    return r < 0 ? TPM_FAIL : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes)
+{
+    uint32_t length = 0;
+
+    locked(tpm);
+    if (!tpm->running)
+        return TPM_BAD_ORDINAL;
+    if (!is_state_type(type))
+        return TPM_BAD_PARAMETER;
+    TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
+    *state_bytes = length;
+    if (result == TPM_SUCCESS && length == 0)
+        result = TPM_BLOB_NOT_FOUND;
+    return result;
+}
+
+TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
+{
+    locked(tpm);
+    if (tpm->running)
+        return TPM_BAD_ORDINAL;
+    if (!is_state_type(type))
+        return TPM_BAD_PARAMETER;
+    /* libtpms would make a new TPM from an empty permanent state. */
+    if (type == LINK_STATE_PERMANENT && state_bytes == 0)
+        return TPM_BAD_PARAMETER;
+    return TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+}
+
+TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3])
+{
+    locked(tpm);
+    if (wanted && tpm->running)
+        return TPM_BAD_ORDINAL;
+    sizes[0] = TPMLIB_SetBufferSize(wanted, &sizes[1], &sizes[2]);
+    return TPM_SUCCESS;
+}
+
+char *tpm_get_info(struct tpm *tpm, uint32_t flags)
+{
+    locked(tpm);
+    return TPMLIB_GetInfo((enum TPMLIB_InfoFlags)flags);
+}

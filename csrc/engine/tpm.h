@@ -1,0 +1,97 @@
+/* The TPM: libtpms behind one lock, with the state machine that swtpm has around it.
+ *
+ *     stopped ──tpm_init──► running ──tpm_stop──► stopped
+ *        │                     └──tpm_init──► running (a guest's reset)
+ *        └── tpm_init failed ──► stopped
+ *
+ * Two threads call in: one executes the guest's commands, the other serves vtpmd. Every function
+ * takes the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
+ *
+ * Results are libtpms' TPM_RESULTs: 0 is success.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <libtpms/tpm_library.h>
+
+#include "link_types.h"
+
+enum {
+    TPM_COMMAND_BYTES_MAX = 4096, /* libtpms' TPM_BUFFER_MAX */
+    TPM_HEADER_BYTES = 10,
+    TPM_LOCALITY_MAX = 4,
+    TPM_BLOB_NOT_FOUND = 0x800, /* swtpm's answer for a blob that is not there; QEMU accepts it */
+    TPM2_RC_FAILURE = 0x101,    /* TPM 2.0 part 2, 6.6.3 */
+    TPM2_RC_COMMAND_SIZE = 0x142,
+};
+
+struct io;
+struct tpm;
+
+/* Where libtpms writes a response. It belongs to the caller, who begins and ends it. */
+struct tpm_response {
+    uint8_t *bytes;
+    uint32_t n_bytes;
+    uint32_t n_allocated; /* libtpms may make it larger */
+};
+
+void tpm_response_init(struct tpm_response *response);
+
+/* Overwrite a response: it may be an unsealed secret. */
+void tpm_response_wipe(struct tpm_response *response);
+
+void tpm_response_deinit(struct tpm_response *response);
+
+/* Make the TPM of this process, stopped, with its state in `io`. */
+struct tpm *tpm_new(struct io *io);
+
+/* Stop the TPM if it runs, overwrite what it held and free it. */
+void tpm_free(struct tpm *tpm);
+
+/* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
+ * stopped first. When it fails, the TPM is stopped and the state files are as they were. */
+TPM_RESULT tpm_init(struct tpm *tpm, bool delete_volatile);
+
+/* Send TPM2_Shutdown if the guest did not, and power the TPM off. */
+TPM_RESULT tpm_stop(struct tpm *tpm);
+
+/* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to TPM_COMMAND_BYTES_MAX. There is
+ * always a whole response, of at most TPM_COMMAND_BYTES_MAX bytes: TPM_RC_FAILURE from a TPM that
+ * is stopped. */
+void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
+                 struct tpm_response *response);
+
+/* Make the response a bare header with this TPM_RC. */
+void tpm_respond_error(struct tpm_response *response, uint32_t code);
+
+/* Ask the running command to end early. Without one it does nothing. */
+TPM_RESULT tpm_cancel(struct tpm *tpm);
+
+TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established);
+TPM_RESULT tpm_reset_established(struct tpm *tpm, uint32_t locality);
+TPM_RESULT tpm_set_locality(struct tpm *tpm, uint32_t locality);
+TPM_RESULT tpm_hash_start(struct tpm *tpm);
+TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes);
+TPM_RESULT tpm_hash_end(struct tpm *tpm);
+
+/* Write the running TPM's volatile state into the state directory. */
+TPM_RESULT tpm_store_volatile(struct tpm *tpm);
+
+/* Get a running TPM's state. The caller frees `*state`, after overwriting it. */
+TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes);
+
+/* Give a stopped TPM the state to start from. libtpms checks it; if it is refused, nothing that
+ * was given before is used either. */
+TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
+
+/* Set the buffer size of a stopped TPM, or ask for it with 0. */
+TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3]);
+
+/* Get libtpms' description of itself; the caller frees it. NULL without memory. */
+char *tpm_get_info(struct tpm *tpm, uint32_t flags);
+
+/* libtpms' callback. */
+TPM_RESULT tpm_on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_number);

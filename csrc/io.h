@@ -1,0 +1,34 @@
+/* The one seam for all file access of the core.
+ *
+ * Everything that makes state durable calls these, so that a test can put a file system of its own
+ * under it: one that is full, fails, or loses power at the n-th call. io_posix.c is the real one.
+ *
+ * All names are relative to the state directory's descriptor. Every function returns 0 or more on
+ * success and a negative errno on failure.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct io {
+    /* Create a file for writing, in place of one of that name. Returns its descriptor. */
+    int (*create)(struct io *io, const char *name, mode_t mode);
+    /* Write all of the vectors, which it may change. */
+    int (*write)(struct io *io, int fd, struct iovec *vectors, int n_vectors);
+    /* Return once the file's content is on the device. */
+    int (*sync)(struct io *io, int fd);
+    void (*close)(struct io *io, int fd);
+    int (*rename)(struct io *io, const char *from, const char *to);
+    int (*unlink)(struct io *io, const char *name);
+    /* Return once renames and removals in the directory are on the device. */
+    int (*sync_directory)(struct io *io);
+};
+
+struct io_posix {
+    struct io io;
+    int directory_fd;
+};
+
+extern const struct io io_posix_functions;

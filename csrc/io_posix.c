@@ -1,0 +1,90 @@
+/* File access on a real directory, by descriptor only: no path is ever looked up. */
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int directory_of(struct io *io)
+{
+    return ((struct io_posix *)io)->directory_fd;
+}
+
+static int posix_create(struct io *io, const char *name, mode_t mode)
+{
+    /* A link or a foreign file in this place is removed, never written through. */
+    if (unlinkat(directory_of(io), name, 0) < 0 && errno != ENOENT)
+        return -errno;
+    int fd =
+        openat(directory_of(io), name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd < 0)
+        return -errno;
+    /* The mode holds whatever the umask is. */
+    if (fchmod(fd, mode) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)
+{
+    (void)io;
+    while (n_vectors > 0) {
+        ssize_t written = writev(fd, vectors, n_vectors);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return -errno;
+        while (n_vectors > 0 && (size_t)written >= vectors->iov_len) {
+            written -= (ssize_t)vectors->iov_len;
+            vectors++;
+            n_vectors--;
+        }
+        if (n_vectors > 0) {
+            vectors->iov_base = (char *)vectors->iov_base + written;
+            vectors->iov_len -= (size_t)written;
+        }
+    }
+    return 0;
+}
+
+static int posix_sync(struct io *io, int fd)
+{
+    (void)io;
+    return fsync(fd) < 0 ? -errno : 0;
+}
+
+static void posix_close(struct io *io, int fd)
+{
+    (void)io;
+    close(fd);
+}
+
+static int posix_rename(struct io *io, const char *from, const char *to)
+{
+    return renameat(directory_of(io), from, directory_of(io), to) < 0 ? -errno : 0;
+}
+
+static int posix_unlink(struct io *io, const char *name)
+{
+    return unlinkat(directory_of(io), name, 0) < 0 ? -errno : 0;
+}
+
+static int posix_sync_directory(struct io *io)
+{
+    return fsync(directory_of(io)) < 0 ? -errno : 0;
+}
+
+const struct io io_posix_functions = {
+    .create = posix_create,
+    .write = posix_write,
+    .sync = posix_sync,
+    .close = posix_close,
+    .rename = posix_rename,
+    .unlink = posix_unlink,
+    .sync_directory = posix_sync_directory,
+};

@@ -1,0 +1,98 @@
+"""Build what ``pip install`` ships: the package, the cffi extension and the engine.
+
+``meson.build`` builds the same C sources for unit tests, sanitizers and fuzzing; both read
+``csrc/sources.txt``.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+ENGINE = "vtpmd.vtpmd-engine"
+WARNINGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-UNDEBUG"]
+HARDENING = ["-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fstack-clash-protection"]
+
+
+def engine_sources() -> list[str]:
+    """Return the engine's C files, as ``csrc/sources.txt`` lists them."""
+    lines = (CSRC / "sources.txt").read_text().splitlines()
+    return [str(CSRC / line) for line in lines if line and not line.startswith("#")]
+
+
+def pkg_config(flag: str) -> list[str]:
+    """Return what pkg-config says of libtpms, as a list of compiler arguments."""
+    command = ["pkg-config", flag, "libtpms"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+class BuildExt(build_ext):
+    """Build the engine beside the extensions: an executable, linked by the same compiler."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("vtpmd-engine"):
+            return os.path.join(*fullname.split("."))
+        return str(super().get_ext_filename(fullname))
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != ENGINE:
+            super().build_extension(ext)
+            return
+        objects = self.compiler.compile(
+            ext.sources,
+            output_dir=self.build_temp,
+            include_dirs=ext.include_dirs,
+            extra_postargs=ext.extra_compile_args,
+            depends=ext.depends,
+        )
+        self.compiler.link_executable(
+            objects,
+            Path(self.get_ext_fullpath(ext.name)).name,
+            output_dir=str(Path(self.get_ext_fullpath(ext.name)).parent),
+            extra_postargs=ext.extra_link_args,
+        )
+
+
+def headers() -> list[str]:
+    """Return every header: an object is rebuilt when one of them changes."""
+    return [str(path) for path in sorted(CSRC.rglob("*.h"))] + ["csrc/sources.txt"]
+
+
+engine = Extension(
+    ENGINE,
+    sources=engine_sources(),
+    include_dirs=["csrc"],
+    depends=headers(),
+    extra_compile_args=[*WARNINGS, *HARDENING, "-fPIE", "-pthread", *pkg_config("--cflags")],
+    extra_link_args=["-pie", "-pthread", "-Wl,-z,relro,-z,now", *pkg_config("--libs")],
+)
+
+setup(
+    name="vtpmd",
+    version="0.1.0",
+    description="A vTPM daemon for QEMU that moves with its guest",
+    python_requires=">=3.11",
+    packages=["vtpmd", "vtpmd.cli", "vtpmd.daemon", "vtpmd.store", "vtpmd.wire"],
+    install_requires=["cffi>=1.15"],
+    extras_require={
+        "test": [
+            "cryptography>=41",
+            "hypothesis>=6.80",
+            "mypy>=1.5",
+            "pytest>=7.4",
+            "pytest-timeout>=2.1",
+            "pytest-xdist>=3.3",
+            "qemu.qmp>=0.0.3",
+            "rich>=13",
+            "ruff>=0.5",
+            "types-cffi>=1.15",
+        ],
+    },
+    entry_points={"console_scripts": ["vtpmd = vtpmd.cli:main"]},
+    cffi_modules=["csrc/core_build.py:ffibuilder"],
+    ext_modules=[engine],
+    cmdclass={"build_ext": BuildExt},
+)

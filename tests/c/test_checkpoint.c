@@ -1,0 +1,153 @@
+/* Invariant 2: after a loss of power at any step, the state file is the last durable one or the
+ * next, whole; and once a write was acknowledged, it is that one. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "checkpoint.h"
+#include "io_memory.h"
+
+static const uint8_t old_state[] = "the state as it was", new_state[] = "what the guest wrote";
+
+enum outcome { ABSENT, TORN, OLD, NEW };
+
+static bool holds(const uint8_t *bytes, size_t n_bytes, const uint8_t *state, size_t state_bytes)
+{
+    return n_bytes == CHECKPOINT_HEADER_BYTES + state_bytes &&
+           memcmp(bytes + CHECKPOINT_HEADER_BYTES, state, state_bytes) == 0;
+}
+
+static enum outcome after_power_loss(struct io_memory *io, int survivors)
+{
+    static uint8_t bytes[IO_MEMORY_FILE_BYTES_MAX];
+    size_t n_bytes;
+
+    if (!io_memory_read_after_power_loss(io, "tpm2-00.permall", survivors, bytes, &n_bytes))
+        return ABSENT;
+    if (holds(bytes, n_bytes, old_state, sizeof(old_state)))
+        return OLD;
+    return holds(bytes, n_bytes, new_state, sizeof(new_state)) ? NEW : TORN;
+}
+
+/* Lose power at every call of a write. Returns false if a state was lost at any of them. */
+static bool survives_every_power_loss(bool forget_syncs)
+{
+    bool survived = true;
+
+    for (int step = 1;; step++) {
+        struct io_memory io;
+        io_memory_init(&io);
+        assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+        io.forget_syncs = forget_syncs;
+        io.calls = 0;
+        io.fail_from = step;
+        bool acknowledged = checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)) == 0;
+        for (int survivors = 0; survivors < SURVIVE_COMBINATIONS; survivors++) {
+            enum outcome outcome = after_power_loss(&io, survivors);
+            survived &= outcome == NEW || (outcome == OLD && !acknowledged);
+        }
+        io_memory_deinit(&io);
+        if (acknowledged)
+            return survived;
+        assert_true(step < 20);
+    }
+}
+
+static void invariant_2_every_power_loss_leaves_a_whole_state(void **state)
+{
+    (void)state;
+    assert_true(survives_every_power_loss(false));
+}
+
+static void canary_a_disk_that_forgets_syncs_is_caught(void **state)
+{
+    (void)state;
+    assert_false(survives_every_power_loss(true));
+}
+
+static void a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file(void **state)
+{
+    (void)state;
+    for (int step = 1; step <= 4; step++) {
+        struct io_memory io;
+        const uint8_t *bytes;
+        size_t n_bytes;
+        io_memory_init(&io);
+        assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+        io.calls = 0;
+        io.fail_from = step;
+        io.fail_error = ENOSPC;
+        assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)),
+                         -ENOSPC);
+        assert_true(io_memory_read(&io, "tpm2-00.permall", &bytes, &n_bytes));
+        assert_true(holds(bytes, n_bytes, old_state, sizeof(old_state)));
+        io.fail_from = 0;
+        assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)), 0);
+        assert_false(io_memory_read(&io, "TMP2-00.permall", &bytes, &n_bytes));
+        io_memory_deinit(&io);
+    }
+}
+
+static void removal_is_durable_and_may_be_repeated(void **state)
+{
+    struct io_memory io;
+
+    (void)state;
+    io_memory_init(&io);
+    assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+    assert_int_equal(checkpoint_remove(&io.io, "permall"), 0);
+    for (int survivors = 0; survivors < SURVIVE_COMBINATIONS; survivors++)
+        assert_int_equal(after_power_loss(&io, survivors), ABSENT);
+    assert_int_equal(checkpoint_remove(&io.io, "permall"), 0);
+    io_memory_deinit(&io);
+}
+
+static void a_link_in_the_temporary_files_place_is_not_written_through(void **state)
+{
+    char path[] = "/tmp/test_checkpoint.XXXXXX", victim[64], content[16] = "";
+    struct stat status;
+
+    (void)state;
+    assert_non_null(mkdtemp(path));
+    int directory = open(path, O_RDONLY | O_DIRECTORY);
+    snprintf(victim, sizeof(victim), "%s/victim", path);
+    int fd = open(victim, O_RDWR | O_CREAT, 0600);
+    assert_int_equal(write(fd, "mine", 4), 4);
+    assert_int_equal(symlinkat("victim", directory, "TMP2-00.permall"), 0);
+
+    struct io_posix io = {.io = io_posix_functions, .directory_fd = directory};
+    assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)), 0);
+
+    assert_int_equal(pread(fd, content, sizeof(content), 0), 4);
+    assert_string_equal(content, "mine");
+    assert_int_equal(fstatat(directory, "tpm2-00.permall", &status, AT_SYMLINK_NOFOLLOW), 0);
+    assert_true(S_ISREG(status.st_mode));
+    assert_int_equal(status.st_mode & 07777, CHECKPOINT_MODE);
+    unlinkat(directory, "victim", 0);
+    unlinkat(directory, "tpm2-00.permall", 0);
+    close(fd);
+    close(directory);
+    rmdir(path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(invariant_2_every_power_loss_leaves_a_whole_state),
+        cmocka_unit_test(canary_a_disk_that_forgets_syncs_is_caught),
+        cmocka_unit_test(a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file),
+        cmocka_unit_test(removal_is_durable_and_may_be_repeated),
+        cmocka_unit_test(a_link_in_the_temporary_files_place_is_not_written_through),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,177 @@
+/* The data channel: its parser, and its thread on a real socket with the real libtpms. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <libtpms/tpm_error.h>
+
+#include "bytes.h"
+#include "data.h"
+#include "io_memory.h"
+#include "tpm.h"
+
+static struct io_memory io;
+static struct tpm *tpm;
+static struct data_channel *channel;
+static int guest;
+
+static const uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
+
+static void connect_guest(void)
+{
+    struct timeval limit = {.tv_sec = 20};
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    assert_int_equal(data_channel_set_socket(channel, pair[0]), 0);
+    guest = pair[1];
+    setsockopt(guest, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+}
+
+static int set_up(void **state)
+{
+    static uint8_t startup[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0};
+    struct tpm_response response;
+
+    (void)state;
+    io_memory_init(&io);
+    tpm = tpm_new(&io.io);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    tpm_response_init(&response);
+    tpm_execute(tpm, startup, sizeof(startup), &response);
+    tpm_response_deinit(&response);
+    assert_int_equal(data_channel_new(&channel, tpm), 0);
+    connect_guest();
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    close(guest);
+    data_channel_free(channel);
+    tpm_free(tpm);
+    io_memory_deinit(&io);
+    return 0;
+}
+
+static void say(const void *bytes, size_t n_bytes)
+{
+    assert_int_equal(send(guest, bytes, n_bytes, MSG_NOSIGNAL), n_bytes);
+}
+
+static uint32_t hear(void)
+{
+    uint8_t response[TPM_COMMAND_BYTES_MAX];
+
+    ssize_t n = recv(guest, response, sizeof(response), 0);
+    assert_true(n >= TPM_HEADER_BYTES);
+    assert_int_equal(get_be32(response + 2), n);
+    return get_be32(response + 6);
+}
+
+static void every_truncation_needs_more(void **state)
+{
+    size_t command_bytes;
+
+    (void)state;
+    for (size_t n = 0; n < sizeof(get_random); n++)
+        assert_int_equal(data_parse(get_random, n, &command_bytes), DATA_NEED_MORE);
+    assert_int_equal(data_parse(get_random, sizeof(get_random), &command_bytes), DATA_COMMAND);
+    assert_int_equal(command_bytes, sizeof(get_random));
+}
+
+static void only_sizes_of_commands_are_accepted(void **state)
+{
+    static uint8_t bytes[TPM_COMMAND_BYTES_MAX];
+    const uint32_t sizes[] = {0, 9, 10, 4096, 4097, 0x7fffffff, 0xffffffff};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        size_t command_bytes = 0;
+        bool possible = sizes[i] >= TPM_HEADER_BYTES && sizes[i] <= TPM_COMMAND_BYTES_MAX;
+        put_be32(bytes + 2, sizes[i]);
+        assert_int_equal(data_parse(bytes, sizeof(bytes), &command_bytes),
+                         possible ? DATA_COMMAND : DATA_MALFORMED);
+        assert_int_equal(command_bytes, possible ? sizes[i] : 0);
+    }
+}
+
+static void a_command_may_come_in_pieces(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(get_random); i++) {
+        say(get_random + i, 1);
+        usleep(1000);
+    }
+    assert_int_equal(hear(), 0);
+}
+
+static void bytes_in_excess_are_dropped(void **state)
+{
+    uint8_t bytes[2 * sizeof(get_random)];
+
+    (void)state;
+    memcpy(bytes, get_random, sizeof(get_random));
+    memset(bytes + sizeof(get_random), 0xff, sizeof(get_random));
+    say(bytes, sizeof(bytes));
+    assert_int_equal(hear(), 0);
+    say(get_random, sizeof(get_random));
+    assert_int_equal(hear(), 0);
+}
+
+static void a_malformed_command_is_answered_and_the_next_one_served(void **state)
+{
+    static uint8_t bytes[16384] = {0x80, 1, 0xff};
+
+    (void)state;
+    say(bytes, sizeof(bytes));
+    assert_int_equal(hear(), TPM2_RC_COMMAND_SIZE);
+    say(get_random, sizeof(get_random));
+    assert_int_equal(hear(), 0);
+}
+
+static void a_rest_that_does_not_come_is_answered(void **state)
+{
+    (void)state;
+    say(get_random, sizeof(get_random) - 1);
+    assert_int_equal(hear(), TPM2_RC_COMMAND_SIZE);
+    say(get_random, sizeof(get_random));
+    assert_int_equal(hear(), 0);
+}
+
+static void a_second_socket_is_refused_until_the_first_hangs_up(void **state)
+{
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    assert_int_equal(data_channel_set_socket(channel, pair[0]), DATA_SOCKET_BUSY);
+    close(pair[0]);
+    close(pair[1]);
+    close(guest);
+    connect_guest();
+    say(get_random, sizeof(get_random));
+    assert_int_equal(hear(), 0);
+}
+
+#define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_truncation_needs_more),
+        cmocka_unit_test(only_sizes_of_commands_are_accepted),
+        TEST(a_command_may_come_in_pieces),
+        TEST(bytes_in_excess_are_dropped),
+        TEST(a_malformed_command_is_answered_and_the_next_one_served),
+        TEST(a_rest_that_does_not_come_is_answered),
+        TEST(a_second_socket_is_refused_until_the_first_hangs_up),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,306 @@
+/* The engine's TPM on a file system that fails and loses power, with the real libtpms.
+ *
+ * Invariant 1: a response to a command that changed NV leaves only after the change is durable.
+ * Invariant 2: never a fresh TPM in place of a damaged one.
+ * Invariant 5: a state that was taken out and put in is bit-exact.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <libtpms/tpm_error.h>
+
+#include "bytes.h"
+#include "checkpoint.h"
+#include "io_memory.h"
+#include "nvram.h"
+#include "tpm.h"
+
+static struct io_memory io;
+static struct tpm *tpm;
+static struct tpm_response response;
+
+static int set_up(void **state)
+{
+    (void)state;
+    io_memory_init(&io);
+    tpm = tpm_new(&io.io);
+    tpm_response_init(&response);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    io.fail_from = 0;
+    tpm_response_deinit(&response);
+    tpm_free(tpm);
+    io_memory_deinit(&io);
+    return 0;
+}
+
+/* Execute a command and return its response code. */
+static uint32_t execute(const char *bytes, size_t n_bytes)
+{
+    uint8_t command[TPM_COMMAND_BYTES_MAX];
+
+    memcpy(command, bytes, n_bytes);
+    tpm_execute(tpm, command, n_bytes, &response);
+    assert_true(response.n_bytes >= TPM_HEADER_BYTES);
+    assert_int_equal(get_be32(response.bytes + 2), response.n_bytes);
+    return get_be32(response.bytes + 6);
+}
+
+#define EXECUTE(literal) execute(literal, sizeof(literal) - 1)
+#define STARTUP_CLEAR "\x80\x01\0\0\0\x0c\0\0\x01\x44\0\0"
+#define STARTUP_STATE "\x80\x01\0\0\0\x0c\0\0\x01\x44\0\1"
+#define READ_CLOCK "\x80\x01\0\0\0\x0a\0\0\x01\x81"
+#define GET_RANDOM "\x80\x01\0\0\0\x0c\0\0\x01\x7b\0\x08"
+#define PCR_READ_16 "\x80\x01\0\0\0\x14\0\0\x01\x7e\0\0\0\1\0\x0b\3\0\0\1"
+#define PCR_EVENT_16                                                                               \
+    "\x80\x02\0\0\0\x21\0\0\x01\x3c\0\0\0\x10\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\x04"               \
+    "abcd"
+/* TPM2_HierarchyChangeAuth(lockout): writes NV, and needs no object. */
+#define CHANGE_LOCKOUT_AUTH                                                                        \
+    "\x80\x02\0\0\0\x24\0\0\x01\x29\x40\0\0\x0a\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\x07"             \
+    "secret!"
+
+static void start(void)
+{
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+}
+
+static void read_pcr(uint8_t *digest)
+{
+    assert_int_equal(EXECUTE(PCR_READ_16), 0);
+    assert_true(response.n_bytes >= 32);
+    memcpy(digest, response.bytes + response.n_bytes - 32, 32);
+}
+
+static bool clock_is_safe(void)
+{
+    assert_int_equal(EXECUTE(READ_CLOCK), 0);
+    return response.bytes[34];
+}
+
+static void restart_from_durable_state(void)
+{
+    static uint8_t bytes[IO_MEMORY_FILE_BYTES_MAX];
+    size_t n_bytes;
+
+    tpm_stop(tpm);
+    assert_true(io_memory_read_after_power_loss(&io, "tpm2-00.permall", 0, bytes, &n_bytes));
+    assert_int_equal(nvram_load(LINK_STATE_PERMANENT, bytes + CHECKPOINT_HEADER_BYTES,
+                                n_bytes - CHECKPOINT_HEADER_BYTES),
+                     0);
+}
+
+static void a_stopped_tpm_answers_failure(void **state)
+{
+    (void)state;
+    assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
+}
+
+static void invariant_1_an_acknowledged_change_is_durable(void **state)
+{
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    io.fail_from = 1; /* the power is off: nothing more reaches the disk */
+    restart_from_durable_state();
+    io.fail_from = 0;
+    start();
+    /* The old, empty authorisation is refused: TPM_RC_AUTH_FAIL for session 1, or in lockout. */
+    uint32_t code = EXECUTE(CHANGE_LOCKOUT_AUTH);
+    assert_true(code == 0x98e || code == 0x921);
+}
+
+static void invariant_1_a_change_that_cannot_be_stored_is_not_acknowledged(void **state)
+{
+    (void)state;
+    for (int step = 1; step <= 5; step++) {
+        start();
+        io.calls = 0;
+        io.fail_from = step;
+        io.fail_error = ENOSPC;
+        assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), TPM2_RC_FAILURE);
+        assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
+        io.fail_from = 0;
+        /* Room was made and the guest restarted: all is well but for the lost change. */
+        if (step < 5) {
+            start();
+            assert_int_equal(EXECUTE(GET_RANDOM), 0);
+        }
+        tpm_stop(tpm);
+    }
+}
+
+static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
+{
+    uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    tpm_stop(tpm);
+    for (size_t cut = 0; cut < n_bytes; cut += 97) {
+        nvram_load(LINK_STATE_PERMANENT, bytes, cut);
+        io.calls = 0;
+        assert_int_not_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_equal(io.calls, 0);
+        assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
+        /* Nor through the control channel's way in. */
+        assert_int_not_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, cut), TPM_SUCCESS);
+    }
+    nvram_load(LINK_STATE_PERMANENT, bytes, n_bytes);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    free(bytes);
+}
+
+static void invariant_5_a_moved_state_is_bit_exact(void **state)
+{
+    uint8_t *moved[4] = {0}, *again, before[32], after[32];
+    size_t n_moved[4], n_again;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    read_pcr(before);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_SAVESTATE, &moved[3], &n_moved[3]),
+                     TPM_BLOB_NOT_FOUND);
+    tpm_stop(tpm);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &again, &n_again), TPM_SUCCESS);
+    assert_int_equal(n_again, n_moved[LINK_STATE_PERMANENT]);
+    assert_memory_equal(again, moved[LINK_STATE_PERMANENT], n_again);
+    read_pcr(after);
+    assert_memory_equal(before, after, sizeof(before));
+    free(again);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_SAVESTATE; type++)
+        free(moved[type]);
+}
+
+static void a_stored_volatile_state_resumes_once(void **state)
+{
+    uint8_t before[32], after[32];
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    read_pcr(before);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    assert_true(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    read_pcr(after);
+    assert_memory_equal(before, after, sizeof(before));
+    /* Else a second crash would bring back PCRs that the guest has extended since. */
+    assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
+}
+
+static void init_deletes_a_volatile_state_when_asked(void **state)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(EXECUTE(GET_RANDOM), 0x100);
+}
+
+static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
+{
+    (void)state;
+    start();
+    tpm_stop(tpm);
+    start();
+    assert_true(clock_is_safe());
+    /* PCRs come back only to a guest that asked for it. */
+    tpm_stop(tpm);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+}
+
+static void commands_in_the_wrong_state_are_refused(void **state)
+{
+    bool established;
+    uint8_t *bytes = NULL;
+    uint32_t sizes[3];
+    size_t n_bytes;
+
+    (void)state;
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_reset_established(tpm, 3), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_hash_start(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_hash_data(tpm, (const uint8_t *)"", 0), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_hash_end(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_state(tpm, 9, (const uint8_t *)"x", 1), TPM_BAD_PARAMETER);
+    start();
+    assert_int_equal(tpm_get_state(tpm, 9, &bytes, &n_bytes), TPM_BAD_PARAMETER);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, (const uint8_t *)"x", 1),
+                     TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_buffer_size(tpm, 3000, sizes), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_buffer_size(tpm, 0, sizes), TPM_SUCCESS);
+    assert_true(sizes[1] <= sizes[0] && sizes[0] <= sizes[2]);
+    assert_int_equal(tpm_set_locality(tpm, 5), TPM_BAD_LOCALITY);
+    assert_int_equal(tpm_set_locality(tpm, 4), TPM_SUCCESS);
+    assert_int_equal(tpm_set_locality(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_reset_established(tpm, 5), TPM_BAD_LOCALITY);
+    assert_int_equal(tpm_reset_established(tpm, 0), TPM_BAD_LOCALITY);
+}
+
+static void an_h_crtm_event_sets_the_established_bit_until_it_is_reset(void **state)
+{
+    bool established = true;
+
+    (void)state;
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
+    assert_false(established);
+    assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_hash_data(tpm, (const uint8_t *)"crtm", 4), TPM_SUCCESS);
+    assert_int_equal(tpm_hash_end(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
+    assert_true(established);
+    assert_int_equal(tpm_reset_established(tpm, 3), TPM_SUCCESS);
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
+    assert_false(established);
+}
+
+#define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_stopped_tpm_answers_failure),
+        TEST(invariant_1_an_acknowledged_change_is_durable),
+        TEST(invariant_1_a_change_that_cannot_be_stored_is_not_acknowledged),
+        TEST(invariant_2_a_damaged_state_never_becomes_a_fresh_tpm),
+        TEST(invariant_5_a_moved_state_is_bit_exact),
+        TEST(a_stored_volatile_state_resumes_once),
+        TEST(init_deletes_a_volatile_state_when_asked),
+        TEST(a_stop_is_orderly_for_a_guest_that_was_not),
+        TEST(commands_in_the_wrong_state_are_refused),
+        TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,92 @@
+/* Fuzz the engine's data channel: arbitrary bytes as the guest's commands, into the real libtpms.
+ *
+ *   build/sanitize/fuzz_data -max_total_time=60 tests/fuzz/corpus/data
+ *
+ * The oracle:
+ *   - the verdict is that of a parser written another way, and a prefix of a command is never one,
+ *   - each command gets one whole response, its length the one in its header,
+ *   - whatever was executed, the permanent state that libtpms gives out is one that it takes back.
+ */
+#include <libtpms/tpm_error.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "check.h"
+#include "data.h"
+#include "io_memory.h"
+#include "tpm.h"
+
+static struct io_memory io;
+static struct tpm *tpm;
+static struct tpm_response response;
+
+static void execute(const uint8_t *bytes, size_t n_bytes)
+{
+    uint8_t command[TPM_COMMAND_BYTES_MAX];
+
+    memcpy(command, bytes, n_bytes);
+    tpm_execute(tpm, command, n_bytes, &response);
+    check(response.n_bytes >= TPM_HEADER_BYTES && response.n_bytes <= TPM_COMMAND_BYTES_MAX);
+    check(get_be32(response.bytes + 2) == response.n_bytes);
+    tpm_response_wipe(&response);
+}
+
+static int expected_verdict(const uint8_t *bytes, size_t n_bytes)
+{
+    uint64_t size = 0;
+
+    for (size_t i = 2; i < 6; i++) {
+        if (i >= n_bytes)
+            return DATA_NEED_MORE;
+        size = size * 256 + bytes[i];
+    }
+    if (size < 10 || size > 4096)
+        return DATA_MALFORMED;
+    return size <= n_bytes ? DATA_COMMAND : DATA_NEED_MORE;
+}
+
+static void check_state_is_accepted(void)
+{
+    uint8_t *state;
+    size_t state_bytes;
+
+    check(tpm_get_state(tpm, LINK_STATE_PERMANENT, &state, &state_bytes) == TPM_SUCCESS);
+    tpm_stop(tpm);
+    check(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes) == TPM_SUCCESS);
+    free(state);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    (void)argc, (void)argv;
+    io_memory_init(&io);
+    tpm = tpm_new(&io.io);
+    tpm_response_init(&response);
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_data)
+{
+    static const uint8_t startup[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0};
+
+    check(tpm_init(tpm, true) == TPM_SUCCESS);
+    execute(startup, sizeof(startup));
+    for (;;) {
+        size_t command_bytes = 0;
+        int verdict = data_parse(data, n_data, &command_bytes);
+        check(verdict == expected_verdict(data, n_data));
+        if (verdict != DATA_COMMAND)
+            break;
+        check(command_bytes > 0 && command_bytes <= n_data);
+        for (size_t n = 0; n < command_bytes; n++) {
+            size_t none = 0;
+            check(data_parse(data, n, &none) == DATA_NEED_MORE && none == 0);
+        }
+        execute(data, command_bytes);
+        data += command_bytes;
+        n_data -= command_bytes;
+    }
+    check_state_is_accepted();
+    return 0;
+}
