@@ -4,7 +4,6 @@
 ``csrc/sources.txt``.
 """
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class BuildExt(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith("vtpmd-engine"):
-            return os.path.join(*fullname.split("."))
+            return str(Path(*fullname.split(".")))
         return str(super().get_ext_filename(fullname))
 
     def build_extension(self, ext: Extension) -> None:

@@ -62,7 +62,7 @@ class Engine:
         self._pidfd = os.pidfd_open(process.pid)
         self._lock = asyncio.Lock()
         self._exited = asyncio.Event()
-        self._on_death: Callable[[str], None] = lambda reason: None
+        self._on_death: Callable[[str], None] | None = None
 
     async def attach(self, on_death: Callable[[str], None]) -> None:
         """Wait until the engine can serve.
@@ -171,7 +171,8 @@ class Engine:
         self._exited.set()
         if unexpected:
             self.death = _describe_death(self.pid, status)
-            self._on_death(self.death)
+            if self._on_death is not None:
+                self._on_death(self.death)
 
 
 def _describe_death(pid: int, status: int) -> str:

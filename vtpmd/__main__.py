@@ -1,0 +1,7 @@
+"""``python -m vtpmd``."""
+
+import sys
+
+from vtpmd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""A listening UNIX socket with a file that only its owner may connect to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vtpmd.errors import VtpmdError
+
+# QEMU's connection, and a few that wait while it is served.
+BACKLOG = 8
+# sun_path of struct sockaddr_un, less its NUL (unix(7)).
+PATH_BYTES_MAX = 107
+
+
+class SocketInUse(VtpmdError):
+    """Somebody serves on the socket's path."""
+
+    exit_status = 3
+
+
+@contextmanager
+def listen(path: Path) -> Iterator[socket.socket]:
+    """Listen on ``path`` (mode 0600), and remove the file afterwards.
+
+    A socket that nobody serves any more is replaced; anything else in its place is left alone.
+    Raises SocketInUse or VtpmdError.
+    """
+    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+        raise VtpmdError(
+            f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "
+            "give a shorter one with --socket"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        _bind(listening, path)
+        listening.listen(BACKLOG)
+        try:
+            yield listening
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _bind(listening: socket.socket, path: Path) -> None:
+    if path.is_socket():
+        _remove_stale(path)
+    # The file has its mode from the start: there is no moment for another user to connect.
+    umask = os.umask(0o177)
+    try:
+        listening.bind(os.fspath(path))
+    except OSError as error:
+        raise VtpmdError(
+            f"cannot listen on {path}: {error.strerror}; give another path with --socket"
+        ) from error
+    finally:
+        os.umask(umask)
+
+
+def _remove_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(os.fspath(path))
+    if result != errno.ECONNREFUSED:
+        raise SocketInUse(
+            f"cannot listen on {path}: another process does; stop it or give another path with "
+            "--socket"
+        )
+    path.unlink()
