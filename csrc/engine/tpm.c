@@ -178,8 +178,12 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 
 TPM_RESULT tpm_cancel(struct tpm *tpm)
 {
-    (void)tpm;
-    return TPMLIB_CancelCommand();
+    bool idle = pthread_mutex_trylock(&tpm->lock) == 0;
+    bool stopped = idle && !tpm->running;
+
+    if (idle)
+        pthread_mutex_unlock(&tpm->lock);
+    return stopped ? TPM_BAD_ORDINAL : TPMLIB_CancelCommand();
 }
 
 TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)

@@ -5,7 +5,7 @@
  *        └── tpm_init failed ──► stopped
  *
  * Two threads call in: one executes the guest's commands, the other serves vtpmd. Every function
- * takes the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
+ * waits for the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
  *
  * Results are libtpms' TPM_RESULTs: 0 is success.
  */

@@ -251,9 +251,11 @@ static void commands_in_the_wrong_state_are_refused(void **state)
     assert_int_equal(tpm_hash_data(tpm, (const uint8_t *)"", 0), TPM_BAD_ORDINAL);
     assert_int_equal(tpm_hash_end(tpm), TPM_BAD_ORDINAL);
     assert_int_equal(tpm_store_volatile(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_cancel(tpm), TPM_BAD_ORDINAL);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_BAD_ORDINAL);
     assert_int_equal(tpm_set_state(tpm, 9, (const uint8_t *)"x", 1), TPM_BAD_PARAMETER);
     start();
+    assert_int_equal(tpm_cancel(tpm), TPM_SUCCESS);
     assert_int_equal(tpm_get_state(tpm, 9, &bytes, &n_bytes), TPM_BAD_PARAMETER);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, (const uint8_t *)"x", 1),
                      TPM_BAD_ORDINAL);

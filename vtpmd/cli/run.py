@@ -6,7 +6,6 @@ import argparse
 import re
 from pathlib import Path
 
-
 LOG_LEVELS = ("error", "warning", "info", "debug")
 NAME_LENGTH_MAX = 64  # it goes into log lines and QEMU's process title
 
@@ -50,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--log",
         metavar="level=LEVEL",
         type=_log_level,
-        default="info",
+        default="level=info",
         help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
     )
     parser.set_defaults(command=run)
@@ -122,5 +121,6 @@ def _uuid(value: str) -> str:
 def _log_level(value: str) -> str:
     key, _, level = value.partition("=")
     if key != "level" or level not in LOG_LEVELS:
-        raise argparse.ArgumentTypeError(f"{value!r}: use level= and one of {', '.join(LOG_LEVELS)}")
+        known = ", ".join(LOG_LEVELS)
+        raise argparse.ArgumentTypeError(f"{value!r}: use level= and one of {known}")
     return level

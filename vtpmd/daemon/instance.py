@@ -3,12 +3,155 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
+from vtpmd.errors import VtpmdError
 from vtpmd.wire import control, swtpm_format
-from vtpmd.wire.control import Command, Result, StateType
+from vtpmd.wire.control import Bare, Command, Request, Result, StateType
 
 log = logging.getLogger(__name__)
+
+CAPABILITIES = control.Capability((1 << len(control.Capability)) - 1)
+
+# Commands without a body whose whole answer is the engine's result.
+_PASSED_ON = {
+    Command.HASH_START: LinkOperation.HASH_START,
+    Command.HASH_END: LinkOperation.HASH_END,
+    Command.CANCEL_TPM_CMD: LinkOperation.CANCEL,
+    Command.STORE_VOLATILE: LinkOperation.STORE_VOLATILE,
+}
+
+
+class CommandFailed(Exception):
+    """A command is answered with an error; ``result`` is its number."""
+
+    def __init__(self, result: int) -> None:
+        super().__init__(f"result {result:#x}")
+        self.result = result
+
+
+class Instance:
+    """One vTPM, behind one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running = False
+
+    async def load(self, states: Mapping[StateType, bytes]) -> None:
+        """Give the engine what the state directory holds; the first INIT starts from it.
+
+        Raises EngineDied, or VtpmdError if the engine has no memory for it.
+        """
+        for kind, state in states.items():
+            reply = await self._engine.request(LinkOperation.LOAD_STATE, kind, state)
+            if reply.result != Result.SUCCESS:
+                raise VtpmdError(f"the engine has no memory for {len(state)} bytes of state")
+
+    async def handle(self, request: Request, descriptors: list[int]) -> bytes:
+        """Carry out a command and return its answer.
+
+        ``descriptors`` holds the data socket of a SET_DATAFD; it stays the caller's. An engine that
+        died is answered for with TPM_FAIL.
+        """
+        try:
+            return await self._carry_out(request, descriptors)
+        except CommandFailed as failure:
+            return control.encode_error(request.command, failure.result)
+        except EngineDied:
+            return control.encode_error(request.command, Result.FAIL)
+
+    async def _carry_out(self, request: Request, descriptors: list[int]) -> bytes:
+        match request:
+            case Bare(command=command):
+                return await self._carry_out_bare(command, descriptors)
+            case control.Init():
+                return await self._init(request.flags)
+            case control.GetStateBlob():
+                return await self._get_state_blob(request)
+            case control.SetStateBlob():
+                return await self._set_state_blob(request)
+            case control.SetBufferSize():
+                reply = await self._ask(LinkOperation.SET_BUFFER_SIZE, request.wanted_bytes)
+                smallest, largest = struct.unpack("=II", reply.payload)
+                return control.encode_buffer_size(reply.argument, smallest, largest)
+            case control.GetInfo():
+                reply = await self._ask(LinkOperation.GET_INFO, request.flags & 0xFFFFFFFF)
+                return control.encode_info(reply.payload, request.offset)
+            case control.HashData():
+                await self._ask(LinkOperation.HASH_DATA, payload=request.data)
+            case control.SetLocality():
+                await self._ask(LinkOperation.SET_LOCALITY, request.locality)
+            case control.ResetEstablished():
+                await self._ask(LinkOperation.RESET_ESTABLISHED, request.locality)
+            case control.LockStorage():
+                pass  # held from start to end, by this process and the engine
+        return control.encode_result()
+
+    async def _carry_out_bare(self, command: Command, descriptors: list[int]) -> bytes:
+        match command:
+            case Command.GET_CAPABILITY:
+                return control.encode_capability(CAPABILITIES)
+            case Command.GET_CONFIG:
+                return control.encode_config(0)
+            case Command.GET_TPMESTABLISHED:
+                reply = await self._ask(LinkOperation.GET_ESTABLISHED)
+                return control.encode_established(bool(reply.argument))
+            case Command.STOP | Command.SHUTDOWN:
+                return await self._stop()
+            case Command.SET_DATAFD:
+                await self._ask(LinkOperation.SET_DATA_SOCKET, descriptor=descriptors[0])
+            case _:
+                await self._ask(_PASSED_ON[command])
+        return control.encode_result()
+
+    async def _ask(
+        self,
+        operation: LinkOperation,
+        argument: int = 0,
+        payload: bytes = b"",
+        descriptor: int | None = None,
+    ) -> Reply:
+        """Have the engine do something. Raises CommandFailed with its result, or EngineDied."""
+        reply = await self._engine.request(operation, argument, payload, descriptor)
+        if reply.result != Result.SUCCESS:
+            raise CommandFailed(reply.result)
+        return reply
+
+    async def _init(self, flags: int) -> bytes:
+        self._running = False
+        try:
+            await self._ask(LinkOperation.INIT, flags & control.InitFlag.DELETE_VOLATILE)
+        except CommandFailed as failure:
+            log.error(
+                "the TPM does not start: libtpms refuses its state with %#x; the state files are "
+                "untouched: restore them from a copy",
+                failure.result,
+            )
+            raise
+        self._running = True
+        return control.encode_result()
+
+    async def _stop(self) -> bytes:
+        self._running = False
+        await self._ask(LinkOperation.STOP)
+        return control.encode_result()
+
+    async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:
+        reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
+        return control.encode_state_blob(
+            swtpm_format.encode_blob(bytes(reply.payload)), request.offset
+        )
+
+    async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
+        if self._running:
+            raise CommandFailed(Result.BAD_ORDINAL)
+        try:
+            state = swtpm_format.decode_blob(request.blob)
+        except swtpm_format.FormatError as error:
+            log.error("the state blob of type %d is refused: %s", request.state_type, error)
+            raise CommandFailed(error.result) from error
+        await self._ask(LinkOperation.SET_STATE, request.state_type, state)
+        return control.encode_result()

@@ -1,6 +1,8 @@
-"""The state directory: its lock, and what is in it when a vTPM starts.
+"""A vTPM's state directory: locked while it is in use, and read at the start.
 
-Reads only. The engine writes, through the directory's descriptor.
+The engine writes the state files; it gets the descriptors of the directory and of the lock. The
+lock is of the open file description (fcntl(2)): it excludes swtpm's, which is of the process, and
+is excluded by it, and it lasts until vtpmd and its engine have both closed it.
 """
 
 from __future__ import annotations
@@ -12,40 +14,41 @@ import stat
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from vtpmd.errors import VtpmdError
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 
-# Nobody but the owner's group may even list what guests there are.
-DIRECTORY_MODE: Final = 0o750
-LOCK_NAME: Final = ".lock"
-STATE_NAMES: Final = {
+# As the files hold the TPM's secrets, nobody else gets to list a directory that is made here.
+DIRECTORY_MODE = 0o700
+LOCK_NAME = ".lock"
+LOCK_MODE = 0o660  # swtpm's
+
+# The names that libtpms gives to its states; swtpm's files are called after them.
+STATE_NAMES = {
     StateType.PERMANENT: "permall",
     StateType.VOLATILE: "volatilestate",
     StateType.SAVESTATE: "savestate",
 }
-FILE_PREFIX: Final = "tpm2-00."
-TEMPORARY_PREFIX: Final = "TMP2-00."
 
-# struct flock (fcntl(2)): type, whence, start, length, pid. Length 0: the whole file.
-_FLOCK: Final = struct.Struct("hhqqi")
+# struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
+# to be 0 for a lock of an open file description.
+FLOCK = struct.Struct("@hhqqi4x")
 
 
-class StateDirectoryInUse(VtpmdError):
-    """Another process serves from the directory."""
+class StateDirectoryError(VtpmdError):
+    """A state directory cannot be used."""
+
+
+class StateDirectoryInUse(StateDirectoryError):
+    """Another process holds the lock on a state directory."""
 
     exit_status = 3
 
 
 class StateDirectory:
-    """An open, locked state directory. Close it, or use it as a context manager.
-
-    The lock belongs to the open file behind :attr:`lock_fd` (an open-file-description lock): it
-    lasts until every process that has a copy of the descriptor is gone. It excludes swtpm's, which
-    is of the traditional kind, and is excluded by it.
-    """
+    """An open state directory. Everything is looked up relative to its descriptor."""
 
     def __init__(self, path: Path, directory_fd: int, lock_fd: int) -> None:
         self.path = path
@@ -53,29 +56,29 @@ class StateDirectory:
         self.lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open and lock the directory; make it if there is none.
+    def open(cls, path: Path) -> StateDirectory:
+        """Open and lock a state directory; make it if its parent is there.
 
-        Raises StateDirectoryInUse, or VtpmdError if it cannot be opened.
+        What a crash left half written is removed. Raises StateDirectoryInUse, or
+        StateDirectoryError.
         """
-        directory_fd = lock_fd = -1
+        descriptors: list[int] = []
         try:
-            path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            directory_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            lock_fd = os.open(LOCK_NAME, flags, 0o640, dir_fd=directory_fd)
-            _lock(lock_fd, path)
-        except (OSError, VtpmdError) as error:
-            for fd in (directory_fd, lock_fd):
-                if fd >= 0:
-                    os.close(fd)
+            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            descriptors.append(_open_lock(descriptors[0]))
+            _lock(path, descriptors[1])
+            _remove_temporary_files(descriptors[0])
+        except BaseException as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
             if isinstance(error, OSError):
-                raise VtpmdError(
-                    f"cannot open the state directory {path}: {error.strerror}; "
-                    "check the path and its permissions"
+                raise StateDirectoryError(
+                    f"cannot use state directory {path}: {error.strerror}; "
+                    "give one that this user may write to"
                 ) from error
             raise
-        return cls(path, directory_fd, lock_fd)
+        return cls(path, *descriptors)
 
     def __enter__(self) -> Self:
         return self
@@ -84,70 +87,75 @@ class StateDirectory:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let go of the directory and, unless an engine still holds it, of the lock."""
-        os.close(self.directory_fd)
+        """Close both descriptors; the lock stays for as long as the engine has its copy."""
         os.close(self.lock_fd)
+        os.close(self.directory_fd)
 
     def read_states(self) -> dict[StateType, bytes]:
-        """Return the states that are there, and remove what an interrupted write left.
+        """Return the states that there are files of, as libtpms marshalled them.
 
-        Raises VtpmdError for a file that cannot be read or is not one that vtpmd can take over. The
-        files are untouched then.
+        Raises StateDirectoryError for a file that cannot be one, which is left as it is.
         """
-        states = {
-            kind: state
-            for kind, name in STATE_NAMES.items()
-            if (state := self._read(FILE_PREFIX + name)) is not None
-        }
-        for name in STATE_NAMES.values():
-            self._remove_temporary(TEMPORARY_PREFIX + name)
+        states = {}
+        for state_type, name in STATE_NAMES.items():
+            content = self._read(f"tpm2-00.{name}")
+            if content is not None:
+                states[state_type] = content
         return states
 
     def _read(self, name: str) -> bytes | None:
         try:
-            # O_NONBLOCK: a FIFO in the file's place must not hang the daemon.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(name, flags, dir_fd=self.directory_fd)
+            return swtpm_format.decode_file(_read_regular_file(self.directory_fd, name))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unreadable(name, error.strerror) from error
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise self._unreadable(name, "it is no regular file")
-            try:
-                return swtpm_format.decode_file(file.read(swtpm_format.FILE_BYTES_MAX + 1))
-            except OSError as error:
-                raise self._unreadable(name, error.strerror) from error
-            except swtpm_format.FormatError as error:
-                raise self._unreadable(name, str(error)) from error
-
-    def _unreadable(self, name: str, reason: str) -> VtpmdError:
-        return VtpmdError(
-            f"cannot read {self.path / name}: {reason}; the vTPM is not started, and nothing was "
-            "changed: repair the file or restore it from a copy"
+            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        except swtpm_format.FormatError as error:
+            reason = str(error)
+        raise StateDirectoryError(
+            f"cannot read state file {self.path / name}: {reason}; "
+            "restore the directory from a backup, or give another one"
         )
 
-    def _remove_temporary(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self.directory_fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES):
-                raise self._unreadable(name, error.strerror) from error
+
+def _open_lock(directory_fd: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
 
 
-def _lock(fd: int, path: Path) -> None:
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+def _lock(path: Path, lock_fd: int) -> None:
+    wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+        fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, wanted)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
+        pid = FLOCK.unpack(fcntl.fcntl(lock_fd, fcntl.F_OFD_GETLK, wanted))[4]
+        # The kernel names the holder only of a lock that is a process's, as swtpm's is.
+        holder = f"process {pid}" if pid > 0 else "another vtpmd, or its engine"
         raise StateDirectoryInUse(
-            f"the state directory {path} is in use by another vtpmd or swtpm; stop it first"
-        ) from error
+            f"state directory {path} is in use by {holder}; stop that first, or give another one"
+        ) from None
+
+
+def _remove_temporary_files(directory_fd: int) -> None:
+    for name in STATE_NAMES.values():
+        try:
+            os.unlink(f"TMP2-00.{name}", dir_fd=directory_fd)
+        except FileNotFoundError:
+            continue
+
+
+def _read_regular_file(directory_fd: int, name: str) -> bytes:
+    # Without O_NONBLOCK a FIFO in the file's place would be waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    with os.fdopen(os.open(name, flags, dir_fd=directory_fd), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        # One byte more than is allowed tells decode_file that there is too much.
+        return file.read(swtpm_format.FILE_BYTES_MAX + 1)

@@ -6,12 +6,11 @@ announced length is short it is read on, and what comes in excess is dropped, ne
 next command: a client waits for its answer before it sends again. ``docs/control-channel.md`` has
 the tables. Sources: QEMU's ``tpm_ioctl.h`` and ``tpm_emulator.c``, swtpm's ``ctrlchannel.c``.
 
-                      receive_data()
-    EMPTY ────────────────────────────► COLLECTING ──► next_event() is NEED_DATA: stays
-      ▲                                     │
-      ├── a request ◄───────────────────────┤
-      ├── ProtocolError ◄───────────────────┤
-      └─X FAILED: ProtocolError with close ◄┘  no way back: the next command's start is unknown
+    EMPTY ── receive_data ──► COLLECTING ── next_event ──► COLLECTING   NEED_DATA
+                                                      ├──► EMPTY        a request, or ProtocolError
+                                                      └──► FAILED       ProtocolError with close
+
+From FAILED there is no way back: where the next command would begin is not known.
 """
 
 from __future__ import annotations
@@ -248,7 +247,7 @@ def _bare(command: Command, *, excess_ignored: bool = False) -> _Layout:
 
 
 # What swtpm does with bytes in excess, except that it never answers a HASH_DATA that has some.
-_LAYOUTS: Final = {
+_LAYOUTS: Final[dict[int, _Layout]] = {
     Command.GET_CAPABILITY: _bare(Command.GET_CAPABILITY, excess_ignored=True),
     Command.INIT: _Layout(Struct(">I"), Init),
     Command.SHUTDOWN: _bare(Command.SHUTDOWN),
@@ -339,7 +338,7 @@ class Receiver:
 
 # A client reads these answers whole whatever the result is (QEMU's tpm_emulator.c), and would wait
 # for ever for what a bare result lacks.
-_ERROR_BYTES = {Command.GET_TPMESTABLISHED: 8, Command.GET_STATEBLOB: 16}
+_ERROR_BYTES: Final[dict[int, int]] = {Command.GET_TPMESTABLISHED: 8, Command.GET_STATEBLOB: 16}
 
 
 def encode_result(result: int = Result.SUCCESS) -> bytes:
@@ -352,7 +351,7 @@ def encode_error(number: int, result: int) -> bytes:
 
     To GET_TPMESTABLISHED and GET_STATEBLOB it is as long as one without a body's data, all zero.
     """
-    return encode_result(result).ljust(_ERROR_BYTES.get(Command(number), 0), b"\0")
+    return encode_result(result).ljust(_ERROR_BYTES.get(number, 0), b"\0")
 
 
 def encode_capability(flags: int) -> bytes:

@@ -69,7 +69,7 @@ class KeyNeeded(FormatError):
         )
 
 
-def encode_file(state: bytes) -> bytes:
+def encode_file(state: bytes | bytearray) -> bytes:
     """Return the file that holds a state, as libtpms marshalled it."""
     return _with_header(0, _tlv(Tag.DATA, state))
 
@@ -95,11 +95,9 @@ def decode_file(data: bytes) -> bytes:
     return state
 
 
-def encode_blob(state: bytes) -> bytes:
+def encode_blob(state: bytes | bytearray) -> bytes:
     """Return the blob that carries a state, as libtpms marshalled it."""
-    return _with_header(
-        HeaderFlag.MIGRATION_DATA, _tlv(Tag.MIGRATION_DATA, _tlv(Tag.DATA, state))
-    )
+    return _with_header(HeaderFlag.MIGRATION_DATA, _tlv(Tag.MIGRATION_DATA, _tlv(Tag.DATA, state)))
 
 
 def decode_blob(data: bytes) -> bytes:
@@ -126,7 +124,7 @@ def _with_header(flags: int, body: bytes) -> bytes:
     return HEADER.pack(VERSION, MINIMUM_VERSION, HEADER.size, flags, total_bytes) + body
 
 
-def _tlv(tag: Tag, data: bytes) -> bytes:
+def _tlv(tag: Tag, data: bytes | bytearray) -> bytes:
     return TLV.pack(tag, len(data)) + data
 
 

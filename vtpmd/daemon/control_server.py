@@ -1,0 +1,222 @@
+"""Serve the control channel: one client at a time, on a listening UNIX socket.
+
+Bytes and descriptors are moved here, ``vtpmd.wire.control`` makes commands of them, a
+:class:`Handler` gives the answers. asyncio's streams carry no descriptors, hence recvmsg().
+
+Descriptors belong to the server: it takes over at most DESCRIPTORS_MAX with a command, and has
+closed each of them when the command is answered. A handler that keeps one duplicates it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import time
+from typing import Protocol
+
+from vtpmd.errors import VtpmdError
+from vtpmd.wire import control
+from vtpmd.wire.control import Command, ProtocolError, Result
+
+log = logging.getLogger(__name__)
+
+READ_BYTES_MAX = 64 * 1024
+# SET_DATAFD has one; the second is there to be noticed. The kernel drops what has no room.
+DESCRIPTORS_MAX = 2
+# More than a command may have. A client that sends this much without waiting for its answer is no
+# client of this protocol.
+EXCESS_BYTES_MAX = 1024 * 1024
+# A blob does not fit into a socket's buffer, so the client has to read; QEMU does so at once.
+ANSWER_TIMEOUT_S = 5.0
+# When descriptors or memory have run out, accepting again at once would fail again.
+ACCEPT_RETRY_S = 0.1
+
+
+class Handler(Protocol):
+    """Who answers the commands."""
+
+    async def handle(self, request: control.Request, descriptors: list[int]) -> bytes:
+        """Return the encoded response to a command.
+
+        ``descriptors`` holds the one of a SET_DATAFD, a stream socket, and is empty for every
+        other command; it is closed after this returns. What is raised is logged and answered with
+        TPM_FAIL; an error's text is shown only if it is a VtpmdError's.
+        """
+
+
+class ControlServer:
+    """The control channel of one vTPM."""
+
+    def __init__(self, listening: socket.socket, handler: Handler) -> None:
+        """Take a socket that is bound and listens; it stays the caller's."""
+        self._listening = listening
+        self._handler = handler
+
+    async def serve(self) -> None:
+        """Serve one client after another; the others wait in the socket's backlog.
+
+        Returns after a SHUTDOWN was answered, with whatever result. May be cancelled: then the
+        client's connection and every descriptor are closed.
+        """
+        self._listening.setblocking(False)
+        while True:
+            client = await self._accept()
+            with client:
+                connection = _Connection(client, self._handler)
+                try:
+                    if await connection.serve():
+                        return
+                except OSError as error:
+                    log.debug("control channel: connection lost: %s", error.strerror)
+                finally:
+                    connection.close_descriptors()
+
+    async def _accept(self) -> socket.socket:
+        while True:
+            try:
+                client, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+            except OSError as error:
+                log.error("cannot accept on the control socket: %s; trying again", error.strerror)
+                await asyncio.sleep(ACCEPT_RETRY_S)
+            else:
+                client.setblocking(False)
+                return client
+
+
+class _Connection:
+    """One client's connection."""
+
+    def __init__(self, client: socket.socket, handler: Handler) -> None:
+        self._socket = client
+        self._handler = handler
+        self._receiver = control.Receiver()
+        self._descriptors: list[int] = []
+
+    async def serve(self) -> bool:
+        """Answer commands until the connection is of no more use; return True for a SHUTDOWN."""
+        while (event := await self._next_event()) is not None:
+            start = time.perf_counter_ns()
+            answer = await self._answer(event)
+            self.close_descriptors()
+            sent = await self._send(answer)
+            _log_command(event, answer, time.perf_counter_ns() - start)
+            if isinstance(event, control.Bare) and event.command is Command.SHUTDOWN:
+                return True
+            if not sent or (isinstance(event, ProtocolError) and event.close):
+                return False
+        return False
+
+    async def _next_event(self) -> control.Request | ProtocolError | None:
+        """Wait for a command; None if the client closes, or leaves one incomplete for too long."""
+        deadline_s: float | None = None
+        while True:
+            try:
+                data = self._read()
+            except BlockingIOError:
+                try:
+                    async with asyncio.timeout_at(deadline_s):
+                        await self._readable()
+                except TimeoutError:
+                    log.debug("control channel: a command was not completed; connection closed")
+                    return None
+                continue
+            if not data:
+                return None
+            self._receiver.receive_data(data)
+            event = self._receiver.next_event()
+            if not isinstance(event, control.NeedData):
+                return event
+            if deadline_s is None:
+                now_s = asyncio.get_running_loop().time()
+                deadline_s = now_s + control.COMMAND_TIMEOUT_S
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._socket, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._socket)
+
+    def _read(self) -> bytes:
+        """Read once and keep the descriptors that came along. Raises OSError."""
+        data, descriptors, _, _ = socket.recv_fds(
+            self._socket, READ_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+        )
+        self._descriptors += descriptors
+        # A command in pieces may bring some with each piece.
+        while len(self._descriptors) > DESCRIPTORS_MAX:
+            os.close(self._descriptors.pop())
+        return data
+
+    async def _answer(self, event: control.Request | ProtocolError) -> bytes:
+        if isinstance(event, ProtocolError):
+            return control.encode_error(event.number, event.result)
+        descriptors = []
+        if event.command is Command.SET_DATAFD:
+            if len(self._descriptors) != 1 or not _is_stream_socket(self._descriptors[0]):
+                return control.encode_error(event.command, Result.BAD_PARAMETER)
+            descriptors = self._descriptors
+        try:
+            return await self._handler.handle(event, descriptors)
+        except Exception as error:  # whatever it is: this client, and the next, must be served on
+            # Only our own errors are known to hold nothing of the TPM's state.
+            reason = str(error) if isinstance(error, VtpmdError) else type(error).__name__
+            log.error("%s failed: %s; answered TPM_FAIL", event.command.name, reason)
+            log.debug("the error was raised here", exc_info=True)
+            return control.encode_error(event.command, Result.FAIL)
+
+    async def _send(self, answer: bytes) -> bool:
+        """Send an answer; return False if this connection is of no more use."""
+        try:
+            self._drain()
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_sendall(self._socket, answer)
+        except TimeoutError:
+            log.debug("control channel: the client does not read its answer; connection closed")
+            return False
+        except OSError as error:
+            log.debug("control channel: no answer could be sent: %s", error.strerror or error)
+            return False
+        return True
+
+    def _drain(self) -> None:
+        """Drop what came in excess of the command. Raises OSError if there is no end to it."""
+        excess_bytes = 0
+        while excess_bytes <= EXCESS_BYTES_MAX:
+            try:
+                data = self._read()
+            except BlockingIOError:
+                return
+            finally:
+                self.close_descriptors()
+            if not data:
+                # The client sends no more; it may still read its answer.
+                return
+            excess_bytes += len(data)
+        raise ConnectionError(f"more than {EXCESS_BYTES_MAX} bytes in excess of a command")
+
+    def close_descriptors(self) -> None:
+        """Close what the client has sent along."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _is_stream_socket(descriptor: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        return sock.type is socket.SOCK_STREAM
+
+
+def _log_command(event: control.Request | ProtocolError, answer: bytes, duration_ns: int) -> None:
+    if isinstance(event, ProtocolError):
+        what = f"command {event.number:#x} refused ({event.reason})"
+    else:
+        what = event.command.name
+    result = int.from_bytes(answer[:4], "big")
+    log.debug("%s: result %#x, %d bytes, %d µs", what, result, len(answer), duration_ns // 1000)
