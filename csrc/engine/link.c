@@ -143,8 +143,8 @@ static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
 
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
-    (void)response;
-    return tpm_init(link->tpm, request->header.argument & 1);
+    (void)request, (void)response;
+    return tpm_init(link->tpm);
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)

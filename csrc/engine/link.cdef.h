@@ -1,8 +1,8 @@
 /* The engine link: the messages between vtpmd and its engine, on a stream socket between the two.
  *
- * Declared once: C includes this file by way of link_types.h, Python reads it through cffi, which is why
- * it holds nothing but declarations. Numbers are in the machine's own order: both ends are one
- * build on one machine.
+ * Declared once: C includes this file by way of link_types.h, Python reads it through cffi, which
+ * is why it holds nothing but declarations. Numbers are in the machine's own order: both ends are
+ * one build on one machine.
  *
  * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
  * operation. One request is under way at a time. The engine answers in order and never speaks
@@ -13,7 +13,7 @@ enum link_operation {
     LINK_READY = 1,             /* engine → vtpmd; argument: enum link_locked */
     LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
     LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
-    LINK_INIT = 4,              /* argument: 1 deletes the volatile state first */
+    LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed */
     LINK_STOP = 5,              /* TPM2_Shutdown if the guest did not send it, then power off */
     LINK_GET_ESTABLISHED = 6,   /* answer: argument */
     LINK_RESET_ESTABLISHED = 7, /* argument: locality */

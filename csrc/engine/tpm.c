@@ -137,13 +137,11 @@ static TPM_RESULT power_on(struct tpm *tpm)
     return result;
 }
 
-TPM_RESULT tpm_init(struct tpm *tpm, bool delete_volatile)
+TPM_RESULT tpm_init(struct tpm *tpm)
 {
     locked(tpm);
     if (tpm->running)
         power_off(tpm);
-    if (delete_volatile && nvram_remove(LINK_STATE_VOLATILE) < 0)
-        return TPM_FAIL;
     return power_on(tpm);
 }
 

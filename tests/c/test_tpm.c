@@ -71,7 +71,7 @@ static uint32_t execute(const char *bytes, size_t n_bytes)
 
 static void start(void)
 {
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -152,14 +152,14 @@ static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
     for (size_t cut = 0; cut < n_bytes; cut += 97) {
         nvram_load(LINK_STATE_PERMANENT, bytes, cut);
         io.calls = 0;
-        assert_int_not_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_not_equal(tpm_init(tpm), TPM_SUCCESS);
         assert_int_equal(io.calls, 0);
         assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
         /* Nor through the control channel's way in. */
         assert_int_not_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, cut), TPM_SUCCESS);
     }
     nvram_load(LINK_STATE_PERMANENT, bytes, n_bytes);
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     free(bytes);
 }
 
@@ -179,7 +179,7 @@ static void invariant_5_a_moved_state_is_bit_exact(void **state)
     tpm_stop(tpm);
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &again, &n_again), TPM_SUCCESS);
     assert_int_equal(n_again, n_moved[LINK_STATE_PERMANENT]);
     assert_memory_equal(again, moved[LINK_STATE_PERMANENT], n_again);
@@ -202,26 +202,13 @@ static void a_stored_volatile_state_resumes_once(void **state)
     read_pcr(before);
     assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
     assert_true(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     read_pcr(after);
     assert_memory_equal(before, after, sizeof(before));
     /* Else a second crash would bring back PCRs that the guest has extended since. */
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
-}
-
-static void init_deletes_a_volatile_state_when_asked(void **state)
-{
-    const uint8_t *bytes;
-    size_t n_bytes;
-
-    (void)state;
-    start();
-    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
-    assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(EXECUTE(GET_RANDOM), 0x100);
 }
 
 static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
@@ -233,7 +220,7 @@ static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
     assert_true(clock_is_safe());
     /* PCRs come back only to a guest that asked for it. */
     tpm_stop(tpm);
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
 }
 
@@ -274,7 +261,7 @@ static void an_h_crtm_event_sets_the_established_bit_until_it_is_reset(void **st
     bool established = true;
 
     (void)state;
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
     assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
     assert_false(established);
     assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
@@ -298,7 +285,6 @@ int main(void)
         TEST(invariant_2_a_damaged_state_never_becomes_a_fresh_tpm),
         TEST(invariant_5_a_moved_state_is_bit_exact),
         TEST(a_stored_volatile_state_resumes_once),
-        TEST(init_deletes_a_volatile_state_when_asked),
         TEST(a_stop_is_orderly_for_a_guest_that_was_not),
         TEST(commands_in_the_wrong_state_are_refused),
         TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),

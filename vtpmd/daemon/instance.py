@@ -68,7 +68,7 @@ class Instance:
             case Bare(command=command):
                 return await self._carry_out_bare(command, descriptors)
             case control.Init():
-                return await self._init(request.flags)
+                return await self._init()
             case control.GetStateBlob():
                 return await self._get_state_blob(request)
             case control.SetStateBlob():
@@ -120,10 +120,11 @@ class Instance:
             raise CommandFailed(reply.result)
         return reply
 
-    async def _init(self, flags: int) -> bytes:
+    async def _init(self) -> bytes:
         self._running = False
         try:
-            await self._ask(LinkOperation.INIT, flags & control.InitFlag.DELETE_VOLATILE)
+            # INIT's flag asks for the removal of the volatile state: the engine always does it.
+            await self._ask(LinkOperation.INIT)
         except CommandFailed as failure:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
