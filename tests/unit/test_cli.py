@@ -1,0 +1,80 @@
+"""The command line: what it accepts, prints and returns."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vtpmd import cli
+from vtpmd.cli.run import qemu_arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["serve"],
+        ["run"],
+        ["run", "d", "extra"],
+        ["run", "d", "--log", "debug"],
+        ["run", "d", "--log", "level=loud"],
+        ["run", "d", "--log", "levels=info"],
+        ["run", "d", "--uuid", "8f2c0d6e"],
+        ["run", "d", "--name", "a b"],
+        ["run", "d", "--name", "x\ny"],
+        ["run", "d", "--name", "x" * 65],
+        ["run", "d", "--name", ""],
+    ],
+)
+def test_wrong_command_lines_are_refused_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A usage line and a reason on standard error, nothing done."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: vtpmd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command shows how it is used."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 0
+    assert "example:\n  vtpmd run /" in capsys.readouterr().out
+
+
+def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is a line."""
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out.partition("exit status:\n")[2]
+    assert [line.split()[0] for line in text.splitlines()] == ["0", "1", "2", "3"]
+
+
+def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory that cannot be made: what, on what, why; no traceback."""
+    assert cli.main(["run", str(tmp_path / "missing" / "d")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("vtpmd: cannot use state directory")
+    assert error.count("\n") == 1
+
+
+def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
+    """A path with blanks, quotes and commas arrives in QEMU as it is."""
+    words = shlex.split(qemu_arguments(Path("/a b/it's,x"), name=None, uuid=None))
+    assert words[:2] == ["-chardev", "socket,id=vtpm,path=/a b/it's,,x"]
+    assert words[2:] == [
+        "-tpmdev",
+        "emulator,id=tpm0,chardev=vtpm",
+        "-device",
+        "tpm-crb,tpmdev=tpm0",
+    ]
+
+
+def test_qemu_arguments_have_name_and_uuid() -> None:
+    """As they were given."""
+    uuid = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
+    words = shlex.split(qemu_arguments(Path("/s"), name="web1", uuid=uuid))
+    assert words[-4:] == ["-name", "guest=web1", "-uuid", uuid]
