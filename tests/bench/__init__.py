@@ -1,0 +1,1 @@
+"""Measure vtpmd beside swtpm: `scripts/bench`. Each module of `chapters` is one chapter."""

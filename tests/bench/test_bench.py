@@ -1,0 +1,121 @@
+"""The bench measures real emulators end to end, and its client refuses what it cannot measure."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as bench
+from tests.bench.chapters import CHAPTERS, round_trip
+from tests.bench.chapters.round_trip import Operation, Placement
+from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
+from tests.support import tpm2
+from tests.support.emulator_client import ControlClient, DataSocket
+
+USAGE_STATUS = 2
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile the C client."""
+    return round_trip.build_client(tmp_path_factory.mktemp("client"))
+
+
+@pytest.fixture
+def data_socket(tmp_path: Path) -> Iterator[DataSocket]:
+    """Give the data socket of an swtpm that is ready for TPM commands."""
+    with running(SWTPM, tmp_path) as started, ControlClient(started.control) as control:
+        data = control.attach_data()
+        control.init()
+        tpm2.Tpm(data.transact).startup()
+        data.socket.setblocking(True)
+        yield data
+
+
+def measure(client: Path, data: DataSocket, *commands: bytes) -> dict[str, list[list[float]]]:
+    """Measure a sample of three, in two rounds, and return the samples by subject."""
+    core = cores()[0]
+    operation = Operation(name="tried", commands=list(commands), samples_per_round=3)
+    placement = Placement(name="one core", client_core=core, emulator_core=core)
+    return round_trip.measure(client, operation, placement, {"swtpm": data}, 2).rounds_ns
+
+
+def test_client_gives_every_sample_of_every_round(client: Path, data_socket: DataSocket) -> None:
+    measured = measure(client, data_socket, tpm2.get_random(32), tpm2.pcr_read(0))
+    assert set(measured) == {"swtpm", "echo"}
+    for rounds in measured.values():
+        assert [len(samples) for samples in rounds] == [3, 3]
+        assert all(sample > 0 for samples in rounds for sample in samples)
+
+
+def test_client_refuses_a_response_code(client: Path, data_socket: DataSocket) -> None:
+    """0x911 is TPM_RC_REFERENCE_H1: the second handle is of no loaded object."""
+    with pytest.raises(BenchError, match=r"tried: client: swtpm: .*code 0x911$"):
+        measure(client, data_socket, tpm2.evict_control(0x8000_0000, 0x8100_0000))
+
+
+@pytest.mark.parametrize(
+    "response", [b"\x80\x01\0\0\0\x0b\0\0\0\0" + b"xx", b"\x80\x01\0\0\0\x09\0\0\0\0", b""]
+)
+def test_client_refuses_what_is_no_response(client: Path, response: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(response)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(BenchError, match="tried: client: swtpm: "):
+            measure(client, DataSocket(ours), tpm2.get_random(32))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "1 1 0 0 00",
+        "1 1 0 0 0g a=3",
+        "1 1 0 0 +1 a=3",
+        "1 1 0 0 000 a=3",
+        "x 1 0 0 00 a=3",
+        "1 1 0 0 00 a",
+    ],
+)
+def test_client_refuses_a_wrong_command_line(client: Path, arguments: str) -> None:
+    done = subprocess.run([client, *arguments.split()], capture_output=True, text=True, timeout=20)
+    assert done.returncode == USAGE_STATUS
+    assert done.stdout == ""
+    assert "usage: client " in done.stderr
+
+
+def test_an_emulator_that_ends_is_reported_with_its_last_line(tmp_path: Path) -> None:
+    broken = Emulator(
+        name="broken", command=lambda _state, _control: ["sh", "-c", "echo why; exit 7"]
+    )
+    with (
+        pytest.raises(BenchError, match=r"^broken ended with status 7: why$"),
+        running(broken, tmp_path) as started,
+    ):
+        started.connect()
+
+
+def test_bench_measures_every_chapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    assert bench.main(["--quick", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    (written,) = tmp_path.iterdir()
+    assert json.loads(written.read_text()) == printed
+    assert {chapter.name for chapter in CHAPTERS} <= set(printed)
+    for measured in printed["round-trip"]["data"]["operations"]:
+        assert set(measured["round_trip_ns"]) == {"swtpm", "vtpmd", "echo"}
+    processes = {name for each in printed["start-up"]["data"]["memory_kib"] for name in each}
+    assert processes == {"swtpm", "vtpmd daemon", "vtpmd engine"}
+
+
+def test_an_unknown_chapter_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        bench.main(["no-such-chapter"])
+    assert error.value.code == USAGE_STATUS
+    assert "there is no chapter no-such-chapter" in capsys.readouterr().err

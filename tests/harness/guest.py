@@ -1,0 +1,184 @@
+"""A QEMU guest that runs the TPM workload of tests/guest, driven over QMP and a serial line."""
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from tests.harness.facts import Facts, verify_signature
+from tests.harness.program import Program
+from tests.support.emulator_client import connect
+
+BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
+COMMAND_TIMEOUT_S = 60.0
+QMP_TIMEOUT_S = 30.0
+IMAGE = Path(__file__).parents[2] / "build" / "guest"
+
+# The guest needs a TPM, which it finds by ACPI, and two serial ports: all else only costs time.
+KERNEL_COMMAND_LINE = (
+    "console=ttyS0 quiet nokaslr mitigations=off random.trust_cpu=on no_timer_check "
+    "cryptomgr.notests audit=0 apparmor=0"
+)
+
+
+class WorkloadFailedError(Exception):
+    """The workload answered `fail`: the guest saw a difference, or an error from its TPM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What QEMU is told to emulate; both sides of a migration must agree on it."""
+
+    tpm_model: str = "tpm-tis"
+    machine: str = "q35"
+    memory_mib: int = 96  # the smallest round number that the kernel boots with
+    disk: Path | None = None  # a qcow2 image that snapshots are saved in
+    extra_arguments: Sequence[str] = field(default=())
+
+
+def _arguments(machine: Machine, directory: Path, control_path: Path) -> list[str | Path]:
+    arguments: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64"]
+    arguments += ["-machine", machine.machine, "-m", f"{machine.memory_mib}M"]
+    arguments += ["-nodefaults", "-no-user-config", "-display", "none"]
+    arguments += ["-kernel", IMAGE / "vmlinuz", "-initrd", IMAGE / "initramfs.cpio.gz"]
+    arguments += ["-append", KERNEL_COMMAND_LINE]
+    arguments += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
+    arguments += ["-chardev", f"file,id=console,path={directory / 'console'}"]
+    arguments += ["-serial", "chardev:console"]
+    arguments += ["-chardev", f"socket,id=work,path={directory / 'work'}"]
+    arguments += ["-serial", "chardev:work"]
+    arguments += ["-chardev", f"socket,id=tpmctl,path={control_path}"]
+    arguments += ["-tpmdev", "emulator,id=tpm0,chardev=tpmctl"]
+    arguments += ["-device", f"{machine.tpm_model},tpmdev=tpm0"]
+    if machine.disk is not None:
+        arguments += ["-drive", f"if=none,id=snapshots,format=qcow2,file={machine.disk}"]
+    return [*arguments, *machine.extra_arguments]
+
+
+class Guest:
+    """A QEMU process and the workload inside it.
+
+    `qmp` works at once; the workload's commands work after `wait_for_workload`, or when the guest
+    came in by migration.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        control_path: Path,
+        machine: Machine,
+        extra_arguments: Sequence[str] = (),
+    ) -> None:
+        """Start QEMU, with the TPM that an emulator serves on `control_path`.
+
+        `directory` is the guest's own, short as socket paths must be. RuntimeError when QEMU ends
+        before it has a monitor; its message is in `program.output`.
+        """
+        directory.mkdir(exist_ok=True)
+        self.machine = machine
+        self._console = directory / "console"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(directory / "work"))
+            listener.listen(1)
+            listener.settimeout(QMP_TIMEOUT_S)
+            arguments = _arguments(machine, directory, control_path)
+            self.program = Program("qemu", [*arguments, *extra_arguments], directory)
+            self._workload, _ = listener.accept()
+        self._pending = b""
+        connect(directory / "qmp", QMP_TIMEOUT_S).close()
+        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
+        self._monitor.settimeout(QMP_TIMEOUT_S)
+        self._monitor.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End QEMU, if it still runs, and the connections to it."""
+        self.program.kill()
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            self._monitor.close()  # says so when the other side has gone, but has closed then
+        self._workload.close()
+
+    @property
+    def console(self) -> str:
+        """What the guest's kernel has written to its console."""
+        return self._console.read_text(errors="replace") if self._console.exists() else ""
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """Run a QMP command and return its result; ExecuteError when QEMU answers an error."""
+        return self._monitor.cmd(command, **arguments)
+
+    def human_monitor(self, command_line: str) -> str:
+        """Run a command of the human monitor; return what it says."""
+        return str(self.qmp("human-monitor-command", **{"command-line": command_line}))
+
+    @property
+    def status(self) -> str:
+        """The guest's run state, as query-status names it."""
+        return str(self.qmp("query-status")["status"])
+
+    def pause(self) -> None:
+        """Stop the guest's processors."""
+        self.qmp("stop")
+
+    def resume(self) -> None:
+        """Let the guest's processors run."""
+        self.qmp("cont")
+
+    def wait_for_workload(self) -> None:
+        """Wait until the guest has booted and the workload says that it is ready."""
+        self._workload.settimeout(BOOT_TIMEOUT_S)
+        if (line := self._receive_line()) != "ready":
+            raise WorkloadFailedError(f"the workload began with {line!r}")
+
+    def command(self, line: str) -> Facts:
+        """Send the workload a command; return the facts in its answer.
+
+        WorkloadFailedError when it answers `fail`, TimeoutError when it does not answer, and
+        ConnectionError when QEMU ends meanwhile.
+        """
+        self._workload.settimeout(COMMAND_TIMEOUT_S)
+        self._workload.sendall(line.encode() + b"\n")
+        facts: Facts = {}
+        while (answer := self._receive_line()) != "ok":
+            kind, _, rest = answer.partition(" ")
+            if kind != "fact":
+                raise WorkloadFailedError(f"{line}: {answer}")
+            name, _, value = rest.partition(" ")
+            facts[name] = value
+        return facts
+
+    def check(self) -> Facts:
+        """Let the workload check everything; return what it found.
+
+        A nonce goes in and the signature over it is verified here, so that an old answer, or one
+        of another key, does not pass.
+        """
+        nonce = secrets.token_hex(16)
+        facts = self.command(f"check {nonce}")
+        verify_signature(facts, nonce)
+        return facts
+
+    def _receive_line(self) -> str:
+        while b"\n" not in self._pending:
+            received = self._workload.recv(4096)
+            if not received:
+                raise ConnectionError(f"QEMU closed the serial line; it said {self.program.output}")
+            self._pending += received
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode(errors="replace")

@@ -1,0 +1,132 @@
+"""Migrate a guest between two QEMU processes, as a management program does over QMP."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness.guest import Guest
+
+MIGRATION_TIMEOUT_S = 60.0
+POLL_S = 0.01
+BANDWIDTH_BYTES_S_MAX = 1 << 30  # QEMU's default would make tests wait for memory
+CRB_CONTROL_START = 0xFED4_004C  # 1 while a command runs (TCG PC Client Platform TPM Profile)
+INCOMING = ("-incoming", "defer")
+
+Show = Callable[[str, dict[str, int]], None]
+
+
+class MigrationFailedError(Exception):
+    """QEMU says that the migration failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationReport:
+    """What the source's query-migrate says about a completed migration."""
+
+    total_ms: int
+    downtime_ms: int
+    setup_ms: int
+    ram_bytes: int
+    passes: int
+
+
+def set_capabilities(guest: Guest, *, return_path: bool = True) -> None:
+    """Set what libvirt sets: events, and a way back on which the destination says that it runs.
+
+    A guest with tpm-crb is also stopped before the last of its memory is sent; see `crb_is_busy`.
+    """
+    states = {
+        "events": True,
+        "return-path": return_path,
+        "pause-before-switchover": guest.machine.tpm_model == "tpm-crb",
+    }
+    guest.qmp(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": state} for name, state in states.items()],
+    )
+    guest.qmp("migrate-set-parameters", **{"max-bandwidth": BANDWIDTH_BYTES_S_MAX})
+
+
+def listen_unix(destination: Guest, path: Path) -> str:
+    """Let the destination wait for a migration on a UNIX socket; return the source's URI."""
+    destination.qmp("migrate-incoming", uri=f"unix:{path}")
+    return f"unix:{path}"
+
+
+def listen_tcp(destination: Guest) -> str:
+    """Let the destination wait on a free port of 127.0.0.1; return the source's URI."""
+    destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
+    address = destination.qmp("query-migrate")["socket-address"][0]
+    return f"tcp:{address['host']}:{address['port']}"
+
+
+def wait_until_ended(source: Guest, show: Show | None = None) -> str:
+    """Wait until the migration is over; return its status: completed, failed or cancelled.
+
+    When QEMU has stopped the guest, let it go on as soon as its TPM has answered. `show` is called
+    with the status and what query-migrate says of RAM, many times in a second.
+    """
+    deadline = time.monotonic() + MIGRATION_TIMEOUT_S
+    while time.monotonic() < deadline:
+        info = source.qmp("query-migrate")
+        status = str(info["status"])
+        if show is not None and "ram" in info:
+            show(status, info["ram"])
+        if status in ("completed", "failed", "cancelled"):
+            return status
+        if status == "pre-switchover" and not crb_is_busy(source):
+            source.qmp("migrate-continue", state="pre-switchover")
+        time.sleep(POLL_S)
+    raise TimeoutError(f"the migration is still {status} after {MIGRATION_TIMEOUT_S} s")
+
+
+def crb_is_busy(guest: Guest) -> bool:
+    """Say whether a tpm-crb runs a command; always False for a tpm-tis.
+
+    QEMU 7.2 loses the response of a command that tpm-crb is running when it sends the last of
+    guest memory: it waits for the command only after that, and the response goes into memory. The
+    guest then finds its own command in the place of a response, whatever emulator serves the TPM.
+    """
+    if guest.machine.tpm_model != "tpm-crb":
+        return False
+    said = guest.human_monitor(f"xp /1wx {CRB_CONTROL_START:#x}")
+    return int(said.rpartition(":")[2], 16) != 0
+
+
+def wait_until(guest: Guest, wanted: str) -> None:
+    """Wait until a guest that comes in by migration has the run state `wanted`."""
+    deadline = time.monotonic() + MIGRATION_TIMEOUT_S
+    while (status := guest.status) != wanted:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the guest is still {status} after {MIGRATION_TIMEOUT_S} s")
+        time.sleep(POLL_S)
+
+
+def report(source: Guest) -> MigrationReport:
+    """Return the numbers of a completed migration."""
+    answer = source.qmp("query-migrate")
+    return MigrationReport(
+        total_ms=answer["total-time"],
+        downtime_ms=answer["downtime"],
+        setup_ms=answer["setup-time"],
+        ram_bytes=answer["ram"]["transferred"],
+        passes=answer["ram"]["dirty-sync-count"],
+    )
+
+
+def migrate(
+    source: Guest, destination: Guest, uri: str, show: Show | None = None
+) -> MigrationReport:
+    """Migrate to a destination that listens on `uri`; return when the guest runs there.
+
+    Both sides must have had `set_capabilities`; `show` is as for `wait_until_ended`.
+    MigrationFailedError when QEMU says that it failed.
+    """
+    source.qmp("migrate", uri=uri)
+    status = wait_until_ended(source, show)
+    if status != "completed":
+        description = source.qmp("query-migrate").get("error-desc", "no reason given")
+        raise MigrationFailedError(f"the migration {status}: {description}")
+    wait_until(destination, "running")
+    return report(source)

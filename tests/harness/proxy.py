@@ -1,0 +1,122 @@
+"""A proxy on an emulator's control socket that acts when a chosen control command passes."""
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.emulator_client import Control, connect
+
+RECEIVE_BYTES_MAX = 1 << 16
+DESCRIPTORS_MAX = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """When to act, and how: the connection to both sides is cut after `action` has returned.
+
+    `occurrence` counts the commands of that number from 1. `answered` waits until the answer has
+    gone to the client; without it the command never reaches the emulator.
+    """
+
+    control: Control
+    occurrence: int = 1
+    answered: bool = False
+    action: Callable[[], None]
+
+
+class ControlProxy:
+    """Forward one client's control connection, descriptors included, until the trigger.
+
+    A client waits for an answer before it sends again: so the first bytes after an answer begin a
+    command, and the proxy needs to know nothing else of the protocol.
+    """
+
+    def __init__(self, control_path: Path, emulator_path: Path, trigger: Trigger) -> None:
+        """Listen on `control_path` in the emulator's place."""
+        self.control_path = control_path
+        self.seen: list[int] = []
+        self.triggered = threading.Event()
+        self._emulator_path = emulator_path
+        self._trigger = trigger
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(control_path))
+        self._listener.listen(1)
+        self._stop_receiver, self._stop_sender = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cut the connection, and end the proxy."""
+        self._stop_sender.close()
+        self._thread.join()
+        self._stop_receiver.close()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        readable, _, _ = select.select([self._listener, self._stop_receiver], [], [])
+        if self._stop_receiver in readable:
+            return
+        client, _ = self._listener.accept()
+        with client, connect(self._emulator_path) as emulator:
+            self._forward(client, emulator)
+
+    def _forward(self, client: socket.socket, emulator: socket.socket) -> None:
+        answered = True
+        while True:
+            sockets = [client, emulator, self._stop_receiver]
+            readable, _, _ = select.select(sockets, [], [])
+            if self._stop_receiver in readable:
+                break
+            from_client = client in readable
+            source, target = (client, emulator) if from_client else (emulator, client)
+            data, descriptors = _receive(source)
+            if not data:
+                break
+            if from_client and answered:
+                self.seen.append(int.from_bytes(data[:4], "big"))
+            answered = not from_client
+            if from_client and self._is_time(after_answer=False):
+                self._act(descriptors)
+                break
+            _send(target, data, descriptors)
+            if not from_client and self._is_time(after_answer=True):
+                self._act([])
+                break
+
+    def _is_time(self, *, after_answer: bool) -> bool:
+        return (
+            self._trigger.answered is after_answer
+            and self.seen[-1:] == [self._trigger.control]
+            and self.seen.count(self._trigger.control) == self._trigger.occurrence
+        )
+
+    def _act(self, descriptors: list[int]) -> None:
+        _close(descriptors)
+        self._trigger.action()
+        self.triggered.set()
+
+
+def _receive(source: socket.socket) -> tuple[bytes, list[int]]:
+    try:
+        data, descriptors, _, _ = socket.recv_fds(source, RECEIVE_BYTES_MAX, DESCRIPTORS_MAX)
+    except ConnectionResetError:
+        return b"", []  # killed: the same as an orderly end here
+    return data, descriptors
+
+
+def _send(target: socket.socket, data: bytes, descriptors: list[int]) -> None:
+    try:
+        socket.send_fds(target, [data], descriptors)
+    except BrokenPipeError:
+        pass  # killed: the next receive says so
+    finally:
+        _close(descriptors)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Test helpers that speak to a TPM and to its emulator."""
