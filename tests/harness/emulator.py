@@ -9,9 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.harness.program import Program
-from tests.support.emulator_client import connect
 
-START_TIMEOUT_S = 20.0
+KILL_TIMEOUT_S = 20.0
 
 
 class EmulatorKind(StrEnum):
@@ -33,10 +32,10 @@ class Emulator:
     """An emulator that serves one state directory, and accepts control connections."""
 
     def __init__(self, kind: EmulatorKind, directory: Path, state: Path | None = None) -> None:
-        """Start an emulator and wait until its control socket is there.
+        """Start an emulator and wait until it accepts control connections.
 
         `directory` is the emulator's own, short as socket paths must be; `state` is the state
-        directory, by default a new one in there.
+        directory, by default a new one in there. RuntimeError when the emulator ends instead.
         """
         self.kind = kind
         self.state = state or directory / "state"
@@ -46,7 +45,7 @@ class Emulator:
         self.program = Program(
             kind.value, _arguments(kind, self.state, self.control_path), directory
         )
-        connect(self.control_path, START_TIMEOUT_S).close()
+        self.program.connect(self.control_path).close()
 
     def stop(self) -> int:
         """Stop cleanly; return the exit code."""
@@ -63,6 +62,6 @@ class Emulator:
         for descriptor in descriptors:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            ended, _, _ = select.select([descriptor], [], [], START_TIMEOUT_S)
+            ended, _, _ = select.select([descriptor], [], [], KILL_TIMEOUT_S)
             os.close(descriptor)
             assert ended, "an engine does not die of SIGKILL"

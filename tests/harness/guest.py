@@ -13,7 +13,6 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from tests.harness.facts import Facts, verify_signature
 from tests.harness.program import Program
-from tests.support.emulator_client import connect
 
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
 COMMAND_TIMEOUT_S = 60.0
@@ -78,21 +77,20 @@ class Guest:
         """Start QEMU, with the TPM that an emulator serves on `control_path`.
 
         `directory` is the guest's own, short as socket paths must be. RuntimeError when QEMU ends
-        before it has a monitor; its message is in `program.output`.
+        instead; the message has its output.
         """
         directory.mkdir(exist_ok=True)
         self.machine = machine
         self._console = directory / "console"
+        self._pending = b""
+        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
+        arguments = _arguments(machine, directory, control_path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
             listener.listen(1)
-            listener.settimeout(QMP_TIMEOUT_S)
-            arguments = _arguments(machine, directory, control_path)
             self.program = Program("qemu", [*arguments, *extra_arguments], directory)
-            self._workload, _ = listener.accept()
-        self._pending = b""
-        connect(directory / "qmp", QMP_TIMEOUT_S).close()
-        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
+            self._workload = self.program.accept(listener)
+        self.program.connect(directory / "qmp").close()
         self._monitor.settimeout(QMP_TIMEOUT_S)
         self._monitor.connect()
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,8 +25,9 @@ class Lab:
         self.directory = Path(tempfile.mkdtemp(prefix="vtpmd-", dir="/tmp"))
         self._emulators: list[Emulator] = []
         self._guests: list[Guest] = []
-        self._proxies: list[ControlProxy] = []
         self._names = 0
+        self._ending = ExitStack()
+        self._ending.callback(shutil.rmtree, self.directory)
 
     def __enter__(self) -> Self:
         return self
@@ -36,13 +38,7 @@ class Lab:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for guest in self._guests:
-            guest.close()
-        for proxy in self._proxies:
-            proxy.close()
-        for emulator in self._emulators:
-            emulator.kill()
-        shutil.rmtree(self.directory)
+        self._ending.close()
 
     def _new_directory(self, name: str) -> Path:
         self._names += 1
@@ -52,6 +48,7 @@ class Lab:
         """Start an emulator, with a new state directory unless one is given."""
         emulator = Emulator(kind, self._new_directory(kind.value), state)
         self._emulators.append(emulator)
+        self._ending.callback(emulator.kill)
         return emulator
 
     def guest(
@@ -60,6 +57,7 @@ class Lab:
         """Start a guest with an emulator's TPM, or with that behind a proxy."""
         guest = Guest(self._new_directory("guest"), control.control_path, machine, arguments)
         self._guests.append(guest)
+        self._ending.callback(guest.close)
         return guest
 
     def booted_guest(self, control: Emulator | ControlProxy, machine: Machine) -> Guest:
@@ -73,7 +71,7 @@ class Lab:
     def proxy(self, emulator: Emulator, trigger: Trigger) -> ControlProxy:
         """Put a proxy in front of an emulator's control socket."""
         proxy = ControlProxy(self._new_directory("proxy"), emulator.control_path, trigger)
-        self._proxies.append(proxy)
+        self._ending.callback(proxy.close)
         return proxy
 
     def logs(self) -> list[tuple[str, str]]:

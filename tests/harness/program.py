@@ -1,11 +1,16 @@
 """A child process whose output is kept, and that ends when the test does."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.emulator_client import connect
+
+START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
+POLL_S = 0.1
 
 
 class Program:
@@ -62,6 +67,37 @@ class Program:
             int(child)
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         ]
+
+    def connect(self, path: Path, timeout_s: float = START_TIMEOUT_S) -> socket.socket:
+        """Connect to a UNIX socket of the program's as soon as it is there.
+
+        RuntimeError with the program's output when it ends before, TimeoutError when it is late.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return connect(path, POLL_S)
+            except TimeoutError:
+                self.raise_if_ended()
+                if time.monotonic() > deadline:
+                    raise
+
+    def accept(self, listener: socket.socket, timeout_s: float = START_TIMEOUT_S) -> socket.socket:
+        """Accept the program's connection; raises as `connect` does."""
+        deadline = time.monotonic() + timeout_s
+        listener.settimeout(POLL_S)
+        while True:
+            try:
+                return listener.accept()[0]
+            except TimeoutError:
+                self.raise_if_ended()
+                if time.monotonic() > deadline:
+                    raise
+
+    def raise_if_ended(self) -> None:
+        """Raise RuntimeError with the program's output when it has ended."""
+        if self.exit_code is not None:
+            raise RuntimeError(f"{self.name} ended with status {self.exit_code}: {self.output}")
 
     def wait_for_output(self, text: str, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Wait until the program has written `text`; TimeoutError when it does not."""

@@ -91,7 +91,7 @@ def test_executable_is_hardened() -> None:
     """Position-independent, full RELRO, no executable stack, stack protector, fortified calls."""
 
     def readelf(option: str) -> str:
-        command = ["readelf", "--wide", option, EXECUTABLE]
+        command = ["readelf", "--wide", option, str(EXECUTABLE)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert "DYN (Position-Independent Executable file)" in readelf("--file-header")

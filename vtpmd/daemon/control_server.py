@@ -77,7 +77,10 @@ class ControlServer:
     async def _accept(self) -> socket.socket:
         while True:
             try:
-                client, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+                client, _ = self._listening.accept()
+            except BlockingIOError:
+                # Not loop.sock_accept(): cancelled in the wrong moment it forgets a connection.
+                await _readable(self._listening)
             except OSError as error:
                 log.error("cannot accept on the control socket: %s; trying again", error.strerror)
                 await asyncio.sleep(ACCEPT_RETRY_S)
@@ -118,7 +121,7 @@ class _Connection:
             except BlockingIOError:
                 try:
                     async with asyncio.timeout_at(deadline_s):
-                        await self._readable()
+                        await _readable(self._socket)
                 except TimeoutError:
                     log.debug("control channel: a command was not completed; connection closed")
                     return None
@@ -132,15 +135,6 @@ class _Connection:
             if deadline_s is None:
                 now_s = asyncio.get_running_loop().time()
                 deadline_s = now_s + control.COMMAND_TIMEOUT_S
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self._socket, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(self._socket)
 
     def _read(self) -> bytes:
         """Read once and keep the descriptors that came along. Raises OSError."""
@@ -204,6 +198,16 @@ class _Connection:
         """Close what the client has sent along."""
         while self._descriptors:
             os.close(self._descriptors.pop())
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 def _is_stream_socket(descriptor: int) -> bool:

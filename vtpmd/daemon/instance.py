@@ -143,14 +143,15 @@ class Instance:
     async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
         return control.encode_state_blob(
-            swtpm_format.encode_blob(bytes(reply.payload)), request.offset
+            swtpm_format.encode_blob(reply.payload), request.offset
         )
 
     async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
         if self._running:
             raise CommandFailed(Result.BAD_ORDINAL)
         try:
-            state = swtpm_format.decode_blob(request.blob)
+            encrypted = bool(request.flags & control.StateFlag.ENCRYPTED)
+            state = swtpm_format.decode_blob(request.blob, encrypted=encrypted)
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error

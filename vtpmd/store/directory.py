@@ -154,8 +154,12 @@ def _remove_temporary_files(directory_fd: int) -> None:
 def _read_regular_file(directory_fd: int, name: str) -> bytes:
     # Without O_NONBLOCK a FIFO in the file's place would be waited for.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    with os.fdopen(os.open(name, flags, dir_fd=directory_fd), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    fd = os.open(name, flags, dir_fd=directory_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        # One byte more than is allowed tells decode_file that there is too much.
-        return file.read(swtpm_format.FILE_BYTES_MAX + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            # One byte more than is allowed tells decode_file that there is too much.
+            return file.read(swtpm_format.FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)

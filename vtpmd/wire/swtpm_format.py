@@ -100,10 +100,11 @@ def encode_blob(state: bytes | bytearray) -> bytes:
     return _with_header(HeaderFlag.MIGRATION_DATA, _tlv(Tag.MIGRATION_DATA, _tlv(Tag.DATA, state)))
 
 
-def decode_blob(data: bytes) -> bytes:
+def decode_blob(data: bytes, *, encrypted: bool = False) -> bytes:
     """Return the state that a blob carries: empty if the blob is, or is a header alone.
 
-    Raises KeyNeeded or FormatError, with the result that swtpm gives for the same blob.
+    ``encrypted`` is what the client says of it, with StateFlag.ENCRYPTED. Raises KeyNeeded or
+    FormatError, with the result that swtpm gives for the same blob.
     """
     if not data:
         return b""
@@ -112,7 +113,7 @@ def decode_blob(data: bytes) -> bytes:
         return b""
     if flags & HeaderFlag.MIGRATION_ENCRYPTED:
         raise KeyNeeded("migration")
-    if flags & HeaderFlag.ENCRYPTED:
+    if encrypted or flags & HeaderFlag.ENCRYPTED:
         raise KeyNeeded("file")
     if version < VERSION:
         return body

@@ -1,0 +1,1 @@
+"""System tests: real QEMU guests whose TPM real emulators serve."""

@@ -1,0 +1,220 @@
+"""The state directory: made, locked against swtpm and vtpmd both ways, cleaned, read with care."""
+
+import os
+import re
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.emulator import EmulatorKind
+from tests.harness.lab import Lab
+from tests.harness.program import Program
+from tests.support.emulator_client import ControlClient
+from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateDirectoryInUse
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
+
+NAMES = ["tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def open_descriptors() -> int:
+    """Count this process's descriptors."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def refusal(path: Path) -> str:
+    """Return why the states of a directory cannot be read."""
+    with StateDirectory.open(path) as directory, pytest.raises(StateDirectoryError) as caught:
+        directory.read_states()
+    return str(caught.value)
+
+
+def test_a_new_directory_is_its_owners_alone_and_empty(path: Path) -> None:
+    with StateDirectory.open(path) as directory:
+        assert directory.read_states() == {}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert os.path.samestat(os.fstat(directory.directory_fd), path.stat())
+        assert os.path.samestat(os.fstat(directory.lock_fd), (path / ".lock").stat())
+        for descriptor in (directory.directory_fd, directory.lock_fd):
+            assert not os.get_inheritable(descriptor)
+    assert [entry.name for entry in path.iterdir()] == [".lock"]
+
+
+def test_states_are_read(path: Path) -> None:
+    path.mkdir()
+    for name in NAMES:
+        (path / name).write_bytes(swtpm_format.encode_file(name.encode()))
+    with StateDirectory.open(path) as directory:
+        states = directory.read_states()
+    assert states == {StateType(n): name.encode() for n, name in enumerate(NAMES, start=1)}
+
+
+def test_states_of_a_swtpm_are_read(lab: Lab) -> None:
+    swtpm = lab.emulator(EmulatorKind.SWTPM)
+    with ControlClient(swtpm.control_path) as control:
+        control.init()
+        control.store_volatile()
+        control.shutdown()
+    assert swtpm.program.wait() == 0
+    with StateDirectory.open(swtpm.state) as directory:
+        states = directory.read_states()
+    assert states.keys() == {StateType.PERMANENT, StateType.VOLATILE}
+    # The magic numbers of libtpms' PERSISTENT_ALL and VOLATILE_STATE.
+    assert states[StateType.PERMANENT][2:6] == bytes.fromhex("ab364723")
+    assert states[StateType.VOLATILE][2:6] == bytes.fromhex("45637889")
+
+
+def test_what_a_crash_left_half_written_is_removed(path: Path) -> None:
+    path.mkdir()
+    for name in ("TMP2-00.permall", "TMP2-00.volatilestate", "TMP2-00.savestate"):
+        (path / name).write_bytes(b"half")
+    (path / "TMP2-00.notes").write_bytes(b"somebody's")
+    StateDirectory.open(path).close()
+    assert {entry.name for entry in path.iterdir()} == {".lock", "TMP2-00.notes"}
+
+
+def test_a_second_one_is_refused_and_removes_nothing(path: Path) -> None:
+    with StateDirectory.open(path):
+        half_written = path / "TMP2-00.permall"
+        half_written.write_bytes(b"half")
+        with pytest.raises(StateDirectoryInUse, match="in use by another vtpmd") as caught:
+            StateDirectory.open(path)
+        assert caught.value.exit_status == 3
+        assert str(path) in str(caught.value)
+        assert half_written.exists()
+    StateDirectory.open(path).close()
+
+
+def test_the_lock_lasts_as_long_as_a_process_that_inherited_it(path: Path) -> None:
+    with StateDirectory.open(path) as directory:
+        heir = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            pass_fds=[directory.lock_fd],
+        )
+    with pytest.raises(StateDirectoryInUse):
+        StateDirectory.open(path)
+    heir.communicate(timeout=20)
+    StateDirectory.open(path).close()
+
+
+def test_a_swtpm_keeps_us_out(lab: Lab) -> None:
+    swtpm = lab.emulator(EmulatorKind.SWTPM)
+    with ControlClient(swtpm.control_path) as control:
+        control.init()
+        expected = f"is in use by process {swtpm.program.pid};"
+        with pytest.raises(StateDirectoryInUse, match=expected):
+            StateDirectory.open(swtpm.state)
+        control.shutdown()
+    assert swtpm.program.wait() == 0
+    StateDirectory.open(swtpm.state).close()
+
+
+def test_we_keep_a_swtpm_out(lab: Lab) -> None:
+    state = lab.directory / "state"
+    arguments = ["--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={lab.directory}/s"]
+    with StateDirectory.open(state):
+        # Without not-need-init swtpm would look at the directory only when told to.
+        options = ["--flags", "not-need-init", *arguments]
+        swtpm = Program("swtpm", ["swtpm", "socket", "--tpm2", *options], lab.directory)
+        assert swtpm.wait() == 1
+    assert re.search("[Ll]ock", swtpm.output), swtpm.output
+    assert [entry.name for entry in state.iterdir()] == [".lock"]
+
+
+def make_fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def make_link(file: Path) -> None:
+    target = file.with_name("elsewhere")
+    target.write_bytes(swtpm_format.encode_file(b"state"))
+    file.symlink_to(target)
+
+
+def make_empty(file: Path) -> None:
+    file.touch()
+
+
+def make_huge(file: Path) -> None:
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+
+
+def make_truncated(file: Path) -> None:
+    file.write_bytes(swtpm_format.encode_file(b"secret state")[:-1])
+
+
+def make_encrypted(file: Path) -> None:
+    file.write_bytes(struct.pack(">BBHHIHI", 2, 1, 10, 1, 16, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (make_fifo, "it is not a regular file"),
+        (Path.mkdir, "it is not a regular file"),
+        (make_link, "it is a symbolic link"),
+        (make_empty, "it is empty"),
+        (make_huge, "no state has more than"),
+        (make_truncated, "it has 27 bytes, but its header says 28"),
+        (make_encrypted, "it is encrypted with swtpm's file key"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_state_file_is_refused_and_left(
+    path: Path, name: str, make: Callable[[Path], None], reason: str
+) -> None:
+    path.mkdir()
+    make(path / name)
+    before = os.lstat(path / name)
+    said = refusal(path)
+    assert reason in said
+    assert str(path / name) in said
+    assert "secret" not in said
+    assert os.lstat(path / name)[:8] == before[:8]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
+    path.mkdir()
+    (path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateDirectoryError, match="symbolic link"):
+        StateDirectory.open(path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("make", [Path.touch, make_fifo], ids=["file", "fifo"])
+def test_what_is_no_directory_is_refused(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    with pytest.raises(StateDirectoryError, match=f"cannot use state directory {path}"):
+        StateDirectory.open(path)
+
+
+def test_a_missing_parent_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StateDirectoryError, match="No such file or directory"):
+        StateDirectory.open(tmp_path / "no" / "state")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_descriptor_is_left_by_what_fails(path: Path) -> None:
+    with StateDirectory.open(path):
+        before = open_descriptors()
+        for _ in range(10):
+            with pytest.raises(StateDirectoryInUse):
+                StateDirectory.open(path)
+        assert open_descriptors() == before
+    (path / NAMES[0]).mkdir()
+    before = open_descriptors()
+    for _ in range(10):
+        refusal(path)
+    assert open_descriptors() == before
