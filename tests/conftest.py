@@ -1,10 +1,22 @@
 """What all tests share: a lab for real programs, and its logs in the report of a failed test."""
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.harness.lab import Lab
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """Refuse to test a native build that is older than its sources."""
+    stamp = ROOT / "build/stamps/native"
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[ch]")]
+    newest = max(sources, key=lambda source: source.stat().st_mtime)
+    if not stamp.exists() or stamp.stat().st_mtime < newest.stat().st_mtime:
+        pytest.exit(f"{newest.relative_to(ROOT)} is newer than the build; run scripts/setup", 2)
 
 
 @pytest.fixture

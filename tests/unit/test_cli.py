@@ -69,7 +69,7 @@ def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
         "-tpmdev",
         "emulator,id=tpm0,chardev=vtpm",
         "-device",
-        "tpm-crb,tpmdev=tpm0",
+        "tpm-tis,tpmdev=tpm0",
     ]
 
 

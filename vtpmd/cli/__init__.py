@@ -17,7 +17,7 @@ from vtpmd.errors import VtpmdError
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\
 example:
-  vtpmd run /var/lib/vtpmd/web1
+  vtpmd run /srv/web1-tpm
 
 Each command has its own help: vtpmd COMMAND --help
 """

@@ -11,7 +11,7 @@ NAME_LENGTH_MAX = 64  # it goes into log lines and QEMU's process title
 
 EPILOG = """\
 example:
-  vtpmd run /var/lib/vtpmd/web1
+  vtpmd run /srv/web1-tpm
 
   It prints the arguments to start QEMU with, serves until it is stopped by SIGTERM, SIGINT or by
   QEMU's exit, and keeps the vTPM's state in the directory, in swtpm's format. A directory that
@@ -88,7 +88,8 @@ def qemu_arguments(socket: Path, *, name: str | None, uuid: str | None) -> str:
     value = str(socket).replace(",", ",,")
     words = ["-chardev", f"socket,id=vtpm,path={value}"]
     words += ["-tpmdev", "emulator,id=tpm0,chardev=vtpm"]
-    words += ["-device", "tpm-crb,tpmdev=tpm0"]
+    # Not tpm-crb: in QEMU 7.2 that loses the response of a command in flight at switchover.
+    words += ["-device", "tpm-tis,tpmdev=tpm0"]
     if name is not None:
         words += ["-name", f"guest={name}"]
     if uuid is not None:

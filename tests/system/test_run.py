@@ -1,0 +1,152 @@
+"""`vtpmd run` as a process: what it prints, how it stops, what it refuses.
+
+Invariant 3: one state directory, one owner, also while an engine outlives its daemon.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.lab import Lab
+from tests.support.emulator_client import Control, ControlClient, ControlError
+from tests.support.tpm2 import Tpm
+
+VTPMD = Path(sys.executable).with_name("vtpmd")
+EXIT_TIMEOUT_S = 30.0
+
+
+def run_to_its_end(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [VTPMD, "run", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=EXIT_TIMEOUT_S, check=False
+    )
+
+
+def clock_is_safe_after_restart(lab: Lab, state: Path) -> bool:
+    """Start again and ask the TPM whether its last stop was an orderly one."""
+    with ControlClient(lab.emulator(EmulatorKind.VTPMD, state).control_path) as control:
+        tpm = Tpm(control.attach_data().transact)
+        control.init()
+        tpm.startup()
+        return tpm.clock().safe
+
+
+def start_tpm(emulator: Emulator) -> None:
+    with ControlClient(emulator.control_path) as control:
+        tpm = Tpm(control.attach_data().transact)
+        control.init()
+        tpm.startup()
+
+
+def test_prints_the_arguments_that_qemu_needs(lab: Lab) -> None:
+    """They name the socket that is there."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator.program.wait_for_output("-tpmdev")
+    words = shlex.split(emulator.program.output.splitlines()[0])
+    assert words[words.index("-chardev") + 1] == f"socket,id=vtpm,path={emulator.control_path}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_it_in_order(lab: Lab, number: signal.Signals) -> None:
+    """Status 0, the socket gone, TPM2_Shutdown sent for the guest, no engine left."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    start_tpm(emulator)
+    (engine,) = emulator.engines()
+    os.kill(emulator.program.pid, number)
+    assert emulator.program.wait() == 0
+    assert not emulator.control_path.exists()
+    assert not Path(f"/proc/{engine}").exists()
+    assert clock_is_safe_after_restart(lab, emulator.state)
+
+
+def test_shutdown_on_the_control_channel_stops_it_in_order(lab: Lab) -> None:
+    """As QEMU does when it ends."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    start_tpm(emulator)
+    with ControlClient(emulator.control_path) as control:
+        control.shutdown()
+    assert emulator.program.wait() == 0
+    assert clock_is_safe_after_restart(lab, emulator.state)
+
+
+def test_invariant_3_second_daemon_on_a_directory_is_refused(lab: Lab) -> None:
+    """One line, status 3, and the first goes on."""
+    first = lab.emulator(EmulatorKind.VTPMD)
+    second = run_to_its_end(first.state, "--socket", lab.directory / "second")
+    assert second.returncode == 3
+    assert second.stderr.count("\n") == 1
+    assert f"state directory {first.state} is in use" in second.stderr
+    start_tpm(first)
+
+
+def test_invariant_3_directory_is_refused_while_an_engine_lives(lab: Lab) -> None:
+    """The daemon is killed; its engine, stopped from ending, still holds the lock."""
+    first = lab.emulator(EmulatorKind.VTPMD)
+    start_tpm(first)
+    (engine,) = first.engines()
+    os.kill(engine, signal.SIGSTOP)
+    first.program.kill()
+    try:
+        second = run_to_its_end(first.state, "--socket", lab.directory / "second")
+        assert second.returncode == 3
+    finally:
+        os.kill(engine, signal.SIGKILL)
+
+
+def test_killed_daemon_leaves_nothing_in_the_way(lab: Lab) -> None:
+    """The next one replaces its socket, and recovers what was acknowledged."""
+    first = lab.emulator(EmulatorKind.VTPMD)
+    with ControlClient(first.control_path) as control:
+        tpm = Tpm(control.attach_data().transact)
+        control.init()
+        tpm.startup()
+        tpm.nv_define(0x01500001, 4)
+        tpm.nv_write(0x01500001, b"kept")
+        first.kill()
+    assert first.control_path.exists()
+    (first.state / "TMP2-00.permall").write_bytes(b"half a write")
+    second = Emulator(EmulatorKind.VTPMD, first.control_path.parent, first.state)
+    try:
+        with ControlClient(second.control_path) as control:
+            tpm = Tpm(control.attach_data().transact)
+            control.init()
+            tpm.startup()
+            assert tpm.nv_read(0x01500001, 4) == b"kept"
+        assert not (first.state / "TMP2-00.permall").exists()
+    finally:
+        second.kill()
+
+
+def test_dead_engine_is_answered_for_and_ends_in_status_1(lab: Lab) -> None:
+    """TPM_FAIL for what needs it, as long as an answer of the command is; SHUTDOWN still works."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    start_tpm(emulator)
+    (engine,) = emulator.engines()
+    os.kill(engine, signal.SIGKILL)
+    with ControlClient(emulator.control_path) as control:
+        for command, body in ((Control.INIT, bytes(4)), (Control.STOP, b"")):
+            assert control.request(command, body) == 9
+        with pytest.raises(ControlError):
+            control.hash_start()
+        assert control.request(Control.SHUTDOWN) == 9
+    assert emulator.program.wait() == 1
+    assert emulator.program.output.count("was killed by SIGKILL") == 1
+
+
+def test_state_file_that_cannot_be_read_stops_the_start(lab: Lab) -> None:
+    """Status 1, one line that names the file, and the file as it was."""
+    state = lab.directory / "state"
+    state.mkdir()
+    file = state / "tpm2-00.permall"
+    file.symlink_to("/etc/hostname")
+    done = run_to_its_end(state)
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert file.is_symlink()

@@ -1,0 +1,114 @@
+"""The sealed tail: what QEMU's own stream carries in place of the permanent blob.
+
+    Offset  Size  Field
+    0       8     magic, "VTPMTAIL"
+    8       2     version, 1
+    10      2     incompatible flags, 0
+    12      16    session
+    28      8     permanent: generation that the destination has acknowledged
+    36      8     permanent: generation that the tail makes of it
+    44      8     volatile: generation that the destination has acknowledged
+    52      8     volatile: generation that the tail makes of it
+    60      12    nonce
+    72      …     AES-256-GCM of: u32 length and delta record (permanent), the same (volatile)
+    end-16  16    its tag
+
+All numbers are big-endian. A length of 0 means that the image has not changed. Associated data are
+bytes 0 to 71 and the VM's uuid: a tail of another session, another vTPM or other generations does
+not open. The key is made for the session and sent over TLS; a session seals one tail.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+MAGIC: Final = b"VTPMTAIL"
+VERSION: Final = 1
+HEADER: Final = Struct(">8sHH16sQQQQ12s")
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
+# Two images of the largest size, each sent whole, and their headers.
+TAIL_BYTES_MAX: Final = 512 * 1024
+
+_LENGTH: Final = Struct(">I")
+
+
+class TailError(Exception):
+    """A tail that does not open, in words for a person. Nothing of it has been used."""
+
+
+class Header(NamedTuple):
+    """What a tail says in the clear, and what seals its content."""
+
+    session: bytes
+    permanent_from: int
+    permanent_to: int
+    volatile_from: int
+    volatile_to: int
+
+
+class Tail(NamedTuple):
+    """What changed since the destination's last acknowledgement."""
+
+    header: Header
+    permanent: bytes  # delta record; empty: unchanged
+    volatile: bytes
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"Tail({self.header!r}, <{len(self.permanent)}+{len(self.volatile)} bytes>)"
+
+
+def is_tail(blob: bytes) -> bool:
+    """Tell a tail from a state blob: swtpm's begins with a version below ten."""
+    return blob.startswith(MAGIC)
+
+
+def seal(tail: Tail, *, key: bytes, uuid: bytes, nonce: bytes) -> bytes:
+    """Return the bytes of a tail, sealed with a session's key, for the VM of that uuid.
+
+    ``nonce`` has NONCE_BYTES random bytes.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
+    content = b"".join(
+        _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
+    )
+    return head + AESGCM(key).encrypt(nonce, content, head + uuid)
+
+
+def open_tail(data: bytes, *, key: bytes, uuid: bytes, session: bytes) -> Tail:
+    """Return the tail that ``data`` is. Raises TailError; then nothing in it may be used."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    if not HEADER.size + TAG_BYTES <= len(data) <= TAIL_BYTES_MAX:
+        raise TailError(f"the tail has {len(data)} bytes: it was cut, or is none")
+    magic, version, flags, *fields, nonce = HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION or flags:
+        raise TailError(f"the tail is of format {version}, flags {flags:#x}; this vtpmd knows 1, 0")
+    header = Header(*fields)
+    if header.session != session:
+        raise TailError("the tail is of another session: it is an old one, or another vTPM's")
+    head = data[: HEADER.size]
+    try:
+        content = AESGCM(key).decrypt(nonce, data[HEADER.size :], head + uuid)
+    except InvalidTag:
+        raise TailError("the tail was altered on its way, or is for another VM") from None
+    permanent, rest = _take_record(content)
+    volatile, rest = _take_record(rest)
+    if rest:
+        raise TailError(f"the tail has {len(rest)} bytes more than its records")
+    return Tail(header, permanent, volatile)
+
+
+def _take_record(content: bytes) -> tuple[bytes, bytes]:
+    if len(content) < _LENGTH.size:
+        raise TailError("the tail ends before its records do")
+    (length,) = _LENGTH.unpack_from(content)
+    end = _LENGTH.size + length
+    if length > len(content) - _LENGTH.size:
+        raise TailError("the tail ends before its records do")
+    return content[_LENGTH.size : end], content[end:]

@@ -1,0 +1,256 @@
+"""The stream between two vtpmd: frames in, messages out; messages to frames. No I/O.
+
+A frame is a u32 length, a u8 type and a body of that length less one. Numbers are big-endian. The
+stream runs inside TLS, which sees to its integrity and order; docs/peers.md has who says what when,
+docs/delta-format.md what is in a Record.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import Final, NamedTuple
+
+# What both sides speak. A side refuses a peer whose range does not meet its own.
+VERSION: Final = 1
+VERSION_MINIMUM: Final = 1
+
+SESSION_BYTES: Final = 16
+UUID_BYTES: Final = 16
+KEY_BYTES: Final = 32
+DIGEST_BYTES: Final = 32
+# The longest frame is a record of a whole image: 256 KiB and its header.
+FRAME_BYTES_MAX: Final = 320 * 1024
+TEXT_BYTES_MAX: Final = 512
+
+_LENGTH: Final = Struct(">I")
+
+
+class Reason(IntEnum):
+    """Why a side refuses to go on."""
+
+    VERSION = 1
+    TPM_VERSION = 2
+    LIBTPMS_VERSION = 3
+    UUID = 4
+    BUSY = 5
+    LIMIT = 6
+    STATE = 7
+    STORAGE = 8
+    INTERNAL = 9
+
+
+class Hello(NamedTuple):
+    """The source introduces itself and the vTPM that it would send."""
+
+    version: int
+    version_minimum: int
+    session: bytes
+    uuid: bytes  # all zero: the operator gave none
+    tpm_version: int  # 2
+    libtpms_version: int  # as TPMLIB_GetVersion() has it
+    image_bytes_max: int
+
+
+class Welcome(NamedTuple):
+    """The destination could run this state."""
+
+    version: int
+    libtpms_version: int
+
+
+class Refuse(NamedTuple):
+    """This side does not go on; the text is for a person."""
+
+    reason: int
+    text: str
+
+
+class Key(NamedTuple):
+    """The key that will seal this session's tail."""
+
+    key: bytes
+
+    def __repr__(self) -> str:
+        """Leave the key out."""
+        return "Key(…)"
+
+
+class Record(NamedTuple):
+    """A delta record: a whole image at first, then what changed."""
+
+    record: bytes
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"Record(<{len(self.record)} bytes>)"
+
+
+class Commit(NamedTuple):
+    """A round is complete: validate the images, make them durable, acknowledge."""
+
+    round: int
+    permanent_generation: int
+    volatile_generation: int
+
+
+class Ack(NamedTuple):
+    """The round is durable at the destination, and libtpms takes its state."""
+
+    round: int
+    permanent_generation: int
+    volatile_generation: int
+
+
+class Take(NamedTuple):
+    """The destination has the tail and would run; digests of the images it ended up with."""
+
+    session: bytes
+    permanent_digest: bytes
+    volatile_digest: bytes
+
+
+class Grant(NamedTuple):
+    """The source has retired: the destination may run."""
+
+    session: bytes
+
+
+class Reclaim(NamedTuple):
+    """The guest runs on at the source: may it have the vTPM back?"""
+
+    session: bytes
+
+
+class Released(NamedTuple):
+    """Yes: no guest command was served at the destination, and none will be."""
+
+    session: bytes
+
+
+class Kept(NamedTuple):
+    """No: the guest's commands are served at the destination."""
+
+    session: bytes
+
+
+class Disarm(NamedTuple):
+    """The source ends the session without a migration."""
+
+    session: bytes
+
+
+Message = (
+    Hello
+    | Welcome
+    | Refuse
+    | Key
+    | Record
+    | Commit
+    | Ack
+    | Take
+    | Grant
+    | Reclaim
+    | Released
+    | Kept
+    | Disarm
+)
+
+_TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
+    1: (Hello, Struct(f">HH{SESSION_BYTES}s{UUID_BYTES}sHII")),
+    2: (Welcome, Struct(">HI")),
+    3: (Refuse, None),
+    4: (Key, Struct(f">{KEY_BYTES}s")),
+    5: (Record, None),
+    6: (Commit, Struct(">IQQ")),
+    7: (Ack, Struct(">IQQ")),
+    8: (Take, Struct(f">{SESSION_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}s")),
+    9: (Grant, Struct(f">{SESSION_BYTES}s")),
+    10: (Reclaim, Struct(f">{SESSION_BYTES}s")),
+    11: (Released, Struct(f">{SESSION_BYTES}s")),
+    12: (Kept, Struct(f">{SESSION_BYTES}s")),
+    13: (Disarm, Struct(f">{SESSION_BYTES}s")),
+}
+TYPE_NUMBERS: Final = {kind: number for number, (kind, _) in _TYPES.items()}
+_REFUSE_HEAD: Final = Struct(">H")
+
+
+class StreamError(Exception):
+    """The peer sent what is no message; nothing more can be read from it."""
+
+
+class Decoder:
+    """Make messages of what a peer sends. It holds less than one frame between two reads."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._failed = False
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what one read brought."""
+        self._buffer += data
+
+    def next_message(self) -> Message | None:
+        """Return the next message, or None until more has come.
+
+        Raises StreamError for what is none, and ever after.
+        """
+        if self._failed:
+            raise StreamError("the stream has failed before")
+        try:
+            return self._next_message()
+        except StreamError:
+            self._failed = True
+            self._buffer.clear()
+            raise
+
+    def _next_message(self) -> Message | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if not 0 < length <= FRAME_BYTES_MAX:
+            raise StreamError(f"a frame of {length} bytes; 1 to {FRAME_BYTES_MAX} are possible")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return _decode(frame[0], frame[1:])
+
+
+def _decode(number: int, body: bytes) -> Message:
+    if number not in _TYPES:
+        raise StreamError(f"a message of type {number}, which there is not")
+    kind, layout = _TYPES[number]
+    if kind is Refuse:
+        return _decode_refuse(body)
+    if kind is Record:
+        return Record(body)
+    if layout is None or len(body) != layout.size:
+        raise StreamError(f"a {kind.__name__} of {len(body)} bytes")
+    return kind(*layout.unpack(body))
+
+
+def _decode_refuse(body: bytes) -> Refuse:
+    if not _REFUSE_HEAD.size <= len(body) <= _REFUSE_HEAD.size + TEXT_BYTES_MAX:
+        raise StreamError(f"a Refuse of {len(body)} bytes")
+    (reason,) = _REFUSE_HEAD.unpack_from(body)
+    text = body[_REFUSE_HEAD.size :].decode(errors="replace")
+    # It is shown to a person: no line breaks, no terminal's control characters.
+    return Refuse(reason, "".join(c if c.isprintable() else "?" for c in text))
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message. Raises ValueError for one that is too long."""
+    number = TYPE_NUMBERS[type(message)]
+    layout = _TYPES[number][1]
+    if isinstance(message, Refuse):
+        body = _REFUSE_HEAD.pack(message.reason) + message.text.encode()[:TEXT_BYTES_MAX]
+    elif isinstance(message, Record):
+        body = message.record
+    else:
+        assert layout is not None  # noqa: S101 - all others have one
+        body = layout.pack(*message)
+    if len(body) >= FRAME_BYTES_MAX:
+        raise ValueError(f"a {type(message).__name__} of {len(body)} bytes")
+    return _LENGTH.pack(1 + len(body)) + bytes([number]) + body
