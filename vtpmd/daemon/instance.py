@@ -142,9 +142,7 @@ class Instance:
 
     async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
-        return control.encode_state_blob(
-            swtpm_format.encode_blob(reply.payload), request.offset
-        )
+        return control.encode_state_blob(swtpm_format.encode_blob(reply.payload), request.offset)
 
     async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
         if self._running:
