@@ -256,3 +256,35 @@ def test_sources_txt_lists_every_c_file_once() -> None:
 def test_files_are_executable_exactly_when_they_are_scripts() -> None:
     executable = [path for path in FILES if (ROOT / path).stat().st_mode & 0o111]
     assert executable == [path for path in FILES if is_script(path)]
+
+
+# docs/ARCHITECTURE.md draws these arrows. What all may import is left out.
+ARROWS = {
+    "cli": {"core", "daemon", "pki", "store"},
+    "core": {"_core"},
+    "daemon": {"core", "migration", "store", "wire"},
+    "migration": {"wire"},
+    "pki": {"daemon"},
+    "store": {"wire"},
+    "wire": set(),
+    "__main__": {"cli"},
+}
+FOR_ALL = {"", "errors", "__version__"}
+
+
+def part_of_package(module: str) -> str:
+    """Return the first name below vtpmd: what an arrow begins or ends at."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def test_imports_follow_the_arrows() -> None:
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in MODULES.items()
+        if name.startswith("vtpmd.") and part_of_package(name) not in FOR_ALL
+        for target in imports(read(path), path)
+        if target.startswith("vtpmd.")
+        and part_of_package(target)
+        not in ARROWS[part_of_package(name)] | FOR_ALL | {part_of_package(name)}
+    ]
+    assert not wrong, "\n".join(wrong)
