@@ -7,7 +7,7 @@
 import subprocess
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("csrc")
@@ -23,8 +23,8 @@ def engine_sources() -> list[str]:
 
 
 def pkg_config(flag: str) -> list[str]:
-    """Return what pkg-config says of libtpms, as a list of compiler arguments."""
-    command = ["pkg-config", flag, "libtpms"]
+    """Return what pkg-config says of the engine's libraries, as a list of compiler arguments."""
+    command = ["pkg-config", flag, "libtpms", "libcrypto"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
@@ -73,18 +73,18 @@ setup(
     name="vtpmd",
     version="0.1.0",
     description="A vTPM daemon for QEMU that moves with its guest",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["vtpmd", "vtpmd.cli", "vtpmd.daemon", "vtpmd.store", "vtpmd.wire"],
-    install_requires=["cffi>=1.15"],
+    packages=find_packages(include=["vtpmd", "vtpmd.*"]),
+    install_requires=["cffi>=1.15", "cryptography>=42", "qemu.qmp>=0.0.4"],
     extras_require={
         "test": [
-            "cryptography>=41",
             "hypothesis>=6.80",
             "mypy>=1.5",
             "pytest>=7.4",
             "pytest-timeout>=2.1",
             "pytest-xdist>=3.3",
-            "qemu.qmp>=0.0.3",
             "rich>=13",
             "ruff>=0.5",
             "types-cffi>=1.15",

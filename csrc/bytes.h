@@ -28,6 +28,11 @@ static inline uint32_t get_be32(const uint8_t *bytes)
     return (uint32_t)get_be16(bytes) << 16 | get_be16(bytes + 2);
 }
 
+static inline uint64_t get_be64(const uint8_t *bytes)
+{
+    return (uint64_t)get_be32(bytes) << 32 | get_be32(bytes + 4);
+}
+
 static inline void put_be16(uint8_t *bytes, uint16_t value)
 {
     bytes[0] = (uint8_t)(value >> 8);
@@ -38,4 +43,10 @@ static inline void put_be32(uint8_t *bytes, uint32_t value)
 {
     put_be16(bytes, (uint16_t)(value >> 16));
     put_be16(bytes + 2, (uint16_t)value);
+}
+
+static inline void put_be64(uint8_t *bytes, uint64_t value)
+{
+    put_be32(bytes, (uint32_t)(value >> 32));
+    put_be32(bytes + 4, (uint32_t)value);
 }

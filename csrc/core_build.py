@@ -5,9 +5,13 @@ from pathlib import Path
 import cffi
 
 CSRC = Path(__file__).resolve().parent
+SOURCES = ["crc32c.c", "delta.c", "digest.c", "pages.c"]
+HEADERS = ["bytes.h", "check.h", "crc32c.h", "delta.h", "digest.h", "pages.h"]
+DECLARATIONS = ["engine/link.cdef.h", "core.cdef.h"]
 
 # CPython's own flags carry -DNDEBUG, and leave a declaration that has drifted a mere warning.
 FLAGS = [
+    "-D_GNU_SOURCE",
     "-UNDEBUG",
     "-Werror=int-conversion",
     "-Werror=incompatible-pointer-types",
@@ -15,12 +19,21 @@ FLAGS = [
 ]
 
 ffibuilder = cffi.FFI()
-ffibuilder.cdef((CSRC / "engine/link.cdef.h").read_text())
+for name in DECLARATIONS:
+    ffibuilder.cdef((CSRC / name).read_text())
 ffibuilder.cdef("int prctl(int option, ...);\n#define PR_SET_DUMPABLE ...")
 ffibuilder.set_source(
     "vtpmd._core",
-    '#include <sys/prctl.h>\n#include "engine/link_types.h"',
+    """
+    #include <string.h>
+    #include <sys/prctl.h>
+    #include "delta.h"
+    #include "engine/link_types.h"
+    #include "pages.h"
+    """,
+    sources=[f"csrc/{name}" for name in SOURCES],
     include_dirs=[str(CSRC)],
-    depends=[str(CSRC / "engine/link.cdef.h"), str(CSRC / "engine/link_types.h")],
+    libraries=["crypto"],
+    depends=[str(CSRC / name) for name in [*DECLARATIONS, "engine/link_types.h", *HEADERS]],
     extra_compile_args=FLAGS,
 )

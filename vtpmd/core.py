@@ -1,13 +1,19 @@
 """The C core for Python: the only importer of ``vtpmd._core``.
 
-Ownership: nothing here keeps C memory. Every function copies what it is given and returns Python
-objects, so callers need no lifetime rules. All functions may be called from any thread.
+Ownership: a ``Store`` has C memory, which goes with ``close()``, with its ``with`` block, or with
+the object. All else copies what it is given and returns Python objects. Buffers that state or
+records went through are overwritten.
+
+Threads: all functions may be called from any thread, a ``Store`` by one at a time.
 """
 
+import os
 from enum import IntEnum
-from typing import NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from vtpmd._core import ffi, lib
+from vtpmd.errors import VtpmdError
 
 
 class LinkOperation(IntEnum):
@@ -30,6 +36,12 @@ class LinkOperation(IntEnum):
     SET_STATE = lib.LINK_SET_STATE
     SET_BUFFER_SIZE = lib.LINK_SET_BUFFER_SIZE
     GET_INFO = lib.LINK_GET_INFO
+    CAPTURE = lib.LINK_CAPTURE
+    RETIRE = lib.LINK_RETIRE
+    UNRETIRE = lib.LINK_UNRETIRE
+    FORGET_STATE = lib.LINK_FORGET_STATE
+    RAISE_GENERATION = lib.LINK_RAISE_GENERATION
+    STORE_PERMANENT = lib.LINK_STORE_PERMANENT
 
 
 class LinkLocked(IntEnum):
@@ -38,6 +50,13 @@ class LinkLocked(IntEnum):
     NOTHING = lib.LINK_LOCKED_NOTHING
     PRESENT = lib.LINK_LOCKED_PRESENT
     ALL = lib.LINK_LOCKED_ALL
+
+
+class LinkRetire(IntEnum):
+    """What must not have happened when the engine retires (``enum link_retire``)."""
+
+    UNCHANGED = lib.LINK_RETIRE_UNCHANGED
+    UNSERVED = lib.LINK_RETIRE_UNSERVED
 
 
 class LinkDescriptor(IntEnum):
@@ -49,6 +68,7 @@ class LinkDescriptor(IntEnum):
     SOCKET = lib.LINK_FD_SOCKET
     DIRECTORY = lib.LINK_FD_DIRECTORY
     LOCK = lib.LINK_FD_LOCK
+    STORE = lib.LINK_FD_STORE
 
 
 class LinkHeader(NamedTuple):
@@ -82,3 +102,361 @@ def forbid_core_dumps() -> None:
     """Keep this process's memory out of core files and from other processes of its user."""
     if lib.prctl(lib.PR_SET_DUMPABLE, ffi.cast("unsigned long", 0)) != 0:
         raise OSError(ffi.errno, "prctl(PR_SET_DUMPABLE)")
+
+
+IMAGE_BYTES_MAX: int = lib.IMAGE_BYTES_MAX
+IMAGE_TYPES = range(lib.IMAGE_TYPE_MIN, lib.IMAGE_TYPE_MAX + 1)
+PAGE_BYTES: int = lib.PAGE_BYTES
+GENERATION_MAX: int = lib.GENERATION_MAX
+DIGEST_BYTES: int = lib.DIGEST_BYTES
+DELTA_RECORD_BYTES_MAX: int = lib.DELTA_RECORD_BYTES_MAX
+
+# What the buffers are for fills them; setting them to zero first would touch all of their memory.
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class StoreError(VtpmdError):
+    """The store cannot be read."""
+
+
+class StoreBusyError(StoreError):
+    """An image was being written for as long as it was tried to read it."""
+
+
+class StoreDamagedError(StoreError):
+    """The engine broke a rule of the store: nothing in it can be believed."""
+
+
+class DeltaRefusal(IntEnum):
+    """Why a delta record was refused (``enum delta_refusal``)."""
+
+    SHORT = lib.DELTA_SHORT
+    NO_RECORD = lib.DELTA_NO_RECORD
+    VERSION_UNKNOWN = lib.DELTA_VERSION_UNKNOWN
+    FLAG_UNKNOWN = lib.DELTA_FLAG_UNKNOWN
+    HEADER_WRONG = lib.DELTA_HEADER_WRONG
+    LENGTH_WRONG = lib.DELTA_LENGTH_WRONG
+    CHECKSUM_WRONG = lib.DELTA_CHECKSUM_WRONG
+    LIMIT_BROKEN = lib.DELTA_LIMIT_BROKEN
+    OTHER_TYPE = lib.DELTA_OTHER_TYPE
+    OTHER_BASE = lib.DELTA_OTHER_BASE
+    BASE_DIFFERS = lib.DELTA_BASE_DIFFERS
+    OPERATION_WRONG = lib.DELTA_OPERATION_WRONG
+    RESULT_DIFFERS = lib.DELTA_RESULT_DIFFERS
+
+
+class DeltaError(VtpmdError):
+    """A delta record was refused, and nothing was changed."""
+
+    TEXT = "a delta record was refused: {}"
+
+    def __init__(self, refusal: DeltaRefusal, reason: str) -> None:
+        super().__init__(self.TEXT.format(reason))
+        self.refusal = refusal
+
+
+class DeltaInvalidError(DeltaError):
+    """What was given is no valid record: it was damaged, or its sender is wrong."""
+
+    TEXT = "a delta record is damaged: {}; have it sent again"
+
+
+class DeltaUnsupportedError(DeltaError):
+    """The record is of a later version."""
+
+    TEXT = "a delta record is of a later version: {}; update vtpmd on this host"
+
+
+class DeltaMismatchError(DeltaError):
+    """The record is valid, but not for this image."""
+
+    TEXT = "a delta record does not fit: {}; begin again with the whole image"
+
+
+_REFUSALS: dict[DeltaRefusal, tuple[type[DeltaError], str]] = {
+    DeltaRefusal.SHORT: (DeltaInvalidError, "it ends before its header does"),
+    DeltaRefusal.NO_RECORD: (DeltaInvalidError, "it does not begin as a record does"),
+    DeltaRefusal.VERSION_UNKNOWN: (DeltaUnsupportedError, "its version is unknown"),
+    DeltaRefusal.FLAG_UNKNOWN: (DeltaUnsupportedError, "an incompatible flag is unknown"),
+    DeltaRefusal.HEADER_WRONG: (DeltaInvalidError, "its header cannot have that size"),
+    DeltaRefusal.LENGTH_WRONG: (DeltaInvalidError, "its length is not what its header says"),
+    DeltaRefusal.CHECKSUM_WRONG: (DeltaInvalidError, "its checksum is wrong"),
+    DeltaRefusal.LIMIT_BROKEN: (DeltaInvalidError, "a number in its header is past a limit"),
+    DeltaRefusal.OTHER_TYPE: (DeltaMismatchError, "it is for another type of state"),
+    DeltaRefusal.OTHER_BASE: (DeltaMismatchError, "it is for another generation or length"),
+    DeltaRefusal.BASE_DIFFERS: (DeltaMismatchError, "it is for an image of other content"),
+    DeltaRefusal.OPERATION_WRONG: (DeltaInvalidError, "an operation is wrong"),
+    DeltaRefusal.RESULT_DIFFERS: (DeltaInvalidError, "it makes what its digest is not of"),
+}
+
+
+class Image(NamedTuple):
+    """The image of one type of state at one generation.
+
+    ``type`` is that of ``enum link_state_type``. Generation 0 is the empty image that a delta
+    record of a whole image is for. ``digest`` is the SHA-256 of ``data`` where it is known, or
+    None; it is believed.
+    """
+
+    type: int
+    generation: int
+    data: bytes
+    digest: bytes | None = None
+
+    def __repr__(self) -> str:
+        """Say what it is without its content, which is secret."""
+        return f"Image(type={self.type}, generation={self.generation}, {len(self.data)} bytes)"
+
+
+class DeltaHeader(NamedTuple):
+    """What a delta record says of itself (``struct delta_header``, docs/delta-format.md)."""
+
+    type: int
+    from_generation: int
+    to_generation: int
+    base_bytes: int
+    result_bytes: int
+    operations_bytes: int
+    base_digest: bytes
+    result_digest: bytes
+    compatible_flags: int
+
+
+class StoreRange(NamedTuple):
+    """Where pages of an image changed, in bytes."""
+
+    offset: int
+    n_bytes: int
+
+
+class StoreChanges(NamedTuple):
+    """What changed in an image since another generation."""
+
+    generation: int
+    image_bytes: int
+    n_bytes: int
+    ranges: list[StoreRange]
+
+
+def check_error(result: int) -> None:
+    """Raise OSError for a negative result of the C core, which is an errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+def _check_read(result: int) -> None:
+    check_error(result)
+    if result == lib.STORE_BUSY:
+        raise StoreBusyError("the engine keeps writing its state: try again")
+    if result == lib.STORE_DAMAGED:
+        raise StoreDamagedError("the engine broke its state store: restart the guest")
+
+
+def _check_delta(result: int) -> None:
+    check_error(result)
+    if result > 0:
+        kind, reason = _REFUSALS[DeltaRefusal(result)]
+        raise kind(DeltaRefusal(result), reason)
+
+
+def _checked_type(image_type: int) -> int:
+    if image_type not in IMAGE_TYPES:
+        raise ValueError(f"there is no image type {image_type}")
+    return image_type
+
+
+class Store:
+    """The images of one vTPM in memory that the engine writes and vtpmd reads.
+
+    Make it with ``create`` or ``map``; close it, or use it in a ``with`` block. After that every
+    method raises ValueError. What is read was checked against the limits of ``csrc/pages.h``, and
+    its generation is not lower than one that was read before. StoreError is raised otherwise.
+    """
+
+    def __init__(self, store: Any, *, writable: bool) -> None:
+        self._store = ffi.gc(store, lib.store_free)
+        self._writable = writable
+        self._generations = dict.fromkeys(IMAGE_TYPES, 0)
+
+    @classmethod
+    def create(cls) -> Self:
+        """Make an empty store, mapped read-only; ``fd`` is for the engine. Raises OSError."""
+        out = ffi.new("struct store **")
+        check_error(lib.store_new(out))
+        return cls(out[0], writable=False)
+
+    @classmethod
+    def map(cls, fd: int, *, writable: bool = False) -> Self:
+        """Map the store behind ``fd``, which stays the caller's. Raises OSError.
+
+        Its errno is EBADMSG when it is no store of this version. One process maps it writable.
+        """
+        out = ffi.new("struct store **")
+        check_error(lib.store_map(out, fd, writable))
+        return cls(out[0], writable=writable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the store, and close its descriptor if it was made here. May be repeated."""
+        if self._store is not None:
+            ffi.release(self._store)
+            self._store = None
+
+    @property
+    def _open(self) -> Any:
+        if self._store is None:
+            raise ValueError("the store is closed")
+        return self._store
+
+    @property
+    def fd(self) -> int:
+        """The memfd of a store that was made here, which belongs to the store; else -1."""
+        return int(lib.store_fd(self._open))
+
+    def read(self, image_type: int) -> Image:
+        """Return a copy of an image. Raises StoreError."""
+        out = _allocate("uint8_t[]", IMAGE_BYTES_MAX)
+        n_bytes = self._read_into(image_type, out)
+        try:
+            data = bytes(ffi.buffer(out, n_bytes))
+        finally:
+            lib.explicit_bzero(out, n_bytes)
+        return Image(image_type, self._generations[image_type], data)
+
+    def generation(self, image_type: int) -> int:
+        """Return the generation of an image. Raises StoreError."""
+        self._read_into(image_type, ffi.NULL)
+        return self._generations[image_type]
+
+    def _read_into(self, image_type: int, out: Any) -> int:
+        n_bytes, generation = ffi.new("size_t *"), ffi.new("uint64_t *")
+        _check_read(lib.store_read(self._open, _checked_type(image_type), out, n_bytes, generation))
+        self._advance(image_type, generation[0])
+        return int(n_bytes[0])
+
+    def _advance(self, image_type: int, generation: int) -> None:
+        if generation < self._generations[image_type]:
+            _check_read(lib.STORE_DAMAGED)
+        self._generations[image_type] = generation
+
+    def changes(self, image_type: int, since: int) -> StoreChanges:
+        """Return the pages of an image that changed after generation ``since``.
+
+        Raises StoreError.
+        """
+        found = _allocate("struct store_changes *")
+        _check_read(lib.store_collect(self._open, _checked_type(image_type), since, found))
+        self._advance(image_type, found.generation)
+        ranges = [
+            StoreRange(each.offset, each.n_bytes) for each in found.ranges[0 : found.n_ranges]
+        ]
+        return StoreChanges(found.generation, found.image_bytes, found.n_bytes, ranges)
+
+    def capture(self, image_type: int, data: bytes) -> int:
+        """Take an image, as the engine does, and return its generation: a new one if it changed.
+
+        Raises ValueError when the store is not mapped writable, OSError when the image is larger
+        than IMAGE_BYTES_MAX (EMSGSIZE) or generations have run out (EOVERFLOW).
+        """
+        generation = ffi.new("uint64_t *")
+        store, image_type = self._open_writable(), _checked_type(image_type)
+        check_error(lib.store_capture(store, image_type, data, len(data), generation))
+        return int(generation[0])
+
+    def raise_generation(self, image_type: int, floor: int) -> None:
+        """Make every generation that is still to come larger than ``floor``.
+
+        Raises ValueError when the store is not mapped writable, or for no generation.
+        """
+        if not 0 <= floor <= GENERATION_MAX:
+            raise ValueError(f"{floor} is no generation")
+        lib.store_raise_generation(self._open_writable(), _checked_type(image_type), floor)
+
+    def _open_writable(self) -> Any:
+        if not self._writable:
+            raise ValueError("the store is mapped read-only")
+        return self._open
+
+
+def _c_image(image: Image) -> tuple[Any, tuple[Any, ...]]:
+    """Return an image for C, and what must be kept for as long as C has it."""
+    if len(image.data) > IMAGE_BYTES_MAX or not 0 <= image.generation <= GENERATION_MAX:
+        raise ValueError(f"{image!r} is past a limit")
+    if image.digest is not None and len(image.digest) != DIGEST_BYTES:
+        raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(image.digest)}")
+    data = ffi.from_buffer("uint8_t[]", image.data)
+    digest = ffi.NULL if image.digest is None else ffi.from_buffer("uint8_t[]", image.digest)
+    c_image = ffi.new("struct delta_image *", (data, len(image.data), image.generation, digest))
+    return c_image, (data, digest)
+
+
+def delta_encode(base: Image, following: Image) -> bytes:
+    """Return the delta record that turns ``base`` into ``following``, an image of the same type.
+
+    ``Image(type, 0, b"")`` as the base makes a record of the whole image. Raises ValueError for
+    images of different types or past a limit, or when the generation of ``following`` is not the
+    higher one.
+    """
+    if base.type != _checked_type(following.type) or base.generation >= following.generation:
+        raise ValueError(f"{following!r} does not follow {base!r}")
+    if base.generation == 0 and base.data:
+        raise ValueError("the image of generation 0 is empty")
+    c_base, base_kept = _c_image(base)
+    c_following, following_kept = _c_image(following)
+    record, n_bytes = _allocate("uint8_t[]", DELTA_RECORD_BYTES_MAX), ffi.new("size_t *")
+    try:
+        check_error(lib.delta_encode(base.type, c_base, c_following, record, n_bytes))
+        return bytes(ffi.buffer(record, n_bytes[0]))
+    finally:
+        lib.explicit_bzero(record, n_bytes[0])
+        del base_kept, following_kept
+
+
+def delta_apply(base: Image, record: bytes) -> Image:
+    """Return the image, its digest included, that a delta record makes of ``base``.
+
+    Nothing in the record is trusted. Raises DeltaError, whose subclasses say whether the record is
+    invalid, of a later version, or for another image.
+    """
+    c_base, kept = _c_image(base)
+    header = ffi.new("struct delta_header *")
+    result = _allocate("uint8_t[]", IMAGE_BYTES_MAX)
+    _check_delta(
+        lib.delta_apply(_checked_type(base.type), c_base, record, len(record), result, header)
+    )
+    del kept
+    try:
+        data = bytes(ffi.buffer(result, header.result_bytes))
+    finally:
+        lib.explicit_bzero(result, header.result_bytes)
+    return Image(base.type, header.to_generation, data, bytes(header.result_digest))
+
+
+def delta_inspect(record: bytes) -> DeltaHeader:
+    """Return the header of a delta record, all of it checked but the operations.
+
+    Raises DeltaInvalidError or DeltaUnsupportedError.
+    """
+    header = ffi.new("struct delta_header *")
+    _check_delta(lib.delta_inspect(record, len(record), header))
+    return DeltaHeader(
+        type=header.type,
+        from_generation=header.from_generation,
+        to_generation=header.to_generation,
+        base_bytes=header.base_bytes,
+        result_bytes=header.result_bytes,
+        operations_bytes=header.operations_bytes,
+        base_digest=bytes(header.base_digest),
+        result_digest=bytes(header.result_digest),
+        compatible_flags=header.compatible_flags,
+    )

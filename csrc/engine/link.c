@@ -11,11 +11,13 @@
 #include "data.h"
 #include "error.h"
 #include "nvram.h"
+#include "pages.h"
 #include "tpm.h"
 
 struct link {
     int fd;
     struct tpm *tpm;
+    struct store *store;
     struct data_channel *channel;
 };
 
@@ -255,6 +257,58 @@ static TPM_RESULT do_get_info(struct link *link, struct message *request, struct
     return TPM_SUCCESS;
 }
 
+static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
+{
+    bool worked = false;
+
+    (void)request;
+    TPM_RESULT result = tpm_capture(link->tpm, link->store, &worked);
+    response->header.argument = worked;
+    return result;
+}
+
+static TPM_RESULT do_retire(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_retire(link->tpm, request->header.argument == LINK_RETIRE_UNSERVED);
+}
+
+static TPM_RESULT do_unretire(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_unretire(link->tpm);
+}
+
+static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
+                                     struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_store_permanent(link->tpm);
+}
+
+static TPM_RESULT do_forget_state(struct link *link, struct message *request,
+                                  struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_forget_state(link->tpm);
+}
+
+static TPM_RESULT do_raise_generation(struct link *link, struct message *request,
+                                      struct message *response)
+{
+    uint64_t floors[2];
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(floors))
+        return TPM_BAD_PARAMETER;
+    memcpy(floors, request->payload, sizeof(floors));
+    if (floors[0] > GENERATION_MAX || floors[1] > GENERATION_MAX)
+        return TPM_BAD_PARAMETER;
+    store_raise_generation(link->store, LINK_STATE_PERMANENT, floors[0]);
+    store_raise_generation(link->store, LINK_STATE_VOLATILE, floors[1]);
+    return TPM_SUCCESS;
+}
+
 static const operation operations[] = {
     [LINK_LOAD_STATE] = do_load_state,
     [LINK_SET_DATA_SOCKET] = do_set_data_socket,
@@ -272,6 +326,12 @@ static const operation operations[] = {
     [LINK_SET_STATE] = do_set_state,
     [LINK_SET_BUFFER_SIZE] = do_set_buffer_size,
     [LINK_GET_INFO] = do_get_info,
+    [LINK_CAPTURE] = do_capture,
+    [LINK_RETIRE] = do_retire,
+    [LINK_UNRETIRE] = do_unretire,
+    [LINK_FORGET_STATE] = do_forget_state,
+    [LINK_RAISE_GENERATION] = do_raise_generation,
+    [LINK_STORE_PERMANENT] = do_store_permanent,
 };
 
 static int serve_request(struct link *link)
@@ -290,11 +350,14 @@ static int serve_request(struct link *link)
     return send_message(link->fd, &response);
 }
 
-int link_serve(int fd, struct tpm *tpm, struct data_channel *channel, enum link_locked locked)
+int link_serve(int fd, struct tpm *tpm, struct store *store, struct data_channel *channel,
+               enum link_locked locked)
 {
-    struct link link = {.fd = fd, .tpm = tpm, .channel = channel};
+    struct link link = {.fd = fd, .tpm = tpm, .store = store, .channel = channel};
+    uint32_t version = TPMLIB_GetVersion();
     struct message ready = {
-        .header = {.operation = LINK_READY, .argument = locked},
+        .header = {LINK_READY, .argument = locked, .payload_bytes = sizeof(version)},
+        .payload = (uint8_t *)&version,
         .descriptor = -1,
     };
 

@@ -10,7 +10,8 @@
  */
 
 enum link_operation {
-    LINK_READY = 1,             /* engine → vtpmd; argument: enum link_locked */
+    LINK_READY = 1,             /* engine → vtpmd; argument: enum link_locked; payload: uint32_t,
+                                   TPMLIB_GetVersion() */
     LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
     LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
     LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed */
@@ -28,6 +29,19 @@ enum link_operation {
     LINK_SET_BUFFER_SIZE = 16, /* argument: wanted, or 0 to ask; answer: argument, and payload of
                                   two uint32_t, smallest and largest */
     LINK_GET_INFO = 17, /* argument: TPMLIB_InfoFlags; answer: payload, text without its NUL */
+    LINK_CAPTURE = 18,  /* into the store; answer: argument, 1 if it may differ from the last one */
+    LINK_RETIRE = 19,   /* serve no more; argument: enum link_retire; refused if that is broken */
+    LINK_UNRETIRE = 20, /* serve again */
+    LINK_FORGET_STATE = 21,     /* what LINK_SET_STATE was given is not to be used */
+    LINK_RAISE_GENERATION = 22, /* payload: two uint64_t, permanent and volatile: what another host
+                                   has used */
+    LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
+};
+
+/* What must not have happened when the engine retires. */
+enum link_retire {
+    LINK_RETIRE_UNCHANGED = 0, /* nothing ran since the last LINK_CAPTURE */
+    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since LINK_INIT */
 };
 
 /* What the engine could lock into memory. */
@@ -52,6 +66,7 @@ enum link_descriptor {
     LINK_FD_SOCKET = 3,      /* this link */
     LINK_FD_DIRECTORY = 4,   /* the state directory */
     LINK_FD_LOCK = 5,        /* .lock: held for as long as the engine lives */
+    LINK_FD_STORE = 6,       /* the store's memfd (pages.h), to be mapped writable */
 };
 
 enum link_limit {

@@ -14,6 +14,7 @@
 #include "error.h"
 #include "io.h"
 #include "link.h"
+#include "pages.h"
 #include "sandbox.h"
 #include "tpm.h"
 #include "wipe.h"
@@ -30,14 +31,19 @@ static int serve(void)
 {
     struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
     struct data_channel *channel;
+    struct store *store;
 
+    int r = store_map(&store, LINK_FD_STORE, true);
+    if (r < 0)
+        return r;
     struct tpm *tpm = tpm_new(&io.io);
-    int r = data_channel_new(&channel, tpm);
+    r = data_channel_new(&channel, tpm);
     if (r >= 0) {
-        r = link_serve(LINK_FD_SOCKET, tpm, channel, sandbox_lock_memory());
+        r = link_serve(LINK_FD_SOCKET, tpm, store, channel, sandbox_lock_memory());
         data_channel_free(channel);
     }
     tpm_free(tpm);
+    store_free(store);
     return r;
 }
 

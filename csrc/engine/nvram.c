@@ -60,6 +60,10 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
 {
     uint8_t *bytes;
 
+    /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
+    if (image->bytes && image->n_bytes == state_bytes &&
+        memcmp(image->bytes, state, state_bytes) == 0)
+        return 0;
     /* Memory first: once the file is durable, nothing may fail. */
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
@@ -101,6 +105,13 @@ bool nvram_has(enum link_state_type type)
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
     return image_store(&images[type], state, state_bytes);
+}
+
+int nvram_store_again(enum link_state_type type)
+{
+    struct image *image = &images[type];
+
+    return image->bytes ? checkpoint_write(store_io, image->name, image->bytes, image->n_bytes) : 0;
 }
 
 int nvram_remove(enum link_state_type type)

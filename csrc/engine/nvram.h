@@ -26,6 +26,10 @@ bool nvram_has(enum link_state_type type);
 /* Make an image durable and keep it. Returns 0 or a negative errno; then nothing has changed. */
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
+/* Write an image into its file, though the file may hold it already. Returns 0, also if there is
+ * none, or a negative errno. */
+int nvram_store_again(enum link_state_type type);
+
 /* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
 int nvram_remove(enum link_state_type type);
 

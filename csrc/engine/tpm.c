@@ -10,6 +10,7 @@
 #include "check.h"
 #include "error.h"
 #include "nvram.h"
+#include "pages.h"
 
 enum {
     TPM2_CC_SHUTDOWN = 0x145, /* TPM 2.0 part 2, 6.5.2 */
@@ -19,7 +20,10 @@ enum {
 struct tpm {
     pthread_mutex_t lock;
     bool running;
+    bool retired;
     bool shut_down; /* the last command was TPM2_Shutdown */
+    bool worked;    /* something ran since the last capture */
+    bool served;    /* something ran since the TPM was powered on */
 };
 
 /* libtpms' callback has no room for a pointer. */
@@ -115,7 +119,7 @@ static void send_shutdown(void)
 
 static void power_off(struct tpm *tpm)
 {
-    if (!tpm->shut_down)
+    if (!tpm->shut_down && !tpm->retired)
         send_shutdown();
     TPMLIB_Terminate();
     tpm->running = false;
@@ -134,12 +138,16 @@ static TPM_RESULT power_on(struct tpm *tpm)
         TPMLIB_Terminate();
     tpm->running = result == TPM_SUCCESS;
     tpm->shut_down = false;
+    tpm->worked = true;
+    tpm->served = false;
     return result;
 }
 
 TPM_RESULT tpm_init(struct tpm *tpm)
 {
     locked(tpm);
+    if (tpm->retired)
+        return TPM_FAIL;
     if (tpm->running)
         power_off(tpm);
     return power_on(tpm);
@@ -166,10 +174,11 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
     locked(tpm);
-    if (!tpm->running) {
+    if (!tpm->running || tpm->retired) {
         tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
     }
+    tpm->worked = tpm->served = true;
     tpm->shut_down = get_be32(command + 6) == TPM2_CC_SHUTDOWN;
     process(command, command_bytes, response);
 }
@@ -196,16 +205,28 @@ TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)
     return result;
 }
 
+/* Before what changes a running TPM's state other than by a command. */
+static TPM_RESULT begin_work(struct tpm *tpm)
+{
+    if (!tpm->running)
+        return TPM_BAD_ORDINAL;
+    if (tpm->retired)
+        return TPM_FAIL;
+    tpm->worked = tpm->served = true;
+    return TPM_SUCCESS;
+}
+
 TPM_RESULT tpm_reset_established(struct tpm *tpm, uint32_t locality)
 {
     locked(tpm);
-    if (!tpm->running)
-        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = begin_work(tpm);
+    if (result != TPM_SUCCESS)
+        return result;
     if (locality > TPM_LOCALITY_MAX)
         return TPM_BAD_LOCALITY;
     TPM_MODIFIER_INDICATOR previous = current_locality;
     current_locality = locality;
-    TPM_RESULT result = TPM_IO_TpmEstablished_Reset();
+    result = TPM_IO_TpmEstablished_Reset();
     current_locality = previous;
     return result;
 }
@@ -222,19 +243,22 @@ TPM_RESULT tpm_set_locality(struct tpm *tpm, uint32_t locality)
 TPM_RESULT tpm_hash_start(struct tpm *tpm)
 {
     locked(tpm);
-    return tpm->running ? TPM_IO_Hash_Start() : TPM_BAD_ORDINAL;
+    TPM_RESULT result = begin_work(tpm);
+    return result == TPM_SUCCESS ? TPM_IO_Hash_Start() : result;
 }
 
 TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes)
 {
     locked(tpm);
-    return tpm->running ? TPM_IO_Hash_Data(data, (uint32_t)data_bytes) : TPM_BAD_ORDINAL;
+    TPM_RESULT result = begin_work(tpm);
+    return result == TPM_SUCCESS ? TPM_IO_Hash_Data(data, (uint32_t)data_bytes) : result;
 }
 
 TPM_RESULT tpm_hash_end(struct tpm *tpm)
 {
     locked(tpm);
-    return tpm->running ? TPM_IO_Hash_End() : TPM_BAD_ORDINAL;
+    TPM_RESULT result = begin_work(tpm);
+    return result == TPM_SUCCESS ? TPM_IO_Hash_End() : result;
 }
 
 TPM_RESULT tpm_store_volatile(struct tpm *tpm)
@@ -285,6 +309,71 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
     if (type == LINK_STATE_PERMANENT && state_bytes == 0)
         return TPM_BAD_PARAMETER;
     return TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+}
+
+TPM_RESULT tpm_store_permanent(struct tpm *tpm)
+{
+    locked(tpm);
+    return nvram_store_again(LINK_STATE_PERMANENT) < 0 ? TPM_FAIL : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_forget_state(struct tpm *tpm)
+{
+    static const unsigned char no_state = 0;
+
+    locked(tpm);
+    if (tpm->running)
+        return TPM_BAD_ORDINAL;
+    /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL
+     * would be an empty state, from which it makes a new TPM. */
+    TPMLIB_SetState(TPMLIB_STATE_PERMANENT, &no_state, sizeof(no_state));
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT capture(struct store *store, enum link_state_type type)
+{
+    unsigned char *state = NULL;
+    uint32_t state_bytes = 0;
+    uint64_t generation;
+
+    TPM_RESULT result = TPMLIB_GetState(library_types[type], &state, &state_bytes);
+    if (result != TPM_SUCCESS)
+        return result;
+    int r = store_capture(store, type, state, state_bytes, &generation);
+    explicit_bzero(state, state_bytes);
+    free(state);
+    return r < 0 ? TPM_FAIL : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked)
+{
+    locked(tpm);
+    if (!tpm->running || tpm->retired)
+        return TPM_BAD_ORDINAL;
+    *worked = tpm->worked;
+    if (!tpm->worked)
+        return TPM_SUCCESS;
+    TPM_RESULT result = capture(store, LINK_STATE_PERMANENT);
+    if (result == TPM_SUCCESS)
+        result = capture(store, LINK_STATE_VOLATILE);
+    tpm->worked = result != TPM_SUCCESS;
+    return result;
+}
+
+TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
+{
+    locked(tpm);
+    if (!tpm->running || (unserved ? tpm->served : tpm->worked))
+        return TPM_FAIL;
+    tpm->retired = true;
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_unretire(struct tpm *tpm)
+{
+    locked(tpm);
+    tpm->retired = false;
+    return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3])

@@ -29,6 +29,7 @@ enum {
 };
 
 struct io;
+struct store;
 struct tpm;
 
 /* Where libtpms writes a response. It belongs to the caller, who begins and ends it. */
@@ -87,6 +88,24 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
 /* Give a stopped TPM the state to start from. libtpms checks it; if it is refused, nothing that
  * was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
+
+/* Write the permanent state's image into its file, wherever it was kept before. */
+TPM_RESULT tpm_store_permanent(struct tpm *tpm);
+
+/* Drop what tpm_set_state() was given. */
+TPM_RESULT tpm_forget_state(struct tpm *tpm);
+
+/* Take a running TPM's permanent and volatile state into `store`. `*worked` is true if something
+ * ran since the last capture; else nothing is done. */
+TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked);
+
+/* Answer every command with TPM_RC_FAILURE from now on, and leave the state as it is: it is another
+ * host's. TPM_FAIL, and no change, if something ran since the last capture or, for `unserved`,
+ * since the TPM was powered on. */
+TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
+
+/* Serve again where tpm_retire() has left off. */
+TPM_RESULT tpm_unretire(struct tpm *tpm);
 
 /* Set the buffer size of a stopped TPM, or ask for it with 0. */
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3]);

@@ -18,6 +18,7 @@
 #include "checkpoint.h"
 #include "io_memory.h"
 #include "nvram.h"
+#include "pages.h"
 #include "tpm.h"
 
 static struct io_memory io;
@@ -274,6 +275,136 @@ static void an_h_crtm_event_sets_the_established_bit_until_it_is_reset(void **st
     assert_false(established);
 }
 
+static uint64_t captured(struct store *store, enum link_state_type type, size_t *n_bytes)
+{
+    uint64_t generation;
+
+    assert_int_equal(store_read(store, type, NULL, n_bytes, &generation), 0);
+    return generation;
+}
+
+static void a_capture_takes_both_states_and_only_when_something_ran(void **state)
+{
+    struct store *store;
+    size_t n_bytes;
+    bool worked;
+
+    (void)state;
+    assert_int_equal(store_new(&store), 0);
+    struct store *writable;
+    assert_int_equal(store_map(&writable, store_fd(store), true), 0);
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_BAD_ORDINAL);
+    start();
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_true(worked);
+    assert_int_equal(captured(store, LINK_STATE_PERMANENT, &n_bytes), 1);
+    assert_true(n_bytes > 1000);
+    assert_int_equal(captured(store, LINK_STATE_VOLATILE, &n_bytes), 1);
+    assert_true(n_bytes > 1000);
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_false(worked);
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_true(worked);
+    assert_int_equal(captured(store, LINK_STATE_VOLATILE, &n_bytes), 2);
+    store_free(writable);
+    store_free(store);
+}
+
+static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **state)
+{
+    struct store *store, *writable;
+    uint8_t before[32], after[32];
+    bool worked;
+
+    (void)state;
+    assert_int_equal(store_new(&store), 0);
+    assert_int_equal(store_map(&writable, store_fd(store), true), 0);
+    start();
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    read_pcr(before);
+    assert_int_equal(tpm_retire(tpm, false), TPM_FAIL); /* it was not captured */
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    assert_int_equal(tpm_retire(tpm, false), TPM_FAIL); /* a command ran since */
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+
+    io.calls = 0;
+    assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), TPM2_RC_FAILURE);
+    assert_int_equal(tpm_hash_start(tpm), TPM_FAIL);
+    assert_int_equal(tpm_reset_established(tpm, 3), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm), TPM_FAIL);
+    assert_int_equal(io.calls, 0);
+
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+    read_pcr(after);
+    assert_memory_equal(before, after, sizeof(before));
+    store_free(writable);
+    store_free(store);
+}
+
+static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
+{
+    (void)state;
+    start();
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    tpm_unretire(tpm);
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+}
+
+static void a_retired_tpm_stops_without_a_trace(void **state)
+{
+    struct store *store, *writable;
+    bool worked;
+
+    (void)state;
+    assert_int_equal(store_new(&store), 0);
+    assert_int_equal(store_map(&writable, store_fd(store), true), 0);
+    start();
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    io.calls = 0;
+    tpm_stop(tpm);
+    assert_int_equal(io.calls, 0); /* TPM2_Shutdown would have written */
+    store_free(writable);
+    store_free(store);
+}
+
+static void a_state_that_is_forgotten_is_not_started_from(void **state)
+{
+    uint8_t *moved, *again;
+    size_t n_moved, n_again;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    tpm_stop(tpm);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &again, &n_again), TPM_SUCCESS);
+    uint32_t code = EXECUTE(CHANGE_LOCKOUT_AUTH);
+    assert_true(code == 0x98e || code == 0x921); /* the authorisation is the changed one */
+    free(moved);
+    free(again);
+}
+
+static void a_commit_that_changes_nothing_writes_nothing(void **state)
+{
+    (void)state;
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    io.calls = 0;
+    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
+    assert_true(io.calls > 0);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 
 int main(void)
@@ -287,6 +418,12 @@ int main(void)
         TEST(a_stored_volatile_state_resumes_once),
         TEST(a_stop_is_orderly_for_a_guest_that_was_not),
         TEST(commands_in_the_wrong_state_are_refused),
+        TEST(a_capture_takes_both_states_and_only_when_something_ran),
+        TEST(invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was),
+        TEST(invariant_3_a_tpm_that_served_is_not_given_back),
+        TEST(a_retired_tpm_stops_without_a_trace),
+        TEST(a_state_that_is_forgotten_is_not_started_from),
+        TEST(a_commit_that_changes_nothing_writes_nothing),
         TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),
     };
 

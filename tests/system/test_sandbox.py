@@ -41,7 +41,7 @@ def serving_engine(emulator: Emulator) -> int:
 
 
 def test_engine_has_no_descriptor_that_it_does_not_need(emulator: Emulator) -> None:
-    """Six: null twice, standard error, the link, the directory, the lock."""
+    """Seven: null twice, standard error, the link, the directory, the lock, the store."""
     descriptors = descriptors_of(serving_engine(emulator))
     assert set(descriptors) == set(LinkDescriptor)
     assert descriptors[LinkDescriptor.INPUT] == descriptors[LinkDescriptor.LIBRARY_LOG]

@@ -7,6 +7,7 @@ from vtpmd._core import lib
 from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
 
 PREFIXES = {
+    "LINK_RETIRE_": core.LinkRetire,
     "LINK_LOCKED_": core.LinkLocked,
     "LINK_FD_": core.LinkDescriptor,
     "LINK_STATE_": StateType,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
+
+from vtpmd.config import RunConfig, parse_address
+from vtpmd.errors import UsageError
 
 LOG_LEVELS = ("error", "warning", "info", "debug")
 NAME_LENGTH_MAX = 64  # it goes into log lines and QEMU's process title
@@ -46,6 +50,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--uuid", type=_uuid, help="the guest's UUID: in QEMU's arguments")
     parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="wait here for vTPMs that other hosts send"
+    )
+    parser.add_argument(
+        "--tls-creds",
+        metavar="DIR",
+        type=Path,
+        help="certificates for both directions, laid out as for QEMU's tls-creds-x509",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a peer that may send or take vTPMs: a name in its certificate; may be repeated",
+    )
+    parser.add_argument(
+        "--qmp", metavar="PATH", type=Path, help="follow QEMU on this monitor's UNIX socket"
+    )
+    parser.add_argument(
+        "--manage", metavar="PATH", type=Path, help="take commands on this UNIX socket, in QMP"
+    )
+    parser.add_argument(
         "--log",
         metavar="level=LEVEL",
         type=_log_level,
@@ -57,29 +83,55 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Serve the vTPM until it is stopped; return the exit status. Raises VtpmdError."""
-    from vtpmd.core import forbid_core_dumps
+    from contextlib import ExitStack
+
+    from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
     from vtpmd.store.directory import StateDirectory
+    from vtpmd.store.handover import Handover
 
+    config = _config(options)
     forbid_core_dumps()
     path: Path = options.socket or options.directory / "vtpmd.sock"
-    with StateDirectory.open(options.directory) as directory:
+    with ExitStack() as stack:
+        directory = stack.enter_context(StateDirectory.open(options.directory))
+        store = stack.enter_context(Store.create())
+        handover = Handover(directory)
+        recovered = handover.recover()
         states = directory.read_states()
         process = engine_process.spawn(
-            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd
+            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
-        with listener.listen(path) as control:
-            print(qemu_arguments(path.absolute(), name=options.name, uuid=options.uuid), flush=True)
-            # Imported while the engine starts: asyncio is most of this program's start-up time.
-            from vtpmd.daemon import runtime
+        control = stack.enter_context(listener.listen(path))
+        management = peers = None
+        if config.manage is not None:
+            management = stack.enter_context(listener.listen(config.manage))
+        if config.listen is not None:
+            peers = stack.enter_context(listener.listen_for_peers(*config.listen))
+        print(qemu_arguments(path.absolute(), name=config.name, uuid=config.uuid), flush=True)
+        # Imported while the engine starts: asyncio is most of this program's start-up time.
+        from vtpmd.daemon import runtime
 
-            return runtime.serve(
-                process=process,
-                states=states,
-                control=control,
-                name=options.name,
-                log_level=options.log,
-            )
+        if recovered:
+            print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
+        resources = runtime.Resources(process, store, states, handover, control, peers, management)
+        return runtime.serve(resources, config)
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    """Return the options, checked against each other. Raises UsageError or VtpmdError."""
+    if options.listen is not None and (options.tls_creds is None or not options.allow):
+        raise UsageError("--listen needs --tls-creds, and a peer to wait for: --allow")
+    return RunConfig(
+        name=options.name,
+        uuid=options.uuid,
+        log_level=options.log,
+        listen=None if options.listen is None else parse_address(options.listen),
+        credentials=options.tls_creds,
+        allowed=tuple(options.allow),
+        qmp=options.qmp,
+        manage=options.manage,
+    )
 
 
 def qemu_arguments(socket: Path, *, name: str | None, uuid: str | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -55,6 +56,7 @@ class Engine:
     def __init__(self, process: EngineProcess) -> None:
         self.pid = process.pid
         self.locked = LinkLocked.NOTHING
+        self.libtpms_version = 0
         self.state = EngineState.STARTING
         self.death: str | None = None
         self._link = process.link
@@ -73,10 +75,9 @@ class Engine:
         self._on_death = on_death
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
         async with self._lock, self._broken_link_is_death():
-            header = await self._receive_header()
-            if header.operation != LinkOperation.READY:
-                raise ConnectionError("no greeting")
-            self.locked = LinkLocked(header.argument)
+            ready = await self._receive_reply(LinkOperation.READY)
+            self.locked = LinkLocked(ready.argument)
+            self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
 
     async def request(

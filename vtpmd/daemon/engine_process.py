@@ -24,10 +24,10 @@ class EngineProcess(NamedTuple):
     link: socket.socket
 
 
-def spawn(*, directory_fd: int, lock_fd: int) -> EngineProcess:
+def spawn(*, directory_fd: int, lock_fd: int, store_fd: int) -> EngineProcess:
     """Start an engine on a state directory.
 
-    It gets copies of both descriptors and holds them, and so the lock, for as long as it lives.
+    It gets copies of the descriptors and holds them, and so the lock, for as long as it lives.
     Raises VtpmdError if the executable cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -35,6 +35,7 @@ def spawn(*, directory_fd: int, lock_fd: int) -> EngineProcess:
         LinkDescriptor.SOCKET: theirs.fileno(),
         LinkDescriptor.DIRECTORY: directory_fd,
         LinkDescriptor.LOCK: lock_fd,
+        LinkDescriptor.STORE: store_fd,
     }
     copies = {
         to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for to, fd in sources.items()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 from collections.abc import Mapping
 
 from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
+from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
+from vtpmd.migration.tail import is_tail
 from vtpmd.wire import control, swtpm_format
 from vtpmd.wire.control import Bare, Command, Request, Result, StateType
 
@@ -36,9 +39,12 @@ class CommandFailed(Exception):
 class Instance:
     """One vTPM, behind one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, mobility: Mobility) -> None:
         self._engine = engine
+        self._mobility = mobility
         self._running = False
+        self._has_blob = False
+        mobility.is_running = lambda: self._running
 
     async def load(self, states: Mapping[StateType, bytes]) -> None:
         """Give the engine what the state directory holds; the first INIT starts from it.
@@ -61,6 +67,9 @@ class Instance:
         except CommandFailed as failure:
             return control.encode_error(request.command, failure.result)
         except EngineDied:
+            return control.encode_error(request.command, Result.FAIL)
+        except NotOurs as error:
+            log.error("%s is refused: %s", request.command.name, error)
             return control.encode_error(request.command, Result.FAIL)
 
     async def _carry_out(self, request: Request, descriptors: list[int]) -> bytes:
@@ -87,7 +96,8 @@ class Instance:
             case control.ResetEstablished():
                 await self._ask(LinkOperation.RESET_ESTABLISHED, request.locality)
             case control.LockStorage():
-                pass  # held from start to end, by this process and the engine
+                # The lock itself is held from start to end. QEMU's guest runs here again.
+                await self._mobility.guest_resumed()
         return control.encode_result()
 
     async def _carry_out_bare(self, command: Command, descriptors: list[int]) -> bytes:
@@ -122,6 +132,9 @@ class Instance:
 
     async def _init(self) -> bytes:
         self._running = False
+        await self._mobility.before_init(has_blob=self._has_blob)
+        self._has_blob = False
+        began_ns = time.perf_counter_ns()
         try:
             # INIT's flag asks for the removal of the volatile state: the engine always does it.
             await self._ask(LinkOperation.INIT)
@@ -133,6 +146,7 @@ class Instance:
             )
             raise
         self._running = True
+        self._mobility.after_init((time.perf_counter_ns() - began_ns) // 1000)
         return control.encode_result()
 
     async def _stop(self) -> bytes:
@@ -141,17 +155,38 @@ class Instance:
         return control.encode_result()
 
     async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:
+        if request.state_type == StateType.PERMANENT:
+            tail = await self._mobility.tail()
+            if tail is not None:
+                return control.encode_state_blob(tail, request.offset)
+        elif self._mobility.is_frozen():
+            # The tail has it all. QEMU sets no empty blob at the other side.
+            return control.encode_state_blob(b"", 0)
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
         return control.encode_state_blob(swtpm_format.encode_blob(reply.payload), request.offset)
 
     async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
         if self._running:
             raise CommandFailed(Result.BAD_ORDINAL)
+        if is_tail(request.blob):
+            return await self._set_tail(request.blob)
         try:
             encrypted = bool(request.flags & control.StateFlag.ENCRYPTED)
             state = swtpm_format.decode_blob(request.blob, encrypted=encrypted)
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error
+        await self._mobility.set_aside()
         await self._ask(LinkOperation.SET_STATE, request.state_type, state)
+        self._has_blob |= request.state_type == StateType.PERMANENT
+        return control.encode_result()
+
+    async def _set_tail(self, blob: bytes) -> bytes:
+        try:
+            await self._mobility.set_tail(blob)
+        except EngineDied:
+            raise
+        except VtpmdError as error:
+            log.error("%s", error)
+            raise CommandFailed(Result.BAD_PARAMETER) from error
         return control.encode_result()

@@ -1,4 +1,4 @@
-"""A listening UNIX socket with a file that only its owner may connect to."""
+"""Listening sockets: UNIX, with a file that only its owner may connect to, and TCP for peers."""
 
 from __future__ import annotations
 
@@ -70,3 +70,19 @@ def _remove_stale(path: Path) -> None:
             "--socket"
         )
     path.unlink()
+
+
+@contextmanager
+def listen_for_peers(host: str, port: int) -> Iterator[socket.socket]:
+    """Listen on a TCP address; port 0 is one that is free. Raises VtpmdError."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VtpmdError(
+            f"cannot listen for peers on {host}:{port}: {reason}; give another --listen"
+        ) from error
+    with listening:
+        listening.setblocking(False)
+        yield listening

@@ -6,13 +6,18 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from typing import NamedTuple
 
-from vtpmd.core import LinkLocked
+from vtpmd.config import RunConfig
+from vtpmd.core import LinkLocked, Store
 from vtpmd.daemon.control_server import ControlServer
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
+from vtpmd.daemon.mobility import NO_UUID, Mobility
+from vtpmd.store.handover import Handover
 from vtpmd.wire.control import StateType
 
 log = logging.getLogger("vtpmd")
@@ -21,21 +26,25 @@ EXIT_STOPPED = 0
 EXIT_ENGINE_DIED = 1
 
 
-def serve(
-    *,
-    process: EngineProcess,
-    states: Mapping[StateType, bytes],
-    control: socket.socket,
-    name: str | None,
-    log_level: str,
-) -> int:
+class Resources(NamedTuple):
+    """What the process has opened before the event loop runs; it stays the caller's."""
+
+    process: EngineProcess
+    store: Store
+    states: Mapping[StateType, bytes]
+    handover: Handover
+    control: socket.socket
+    peers: socket.socket | None
+    management: socket.socket | None
+
+
+def serve(resources: Resources, config: RunConfig) -> int:
     """Serve one vTPM until QEMU or a signal ends it; return the exit status.
 
-    ``control`` listens already and stays the caller's, as does the state directory, whose content
-    is ``states``. The engine is gone when this returns. Raises VtpmdError if it cannot serve.
+    The engine is gone when this returns. Raises VtpmdError if it cannot serve.
     """
-    configure_logging(name, log_level)
-    return asyncio.run(_serve(process, states, control))
+    configure_logging(config.name, config.log_level)
+    return asyncio.run(_serve(resources, config))
 
 
 def configure_logging(name: str | None, level: str) -> None:
@@ -46,10 +55,8 @@ def configure_logging(name: str | None, level: str) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-async def _serve(
-    process: EngineProcess, states: Mapping[StateType, bytes], control: socket.socket
-) -> int:
-    engine = Engine(process)
+async def _serve(resources: Resources, config: RunConfig) -> int:
+    engine = Engine(resources.process)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,12 +64,62 @@ async def _serve(
     try:
         await engine.attach(on_death=log.error)
         _warn_of_unlocked_memory(engine.locked)
-        instance = Instance(engine)
-        await instance.load(states)
-        await _serve_control(ControlServer(control, instance), stop)
+        uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
+        mobility = Mobility(engine, resources.store, resources.handover, uuid)
+        instance = Instance(engine, mobility)
+        await instance.load(resources.states)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(mobility.close)
+            _start_services(stack, resources, config, mobility, stop)
+            await _serve_control(ControlServer(resources.control, instance), stop)
     finally:
         await engine.stop()
     return EXIT_STOPPED if engine.death is None else EXIT_ENGINE_DIED
+
+
+def _start_services(
+    stack: AsyncExitStack,
+    resources: Resources,
+    config: RunConfig,
+    mobility: Mobility,
+    stop: asyncio.Event,
+) -> None:
+    """Start what was asked for; each is imported only then, and ends with the stack."""
+    if resources.peers is not None and config.credentials is not None:
+        from vtpmd.daemon.peer_server import PeerServer
+
+        server = PeerServer(
+            resources.peers,
+            credentials=config.credentials,
+            allowed=config.allowed,
+            mobility=mobility,
+        )
+        log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
+        _run_beside(stack, server.serve())
+    if config.qmp is not None:
+        from vtpmd.daemon.qemu import follow
+
+        _run_beside(stack, follow(config.qmp, mobility))
+    if resources.management is not None:
+        from vtpmd.daemon.commands import serve_management
+
+        _run_beside(stack, serve_management(resources.management, mobility, config, stop))
+
+
+def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) -> None:
+    """Run a service until the stack ends. Its failure is logged: the guest is served on."""
+    task = asyncio.create_task(work)
+
+    def done(finished: asyncio.Task[None]) -> None:
+        if not finished.cancelled() and (error := finished.exception()) is not None:
+            log.error("a service has failed, the guest is served on: %s", error, exc_info=error)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    task.add_done_callback(done)
+    stack.push_async_callback(end)
 
 
 async def _serve_control(server: ControlServer, stop: asyncio.Event) -> None:

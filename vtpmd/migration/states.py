@@ -84,8 +84,10 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.FROZEN, Local.DISARM): State.ENDED,
     (State.RETIRING, Local.RETIRED): State.GRANTED,
     (State.RETIRING, Local.RETIRE_FAILED): State.ENDED,
+    (State.GRANTED, peer.Running): State.GRANTED,
     (State.GRANTED, Local.LINK_LOST): State.GRANTED,
     (State.GRANTED, Local.GUEST_RESUMED): State.RECLAIMING,
+    (State.RECLAIMING, peer.Running): State.RECLAIMING,  # crossed the Reclaim
     (State.RECLAIMING, peer.Released): State.ENDED,
     (State.RECLAIMING, peer.Kept): State.GRANTED,
     (State.RECLAIMING, Local.LINK_LOST): State.GRANTED,

@@ -110,7 +110,7 @@ class StateDirectory:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return swtpm_format.decode_file(_read_regular_file(self.directory_fd, name))
+            return swtpm_format.decode_file(read_regular_file(self.directory_fd, name))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -151,7 +151,10 @@ def _remove_temporary_files(directory_fd: int) -> None:
             continue
 
 
-def _read_regular_file(directory_fd: int, name: str) -> bytes:
+def read_regular_file(
+    directory_fd: int, name: str, bytes_max: int = swtpm_format.FILE_BYTES_MAX
+) -> bytes:
+    """Return a file's content, one byte more than ``bytes_max`` at most. Raises OSError."""
     # Without O_NONBLOCK a FIFO in the file's place would be waited for.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     fd = os.open(name, flags, dir_fd=directory_fd)
@@ -159,7 +162,7 @@ def _read_regular_file(directory_fd: int, name: str) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         with os.fdopen(fd, "rb", closefd=False) as file:
-            # One byte more than is allowed tells decode_file that there is too much.
-            return file.read(swtpm_format.FILE_BYTES_MAX + 1)
+            # One byte more than is allowed tells a caller that there is too much.
+            return file.read(bytes_max + 1)
     finally:
         os.close(fd)

@@ -37,7 +37,7 @@ class Reason(IntEnum):
     LIMIT = 6
     STATE = 7
     STORAGE = 8
-    INTERNAL = 9
+    NOT_ALLOWED = 9
 
 
 class Hello(NamedTuple):
@@ -103,17 +103,31 @@ class Ack(NamedTuple):
 
 
 class Take(NamedTuple):
-    """The destination has the tail and would run; digests of the images it ended up with."""
+    """The destination has the tail and would run.
+
+    With the digests of the images that it ended up with, and what that took, in µs.
+    """
 
     session: bytes
     permanent_digest: bytes
     volatile_digest: bytes
+    apply_us: int
+    validate_us: int
+    store_us: int
 
 
 class Grant(NamedTuple):
     """The source has retired: the destination may run."""
 
     session: bytes
+
+
+class Running(NamedTuple):
+    """The destination's TPM runs: how long QEMU's INIT waited for the Grant, and took, in µs."""
+
+    session: bytes
+    wait_us: int
+    init_us: int
 
 
 class Reclaim(NamedTuple):
@@ -150,6 +164,7 @@ Message = (
     | Ack
     | Take
     | Grant
+    | Running
     | Reclaim
     | Released
     | Kept
@@ -164,12 +179,13 @@ _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     5: (Record, None),
     6: (Commit, Struct(">IQQ")),
     7: (Ack, Struct(">IQQ")),
-    8: (Take, Struct(f">{SESSION_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}s")),
+    8: (Take, Struct(f">{SESSION_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIII")),
     9: (Grant, Struct(f">{SESSION_BYTES}s")),
     10: (Reclaim, Struct(f">{SESSION_BYTES}s")),
     11: (Released, Struct(f">{SESSION_BYTES}s")),
     12: (Kept, Struct(f">{SESSION_BYTES}s")),
     13: (Disarm, Struct(f">{SESSION_BYTES}s")),
+    14: (Running, Struct(f">{SESSION_BYTES}sII")),
 }
 TYPE_NUMBERS: Final = {kind: number for number, (kind, _) in _TYPES.items()}
 _REFUSE_HEAD: Final = Struct(">H")

@@ -1,0 +1,94 @@
+/* What vtpmd/core.py uses of pages.h, delta.h and crc32c.h, beside the engine link. cffi reads this
+ * file; the compiler holds it against those headers, and works out each `...`. */
+
+#define IMAGE_TYPE_MIN ...
+#define IMAGE_TYPE_MAX ...
+#define IMAGE_BYTES_MAX ...
+#define PAGE_BYTES ...
+#define STORE_RANGES_MAX ...
+#define GENERATION_MAX ...
+
+enum store_result { STORE_BUSY, STORE_DAMAGED, ... };
+
+struct store;
+
+struct store_range {
+    uint32_t offset;
+    uint32_t n_bytes;
+};
+
+struct store_changes {
+    uint64_t generation;
+    uint32_t image_bytes;
+    uint32_t n_bytes;
+    uint32_t n_ranges;
+    struct store_range ranges[...];
+    ...;
+};
+
+int store_new(struct store **store);
+int store_map(struct store **store, int fd, bool writable);
+void store_free(struct store *store);
+int store_fd(const struct store *store);
+int store_capture(struct store *store, unsigned type, const uint8_t *bytes, size_t n_bytes,
+                  uint64_t *generation);
+void store_raise_generation(struct store *store, unsigned type, uint64_t floor);
+int store_read(struct store *store, unsigned type, uint8_t *out, size_t *n_bytes,
+               uint64_t *generation);
+int store_collect(struct store *store, unsigned type, uint64_t since,
+                  struct store_changes *changes);
+
+#define DIGEST_BYTES ...
+#define DELTA_HEADER_BYTES ...
+#define DELTA_HEADER_BYTES_MAX ...
+#define DELTA_NUMBER_BYTES_MAX ...
+#define DELTA_OPERATIONS_EXCESS_MAX ...
+#define DELTA_RECORD_BYTES_MAX ...
+
+enum delta_refusal {
+    DELTA_SHORT,
+    DELTA_NO_RECORD,
+    DELTA_VERSION_UNKNOWN,
+    DELTA_FLAG_UNKNOWN,
+    DELTA_HEADER_WRONG,
+    DELTA_LENGTH_WRONG,
+    DELTA_CHECKSUM_WRONG,
+    DELTA_LIMIT_BROKEN,
+    DELTA_OTHER_TYPE,
+    DELTA_OTHER_BASE,
+    DELTA_BASE_DIFFERS,
+    DELTA_OPERATION_WRONG,
+    DELTA_RESULT_DIFFERS,
+    ...
+};
+
+struct delta_header {
+    uint16_t header_bytes;
+    uint16_t compatible_flags;
+    uint16_t incompatible_flags;
+    uint8_t type;
+    uint64_t from_generation;
+    uint64_t to_generation;
+    uint32_t base_bytes;
+    uint32_t result_bytes;
+    uint32_t operations_bytes;
+    uint8_t base_digest[...];
+    uint8_t result_digest[...];
+    ...;
+};
+
+struct delta_image {
+    const uint8_t *bytes;
+    size_t n_bytes;
+    uint64_t generation;
+    const uint8_t *digest;
+    ...;
+};
+
+int delta_encode(unsigned type, const struct delta_image *base, const struct delta_image *next,
+                 uint8_t *record, size_t *record_bytes);
+int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
+int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
+                size_t record_bytes, uint8_t *result, struct delta_header *header);
+
+void explicit_bzero(void *bytes, size_t n_bytes);

@@ -1,0 +1,68 @@
+"""The sealed tail: it opens for its session, its VM and as it was, and for nothing else."""
+
+import os
+
+import pytest
+
+from vtpmd.migration import tail
+from vtpmd.migration.tail import Header, Tail, TailError
+
+KEY, UUID, SESSION = os.urandom(32), os.urandom(16), os.urandom(16)
+NONCE = os.urandom(tail.NONCE_BYTES)
+TAIL = Tail(Header(SESSION, 1, 2, 3, 4), b"a permanent record", b"a volatile one")
+SEALED = tail.seal(TAIL, key=KEY, uuid=UUID, nonce=NONCE)
+
+
+def open_it(data: bytes, key: bytes = KEY, uuid: bytes = UUID, session: bytes = SESSION) -> Tail:
+    return tail.open_tail(data, key=key, uuid=uuid, session=session)
+
+
+def test_round_trip() -> None:
+    """Also with records that are empty: nothing has changed."""
+    assert open_it(SEALED) == TAIL
+    unchanged = TAIL._replace(permanent=b"", volatile=b"")
+    assert open_it(tail.seal(unchanged, key=KEY, uuid=UUID, nonce=NONCE)) == unchanged
+
+
+def test_every_altered_byte_is_refused() -> None:
+    """Each bit of header, content and tag counts."""
+    for offset in range(len(SEALED)):
+        for bit in (1, 0x80):
+            altered = bytearray(SEALED)
+            altered[offset] ^= bit
+            with pytest.raises(TailError):
+                open_it(bytes(altered))
+
+
+def test_every_truncation_and_excess_is_refused() -> None:
+    """A tail is whole or none."""
+    for length in range(len(SEALED)):
+        with pytest.raises(TailError):
+            open_it(SEALED[:length])
+    with pytest.raises(TailError):
+        open_it(SEALED + b"\0")
+    with pytest.raises(TailError, match="bytes"):
+        open_it(SEALED.ljust(tail.TAIL_BYTES_MAX + 1, b"\0"))
+
+
+def test_tail_of_another_session_vm_or_key_is_refused() -> None:
+    """A replay, and what is meant for another vTPM, each in one clear line."""
+    with pytest.raises(TailError, match="another session"):
+        open_it(SEALED, session=os.urandom(16))
+    with pytest.raises(TailError, match="another VM"):
+        open_it(SEALED, uuid=os.urandom(16))
+    with pytest.raises(TailError, match="altered"):
+        open_it(SEALED, key=os.urandom(32))
+
+
+def test_invariant_7_state_and_key_are_not_shown() -> None:
+    """Neither what it is made of nor what it is says them."""
+    assert b"a permanent record" not in SEALED
+    assert "a permanent record" not in repr(TAIL)
+
+
+def test_state_blob_is_told_from_a_tail() -> None:
+    """swtpm's begins with its version."""
+    assert tail.is_tail(SEALED)
+    assert not tail.is_tail(b"\2\1\0\x0a\0\4")
+    assert not tail.is_tail(b"")

@@ -1,0 +1,46 @@
+"""What an operator asks of ``vtpmd run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vtpmd.errors import VtpmdError
+
+PORT_MAX: Final = 65535
+
+
+class Address(NamedTuple):
+    """A TCP address; the host is a name or an address, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class RunConfig(NamedTuple):
+    """The options of ``vtpmd run``."""
+
+    name: str | None
+    uuid: str | None
+    log_level: str
+    listen: Address | None
+    credentials: Path | None
+    allowed: tuple[str, ...]
+    qmp: Path | None
+    manage: Path | None
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that HOST:PORT or [HOST]:PORT is. Raises VtpmdError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""  # an IPv6 address without its brackets: where the port begins is a guess
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
+        raise VtpmdError(f"{text!r} is no address: give HOST:PORT, or [ADDRESS]:PORT for IPv6")
+    return Address(host, int(port))

@@ -1,0 +1,97 @@
+"""The management socket's commands about vTPMs and their migrations (docs/management.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vtpmd.config import RunConfig, parse_address
+from vtpmd.daemon.management import Argument, ManagementServer
+from vtpmd.daemon.mobility import Mobility
+from vtpmd.errors import VtpmdError
+
+if TYPE_CHECKING:
+    from vtpmd.daemon.outgoing import Outgoing
+
+Arguments = Mapping[str, object]
+
+
+async def serve_management(
+    listening: socket.socket, mobility: Mobility, config: RunConfig, stop: asyncio.Event
+) -> None:
+    """Serve the management socket until cancelled."""
+    server = ManagementServer(listening, stop.set)
+    mobility.tell = server.broadcast
+    commands = _Commands(mobility, config)
+    server.register("query-status", {}, commands.query_status)
+    server.register("query-vtpms", {}, commands.query_vtpms)
+    server.register("migrate-arm", {"to": Argument(str)}, commands.migrate_arm)
+    server.register("migrate-disarm", {}, commands.migrate_disarm)
+    server.register("query-migration", {}, commands.query_migration)
+    await server.serve()
+
+
+class _Commands:
+    """One method a command; each returns what JSON can say."""
+
+    def __init__(self, mobility: Mobility, config: RunConfig) -> None:
+        self._mobility = mobility
+        self._config = config
+
+    async def query_status(self, _: Arguments) -> object:
+        return {"running": self._mobility.is_running(), "vtpms": 1}
+
+    async def query_vtpms(self, _: Arguments) -> object:
+        outgoing, incoming = self._mobility.outgoing, self._mobility.incoming
+        return [
+            {
+                "name": self._config.name,
+                "uuid": self._config.uuid,
+                "running": self._mobility.is_running(),
+                "outgoing": None if outgoing is None else outgoing.state.name.lower(),
+                "incoming": None if incoming is None else incoming.state.name.lower(),
+            }
+        ]
+
+    async def migrate_arm(self, arguments: Arguments) -> object:
+        from vtpmd.daemon.outgoing import Peer
+
+        if self._config.credentials is None:
+            raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
+        address = parse_address(str(arguments["to"]))
+        to = Peer(*address, self._config.credentials, self._config.allowed)
+        return {"session": self._mobility.arm(to).session.hex()}
+
+    async def migrate_disarm(self, _: Arguments) -> object:
+        if self._mobility.outgoing is not None:
+            await self._mobility.outgoing.disarm("disarmed on request")
+        return {}
+
+    async def query_migration(self, _: Arguments) -> object:
+        outgoing = self._mobility.outgoing
+        return {"state": "none"} if outgoing is None else report(outgoing)
+
+
+def report(outgoing: Outgoing) -> dict[str, object]:
+    """Return what happened in a session so far, as query-migration answers it."""
+    return {
+        "state": outgoing.state.name.lower(),
+        "outcome": outgoing.outcome,
+        "reason": outgoing.reason,
+        "session": outgoing.session.hex(),
+        "rounds": [
+            {
+                "round": each.number,
+                "bytes": each.record_bytes,
+                "permanent-generation": each.permanent_generation,
+                "volatile-generation": each.volatile_generation,
+                "acknowledged-us": each.acknowledged_us,
+            }
+            for each in outgoing.rounds
+        ],
+        "tail-bytes": outgoing.tail_bytes,
+        "phases-us": dict(outgoing.phases_us),
+        "digests": dict(outgoing.digests),
+    }

@@ -1,0 +1,318 @@
+"""The destination of a migration: does what ``vtpmd.migration.destination`` decides.
+
+Records make images; a round of them is validated by libtpms and made durable before it is
+acknowledged. The tail comes by way of QEMU, and INIT waits for the source's Grant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from vtpmd import core
+from vtpmd.core import Image, LinkOperation, LinkRetire
+from vtpmd.daemon import tls
+from vtpmd.daemon.engine import Engine
+from vtpmd.errors import VtpmdError
+from vtpmd.migration import destination, tail
+from vtpmd.migration.destination import Destination, Do
+from vtpmd.migration.states import ImpossibleEvent, Local, State
+from vtpmd.store.handover import Handover
+from vtpmd.wire import peer
+from vtpmd.wire.control import StateType
+
+log = logging.getLogger(__name__)
+
+# From the tail to the Grant: a round trip, and a durable record at the source.
+GRANT_TIMEOUT_S: Final = 10.0
+# A source that says nothing before its HELLO, or sends half a message.
+HELLO_TIMEOUT_S: Final = 10.0
+READ_BYTES_MAX: Final = 64 * 1024
+
+_TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
+
+
+class Staged(NamedTuple):
+    """What the source and this side agree on: the images of the last acknowledged round."""
+
+    permanent: Image
+    volatile: Image
+
+
+NOTHING: Final = Staged(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))
+
+
+class Owner:
+    """What a session needs of the vTPM's instance."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        own: destination.Own,
+        handover: Handover,
+    ) -> None:
+        self.engine = engine
+        self.own = own
+        self.handover = handover
+
+
+class Incoming:
+    """One session of the destination, from the connection to its end."""
+
+    def __init__(self, owner: Owner, connection: tls.Connection) -> None:
+        self._owner = owner
+        self._machine = Destination(owner.own)
+        self._connection: tls.Connection | None = connection
+        self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        self._staged = NOTHING
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._tail_began_ns = 0
+        self._started = False
+
+    @property
+    def state(self) -> State:
+        """Where the session is."""
+        return self._machine.state
+
+    @property
+    def session(self) -> bytes:
+        """The session's name, which the source has chosen."""
+        return self._machine.session
+
+    @property
+    def awaits_init(self) -> bool:
+        """True from the tail until the TPM has started from it."""
+        return self.state in (State.TAKING, State.OWNING) and not self._started
+
+    async def run(self, decoder: peer.Decoder, first: peer.Message) -> None:
+        """Take what the source says until the session ends or the connection does."""
+        try:
+            # Made before the guest stands still: the file, and what opens the tail.
+            self._owner.handover.prepare_to_take()
+            tail.prepare()
+            await self._take(first)
+            while self._connection is not None:
+                message = decoder.next_message()
+                if message is not None:
+                    await self._take(message)
+                    continue
+                data = await self._connection.reader.read(READ_BYTES_MAX)
+                if not data:
+                    raise ConnectionError("the source closed the connection")
+                decoder.receive_data(data)
+        except (OSError, EOFError, peer.StreamError, ImpossibleEvent, VtpmdError) as error:
+            await self._lose(str(error))
+        finally:
+            self._close()
+
+    async def reclaim_over(self, connection: tls.Connection) -> None:
+        """The source asks again, over a new connection: its old one is gone."""
+        self._close()
+        self._connection = connection
+        await self._take(peer.Reclaim(self.session))
+
+    async def apply_tail(self, blob: bytes) -> None:
+        """Take the tail that QEMU's stream has brought, and ask the source for the vTPM.
+
+        Raises VtpmdError, in one line, for a tail that is not this session's next; nothing of it is
+        used then.
+        """
+        began_ns = time.perf_counter_ns()
+        async with self._lock:
+            if self.state is not State.HOLDING:
+                raise VtpmdError(
+                    f"the tail is refused: the session is {self.state.name}, must be HOLDING; the "
+                    "guest goes on at the source: migrate again"
+                )
+            assert self._machine.key is not None  # noqa: S101 - HOLDING comes after Key
+            try:
+                opened = tail.open_tail(
+                    blob,
+                    key=self._machine.key,
+                    uuid=self._owner.own.uuid,
+                    session=self.session,
+                )
+                final = _apply(self._staged, opened)
+            except (tail.TailError, core.DeltaError) as error:
+                raise VtpmdError(f"the tail is refused: {error}") from error
+            applied_ns = time.perf_counter_ns()
+            await self._validate(final)
+            validated_ns = time.perf_counter_ns()
+            self._owner.handover.stage(final.permanent.data)
+            stored_ns = time.perf_counter_ns()
+            self._machine.step(Local.TAIL_APPLIED)
+            durations_us = (
+                (applied_ns - began_ns) // 1000,
+                (validated_ns - applied_ns) // 1000,
+                (stored_ns - validated_ns) // 1000,
+            )
+            self._staged = final
+            self._tail_began_ns = stored_ns
+            digests = (_digest(final.permanent), _digest(final.volatile))
+            await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
+
+    async def wait_for_grant(self) -> None:
+        """Return once the vTPM is ours. Raises VtpmdError: then it is not, and must not run."""
+        try:
+            async with asyncio.timeout(GRANT_TIMEOUT_S):
+                while self.state is State.TAKING:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            await self._lose("the source did not grant the vTPM in time")
+        if self.state is not State.OWNING:
+            raise VtpmdError(
+                "the source has not granted the vTPM, so it is not started here; the guest goes on "
+                "at the source: migrate again"
+            )
+        self._owner.handover.take()
+        # INIT has nothing to write then: the state is durable, in the file for incoming ones.
+        state = self._staged.permanent
+        await self._owner.engine.request(LinkOperation.LOAD_STATE, state.type, state.data)
+
+    def started(self, init_us: int) -> None:
+        """Tell the source that the TPM runs, and what that took."""
+        self._started = True
+        wait_us = (time.perf_counter_ns() - self._tail_began_ns) // 1000 - init_us
+        if self._connection is not None:
+            running = peer.Running(self.session, max(wait_us, 0), init_us)
+            self._connection.writer.write(peer.encode(running))
+
+    async def settle(self) -> None:
+        """With the guest running: put the state into its own file."""
+        engine, generations = self._owner.engine, [image.generation for image in self._staged]
+        await engine.request(
+            LinkOperation.RAISE_GENERATION, payload=struct.pack("=QQ", *generations)
+        )
+        reply = await engine.request(LinkOperation.STORE_PERMANENT)
+        if reply.result:
+            log.error("the state stays in tpm2-00.incoming: its own file cannot be written")
+            return
+        self._owner.handover.finish_taking()
+        self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        self._staged = NOTHING
+
+    async def set_aside(self, reason: str) -> None:
+        """QEMU brings whole blobs, or starts from the directory: the session is of no use."""
+        if self.state not in (State.OWNING, State.ENDED):
+            await self._lose(reason)
+            self._close()
+
+    async def _take(self, message: peer.Message) -> None:
+        async with self._lock:
+            for action in self._machine.step(message):
+                await self._perform(action)
+        self._changed.set()
+
+    async def _lose(self, reason: str) -> None:
+        async with self._lock:
+            if self.state not in (State.ENDED, State.STAGING):
+                for action in self._machine.step(Local.LINK_LOST, reason):
+                    await self._perform(action)
+        self._changed.set()
+
+    async def _perform(self, action: destination.Action) -> None:
+        match action:
+            case destination.Send(message=message):
+                if self._connection is not None:
+                    self._connection.writer.write(peer.encode(message))
+            case destination.Apply(record=record):
+                self._apply_record(record)
+            case destination.Stage():
+                await self._stage(action)
+            case destination.Discard(reason=reason):
+                await self._discard(reason)
+            case Do.RELEASE:
+                await self._release()
+            case Do.CLOSE:
+                self._close()
+
+    def _apply_record(self, record: bytes) -> None:
+        kind = StateType(core.delta_inspect(record).type)
+        if kind not in self._images:
+            raise peer.StreamError(f"a record of type {kind.name}")
+        self._images[kind] = core.delta_apply(self._images[kind], record)
+
+    async def _stage(self, wanted: destination.Stage) -> None:
+        images = Staged(*(self._images[kind] for kind in _TYPES))
+        try:
+            if wanted != (images.permanent.generation, images.volatile.generation):
+                raise VtpmdError("the round does not end at the generations that it says")
+            await self._validate(images)
+            self._owner.handover.stage(images.permanent.data)
+        except VtpmdError as error:
+            event, reason = Local.STAGE_FAILED, str(error)
+        else:
+            event, reason = Local.STAGED, ""
+            self._staged = images
+        for action in self._machine.step(event, reason):
+            await self._perform(action)
+
+    async def _validate(self, images: Staged) -> None:
+        """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
+        for image in images:
+            reply = await self._owner.engine.request(
+                LinkOperation.SET_STATE, image.type, image.data
+            )
+            if reply.result:
+                raise VtpmdError(
+                    f"libtpms at the destination refuses the {StateType(image.type).name.lower()} "
+                    f"state with {reply.result:#x}"
+                )
+
+    async def _discard(self, reason: str) -> None:
+        log.warning("the state that a peer has sent is set aside: %s", reason)
+        self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        self._staged = NOTHING
+        self._owner.handover.finish_taking()
+        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+
+    async def _release(self) -> None:
+        """Give the vTPM back, unless the guest has used it here."""
+        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        if reply.result:
+            await self._perform(destination.Send(peer.Kept(self.session)))
+            return
+        self._owner.handover.hand_over("the source, which has reclaimed it")
+        for action in self._machine.step(Local.RELEASE):
+            await self._perform(action)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.writer.close()
+            self._connection = None
+
+
+def _apply(base: Staged, opened: tail.Tail) -> Staged:
+    """Return the images that a tail makes of the acknowledged ones.
+
+    Raises TailError or DeltaError.
+    """
+    header = opened.header
+    if (header.permanent_from, header.volatile_from) != (
+        base.permanent.generation,
+        base.volatile.generation,
+    ):
+        raise tail.TailError("it does not continue what was acknowledged here")
+    final = Staged(
+        *(
+            core.delta_apply(image, record) if record else image
+            for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
+        )
+    )
+    if (header.permanent_to, header.volatile_to) != (
+        final.permanent.generation,
+        final.volatile.generation,
+    ):
+        raise tail.TailError("its records do not end at the generations that it says")
+    return final
+
+
+def _digest(image: Image) -> bytes:
+    return image.digest or sha256(image.data).digest()

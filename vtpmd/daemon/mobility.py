@@ -1,0 +1,215 @@
+"""Where a vTPM's migrations meet its control channel: at most one session out, and one in.
+
+Imports the sessions when there is one: TLS and what they need is not part of a vTPM's memory that
+never moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Final
+
+from vtpmd import core
+from vtpmd.core import Store
+from vtpmd.daemon.engine import Engine
+from vtpmd.errors import VtpmdError
+from vtpmd.store.handover import Handover
+
+if TYPE_CHECKING:
+    from vtpmd.daemon.incoming import Incoming
+    from vtpmd.daemon.outgoing import Notice, Outgoing, Peer
+    from vtpmd.daemon.tls import Connection
+    from vtpmd.wire.peer import Decoder, Hello
+
+log = logging.getLogger(__name__)
+
+TPM_VERSION: Final = 2
+NO_UUID: Final = bytes(16)
+
+Tell = Callable[[str, dict[str, object]], None]
+
+
+class NotOurs(VtpmdError):
+    """The vTPM is another host's, and must not be served here."""
+
+
+class Mobility:
+    """One vTPM's comings and goings."""
+
+    def __init__(self, engine: Engine, store: Store, handover: Handover, uuid: bytes) -> None:
+        self._engine = engine
+        self._store = store
+        self._handover = handover
+        self._uuid = uuid
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.outgoing: Outgoing | None = None
+        self.incoming: Incoming | None = None
+        # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
+        self.qemu_migrates: Callable[[], bool] | None = None
+        # Who is told of rounds, freeze and hand-over.
+        self.tell: Tell | None = None
+        self.is_running: Callable[[], bool] = lambda: False
+
+    # The source's side.
+
+    def arm(self, to: Peer) -> Outgoing:
+        """Begin a session with a destination. Raises VtpmdError while there is another."""
+        from vtpmd.daemon import outgoing
+
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            raise VtpmdError("a session is armed already; disarm it first")
+        owner = outgoing.Owner(
+            engine=self._engine,
+            store=self._store,
+            uuid=self._uuid,
+            handover=self._handover,
+            tell=self._tell,
+        )
+        session = self.outgoing = outgoing.Outgoing(owner, to)
+        self._spawn(session.run())
+        if self.qemu_migrates is None:
+            self._spawn(_rounds_by_time(session))
+        return session
+
+    def _tell(self, notice: Notice, data: dict[str, object]) -> None:
+        if self.tell is not None:
+            self.tell(notice.value, data)
+
+    async def tail(self) -> bytes | None:
+        """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
+
+        Invariant 6: a tail only when the authenticated peer has acknowledged a base, and QEMU, if
+        it can be asked, is migrating.
+        """
+        if self.outgoing is None or self.outgoing.ended.is_set():
+            return None
+        if self.qemu_migrates is not None and not self.qemu_migrates():
+            log.info("QEMU saves its state without migrating: it gets whole blobs")
+            return None
+        return await self.outgoing.freeze()
+
+    def is_frozen(self) -> bool:
+        """True while the state is QEMU's tail: the other blobs are empty then."""
+        return self.outgoing is not None and self.outgoing.is_frozen
+
+    async def guest_resumed(self) -> None:
+        """The guest runs here. Raises NotOurs unless its TPM may be served here."""
+        if self.outgoing is not None and not await self.outgoing.guest_resumed():
+            raise NotOurs("the vTPM was handed over, and the destination has not let go of it")
+
+    # The destination's side.
+
+    async def welcome(self, connection: Connection, decoder: Decoder, hello: Hello) -> None:
+        """Serve a source until its session ends."""
+        from vtpmd.daemon import incoming
+        from vtpmd.migration.destination import Own
+
+        if self.incoming is not None and not self.is_running():
+            await self.incoming.set_aside("a source begins a new session")
+        own = Own(
+            running=self.is_running(),
+            uuid=self._uuid,
+            tpm_version=TPM_VERSION,
+            libtpms_version=self._engine.libtpms_version,
+            image_bytes_max=core.IMAGE_BYTES_MAX,
+        )
+        owner = incoming.Owner(engine=self._engine, own=own, handover=self._handover)
+        session = incoming.Incoming(owner, connection)
+        if not own.running:
+            self.incoming = session
+        await session.run(decoder, hello)
+
+    async def reclaim(self, connection: Connection, session: bytes) -> None:
+        """A source asks for its vTPM over a new connection."""
+        from vtpmd.wire import peer
+
+        if self.incoming is not None and self.incoming.session == session:
+            await self.incoming.reclaim_over(connection)
+            return
+        # This vtpmd was started since. What it does not serve now, it must not serve later.
+        if self.is_running():
+            connection.writer.write(peer.encode(peer.Kept(session)))
+            return
+        self._handover.hand_over("the source, which has reclaimed it")
+        connection.writer.write(peer.encode(peer.Released(session)))
+
+    async def set_tail(self, blob: bytes) -> None:
+        """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
+        if self.incoming is None:
+            raise VtpmdError(
+                "the tail is refused: no source has a session here; the guest goes on at the "
+                "source: migrate again"
+            )
+        await self.incoming.apply_tail(blob)
+
+    async def set_aside(self) -> None:
+        """QEMU brings a whole blob: what a peer may have sent is of no use."""
+        if self.incoming is not None:
+            await self.incoming.set_aside("QEMU brings whole blobs")
+
+    async def before_init(self, *, has_blob: bool) -> None:
+        """Wait until the TPM may start. Raises NotOurs or VtpmdError: it may not."""
+        if self.incoming is not None and self.incoming.awaits_init:
+            await self.incoming.wait_for_grant()
+            return
+        if self.incoming is not None:
+            await self.incoming.set_aside("QEMU starts the TPM without the tail")
+        owner = self._handover.read_owner()
+        if owner is not None and not has_blob:
+            raise NotOurs(
+                f"the vTPM was handed over to {owner.to} at {owner.at}; if it does not run there "
+                "and will not, remove tpm2-00.owner from the state directory to start it here"
+            )
+
+    def after_init(self, init_us: int) -> None:
+        """The TPM has started: it is this host's."""
+        if self.incoming is not None and self.incoming.awaits_init:
+            self.incoming.started(init_us)
+            self._spawn(self.incoming.settle())
+        elif self._handover.read_owner() is not None:
+            # QEMU has brought the state back in its own stream.
+            self._handover.strike_out()
+
+    async def close(self) -> None:
+        """End all sessions; the vTPM stays whose it is."""
+        if self.outgoing is not None:
+            await self.outgoing.disarm("vtpmd stops")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def round_due(self) -> None:
+        """QEMU begins another pass."""
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            self._spawn(self.outgoing.round_due())
+
+    def guest_was_resumed(self) -> None:
+        """QEMU's monitor says that the guest runs; who asks next for its TPM hears the outcome."""
+        if self.outgoing is not None and self.outgoing.is_frozen:
+            self._spawn(self._resume())
+
+    async def _resume(self) -> None:
+        try:
+            await self.guest_resumed()
+        except NotOurs as error:
+            log.error("the guest runs, but its TPM answers with errors: %s", error)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a migration's session failed: %s", error, exc_info=error)
+
+
+async def _rounds_by_time(session: Outgoing) -> None:
+    from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
+
+    while not session.ended.is_set():
+        await asyncio.sleep(ROUND_INTERVAL_S)
+        await session.round_due()

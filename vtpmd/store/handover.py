@@ -1,0 +1,237 @@
+"""What a state directory says of moving: whose the vTPM is, and a state on its way in.
+
+    tpm2-00.owner       JSON, for people too; the vTPM is this host's if there is none
+
+    tpm2-00.incoming    the permanent state that a peer has sent, in two slots that take turns
+        Offset          Size      Content
+        0               8         magic, "VTPMDIN1"
+        8               8         serial of the slot that is the vTPM's state, by the source's Grant
+        4096            278528    slot 0: u64 serial, u32 length, SHA-256 of the state, the state
+        282624          278528    slot 1
+
+While the guest stands still every microsecond counts: both files are made beforehand, at their full
+size, and then written in place, so that a sync writes no metadata. A slot is valid if its digest
+is right; the one in use is never written to. A record is one sector, which disks write whole.
+Numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from hashlib import sha256
+from struct import Struct
+from typing import Final, NamedTuple
+
+from vtpmd.errors import VtpmdError
+from vtpmd.store.directory import StateDirectory, StateDirectoryError, read_regular_file
+from vtpmd.wire import swtpm_format
+
+INCOMING_NAME: Final = "tpm2-00.incoming"
+OWNER_NAME: Final = "tpm2-00.owner"
+PERMANENT_NAME: Final = "tpm2-00.permall"
+TEMPORARY_NAME: Final = "TMP2-00.handover"
+FILE_MODE: Final = 0o640  # swtpm's for state
+
+OWNER_VERSION: Final = 1
+OWNER_BYTES: Final = 512
+TEXT_LENGTH_MAX: Final = 100
+
+MAGIC: Final = b"VTPMDIN1"
+GRANTED: Final = Struct(">Q")
+GRANTED_OFFSET: Final = 8
+SLOTS_OFFSET: Final = 4096
+SLOT_HEADER: Final = Struct(">QI32s")
+SLOT_BYTES: Final = 278528  # 272 KiB: the store's largest image, and the header
+SLOTS: Final = 2
+INCOMING_BYTES: Final = SLOTS_OFFSET + SLOTS * SLOT_BYTES
+
+
+class HandedOver(NamedTuple):
+    """The vTPM is another host's."""
+
+    to: str
+    at: str  # ISO 8601, UTC
+
+
+class Handover:
+    """The hand-over files of one state directory. All of its methods raise VtpmdError."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+        self._fd = directory.directory_fd
+        self._serial = 0
+
+    # The source's side.
+
+    def prepare_to_hand_over(self) -> None:
+        """Make the owner record, saying that the vTPM is this host's, to be overwritten later."""
+        self._replace(OWNER_NAME, _owner_record(None))
+
+    def hand_over(self, to: str) -> None:
+        """Write down durably that the vTPM is another host's."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = _owner_record(HandedOver(to[:TEXT_LENGTH_MAX], at))
+        if not self._exists(OWNER_NAME):
+            self._replace(OWNER_NAME, record)
+            return
+        self._overwrite(OWNER_NAME, 0, record)
+
+    def strike_out(self) -> None:
+        """The vTPM is this host's: remove the record, if there is one."""
+        self._remove(OWNER_NAME)
+
+    def read_owner(self) -> HandedOver | None:
+        """Return whose the vTPM is, or None if it is this host's.
+
+        A record that cannot be read is an error: whose the vTPM is, is not known then.
+        """
+        try:
+            content = read_regular_file(self._fd, OWNER_NAME)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._failed(OWNER_NAME, error) from error
+        try:
+            return _parse_owner(content)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StateDirectoryError(
+                f"{self._directory.path / OWNER_NAME} cannot be read, so whose the vTPM is, is not "
+                "known: restore it, or remove it if no other host runs this guest"
+            ) from error
+
+    # The destination's side.
+
+    def prepare_to_take(self) -> None:
+        """Make the file for incoming states, with nothing in it."""
+        self._serial = 0
+        self._replace(INCOMING_NAME, MAGIC.ljust(INCOMING_BYTES, b"\0"))
+
+    def stage(self, state: bytes) -> None:
+        """Keep a permanent state that is on its way in, durably, beside the last one."""
+        header = SLOT_HEADER.pack(self._serial + 1, len(state), sha256(state).digest())
+        if len(header) + len(state) > SLOT_BYTES:
+            raise StateDirectoryError(f"a state of {len(state)} bytes is too large to be kept")
+        self._serial += 1
+        slot = self._serial % SLOTS
+        self._overwrite(INCOMING_NAME, SLOTS_OFFSET + slot * SLOT_BYTES, header + state)
+
+    def take(self) -> None:
+        """The source has granted the vTPM: what was staged last is its state, durably."""
+        self._overwrite(INCOMING_NAME, GRANTED_OFFSET, GRANTED.pack(self._serial))
+        if self._exists(OWNER_NAME):
+            self.strike_out()
+
+    def finish_taking(self) -> None:
+        """The state has its own file now, or is of no use: remove the one for incoming states."""
+        self._remove(INCOMING_NAME)
+
+    def recover(self) -> bool:
+        """After a crash: make a state that was granted the vTPM's, and forget one that was not.
+
+        Return True if there was one that was granted. A granted state that cannot be read is an
+        error, and stays as it is.
+        """
+        try:
+            content = read_regular_file(self._fd, INCOMING_NAME, INCOMING_BYTES)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._failed(INCOMING_NAME, error) from error
+        (granted,) = GRANTED.unpack_from(content.ljust(SLOTS_OFFSET, b"\0"), GRANTED_OFFSET)
+        if granted:
+            state = _slot(content, granted)
+            if state is None or not content.startswith(MAGIC):
+                raise StateDirectoryError(
+                    f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
+                    "damaged: restore it from a copy"
+                )
+            self._replace(PERMANENT_NAME, swtpm_format.encode_file(state))
+        self.finish_taking()
+        return bool(granted)
+
+    def _replace(self, name: str, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._unlink(TEMPORARY_NAME)
+            fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=self._fd)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            os.rename(TEMPORARY_NAME, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def _overwrite(self, name: str, offset: int, content: bytes) -> None:
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                if os.pwrite(fd, content, offset) != len(content):
+                    raise OSError(0, "short write")
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def _exists(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._unlink(name)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            return
+
+    def _failed(self, name: str, error: OSError) -> VtpmdError:
+        return StateDirectoryError(
+            f"cannot update {self._directory.path / name}: {error.strerror}; make room or repair "
+            "the file system"
+        )
+
+
+def _owner_record(owner: HandedOver | None) -> bytes:
+    moved = None if owner is None else owner._asdict()
+    text = json.dumps({"version": OWNER_VERSION, "handed-over": moved})
+    return text.encode().ljust(OWNER_BYTES - 1) + b"\n"
+
+
+def _parse_owner(content: bytes) -> HandedOver | None:
+    if len(content) > OWNER_BYTES:
+        raise ValueError("it is too long")
+    record = json.loads(content)
+    if record["version"] != OWNER_VERSION:
+        raise ValueError("it is of another version")
+    moved = record["handed-over"]
+    if moved is None:
+        return None
+    owner = HandedOver(str(moved["to"]), str(moved["at"]))
+    if any(len(text) > TEXT_LENGTH_MAX or not text.isprintable() for text in owner):
+        raise ValueError("a text in it is none")
+    return owner
+
+
+def _slot(content: bytes, serial: int) -> bytes | None:
+    """Return the state in the slot with a serial, or None unless it is there and whole."""
+    start = SLOTS_OFFSET + serial % SLOTS * SLOT_BYTES
+    slot = content[start : start + SLOT_BYTES]
+    if len(slot) < SLOT_HEADER.size:
+        return None
+    found, length, digest = SLOT_HEADER.unpack_from(slot)
+    state = slot[SLOT_HEADER.size : SLOT_HEADER.size + length]
+    whole = found == serial and len(state) == length and sha256(state).digest() == digest
+    return state if whole else None
