@@ -97,6 +97,18 @@ def test_granted_state_is_taken_up_after_a_crash(files: Handover, path: Path) ->
     assert not files.recover()
 
 
+def test_state_that_the_tpm_has_written_since_is_the_newer_one(files: Handover, path: Path) -> None:
+    """A crash between the guest's first NV write and the removal of the granted state."""
+    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
+    files.prepare_to_take()
+    files.stage(NEW)
+    files.take()
+    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(NEWEST))
+    assert files.recover()
+    assert permanent(path) == NEWEST
+    assert not (path / handover.INCOMING_NAME).exists()
+
+
 def test_state_that_was_not_granted_is_forgotten(files: Handover, path: Path) -> None:
     """The source has it."""
     (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))

@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         control = stack.enter_context(listener.listen(path))
         management = peers = None
         if config.manage is not None:
-            management = stack.enter_context(listener.listen(config.manage))
+            management = stack.enter_context(listener.listen(config.manage, "--manage"))
         if config.listen is not None:
             peers = stack.enter_context(listener.listen_for_peers(*config.listen))
         print(qemu_arguments(path.absolute(), name=config.name, uuid=config.uuid), flush=True)

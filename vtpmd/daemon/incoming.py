@@ -86,6 +86,11 @@ class Incoming:
         return self._machine.session
 
     @property
+    def has_ended(self) -> bool:
+        """True once the session is of no more use."""
+        return self.state is State.ENDED
+
+    @property
     def awaits_init(self) -> bool:
         """True from the tail until the TPM has started from it."""
         return self.state in (State.TAKING, State.OWNING) and not self._started
@@ -93,10 +98,11 @@ class Incoming:
     async def run(self, decoder: peer.Decoder, first: peer.Message) -> None:
         """Take what the source says until the session ends or the connection does."""
         try:
-            # Made before the guest stands still: the file, and what opens the tail.
-            self._owner.handover.prepare_to_take()
-            tail.prepare()
             await self._take(first)
+            if self.state is State.RECEIVING:
+                # Made before the guest stands still: the file, and what opens the tail.
+                self._owner.handover.prepare_to_take()
+                tail.prepare()
             while self._connection is not None:
                 message = decoder.next_message()
                 if message is not None:

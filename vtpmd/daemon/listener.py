@@ -24,19 +24,20 @@ class SocketInUse(VtpmdError):
 
 
 @contextmanager
-def listen(path: Path) -> Iterator[socket.socket]:
+def listen(path: Path, option: str = "--socket") -> Iterator[socket.socket]:
     """Listen on ``path`` (mode 0600), and remove the file afterwards.
 
     A socket that nobody serves any more is replaced; anything else in its place is left alone.
+    ``option`` is what gives another path, for errors.
     Raises SocketInUse or VtpmdError.
     """
     if len(os.fsencode(path)) > PATH_BYTES_MAX:
         raise VtpmdError(
             f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "
-            "give a shorter one with --socket"
+            f"give a shorter one with {option}"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        _bind(listening, path)
+        _bind(listening, path, option)
         listening.listen(BACKLOG)
         try:
             yield listening
@@ -45,29 +46,29 @@ def listen(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-def _bind(listening: socket.socket, path: Path) -> None:
+def _bind(listening: socket.socket, path: Path, option: str) -> None:
     if path.is_socket():
-        _remove_stale(path)
+        _remove_stale(path, option)
     # The file has its mode from the start: there is no moment for another user to connect.
     umask = os.umask(0o177)
     try:
         listening.bind(os.fspath(path))
     except OSError as error:
         raise VtpmdError(
-            f"cannot listen on {path}: {error.strerror}; give another path with --socket"
+            f"cannot listen on {path}: {error.strerror}; give another path with {option}"
         ) from error
     finally:
         os.umask(umask)
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, option: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(os.fspath(path))
     if result != errno.ECONNREFUSED:
         raise SocketInUse(
             f"cannot listen on {path}: another process does; stop it or give another path with "
-            "--socket"
+            f"{option}"
         )
     path.unlink()
 

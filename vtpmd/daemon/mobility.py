@@ -85,6 +85,8 @@ class Mobility:
         """
         if self.outgoing is None or self.outgoing.ended.is_set():
             return None
+        # What QEMU's monitor said before QEMU asked may still be waiting to be read.
+        await asyncio.sleep(0)
         if self.qemu_migrates is not None and not self.qemu_migrates():
             log.info("QEMU saves its state without migrating: it gets whole blobs")
             return None
@@ -106,10 +108,8 @@ class Mobility:
         from vtpmd.daemon import incoming
         from vtpmd.migration.destination import Own
 
-        if self.incoming is not None and not self.is_running():
-            await self.incoming.set_aside("a source begins a new session")
         own = Own(
-            running=self.is_running(),
+            running=self.is_running() or (self.incoming is not None and self.incoming.awaits_init),
             uuid=self._uuid,
             tpm_version=TPM_VERSION,
             libtpms_version=self._engine.libtpms_version,
@@ -118,6 +118,8 @@ class Mobility:
         owner = incoming.Owner(engine=self._engine, own=own, handover=self._handover)
         session = incoming.Incoming(owner, connection)
         if not own.running:
+            if self.incoming is not None:
+                await self.incoming.set_aside("a source begins a new session")
             self.incoming = session
         await session.run(decoder, hello)
 
@@ -125,10 +127,12 @@ class Mobility:
         """A source asks for its vTPM over a new connection."""
         from vtpmd.wire import peer
 
-        if self.incoming is not None and self.incoming.session == session:
-            await self.incoming.reclaim_over(connection)
+        incoming = self.incoming
+        if incoming is not None and incoming.session == session and not incoming.has_ended:
+            await incoming.reclaim_over(connection)
             return
-        # This vtpmd was started since. What it does not serve now, it must not serve later.
+        # The session is over, or this vtpmd was started since. What it does not serve now, it must
+        # not serve later.
         if self.is_running():
             connection.writer.write(peer.encode(peer.Kept(session)))
             return

@@ -26,7 +26,7 @@ from vtpmd.migration.source import Do, Source
 from vtpmd.migration.states import ImpossibleEvent, Local, State
 from vtpmd.store.handover import Handover
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.control import Result, StateType
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +177,12 @@ class Outgoing:
     async def round_due(self) -> None:
         """QEMU begins another pass, or time has passed."""
         async with self._lock:
-            if self.state is State.ARMED:
+            if self.state is not State.ARMED:
+                return
+            try:
                 await self._step(Local.ROUND_DUE)
+            except VtpmdError as error:
+                await self._disarm(str(error))
 
     async def disarm(self, reason: str) -> None:
         """End the session; QEMU's stream carries whole blobs from now on."""
@@ -308,6 +312,10 @@ class Outgoing:
     async def _capture(self) -> Images | None:
         """Return the state as it is now, or None if nothing ran since it was captured last."""
         reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        if reply.result == Result.BAD_ORDINAL and self._sent is not NOTHING:
+            return None  # the guest restarts, and its TPM with it
+        if reply.result == Result.BAD_ORDINAL:
+            raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
         if not reply.argument and self._sent is not NOTHING:
@@ -359,7 +367,13 @@ class Outgoing:
         if reply.result:
             await self._step(Local.RETIRE_FAILED)
             return
-        self._owner.handover.hand_over(f"{self._peer.host}:{self._peer.port}")
+        try:
+            self._owner.handover.hand_over(f"{self._peer.host}:{self._peer.port}")
+        except VtpmdError as error:
+            log.error("%s", error)
+            await self._owner.engine.request(LinkOperation.UNRETIRE)
+            await self._step(Local.RETIRE_FAILED)
+            return
         self.phases_us["source: retire"] = (time.perf_counter_ns() - began_ns) // 1000
         await self._step(Local.RETIRED)
 

@@ -64,7 +64,9 @@ class PeerServer:
         except VtpmdError as error:
             log.warning("%s", error)
         except (OSError, EOFError, TimeoutError, peer.StreamError) as error:
-            log.warning("a peer's connection ended: %s", error or type(error).__name__)
+            log.warning("a peer's connection ended: %s", str(error) or type(error).__name__)
+        except Exception:  # a mistake of ours must not keep other peers out
+            log.exception("a peer could not be served")
 
     async def _serve_peer(self, connection: tls.Connection) -> None:
         try:

@@ -94,7 +94,10 @@ class Source:
             case Local.RETIRED:
                 return [Send(peer.Grant(self.session)), Do.HANDED_OVER]
             case Local.RETIRE_FAILED:
-                return self._give_up("the guest has used its TPM since QEMU took the state")
+                return self._give_up(
+                    "it could not be retired: the guest has used its TPM since QEMU took the "
+                    "state, or the state directory cannot be written"
+                )
             case Local.GUEST_RESUMED if before is State.GRANTED:
                 return [Send(peer.Reclaim(self.session))]
             case Local.GUEST_RESUMED:

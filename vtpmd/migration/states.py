@@ -1,4 +1,4 @@
-"""The states of a session, of both sides, in one table. docs/peers.md draws it from here.
+"""The states of a session, of both sides, in one table. docs/stream-format.md has it too.
 
 Messages count as events of the side that receives them. What is not in the table is not possible:
 from the peer it ends the session, from ourselves it is a mistake in this program.

@@ -6,6 +6,7 @@
         Offset          Size      Content
         0               8         magic, "VTPMDIN1"
         8               8         serial of the slot that is the vTPM's state, by the source's Grant
+        16              32        SHA-256 of tpm2-00.permall when this file was made
         4096            278528    slot 0: u64 serial, u32 length, SHA-256 of the state, the state
         282624          278528    slot 1
 
@@ -41,6 +42,8 @@ TEXT_LENGTH_MAX: Final = 100
 MAGIC: Final = b"VTPMDIN1"
 GRANTED: Final = Struct(">Q")
 GRANTED_OFFSET: Final = 8
+DIGEST_OFFSET: Final = 16
+DIGEST_BYTES: Final = 32
 SLOTS_OFFSET: Final = 4096
 SLOT_HEADER: Final = Struct(">QI32s")
 SLOT_BYTES: Final = 278528  # 272 KiB: the store's largest image, and the header
@@ -106,7 +109,8 @@ class Handover:
     def prepare_to_take(self) -> None:
         """Make the file for incoming states, with nothing in it."""
         self._serial = 0
-        self._replace(INCOMING_NAME, MAGIC.ljust(INCOMING_BYTES, b"\0"))
+        head = MAGIC + GRANTED.pack(0) + self._permanent_digest()
+        self._replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
 
     def stage(self, state: bytes) -> None:
         """Keep a permanent state that is on its way in, durably, beside the last one."""
@@ -130,8 +134,8 @@ class Handover:
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
 
-        Return True if there was one that was granted. A granted state that cannot be read is an
-        error, and stays as it is.
+        Return True if there was one that was granted. If the TPM has written its own file since,
+        that is the newer one. A granted state that cannot be read is an error, and stays as it is.
         """
         try:
             content = read_regular_file(self._fd, INCOMING_NAME, INCOMING_BYTES)
@@ -140,7 +144,8 @@ class Handover:
         except OSError as error:
             raise self._failed(INCOMING_NAME, error) from error
         (granted,) = GRANTED.unpack_from(content.ljust(SLOTS_OFFSET, b"\0"), GRANTED_OFFSET)
-        if granted:
+        made_with = content[DIGEST_OFFSET : DIGEST_OFFSET + DIGEST_BYTES]
+        if granted and made_with == self._permanent_digest():
             state = _slot(content, granted)
             if state is None or not content.startswith(MAGIC):
                 raise StateDirectoryError(
@@ -150,6 +155,14 @@ class Handover:
             self._replace(PERMANENT_NAME, swtpm_format.encode_file(state))
         self.finish_taking()
         return bool(granted)
+
+    def _permanent_digest(self) -> bytes:
+        try:
+            return sha256(read_regular_file(self._fd, PERMANENT_NAME)).digest()
+        except FileNotFoundError:
+            return bytes(DIGEST_BYTES)
+        except OSError as error:
+            raise self._failed(PERMANENT_NAME, error) from error
 
     def _replace(self, name: str, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

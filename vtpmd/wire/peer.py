@@ -1,8 +1,8 @@
 """The stream between two vtpmd: frames in, messages out; messages to frames. No I/O.
 
 A frame is a u32 length, a u8 type and a body of that length less one. Numbers are big-endian. The
-stream runs inside TLS, which sees to its integrity and order; docs/peers.md has who says what when,
-docs/delta-format.md what is in a Record.
+stream runs inside TLS, which sees to its integrity and order; docs/stream-format.md has who says
+what when, docs/delta-format.md what is in a Record.
 """
 
 from __future__ import annotations
