@@ -49,7 +49,7 @@
  * digest; and the outcome is the result if and only if that has its digest.
  *
  * Both digests are whole. A record is small enough with them (an NV_Write of 8 bytes makes one of
- * 130), and the digest that a session reports for an image is then the one that its records carry.
+ * 125), and the digest that a session reports for an image is then the one that its records carry.
  */
 #pragma once
 

@@ -325,9 +325,9 @@ class Store:
 
     def read(self, image_type: int) -> Image:
         """Return a copy of an image. Raises StoreError."""
-        out = _allocate("uint8_t[]", IMAGE_BYTES_MAX)
-        n_bytes = self._read_into(image_type, out)
+        out, n_bytes = _allocate("uint8_t[]", IMAGE_BYTES_MAX), IMAGE_BYTES_MAX
         try:
+            n_bytes = self._read_into(image_type, out)
             data = bytes(ffi.buffer(out, n_bytes))
         finally:
             lib.explicit_bzero(out, n_bytes)
@@ -413,7 +413,8 @@ def delta_encode(base: Image, following: Image) -> bytes:
         raise ValueError("the image of generation 0 is empty")
     c_base, base_kept = _c_image(base)
     c_following, following_kept = _c_image(following)
-    record, n_bytes = _allocate("uint8_t[]", DELTA_RECORD_BYTES_MAX), ffi.new("size_t *")
+    record = _allocate("uint8_t[]", DELTA_RECORD_BYTES_MAX)
+    n_bytes = ffi.new("size_t *", DELTA_RECORD_BYTES_MAX)
     try:
         check_error(lib.delta_encode(base.type, c_base, c_following, record, n_bytes))
         return bytes(ffi.buffer(record, n_bytes[0]))

@@ -128,19 +128,21 @@ static void fuzz_encode(const uint8_t *data, size_t n_data)
     }
 }
 
-/* A decoder written another way: every rule by itself, numbers by division. */
-static bool decode_number(const uint8_t **at, const uint8_t *end, uint64_t *number)
+/* A decoder written another way: it makes what it can of operations that only break rules 6 and 7,
+ * so that a decoder that forgets such a rule finds nothing else that is wrong. */
+static bool decode_number(const uint8_t **at, const uint8_t *end, uint64_t *number, bool *valid)
 {
     uint64_t unit = 1, digits = 0;
 
     *number = 0;
     do {
-        if (*at == end || ++digits > 3)
+        if (*at == end || digits++ == 9)
             return false;
         *number += **at % 128 * unit;
         unit *= 128;
     } while (*(*at)++ >= 128);
-    return digits == 1 || *number >= unit / 128;
+    *valid &= digits <= 3 && (digits == 1 || *number >= unit / 128);
+    return true;
 }
 
 static bool decode(const struct delta_image *base, const uint8_t *at, size_t n_bytes,
@@ -148,24 +150,25 @@ static bool decode(const struct delta_image *base, const uint8_t *at, size_t n_b
 {
     const uint8_t *end = at + n_bytes;
     int64_t go_on = 0;
+    bool valid = true;
     char last = 0;
 
     for (*n_next = 0; at != end;) {
         uint64_t head, distance = 0;
-        if (!decode_number(&at, end, &head) || head < 2)
+        if (!decode_number(&at, end, &head, &valid))
             return false;
         uint64_t length = head / 2;
         char kind = head % 2 ? 'i' : 'c';
-        if (kind == 'c' && !decode_number(&at, end, &distance))
+        if (kind == 'c' && !decode_number(&at, end, &distance, &valid))
             return false;
-        if (kind == last && (kind == 'i' || distance == 0))
-            return false;
+        if (length == 0 || (kind == last && (kind == 'i' || distance == 0)))
+            valid = false;
         int64_t offset =
             go_on + (distance % 2 ? -(int64_t)(distance / 2) - 1 : (int64_t)(distance / 2));
         int64_t room = kind == 'i' ? end - at : (int64_t)base->n_bytes - offset;
-        if ((kind == 'c' && offset < 0) || (int64_t)length > room)
+        if ((kind == 'c' && offset < 0) || room < 0 || length > (uint64_t)room)
             return false;
-        if (*n_next + length > IMAGE_BYTES_MAX)
+        if (length > IMAGE_BYTES_MAX - *n_next)
             return false;
         memcpy(next_bytes + *n_next, kind == 'i' ? at : base->bytes + offset, length);
         at += kind == 'i' ? length : 0;
@@ -173,7 +176,7 @@ static bool decode(const struct delta_image *base, const uint8_t *at, size_t n_b
         *n_next += length;
         last = kind;
     }
-    return true;
+    return valid;
 }
 
 static size_t write_record(const struct delta_image *base, const uint8_t *operations,

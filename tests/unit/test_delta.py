@@ -328,10 +328,13 @@ def test_what_moved_is_copied_from_its_first_byte_to_its_last() -> None:
 
 
 def test_of_two_places_the_longer_match_is_taken() -> None:
-    """In place there are 40 equal bytes, elsewhere those and 1000 more."""
-    base = NEW[:300] + NOISE[:40] + NEW[300:504] + NOISE[:1040] + NEW[500:600]
+    """One is in place, the other begins on a block, so that both are found at the same byte."""
+    base = NEW[:300] + NOISE[:40] + NEW[300:504] + NOISE[:1040] + NEW[504:600]
     following = RANDOM.randbytes(300) + NOISE[:1040]
     assert encoded(base, following) == insert(following[:300]) + copy(1040, 244)
+    base = NEW[:320] + NOISE[:40] + NEW[320:500] + NOISE[:1040] + NEW[500:600]
+    following = RANDOM.randbytes(540) + NOISE[:1040]
+    assert encoded(base, following) == insert(following[:540]) + copy(1040)
 
 
 def test_a_record_is_never_longer_than_the_whole_image() -> None:

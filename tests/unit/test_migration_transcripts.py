@@ -218,6 +218,9 @@ DESTINATION = {
     "disarmed while holding": f"""{TO_HOLDING}
     Disarm                  ENDED       discard, CLOSE
     """,
+    "the tail cannot be used": f"""{TO_HOLDING}
+    TAIL_REFUSED            ENDED       send Refuse, discard, CLOSE
+    """,
     "the guest resumes at the source": f"""{TO_TAKING}
     Disarm                  ENDED       discard, CLOSE
     """,
@@ -226,6 +229,11 @@ DESTINATION = {
     """,
     "the link is lost before the grant": f"""{TO_TAKING}
     LINK_LOST               ENDED       discard, CLOSE
+    """,
+    "the freeze overtakes a round": f"""{TO_TAKING}
+    Record                  TAKING
+    Commit                  TAKING
+    Grant                   OWNING      MAY_RUN
     """,
     "given back": f"""{TO_OWNING}
     Reclaim                 OWNING      RELEASE

@@ -91,6 +91,8 @@ def report(outgoing: Outgoing) -> dict[str, object]:
             }
             for each in outgoing.rounds
         ],
+        "rounds-sent": outgoing.rounds[-1].number if outgoing.rounds else 0,
+        "round-bytes": outgoing.round_bytes,
         "tail-bytes": outgoing.tail_bytes,
         "phases-us": dict(outgoing.phases_us),
         "digests": dict(outgoing.digests),

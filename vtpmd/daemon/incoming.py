@@ -70,6 +70,8 @@ class Incoming:
         self._connection: tls.Connection | None = connection
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = NOTHING
+        # The round before: the source may not have heard of the last one when it made the tail.
+        self._staged_before = NOTHING
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._tail_began_ns = 0
@@ -129,39 +131,51 @@ class Incoming:
         Raises VtpmdError, in one line, for a tail that is not this session's next; nothing of it is
         used then.
         """
-        began_ns = time.perf_counter_ns()
         async with self._lock:
             if self.state is not State.HOLDING:
                 raise VtpmdError(
                     f"the tail is refused: the session is {self.state.name}, must be HOLDING; the "
                     "guest goes on at the source: migrate again"
                 )
-            assert self._machine.key is not None  # noqa: S101 - HOLDING comes after Key
             try:
-                opened = tail.open_tail(
-                    blob,
-                    key=self._machine.key,
-                    uuid=self._owner.own.uuid,
-                    session=self.session,
-                )
-                final = _apply(self._staged, opened)
-            except (tail.TailError, core.DeltaError) as error:
+                await self._use_tail(blob)
+            except (tail.TailError, VtpmdError) as error:
+                for action in self._machine.step(Local.TAIL_REFUSED, str(error)):
+                    await self._perform(action)
                 raise VtpmdError(f"the tail is refused: {error}") from error
-            applied_ns = time.perf_counter_ns()
-            await self._validate(final)
-            validated_ns = time.perf_counter_ns()
-            self._owner.handover.stage(final.permanent.data)
-            stored_ns = time.perf_counter_ns()
-            self._machine.step(Local.TAIL_APPLIED)
-            durations_us = (
-                (applied_ns - began_ns) // 1000,
-                (validated_ns - applied_ns) // 1000,
-                (stored_ns - validated_ns) // 1000,
-            )
-            self._staged = final
-            self._tail_began_ns = stored_ns
-            digests = (_digest(final.permanent), _digest(final.volatile))
-            await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
+
+    async def _use_tail(self, blob: bytes) -> None:
+        began_ns = time.perf_counter_ns()
+        assert self._machine.key is not None  # noqa: S101 - HOLDING comes after Key
+        opened = tail.open_tail(
+            blob, key=self._machine.key, uuid=self._owner.own.uuid, session=self.session
+        )
+        final = _apply(self._base_of(opened.header), opened)
+        applied_ns = time.perf_counter_ns()
+        await self._validate(final)
+        validated_ns = time.perf_counter_ns()
+        self._owner.handover.stage(final.permanent.data)
+        stored_ns = time.perf_counter_ns()
+        self._machine.step(Local.TAIL_APPLIED)
+        durations_us = (
+            (applied_ns - began_ns) // 1000,
+            (validated_ns - applied_ns) // 1000,
+            (stored_ns - validated_ns) // 1000,
+        )
+        self._staged = final
+        self._tail_began_ns = stored_ns
+        digests = (_digest(final.permanent), _digest(final.volatile))
+        await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
+
+    def _base_of(self, header: tail.Header) -> Staged:
+        """Return the images that a tail continues. Raises TailError."""
+        for base in (self._staged, self._staged_before):
+            if (header.permanent_from, header.volatile_from) == (
+                base.permanent.generation,
+                base.volatile.generation,
+            ):
+                return base
+        raise tail.TailError("it does not continue what was acknowledged here")
 
     async def wait_for_grant(self) -> None:
         """Return once the vTPM is ours. Raises VtpmdError: then it is not, and must not run."""
@@ -202,7 +216,7 @@ class Incoming:
             return
         self._owner.handover.finish_taking()
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._staged = NOTHING
+        self._staged = self._staged_before = NOTHING
 
     async def set_aside(self, reason: str) -> None:
         """QEMU brings whole blobs, or starts from the directory: the session is of no use."""
@@ -256,7 +270,7 @@ class Incoming:
             event, reason = Local.STAGE_FAILED, str(error)
         else:
             event, reason = Local.STAGED, ""
-            self._staged = images
+            self._staged_before, self._staged = self._staged, images
         for action in self._machine.step(event, reason):
             await self._perform(action)
 
@@ -275,7 +289,7 @@ class Incoming:
     async def _discard(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._staged = NOTHING
+        self._staged = self._staged_before = NOTHING
         self._owner.handover.finish_taking()
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
 
@@ -296,16 +310,8 @@ class Incoming:
 
 
 def _apply(base: Staged, opened: tail.Tail) -> Staged:
-    """Return the images that a tail makes of the acknowledged ones.
-
-    Raises TailError or DeltaError.
-    """
+    """Return the images that a tail makes of those it continues. Raises TailError, DeltaError."""
     header = opened.header
-    if (header.permanent_from, header.volatile_from) != (
-        base.permanent.generation,
-        base.volatile.generation,
-    ):
-        raise tail.TailError("it does not continue what was acknowledged here")
     final = Staged(
         *(
             core.delta_apply(image, record) if record else image

@@ -46,6 +46,8 @@ class Mobility:
         self._tasks: set[asyncio.Task[None]] = set()
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
+        # A tail could not be used: what the directory holds is not what QEMU's guest had.
+        self._tail_failed = False
         # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
         self.qemu_migrates: Callable[[], bool] | None = None
         # Who is told of rounds, freeze and hand-over.
@@ -141,23 +143,30 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
+        self._tail_failed = True
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
                 "source: migrate again"
             )
         await self.incoming.apply_tail(blob)
+        self._tail_failed = False
 
     async def set_aside(self) -> None:
         """QEMU brings a whole blob: what a peer may have sent is of no use."""
+        self._tail_failed = False
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU brings whole blobs")
 
     async def before_init(self, *, has_blob: bool) -> None:
         """Wait until the TPM may start. Raises NotOurs or VtpmdError: it may not."""
         if self.incoming is not None and self.incoming.awaits_init:
+            self._tail_failed = True
             await self.incoming.wait_for_grant()
+            self._tail_failed = False
             return
+        if self._tail_failed:
+            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU starts the TPM without the tail")
         owner = self._handover.read_owner()
@@ -166,6 +175,10 @@ class Mobility:
                 f"the vTPM was handed over to {owner.to} at {owner.at}; if it does not run there "
                 "and will not, remove tpm2-00.owner from the state directory to start it here"
             )
+
+    def qemu_connected(self) -> None:
+        """Another QEMU has connected: what the last one brought is not its guest's."""
+        self._tail_failed = False
 
     def after_init(self, init_us: int) -> None:
         """The TPM has started: it is this host's."""

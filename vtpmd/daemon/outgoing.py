@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from hashlib import sha256
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 
 # Rounds where QEMU does not say when its passes begin. A pass of a small guest takes as long.
 ROUND_INTERVAL_S: Final = 0.1
-# The destination validates and syncs a round in milliseconds; a disk that is busy needs longer.
-ANSWER_TIMEOUT_S: Final = 30.0
+# A session may stay armed for days; the report has the last ones, and the sums of all.
+ROUNDS_KEPT: Final = 1000
 # A guest's driver waits this long for its first command after a failed migration.
 RECLAIM_TIMEOUT_S: Final = 10.0
 READ_BYTES_MAX: Final = 64 * 1024
@@ -121,7 +122,8 @@ class Outgoing:
         self._answered = asyncio.Event()
         self._lock = asyncio.Lock()
         self.ended = asyncio.Event()
-        self.rounds: list[RoundReport] = []
+        self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
+        self.round_bytes = 0
         self.outcome: str | None = None
         self.reason: str | None = None
         self.phases_us: dict[str, int] = {}
@@ -292,19 +294,16 @@ class Outgoing:
         if images is None:
             await self._step(Local.NOTHING_CHANGED)
             return
-        records = [
-            core.delta_encode(before, after)
-            for before, after in zip(self._sent, images, strict=True)
-            if after.generation != before.generation
-        ]
+        images, records = _records(self._sent, images)
         number = self._machine.round.number + 1
         generations = (images.permanent.generation, images.volatile.generation)
         self._machine.round = source.Round(number, *generations)
         self._sent = images
         self._round_began_ns = time.perf_counter_ns()
         record_bytes = sum(map(len, records))
+        self.round_bytes += record_bytes
         self.rounds.append(RoundReport(number, *generations, record_bytes, None))
-        for record in records:
+        for record in filter(None, records):
             self._send(peer.Record(record))
         self._send(peer.Commit(*self._machine.round))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
@@ -328,10 +327,7 @@ class Outgoing:
         final = await self._capture() or self._sent
         captured_ns = time.perf_counter_ns()
         base = self._acknowledged
-        records = [
-            core.delta_encode(before, after) if after.generation != before.generation else b""
-            for before, after in zip(base, final, strict=True)
-        ]
+        final, records = _records(base, final)
         encoded_ns = time.perf_counter_ns()
         header = tail.Header(
             self._machine.session,
@@ -347,7 +343,7 @@ class Outgoing:
             nonce=os.urandom(tail.NONCE_BYTES),
         )
         self._machine.step(Local.FREEZE)
-        digests = (_digest(final.permanent, records[0]), _digest(final.volatile, records[1]))
+        digests = (_digest(final.permanent), _digest(final.volatile))
         self._machine.final_digests = digests
         self.digests = {"permanent": digests[0].hex(), "volatile": digests[1].hex()}
         self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
@@ -439,6 +435,22 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
 }
 
 
-def _digest(image: Image, record: bytes) -> bytes:
-    """Return an image's SHA-256: from the record that makes it, or worked out."""
-    return core.delta_inspect(record).result_digest if record else sha256(image.data).digest()
+def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
+    """Return what turns one state into the other, empty where nothing differs, and the other.
+
+    The digests that encoding has to work out are kept with it: they are most of the work.
+    """
+    images, records = [], []
+    for before, after in zip(base, following, strict=True):
+        if after.generation == before.generation:
+            images.append(before)
+            records.append(b"")
+            continue
+        record = core.delta_encode(before, after)
+        images.append(after._replace(digest=core.delta_inspect(record).result_digest))
+        records.append(record)
+    return Images(*images), records
+
+
+def _digest(image: Image) -> bytes:
+    return image.digest or sha256(image.data).digest()

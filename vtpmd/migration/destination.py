@@ -92,7 +92,7 @@ class Destination:
         match event:
             case Local.STAGED:
                 return [Send(peer.Ack(self._round, *self._generations))]
-            case Local.STAGE_FAILED:
+            case Local.STAGE_FAILED | Local.TAIL_REFUSED:
                 refusal = peer.Refuse(Reason.STATE, reason)
                 return [Send(refusal), Discard(reason), Do.CLOSE]
             case Local.RELEASE:
@@ -107,6 +107,8 @@ class Destination:
                 return self._hello(event)
             case peer.Key():
                 self.key = event.key
+            case peer.Record() | peer.Commit() if before is State.TAKING:
+                return []  # of the round that the freeze overtook: the tail has it
             case peer.Record():
                 return [Apply(event.record)]
             case peer.Commit():

@@ -48,6 +48,7 @@ class Local(Enum):
     STAGED = "the round is durable, and libtpms takes the state"
     STAGE_FAILED = "libtpms refuses the state, or it cannot be made durable"
     TAIL_APPLIED = "QEMU has brought the tail, and it fits"
+    TAIL_REFUSED = "QEMU has brought a tail that cannot be used"
     RELEASE = "the source has the vTPM back"
 
 
@@ -103,8 +104,11 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.HOLDING, peer.Record): State.HOLDING,
     (State.HOLDING, peer.Commit): State.STAGING,
     (State.HOLDING, Local.TAIL_APPLIED): State.TAKING,
+    (State.HOLDING, Local.TAIL_REFUSED): State.ENDED,
     (State.HOLDING, peer.Disarm): State.ENDED,
     (State.HOLDING, Local.LINK_LOST): State.ENDED,
+    (State.TAKING, peer.Record): State.TAKING,  # of the round that the freeze overtook
+    (State.TAKING, peer.Commit): State.TAKING,
     (State.TAKING, peer.Grant): State.OWNING,
     (State.TAKING, peer.Disarm): State.ENDED,
     (State.TAKING, peer.Reclaim): State.ENDED,
