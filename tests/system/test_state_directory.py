@@ -89,7 +89,7 @@ def contents(tpm: Tpm) -> Contents:
     )
 
 
-def test_state_directory_goes_there_and_back(lab: Lab) -> None:
+def test_invariant_9_state_directory_goes_there_and_back(lab: Lab) -> None:
     """The guest suspends (Shutdown and Startup with STATE), the programs change in between."""
     state = lab.directory / "state"
     expected: Contents | None = None

@@ -369,3 +369,15 @@ def test_fit_destination_welcomes(fine: dict[str, Any]) -> None:
     machine = Destination(OWN)
     machine.step(HELLO._replace(**fine))
     assert machine.state is State.RECEIVING
+
+
+def test_invariant_4_a_round_is_acknowledged_after_it_was_staged_only() -> None:
+    """Validated by libtpms, and durable: nothing else makes an Ack."""
+    acknowledged = 0
+    for transcript in DESTINATION.values():
+        for line in filter(str.strip, transcript.splitlines()):
+            event, _, actions = parse(line)
+            if "send Ack" in actions:
+                assert event == "STAGED"
+                acknowledged += 1
+    assert acknowledged
