@@ -8,7 +8,7 @@ Threads: all functions may be called from any thread, a ``Store`` by one at a ti
 """
 
 import os
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -42,6 +42,7 @@ class LinkOperation(IntEnum):
     FORGET_STATE = lib.LINK_FORGET_STATE
     RAISE_GENERATION = lib.LINK_RAISE_GENERATION
     STORE_PERMANENT = lib.LINK_STORE_PERMANENT
+    SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
 
 
 class LinkLocked(IntEnum):
@@ -50,6 +51,13 @@ class LinkLocked(IntEnum):
     NOTHING = lib.LINK_LOCKED_NOTHING
     PRESENT = lib.LINK_LOCKED_PRESENT
     ALL = lib.LINK_LOCKED_ALL
+
+
+class LinkInit(IntFlag):
+    """What the engine starts the TPM from (``enum link_init``)."""
+
+    CAME = lib.LINK_INIT_CAME
+    DURABLE = lib.LINK_INIT_DURABLE
 
 
 class LinkRetire(IntEnum):

@@ -145,8 +145,8 @@ static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
 
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_init(link->tpm);
+    (void)response;
+    return tpm_init(link->tpm, request->header.argument);
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
@@ -228,6 +228,23 @@ static TPM_RESULT do_set_state(struct link *link, struct message *request, struc
     (void)response;
     return tpm_set_state(link->tpm, request->header.argument, request->payload,
                          request->header.payload_bytes);
+}
+
+static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
+                                     struct message *response)
+{
+    uint32_t permanent_bytes = request->header.argument;
+    uint32_t both_bytes = request->header.payload_bytes;
+
+    (void)response;
+    if (permanent_bytes > both_bytes)
+        return TPM_BAD_PARAMETER;
+    TPM_RESULT result =
+        tpm_set_state(link->tpm, LINK_STATE_PERMANENT, request->payload, permanent_bytes);
+    if (result != TPM_SUCCESS)
+        return result;
+    return tpm_set_state(link->tpm, LINK_STATE_VOLATILE, request->payload + permanent_bytes,
+                         both_bytes - permanent_bytes);
 }
 
 static TPM_RESULT do_set_buffer_size(struct link *link, struct message *request,
@@ -332,6 +349,7 @@ static const operation operations[] = {
     [LINK_FORGET_STATE] = do_forget_state,
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_STORE_PERMANENT] = do_store_permanent,
+    [LINK_SET_BOTH_STATES] = do_set_both_states,
 };
 
 static int serve_request(struct link *link)

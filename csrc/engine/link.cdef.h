@@ -14,7 +14,8 @@ enum link_operation {
                                    TPMLIB_GetVersion() */
     LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
     LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
-    LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed */
+    LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed;
+                                   argument: enum link_init */
     LINK_STOP = 5,              /* TPM2_Shutdown if the guest did not send it, then power off */
     LINK_GET_ESTABLISHED = 6,   /* answer: argument */
     LINK_RESET_ESTABLISHED = 7, /* argument: locality */
@@ -36,6 +37,14 @@ enum link_operation {
     LINK_RAISE_GENERATION = 22, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
+    LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
+                                  payload has one after the other */
+};
+
+/* What LINK_INIT starts from; may be added up. */
+enum link_init {
+    LINK_INIT_CAME = 1,    /* the vTPM has come to this host: that ends a retirement */
+    LINK_INIT_DURABLE = 2, /* what LINK_SET_STATE gave is durable: there is nothing to write */
 };
 
 /* What must not have happened when the engine retires. */

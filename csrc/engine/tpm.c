@@ -143,13 +143,34 @@ static TPM_RESULT power_on(struct tpm *tpm)
     return result;
 }
 
-TPM_RESULT tpm_init(struct tpm *tpm)
+/* libtpms commits the state that it was given: make that the commit of what is there. */
+static TPM_RESULT take_given_state_as_stored(void)
+{
+    unsigned char *state = NULL;
+    uint32_t state_bytes = 0;
+
+    TPM_RESULT result = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &state, &state_bytes);
+    if (result != TPM_SUCCESS)
+        return result;
+    int r = nvram_load(LINK_STATE_PERMANENT, state, state_bytes);
+    explicit_bzero(state, state_bytes);
+    free(state);
+    return r < 0 ? TPM_SIZE : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from)
 {
     locked(tpm);
-    if (tpm->retired)
+    if (tpm->retired && !(from & LINK_INIT_CAME))
         return TPM_FAIL;
     if (tpm->running)
         power_off(tpm);
+    tpm->retired = false;
+    if (from & LINK_INIT_DURABLE) {
+        TPM_RESULT result = take_given_state_as_stored();
+        if (result != TPM_SUCCESS)
+            return result;
+    }
     return power_on(tpm);
 }
 

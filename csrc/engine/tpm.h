@@ -53,9 +53,10 @@ struct tpm *tpm_new(struct io *io);
 void tpm_free(struct tpm *tpm);
 
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
- * stopped first. A volatile state is resumed from, and then removed. When it fails, the TPM is
- * stopped and the state files are as they were. */
-TPM_RESULT tpm_init(struct tpm *tpm);
+ * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
+ * When it fails, the TPM is stopped and the state files are as they were. A retired TPM does not
+ * start, unless the vTPM has come back. */
+TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from);
 
 /* Send TPM2_Shutdown if the guest did not, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);

@@ -72,7 +72,7 @@ static uint32_t execute(const char *bytes, size_t n_bytes)
 
 static void start(void)
 {
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -153,14 +153,14 @@ static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
     for (size_t cut = 0; cut < n_bytes; cut += 97) {
         nvram_load(LINK_STATE_PERMANENT, bytes, cut);
         io.calls = 0;
-        assert_int_not_equal(tpm_init(tpm), TPM_SUCCESS);
+        assert_int_not_equal(tpm_init(tpm, 0), TPM_SUCCESS);
         assert_int_equal(io.calls, 0);
         assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
         /* Nor through the control channel's way in. */
         assert_int_not_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, cut), TPM_SUCCESS);
     }
     nvram_load(LINK_STATE_PERMANENT, bytes, n_bytes);
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     free(bytes);
 }
 
@@ -180,7 +180,7 @@ static void invariant_5_a_moved_state_is_bit_exact(void **state)
     tpm_stop(tpm);
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &again, &n_again), TPM_SUCCESS);
     assert_int_equal(n_again, n_moved[LINK_STATE_PERMANENT]);
     assert_memory_equal(again, moved[LINK_STATE_PERMANENT], n_again);
@@ -203,12 +203,12 @@ static void a_stored_volatile_state_resumes_once(void **state)
     read_pcr(before);
     assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
     assert_true(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     read_pcr(after);
     assert_memory_equal(before, after, sizeof(before));
     /* Else a second crash would bring back PCRs that the guest has extended since. */
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
 }
 
@@ -221,7 +221,7 @@ static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
     assert_true(clock_is_safe());
     /* PCRs come back only to a guest that asked for it. */
     tpm_stop(tpm);
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
 }
 
@@ -262,7 +262,7 @@ static void an_h_crtm_event_sets_the_established_bit_until_it_is_reset(void **st
     bool established = true;
 
     (void)state;
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
     assert_false(established);
     assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
@@ -335,12 +335,17 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
     assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), TPM2_RC_FAILURE);
     assert_int_equal(tpm_hash_start(tpm), TPM_FAIL);
     assert_int_equal(tpm_reset_established(tpm, 3), TPM_FAIL);
-    assert_int_equal(tpm_init(tpm), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
     assert_int_equal(io.calls, 0);
 
     assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
     read_pcr(after);
     assert_memory_equal(before, after, sizeof(before));
+
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME), TPM_SUCCESS); /* the vTPM has come back */
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     store_free(writable);
     store_free(store);
 }
@@ -351,7 +356,7 @@ static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
     start();
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
     tpm_unretire(tpm);
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
 }
@@ -397,9 +402,9 @@ static void a_state_that_is_forgotten_is_not_started_from(void **state)
 static void a_commit_that_changes_nothing_writes_nothing(void **state)
 {
     (void)state;
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     io.calls = 0;
-    assert_int_equal(tpm_init(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
     assert_int_equal(io.calls, 0);
     assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
     assert_true(io.calls > 0);

@@ -1,12 +1,15 @@
 """What Python says of the engine link is what C says."""
 
+from enum import IntEnum, IntFlag
+
 import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
 
-PREFIXES = {
+PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
+    "LINK_INIT_": core.LinkInit,
     "LINK_RETIRE_": core.LinkRetire,
     "LINK_LOCKED_": core.LinkLocked,
     "LINK_FD_": core.LinkDescriptor,

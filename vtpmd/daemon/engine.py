@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -101,6 +102,11 @@ class Engine:
                 header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
                 await self._send(header, payload, descriptor)
                 return await self._receive_reply(operation)
+
+    async def raise_generations(self, floor: int) -> None:
+        """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
+        floors = struct.pack("=QQ", floor, floor)
+        await self.request(LinkOperation.RAISE_GENERATION, payload=floors)
 
     async def stop(self) -> None:
         """End the engine: it sends TPM2_Shutdown if the guest did not, and exits.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -103,7 +102,7 @@ class Incoming:
             await self._take(first)
             if self.state is State.RECEIVING:
                 # Made before the guest stands still: the file, and what opens the tail.
-                self._owner.handover.prepare_to_take()
+                self._owner.handover.prepare_to_take(self.session)
                 tail.prepare()
             while self._connection is not None:
                 message = decoder.next_message()
@@ -191,10 +190,10 @@ class Incoming:
                 "the source has not granted the vTPM, so it is not started here; the guest goes on "
                 "at the source: migrate again"
             )
+
+    def take(self) -> None:
+        """Write down durably that the vTPM is ours: before the guest hears that its TPM runs."""
         self._owner.handover.take()
-        # INIT has nothing to write then: the state is durable, in the file for incoming ones.
-        state = self._staged.permanent
-        await self._owner.engine.request(LinkOperation.LOAD_STATE, state.type, state.data)
 
     def started(self, init_us: int) -> None:
         """Tell the source that the TPM runs, and what that took."""
@@ -206,21 +205,22 @@ class Incoming:
 
     async def settle(self) -> None:
         """With the guest running: put the state into its own file."""
-        engine, generations = self._owner.engine, [image.generation for image in self._staged]
-        await engine.request(
-            LinkOperation.RAISE_GENERATION, payload=struct.pack("=QQ", *generations)
-        )
+        engine, handover = self._owner.engine, self._owner.handover
+        used = max(image.generation for image in self._staged)
+        await engine.raise_generations(handover.reserve_generations(used))
         reply = await engine.request(LinkOperation.STORE_PERMANENT)
         if reply.result:
             log.error("the state stays in tpm2-00.incoming: its own file cannot be written")
             return
-        self._owner.handover.finish_taking()
+        handover.finish_taking()
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = self._staged_before = NOTHING
 
     async def set_aside(self, reason: str) -> None:
         """QEMU brings whole blobs, or starts from the directory: the session is of no use."""
         if self.state not in (State.OWNING, State.ENDED):
+            refusal = peer.Refuse(peer.Reason.STATE, f"{reason}; does its vtpmd follow its QEMU?")
+            await self._perform(destination.Send(refusal))
             await self._lose(reason)
             self._close()
 
@@ -276,15 +276,15 @@ class Incoming:
 
     async def _validate(self, images: Staged) -> None:
         """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
-        for image in images:
-            reply = await self._owner.engine.request(
-                LinkOperation.SET_STATE, image.type, image.data
+        permanent, volatile = (image.data for image in images)
+        reply = await self._owner.engine.request(
+            LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile
+        )
+        if reply.result:
+            raise VtpmdError(
+                f"libtpms at the destination refuses the state with {reply.result:#x}; is it older "
+                "than the source's?"
             )
-            if reply.result:
-                raise VtpmdError(
-                    f"libtpms at the destination refuses the {StateType(image.type).name.lower()} "
-                    f"state with {reply.result:#x}"
-                )
 
     async def _discard(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)

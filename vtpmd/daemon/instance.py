@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import time
@@ -133,26 +134,32 @@ class Instance:
 
     async def _init(self) -> bytes:
         self._running = False
-        await self._mobility.before_init(has_blob=self._has_blob)
+        start = await self._mobility.before_init(has_blob=self._has_blob)
         self._has_blob = False
         began_ns = time.perf_counter_ns()
+        # INIT's flag asks for the removal of the volatile state: the engine always does it.
+        starting = asyncio.create_task(self._engine.request(LinkOperation.INIT, start))
         try:
-            # INIT's flag asks for the removal of the volatile state: the engine always does it.
-            await self._ask(LinkOperation.INIT)
-        except CommandFailed as failure:
+            await asyncio.sleep(0)  # the engine has it now, and works on it meanwhile
+            self._mobility.while_init(start)
+        finally:
+            reply = await starting
+        if reply.result:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
                 "untouched: restore them from a copy",
-                failure.result,
+                reply.result,
             )
-            raise
+            raise CommandFailed(reply.result)
         self._running = True
-        self._mobility.after_init((time.perf_counter_ns() - began_ns) // 1000)
+        self._mobility.after_init(start, (time.perf_counter_ns() - began_ns) // 1000)
         return control.encode_result()
 
     async def _stop(self) -> bytes:
-        self._running = False
-        await self._ask(LinkOperation.STOP)
+        # QEMU stops the TPM before it loads a state, with the guest standing still.
+        if self._running or self._engine.death is not None:
+            self._running = False
+            await self._ask(LinkOperation.STOP)
         return control.encode_result()
 
     async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:

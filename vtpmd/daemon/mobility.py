@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import Store
+from vtpmd.core import LinkInit, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.errors import VtpmdError
 from vtpmd.store.handover import Handover
@@ -130,16 +130,15 @@ class Mobility:
         from vtpmd.wire import peer
 
         incoming = self.incoming
-        if incoming is not None and incoming.session == session and not incoming.has_ended:
+        known = incoming is not None and incoming.session == session
+        if incoming is not None and known and not incoming.has_ended:
             await incoming.reclaim_over(connection)
             return
-        # The session is over, or this vtpmd was started since. What it does not serve now, it must
-        # not serve later.
-        if self.is_running():
-            connection.writer.write(peer.encode(peer.Kept(session)))
-            return
-        self._handover.hand_over("the source, which has reclaimed it")
-        connection.writer.write(peer.encode(peer.Released(session)))
+        # A session that is over was never granted, or was released before. Of one that is not
+        # known nobody can say that no guest was served.
+        released = known or self._handover.has_declined(session)
+        answer = peer.Released(session) if released else peer.Kept(session)
+        connection.writer.write(peer.encode(answer))
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
@@ -158,13 +157,16 @@ class Mobility:
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU brings whole blobs")
 
-    async def before_init(self, *, has_blob: bool) -> None:
-        """Wait until the TPM may start. Raises NotOurs or VtpmdError: it may not."""
+    async def before_init(self, *, has_blob: bool) -> LinkInit:
+        """Wait until the TPM may start; return what it starts from.
+
+        Raises NotOurs or VtpmdError: it may not start.
+        """
         if self.incoming is not None and self.incoming.awaits_init:
             self._tail_failed = True
             await self.incoming.wait_for_grant()
             self._tail_failed = False
-            return
+            return LinkInit.CAME | LinkInit.DURABLE
         if self._tail_failed:
             raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
         if self.incoming is not None:
@@ -175,19 +177,28 @@ class Mobility:
                 f"the vTPM was handed over to {owner.to} at {owner.at}; if it does not run there "
                 "and will not, remove tpm2-00.owner from the state directory to start it here"
             )
+        return LinkInit.CAME if has_blob else LinkInit(0)
+
+    def while_init(self, start: LinkInit) -> None:
+        """Do what must be durable before INIT is answered; the engine is at it meanwhile."""
+        if self.incoming is not None and LinkInit.DURABLE in start:
+            self.incoming.take()
+
+    def after_init(self, start: LinkInit, init_us: int) -> None:
+        """The TPM has started; one that came from another host is ours now."""
+        if LinkInit.CAME not in start:
+            return
+        # What went out before is history.
+        self.outgoing = None
+        if self.incoming is not None and self.incoming.awaits_init:
+            self.incoming.started(init_us)
+            self._spawn(self.incoming.settle())
+        else:
+            self._handover.strike_out()
 
     def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
         self._tail_failed = False
-
-    def after_init(self, init_us: int) -> None:
-        """The TPM has started: it is this host's."""
-        if self.incoming is not None and self.incoming.awaits_init:
-            self.incoming.started(init_us)
-            self._spawn(self.incoming.settle())
-        elif self._handover.read_owner() is not None:
-            # QEMU has brought the state back in its own stream.
-            self._handover.strike_out()
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""

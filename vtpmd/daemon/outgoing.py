@@ -37,6 +37,8 @@ ROUND_INTERVAL_S: Final = 0.1
 ROUNDS_KEPT: Final = 1000
 # A guest's driver waits this long for its first command after a failed migration.
 RECLAIM_TIMEOUT_S: Final = 10.0
+# The first may find out that the old connection is gone.
+RECLAIM_ATTEMPTS: Final = 2
 READ_BYTES_MAX: Final = 64 * 1024
 TPM_VERSION: Final = 2
 
@@ -118,6 +120,7 @@ class Outgoing:
         self._connection: tls.Connection | None = None
         self._sent = self._acknowledged = NOTHING
         self._tail: bytes | None = None
+        self._was_kept = False
         self._round_began_ns = 0
         self._answered = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -164,7 +167,7 @@ class Outgoing:
         """Connect, and take what the destination says, until the session ends."""
         try:
             # Made before the guest stands still: the record, and what seals the tail.
-            self._owner.handover.prepare_to_hand_over()
+            await self._reserve_generations()
             tail.prepare()
             await self._connect()
             await self._take(Local.CONNECTED)
@@ -227,6 +230,12 @@ class Outgoing:
         async with self._lock:
             await self._step(event, reason)
 
+    async def _reserve_generations(self) -> None:
+        store = self._owner.store
+        used = max(store.generation(StateType.PERMANENT), store.generation(StateType.VOLATILE))
+        floor = self._owner.handover.reserve_generations(used)
+        await self._owner.engine.raise_generations(floor)
+
     async def _connect(self) -> None:
         to = self._peer
         context = tls.client_context(to.credentials)
@@ -244,6 +253,8 @@ class Outgoing:
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._take(message)
+                if isinstance(message, peer.Released | peer.Kept):
+                    self._answered.set()
 
     def _note(self, message: peer.Message) -> None:
         """Keep what the report will say of a message."""
@@ -258,9 +269,6 @@ class Outgoing:
         elif isinstance(message, peer.Running):
             self.phases_us["destination: wait for the grant"] = message.wait_us
             self.phases_us["destination: start the TPM"] = message.init_us
-            self._answered.set()
-        elif isinstance(message, peer.Released | peer.Kept):
-            self._answered.set()
 
     async def _step(self, event: source.Event, reason: str = "") -> None:
         """Take an event and do what it leads to."""
@@ -382,6 +390,7 @@ class Outgoing:
         await self._owner.engine.request(LinkOperation.UNRETIRE)
 
     async def _kept(self) -> None:
+        self._was_kept = True
         log.error("the destination serves the guest's TPM: it is not served here; stop this guest")
 
     async def _close_link(self) -> None:
@@ -389,26 +398,45 @@ class Outgoing:
 
     async def _reclaim(self) -> None:
         """Ask the destination to let go, over a new connection if the old one is gone."""
-        self._answered.clear()
+        reason = "the connection was lost twice"
         try:
-            async with asyncio.timeout(RECLAIM_TIMEOUT_S), asyncio.TaskGroup() as group:
-                if self._connection is None:
-                    await self._connect()
-                    group.create_task(self._read_answer())
-                await self._take(Local.GUEST_RESUMED)
-                await self._answered.wait()
-        except* (VtpmdError, TimeoutError, OSError) as errors:
+            async with asyncio.timeout(RECLAIM_TIMEOUT_S):
+                for _ in range(RECLAIM_ATTEMPTS):
+                    if self.state is State.GRANTED and not self._was_kept:
+                        await self._ask_to_let_go()
+        except TimeoutError:
+            reason = "it does not answer"
+        except (VtpmdError, OSError) as error:
+            reason = str(error)
+        if self.state is State.RECLAIMING:
+            await self._take(Local.LINK_LOST)
+        if self.state is State.GRANTED and not self._was_kept:
             log.error(
-                "the destination does not say whether it lets go of the vTPM, so it is not served "
+                "the destination does not say that it lets go of the vTPM, so it is not served "
                 "here (%s); stop the guest there, then remove tpm2-00.owner and start vtpmd again",
-                "; ".join(str(error) or "no answer" for error in errors.exceptions),
+                reason,
             )
-            if self.state is State.RECLAIMING:
-                await self._take(Local.LINK_LOST)
+
+    async def _ask_to_let_go(self) -> None:
+        """Return when there is an answer, or the connection is lost."""
+        self._answered.clear()
+        reading = None
+        if self._connection is None:
+            await self._connect()
+            reading = asyncio.create_task(self._read_answer())
+        try:
+            await self._take(Local.GUEST_RESUMED)
+            await self._answered.wait()
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
     async def _read_answer(self) -> None:
         try:
             await self._read()
+        except (OSError, EOFError, peer.StreamError, ImpossibleEvent) as error:
+            await self._lose(str(error))
         finally:
             self._close()
 

@@ -1,12 +1,14 @@
 """What a state directory says of moving: whose the vTPM is, and a state on its way in.
 
-    tpm2-00.owner       JSON, for people too; the vTPM is this host's if there is none
+    tpm2-00.owner       JSON, for people too: whose the vTPM is, and which generation numbers may
+                        have been used; this host's, and none, if there is no such file
 
     tpm2-00.incoming    the permanent state that a peer has sent, in two slots that take turns
         Offset          Size      Content
         0               8         magic, "VTPMDIN1"
         8               8         serial of the slot that is the vTPM's state, by the source's Grant
         16              32        SHA-256 of tpm2-00.permall when this file was made
+        48              16        session
         4096            278528    slot 0: u64 serial, u32 length, SHA-256 of the state, the state
         282624          278528    slot 1
 
@@ -39,11 +41,17 @@ OWNER_VERSION: Final = 1
 OWNER_BYTES: Final = 512
 TEXT_LENGTH_MAX: Final = 100
 
+# Of one session: a capture every microsecond would take an hour to use them up.
+GENERATIONS_RESERVED: Final = 1 << 32
+GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
+
 MAGIC: Final = b"VTPMDIN1"
 GRANTED: Final = Struct(">Q")
 GRANTED_OFFSET: Final = 8
 DIGEST_OFFSET: Final = 16
 DIGEST_BYTES: Final = 32
+SESSION_OFFSET: Final = 48
+SESSION_BYTES: Final = 16
 SLOTS_OFFSET: Final = 4096
 SLOT_HEADER: Final = Struct(">QI32s")
 SLOT_BYTES: Final = 278528  # 272 KiB: the store's largest image, and the header
@@ -58,6 +66,17 @@ class HandedOver(NamedTuple):
     at: str  # ISO 8601, UTC
 
 
+class _Record(NamedTuple):
+    """What the owner record says."""
+
+    handed_over: HandedOver | None
+    generation: int  # none above it has been used
+    declined: str  # the last session whose state was let go of before its Grant came
+
+
+NO_RECORD: Final = _Record(None, 0, "")
+
+
 class Handover:
     """The hand-over files of one state directory. All of its methods raise VtpmdError."""
 
@@ -68,32 +87,49 @@ class Handover:
 
     # The source's side.
 
-    def prepare_to_hand_over(self) -> None:
-        """Make the owner record, saying that the vTPM is this host's, to be overwritten later."""
-        self._replace(OWNER_NAME, _owner_record(None))
+    def reserve_generations(self, used: int) -> int:
+        """Make sure that no generation is used twice, here or elsewhere, also after a crash.
+
+        ``used`` is the highest that another host, or this one, is known to have used. Return what
+        all that come in this session must be above. The record is made anew, to be overwritten.
+        """
+        floor = max(used, self._read().generation)
+        record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
+        self._replace(OWNER_NAME, _owner_record(record))
+        return floor
 
     def hand_over(self, to: str) -> None:
         """Write down durably that the vTPM is another host's."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = _owner_record(HandedOver(to[:TEXT_LENGTH_MAX], at))
-        if not self._exists(OWNER_NAME):
-            self._replace(OWNER_NAME, record)
-            return
-        self._overwrite(OWNER_NAME, 0, record)
+        self._update(self._read()._replace(handed_over=HandedOver(to[:TEXT_LENGTH_MAX], at)))
 
     def strike_out(self) -> None:
-        """The vTPM is this host's: remove the record, if there is one."""
-        self._remove(OWNER_NAME)
+        """Write down durably that the vTPM is this host's."""
+        if self._exists(OWNER_NAME):
+            self._update(self._read()._replace(handed_over=None))
 
     def read_owner(self) -> HandedOver | None:
         """Return whose the vTPM is, or None if it is this host's.
 
         A record that cannot be read is an error: whose the vTPM is, is not known then.
         """
+        return self._read().handed_over
+
+    def has_declined(self, session: bytes) -> bool:
+        """Return whether a session's state was let go of before its Grant came."""
+        return self._read().declined == session.hex()
+
+    def _update(self, record: _Record) -> None:
+        if self._exists(OWNER_NAME):
+            self._overwrite(OWNER_NAME, 0, _owner_record(record))
+        else:
+            self._replace(OWNER_NAME, _owner_record(record))
+
+    def _read(self) -> _Record:
         try:
             content = read_regular_file(self._fd, OWNER_NAME)
         except FileNotFoundError:
-            return None
+            return NO_RECORD
         except OSError as error:
             raise self._failed(OWNER_NAME, error) from error
         try:
@@ -106,10 +142,10 @@ class Handover:
 
     # The destination's side.
 
-    def prepare_to_take(self) -> None:
-        """Make the file for incoming states, with nothing in it."""
+    def prepare_to_take(self, session: bytes) -> None:
+        """Make the file for a session's states, with nothing in it."""
         self._serial = 0
-        head = MAGIC + GRANTED.pack(0) + self._permanent_digest()
+        head = MAGIC + GRANTED.pack(0) + self._permanent_digest() + session
         self._replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
 
     def stage(self, state: bytes) -> None:
@@ -124,8 +160,6 @@ class Handover:
     def take(self) -> None:
         """The source has granted the vTPM: what was staged last is its state, durably."""
         self._overwrite(INCOMING_NAME, GRANTED_OFFSET, GRANTED.pack(self._serial))
-        if self._exists(OWNER_NAME):
-            self.strike_out()
 
     def finish_taking(self) -> None:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
@@ -153,6 +187,11 @@ class Handover:
                     "damaged: restore it from a copy"
                 )
             self._replace(PERMANENT_NAME, swtpm_format.encode_file(state))
+        if granted:
+            self.strike_out()
+        else:
+            session = content[SESSION_OFFSET : SESSION_OFFSET + SESSION_BYTES]
+            self._update(self._read()._replace(declined=session.hex()))
         self.finish_taking()
         return bool(granted)
 
@@ -217,25 +256,33 @@ class Handover:
         )
 
 
-def _owner_record(owner: HandedOver | None) -> bytes:
-    moved = None if owner is None else owner._asdict()
-    text = json.dumps({"version": OWNER_VERSION, "handed-over": moved})
-    return text.encode().ljust(OWNER_BYTES - 1) + b"\n"
+def _owner_record(record: _Record) -> bytes:
+    moved = None if record.handed_over is None else record.handed_over._asdict()
+    content = {
+        "version": OWNER_VERSION,
+        "handed-over": moved,
+        "generation": record.generation,
+        "declined": record.declined,
+    }
+    return json.dumps(content).encode().ljust(OWNER_BYTES - 1) + b"\n"
 
 
-def _parse_owner(content: bytes) -> HandedOver | None:
+def _parse_owner(content: bytes) -> _Record:
     if len(content) > OWNER_BYTES:
         raise ValueError("it is too long")
     record = json.loads(content)
     if record["version"] != OWNER_VERSION:
         raise ValueError("it is of another version")
-    moved = record["handed-over"]
+    moved, generation = record["handed-over"], record["generation"]
+    declined = str(record["declined"])
+    if type(generation) is not int or not 0 <= generation <= GENERATION_MAX:
+        raise ValueError("the generation is none")
     if moved is None:
-        return None
+        return _Record(None, generation, declined)
     owner = HandedOver(str(moved["to"]), str(moved["at"]))
     if any(len(text) > TEXT_LENGTH_MAX or not text.isprintable() for text in owner):
         raise ValueError("a text in it is none")
-    return owner
+    return _Record(owner, generation, declined)
 
 
 def _slot(content: bytes, serial: int) -> bytes | None:
