@@ -46,6 +46,7 @@ class Mobility:
         self._tasks: set[asyncio.Task[None]] = set()
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
+        self._settling: asyncio.Task[None] | None = None
         # A tail could not be used: what the directory holds is not what QEMU's guest had.
         self._tail_failed = False
         # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
@@ -70,7 +71,7 @@ class Mobility:
             tell=self._tell,
         )
         session = self.outgoing = outgoing.Outgoing(owner, to)
-        self._spawn(session.run())
+        self._spawn(self._run_when_settled(session))
         if self.qemu_migrates is None:
             self._spawn(_rounds_by_time(session))
         return session
@@ -192,7 +193,7 @@ class Mobility:
         self.outgoing = None
         if self.incoming is not None and self.incoming.awaits_init:
             self.incoming.started(init_us)
-            self._spawn(self.incoming.settle())
+            self._settling = self._spawn(self.incoming.settle())
         else:
             self._handover.strike_out()
 
@@ -224,10 +225,17 @@ class Mobility:
         except NotOurs as error:
             log.error("the guest runs, but its TPM answers with errors: %s", error)
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    async def _run_when_settled(self, session: Outgoing) -> None:
+        # Until then it is not known here which generations the last host has used.
+        if self._settling is not None:
+            await asyncio.wait([self._settling])
+        await session.run()
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
