@@ -34,7 +34,6 @@ MESSAGES: dict[str, peer.Message] = {
     "Ack of another round": peer.Ack(2, 10, 20),
     "Take": peer.Take(SESSION, *DIGESTS, 0, 0, 0),
     "Take of another state": peer.Take(SESSION, DIGESTS[0], b"x" * 32, 0, 0, 0),
-    "Take of another session": peer.Take(b"x" * 16, *DIGESTS, 0, 0, 0),
     "Grant": peer.Grant(SESSION),
     "Running": peer.Running(SESSION, 0, 0),
     "Reclaim": peer.Reclaim(SESSION),
@@ -151,9 +150,6 @@ SOURCE = {
     """,
     "the destination has made another state of the tail": f"""{TO_FROZEN}
     Take of another state   ENDED       go on, send Disarm, CLOSE
-    """,
-    "the destination asks for another session": f"""{TO_FROZEN}
-    Take of another session ENDED       go on, send Disarm, CLOSE
     """,
     "reclaimed": f"""{TO_GRANTED}
     GUEST_RESUMED           RECLAIMING  send Reclaim
@@ -315,6 +311,41 @@ def test_what_is_not_in_the_table_is_refused(state: State) -> None:
     for event in impossible:
         with pytest.raises(ImpossibleEvent, match=state.name):
             advance(state, event)
+
+
+@pytest.mark.parametrize("name", ["Grant", "Reclaim", "Disarm"])
+def test_invariant_3_messages_of_another_session_change_nothing_here(name: str) -> None:
+    """Whoever has a certificate cannot grant, reclaim or end a session that is not theirs."""
+    machine = Destination(OWN)
+    play(machine, TO_TAKING)
+    message = MESSAGES[name]
+    assert not isinstance(message, peer.Welcome | peer.Refuse | peer.Key | peer.Record)
+    with pytest.raises(ImpossibleEvent, match="another session"):
+        machine.step(type(message)(b"x" * 16))  # type: ignore[call-arg, arg-type]
+    assert machine.state is State.TAKING
+
+
+@pytest.mark.parametrize("kind", [peer.Released, peer.Kept])
+def test_invariant_3_answers_of_another_session_change_nothing_here(
+    kind: type[peer.Released] | type[peer.Kept],
+) -> None:
+    """Nor can they give this side the vTPM back."""
+    machine = new_source()
+    play(machine, TO_GRANTED)
+    machine.step(Local.GUEST_RESUMED)
+    with pytest.raises(ImpossibleEvent, match="another session"):
+        machine.step(kind(b"x" * 16))
+    assert machine.state is State.RECLAIMING
+    with pytest.raises(ImpossibleEvent, match="another session"):
+        new_source().step(peer.Take(b"x" * 16, *DIGESTS, 0, 0, 0))
+
+
+def test_a_round_before_the_key_is_refused() -> None:
+    """There would be a base, and no way to open the tail."""
+    machine = Destination(OWN)
+    machine.step(HELLO)
+    with pytest.raises(ImpossibleEvent, match="before Key"):
+        machine.step(MESSAGES["Commit"])
 
 
 def test_invariant_3_a_grant_comes_after_the_retirement_only() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vtpmd import __version__
-from vtpmd.cli import pki, run
+from vtpmd.cli import migrate, pki, run
 from vtpmd.errors import VtpmdError
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands)
+    migrate.add_parser(commands)
     pki.add_parser(commands)
     return parser
 

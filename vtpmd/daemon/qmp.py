@@ -315,8 +315,13 @@ class QemuFollower:
         # Nothing waits for a QEMU that does not read.
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
+        disconnecting = asyncio.create_task(client.disconnect())
         try:
-            await client.disconnect()
+            await asyncio.shield(disconnecting)
+        except asyncio.CancelledError:
+            # Else the library's own tasks end with errors that nobody has asked for.
+            await asyncio.wait([disconnecting], timeout=GREETING_TIMEOUT_S)
+            raise
         except (EOFError, OSError):
             pass  # how a connection ends
         except Exception as error:  # whatever made the library stop reading is raised here

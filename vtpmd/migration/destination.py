@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from vtpmd.migration.states import Local, State, advance
+from vtpmd.migration.states import ImpossibleEvent, Local, State, advance, check_session
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 
@@ -78,6 +78,10 @@ class Destination:
 
         Raises ImpossibleEvent, with nothing changed.
         """
+        if not isinstance(event, Local | peer.Hello):
+            check_session(event, self.session)
+        if isinstance(event, peer.Commit) and self.key is None:
+            raise ImpossibleEvent("Commit before Key")
         before = self.state
         self.state = advance(before, event if isinstance(event, Local) else type(event))
         if isinstance(event, Local):
@@ -115,7 +119,7 @@ class Destination:
                 self._round = event.round
                 self._generations = (event.permanent_generation, event.volatile_generation)
                 return [Stage(*self._generations)]
-            case peer.Grant() if event.session == self.session:
+            case peer.Grant():
                 return [Do.MAY_RUN]
             case peer.Reclaim() if before is State.TAKING:
                 released = Send(peer.Released(self.session))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from vtpmd.migration.states import Local, State, advance
+from vtpmd.migration.states import Local, State, advance, check_session
 from vtpmd.wire import peer
 
 
@@ -79,6 +79,8 @@ class Source:
 
         Raises ImpossibleEvent, with nothing changed.
         """
+        if not isinstance(event, Local):
+            check_session(event, self.session)
         before = self.state
         self.state = advance(before, event if isinstance(event, Local) else type(event))
         if isinstance(event, Local):
@@ -123,8 +125,7 @@ class Source:
             case peer.Refuse():
                 return [FallBack(f"the destination refuses: {event.text}"), Do.CLOSE]
             case peer.Take():
-                digests = (event.permanent_digest, event.volatile_digest)
-                if event.session != self.session or digests != self.final_digests:
+                if (event.permanent_digest, event.volatile_digest) != self.final_digests:
                     return self._give_up("the destination's state is not the one that was sent")
                 return [Do.RETIRE]
             case peer.Released():

@@ -123,6 +123,13 @@ class ImpossibleEvent(Exception):
     """An event that the table does not have in this state."""
 
 
+def check_session(message: peer.Message, session: bytes) -> None:
+    """Raise ImpossibleEvent for a message of another session."""
+    named = getattr(message, "session", session)
+    if named != session:
+        raise ImpossibleEvent(f"{type(message).__name__} of another session")
+
+
 def advance(state: State, event: Event) -> State:
     """Return the state after an event. Raises ImpossibleEvent."""
     try:
