@@ -147,7 +147,7 @@ class Incoming:
         began_ns = time.perf_counter_ns()
         assert self._machine.key is not None  # noqa: S101 - HOLDING comes after Key
         opened = tail.open_tail(
-            blob, key=self._machine.key, uuid=self._owner.own.uuid, session=self.session
+            blob, key=self._machine.key, uuid=self._machine.uuid, session=self.session
         )
         final = _apply(self._base_of(opened.header), opened)
         applied_ns = time.perf_counter_ns()

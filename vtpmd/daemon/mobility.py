@@ -47,8 +47,9 @@ class Mobility:
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
         self._settling: asyncio.Task[None] | None = None
-        # A tail could not be used: what the directory holds is not what QEMU's guest had.
-        self._tail_failed = False
+        # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
+        # holds is not what QEMU's guest had.
+        self._tail_came = False
         # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
         self.qemu_migrates: Callable[[], bool] | None = None
         # Who is told of rounds, freeze and hand-over.
@@ -143,18 +144,17 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        self._tail_failed = True
+        self._tail_came = True
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
                 "source: migrate again"
             )
         await self.incoming.apply_tail(blob)
-        self._tail_failed = False
 
     async def set_aside(self) -> None:
         """QEMU brings a whole blob: what a peer may have sent is of no use."""
-        self._tail_failed = False
+        self._tail_came = False
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU brings whole blobs")
 
@@ -164,11 +164,9 @@ class Mobility:
         Raises NotOurs or VtpmdError: it may not start.
         """
         if self.incoming is not None and self.incoming.awaits_init:
-            self._tail_failed = True
             await self.incoming.wait_for_grant()
-            self._tail_failed = False
             return LinkInit.CAME | LinkInit.DURABLE
-        if self._tail_failed:
+        if self._tail_came:
             raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU starts the TPM without the tail")
@@ -189,6 +187,7 @@ class Mobility:
         """The TPM has started; one that came from another host is ours now."""
         if LinkInit.CAME not in start:
             return
+        self._tail_came = False
         # What went out before is history.
         self.outgoing = None
         if self.incoming is not None and self.incoming.awaits_init:
@@ -199,7 +198,7 @@ class Mobility:
 
     def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
-        self._tail_failed = False
+        self._tail_came = False
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""

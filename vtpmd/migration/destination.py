@@ -68,6 +68,7 @@ class Destination:
     def __init__(self, own: Own) -> None:
         self.state = State.WELCOMING
         self.session = bytes(peer.SESSION_BYTES)
+        self.uuid = own.uuid
         self.key: bytes | None = None
         self._own = own
         self._round = 0
@@ -136,6 +137,8 @@ class Destination:
         if refusal is not None:
             self.state = State.ENDED
             return [Send(refusal), Do.CLOSE]
+        # Either side may have been given none: the tail is bound to the source's.
+        self.uuid = hello.uuid
         version = min(hello.version, peer.VERSION)
         return [Send(peer.Welcome(version, self._own.libtpms_version))]
 
