@@ -77,7 +77,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vtpmd", "vtpmd.*"]),
-    install_requires=["cffi>=1.15", "cryptography>=42", "qemu.qmp>=0.0.4"],
+    install_requires=["cffi>=1.15", "cryptography>=42", "qemu.qmp>=0.0.4", "rich>=13"],
     extras_require={
         "test": [
             "hypothesis>=6.80",
@@ -85,7 +85,6 @@ setup(
             "pytest>=7.4",
             "pytest-timeout>=2.1",
             "pytest-xdist>=3.3",
-            "rich>=13",
             "ruff>=0.5",
             "types-cffi>=1.15",
         ],

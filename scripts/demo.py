@@ -1,47 +1,53 @@
 """Live-migrate a guest that works its TPM from one vtpmd to another, and show what happened."""
 
 import argparse
+import asyncio
 import json
 import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from tests.harness import migration
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.credentials import credentials
+from tests.harness.emulator import Emulator, Peering
 from tests.harness.facts import CHANGED_BY_A_CHECK, CHANGED_BY_WORK, Facts, differences
 from tests.harness.guest import Machine
 from tests.harness.lab import Lab
-from tests.harness.migration import MigrationReport
+from vtpmd.cli import moving_report
+from vtpmd.cli.moving import Ending, Order, Progress, Report, move
+from vtpmd.cli.moving_display import guest_text, stage, vtpm_text
+from vtpmd.config import parse_address
 
-EXIT_SAME = 0
-EXIT_DIFFERENT = 1
+EXIT_GOOD = 0
+EXIT_BAD = 1
 EXIT_INTERRUPTED = 130
 
 EPILOG = """\
 The guest creates sealed data, keys, NV indices and a session in its TPM, goes on using it while it
-is moved, and checks everything before and after. Takes well under a minute; needs no privileges
-but, the first time, root for scripts/setup.
+is moved, and checks everything before and after. Its TPM's state moves from vtpmd to vtpmd, in
+rounds, as with vtpmd migrate; QEMU's stream carries only a tail. Takes well under a minute; needs
+no privileges but, the first time, root for scripts/setup.
 
 example:
   scripts/demo
   scripts/demo --json >result.json     progress goes to standard error
 
 exit status:
-  0  the guest saw no difference
-  1  it did, or the migration failed
+  0  the guest saw no difference, and QEMU's stream carried a tail
+  1  it did, or the stream carried more, or the migration failed
   2  the command line was wrong
 """
 
 MACHINE = Machine(memory_mib=512)
 LOAD_BEFORE_S = 1.0  # how long the guest works before and after it is moved
-MIB = 1 << 20
 
 # What the debug log says of a control command that succeeded; 0x800 is an empty state blob's.
 CONTROL_LOG = re.compile(
@@ -60,15 +66,37 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the guest and QEMU said."""
+    """What the guest, vtpmd and QEMU said."""
 
     before: Facts
     after: Facts
     differences: list[str]
     load: Facts
-    migration: MigrationReport
-    vtpm_bytes: int
+    move: Report
+    stream_bytes: int  # of the vTPM's state in QEMU's stream
     downtime_phases: list[Phase]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all went as it should."""
+        return not self.differences and self.move.ending is Ending.TAIL
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as what JSON can say."""
+        return {
+            "good": self.is_good,
+            "differences": self.differences,
+            "before": self.before,
+            "after": self.after,
+            "load": self.load,
+            "move": moving_report.as_json(self.move),
+            "stream-bytes": self.stream_bytes,
+            "downtime-phases-ms": {phase.name: phase.duration_ms for phase in self.downtime_phases},
+        }
+
+
+class MoveFailedError(Exception):
+    """The guest did not move."""
 
 
 class Display:
@@ -78,7 +106,7 @@ class Display:
         self._console = console
         self._start = time.monotonic()
         self._step = ""
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description:<38}"),
             BarColumn(bar_width=8),
             TimeElapsedColumn(),
@@ -101,16 +129,17 @@ class Display:
         yield task
         self._progress.update(task, total=1, completed=1)
 
-    def moved(self, task: TaskID, status: str, ram: dict[str, int]) -> None:
-        """Show how far a migration is; lines only where there is something new to say."""
-        done_bytes = ram["transferred"]
-        step = f"{status}, pass {ram['dirty-sync-count']}"
-        detail = f"pass {ram['dirty-sync-count']}, {done_bytes / MIB:.1f} MiB"
-        total_bytes = done_bytes + ram["remaining"]
-        self._progress.update(task, completed=done_bytes, total=total_bytes, detail=detail)
-        if step != self._step:
-            self._line(f"  {step}, {done_bytes / MIB:.1f} MiB of RAM moved")
-        self._step = step
+    def moved(self, task: TaskID, progress: Progress) -> None:
+        """Show how far a move is; lines only where there is something new to say."""
+        vtpm, guest = f"vTPM: {vtpm_text(progress)}", f"guest: {guest_text(progress)}"
+        self._progress.update(task, detail=f"{vtpm}\n{guest}")
+        if stage(progress) != self._step:
+            self._line(f"  {vtpm}; {guest}")
+        self._step = stage(progress)
+
+    def warn(self, text: str) -> None:
+        """Show a warning, which stays."""
+        self._console.print(f"warning: {text}", markup=False)
 
     def _line(self, text: str) -> None:
         if not self._console.is_terminal:
@@ -130,12 +159,12 @@ def main() -> int:
             return EXIT_INTERRUPTED
         except Exception as error:
             print_failure(lab, error)
-            return EXIT_DIFFERENT
+            return EXIT_BAD
     if options.json:
-        print(json.dumps({"same": not outcome.differences} | asdict(outcome), indent=2))
+        print(json.dumps(outcome.as_json(), indent=2))
     else:
         print_outcome(console, outcome)
-    return EXIT_DIFFERENT if outcome.differences else EXIT_SAME
+    return EXIT_GOOD if outcome.is_good else EXIT_BAD
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -152,9 +181,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def demonstrate(lab: Lab, display: Display) -> Outcome:
     """Boot, set up, work, migrate, check; return the outcome."""
-    with display.stage("start two vtpmd, and QEMU"):
-        first, second = (lab.emulator(EmulatorKind.VTPMD) for _ in range(2))
-        source = lab.guest(first, MACHINE)
+    with display.stage("make certificates, start two vtpmd and QEMU"):
+        first = lab.peer(Peering(credentials=credentials(), listens=False, follows_qemu=True))
+        second = lab.peer()
+        monitor = lab.directory / "monitor"
+        source = lab.guest(first, MACHINE, ("-qmp", f"unix:{monitor},server=on,wait=off"))
     with display.stage("boot the guest"):
         source.wait_for_workload()
     with display.stage("let it fill its TPM"):
@@ -170,9 +201,14 @@ def demonstrate(lab: Lab, display: Display) -> Outcome:
         source.command("start")
         time.sleep(LOAD_BEFORE_S)
     with display.stage("live-migrate") as task:
-        report = migration.migrate(
-            source, destination, uri, lambda status, ram: display.moved(task, status, ram)
+        to = parse_address(second.address)
+        order = Order(manage=first.manage_path, to=to, qmp=monitor, uri=uri)
+        report = asyncio.run(
+            move(order, lambda progress: display.moved(task, progress), display.warn)
         )
+        if report.ending not in (Ending.TAIL, Ending.WHOLE_BLOBS):
+            raise MoveFailedError(moving_report.heading(report))
+        migration.wait_until(destination, "running")
     with display.stage("go on working at the destination"):
         time.sleep(LOAD_BEFORE_S)
         load = destination.command("stop")
@@ -183,16 +219,14 @@ def demonstrate(lab: Lab, display: Display) -> Outcome:
         after=after,
         differences=differences(before, after, worked=True),
         load=load,
-        migration=report,
-        vtpm_bytes=vtpm_bytes(first),
+        move=report,
+        stream_bytes=stream_bytes(first),
         downtime_phases=downtime_phases(first, second, report),
     )
 
 
-def downtime_phases(
-    source: Emulator, destination: Emulator, report: MigrationReport
-) -> list[Phase]:
-    """Split the downtime into what the vTPM took, by the daemons' logs, and the rest."""
+def downtime_phases(source: Emulator, destination: Emulator, report: Report) -> list[Phase]:
+    """Split QEMU's downtime into what it waited for each daemon, by their logs, and the rest."""
     vtpm = [
         Phase(name=name, duration_ms=sum(duration_ms for duration_ms, _ in commands))
         for name, commands in {
@@ -201,12 +235,13 @@ def downtime_phases(
             "vTPM started at the destination": control_commands(destination, "INIT"),
         }.items()
     ]
-    rest_ms = report.downtime_ms - sum(phase.duration_ms for phase in vtpm)
+    assert report.guest is not None and report.guest.downtime_ms is not None
+    rest_ms = report.guest.downtime_ms - sum(phase.duration_ms for phase in vtpm)
     return [*vtpm, Phase(name="guest memory, devices, QEMU", duration_ms=rest_ms)]
 
 
-def vtpm_bytes(source: Emulator) -> int:
-    """Sum up the state blobs that a daemon gave to QEMU, in bytes."""
+def stream_bytes(source: Emulator) -> int:
+    """Sum up the state that a daemon gave to QEMU, in bytes."""
     return sum(
         answer_bytes - GET_STATEBLOB_HEADER_BYTES
         for _, answer_bytes in control_commands(source, "GET_STATEBLOB")
@@ -224,7 +259,9 @@ def control_commands(emulator: Emulator, command: str) -> list[tuple[float, int]
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
     """Print what was checked, what moved, how long it took, and the verdict."""
-    console.print(facts_table(outcome), "", numbers_table(outcome), "", sep="\n")
+    console.print(facts_table(outcome), "", sep="\n")
+    console.print(moving_report.text(outcome.move), "", markup=False, sep="\n")
+    console.print(downtime_table(outcome), "", sep="\n")
     for line in outcome.differences:
         console.print(f"DIFFERENT  {line}")
     if not outcome.differences:
@@ -250,19 +287,19 @@ def shorten(value: str) -> str:
     return value if len(value) <= 20 else f"{value[:8]}…{value[-8:]}"
 
 
-def numbers_table(outcome: Outcome) -> Table:
-    """Make the table of what moved and how long it took."""
-    report = outcome.migration
-    table = Table("migration", "")
+def downtime_table(outcome: Outcome) -> Table:
+    """Make the table of what QEMU got and waited for, and of what the guest noticed."""
+    guest = outcome.move.guest
+    assert guest is not None
+    table = Table("what QEMU and the guest saw", "")
     table.columns[1].justify = "right"
-    table.add_row("guest RAM moved", f"{report.ram_bytes:,} bytes")
-    table.add_row("vTPM state moved", f"{outcome.vtpm_bytes:,} bytes")
-    table.add_row("total time", f"{report.total_ms} ms")
-    table.add_row("downtime", f"{report.downtime_ms} ms")
+    table.add_row("vTPM state in QEMU's stream", f"{outcome.stream_bytes:,} bytes")
+    table.add_row("downtime", f"{guest.downtime_ms} ms")
     for phase in outcome.downtime_phases:
         table.add_row(f"  {phase.name}", f"{phase.duration_ms:.3f} ms")
     table.add_row("TPM operations around it", outcome.load["operations"])
-    table.add_row("longest TPM command", f"{int(outcome.load['latency_max_us']) / 1000:.1f} ms")
+    longest_ms = int(outcome.load["latency_max_us"]) / 1000
+    table.add_row("longest TPM command", f"{longest_ms:.1f} ms")
     return table
 
 

@@ -192,6 +192,7 @@ def greeting(path: Path, said: bytes) -> Iterator[None]:
     def serve() -> None:
         connection, _ = listening.accept()
         with connection:
+            connection.settimeout(TIMEOUT_S)
             connection.sendall(said)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
