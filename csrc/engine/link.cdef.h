@@ -50,7 +50,7 @@ enum link_init {
 /* What must not have happened when the engine retires. */
 enum link_retire {
     LINK_RETIRE_UNCHANGED = 0, /* nothing ran since the last LINK_CAPTURE */
-    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since LINK_INIT */
+    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since LINK_SET_STATE */
 };
 
 /* What the engine could lock into memory. */

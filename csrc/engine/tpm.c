@@ -23,7 +23,7 @@ struct tpm {
     bool retired;
     bool shut_down; /* the last command was TPM2_Shutdown */
     bool worked;    /* something ran since the last capture */
-    bool served;    /* something ran since the TPM was powered on */
+    bool served;    /* something ran since a state was given, or ever */
 };
 
 /* libtpms' callback has no room for a pointer. */
@@ -139,7 +139,6 @@ static TPM_RESULT power_on(struct tpm *tpm)
     tpm->running = result == TPM_SUCCESS;
     tpm->shut_down = false;
     tpm->worked = true;
-    tpm->served = false;
     return result;
 }
 
@@ -329,7 +328,11 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
     /* libtpms would make a new TPM from an empty permanent state. */
     if (type == LINK_STATE_PERMANENT && state_bytes == 0)
         return TPM_BAD_PARAMETER;
-    return TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+    TPM_RESULT result =
+        TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+    if (result == TPM_SUCCESS && type == LINK_STATE_PERMANENT)
+        tpm->served = false;
+    return result;
 }
 
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)
@@ -384,7 +387,7 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked)
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 {
     locked(tpm);
-    if (!tpm->running || (unserved ? tpm->served : tpm->worked))
+    if (unserved ? tpm->served : !tpm->running || tpm->worked)
         return TPM_FAIL;
     tpm->retired = true;
     return TPM_SUCCESS;

@@ -102,7 +102,7 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked);
 
 /* Answer every command with TPM_RC_FAILURE from now on, and leave the state as it is: it is another
  * host's. TPM_FAIL, and no change, if something ran since the last capture or, for `unserved`,
- * since the TPM was powered on. */
+ * since a state was given; then the TPM need not be running. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
 
 /* Serve again where tpm_retire() has left off. */

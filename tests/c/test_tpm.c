@@ -352,13 +352,30 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
 {
+    uint8_t *moved;
+    size_t n_moved;
+
     (void)state;
     start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
-    tpm_unretire(tpm);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS); /* a reset of the guest changes nothing */
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    tpm_stop(tpm);
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    free(moved);
+    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+}
+
+static void a_tpm_that_never_started_may_be_given_back(void **state)
+{
+    (void)state;
+    assert_int_equal(tpm_retire(tpm, false), TPM_FAIL);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
 }
 
 static void a_retired_tpm_stops_without_a_trace(void **state)
@@ -426,6 +443,7 @@ int main(void)
         TEST(a_capture_takes_both_states_and_only_when_something_ran),
         TEST(invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was),
         TEST(invariant_3_a_tpm_that_served_is_not_given_back),
+        TEST(a_tpm_that_never_started_may_be_given_back),
         TEST(a_retired_tpm_stops_without_a_trace),
         TEST(a_state_that_is_forgotten_is_not_started_from),
         TEST(a_commit_that_changes_nothing_writes_nothing),

@@ -124,6 +124,7 @@ class Outgoing:
         self._round_began_ns = 0
         self._answered = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._resuming = asyncio.Lock()
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
         self.round_bytes = 0
@@ -214,13 +215,18 @@ class Outgoing:
             return self._tail
 
     async def guest_resumed(self) -> bool:
-        """The guest runs here again: return True if its TPM may be served here."""
-        async with self._lock:
-            if self.state is State.FROZEN:
-                await self._step(Local.GUEST_RESUMED)
-        if self.state is State.GRANTED:
-            await self._reclaim()
-        return self.state not in (State.GRANTED, State.RECLAIMING)
+        """The guest runs here again: return True if its TPM may be served here.
+
+        QEMU says so twice, on its monitor and on the control channel: the second waits for what the
+        first finds out.
+        """
+        async with self._resuming:
+            async with self._lock:
+                if self.state is State.FROZEN:
+                    await self._step(Local.GUEST_RESUMED)
+            if self.state is State.GRANTED:
+                await self._reclaim()
+            return self.state not in (State.GRANTED, State.RECLAIMING)
 
     async def _disarm(self, reason: str) -> None:
         if self.state not in (State.GRANTED, State.RECLAIMING, State.ENDED):
