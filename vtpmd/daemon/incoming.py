@@ -300,6 +300,8 @@ class Incoming:
             await self._perform(destination.Send(peer.Kept(self.session)))
             return
         self._owner.handover.hand_over("the source, which has reclaimed it")
+        # Else a start after a crash would take up what was granted.
+        self._owner.handover.finish_taking()
         for action in self._machine.step(Local.RELEASE):
             await self._perform(action)
 
