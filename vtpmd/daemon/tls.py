@@ -168,6 +168,8 @@ async def accept(connection: socket.socket, context: ssl.SSLContext) -> Connecti
     peer = "that has left"
     try:
         peer = _address(*connection.getpeername()[:2])
+        # asyncio does this only for sockets that it has made: a Take must not wait for an ACK.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol, connection, ssl=context
