@@ -2,15 +2,20 @@
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from tests.harness.credentials import HOST
 from tests.harness.program import Program
 
 KILL_TIMEOUT_S = 20.0
+_LISTENING = "waiting for vTPMs on "
+_PORT = re.compile(rf"{_LISTENING}\S+ port (\d+)")
 
 
 class EmulatorKind(StrEnum):
@@ -20,18 +25,52 @@ class EmulatorKind(StrEnum):
     SWTPM = "swtpm"
 
 
-def _arguments(kind: EmulatorKind, state: Path, control_path: Path) -> list[str | Path]:
+@dataclass(frozen=True, kw_only=True)
+class Peering:
+    """What a vtpmd is told about its peers; it then has a management socket, too."""
+
+    credentials: Path
+    allow: tuple[str, ...] = (HOST,)
+    listens: bool = True
+    port: int = 0  # 0: one that is free
+    follows_qemu: bool = False
+    uuid: str | None = None
+    log_level: str = "debug"
+
+
+def _arguments(
+    kind: EmulatorKind, state: Path, directory: Path, peering: Peering | None
+) -> list[str | Path]:
+    control_path = directory / "tpm"
     if kind is EmulatorKind.SWTPM:
         control = f"type=unixio,path={control_path}"
         return ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", control]
     vtpmd = Path(sys.executable).with_name("vtpmd")
-    return [vtpmd, "run", state, "--socket", control_path, "--log", "level=debug"]
+    arguments: list[str | Path] = [vtpmd, "run", state, "--socket", control_path]
+    if peering is None:
+        return [*arguments, "--log", "level=debug"]
+    arguments += ["--log", f"level={peering.log_level}", "--manage", directory / "manage"]
+    arguments += ["--tls-creds", peering.credentials]
+    arguments += [word for name in peering.allow for word in ("--allow", name)]
+    if peering.listens:
+        arguments += ["--listen", f"127.0.0.1:{peering.port}"]
+    if peering.follows_qemu:
+        arguments += ["--qmp", directory / "qmp"]
+    if peering.uuid is not None:
+        arguments += ["--uuid", peering.uuid]
+    return arguments
 
 
 class Emulator:
     """An emulator that serves one state directory, and accepts control connections."""
 
-    def __init__(self, kind: EmulatorKind, directory: Path, state: Path | None = None) -> None:
+    def __init__(
+        self,
+        kind: EmulatorKind,
+        directory: Path,
+        state: Path | None = None,
+        peering: Peering | None = None,
+    ) -> None:
         """Start an emulator and wait until it accepts control connections.
 
         `directory` is the emulator's own, short as socket paths must be; `state` is the state
@@ -40,12 +79,27 @@ class Emulator:
         self.kind = kind
         self.state = state or directory / "state"
         self.control_path = directory / "tpm"
+        self.manage_path = directory / "manage"
+        # Where QEMU has to have a monitor for it, if it is to follow QEMU.
+        self.qmp_path = directory / "qmp" if peering and peering.follows_qemu else None
         directory.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
-        self.program = Program(
-            kind.value, _arguments(kind, self.state, self.control_path), directory
-        )
+        arguments = _arguments(kind, self.state, directory, peering)
+        self.program = Program(kind.value, arguments, directory)
         self.program.connect(self.control_path).close()
+
+    @property
+    def port(self) -> int:
+        """The TCP port on which it waits for vTPMs; TimeoutError when it does not."""
+        self.program.wait_for_output(_LISTENING)
+        found = _PORT.search(self.program.output)
+        assert found is not None
+        return int(found[1])
+
+    @property
+    def address(self) -> str:
+        """Where a peer finds it, for migrate-arm."""
+        return f"{HOST}:{self.port}"
 
     def stop(self) -> int:
         """Stop cleanly; return the exit code."""

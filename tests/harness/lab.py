@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.credentials import credentials
+from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.guest import Guest, Machine
+from tests.harness.link import Link
+from tests.harness.management import Management
 from tests.harness.proxy import ControlProxy, Trigger
+from tests.harness.raw_guest import RawGuest
 
 LOG_CHARACTERS_MAX = 4000  # of each log, from its end, in a failed test's report
+
+
+class Closable(Protocol):
+    """What a test has opened and may leave open."""
+
+    def close(self) -> None:
+        """Close it; nothing happens if it is closed."""
 
 
 class Lab:
@@ -40,24 +51,54 @@ class Lab:
     ) -> None:
         self._ending.close()
 
-    def _new_directory(self, name: str) -> Path:
+    def new_path(self, name: str) -> Path:
+        """Return a path of its own, where there is nothing yet; `name` is for people."""
         self._names += 1
         return self.directory / f"{self._names}-{name}"
 
-    def emulator(self, kind: EmulatorKind, state: Path | None = None) -> Emulator:
+    def emulator(
+        self, kind: EmulatorKind, state: Path | None = None, peering: Peering | None = None
+    ) -> Emulator:
         """Start an emulator, with a new state directory unless one is given."""
-        emulator = Emulator(kind, self._new_directory(kind.value), state)
+        emulator = Emulator(kind, self.new_path(kind.value), state, peering)
         self._emulators.append(emulator)
         self._ending.callback(emulator.kill)
         return emulator
+
+    def peer(self, peering: Peering | None = None, state: Path | None = None) -> Emulator:
+        """Start a vtpmd that moves its vTPM to and from others, by default to all of the tests'."""
+        peering = peering or Peering(credentials=credentials())
+        return self.emulator(EmulatorKind.VTPMD, state, peering)
+
+    def management(self, emulator: Emulator) -> Management:
+        """Connect to a vtpmd's management socket."""
+        management = Management(emulator)
+        self.close_at_end(management)
+        return management
+
+    def raw_guest(self, emulator: Emulator) -> RawGuest:
+        """Connect to an emulator as QEMU does when it starts, without a QEMU."""
+        guest = RawGuest(emulator)
+        self.close_at_end(guest)
+        return guest
+
+    def link(self, emulator: Emulator) -> Link:
+        """Put a link that can be cut in front of a vtpmd that waits for vTPMs."""
+        link = Link(emulator.port)
+        self.close_at_end(link)
+        return link
 
     def guest(
         self, control: Emulator | ControlProxy, machine: Machine, arguments: Sequence[str] = ()
     ) -> Guest:
         """Start a guest with an emulator's TPM, or with that behind a proxy."""
-        guest = Guest(self._new_directory("guest"), control.control_path, machine, arguments)
+        directory = self.new_path("guest")
+        if control.qmp_path is not None:
+            monitor = f"unix:{control.qmp_path},server=on,wait=off"
+            arguments = (*arguments, "-qmp", monitor)
+        guest = Guest(directory, control.control_path, machine, arguments)
         self._guests.append(guest)
-        self._ending.callback(guest.close)
+        self.close_at_end(guest)
         return guest
 
     def booted_guest(self, control: Emulator | ControlProxy, machine: Machine) -> Guest:
@@ -70,9 +111,13 @@ class Lab:
 
     def proxy(self, emulator: Emulator, trigger: Trigger) -> ControlProxy:
         """Put a proxy in front of an emulator's control socket."""
-        proxy = ControlProxy(self._new_directory("proxy"), emulator.control_path, trigger)
-        self._ending.callback(proxy.close)
+        proxy = ControlProxy(self.new_path("proxy"), emulator, trigger)
+        self.close_at_end(proxy)
         return proxy
+
+    def close_at_end(self, resource: Closable) -> None:
+        """Have something closed when the test is over, before what was started earlier."""
+        self._ending.callback(resource.close)
 
     def logs(self) -> list[tuple[str, str]]:
         """Return a title and the end of the text of each log there is."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.harness.emulator import Emulator
 from tests.support.emulator_client import Control, connect
 
 RECEIVE_BYTES_MAX = 1 << 16
@@ -35,12 +36,13 @@ class ControlProxy:
     command, and the proxy needs to know nothing else of the protocol.
     """
 
-    def __init__(self, control_path: Path, emulator_path: Path, trigger: Trigger) -> None:
+    def __init__(self, control_path: Path, emulator: Emulator, trigger: Trigger) -> None:
         """Listen on `control_path` in the emulator's place."""
         self.control_path = control_path
+        self.qmp_path = emulator.qmp_path
         self.seen: list[int] = []
         self.triggered = threading.Event()
-        self._emulator_path = emulator_path
+        self._emulator_path = emulator.control_path
         self._trigger = trigger
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(control_path))

@@ -1,0 +1,119 @@
+"""Peers that have a good certificate and say whatever a test makes them say."""
+
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import TypeVar
+
+from tests.harness.credentials import HOST
+from vtpmd import core
+from vtpmd.wire import peer
+
+TIMEOUT_S = 20.0
+RECEIVE_BYTES_MAX = 1 << 16
+NO_UUID = bytes(peer.UUID_BYTES)
+
+Wanted = TypeVar("Wanted", bound=peer.Message)
+
+
+def hello(libtpms_version: int = 0, session: bytes | None = None) -> peer.Hello:
+    """Return a Hello that a destination welcomes."""
+    return peer.Hello(
+        version=peer.VERSION,
+        version_minimum=peer.VERSION_MINIMUM,
+        session=os.urandom(peer.SESSION_BYTES) if session is None else session,
+        uuid=NO_UUID,
+        tpm_version=2,
+        libtpms_version=libtpms_version,
+        image_bytes_max=core.IMAGE_BYTES_MAX,
+    )
+
+
+class Stream:
+    """One connection to a vtpmd under test, over TLS."""
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        tls.settimeout(TIMEOUT_S)
+        self._tls = tls
+        self._decoder = peer.Decoder()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._tls.close()
+
+    def send(self, *messages: peer.Message) -> None:
+        """Send messages, one after the other."""
+        self.send_bytes(b"".join(map(peer.encode, messages)))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send what may be no message."""
+        self._tls.sendall(data)
+
+    def receive(self, kind: type[Wanted]) -> Wanted:
+        """Return the next message, which has to be of this kind."""
+        message = self._next_message()
+        assert isinstance(message, kind), f"{message} came, not a {kind.__name__}"
+        return message
+
+    def wait_for_end(self) -> list[peer.Message]:
+        """Wait until the other side closes; return what it said before."""
+        said = []
+        while (message := self._next_message()) is not None:
+            said.append(message)
+        return said
+
+    def _next_message(self) -> peer.Message | None:
+        while (message := self._decoder.next_message()) is None:
+            try:
+                data = self._tls.recv(RECEIVE_BYTES_MAX)
+            except (ConnectionResetError, ssl.SSLEOFError):
+                return None
+            if not data:
+                return None
+            self._decoder.receive_data(data)
+        return message
+
+
+def connect(port: int, credentials: Path) -> Stream:
+    """Connect as a source to a vtpmd that waits for vTPMs."""
+    context = ssl.create_default_context(cafile=credentials / "ca-cert.pem")
+    context.load_cert_chain(credentials / "client-cert.pem", credentials / "client-key.pem")
+    plain = socket.create_connection((HOST, port), TIMEOUT_S)
+    return Stream(context.wrap_socket(plain, server_hostname=HOST))
+
+
+class FakeDestination:
+    """Waits for one source at a time."""
+
+    def __init__(self, credentials: Path) -> None:
+        """Listen on a free port."""
+        self._context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH, cafile=credentials / "ca-cert.pem"
+        )
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._context.load_cert_chain(
+            credentials / "server-cert.pem", credentials / "server-key.pem"
+        )
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.settimeout(TIMEOUT_S)
+        self._streams: list[Stream] = []
+
+    @property
+    def address(self) -> str:
+        """Where a source finds it, for migrate-arm."""
+        return f"{HOST}:{self._listener.getsockname()[1]}"
+
+    def accept(self) -> Stream:
+        """Take the next source's connection, and shake hands."""
+        plain, _ = self._listener.accept()
+        plain.settimeout(TIMEOUT_S)
+        stream = Stream(self._context.wrap_socket(plain, server_side=True))
+        self._streams.append(stream)
+        return stream
+
+    def close(self) -> None:
+        """Listen no more, and hang up on every source."""
+        self._listener.close()
+        for stream in self._streams:
+            stream.close()

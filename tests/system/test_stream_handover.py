@@ -1,0 +1,689 @@
+"""A vTPM moves by rounds and a tail, and is one host's at every instant.
+
+Invariants of the design that are checked: 3 (at most one side serves; after a failure exactly one
+can), 4 (what was acknowledged is durable), 5 (the state is the same, bit for bit), 6 (a tail only
+while armed) and 10 (generations only grow). Clients of the control socket stand for QEMU: what only
+a guest can notice is for test_stream_guest.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp import ExecuteError
+
+from tests.harness.credentials import HOST, credentials
+from tests.harness.emulator import Peering
+from tests.harness.handover import (
+    WAIT_TIMEOUT_S,
+    Host,
+    Pair,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    assert_whole,
+    killed,
+    make_armed_pair,
+    make_host,
+    make_pair,
+    restarted,
+    stopped,
+    wait_until,
+)
+from tests.harness.lab import Lab
+from tests.harness.link import Cut, Direction, Ending
+from tests.harness.raw_guest import Blobs, Facts
+from tests.support.emulator_client import Blob, Control, ControlError
+from vtpmd.daemon import tls
+from vtpmd.daemon.listener import listen_for_peers
+from vtpmd.migration import tail
+from vtpmd.wire import swtpm_format
+
+REFUSED = "the tail is refused: "
+
+
+def state_in(path: Path) -> bytes:
+    """Return the state in a file of a state directory, as libtpms marshalled it."""
+    return swtpm_format.decode_file(path.read_bytes())
+
+
+def hand_over(pair: Pair) -> dict[str, Any]:
+    """Move an armed pair's vTPM; return what the source then says of the migration."""
+    blobs = pair.source.guest.save()
+    assert_tail(blobs)
+    pair.destination.guest.load(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    return pair.source.manage.migration()
+
+
+def assert_stays(pair: Pair, facts: Facts) -> None:
+    """Let the guest run on at the source: the TPM is the source's alone, and lost nothing."""
+    assert_serves_nothing(pair.destination.guest)
+    pair.source.guest.resume()
+    assert pair.source.guest.facts() == facts
+    assert_serves(pair.source.guest)
+    assert_serves_nothing(pair.destination.guest)
+    assert pair.source.manage.migration()["outcome"] == "go-on"
+
+
+def assert_cannot_start(host: Host) -> None:
+    """Power a TPM on, which must fail and must keep on failing."""
+    for _ in range(2):
+        with pytest.raises(ControlError):
+            host.guest.start()
+        assert_serves_nothing(host.guest)
+
+
+def test_rounds_and_tail_move_the_tpm_bit_by_bit(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    for _ in range(3):
+        pair.source.manage.wait_for("VTPM_ROUND")
+        pair.source.guest.work()
+    facts = pair.source.guest.facts()
+
+    report = hand_over(pair)
+
+    assert report["outcome"] == "handed-over"
+    wait_until(lambda: not (pair.destination.vtpmd.state / "tpm2-00.incoming").exists())
+    arrived = state_in(pair.destination.vtpmd.state / "tpm2-00.permall")
+    assert sha256(arrived).hexdigest() == report["digests"]["permanent"]
+    assert len(report["digests"]["volatile"]) == 64
+    assert pair.destination.guest.facts() == facts
+    assert_serves(pair.destination.guest)
+    assert_serves_nothing(pair.source.guest)
+
+
+def test_report_tells_rounds_tail_and_phases(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+
+    report = hand_over(pair)
+
+    events = {event["event"]: event["data"] for event in pair.source.manage.events}
+    freeze_bytes = events["VTPM_FREEZE"]["tail-bytes"]
+    assert report["tail-bytes"] == freeze_bytes > 0
+    assert report["rounds"][0]["round"] == 1
+    assert all(each["bytes"] > 0 for each in report["rounds"])
+    # The freeze may overtake the last one.
+    assert all(each["acknowledged-us"] > 0 for each in report["rounds"][:-1])
+    assert all(duration >= 0 for duration in report["phases-us"].values())
+    assert {name.partition(":")[0] for name in report["phases-us"]} == {"source", "destination"}
+
+
+def test_idle_tpm_has_one_round_and_an_empty_tail(lab: Lab) -> None:
+    """Nothing is captured or sent when no command ran."""
+    pair = make_pair(lab)
+    pair.arm()
+    facts = pair.source.guest.facts()  # the clock ran meanwhile; so did these commands
+    report = hand_over(pair)
+    assert len(report["rounds"]) <= 2
+    assert pair.destination.guest.facts() == facts
+
+
+def test_acknowledged_round_is_durable_at_the_destination(lab: Lab) -> None:
+    """The destination dies right after the acknowledgement: it holds what the source holds."""
+    pair = make_pair(lab)
+    pair.arm()
+    pair.destination.vtpmd.kill()
+    sent = state_in(pair.source.vtpmd.state / "tpm2-00.permall")
+    assert sent in (pair.destination.vtpmd.state / "tpm2-00.incoming").read_bytes()
+
+
+@pytest.mark.parametrize("ends", ["stopped", "killed"])
+def test_restarted_source_refuses_and_says_who_has_the_tpm(lab: Lab, ends: str) -> None:
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    source = killed(pair.source) if ends == "killed" else stopped(pair.source)
+
+    again = restarted(lab, source)
+
+    assert_cannot_start(again)
+    refusal = next(line for line in again.log if "INIT is refused" in line)
+    assert pair.link.address in refusal
+    assert_serves(pair.destination.guest)
+
+
+@pytest.mark.parametrize("kind", Blob)
+def test_source_gives_no_state_after_it_handed_over(lab: Lab, kind: Blob) -> None:
+    """A snapshot or a second migration from the source would be a second owner."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    try:
+        blob = pair.source.guest.control.get_state_blob(kind)
+    except ControlError:
+        return
+    # QEMU asks again for what it has asked for before; a tail opens once, and nowhere else.
+    assert blob == b"" or tail.is_tail(blob)
+
+
+def test_restarted_destination_has_the_permanent_state(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    nv = pair.source.guest.facts().nv
+    hand_over(pair)
+
+    again = restarted(lab, killed(pair.destination))
+    again.guest.control.init()
+    again.guest.tpm.startup()
+
+    assert again.guest.facts().nv == nv
+
+
+def generations(report: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return the generations of each round."""
+    return [
+        (each["permanent-generation"], each["volatile-generation"]) for each in report["rounds"]
+    ]
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["at-once", "after-a-restart"])
+def test_generations_only_grow_from_host_to_host_and_back(lab: Lab, restart: bool) -> None:
+    there = make_armed_pair(lab)
+    for _ in range(3):
+        there.source.manage.wait_for("VTPM_ROUND")
+        there.source.guest.work()
+    first = generations(hand_over(there))
+    host = there.destination
+    facts = host.guest.facts()
+    if restart:
+        host = restarted(lab, stopped(host))
+        host.guest.control.init()
+        host.guest.tpm.startup()
+        facts = host.guest.facts()
+    back = Pair(host, there.source, lab.link(there.source.vtpmd))
+    back.destination.guest.control.stop()
+
+    assert back.arm()["event"] == "VTPM_ARMED"
+    second = generations(hand_over(back))
+
+    for permanent, volatile in second:
+        assert permanent >= first[-1][0]
+        assert volatile > first[-1][1]
+    assert back.destination.guest.facts() == facts
+    assert_serves(back.destination.guest)
+    assert_serves_nothing(host.guest)
+    nv = back.destination.guest.facts().nv
+    again = restarted(lab, killed(back.destination))
+    again.guest.control.init()
+    again.guest.tpm.startup()
+    assert again.guest.facts().nv == nv
+
+
+def flip(blob: bytes, offset: int) -> bytes:
+    """Return a blob with one bit changed."""
+    return blob[:offset] + bytes([blob[offset] ^ 1]) + blob[offset + 1 :]
+
+
+HEAD = tail.HEADER.size
+ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "version": lambda blob: flip(blob, 9),
+    "flags": lambda blob: flip(blob, 11),
+    "session": lambda blob: flip(blob, 12),
+    "permanent-from": lambda blob: flip(blob, 35),
+    "permanent-to": lambda blob: flip(blob, 43),
+    "volatile-from": lambda blob: flip(blob, 51),
+    "volatile-to": lambda blob: flip(blob, 59),
+    "nonce": lambda blob: flip(blob, 60),
+    "first-byte-sealed": lambda blob: flip(blob, HEAD),
+    "last-byte-sealed": lambda blob: flip(blob, len(blob) - tail.TAG_BYTES - 1),
+    "tag": lambda blob: flip(blob, len(blob) - 1),
+    "cut-to-its-magic": lambda blob: blob[: len(tail.MAGIC)],
+    "cut-to-its-header": lambda blob: blob[:HEAD],
+    "cut-by-a-byte": lambda blob: blob[:-1],
+    "longer-by-a-byte": lambda blob: blob + b"\0",
+}
+
+
+def assert_refused(host: Host, blob: bytes) -> None:
+    """Give a tail, which must be refused in one line; nothing must start then."""
+    before = len(host.log)
+    with pytest.raises(ControlError) as raised:
+        host.guest.give(Blobs(blob, b"", b""))
+    assert raised.value.control == Control.SET_STATEBLOB
+    said = [line for line in host.log[before:] if REFUSED in line]
+    assert len(said) == 1
+    assert not any("Traceback" in line for line in host.log[before:])
+    assert_cannot_start(host)
+
+
+def test_altered_or_cut_tail_is_refused_and_the_source_goes_on(lab: Lab) -> None:
+    """Each alteration in a session of its own, on the same two hosts."""
+    pair = make_pair(lab)
+    for name, alter in ALTERATIONS.items():
+        assert pair.arm()["event"] == "VTPM_ARMED", name
+        pair.source.guest.work()
+        facts = pair.source.guest.facts()
+        blobs = pair.source.guest.save()
+        assert_tail(blobs)
+
+        assert_refused(pair.destination, alter(blobs.permanent))
+
+        assert_stays(pair, facts)
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    assert hand_over(pair)["outcome"] == "handed-over"
+
+
+def test_replayed_tail_is_refused(lab: Lab) -> None:
+    """A tail that was good in an earlier session of the same vTPM with the same peer."""
+    pair = make_armed_pair(lab)
+    old = pair.source.guest.save()
+    assert_tail(old)
+    pair.source.guest.resume()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    facts = pair.source.guest.facts()
+    assert_tail(pair.source.guest.save())
+
+    assert_refused(pair.destination, old.permanent)
+
+    assert "another session" in next(line for line in pair.destination.log if REFUSED in line)
+    assert_stays(pair, facts)
+
+
+def test_tail_of_another_vtpm_is_refused(lab: Lab) -> None:
+    """Two guests migrate between the same hosts, and their streams are mixed up."""
+    pair, other = make_armed_pair(lab), make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+    foreign = other.source.guest.save()
+    assert_tail(blobs)
+
+    assert_refused(pair.destination, foreign.permanent)
+
+    assert_stays(pair, facts)
+
+
+def test_tail_without_a_session_is_refused(lab: Lab) -> None:
+    """QEMU brings it to a vtpmd that no source has spoken to."""
+    pair, stranger = make_armed_pair(lab), make_host(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+
+    assert_refused(stranger, blobs.permanent)
+
+    assert_stays(pair, facts)
+
+
+def test_tail_given_twice_is_refused_the_second_time(lab: Lab) -> None:
+    """What has started from a tail cannot be set back to it."""
+    pair = make_armed_pair(lab)
+    blobs = pair.source.guest.save()
+    pair.destination.guest.load(blobs)
+    facts = pair.destination.guest.facts()
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.give(blobs)
+
+    assert sum(REFUSED in line for line in pair.destination.log) == 1
+    assert_cannot_start(pair.destination)
+    again = restarted(lab, stopped(pair.destination))  # it is its own, and lost nothing by that
+    again.guest.control.init()
+    again.guest.tpm.startup()
+    assert again.guest.facts().nv == facts.nv
+
+
+def test_round_that_the_freeze_overtakes_may_come_before_the_tail(lab: Lab) -> None:
+    """The destination has made a round its base; the source did not know that when it froze."""
+    pair = make_pair(lab)
+    pair.arm()
+    pair.link.hold(Direction.TO_SOURCE)
+    incoming = pair.destination.vtpmd.state / "tpm2-00.incoming"
+    first = incoming.read_bytes()
+    pair.source.guest.work()
+    facts = pair.source.guest.facts()
+    pair.source.manage.wait_for("VTPM_ROUND")
+    wait_until(lambda: incoming.read_bytes() != first)
+    blobs = pair.source.guest.save()
+    assert_tail(blobs)
+
+    pair.destination.guest.give(blobs)
+    pair.link.hold(None)
+    pair.destination.guest.start()
+
+    assert pair.destination.guest.facts() == facts
+    assert_serves_nothing(pair.source.guest)
+
+
+def test_round_that_the_freeze_overtakes_may_come_after_the_tail(lab: Lab) -> None:
+    """QEMU's stream is faster than ours: the destination gets a round that is of no use now."""
+    pair = make_pair(lab)
+    pair.arm()
+    pair.link.hold(Direction.TO_DESTINATION)
+    pair.source.guest.work()
+    facts = pair.source.guest.facts()
+    pair.source.manage.wait_for("VTPM_ROUND")
+    blobs = pair.source.guest.save()
+    assert_tail(blobs)
+
+    pair.destination.guest.give(blobs)
+    pair.link.hold(None)
+    pair.destination.guest.start()
+
+    assert pair.destination.guest.facts() == facts
+    assert_serves_nothing(pair.source.guest)
+
+
+def test_guest_that_runs_on_during_the_freeze_keeps_its_tpm(lab: Lab) -> None:
+    """QEMU said nothing, but a command came: what the tail holds is old."""
+    pair = make_armed_pair(lab)
+    blobs = pair.source.guest.save()
+    assert_tail(blobs)
+    pair.source.guest.work()
+    facts = pair.source.guest.facts()
+
+    with pytest.raises(ControlError) as raised:
+        pair.destination.guest.load(blobs)
+
+    assert raised.value.control == Control.INIT
+    assert_stays(pair, facts)
+
+
+def test_resumed_guest_gets_its_tpm_at_once_when_nobody_has_asked_for_it(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    blobs, facts = pair.source.guest.save(), pair.source.guest.facts()
+    assert_tail(blobs)
+
+    assert_stays(pair, facts)
+
+    pair.source.manage.wait_for("VTPM_GO_ON")
+    with pytest.raises(ControlError):
+        pair.destination.guest.load(blobs)
+    assert_cannot_start(pair.destination)
+
+
+def load_with_cut(pair: Pair, cut: Cut) -> bool:
+    """Freeze, cut the link, and load the tail; return whether the destination's TPM started.
+
+    The first record to be counted is the Take: the link has no round under way.
+    """
+    blobs = pair.source.guest.save()
+    assert_tail(blobs)
+    pair.source.manage.wait_for_acknowledgement()
+    pair.link.cut_after(cut)
+    try:
+        pair.destination.guest.load(blobs)
+    except ControlError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("ending", [Ending.RESET, Ending.HALFWAY])
+def test_link_cut_after_the_freeze_leaves_exactly_one_owner(lab: Lab, ending: Ending) -> None:
+    """Cut at the first record after the freeze, at the second, until there is no more."""
+    pair = make_pair(lab)
+    for records in count():
+        assert pair.arm()["event"] == "VTPM_ARMED"
+        pair.source.guest.work()
+        facts = pair.source.guest.facts()
+        started = load_with_cut(pair, Cut(records=records, ending=ending))
+        if started:
+            break
+        assert pair.link.was_cut.is_set()
+        assert_stays(pair, facts)
+    assert records >= 2  # Take, Grant
+    assert pair.destination.guest.facts() == facts
+    with pytest.raises(ControlError):
+        pair.source.guest.resume()
+    assert_serves_nothing(pair.source.guest)
+    assert_serves(pair.destination.guest)
+
+
+def test_silent_link_before_the_tail_leaves_the_source_as_owner(lab: Lab) -> None:
+    """Nothing passes and nobody is told: the destination gives up waiting for the grant."""
+    pair = make_armed_pair(lab)
+    facts = pair.source.guest.facts()
+    assert not load_with_cut(pair, Cut(records=0, ending=Ending.SILENCE))
+    assert_stays(pair, facts)
+
+
+def test_silent_link_after_the_grant_leaves_nobody_with_two_owners(lab: Lab) -> None:
+    """The source has granted, and cannot find out whether that arrived: nobody serves."""
+    pair = make_armed_pair(lab)
+    assert not load_with_cut(pair, Cut(records=1, ending=Ending.SILENCE))
+    assert_cannot_start(pair.destination)
+    with pytest.raises(ControlError):
+        pair.source.guest.resume()
+    assert_serves_nothing(pair.source.guest)
+    assert any("does not say that it lets go" in line for line in pair.source.log)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["the-same-link", "a-new-connection"])
+def test_source_reclaims_a_tpm_that_no_guest_has_used(lab: Lab, cut: bool) -> None:
+    """QEMU's destination died before its guest ran; QEMU resumes the source."""
+    pair = make_armed_pair(lab)
+    facts = pair.source.guest.facts()
+    if cut:
+        assert load_with_cut(pair, Cut(records=2))
+        assert pair.link.was_cut.wait(WAIT_TIMEOUT_S)
+    else:
+        hand_over(pair)
+    pair.destination.guest.close()
+
+    pair.source.guest.resume()
+
+    assert pair.source.guest.facts() == facts
+    assert_serves(pair.source.guest)
+    assert pair.source.manage.migration()["outcome"] == "go-on"
+    again = restarted(lab, killed(pair.source))
+    again.guest.control.init()
+    assert_cannot_start(pair.destination._replace(guest=lab.raw_guest(pair.destination.vtpmd)))
+
+
+def test_reclaimed_tpm_can_migrate_again(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    pair.source.guest.resume()
+    assert_serves(pair.source.guest)
+    pair.destination.guest.control.stop()
+
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    facts = pair.source.guest.facts()
+    assert hand_over(pair)["outcome"] == "handed-over"
+    assert pair.destination.guest.facts() == facts
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["the-same-link", "a-new-connection"])
+def test_source_gets_nothing_back_that_a_guest_has_used(lab: Lab, cut: bool) -> None:
+    """The guest at the destination has sent a command; then somebody resumes the source."""
+    pair = make_armed_pair(lab)
+    if cut:
+        assert load_with_cut(pair, Cut(records=2))
+    else:
+        hand_over(pair)
+    assert_serves(pair.destination.guest)
+
+    for _ in range(2):
+        with pytest.raises(ControlError):
+            pair.source.guest.resume()
+        assert_serves_nothing(pair.source.guest)
+
+    assert_serves(pair.destination.guest)
+    assert_cannot_start(restarted(lab, killed(pair.source)))
+
+
+def test_restarted_destination_keeps_a_tpm_that_a_guest_has_used(lab: Lab) -> None:
+    """It does not remember the session; the state that the source would go on from is old."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    assert_serves(pair.destination.guest)
+    restarted(lab, killed(pair.destination))
+    with pytest.raises(ControlError):
+        pair.source.guest.resume()
+    assert_serves_nothing(pair.source.guest)
+
+
+def test_source_does_not_serve_when_the_destination_cannot_be_asked(lab: Lab) -> None:
+    """The destination's host is gone: it may have served the guest, so the source must not."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    pair.destination.vtpmd.kill()
+    with pytest.raises(ControlError):
+        pair.source.guest.resume()
+    assert_serves_nothing(pair.source.guest)
+
+
+def test_whole_blobs_bring_the_tpm_back_to_a_host_that_gave_it_away(lab: Lab) -> None:
+    """Migrated back from where nobody armed a session: QEMU's stream says whose it is."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    facts = pair.destination.guest.facts()
+    blobs = pair.destination.guest.save()
+    assert_whole(blobs)
+    again = restarted(lab, stopped(pair.source))
+
+    again.guest.load(blobs)
+
+    assert again.guest.facts() == facts
+    assert_serves(again.guest)
+
+
+def test_reset_of_the_tpm_while_armed_does_not_end_the_rounds(lab: Lab) -> None:
+    """A guest that reboots: QEMU stops the TPM and starts it again."""
+    pair = make_armed_pair(lab)
+    pair.source.manage.wait_for("VTPM_ROUND")
+    pair.source.guest.control.stop()
+    assert pair.source.manage.migration()["state"] in ("armed", "round")
+    pair.source.guest.control.init()
+    pair.source.guest.tpm.startup()
+    for _ in range(3):
+        pair.source.guest.work()
+        pair.source.manage.wait_for("VTPM_ROUND")
+    facts = pair.source.guest.facts()
+    assert hand_over(pair)["outcome"] == "handed-over"
+    assert pair.destination.guest.facts() == facts
+
+
+def test_destination_that_died_before_it_started_has_nothing_to_keep(lab: Lab) -> None:
+    """It had the grant, in memory, and its vtpmd is started again: the source goes on."""
+    pair = make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+    pair.destination.guest.give(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    restarted(lab, killed(pair.destination))
+
+    pair.source.guest.resume()
+
+    assert pair.source.guest.facts() == facts
+    assert_serves(pair.source.guest)
+
+
+def test_source_that_died_in_the_freeze_starts_again(lab: Lab) -> None:
+    """Nobody has asked it for the vTPM; the destination does not get it any more."""
+    pair = make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+    assert_tail(blobs)
+    again = restarted(lab, killed(pair.source))
+    with pytest.raises(ControlError):
+        pair.destination.guest.load(blobs)
+    assert_cannot_start(pair.destination)
+    again.guest.control.init()
+    again.guest.tpm.startup()
+    assert again.guest.facts().nv == facts.nv
+
+
+def test_host_that_gave_the_tpm_away_and_was_restarted_takes_it_back(lab: Lab) -> None:
+    """A guest that comes back to a host which refuses to start its TPM by itself."""
+    there = make_armed_pair(lab)
+    hand_over(there)
+    host, home = there.destination, restarted(lab, stopped(there.source))
+    with pytest.raises(ControlError):
+        home.guest.start()
+    back = Pair(host, home, lab.link(home.vtpmd))
+    assert back.arm()["event"] == "VTPM_ARMED"
+    facts = host.guest.facts()
+
+    assert hand_over(back)["outcome"] == "handed-over"
+
+    assert home.guest.facts() == facts
+    assert_serves(home.guest)
+    assert_serves_nothing(host.guest)
+
+
+@pytest.mark.parametrize("side", ["both", "source", "destination"])
+def test_uuid_may_be_given_on_either_side(lab: Lab, side: str) -> None:
+    """What one operator gave and the other did not is no reason to refuse, nor to fail later."""
+    given = Peering(credentials=credentials(), uuid="8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11")
+    pair = make_pair(
+        lab,
+        source=given if side != "destination" else None,
+        destination=given if side != "source" else None,
+    )
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    pair.source.guest.work()
+    facts = pair.source.guest.facts()
+    assert hand_over(pair)["outcome"] == "handed-over"
+    assert pair.destination.guest.facts() == facts
+
+
+def test_second_source_does_not_mix_with_the_first(lab: Lab) -> None:
+    """Two guests are armed for one destination: at most one of them gets there with a tail."""
+    first, other = make_armed_pair(lab), make_host(lab)
+    other.guest.boot()
+    second = Pair(other, first.destination, first.link)
+    event = second.arm()["event"]
+    winner, loser = (second, first) if event == "VTPM_ARMED" else (first, second)
+    if loser is first:
+        first.source.manage.wait_for("VTPM_FALL_BACK")
+    facts = winner.source.guest.facts()
+
+    assert_whole(loser.source.guest.save())
+    assert_serves(loser.source.guest)
+    assert hand_over(winner)["outcome"] == "handed-over"
+    assert winner.destination.guest.facts() == facts
+
+
+def test_session_is_armed_once_at_a_time(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    with pytest.raises(ExecuteError, match="armed already"):
+        pair.source.manage.command("migrate-arm", to=pair.link.address)
+    assert hand_over(pair)["outcome"] == "handed-over"
+
+
+def test_tpm_that_does_not_run_is_not_armed(lab: Lab) -> None:
+    """QEMU has not started it yet, or has stopped it: there is no state to send."""
+    pair = make_pair(lab)
+    pair.source.guest.control.stop()
+    event = pair.arm()
+    assert event["event"] == "VTPM_FALL_BACK"
+    assert "has not started its TPM" in event["data"]["reason"]
+    pair.source.guest.control.init()
+    pair.source.guest.tpm.startup()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    facts = pair.source.guest.facts()
+    assert hand_over(pair)["outcome"] == "handed-over"
+    assert pair.destination.guest.facts() == facts
+
+
+def test_destination_whose_qemu_died_before_init_lets_go(lab: Lab) -> None:
+    """It was granted the vTPM, and its TPM was never powered on."""
+    pair = make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+    pair.destination.guest.give(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    pair.destination.guest.close()
+
+    pair.source.guest.resume()
+
+    assert pair.source.guest.facts() == facts
+    assert_serves(pair.source.guest)
+
+
+def test_neither_side_holds_small_messages_back() -> None:
+    """With Nagle's algorithm a Take that follows an Ack waits 40 ms for TCP's acknowledgement."""
+
+    async def no_delay() -> list[int]:
+        with listen_for_peers("127.0.0.1", 0) as listening:
+            port = listening.getsockname()[1]
+            context = tls.client_context(credentials())
+            async with asyncio.timeout(WAIT_TIMEOUT_S), asyncio.TaskGroup() as group:
+                connecting = group.create_task(tls.connect(HOST, port, context))
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listening)
+                server = await tls.accept(accepted, tls.server_context(credentials()))
+            options = []
+            for connection in (connecting.result(), server):
+                sock = connection.writer.get_extra_info("socket")
+                options.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                connection.writer.transport.abort()
+        return options
+
+    assert all(asyncio.run(no_delay()))

@@ -1,0 +1,658 @@
+"""Peers with a good certificate and a name that is allowed, that lie.
+
+Invariants of the design that are checked: 8 (a peer's bytes are checked before they are used), 4
+(what libtpms does not take is not acknowledged), 3 and 7. Each lie ends the session with one line
+in the log; nothing half applied is in the way of the whole blobs that QEMU brings; the daemon
+serves on, with as many descriptors as before.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.harness.credentials import credentials, stranger_credentials
+from tests.harness.emulator import Emulator, Peering
+from tests.harness.fake_peer import FakeDestination, Stream, connect, hello
+from tests.harness.handover import (
+    Host,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    assert_whole,
+    make_host,
+)
+from tests.harness.lab import Lab
+from tests.harness.raw_guest import Blobs, Facts
+from tests.support.emulator_client import ControlError
+from vtpmd import core
+from vtpmd.core import Image
+from vtpmd.migration import tail
+from vtpmd.wire import peer, swtpm_format
+from vtpmd.wire.control import StateType
+
+WAIT_TIMEOUT_S = 20.0
+QUIET = Peering(credentials=credentials(), log_level="info")
+CONNECTED = "a source has connected"
+KEY = bytes(range(peer.KEY_BYTES))
+NO_DIGEST = bytes(peer.DIGEST_BYTES)
+
+
+class State(NamedTuple):
+    """A guest's TPM as it was, as blobs, as libtpms' images, and as the guest knows it."""
+
+    blobs: Blobs
+    permanent: Image
+    volatile: Image
+    facts: Facts
+
+
+@pytest.fixture(scope="module")
+def state() -> Iterator[State]:
+    """Take the state of a TPM that was used."""
+    with Lab() as lab:
+        host = make_host(lab)
+        host.guest.boot()
+        facts, blobs = host.guest.facts(), host.guest.save()
+        yield State(
+            blobs,
+            Image(StateType.PERMANENT, 7, swtpm_format.decode_blob(blobs.permanent)),
+            Image(StateType.VOLATILE, 9, swtpm_format.decode_blob(blobs.volatile)),
+            facts,
+        )
+
+
+def whole(image: Image) -> peer.Record:
+    """Return the record of a whole image."""
+    return peer.Record(core.delta_encode(Image(image.type, 0, b""), image))
+
+
+def changed(image: Image, generation: int) -> Image:
+    """Return a later image that libtpms takes as well: the same."""
+    return image._replace(generation=generation)
+
+
+def hold(stream: Stream, state: State, session: bytes | None = None) -> peer.Hello:
+    """Bring a destination to where it holds a base; return the Hello."""
+    greeting = hello(session=session)
+    stream.send(greeting)
+    stream.receive(peer.Welcome)
+    stream.send(peer.Key(KEY), whole(state.permanent), whole(state.volatile))
+    stream.send(peer.Commit(1, state.permanent.generation, state.volatile.generation))
+    stream.receive(peer.Ack)
+    return greeting
+
+
+def sealed(
+    session: bytes,
+    *,
+    records: tuple[bytes, bytes] = (b"", b""),
+    permanent: tuple[int, int] = (7, 7),
+    volatile: tuple[int, int] = (9, 9),
+    uuid: bytes = bytes(peer.UUID_BYTES),
+) -> Blobs:
+    """Return a tail that opens with the session's key, and says what it is told to say."""
+    header = tail.Header(session, *permanent, *volatile)
+    nonce = os.urandom(tail.NONCE_BYTES)
+    return Blobs(tail.seal(tail.Tail(header, *records), key=KEY, uuid=uuid, nonce=nonce), b"", b"")
+
+
+Lie = Callable[[Stream, State], None]
+
+
+def frame(number: int, body: bytes = b"", length: int | None = None) -> bytes:
+    """Return a frame, which may announce another length than it has."""
+    announced = 1 + len(body) if length is None else length
+    return announced.to_bytes(4, "big") + bytes([number]) + body
+
+
+def at_once(*messages: peer.Message) -> Lie:
+    """Begin with messages instead of a Hello, or after none."""
+    return lambda stream, _: stream.send(*messages)
+
+
+def after_welcome(*messages: peer.Message) -> Lie:
+    """Say something when the destination has welcomed the source."""
+
+    def lie(stream: Stream, _: State) -> None:
+        stream.send(hello())
+        stream.receive(peer.Welcome)
+        stream.send(*messages)
+
+    return lie
+
+
+def while_holding(make: Callable[[State, bytes], list[peer.Message]]) -> Lie:
+    """Say something when the destination holds a base."""
+
+    def lie(stream: Stream, state: State) -> None:
+        greeting = hold(stream, state)
+        stream.send(*make(state, greeting.session))
+
+    return lie
+
+
+def bytes_while_holding(data: bytes) -> Lie:
+    """Send what is no message when the destination holds a base."""
+
+    def lie(stream: Stream, state: State) -> None:
+        hold(stream, state)
+        stream.send_bytes(data)
+
+    return lie
+
+
+def records(make: Callable[[State], tuple[bytes, bytes, peer.Commit]]) -> Lie:
+    """Send two records and a Commit as the first round."""
+
+    def lie(stream: Stream, state: State) -> None:
+        permanent, volatile, commit = make(state)
+        stream.send(hello())
+        stream.receive(peer.Welcome)
+        stream.send(peer.Key(KEY), peer.Record(permanent), peer.Record(volatile), commit)
+
+    return lie
+
+
+def honest(state: State) -> tuple[bytes, bytes]:
+    """Return the records of both whole images."""
+    return whole(state.permanent).record, whole(state.volatile).record
+
+
+def damaged(image: Image) -> Image:
+    """Return an image that libtpms refuses: its last byte, of a section's end, is another."""
+    return image._replace(data=image.data[:-1] + bytes([image.data[-1] ^ 0xFF]))
+
+
+COMMIT = peer.Commit(1, 7, 9)
+
+LIES: dict[str, Lie] = {
+    # What is no message.
+    "frame-of-length-0": bytes_while_holding(bytes(4)),
+    "frame-of-4-gib": bytes_while_holding(b"\xff\xff\xff\xff" + bytes(64)),
+    "frame-past-the-limit": bytes_while_holding(frame(5, length=peer.FRAME_BYTES_MAX + 1)),
+    "message-of-no-type": bytes_while_holding(frame(0)),
+    "message-of-an-unknown-type": bytes_while_holding(frame(99, b"x")),
+    "commit-too-short": bytes_while_holding(frame(6, bytes(19))),
+    "commit-too-long": bytes_while_holding(frame(6, bytes(21))),
+    "refuse-with-too-much-text": bytes_while_holding(frame(3, bytes(3 + peer.TEXT_BYTES_MAX))),
+    "half-a-frame": bytes_while_holding(frame(5, bytes(100), length=1000)),
+    "random-bytes": bytes_while_holding(bytes(range(255, 0, -1)) * 40),
+    # Messages at the wrong moment.
+    "key-before-hello": at_once(peer.Key(KEY)),
+    "record-before-hello": at_once(peer.Record(b"")),
+    "grant-before-hello": at_once(peer.Grant(bytes(16))),
+    "hello-twice": after_welcome(hello()),
+    "grant-before-a-base": after_welcome(peer.Grant(bytes(16))),
+    "take-from-a-source": after_welcome(peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0)),
+    "welcome-from-a-source": after_welcome(peer.Welcome(1, 0)),
+    "ack-from-a-source": after_welcome(peer.Ack(1, 7, 9)),
+    "released-from-a-source": after_welcome(peer.Released(bytes(16))),
+    "kept-from-a-source": after_welcome(peer.Kept(bytes(16))),
+    "running-from-a-source": after_welcome(peer.Running(bytes(16), 0, 0)),
+    "reclaim-before-a-base": after_welcome(peer.Reclaim(bytes(16))),
+    "grant-before-the-tail": while_holding(lambda _, session: [peer.Grant(session)]),
+    "reclaim-before-the-tail": while_holding(lambda _, session: [peer.Reclaim(session)]),
+    "key-after-the-base": while_holding(lambda *_: [peer.Key(KEY)]),
+    "hello-after-the-base": while_holding(lambda _, session: [hello(session=session)]),
+    # Commits of what is not there.
+    "commit-without-images": after_welcome(peer.Key(KEY), peer.Commit(1, 0, 0)),
+    "commit-without-a-volatile-image": records(
+        lambda s: (honest(s)[0], honest(s)[0], peer.Commit(1, 7, 0))
+    ),
+    "commit-of-another-permanent-generation": records(lambda s: (*honest(s), peer.Commit(1, 8, 9))),
+    "commit-of-another-volatile-generation": records(lambda s: (*honest(s), peer.Commit(1, 7, 8))),
+    "commit-of-the-largest-generations": records(
+        lambda s: (*honest(s), peer.Commit(1, (1 << 64) - 1, (1 << 64) - 1))
+    ),
+    # Records that are none, or not for what the destination has.
+    "record-that-is-empty": records(lambda s: (b"", honest(s)[1], COMMIT)),
+    "record-that-is-garbage": records(lambda s: (bytes(500), honest(s)[1], COMMIT)),
+    "record-of-the-largest-size": records(
+        lambda s: (bytes(peer.FRAME_BYTES_MAX - 1), honest(s)[1], COMMIT)
+    ),
+    "record-that-was-cut": records(lambda s: (honest(s)[0][:-1], honest(s)[1], COMMIT)),
+    "record-with-a-bit-flipped": records(
+        lambda s: (honest(s)[0][:200] + b"\xff" + honest(s)[0][201:], honest(s)[1], COMMIT)
+    ),
+    "record-twice": records(lambda s: (honest(s)[0], honest(s)[0], COMMIT)),
+    "record-of-savestate": records(
+        lambda s: (
+            whole(s.permanent._replace(type=StateType.SAVESTATE)).record,
+            honest(s)[1],
+            COMMIT,
+        )
+    ),
+    "record-for-another-base": while_holding(
+        lambda s, _: [
+            peer.Record(core.delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))
+        ]
+    ),
+    "record-for-a-base-of-other-content": while_holding(
+        lambda s, _: [
+            peer.Record(core.delta_encode(damaged(s.permanent), changed(s.permanent, 10)))
+        ]
+    ),
+    # Valid records of what libtpms does not take.
+    "permanent-state-that-is-none": records(
+        lambda s: (
+            whole(s.permanent._replace(data=b"no state")).record,
+            honest(s)[1],
+            COMMIT,
+        )
+    ),
+    "permanent-state-that-is-empty": records(
+        lambda s: (whole(s.permanent._replace(data=b"")).record, honest(s)[1], COMMIT)
+    ),
+    "permanent-state-that-is-damaged": records(
+        lambda s: (whole(damaged(s.permanent)).record, honest(s)[1], COMMIT)
+    ),
+    "volatile-state-that-is-none": records(
+        lambda s: (honest(s)[0], whole(s.volatile._replace(data=b"no state")).record, COMMIT)
+    ),
+    "volatile-state-that-is-the-permanent-one": records(
+        lambda s: (honest(s)[0], whole(s.volatile._replace(data=s.permanent.data)).record, COMMIT)
+    ),
+    "second-round-that-libtpms-refuses": while_holding(
+        lambda s, _: [
+            peer.Record(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
+            peer.Commit(2, 8, 9),
+        ]
+    ),
+}
+
+# Lies that the destination cannot tell from a source that is slow, until the source hangs up.
+WAITING = {"half-a-frame"}
+
+
+def speak(lab: Lab, host: Host, directory: Path | None = None) -> Stream:
+    """Connect to a host as a source does, by default as one that is allowed."""
+    stream = connect(host.vtpmd.port, directory or credentials())
+    lab.close_at_end(stream)
+    return stream
+
+
+def descriptors(emulator: Emulator) -> int:
+    """Count a process's open descriptors."""
+    return len(list(Path(f"/proc/{emulator.program.pid}/fd").iterdir()))
+
+
+def wait_for_descriptors(emulator: Emulator, wanted: int) -> None:
+    """Wait until a process has closed what it opened for a connection."""
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    while (found := descriptors(emulator)) != wanted:
+        assert time.monotonic() < deadline, f"{found} descriptors are open, {wanted} were"
+        time.sleep(0.005)
+
+
+def assert_takes_whole_blobs(host: Host, state: State) -> None:
+    """Bring a TPM in QEMU's own stream, use it, and stop it."""
+    host.guest.load(state.blobs)
+    assert host.guest.facts() == state.facts
+    assert_serves(host.guest)
+    host.guest.control.stop()
+
+
+@pytest.mark.parametrize("names", [list(LIES)[0::2], list(LIES)[1::2]], ids=["even", "odd"])
+def test_each_lie_of_a_source_ends_its_session_and_nothing_else(
+    lab: Lab, state: State, names: list[str]
+) -> None:
+    """One destination hears them all, one after the other."""
+    host = make_host(lab, QUIET)
+    assert host.vtpmd.port  # it has said that it waits for vTPMs
+    before = descriptors(host.vtpmd)
+    for name in names:
+        logged = len(host.log)
+        stream = speak(lab, host)
+        LIES[name](stream, state)
+        if name not in WAITING:
+            said = stream.wait_for_end()
+            assert all(isinstance(message, peer.Refuse) for message in said), name
+        stream.close()
+        wait_for_descriptors(host.vtpmd, before)
+        lines = [line for line in host.log[logged:] if CONNECTED not in line]
+        assert len(lines) == 1, (name, lines)
+        assert_serves_nothing(host.guest)
+        assert_takes_whole_blobs(host, state)
+    assert host.vtpmd.program.exit_code is None
+
+
+def test_lies_do_not_touch_a_tpm_that_runs(lab: Lab) -> None:
+    """A guest is served; a peer that could make a session tries."""
+    host = make_host(lab, QUIET)
+    host.guest.boot()
+    facts = host.guest.facts()
+    before = descriptors(host.vtpmd)
+    for message in (hello(), peer.Reclaim(bytes(16)), peer.Grant(bytes(16)), peer.Key(KEY)):
+        stream = speak(lab, host)
+        stream.send(message)
+        stream.wait_for_end()
+        stream.close()
+    wait_for_descriptors(host.vtpmd, before)
+    assert host.guest.facts() == facts
+    assert_serves(host.guest)
+
+
+def test_reclaim_of_a_session_that_never_was_takes_nothing_away(lab: Lab) -> None:
+    """The vTPM is this host's, its guest is off; a peer that is allowed asks to have it back."""
+    host = make_host(lab, QUIET)
+    host.guest.boot()
+    nv = host.guest.facts().nv
+    host.guest.control.stop()
+    stream = speak(lab, host)
+    stream.send(peer.Reclaim(bytes(16)))
+    stream.wait_for_end()
+    stream.close()
+
+    host.guest.control.init()
+    host.guest.tpm.startup()
+    assert host.guest.facts().nv == nv
+
+
+def test_source_that_is_not_allowed_is_told_so_and_no_more(lab: Lab) -> None:
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host, stranger_credentials())
+    refusal = stream.receive(peer.Refuse)
+    assert refusal.reason == peer.Reason.NOT_ALLOWED
+    assert stream.wait_for_end() == []
+    stream.close()
+
+
+def test_many_peers_that_say_nothing_keep_nobody_out(lab: Lab, state: State) -> None:
+    """More of them than are served at once; as they hang up, the next one is served."""
+    host = make_host(lab, QUIET)
+    before = descriptors(host.vtpmd)
+    silent = [speak(lab, host) for _ in range(8)]
+    for stream in silent:
+        stream.close()
+    stream = speak(lab, host)
+    hold(stream, state)
+    stream.close()
+    wait_for_descriptors(host.vtpmd, before)
+
+
+TAIL_LIES: dict[str, Callable[[State, bytes], Blobs]] = {
+    "for-another-vtpm": lambda _, session: sealed(session, uuid=b"another vtpm's id"[:16]),
+    "of-another-session": lambda *_: sealed(bytes(16)),
+    "from-an-older-generation": lambda _, session: sealed(session, permanent=(6, 7)),
+    "from-a-later-generation": lambda _, session: sealed(session, volatile=(10, 10)),
+    "to-a-generation-that-it-does-not-make": lambda _, session: sealed(session, permanent=(7, 8)),
+    "back-to-an-older-generation": lambda _, session: sealed(session, volatile=(9, 8)),
+    "with-garbage-for-a-record": lambda _, session: sealed(
+        session, records=(b"garbage", b""), permanent=(7, 8)
+    ),
+    "with-a-record-of-the-other-type": lambda s, session: sealed(
+        session,
+        records=(core.delta_encode(s.volatile, changed(s.volatile, 10)), b""),
+        permanent=(7, 10),
+    ),
+    "with-a-record-that-goes-elsewhere": lambda s, session: sealed(
+        session,
+        records=(core.delta_encode(s.permanent, changed(s.permanent, 9)), b""),
+        permanent=(7, 8),
+    ),
+    "with-a-state-that-libtpms-refuses": lambda s, session: sealed(
+        session,
+        records=(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8)), b""),
+        permanent=(7, 8),
+    ),
+}
+
+
+def test_each_lie_in_a_tail_is_refused(lab: Lab, state: State) -> None:
+    """The source has the session's key, so the seal is good: what is inside is not."""
+    host = make_host(lab, QUIET)
+    before = descriptors(host.vtpmd)
+    for name, lie in TAIL_LIES.items():
+        stream = speak(lab, host)
+        greeting = hold(stream, state)
+        logged = len(host.log)
+        with pytest.raises(ControlError):
+            host.guest.load(lie(state, greeting.session))
+        assert any("tail" in line or "refuses" in line for line in host.log[logged:]), name
+        assert not any("Traceback" in line for line in host.log[logged:]), name
+        assert_serves_nothing(host.guest)
+        stream.close()
+        wait_for_descriptors(host.vtpmd, before)
+        assert_takes_whole_blobs(host, state)
+
+
+def test_tail_before_the_key_is_refused(lab: Lab, state: State) -> None:
+    """The source never gave a key; no key is not a key of zeros."""
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host)
+    greeting = hello()
+    stream.send(greeting)
+    stream.receive(peer.Welcome)
+    stream.send(whole(state.permanent), whole(state.volatile), COMMIT)
+    with pytest.raises(ControlError):
+        host.guest.load(sealed(greeting.session))
+    assert not any("AssertionError" in line for line in host.log)
+    stream.close()
+    assert_takes_whole_blobs(host, state)
+
+
+@pytest.mark.parametrize("granted", [True, False], ids=["its-own", "another"])
+def test_grant_of_another_session_starts_nothing(lab: Lab, state: State, granted: bool) -> None:
+    """The canary beside it: the grant of the right session starts the TPM."""
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host)
+    greeting = hold(stream, state)
+    host.guest.give(sealed(greeting.session))
+    take = stream.receive(peer.Take)
+    assert take.session == greeting.session
+    stream.send(peer.Grant(greeting.session if granted else bytes(16)))
+    if granted:
+        host.guest.start()
+        assert host.guest.facts() == state.facts
+        return
+    with pytest.raises(ControlError):
+        host.guest.start()
+    assert_serves_nothing(host.guest)
+
+
+# What a destination may say to a source; each of them is a lie at its moment.
+
+DESTINATION_LIES_IN_ANSWER_TO_HELLO: dict[str, bytes] = {
+    "garbage": bytes(range(255, 0, -1)) * 40,
+    "frame-of-4-gib": b"\xff\xff\xff\xff" + bytes(64),
+    "hello": peer.encode(hello()),
+    "ack-before-welcome": peer.encode(peer.Ack(0, 0, 0)),
+    "take-before-welcome": peer.encode(peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0)),
+    "grant": peer.encode(peer.Grant(bytes(16))),
+    "released": peer.encode(peer.Released(bytes(16))),
+    "refusal-with-a-line-break": peer.encode(peer.Refuse(7, "one\nvtpmd: two\x1b[2J")),
+}
+
+
+@pytest.fixture
+def fake(lab: Lab) -> FakeDestination:
+    """Give a test a destination that says what the test says."""
+    destination = FakeDestination(credentials())
+    lab.close_at_end(destination)
+    return destination
+
+
+def assert_gives_whole_blobs(source: Host) -> None:
+    """Check that a session has ended in a fall-back that is told in one line."""
+    source.manage.wait_for("VTPM_FALL_BACK")
+    assert_whole(source.guest.save())
+    assert_serves(source.guest)
+    report = source.manage.migration()
+    assert report["outcome"] == "fall-back"
+    assert report["reason"].isprintable()
+    assert not any("Traceback" in line for line in source.log)
+
+
+def test_each_lie_in_answer_to_hello_leads_to_whole_blobs(lab: Lab, fake: FakeDestination) -> None:
+    source = make_host(lab, QUIET)
+    source.guest.boot()
+    before = descriptors(source.vtpmd)
+    for lie in DESTINATION_LIES_IN_ANSWER_TO_HELLO.values():
+        source.manage.command("migrate-arm", to=fake.address)
+        stream = fake.accept()
+        stream.receive(peer.Hello)
+        stream.send_bytes(lie)
+        assert_gives_whole_blobs(source)
+        stream.close()
+        wait_for_descriptors(source.vtpmd, before)
+
+
+def receive_round(stream: Stream) -> tuple[list[peer.Record], peer.Commit]:
+    """Receive a source's first round."""
+    stream.receive(peer.Key)
+    return [stream.receive(peer.Record), stream.receive(peer.Record)], stream.receive(peer.Commit)
+
+
+ACKNOWLEDGEMENTS: dict[str, Callable[[peer.Commit], peer.Message]] = {
+    "of-another-round": lambda commit: peer.Ack(commit.round + 1, *commit[1:]),
+    "of-another-permanent-generation": lambda commit: peer.Ack(
+        commit.round, commit.permanent_generation + 1, commit.volatile_generation
+    ),
+    "of-another-volatile-generation": lambda commit: peer.Ack(
+        commit.round, commit.permanent_generation, commit.volatile_generation - 1
+    ),
+    "that-is-a-take": lambda _: peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0),
+    "that-is-a-refusal": lambda _: peer.Refuse(peer.Reason.STORAGE, "the disk is full"),
+}
+
+
+def test_each_false_acknowledgement_leads_to_whole_blobs(lab: Lab, fake: FakeDestination) -> None:
+    """What a source believes of the base must be what it has sent."""
+    source = make_host(lab, QUIET)
+    source.guest.boot()
+    for lie in ACKNOWLEDGEMENTS.values():
+        source.manage.command("migrate-arm", to=fake.address)
+        stream = fake.accept()
+        stream.receive(peer.Hello)
+        stream.send(peer.Welcome(peer.VERSION, 0))
+        _, commit = receive_round(stream)
+        stream.send(lie(commit))
+        assert_gives_whole_blobs(source)
+        stream.close()
+
+
+def freeze(source: Host, fake: FakeDestination) -> tuple[Stream, bytes, Blobs]:
+    """Arm a session with a destination that acknowledges, and have QEMU take the tail."""
+    source.manage.command("migrate-arm", to=fake.address)
+    stream = fake.accept()
+    session = stream.receive(peer.Hello).session
+    stream.send(peer.Welcome(peer.VERSION, 0))
+    _, commit = receive_round(stream)
+    stream.send(peer.Ack(*commit))
+    source.manage.wait_for("VTPM_ARMED")
+    return stream, session, source.guest.save()
+
+
+def digests(source: Host) -> tuple[bytes, bytes]:
+    """Return the digests of both images at the freeze, as the source says them."""
+    said = source.manage.migration()["digests"]
+    return bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
+
+
+TAKES: dict[str, Callable[[bytes, tuple[bytes, bytes]], peer.Message]] = {
+    "of-another-session": lambda _, both: peer.Take(bytes(16), *both, 0, 0, 0),
+    "with-another-permanent-digest": lambda session, both: peer.Take(
+        session, NO_DIGEST, both[1], 0, 0, 0
+    ),
+    "with-another-volatile-digest": lambda session, both: peer.Take(
+        session, both[0], NO_DIGEST, 0, 0, 0
+    ),
+    "with-the-digests-exchanged": lambda session, both: peer.Take(
+        session, both[1], both[0], 0, 0, 0
+    ),
+    "that-is-a-refusal": lambda *_: peer.Refuse(peer.Reason.STATE, "it does not fit"),
+    "that-is-a-running": lambda session, _: peer.Running(session, 0, 0),
+    "that-is-a-released": lambda session, _: peer.Released(session),
+}
+
+
+def test_each_false_take_leaves_the_tpm_with_the_source(lab: Lab, fake: FakeDestination) -> None:
+    """Who does not have the very state that was frozen does not get the vTPM."""
+    source = make_host(lab, QUIET)
+    source.guest.boot()
+    for lie in TAKES.values():
+        facts = source.guest.facts()
+        stream, session, blobs = freeze(source, fake)
+        assert_tail(blobs)
+        stream.send(lie(session, digests(source)))
+        source.manage.wait_for("VTPM_GO_ON")
+        said = stream.wait_for_end()
+        assert not any(isinstance(message, peer.Grant) for message in said)
+        source.guest.resume()
+        assert source.guest.facts() == facts
+        assert_serves(source.guest)
+        stream.close()
+
+
+def test_true_take_is_granted_once_and_durably(lab: Lab, fake: FakeDestination) -> None:
+    """The canary of the test above. The record is on disk before the grant is sent."""
+    source = make_host(lab, QUIET)
+    source.guest.boot()
+    stream, session, blobs = freeze(source, fake)
+    assert_tail(blobs)
+    stream.send(peer.Take(session, *digests(source), 0, 0, 0))
+    assert stream.receive(peer.Grant).session == session
+    source.vtpmd.kill()
+    again = make_host_on(lab, source.vtpmd.state)
+    with pytest.raises(ControlError):
+        again.guest.control.init()
+    assert_serves_nothing(again.guest)
+    stream.close()
+
+
+def make_host_on(lab: Lab, directory: Path) -> Host:
+    """Start a vtpmd on a state directory that there is."""
+    vtpmd = lab.peer(QUIET, directory)
+    return Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
+
+
+@pytest.mark.parametrize("answer", [peer.Kept, peer.Released], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("own_session", [True, False], ids=["its-own", "another"])
+def test_only_a_release_of_the_session_gives_the_tpm_back(
+    lab: Lab,
+    fake: FakeDestination,
+    answer: type[peer.Kept | peer.Released],
+    own_session: bool,
+) -> None:
+    """The source has granted, and its guest resumes."""
+    source = make_host(lab, QUIET)
+    source.guest.boot()
+    facts = source.guest.facts()
+    stream, session, _ = freeze(source, fake)
+    stream.send(peer.Take(session, *digests(source), 0, 0, 0))
+    stream.receive(peer.Grant)
+    with ThreadPoolExecutor(1) as executor:
+        resumed = executor.submit(source.guest.resume)
+        assert stream.receive(peer.Reclaim).session == session
+        stream.send(answer(session if own_session else bytes(16)))
+        fake.close()
+        if answer is peer.Released and own_session:
+            resumed.result(WAIT_TIMEOUT_S)
+            assert source.guest.facts() == facts
+            return
+        with pytest.raises(ControlError):
+            resumed.result(WAIT_TIMEOUT_S)
+    assert_serves_nothing(source.guest)
+
+
+def test_secrets_are_in_no_log(lab: Lab, fake: FakeDestination) -> None:
+    """Invariant 7: the session's key and the state are in no line, also at level debug."""
+    source = make_host(lab)
+    source.guest.boot()
+    source.manage.command("migrate-arm", to=fake.address)
+    stream = fake.accept()
+    stream.receive(peer.Hello)
+    stream.send(peer.Welcome(peer.VERSION, 0))
+    key = stream.receive(peer.Key).key
+    record = stream.receive(peer.Record).record
+    stream.send_bytes(b"\xff\xff\xff\xff")
+    source.manage.wait_for("VTPM_FALL_BACK")
+    output = source.vtpmd.program.output
+    assert key.hex() not in output and repr(key) not in output
+    assert record[-64:].hex() not in output
+    stream.close()
