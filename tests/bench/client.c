@@ -36,7 +36,7 @@ enum {
     COMMANDS_MAX = 8,
     SUBJECTS_MAX = 4,
     ROUNDS_MAX = 10000,
-    SAMPLES_MAX = 1000,
+    SAMPLES_MAX = 50000,
     WARM_UP_SAMPLES = 5, /* at the head of each round, dropped: the emulator has just been idle */
     TIMEOUT_S = 20,
 };

@@ -4,7 +4,9 @@ import json
 import socket
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,10 @@ from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, round_trip
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
+from tests.bench.moving.guests import GuestTpm
+from tests.bench.moving.hand_over import Step
+from tests.bench.moving.load import Activity, Size
+from tests.bench.moving.pair import Mode
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient, DataSocket
 
@@ -112,6 +118,28 @@ def test_bench_measures_every_chapter(
         assert set(measured["round_trip_ns"]) == {"swtpm", "vtpmd", "echo"}
     processes = {name for each in printed["start-up"]["data"]["memory_kib"] for name in each}
     assert processes == {"swtpm", "vtpmd daemon", "vtpmd engine"}
+    check_moving(printed["moving"]["data"])
+
+
+def check_moving(measured: dict[str, Any]) -> None:
+    """A tail is shorter than blobs, every guest has migrated, and a session made its rounds."""
+    medians = {
+        (each["size"], each["activity"], each["mode"]): each["stream_bytes"]["percentiles"]["50"]
+        for each in measured["hand_overs"]
+    }
+    assert set(medians) == set(product(Size, Activity, Mode))
+    for size, activity in product(Size, Activity):
+        swtpm, blobs, tail = (medians[size, activity, mode] for mode in Mode)
+        assert tail < swtpm == blobs
+    for each in measured["hand_overs"]:
+        assert bool(each["phases_us"]) == (each["mode"] == Mode.TAIL)
+        assert all(each["steps_us"][step]["mean"] > 0 for step in (Step.GET_PERMANENT, Step.INIT))
+    guests = {(each["activity"], each["tpm"]): each for each in measured["migrations"]}
+    assert set(guests) == set(product(Activity, GuestTpm)) - {(Activity.LOAD, GuestTpm.NONE)}
+    for (_, tpm), each in guests.items():
+        assert all(run["passes"] > 0 for run in each["migrations"])
+        assert all(bool(run["tail_bytes"]) == (tpm == GuestTpm.VTPMD) for run in each["migrations"])
+    assert measured["throughput"]["rounds"] > len(measured["throughput"]["armed_per_s"])
 
 
 def test_an_unknown_chapter_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,218 @@
+"""Migrate QEMU guests that differ in nothing but their TPM, and keep what QEMU says about it.
+
+Each guest goes from QEMU to QEMU. The guests take turns, and wait stopped for theirs, so that
+whatever else the machine does hits all alike.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from tests.bench.emulators import BenchError
+from tests.bench.moving.load import Activity
+from tests.bench.stats import Distribution
+from tests.harness import guest as harness
+from tests.harness import migration
+from tests.harness.credentials import credentials
+from tests.harness.emulator import Emulator, EmulatorKind, Peering
+from tests.harness.guest import Guest, Machine
+from tests.harness.lab import Lab
+from tests.harness.migration import MigrationReport
+from tests.harness.program import Program
+
+MACHINE = Machine(memory_mib=512)
+# A link of 1 Gbit/s, so that the time is the stream's and not that of copying memory on a machine
+# whose cores both QEMUs need; and a limit that has little memory left for when the guest stands.
+LINK = {"max-bandwidth": 125_000_000, "downtime-limit": 30}
+WORK_BEFORE = 30  # operations of the guest's workload before the first migration
+BEFORE_MIGRATION_S = 0.5  # the load runs, the session makes its first rounds
+TPM_OPTIONS = ("id=tpmctl,", "emulator,id=tpm0,", f"{MACHINE.tpm_model},tpmdev=")
+
+
+class GuestTpm(StrEnum):
+    """What serves the guest's TPM."""
+
+    NONE = "no TPM"
+    SWTPM = "swtpm"
+    VTPMD = "vtpmd, armed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migrated:
+    """One migration, by QEMU's account, and the bytes in the tail, if there was one."""
+
+    report: MigrationReport
+    tail_bytes: int | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return what was measured in JSON's types."""
+        return asdict(self.report) | {"tail_bytes": self.tail_bytes}
+
+
+class GuestWithoutTpm(Guest):
+    """A guest like the others, but for its TPM; its workload answers no command."""
+
+    def __init__(
+        self, directory: Path, machine: Machine, extra_arguments: Sequence[str] = ()
+    ) -> None:
+        """Start QEMU; `directory` is the guest's own. RuntimeError when QEMU ends instead."""
+        directory.mkdir(exist_ok=True)
+        self.machine = machine
+        self._console = directory / "console"
+        self._pending = b""
+        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
+        arguments = _without_tpm(harness._arguments(machine, directory, directory / "no-tpm"))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(directory / "work"))
+            listener.listen(1)
+            self.program = Program("qemu", [*arguments, *extra_arguments], directory)
+            self._workload = self.program.accept(listener)
+        self.program.connect(directory / "qmp").close()
+        self._monitor.settimeout(harness.QMP_TIMEOUT_S)
+        self._monitor.connect()
+
+
+def _without_tpm(arguments: list[str | Path]) -> list[str | Path]:
+    """Leave out the options whose values are about the TPM."""
+    kept: list[str | Path] = []
+    for argument in arguments:
+        if any(text in str(argument) for text in TPM_OPTIONS):
+            kept.pop()
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _set_parameters(guest: Guest) -> None:
+    migration.set_capabilities(guest)
+    guest.qmp("migrate-set-parameters", **LINK)
+
+
+class Traveller:
+    """A guest that migrates again and again; it is stopped in between."""
+
+    def __init__(self, lab: Lab, tpm: GuestTpm) -> None:
+        """Boot the guest, and let it set its TPM up and use it."""
+        self._lab = lab
+        self._tpm = tpm
+        self._hops = 0
+        self._emulator = self._start_emulator()
+        self._guest = self._start_guest(self._emulator)
+        self._guest.wait_for_workload()
+        if tpm is not GuestTpm.NONE:
+            self._guest.command("setup")
+            self._guest.command(f"work {WORK_BEFORE}")
+        _set_parameters(self._guest)
+        self._guest.pause()
+
+    def close(self) -> None:
+        """End the guest and its emulator."""
+        self._guest.close()
+        if self._emulator is not None:
+            self._emulator.kill()
+
+    def migrate(self, activity: Activity) -> Migrated:
+        """Migrate once. BenchError when a vTPM was to move as a tail and did not."""
+        emulator = self._start_emulator()
+        destination = self._start_guest(emulator, migration.INCOMING)
+        _set_parameters(destination)
+        uri = migration.listen_unix(destination, self._lab.directory / f"{self._name}-stream")
+        self._guest.resume()
+        if activity is Activity.LOAD:
+            self._guest.command("start")
+        with self._armed_for(emulator) as tail_bytes:
+            time.sleep(BEFORE_MIGRATION_S)
+            report = migration.migrate(self._guest, destination, uri)
+        if activity is Activity.LOAD:
+            destination.command("stop")
+        destination.pause()
+        self.close()
+        self._guest, self._emulator = destination, emulator
+        return Migrated(report=report, tail_bytes=tail_bytes[0] if tail_bytes else None)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._tpm.name.lower()}-{self._hops}"
+
+    def _start_emulator(self) -> Emulator | None:
+        match self._tpm:
+            case GuestTpm.NONE:
+                return None
+            case GuestTpm.SWTPM:
+                return self._lab.emulator(EmulatorKind.SWTPM)
+            case GuestTpm.VTPMD:
+                follows = Peering(credentials=credentials(), follows_qemu=True, log_level="info")
+                return self._lab.peer(follows)
+
+    def _start_guest(self, emulator: Emulator | None, arguments: Sequence[str] = ()) -> Guest:
+        self._hops += 1
+        if emulator is None:
+            return GuestWithoutTpm(self._lab.directory / self._name, MACHINE, arguments)
+        return self._lab.guest(emulator, MACHINE, arguments)
+
+    @contextmanager
+    def _armed_for(self, destination: Emulator | None) -> Iterator[list[int]]:
+        """Have a session with a vtpmd; the list has the bytes in the tail when it is over."""
+        tail_bytes: list[int] = []
+        if self._tpm is not GuestTpm.VTPMD or self._emulator is None or destination is None:
+            yield tail_bytes
+            return
+        management = self._lab.management(self._emulator)
+        if (event := management.arm(destination.address))["event"] != "VTPM_ARMED":
+            raise BenchError(f"no session with the destination: {event['data']}")
+        yield tail_bytes
+        management.wait_for("VTPM_HANDED_OVER", "VTPM_FALL_BACK", "VTPM_GO_ON")
+        result = management.migration()
+        if result["outcome"] != "handed-over":
+            raise BenchError(f"the vTPM was not handed over: {result['reason']}")
+        tail_bytes.append(result["tail-bytes"])
+
+
+@contextmanager
+def travellers() -> Iterator[dict[GuestTpm, Traveller]]:
+    """Run a guest of each kind; each is stopped, and has migrated once."""
+    with Lab() as lab:
+        guests = {}
+        try:
+            for tpm in GuestTpm:
+                guests[tpm] = Traveller(lab, tpm)
+                guests[tpm].migrate(Activity.IDLE)
+            yield guests
+        finally:
+            for guest in guests.values():
+                guest.close()
+
+
+Migrations = dict[tuple[Activity, GuestTpm], list[Migrated]]
+
+
+def measure(runs: int) -> Migrations:
+    """Migrate each guest `runs` times, idle and under load, in turn.
+
+    A guest without a TPM can have no load on it: it is idle only.
+    """
+    found: Migrations = {}
+    with travellers() as guests:
+        for _ in range(runs):
+            for activity in Activity:
+                for tpm, guest in guests.items():
+                    if activity is Activity.LOAD and tpm is GuestTpm.NONE:
+                        continue
+                    found.setdefault((activity, tpm), []).append(guest.migrate(activity))
+    return found
+
+
+def total_ms(migrations: Sequence[Migrated]) -> Distribution:
+    """Describe the total time of migrations, in milliseconds."""
+    return Distribution.of([each.report.total_ms for each in migrations])
+
+
+def downtime_ms(migrations: Sequence[Migrated]) -> Distribution:
+    """Describe the downtime of migrations, in milliseconds."""
+    return Distribution.of([each.report.downtime_ms for each in migrations])

@@ -1,0 +1,121 @@
+"""A source and a destination that a vTPM moves between, driven at their sockets, without QEMU."""
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from tests.bench.emulators import BenchError
+from tests.bench.moving import load
+from tests.bench.moving.hand_over import HandOver, hand_over
+from tests.bench.moving.load import Activity
+from tests.harness.credentials import credentials
+from tests.harness.emulator import Emulator, EmulatorKind, Peering
+from tests.harness.lab import Lab
+from tests.harness.management import Management
+from tests.harness.raw_guest import RawGuest
+from tests.support.emulator_client import DataSocket
+
+BUFFER_BYTES = 4096  # what QEMU 7.2 sets
+REPORT_TIMEOUT_S = 10.0
+REPORT_POLL_S = 0.005
+LAST_PHASE = "destination: start the TPM"  # what the source hears last
+# Longer than a round of the session, and at no fixed distance from one.
+BEFORE_FREEZE_S = (0.25, 0.40)
+
+
+class Mode(StrEnum):
+    """Between what a vTPM moves, and as what."""
+
+    SWTPM = "swtpm"
+    WHOLE = "vtpmd, blobs"
+    TAIL = "vtpmd, tail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """An emulator and the connections that its QEMU has."""
+
+    emulator: Emulator
+    guest: RawGuest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """One hand-over, and the phases that the source's session reports of it, if there was one."""
+
+    hand_over: HandOver
+    phases_us: dict[str, int] = field(default_factory=dict)
+
+
+def _start(lab: Lab, mode: Mode, state: Path | None = None) -> Side:
+    if mode is Mode.SWTPM:
+        emulator = lab.emulator(EmulatorKind.SWTPM, state)
+    else:
+        emulator = lab.peer(Peering(credentials=credentials(), log_level="info"), state)
+    return Side(emulator=emulator, guest=lab.raw_guest(emulator))
+
+
+@contextmanager
+def pair(mode: Mode, state_file: Path) -> Iterator[tuple[Lab, Side, Side]]:
+    """Run a source that powers a TPM on from a state file, and a destination for it.
+
+    Both are new processes, as in a migration: what a daemon does for the first time, it does late.
+    """
+    with Lab() as lab:
+        state = lab.directory / "state"
+        state.mkdir()
+        shutil.copy(state_file, state)
+        source, destination = _start(lab, mode, state), _start(lab, mode)
+        source.guest.control.init()
+        load.start_using(source.guest.data)
+        destination.guest.control.stop()
+        destination.guest.control.set_buffer_size(BUFFER_BYTES)
+        yield lab, source, destination
+
+
+def arm(lab: Lab, source: Side, destination: Side) -> Management:
+    """Arm the source for the destination; BenchError when it does not get that far."""
+    management = lab.management(source.emulator)
+    event = management.arm(destination.emulator.address)
+    if event["event"] != "VTPM_ARMED":
+        raise BenchError(f"no session with the destination: {event['data']}")
+    return management
+
+
+def move(mode: Mode, state_file: Path, activity: Activity) -> Moved:
+    """Move a vTPM once."""
+    with pair(mode, state_file) as (lab, source, destination):
+        management = arm(lab, source, destination) if mode is Mode.TAIL else None
+        data = _use(source, activity)
+        taken = hand_over(source.guest.control, data, destination.guest.control)
+        if data is not None:
+            load.check(taken.response)
+        destination.guest.tpm.ecdsa_sign(load.SIGNING_KEY, load.DIGEST)
+        phases_us = {} if management is None else _phases_us(management)
+        return Moved(hand_over=taken, phases_us=phases_us)
+
+
+def _use(source: Side, activity: Activity) -> DataSocket | None:
+    """Let the guest do its work; return its data socket if a command runs there now."""
+    duration_s = random.uniform(*BEFORE_FREEZE_S)
+    if activity is Activity.IDLE:
+        time.sleep(duration_s)
+        return None
+    load.work(source.guest.data, duration_s)
+    return source.guest.data
+
+
+def _phases_us(management: Management) -> dict[str, int]:
+    """Return what the session reports of its phases; BenchError when it was not handed over."""
+    deadline = time.monotonic() + REPORT_TIMEOUT_S
+    while LAST_PHASE not in (report := management.migration())["phases-us"]:
+        if time.monotonic() > deadline:
+            raise BenchError(f"the session is {report['state']}: {report['reason']}")
+        time.sleep(REPORT_POLL_S)
+    phases_us: dict[str, int] = report["phases-us"]
+    return phases_us
