@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final
 
 from vtpmd import core
-from vtpmd.core import Image, LinkOperation, LinkRetire
+from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import destination, tail
 from vtpmd.migration.destination import Destination, Do
@@ -28,21 +28,8 @@ log = logging.getLogger(__name__)
 
 # From the tail to the Grant: a round trip, and a durable record at the source.
 GRANT_TIMEOUT_S: Final = 10.0
-# A source that says nothing before its HELLO, or sends half a message.
-HELLO_TIMEOUT_S: Final = 10.0
-READ_BYTES_MAX: Final = 64 * 1024
 
 _TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
-
-
-class Staged(NamedTuple):
-    """What the source and this side agree on: the images of the last acknowledged round."""
-
-    permanent: Image
-    volatile: Image
-
-
-NOTHING: Final = Staged(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))
 
 
 class Owner:
@@ -109,7 +96,7 @@ class Incoming:
                 if message is not None:
                     await self._take(message)
                     continue
-                data = await self._connection.reader.read(READ_BYTES_MAX)
+                data = await self._connection.reader.read(peer.READ_BYTES_MAX)
                 if not data:
                     raise ConnectionError("the source closed the connection")
                 decoder.receive_data(data)
@@ -163,10 +150,10 @@ class Incoming:
         )
         self._staged = final
         self._tail_began_ns = stored_ns
-        digests = (_digest(final.permanent), _digest(final.volatile))
+        digests = (digest(final.permanent), digest(final.volatile))
         await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
 
-    def _base_of(self, header: tail.Header) -> Staged:
+    def _base_of(self, header: tail.Header) -> Images:
         """Return the images that a tail continues. Raises TailError."""
         for base in (self._staged, self._staged_before):
             if (header.permanent_from, header.volatile_from) == (
@@ -260,7 +247,7 @@ class Incoming:
         self._images[kind] = core.delta_apply(self._images[kind], record)
 
     async def _stage(self, wanted: destination.Stage) -> None:
-        images = Staged(*(self._images[kind] for kind in _TYPES))
+        images = Images(*(self._images[kind] for kind in _TYPES))
         try:
             if wanted != (images.permanent.generation, images.volatile.generation):
                 raise VtpmdError("the round does not end at the generations that it says")
@@ -274,7 +261,7 @@ class Incoming:
         for action in self._machine.step(event, reason):
             await self._perform(action)
 
-    async def _validate(self, images: Staged) -> None:
+    async def _validate(self, images: Images) -> None:
         """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
         permanent, volatile = (image.data for image in images)
         reply = await self._owner.engine.request(
@@ -311,10 +298,10 @@ class Incoming:
             self._connection = None
 
 
-def _apply(base: Staged, opened: tail.Tail) -> Staged:
+def _apply(base: Images, opened: tail.Tail) -> Images:
     """Return the images that a tail makes of those it continues. Raises TailError, DeltaError."""
     header = opened.header
-    final = Staged(
+    final = Images(
         *(
             core.delta_apply(image, record) if record else image
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
@@ -326,7 +313,3 @@ def _apply(base: Staged, opened: tail.Tail) -> Staged:
     ):
         raise tail.TailError("its records do not end at the generations that it says")
     return final
-
-
-def _digest(image: Image) -> bytes:
-    return image.digest or sha256(image.data).digest()

@@ -16,6 +16,7 @@ from vtpmd.core import LinkInit, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.errors import VtpmdError
 from vtpmd.store.handover import Handover
+from vtpmd.wire import peer
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TPM_VERSION: Final = 2
 NO_UUID: Final = bytes(16)
 
 Tell = Callable[[str, dict[str, object]], None]
@@ -115,7 +115,7 @@ class Mobility:
         own = Own(
             running=self.is_running() or (self.incoming is not None and self.incoming.awaits_init),
             uuid=self._uuid,
-            tpm_version=TPM_VERSION,
+            tpm_version=peer.TPM_VERSION,
             libtpms_version=self._engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
         )
@@ -129,8 +129,6 @@ class Mobility:
 
     async def reclaim(self, connection: Connection, session: bytes) -> None:
         """A source asks for its vTPM over a new connection."""
-        from vtpmd.wire import peer
-
         incoming = self.incoming
         known = incoming is not None and incoming.session == session
         if incoming is not None and known and not incoming.has_ended:

@@ -13,14 +13,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import Image, LinkOperation, LinkRetire, Store
+from vtpmd.core import LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import source, tail
 from vtpmd.migration.source import Do, Source
@@ -39,21 +39,6 @@ ROUNDS_KEPT: Final = 1000
 RECLAIM_TIMEOUT_S: Final = 10.0
 # The first may find out that the old connection is gone.
 RECLAIM_ATTEMPTS: Final = 2
-READ_BYTES_MAX: Final = 64 * 1024
-TPM_VERSION: Final = 2
-
-
-class Images(NamedTuple):
-    """A vTPM's state at one moment."""
-
-    permanent: Image
-    volatile: Image
-
-
-NOTHING: Final = Images(
-    Image(StateType.PERMANENT, 0, b""),
-    Image(StateType.VOLATILE, 0, b""),
-)
 
 
 class RoundReport(NamedTuple):
@@ -159,7 +144,7 @@ class Outgoing:
             version_minimum=peer.VERSION_MINIMUM,
             session=os.urandom(peer.SESSION_BYTES),
             uuid=self._owner.uuid,
-            tpm_version=TPM_VERSION,
+            tpm_version=peer.TPM_VERSION,
             libtpms_version=self._owner.engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
         )
@@ -251,9 +236,9 @@ class Outgoing:
         assert self._connection is not None  # noqa: S101 - run() has connected
         decoder = peer.Decoder()
         while self.state is not State.ENDED:
-            data = await self._connection.reader.read(READ_BYTES_MAX)
+            data = await self._connection.reader.read(peer.READ_BYTES_MAX)
             if not data:
-                await self._lose("the destination closed the connection")
+                await self._lose("the destination closed the connection; its log says why")
                 return
             decoder.receive_data(data)
             while (message := decoder.next_message()) is not None:
@@ -357,7 +342,7 @@ class Outgoing:
             nonce=os.urandom(tail.NONCE_BYTES),
         )
         self._machine.step(Local.FREEZE)
-        digests = (_digest(final.permanent), _digest(final.volatile))
+        digests = (digest(final.permanent), digest(final.volatile))
         self._machine.final_digests = digests
         self.digests = {"permanent": digests[0].hex(), "volatile": digests[1].hex()}
         self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
@@ -484,7 +469,3 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
         images.append(after._replace(digest=core.delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records
-
-
-def _digest(image: Image) -> bytes:
-    return image.digest or sha256(image.data).digest()

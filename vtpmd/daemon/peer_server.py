@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 PEERS_MAX: Final = 8
 # From the handshake to the first message.
 HELLO_TIMEOUT_S: Final = 10.0
-READ_BYTES_MAX: Final = 64 * 1024
 
 
 class PeerServer:
@@ -93,7 +92,7 @@ class PeerServer:
 
 async def _first_message(connection: tls.Connection, decoder: peer.Decoder) -> peer.Message:
     while (message := decoder.next_message()) is None:
-        data = await connection.reader.read(READ_BYTES_MAX)
+        data = await connection.reader.read(peer.READ_BYTES_MAX)
         if not data:
             raise EOFError("it closed the connection without a word")
         decoder.receive_data(data)

@@ -22,6 +22,10 @@ DIGEST_BYTES: Final = 32
 # The longest frame is a record of a whole image: 256 KiB and its header.
 FRAME_BYTES_MAX: Final = 320 * 1024
 TEXT_BYTES_MAX: Final = 512
+# Of one read; frames may come in pieces.
+READ_BYTES_MAX: Final = 64 * 1024
+# The only one that there is so far.
+TPM_VERSION: Final = 2
 
 _LENGTH: Final = Struct(">I")
 

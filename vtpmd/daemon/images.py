@@ -1,0 +1,25 @@
+"""A vTPM's state at one moment, as both sides of a session hold it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from vtpmd.core import Image
+from vtpmd.wire.control import StateType
+
+
+class Images(NamedTuple):
+    """The images that make up a running TPM's state; a TPM 2.0 has no savestate."""
+
+    permanent: Image
+    volatile: Image
+
+
+# What a session begins with at both sides: generation 0 of each.
+NOTHING: Final = Images(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))
+
+
+def digest(image: Image) -> bytes:
+    """Return an image's SHA-256: the one that is known, or worked out."""
+    return image.digest or sha256(image.data).digest()
