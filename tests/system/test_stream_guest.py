@@ -214,7 +214,7 @@ def test_source_refuses_after_the_guest_has_left(lab: Lab) -> None:
     assert destination.vtpmd.address in again.program.output
 
 
-def test_guest_migrates_with_whole_blobs_when_nobody_armed(lab: Lab) -> None:
+def test_invariant_6_whole_blobs_when_nobody_armed(lab: Lab) -> None:
     source = make_source(lab)
     destination = make_destination(lab)
     before = source.guest.check()
@@ -241,7 +241,7 @@ def test_guest_migrates_with_whole_blobs_when_the_peer_goes_meanwhile(lab: Lab) 
     assert source.manage.migration()["outcome"] == "fall-back"
 
 
-def test_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab) -> None:
+def test_invariant_6_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab) -> None:
     """Armed for one host, migrated to another, which has swtpm: the operator's mistake.
 
     QEMU really migrates, and vtpmd cannot see where to. So it has to be disarmed; then it works.
@@ -261,7 +261,7 @@ def test_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab) -> None:
     assert differences(before, guest.check(), worked=False) == []
 
 
-def test_snapshot_while_armed_has_whole_blobs_that_swtpm_loads(lab: Lab) -> None:
+def test_invariant_6_snapshot_while_armed_has_whole_blobs_that_swtpm_loads(lab: Lab) -> None:
     """savevm, stop and cont while armed change nothing; then the guest migrates with a tail."""
     machine = machine_with_disk(lab)
     source = make_source(lab, machine)
