@@ -60,15 +60,17 @@ def measure(state_file: Path, turns: int) -> Throughput:
     unarmed, armed = [], []
     rounds = 0
     with pair(Mode.TAIL, state_file) as (lab, source, destination):
+        management = lab.management(source.emulator)
         _stay_on_core(source.emulator, first)
         _stay_on_core(destination.emulator, last)
         for turn in range(turns):
             if turn % 2 == 0:
                 unarmed.append(_commands_per_s(client, placement, source))
-            management = arm(lab, source, destination)
+            arm(management, destination)
             armed.append(_commands_per_s(client, placement, source))
             rounds += len(management.migration()["rounds"])
             management.command("migrate-disarm")
+            management.wait_for("VTPM_FALL_BACK")
             if turn % 2 == 1:
                 unarmed.append(_commands_per_s(client, placement, source))
     return Throughput(unarmed=unarmed, armed=armed, rounds=rounds)

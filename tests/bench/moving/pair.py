@@ -78,19 +78,20 @@ def pair(mode: Mode, state_file: Path) -> Iterator[tuple[Lab, Side, Side]]:
         yield lab, source, destination
 
 
-def arm(lab: Lab, source: Side, destination: Side) -> Management:
-    """Arm the source for the destination; BenchError when it does not get that far."""
-    management = lab.management(source.emulator)
+def arm(management: Management, destination: Side) -> None:
+    """Arm a source for a destination; BenchError when it does not get that far."""
     event = management.arm(destination.emulator.address)
     if event["event"] != "VTPM_ARMED":
         raise BenchError(f"no session with the destination: {event['data']}")
-    return management
 
 
 def move(mode: Mode, state_file: Path, activity: Activity) -> Moved:
     """Move a vTPM once."""
     with pair(mode, state_file) as (lab, source, destination):
-        management = arm(lab, source, destination) if mode is Mode.TAIL else None
+        management = None
+        if mode is Mode.TAIL:
+            management = lab.management(source.emulator)
+            arm(management, destination)
         data = _use(source, activity)
         taken = hand_over(source.guest.control, data, destination.guest.control)
         if data is not None:

@@ -229,10 +229,10 @@ def migrations_to_json(migrations: Migrations) -> list[dict[str, object]]:
 def measure(settings: Settings) -> Result:
     """Measure the chapter; BenchError when a vTPM or a guest does not move as it should."""
     try:
-        hand_overs = hand_over_all(settings)
-        migrations = guests.measure(1 if settings.quick else MIGRATIONS)
         state_file = prepare(settings.scratch / "throughput", Size.LARGE)
         throughput = armed.measure(state_file, 2 if settings.quick else TURNS)
+        migrations = guests.measure(1 if settings.quick else MIGRATIONS)
+        hand_overs = hand_over_all(settings)
     except (RuntimeError, QMPError, MigrationFailedError, WorkloadFailedError) as error:
         raise BenchError(str(error)) from error
     return Result(
