@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
 from tests.harness.facts import Facts, verify_signature
+from tests.harness.monitor import Monitor
 from tests.harness.program import Program
 
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
@@ -83,7 +82,6 @@ class Guest:
         self.machine = machine
         self._console = directory / "console"
         self._pending = b""
-        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
         arguments = _arguments(machine, directory, control_path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
@@ -91,6 +89,7 @@ class Guest:
             self.program = Program("qemu", [*arguments, *extra_arguments], directory)
             self._workload = self.program.accept(listener)
         self.program.connect(directory / "qmp").close()
+        self._monitor = Monitor(str(directory / "qmp"))
         self._monitor.settimeout(QMP_TIMEOUT_S)
         self._monitor.connect()
 

@@ -4,9 +4,8 @@ import contextlib
 import time
 from typing import Any
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
 from tests.harness.emulator import Emulator
+from tests.harness.monitor import Monitor
 
 EVENT_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 30.0
@@ -17,7 +16,7 @@ class Management:
     """One connection to the management socket; it gets every event from then on."""
 
     def __init__(self, emulator: Emulator) -> None:
-        self._monitor = QEMUMonitorProtocol(emulator.program.connect(emulator.manage_path))
+        self._monitor = Monitor(emulator.program.connect(emulator.manage_path))
         self._monitor.settimeout(COMMAND_TIMEOUT_S)
         self._monitor.connect()
         self.events: list[dict[str, Any]] = []  # that wait_for() has taken

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
 from tests.bench.emulators import BenchError
 from tests.bench.moving.load import Activity
 from tests.bench.stats import Distribution
@@ -24,6 +22,7 @@ from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
 from tests.harness.migration import MigrationReport
+from tests.harness.monitor import Monitor
 from tests.harness.program import Program
 
 MACHINE = Machine(memory_mib=512)
@@ -66,7 +65,6 @@ class GuestWithoutTpm(Guest):
         self.machine = machine
         self._console = directory / "console"
         self._pending = b""
-        self._monitor = QEMUMonitorProtocol(str(directory / "qmp"))
         arguments = _without_tpm(harness._arguments(machine, directory, directory / "no-tpm"))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
@@ -74,6 +72,7 @@ class GuestWithoutTpm(Guest):
             self.program = Program("qemu", [*arguments, *extra_arguments], directory)
             self._workload = self.program.accept(listener)
         self.program.connect(directory / "qmp").close()
+        self._monitor = Monitor(str(directory / "qmp"))
         self._monitor.settimeout(harness.QMP_TIMEOUT_S)
         self._monitor.connect()
 

@@ -153,18 +153,18 @@ def guests_table(migrations: Migrations) -> Table:
 
 def throughput_table(throughput: Throughput) -> Table:
     """Lay out what a guest gets done while a session is armed, and while none is."""
-    loss = throughput.loss_percent
-    rows = [
-        [name, f"{Distribution.of(per_s).p50:.0f}"]
-        for name, per_s in (("unarmed", throughput.unarmed), ("armed", throughput.armed))
-    ]
-    rows.append(["loss, %: p50", f"{loss.p50:.1f}"])
-    rows.append(
-        ["loss, %: middle half", f"{loss.percentiles[25.0]:.1f} to {loss.percentiles[75.0]:.1f}"]
-    )
-    note = f"{len(throughput.armed)} turns of each, {throughput.rounds} rounds; {Size.LARGE}"
-    title = f"throughput: {armed.MIX.name}"
-    return Table(title=title, columns=["", "commands / s"], rows=rows, note=note)
+    rows = []
+    for name, unit, spread in (
+        ("unarmed", 1000, Distribution.of(throughput.unarmed)),
+        ("armed", 1000, Distribution.of(throughput.armed)),
+        ("loss, %", 1, throughput.loss_percent),
+    ):
+        percentiles = [spread.p50, spread.percentiles[25.0], spread.percentiles[75.0]]
+        rows.append([name, *(f"{figure / unit:.1f}" for figure in percentiles)])
+    note = f"{len(throughput.armed)} turns of each, {throughput.rounds} rounds, {Size.LARGE}; far "
+    note += "percentiles mean that other programs ran, and that the figures are of no use"
+    columns = ["1000 commands / s", "p50", "p25", "p75"]
+    return Table(title=f"throughput: {armed.MIX.name}", columns=columns, rows=rows, note=note)
 
 
 def stop_and_copy_targets(hand_overs: HandOvers) -> list[Target]:
