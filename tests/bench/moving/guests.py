@@ -26,9 +26,9 @@ from tests.harness.monitor import Monitor
 from tests.harness.program import Program
 
 MACHINE = Machine(memory_mib=512)
-# A link of 1 Gbit/s, so that the time is the stream's and not that of copying memory on a machine
-# whose cores both QEMUs need; and a limit that has little memory left for when the guest stands.
-LINK = {"max-bandwidth": 125_000_000, "downtime-limit": 30}
+# What Ethernet of 1 Gbit/s carries of TCP's content, so that the time is the stream's, and not that
+# of copying memory on a machine whose cores both QEMUs need; and little memory for stop-and-copy.
+LINK = {"max-bandwidth": 117_700_000, "downtime-limit": 30}
 WORK_BEFORE = 30  # operations of the guest's workload before the first migration
 BEFORE_MIGRATION_S = 0.5  # the load runs, the session makes its first rounds
 TPM_OPTIONS = ("id=tpmctl,", "emulator,id=tpm0,", f"{MACHINE.tpm_model},tpmdev=")
