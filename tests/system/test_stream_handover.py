@@ -668,6 +668,24 @@ def test_destination_whose_qemu_died_before_init_lets_go(lab: Lab) -> None:
     assert_serves(pair.source.guest)
 
 
+def test_invariant_3_destination_that_cannot_record_the_grant_serves_nothing(lab: Lab) -> None:
+    """INIT fails, and so does every command; the source gets its vTPM back."""
+    pair = make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
+    pair.destination.guest.give(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    (pair.destination.vtpmd.state / "tpm2-00.incoming").unlink()
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.start()
+
+    assert_serves_nothing(pair.destination.guest)
+    pair.source.guest.resume()
+    assert pair.source.guest.facts() == facts
+    assert_serves(pair.source.guest)
+    assert_serves_nothing(pair.destination.guest)
+
+
 def test_neither_side_holds_small_messages_back() -> None:
     """With Nagle's algorithm a Take that follows an Ack waits 40 ms for TCP's acknowledgement."""
 

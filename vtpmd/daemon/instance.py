@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Mapping
 
-from vtpmd.core import LinkOperation
+from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
@@ -139,11 +139,15 @@ class Instance:
         began_ns = time.perf_counter_ns()
         # INIT's flag asks for the removal of the volatile state: the engine always does it.
         starting = asyncio.create_task(self._engine.request(LinkOperation.INIT, start))
+        await asyncio.sleep(0)  # the engine has it now, and works on it meanwhile
         try:
-            await asyncio.sleep(0)  # the engine has it now, and works on it meanwhile
             self._mobility.while_init(start)
-        finally:
-            reply = await starting
+        except VtpmdError:
+            await starting
+            # INIT is answered with an error: the engine must not serve all the same.
+            await self._ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+            raise
+        reply = await starting
         if reply.result:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
