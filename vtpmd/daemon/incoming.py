@@ -54,10 +54,7 @@ class Incoming:
         self._owner = owner
         self._machine = Destination(owner.own)
         self._connection: tls.Connection | None = connection
-        self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._staged = NOTHING
-        # The round before: the source may not have heard of the last one when it made the tail.
-        self._staged_before = NOTHING
+        self._forget_images()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._tail_began_ns = 0
@@ -200,8 +197,7 @@ class Incoming:
             log.error("the state stays in tpm2-00.incoming: its own file cannot be written")
             return
         handover.finish_taking()
-        self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._staged = self._staged_before = NOTHING
+        self._forget_images()
 
     async def set_aside(self, reason: str) -> None:
         """QEMU brings whole blobs, or starts from the directory: the session is of no use."""
@@ -275,10 +271,14 @@ class Incoming:
 
     async def _discard(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
-        self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._staged = self._staged_before = NOTHING
+        self._forget_images()
         self._owner.handover.finish_taking()
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
+
+    def _forget_images(self) -> None:
+        self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        # The last two rounds: the source may not have heard of the last when it made the tail.
+        self._staged = self._staged_before = NOTHING
 
     async def _release(self) -> None:
         """Give the vTPM back, unless the guest has used it here."""
