@@ -43,6 +43,7 @@ class LinkOperation(IntEnum):
     RAISE_GENERATION = lib.LINK_RAISE_GENERATION
     STORE_PERMANENT = lib.LINK_STORE_PERMANENT
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
+    ADMIT = lib.LINK_ADMIT
 
 
 class LinkLocked(IntEnum):
@@ -57,7 +58,7 @@ class LinkInit(IntFlag):
     """What the engine starts the TPM from (``enum link_init``)."""
 
     CAME = lib.LINK_INIT_CAME
-    DURABLE = lib.LINK_INIT_DURABLE
+    HELD = lib.LINK_INIT_HELD
 
 
 class LinkRetire(IntEnum):

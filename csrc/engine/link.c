@@ -296,6 +296,12 @@ static TPM_RESULT do_unretire(struct link *link, struct message *request, struct
     return tpm_unretire(link->tpm);
 }
 
+static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_admit(link->tpm);
+}
+
 static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
                                      struct message *response)
 {
@@ -350,6 +356,7 @@ static const operation operations[] = {
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
+    [LINK_ADMIT] = do_admit,
 };
 
 static int serve_request(struct link *link)

@@ -39,12 +39,14 @@ enum link_operation {
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
+    LINK_ADMIT = 25, /* the vTPM is this host's: commands are executed, its files may be written */
 };
 
 /* What LINK_INIT starts from; may be added up. */
 enum link_init {
-    LINK_INIT_CAME = 1,    /* the vTPM has come to this host: that ends a retirement */
-    LINK_INIT_DURABLE = 2, /* what LINK_SET_STATE gave is durable: there is nothing to write */
+    LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
+    LINK_INIT_HELD = 2, /* from what LINK_SET_STATE gave, which is durable elsewhere: write nothing,
+                           and let commands wait until LINK_ADMIT */
 };
 
 /* What must not have happened when the engine retires. */

@@ -40,6 +40,7 @@ static int serve(void)
     r = data_channel_new(&channel, tpm);
     if (r >= 0) {
         r = link_serve(LINK_FD_SOCKET, tpm, store, channel, sandbox_lock_memory());
+        tpm_let_go(tpm); /* the other thread may wait for it */
         data_channel_free(channel);
     }
     tpm_free(tpm);

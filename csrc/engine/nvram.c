@@ -25,6 +25,10 @@ static struct image images[] = {
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
 };
 
+/* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
+static struct image held = {.name = TPM_PERMANENT_ALL_NAME};
+static bool held_has_changed;
+
 static struct image *image_by_name(const char *name)
 {
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
@@ -86,15 +90,20 @@ static int image_remove(struct image *image)
     return 0;
 }
 
-int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
+static int image_set(struct image *image, const uint8_t *state, size_t state_bytes)
 {
     uint8_t *bytes;
 
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    image_replace(&images[type], bytes, state, state_bytes);
+    image_replace(image, bytes, state, state_bytes);
     return 0;
+}
+
+int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
+{
+    return image_set(&images[type], state, state_bytes);
 }
 
 bool nvram_has(enum link_state_type type)
@@ -119,8 +128,33 @@ int nvram_remove(enum link_state_type type)
     return image_remove(&images[type]);
 }
 
+int nvram_hold(const uint8_t *state, size_t state_bytes)
+{
+    held_has_changed = false;
+    return image_set(&held, state, state_bytes);
+}
+
+int nvram_admit(void)
+{
+    struct image *image = &images[LINK_STATE_PERMANENT];
+
+    int r = held_has_changed ? checkpoint_write(store_io, held.name, held.bytes, held.n_bytes) : 0;
+    if (r < 0)
+        return r;
+    image_clear(image);
+    *image = held;
+    held.bytes = NULL;
+    return 0;
+}
+
+void nvram_let_go(void)
+{
+    image_clear(&held);
+}
+
 void nvram_deinit(void)
 {
+    nvram_let_go();
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
 }
@@ -149,6 +183,14 @@ static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_n
     return TPM_SUCCESS;
 }
 
+static int hold_more(const uint8_t *state, size_t state_bytes)
+{
+    if (held.n_bytes == state_bytes && memcmp(held.bytes, state, state_bytes) == 0)
+        return 0;
+    held_has_changed = true;
+    return image_set(&held, state, state_bytes);
+}
+
 static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t tpm_number,
                            const char *name)
 {
@@ -157,6 +199,8 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     (void)tpm_number;
     if (!image)
         return TPM_FAIL;
+    if (held.bytes && image == &images[LINK_STATE_PERMANENT])
+        return hold_more(data, length) < 0 ? TPM_SIZE : TPM_SUCCESS;
     int r = image_store(image, data, length);
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */

@@ -33,5 +33,16 @@ int nvram_store_again(enum link_state_type type);
 /* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
+/* Keep what is stored as the permanent state in memory, beside the image, until nvram_admit() or
+ * nvram_let_go(); `state` is durable elsewhere. Returns 0 or -ENOMEM. */
+int nvram_hold(const uint8_t *state, size_t state_bytes);
+
+/* Make what was held the image. Returns 0, with the state durable in one file or another, or a
+ * negative errno; then it is still held. */
+int nvram_admit(void);
+
+/* Overwrite and free what is held, if anything is; the image is as it was before. */
+void nvram_let_go(void);
+
 /* Overwrite and free every image. */
 void nvram_deinit(void);

@@ -19,7 +19,9 @@ enum {
 
 struct tpm {
     pthread_mutex_t lock;
+    pthread_cond_t admitted; /* or will never be */
     bool running;
+    bool held; /* on, but not this host's yet: commands wait */
     bool retired;
     bool shut_down; /* the last command was TPM2_Shutdown */
     bool worked;    /* something ran since the last capture */
@@ -62,6 +64,7 @@ struct tpm *tpm_new(struct io *io)
 
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
+    check(pthread_cond_init(&tpm->admitted, NULL) == 0);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
@@ -117,17 +120,25 @@ static void send_shutdown(void)
     tpm_response_deinit(&response);
 }
 
+static void end_hold(struct tpm *tpm)
+{
+    tpm->held = false;
+    nvram_let_go();
+    pthread_cond_broadcast(&tpm->admitted);
+}
+
 static void power_off(struct tpm *tpm)
 {
-    if (!tpm->shut_down && !tpm->retired)
+    if (!tpm->shut_down && !tpm->retired && !tpm->held)
         send_shutdown();
     TPMLIB_Terminate();
     tpm->running = false;
+    end_hold(tpm);
 }
 
 static TPM_RESULT power_on(struct tpm *tpm)
 {
-    bool resumes = nvram_has(LINK_STATE_VOLATILE);
+    bool resumes = nvram_has(LINK_STATE_VOLATILE) && !tpm->held;
 
     TPM_RESULT result = TPMLIB_MainInit();
     /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
@@ -139,11 +150,13 @@ static TPM_RESULT power_on(struct tpm *tpm)
     tpm->running = result == TPM_SUCCESS;
     tpm->shut_down = false;
     tpm->worked = true;
+    if (!tpm->running)
+        end_hold(tpm);
     return result;
 }
 
-/* libtpms commits the state that it was given: make that the commit of what is there. */
-static TPM_RESULT take_given_state_as_stored(void)
+/* libtpms commits the state that it was given when it starts from it. */
+static TPM_RESULT hold_given_state(void)
 {
     unsigned char *state = NULL;
     uint32_t state_bytes = 0;
@@ -151,7 +164,7 @@ static TPM_RESULT take_given_state_as_stored(void)
     TPM_RESULT result = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
-    int r = nvram_load(LINK_STATE_PERMANENT, state, state_bytes);
+    int r = nvram_hold(state, state_bytes);
     explicit_bzero(state, state_bytes);
     free(state);
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
@@ -165,12 +178,37 @@ TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from)
     if (tpm->running)
         power_off(tpm);
     tpm->retired = false;
-    if (from & LINK_INIT_DURABLE) {
-        TPM_RESULT result = take_given_state_as_stored();
+    if (from & LINK_INIT_HELD) {
+        TPM_RESULT result = hold_given_state();
         if (result != TPM_SUCCESS)
             return result;
+        tpm->held = true;
     }
     return power_on(tpm);
+}
+
+TPM_RESULT tpm_admit(struct tpm *tpm)
+{
+    locked(tpm);
+    if (!tpm->held)
+        return TPM_BAD_ORDINAL;
+    /* What this host's own vTPM has left is of no use any more. */
+    if (nvram_remove(LINK_STATE_VOLATILE) < 0 || nvram_admit() < 0)
+        return TPM_FAIL;
+    end_hold(tpm);
+    return TPM_SUCCESS;
+}
+
+static void let_go(struct tpm *tpm)
+{
+    if (tpm->held)
+        power_off(tpm);
+}
+
+void tpm_let_go(struct tpm *tpm)
+{
+    locked(tpm);
+    let_go(tpm);
 }
 
 TPM_RESULT tpm_stop(struct tpm *tpm)
@@ -185,6 +223,7 @@ void tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
     nvram_deinit();
+    pthread_cond_destroy(&tpm->admitted);
     pthread_mutex_destroy(&tpm->lock);
     free(tpm);
 }
@@ -194,6 +233,8 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
     locked(tpm);
+    while (tpm->held)
+        pthread_cond_wait(&tpm->admitted, &tpm->lock);
     if (!tpm->running || tpm->retired) {
         tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
@@ -228,7 +269,7 @@ TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)
 /* Before what changes a running TPM's state other than by a command. */
 static TPM_RESULT begin_work(struct tpm *tpm)
 {
-    if (!tpm->running)
+    if (!tpm->running || tpm->held)
         return TPM_BAD_ORDINAL;
     if (tpm->retired)
         return TPM_FAIL;
@@ -287,7 +328,7 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     uint32_t state_bytes = 0;
 
     locked(tpm);
-    if (!tpm->running)
+    if (!tpm->running || tpm->held)
         return TPM_BAD_ORDINAL;
     TPM_RESULT result = TPMLIB_VolatileAll_Store(&state, &state_bytes);
     if (result != TPM_SUCCESS)
@@ -307,7 +348,7 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
     uint32_t length = 0;
 
     locked(tpm);
-    if (!tpm->running)
+    if (!tpm->running || tpm->held)
         return TPM_BAD_ORDINAL;
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
@@ -346,6 +387,7 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm)
     static const unsigned char no_state = 0;
 
     locked(tpm);
+    let_go(tpm);
     if (tpm->running)
         return TPM_BAD_ORDINAL;
     /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL
@@ -372,7 +414,7 @@ static TPM_RESULT capture(struct store *store, enum link_state_type type)
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked)
 {
     locked(tpm);
-    if (!tpm->running || tpm->retired)
+    if (!tpm->running || tpm->retired || tpm->held)
         return TPM_BAD_ORDINAL;
     *worked = tpm->worked;
     if (!tpm->worked)
@@ -390,6 +432,7 @@ TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
     if (unserved ? tpm->served : !tpm->running || tpm->worked)
         return TPM_FAIL;
     tpm->retired = true;
+    end_hold(tpm);
     return TPM_SUCCESS;
 }
 

@@ -2,7 +2,9 @@
  *
  *     stopped ──tpm_init──► running ──tpm_stop──► stopped
  *        │                     └──tpm_init──► running (a guest's reset)
- *        └── tpm_init failed ──► stopped
+ *        ├── tpm_init failed ──► stopped
+ *        └──tpm_init, held──► held ──tpm_admit──► running
+ *                              └──tpm_let_go──► stopped, as if it had not been
  *
  * Two threads call in: one executes the guest's commands, the other serves vtpmd. Every function
  * waits for the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
@@ -55,8 +57,16 @@ void tpm_free(struct tpm *tpm);
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
  * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
  * When it fails, the TPM is stopped and the state files are as they were. A retired TPM does not
- * start, unless the vTPM has come back. */
+ * start, unless the vTPM has come back. A held one is on, but its commands wait, and neither its
+ * images nor its files have changed. */
 TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from);
+
+/* Execute the commands of a held TPM from now on; its state is the image, and its files' next. When
+ * it fails, the TPM stays held. */
+TPM_RESULT tpm_admit(struct tpm *tpm);
+
+/* Power a held TPM off, as if it had not been on; its commands wait no more. */
+void tpm_let_go(struct tpm *tpm);
 
 /* Send TPM2_Shutdown if the guest did not, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
@@ -93,7 +103,7 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
 /* Write the permanent state's image into its file, wherever it was kept before. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 
-/* Drop what tpm_set_state() was given. */
+/* Drop what tpm_set_state() was given, and a TPM that is held. */
 TPM_RESULT tpm_forget_state(struct tpm *tpm);
 
 /* Take a running TPM's permanent and volatile state into `store`. `*worked` is true if something
@@ -102,7 +112,7 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked);
 
 /* Answer every command with TPM_RC_FAILURE from now on, and leave the state as it is: it is another
  * host's. TPM_FAIL, and no change, if something ran since the last capture or, for `unserved`,
- * since a state was given; then the TPM need not be running. */
+ * since a state was given; then the TPM need not be running, and may be held. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
 
 /* Serve again where tpm_retire() has left off. */

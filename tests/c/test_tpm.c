@@ -5,11 +5,14 @@
  * Invariant 5: a state that was taken out and put in is bit-exact.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
@@ -416,6 +419,84 @@ static void a_state_that_is_forgotten_is_not_started_from(void **state)
     free(again);
 }
 
+struct waiting_command {
+    pthread_t thread;
+    atomic_bool answered;
+    uint32_t code;
+};
+
+static void *send_startup(void *argument)
+{
+    struct waiting_command *command = argument;
+
+    command->code = EXECUTE(STARTUP_CLEAR);
+    command->answered = true;
+    return NULL;
+}
+
+/* Start a TPM from another one's state, held, with a command that waits for it. */
+static void start_held(struct waiting_command *command)
+{
+    uint8_t *moved;
+    size_t n_moved;
+
+    start();
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    tpm_stop(tpm);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    free(moved);
+    io.calls = 0;
+    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME | LINK_INIT_HELD), TPM_SUCCESS);
+    command->answered = false;
+    assert_int_equal(pthread_create(&command->thread, NULL, send_startup, command), 0);
+    usleep(50000);
+}
+
+static void invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admitted(void **state)
+{
+    struct waiting_command command;
+    uint8_t *held;
+    size_t n_held;
+
+    (void)state;
+    start_held(&command);
+    assert_false(command.answered);
+    assert_int_equal(tpm_hash_start(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &held, &n_held), TPM_BAD_ORDINAL);
+    assert_int_equal(io.calls, 0);
+
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    pthread_join(command.thread, NULL);
+    assert_int_equal(command.code, 0);
+    assert_int_equal(tpm_admit(tpm), TPM_BAD_ORDINAL);
+}
+
+static void invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace(void **state)
+{
+    struct waiting_command command;
+
+    (void)state;
+    start_held(&command);
+    assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
+    pthread_join(command.thread, NULL);
+    assert_int_equal(command.code, TPM2_RC_FAILURE);
+    assert_int_equal(io.calls, 0);
+    start(); /* from what the directory has */
+}
+
+static void a_held_tpm_that_is_retired_serves_nothing(void **state)
+{
+    struct waiting_command command;
+
+    (void)state;
+    start_held(&command);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
+    pthread_join(command.thread, NULL);
+    assert_int_equal(command.code, TPM2_RC_FAILURE);
+    assert_int_equal(io.calls, 0);
+}
+
 static void a_commit_that_changes_nothing_writes_nothing(void **state)
 {
     (void)state;
@@ -446,6 +527,9 @@ int main(void)
         TEST(a_tpm_that_never_started_may_be_given_back),
         TEST(a_retired_tpm_stops_without_a_trace),
         TEST(a_state_that_is_forgotten_is_not_started_from),
+        TEST(invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admitted),
+        TEST(invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace),
+        TEST(a_held_tpm_that_is_retired_serves_nothing),
         TEST(a_commit_that_changes_nothing_writes_nothing),
         TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),
     };

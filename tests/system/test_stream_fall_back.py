@@ -192,7 +192,7 @@ def test_source_is_of_an_authority_that_the_peer_does_not_trust(lab: Lab) -> Non
     pair = make_pair(lab, source=Peering(credentials=mixed, listens=False))
     assert pair.arm()["event"] == "VTPM_FALL_BACK"
     pair.destination.vtpmd.program.wait_for_output("was not issued by a CA")
-    assert_falls_back(pair.source, pair.destination, "its log says why")
+    assert_falls_back(pair.source, pair.destination, "refuses us: unknown ca")
 
 
 def test_certificate_of_the_peer_has_expired(lab: Lab) -> None:

@@ -36,6 +36,7 @@ class Recorder:
     def __init__(self) -> None:
         self.requests: list[control.Request] = []
         self.descriptors: list[list[int]] = []
+        self.finished: list[int] = []
         self.error: Exception | None = None
         self.started = threading.Event()
         self.go_on = threading.Event()
@@ -53,6 +54,9 @@ class Recorder:
         if isinstance(request, control.GetStateBlob):
             return control.encode_state_blob(BLOB, request.offset)
         return control.encode_result()
+
+    async def finish(self) -> None:
+        self.finished.append(len(self.requests))
 
 
 class Server:

@@ -130,8 +130,10 @@ Outcome = PeerName | tls.TlsError
 
 async def talk(connection: tls.Connection) -> None:
     """Send a byte, receive the other side's, and close."""
-    connection.writer.write(b"!")
-    assert await connection.reader.readexactly(1) == b"!"
+    connection.stream.write(b"!")
+    if not (answer := await connection.stream.read()):
+        raise EOFError
+    assert answer == b"!"
 
 
 async def outcome(side: Coroutine[Any, Any, tls.Connection]) -> Outcome:
@@ -145,8 +147,7 @@ async def outcome(side: Coroutine[Any, Any, tls.Connection]) -> Outcome:
     except (OSError, EOFError) as error:
         return tls.explain(error, "peer.example")
     finally:
-        connection.writer.transport.abort()
-        await asyncio.sleep(0)  # the transport closes its socket in the loop
+        connection.stream.abort()
     return connection.name
 
 
@@ -209,20 +210,25 @@ def test_connection_is_tls_1_3_and_cannot_be_resumed(site: Site) -> None:
     """The second half shows that the first could fail: OpenSSL gives tickets by default."""
 
     async def session(server: ssl.SSLContext) -> tuple[str | None, bool]:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await talk(tls.Connection(reader, writer, PeerName((), None)))
-            writer.close()
-
-        listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server)
-        async with listening:
-            port = listening.sockets[0].getsockname()[1]
+        with listen() as listening:
+            port = listening.getsockname()[1]
+            serving = asyncio.create_task(serve_one(listening, server))
             connection = await tls.connect("127.0.0.1", port, tls.client_context(site.path))
-            ssl_object = connection.writer.get_extra_info("ssl_object")
             await talk(connection)
-            await connection.reader.read()
-            connection.writer.close()
-            await connection.writer.wait_closed()
-        return ssl_object.version(), ssl_object.session.has_ticket
+            await connection.stream.read()
+            found = connection.stream.socket
+            session = found.session
+            assert session is not None
+            outcome = found.version(), session.has_ticket
+            connection.stream.close()
+            await serving
+        return outcome
+
+    async def serve_one(listening: socket.socket, server: ssl.SSLContext) -> None:
+        accepted, _ = await asyncio.get_running_loop().sock_accept(listening)
+        connection = await tls.accept(accepted, server)
+        await talk(connection)
+        connection.stream.close()
 
     assert asyncio.run(session(tls.server_context(site.path))) == ("TLSv1.3", False)
     assert asyncio.run(session(site.unchecked("server"))) == ("TLSv1.3", True)
@@ -307,11 +313,11 @@ def test_refusal_that_the_peer_sends_is_passed_on(site: Site) -> None:
             context = tls.client_context(site.path)
             connection = await tls.connect("localhost", listening.getsockname()[1], context)
             try:
-                await connection.reader.readexactly(1)
-            except (OSError, EOFError) as error:
+                await connection.stream.read()
+            except OSError as error:
                 return tls.explain(error, "localhost:1")
             finally:
-                connection.writer.transport.abort()
+                connection.stream.abort()
                 await served
         return connection.name
 

@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         store = stack.enter_context(Store.create())
         handover = Handover(directory)
+        stack.callback(handover.close)
         recovered = handover.recover()
         states = directory.read_states()
         process = engine_process.spawn(

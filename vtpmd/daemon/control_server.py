@@ -17,6 +17,7 @@ import stat
 import time
 from typing import Protocol
 
+from vtpmd.daemon.readiness import Readiness
 from vtpmd.errors import VtpmdError
 from vtpmd.wire import control
 from vtpmd.wire.control import Command, ProtocolError, Result
@@ -46,6 +47,12 @@ class Handler(Protocol):
         TPM_FAIL; an error's text is shown only if it is a VtpmdError's.
         """
 
+    async def finish(self) -> None:
+        """Do what a command leads to that its answer need not wait for.
+
+        Called when the answer is out, and before the next command is read.
+        """
+
 
 class ControlServer:
     """The control channel of one vTPM."""
@@ -72,21 +79,25 @@ class ControlServer:
                 except OSError as error:
                     log.debug("control channel: connection lost: %s", error.strerror)
                 finally:
-                    connection.close_descriptors()
+                    connection.close()
 
     async def _accept(self) -> socket.socket:
-        while True:
-            try:
-                client, _ = self._listening.accept()
-            except BlockingIOError:
-                # Not loop.sock_accept(): cancelled in the wrong moment it forgets a connection.
-                await _readable(self._listening)
-            except OSError as error:
-                log.error("cannot accept on the control socket: %s; trying again", error.strerror)
-                await asyncio.sleep(ACCEPT_RETRY_S)
-            else:
-                client.setblocking(False)
-                return client
+        readiness = Readiness(self._listening)
+        try:
+            while True:
+                try:
+                    client, _ = self._listening.accept()
+                except BlockingIOError:
+                    # Not loop.sock_accept(): cancelled in the wrong moment it forgets a connection.
+                    await readiness.wait()
+                except OSError as error:
+                    log.error("cannot accept on the control socket: %s; trying again", error)
+                    await asyncio.sleep(ACCEPT_RETRY_S)
+                else:
+                    client.setblocking(False)
+                    return client
+        finally:
+            readiness.close()
 
 
 class _Connection:
@@ -97,6 +108,7 @@ class _Connection:
         self._handler = handler
         self._receiver = control.Receiver()
         self._descriptors: list[int] = []
+        self._readiness = Readiness(client)
 
     async def serve(self) -> bool:
         """Answer commands until the connection is of no more use; return True for a SHUTDOWN."""
@@ -105,7 +117,9 @@ class _Connection:
             answer = await self._answer(event)
             self.close_descriptors()
             sent = await self._send(answer)
-            _log_command(event, answer, time.perf_counter_ns() - start)
+            if log.isEnabledFor(logging.DEBUG):
+                _log_command(event, answer, time.perf_counter_ns() - start)
+            await self._handler.finish()
             if isinstance(event, control.Bare) and event.command is Command.SHUTDOWN:
                 return True
             if not sent or (isinstance(event, ProtocolError) and event.close):
@@ -119,10 +133,7 @@ class _Connection:
             try:
                 data = self._read()
             except BlockingIOError:
-                try:
-                    async with asyncio.timeout_at(deadline_s):
-                        await _readable(self._socket)
-                except TimeoutError:
+                if not await self._wait(deadline_s):
                     log.debug("control channel: a command was not completed; connection closed")
                     return None
                 continue
@@ -135,6 +146,18 @@ class _Connection:
             if deadline_s is None:
                 now_s = asyncio.get_running_loop().time()
                 deadline_s = now_s + control.COMMAND_TIMEOUT_S
+
+    async def _wait(self, deadline_s: float | None) -> bool:
+        """Return True when there may be something to read, False at the deadline."""
+        if deadline_s is None:
+            await self._readiness.wait()
+            return True
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._readiness.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _read(self) -> bytes:
         """Read once and keep the descriptors that came along. Raises OSError."""
@@ -168,8 +191,10 @@ class _Connection:
         """Send an answer; return False if this connection is of no more use."""
         try:
             self._drain()
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await asyncio.get_running_loop().sock_sendall(self._socket, answer)
+            sent = self._send_now(answer)
+            if sent < len(answer):
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await asyncio.get_running_loop().sock_sendall(self._socket, answer[sent:])
         except TimeoutError:
             log.debug("control channel: the client does not read its answer; connection closed")
             return False
@@ -177,6 +202,13 @@ class _Connection:
             log.debug("control channel: no answer could be sent: %s", error.strerror or error)
             return False
         return True
+
+    def _send_now(self, answer: bytes) -> int:
+        """Send what fits into the socket's buffer; return how much did. Raises OSError."""
+        try:
+            return self._socket.send(answer)
+        except BlockingIOError:
+            return 0
 
     def _drain(self) -> None:
         """Drop what came in excess of the command. Raises OSError if there is no end to it."""
@@ -194,20 +226,15 @@ class _Connection:
             excess_bytes += len(data)
         raise ConnectionError(f"more than {EXCESS_BYTES_MAX} bytes in excess of a command")
 
+    def close(self) -> None:
+        """Let go of everything but the socket itself."""
+        self._readiness.close()
+        self.close_descriptors()
+
     def close_descriptors(self) -> None:
         """Close what the client has sent along."""
         while self._descriptors:
             os.close(self._descriptors.pop())
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(sock)
 
 
 def _is_stream_socket(descriptor: int) -> bool:

@@ -9,8 +9,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -80,8 +79,11 @@ class Engine:
         """
         self._on_death = on_death
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
-        async with self._lock, self._broken_link_is_death():
-            ready = await self._receive_reply(LinkOperation.READY)
+        async with self._lock:
+            try:
+                ready = await self._receive_reply(LinkOperation.READY)
+            except (OSError, TimeoutError) as error:
+                raise await self._broken(error) from error
             self.locked = LinkLocked(ready.argument)
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
@@ -100,13 +102,14 @@ class Engine:
         """
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
-        async with self._lock, self._broken_link_is_death():
+        async with self._lock:
             if self.state is not EngineState.SERVING:
                 raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
-                await self._send(header, payload, descriptor)
+            try:
+                await self._send(operation, argument, payload, descriptor)
                 return await self._receive_reply(operation)
+            except (OSError, TimeoutError) as error:
+                raise await self._broken(error) from error
 
     async def raise_generations(self, floor: int) -> None:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
@@ -129,8 +132,13 @@ class Engine:
         self._link.close()
 
     async def _send(
-        self, header: LinkHeader, payload: bytes | bytearray | memoryview, descriptor: int | None
+        self,
+        operation: LinkOperation,
+        argument: int,
+        payload: bytes | bytearray | memoryview,
+        descriptor: int | None,
     ) -> None:
+        header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
         packed = core.pack_link_header(header)
         descriptors = [] if descriptor is None else [descriptor]
         # Nothing else is in the socket's buffer: the header goes out whole, and most payloads.
@@ -139,17 +147,15 @@ class Engine:
             raise ConnectionError("short write")
         if sent < len(payload):
             rest = memoryview(payload)[sent:]
-            await asyncio.get_running_loop().sock_sendall(self._link, rest)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_sendall(self._link, rest)
 
     async def _receive_reply(self, operation: LinkOperation) -> Reply:
-        header = await self._receive_header()
+        header = core.unpack_link_header(await self._receive(core.LINK_HEADER_BYTES))
         if header.operation != operation or header.payload_bytes > core.LINK_PAYLOAD_BYTES_MAX:
             raise ConnectionError("an answer to no request")
         payload = await self._receive(header.payload_bytes)
         return Reply(header.result, header.argument, payload)
-
-    async def _receive_header(self) -> LinkHeader:
-        return core.unpack_link_header(await self._receive(core.LINK_HEADER_BYTES))
 
     async def _receive(self, n_bytes: int) -> bytearray:
         data = bytearray(n_bytes)
@@ -159,21 +165,18 @@ class Engine:
             if self._poll.poll(SOON_MS):
                 n = self._link.recv_into(view)
             else:
-                n = await asyncio.get_running_loop().sock_recv_into(self._link, view)
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    n = await asyncio.get_running_loop().sock_recv_into(self._link, view)
             if n == 0:
                 raise ConnectionError("closed")
             view = view[n:]
         return data
 
-    @asynccontextmanager
-    async def _broken_link_is_death(self) -> AsyncIterator[None]:
-        """Turn a failure of the link into EngineDied, once the process is surely gone."""
-        try:
-            yield
-        except (OSError, TimeoutError) as error:
-            # Half a message was sent or read: the two would never agree again.
-            await self._kill()
-            raise EngineDied(self.death or f"the link to the engine broke: {error}") from error
+    async def _broken(self, error: Exception) -> EngineDied:
+        """Return what a failure of the link is raised as, once the process is surely gone."""
+        # Half a message was sent or read: the two would never agree again.
+        await self._kill()
+        return EngineDied(self.death or f"the link to the engine broke: {error}")
 
     async def _kill(self) -> None:
         if not self._exited.is_set():

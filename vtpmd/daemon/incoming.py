@@ -1,7 +1,8 @@
 """The destination of a migration: does what ``vtpmd.migration.destination`` decides.
 
 Records make images; a round of them is validated by libtpms and made durable before it is
-acknowledged. The tail comes by way of QEMU, and INIT waits for the source's Grant.
+acknowledged. The tail comes by way of QEMU. The TPM is started from it at once, but held: INIT
+waits for the source's Grant, and the guest's first command for the durable record of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import time
 from typing import Final
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire
+from vtpmd.core import LinkInit, LinkOperation, LinkRetire
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import destination, tail
@@ -22,7 +23,7 @@ from vtpmd.migration.destination import Destination, Do
 from vtpmd.migration.states import ImpossibleEvent, Local, State
 from vtpmd.store.handover import Handover
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.control import Result, StateType
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,16 @@ class Incoming:
         self._owner = owner
         self._machine = Destination(owner.own)
         self._connection: tls.Connection | None = connection
+        self._images: dict[StateType, core.Image] = {}
+        self._staged: Images = NOTHING
+        self._staged_before: Images = NOTHING
         self._forget_images()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._tail_began_ns = 0
-        self._started = False
+        self._took_ns = self._granted_ns = 0
+        self._starting: asyncio.Task[Reply] | None = None
+        self._start_us = 0
+        self._started = self._admitted = False
 
     @property
     def state(self) -> State:
@@ -80,6 +86,11 @@ class Incoming:
         """True from the tail until the TPM has started from it."""
         return self.state in (State.TAKING, State.OWNING) and not self._started
 
+    @property
+    def awaits_admission(self) -> bool:
+        """True from the start of the TPM until its commands are executed."""
+        return self.state is State.OWNING and self._started and not self._admitted
+
     async def run(self, decoder: peer.Decoder, first: peer.Message) -> None:
         """Take what the source says until the session ends or the connection does."""
         try:
@@ -93,7 +104,7 @@ class Incoming:
                 if message is not None:
                     await self._take(message)
                     continue
-                data = await self._connection.reader.read(peer.READ_BYTES_MAX)
+                data = await self._connection.stream.read()
                 if not data:
                     raise ConnectionError("the source closed the connection")
                 decoder.receive_data(data)
@@ -133,35 +144,54 @@ class Incoming:
         opened = tail.open_tail(
             blob, key=self._machine.key, uuid=self._machine.uuid, session=self.session
         )
-        final = _apply(self._base_of(opened.header), opened)
-        applied_ns = time.perf_counter_ns()
-        await self._validate(final)
-        validated_ns = time.perf_counter_ns()
-        self._owner.handover.stage(final.permanent.data)
-        stored_ns = time.perf_counter_ns()
+        final = self._apply_tail(opened)
+        apply_us = (time.perf_counter_ns() - began_ns) // 1000
+        validate_us = store_us = 0
+        if final is not self._staged:
+            validate_us, store_us = await self._stage_images(final)
         self._machine.step(Local.TAIL_APPLIED)
-        durations_us = (
-            (applied_ns - began_ns) // 1000,
-            (validated_ns - applied_ns) // 1000,
-            (stored_ns - validated_ns) // 1000,
-        )
+        durations_us = (apply_us, validate_us, store_us)
         self._staged = final
-        self._tail_began_ns = stored_ns
+        self._took_ns = time.perf_counter_ns()
         digests = (digest(final.permanent), digest(final.volatile))
         await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
+        self._starting = asyncio.create_task(self._start_held())
+
+    async def _start_held(self) -> Reply:
+        """Start the TPM while the source decides; it executes nothing before it is admitted."""
+        began_ns = time.perf_counter_ns()
+        start = LinkInit.CAME | LinkInit.HELD
+        reply = await self._owner.engine.request(LinkOperation.INIT, start)
+        self._start_us = (time.perf_counter_ns() - began_ns) // 1000
+        return reply
+
+    def _apply_tail(self, opened: tail.Tail) -> Images:
+        """Return the images that a tail ends at. Raises TailError, DeltaError."""
+        base = self._base_of(opened.header)
+        if _generations(self._staged) == (opened.header.permanent_to, opened.header.volatile_to):
+            # The round that the freeze sent over the link has come first.
+            return self._staged
+        return _apply(base, opened)
 
     def _base_of(self, header: tail.Header) -> Images:
         """Return the images that a tail continues. Raises TailError."""
         for base in (self._staged, self._staged_before):
-            if (header.permanent_from, header.volatile_from) == (
-                base.permanent.generation,
-                base.volatile.generation,
-            ):
+            if (header.permanent_from, header.volatile_from) == _generations(base):
                 return base
         raise tail.TailError("it does not continue what was acknowledged here")
 
-    async def wait_for_grant(self) -> None:
-        """Return once the vTPM is ours. Raises VtpmdError: then it is not, and must not run."""
+    async def start(self) -> int:
+        """Wait for the Grant and the TPM; return libtpms' result.
+
+        Raises VtpmdError when the vTPM is not ours: it must not run then.
+        """
+        await self._wait_for_grant()
+        assert self._starting is not None  # noqa: S101 - TAKING comes after it
+        reply = await self._starting
+        self._started = reply.result == Result.SUCCESS
+        return reply.result
+
+    async def _wait_for_grant(self) -> None:
         try:
             async with asyncio.timeout(GRANT_TIMEOUT_S):
                 while self.state is State.TAKING:
@@ -175,17 +205,29 @@ class Incoming:
                 "at the source: migrate again"
             )
 
-    def take(self) -> None:
-        """Write down durably that the vTPM is ours: before the guest hears that its TPM runs."""
-        self._owner.handover.take()
+    async def admit(self) -> bool:
+        """Write down durably that the vTPM is ours, then have the guest's commands executed.
 
-    def started(self, init_us: int) -> None:
+        INIT is answered already. Return False if it cannot be written: nothing is executed then.
+        """
+        async with self._lock:
+            if not self.awaits_admission:
+                return False
+            self._admitted = True
+            try:
+                self._owner.handover.take()
+                await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
+            except VtpmdError as error:
+                log.error("%s; the guest's TPM answers with errors; migrate it back", error)
+                await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+                return False
+            self._tell_running()
+            return True
+
+    def _tell_running(self) -> None:
         """Tell the source that the TPM runs, and what that took."""
-        self._started = True
-        wait_us = (time.perf_counter_ns() - self._tail_began_ns) // 1000 - init_us
-        if self._connection is not None:
-            running = peer.Running(self.session, max(wait_us, 0), init_us)
-            self._connection.writer.write(peer.encode(running))
+        wait_us = (self._granted_ns - self._took_ns) // 1000
+        self._send(peer.Running(self.session, wait_us, self._start_us))
 
     async def settle(self) -> None:
         """With the guest running: put the state into its own file."""
@@ -223,18 +265,29 @@ class Incoming:
     async def _perform(self, action: destination.Action) -> None:
         match action:
             case destination.Send(message=message):
-                if self._connection is not None:
-                    self._connection.writer.write(peer.encode(message))
+                self._send(message)
             case destination.Apply(record=record):
                 self._apply_record(record)
             case destination.Stage():
                 await self._stage(action)
             case destination.Discard(reason=reason):
                 await self._discard(reason)
+            case Do.MAY_RUN:
+                self._granted_ns = time.perf_counter_ns()
             case Do.RELEASE:
                 await self._release()
             case Do.CLOSE:
                 self._close()
+
+    def _send(self, message: peer.Message) -> None:
+        if self._connection is not None:
+            self._connection.stream.write(peer.encode(message))
+
+    async def _ask_engine(self, operation: LinkOperation, failure: str) -> None:
+        """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
+        reply = await self._owner.engine.request(operation)
+        if reply.result:
+            raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
 
     def _apply_record(self, record: bytes) -> None:
         kind = StateType(core.delta_inspect(record).type)
@@ -245,10 +298,9 @@ class Incoming:
     async def _stage(self, wanted: destination.Stage) -> None:
         images = Images(*(self._images[kind] for kind in _TYPES))
         try:
-            if wanted != (images.permanent.generation, images.volatile.generation):
+            if wanted != _generations(images):
                 raise VtpmdError("the round does not end at the generations that it says")
-            await self._validate(images)
-            self._owner.handover.stage(images.permanent.data)
+            await self._stage_images(images)
         except VtpmdError as error:
             event, reason = Local.STAGE_FAILED, str(error)
         else:
@@ -257,8 +309,23 @@ class Incoming:
         for action in self._machine.step(event, reason):
             await self._perform(action)
 
-    async def _validate(self, images: Images) -> None:
-        """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
+    async def _stage_images(self, images: Images) -> tuple[int, int]:
+        """Have libtpms validate images while they are made durable; return how long each took, µs.
+
+        Raises VtpmdError.
+        """
+        began_ns = time.perf_counter_ns()
+        validating = asyncio.create_task(self._validate(images))
+        await asyncio.sleep(0)  # the engine has them now, and works meanwhile
+        try:
+            self._owner.handover.stage(images.permanent.data)
+            stored_ns = time.perf_counter_ns()
+        finally:
+            validated_ns = await validating
+        return (validated_ns - began_ns) // 1000, (stored_ns - began_ns) // 1000
+
+    async def _validate(self, images: Images) -> int:
+        """Have libtpms take both images, as INIT's start; return when. Raises VtpmdError."""
         permanent, volatile = (image.data for image in images)
         reply = await self._owner.engine.request(
             LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile
@@ -268,11 +335,14 @@ class Incoming:
                 f"libtpms at the destination refuses the state with {reply.result:#x}; is it older "
                 "than the source's?"
             )
+        return time.perf_counter_ns()
 
     async def _discard(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
         self._forget_images()
         self._owner.handover.finish_taking()
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
 
     def _forget_images(self) -> None:
@@ -294,7 +364,7 @@ class Incoming:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.writer.close()
+            self._connection.stream.close()
             self._connection = None
 
 
@@ -307,9 +377,10 @@ def _apply(base: Images, opened: tail.Tail) -> Images:
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
         )
     )
-    if (header.permanent_to, header.volatile_to) != (
-        final.permanent.generation,
-        final.volatile.generation,
-    ):
+    if (header.permanent_to, header.volatile_to) != _generations(final):
         raise tail.TailError("its records do not end at the generations that it says")
     return final
+
+
+def _generations(images: Images) -> tuple[int, int]:
+    return images.permanent.generation, images.volatile.generation

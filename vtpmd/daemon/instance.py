@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import struct
-import time
 from collections.abc import Mapping
 
-from vtpmd.core import LinkOperation, LinkRetire
+from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
@@ -73,6 +71,10 @@ class Instance:
             log.error("%s is refused: %s", request.command.name, error)
             return control.encode_error(request.command, Result.FAIL)
 
+    async def finish(self) -> None:
+        """Do what a command leads to that its answer need not wait for."""
+        await self._mobility.finish()
+
     async def _carry_out(self, request: Request, descriptors: list[int]) -> bytes:
         match request:
             case Bare(command=command):
@@ -134,29 +136,16 @@ class Instance:
 
     async def _init(self) -> bytes:
         self._running = False
-        start = await self._mobility.before_init(has_blob=self._has_blob)
+        result = await self._mobility.init(has_blob=self._has_blob)
         self._has_blob = False
-        began_ns = time.perf_counter_ns()
-        # INIT's flag asks for the removal of the volatile state: the engine always does it.
-        starting = asyncio.create_task(self._engine.request(LinkOperation.INIT, start))
-        await asyncio.sleep(0)  # the engine has it now, and works on it meanwhile
-        try:
-            self._mobility.while_init(start)
-        except VtpmdError:
-            await starting
-            # INIT is answered with an error: the engine must not serve all the same.
-            await self._ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
-            raise
-        reply = await starting
-        if reply.result:
+        if result:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
                 "untouched: restore them from a copy",
-                reply.result,
+                result,
             )
-            raise CommandFailed(reply.result)
+            raise CommandFailed(result)
         self._running = True
-        self._mobility.after_init(start, (time.perf_counter_ns() - began_ns) // 1000)
         return control.encode_result()
 
     async def _stop(self) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkInit, Store
+from vtpmd.core import LinkInit, LinkOperation, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.errors import VtpmdError
 from vtpmd.store.handover import Handover
@@ -79,7 +79,8 @@ class Mobility:
 
     def _tell(self, notice: Notice, data: dict[str, object]) -> None:
         if self.tell is not None:
-            self.tell(notice.value, data)
+            # Who listens is told when the guest does not wait for it.
+            asyncio.get_running_loop().call_soon(self.tell, notice.value, data)
 
     async def tail(self) -> bytes | None:
         """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
@@ -138,7 +139,7 @@ class Mobility:
         # known nobody can say that no guest was served.
         released = known or self._handover.has_declined(session)
         answer = peer.Released(session) if released else peer.Kept(session)
-        connection.writer.write(peer.encode(answer))
+        connection.stream.write(peer.encode(answer))
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
@@ -156,47 +157,50 @@ class Mobility:
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU brings whole blobs")
 
-    async def before_init(self, *, has_blob: bool) -> LinkInit:
-        """Wait until the TPM may start; return what it starts from.
+    async def init(self, *, has_blob: bool) -> int:
+        """Start the TPM from what there is; return libtpms' result.
 
         Raises NotOurs or VtpmdError: it may not start.
         """
         if self.incoming is not None and self.incoming.awaits_init:
-            await self.incoming.wait_for_grant()
-            return LinkInit.CAME | LinkInit.DURABLE
-        if self._tail_came:
-            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
+            result = await self.incoming.start()
+            if not result:
+                self._has_started()
+            return result
+        self._check_ours(has_blob=has_blob)
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU starts the TPM without the tail")
+        start = LinkInit.CAME if has_blob else LinkInit(0)
+        reply = await self._engine.request(LinkOperation.INIT, start)
+        if has_blob and not reply.result:
+            self._handover.strike_out()
+            self._has_started()
+        return reply.result
+
+    def _check_ours(self, *, has_blob: bool) -> None:
+        if self._tail_came:
+            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
         owner = self._handover.read_owner()
         if owner is not None and not has_blob:
             raise NotOurs(
                 f"the vTPM was handed over to {owner.to} at {owner.at}; if it does not run there "
                 "and will not, remove tpm2-00.owner from the state directory to start it here"
             )
-        return LinkInit.CAME if has_blob else LinkInit(0)
 
-    def while_init(self, start: LinkInit) -> None:
-        """Do what must be durable before INIT is answered; the engine is at it meanwhile."""
-        if self.incoming is not None and LinkInit.DURABLE in start:
-            self.incoming.take()
-
-    def after_init(self, start: LinkInit, init_us: int) -> None:
-        """The TPM has started; one that came from another host is ours now."""
-        if LinkInit.CAME not in start:
-            return
+    def _has_started(self) -> None:
+        """A vTPM that has come to this host runs: what went out before is history."""
         self._tail_came = False
-        # What went out before is history.
         self.outgoing = None
-        if self.incoming is not None and self.incoming.awaits_init:
-            self.incoming.started(init_us)
-            self._settling = self._spawn(self.incoming.settle())
-        else:
-            self._handover.strike_out()
 
     def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
         self._tail_came = False
+
+    async def finish(self) -> None:
+        """Do what an answer to QEMU did not have to wait for."""
+        incoming = self.incoming
+        if incoming is not None and incoming.awaits_admission and await incoming.admit():
+            self._settling = self._spawn(incoming.settle())
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
@@ -210,6 +214,14 @@ class Mobility:
         """QEMU begins another pass."""
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             self._spawn(self.outgoing.round_due())
+
+    def guest_was_stopped(self) -> None:
+        """QEMU's monitor says that the guest stands still; QEMU may soon ask for the state.
+
+        What is sent now, the guest does not wait for then.
+        """
+        if self.qemu_migrates is not None and self.qemu_migrates():
+            self.round_due()
 
     def guest_was_resumed(self) -> None:
         """QEMU's monitor says that the guest runs; who asks next for its TPM hears the outcome."""

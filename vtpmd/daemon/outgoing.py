@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -160,10 +161,13 @@ class Outgoing:
             await self._read()
         except VtpmdError as error:
             await self._lose(str(error))
+        except ssl.SSLError as error:
+            await self._lose(str(tls.explain(error, f"{self._peer.host}:{self._peer.port}")))
         except (OSError, EOFError, peer.StreamError, ImpossibleEvent) as error:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
             self._close()
+            self._owner.handover.close()
 
     async def round_due(self) -> None:
         """QEMU begins another pass, or time has passed."""
@@ -236,7 +240,7 @@ class Outgoing:
         assert self._connection is not None  # noqa: S101 - run() has connected
         decoder = peer.Decoder()
         while self.state is not State.ENDED:
-            data = await self._connection.reader.read(peer.READ_BYTES_MAX)
+            data = await self._connection.stream.read()
             if not data:
                 await self._lose("the destination closed the connection; its log says why")
                 return
@@ -284,16 +288,19 @@ class Outgoing:
             case Do():
                 await _DO[action](self)
 
-    def _send(self, message: peer.Message) -> None:
+    def _send(self, *messages: peer.Message) -> None:
         if self._connection is not None:
-            self._connection.writer.write(peer.encode(message))
+            self._connection.stream.write(b"".join(map(peer.encode, messages)))
 
     async def _start_round(self) -> None:
         images = await self._capture()
         if images is None:
             await self._step(Local.NOTHING_CHANGED)
             return
-        images, records = _records(self._sent, images)
+        self._send_round(*_records(self._sent, images))
+
+    def _send_round(self, images: Images, records: list[bytes]) -> None:
+        """Send what turns the images that were sent last into these."""
         number = self._machine.round.number + 1
         generations = (images.permanent.generation, images.volatile.generation)
         self._machine.round = source.Round(number, *generations)
@@ -302,9 +309,8 @@ class Outgoing:
         record_bytes = sum(map(len, records))
         self.round_bytes += record_bytes
         self.rounds.append(RoundReport(number, *generations, record_bytes, None))
-        for record in filter(None, records):
-            self._send(peer.Record(record))
-        self._send(peer.Commit(*self._machine.round))
+        messages: list[peer.Message] = [peer.Record(record) for record in records if record]
+        self._send(*messages, peer.Commit(*self._machine.round))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
     async def _capture(self) -> Images | None:
@@ -328,6 +334,9 @@ class Outgoing:
         base = self._acknowledged
         final, records = _records(base, final)
         encoded_ns = time.perf_counter_ns()
+        if base is self._sent and any(records):
+            # The tail has it all; but by the time that QEMU has brought it, this has been applied.
+            self._send_round(final, records)
         header = tail.Header(
             self._machine.session,
             base.permanent.generation,
@@ -439,7 +448,7 @@ class Outgoing:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.writer.close()
+            self._connection.stream.close()
             self._connection = None
 
 

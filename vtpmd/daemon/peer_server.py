@@ -58,8 +58,7 @@ class PeerServer:
             try:
                 await self._serve_peer(connection)
             finally:
-                if not connection.writer.is_closing():
-                    connection.writer.close()
+                connection.stream.close()
         except VtpmdError as error:
             log.warning("%s", error)
         except (OSError, EOFError, TimeoutError, peer.StreamError) as error:
@@ -73,8 +72,8 @@ class PeerServer:
         except tls.PeerNotAllowed as error:
             # The text names the peer, whom it tells nothing that it does not know.
             refusal = peer.Refuse(peer.Reason.NOT_ALLOWED, str(error))
-            connection.writer.write(peer.encode(refusal))
-            await connection.writer.drain()
+            connection.stream.write(peer.encode(refusal))
+            await connection.stream.drain()
             raise
         decoder = peer.Decoder()
         async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -85,14 +84,14 @@ class PeerServer:
                 await self._mobility.welcome(connection, decoder, first)
             case peer.Reclaim():
                 await self._mobility.reclaim(connection, first.session)
-                await connection.writer.drain()
+                await connection.stream.drain()
             case _:
                 raise peer.StreamError(f"it began with {type(first).__name__}")
 
 
 async def _first_message(connection: tls.Connection, decoder: peer.Decoder) -> peer.Message:
     while (message := decoder.next_message()) is None:
-        data = await connection.reader.read(peer.READ_BYTES_MAX)
+        data = await connection.stream.read()
         if not data:
             raise EOFError("it closed the connection without a word")
         decoder.receive_data(data)

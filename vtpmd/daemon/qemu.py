@@ -8,6 +8,7 @@ from typing import Final
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.qmp import (
     GuestResumed,
+    GuestStopped,
     MigrationPass,
     MigrationState,
     MigrationStatus,
@@ -48,5 +49,7 @@ class _Listener:
                 self._status = event.status
             case MigrationPass():
                 self._mobility.round_due()
+            case GuestStopped():
+                self._mobility.guest_was_stopped()
             case GuestResumed():
                 self._mobility.guest_was_resumed()

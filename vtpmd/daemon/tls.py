@@ -4,9 +4,8 @@ The directory is QEMU's for tls-creds-x509 (crypto/tlscredsx509.c); docs/peers.m
 it, how names are checked, and what that gives. OpenSSL verifies certificates; this module says in
 one line what it found, and which names may speak.
 
-asyncio closes a connection whose handshake failed without sending TLS's alert (CPython's issue
-98078): who is refused sees no more than a closed connection. So a context is made only when its own
-certificate passes what a peer with the same CA will check.
+A context is made only when its own certificate passes what a peer with the same CA will check: the
+one who can mend it hears of it at the start.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vtpmd.daemon.tls_stream import TlsStream
 from vtpmd.errors import VtpmdError
 
 CA_CERTIFICATE: Final = "ca-cert.pem"
@@ -114,8 +114,7 @@ class PeerName(NamedTuple):
 class Connection(NamedTuple):
     """An encrypted stream to a peer whose certificate has been verified."""
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    stream: TlsStream
     name: PeerName
 
 
@@ -141,10 +140,11 @@ async def connect(
     peer = _address(host, port)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port, ssl=context)
+            sock = await _connect(host, port)
+            stream = await TlsStream.handshake(sock, context, host)
+        name = _name_at(stream)
     except (OSError, ValueError) as error:
         raise explain(error, peer) from error
-    name = peer_name(writer.get_extra_info("ssl_object"))
     try:
         # OpenSSL has compared them, but lets a wildcard in the certificate match.
         if canonical_name(host) not in name.alternative_names:
@@ -152,33 +152,56 @@ async def connect(
         if allow_list is not None:
             check_allowed(name, allow_list)
     except TlsError:
-        writer.transport.abort()
+        stream.abort()
         raise
-    return Connection(reader, writer, name)
+    return Connection(stream, name)
 
 
 async def accept(connection: socket.socket, context: ssl.SSLContext) -> Connection:
     """Shake hands with a peer that has connected, and take over the socket (non-blocking).
 
-    The caller checks whether the name is allowed, as it can tell the peer. asyncio's own servers
-    drop a failed handshake without a word. Raises HandshakeError; the socket is closed then.
+    The caller checks whether the name is allowed, as it can tell the peer. Raises HandshakeError;
+    the socket is closed then.
     """
-    reader = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(reader)
     peer = "that has left"
     try:
         peer = _address(*connection.getpeername()[:2])
-        # asyncio does this only for sockets that it has made: a Take must not wait for an ACK.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol, connection, ssl=context
-            )
+            stream = await TlsStream.handshake(connection, context, None)
+        return Connection(stream, _name_at(stream))
     except (OSError, ValueError) as error:
         connection.close()
         raise explain(error, peer) from error
-    writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
-    return Connection(reader, writer, peer_name(writer.get_extra_info("ssl_object")))
+
+
+def _name_at(stream: TlsStream) -> PeerName:
+    try:
+        return peer_name(stream.socket)
+    except ValueError:  # names in it are no text
+        stream.abort()
+        raise
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """Connect to the first address of a host that takes it. Raises the last one's OSError."""
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
 
 
 def canonical_name(text: str) -> str | None:
@@ -192,7 +215,7 @@ def canonical_name(text: str) -> str | None:
     return text.lower() if text.isascii() and DNS_NAME.fullmatch(text.lower()) else None
 
 
-def peer_name(tls: ssl.SSLObject) -> PeerName:
+def peer_name(tls: ssl.SSLSocket | ssl.SSLObject) -> PeerName:
     """Return the names in the certificate of a finished handshake's peer; malformed ones are not.
 
     The certificate has been verified, but what a CA signs is not always well-formed.

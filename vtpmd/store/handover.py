@@ -13,9 +13,9 @@
         282624          278528    slot 1
 
 While the guest stands still every microsecond counts: both files are made beforehand, at their full
-size, and then written in place, so that a sync writes no metadata. A slot is valid if its digest
-is right; the one in use is never written to. A record is one sector, which disks write whole.
-Numbers are big-endian.
+size, kept open, and then written in place, so that a sync writes no metadata. A slot is valid if
+its digest is right; the one in use is never written to. A record is one sector, which disks write
+whole. Numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -84,6 +84,13 @@ class Handover:
         self._directory = directory
         self._fd = directory.directory_fd
         self._serial = 0
+        self._record: _Record | None = None  # what the owner record says, if it is known
+        self._opened: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close what is kept open; it is opened again when it is needed."""
+        for name in list(self._opened):
+            self._forget(name)
 
     # The source's side.
 
@@ -96,12 +103,15 @@ class Handover:
         floor = max(used, self._read().generation)
         record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._replace(OWNER_NAME, _owner_record(record))
+        self._record = record
+        self._keep_open(OWNER_NAME)
         return floor
 
     def hand_over(self, to: str) -> None:
         """Write down durably that the vTPM is another host's."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._update(self._read()._replace(handed_over=HandedOver(to[:TEXT_LENGTH_MAX], at)))
+        known = self._record or self._read()
+        self._update(known._replace(handed_over=HandedOver(to[:TEXT_LENGTH_MAX], at)))
 
     def strike_out(self) -> None:
         """Write down durably that the vTPM is this host's."""
@@ -120,10 +130,12 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record) -> None:
-        if self._exists(OWNER_NAME):
+        self._record = None  # until it is durable
+        if self._is_kept_open(OWNER_NAME) or self._exists(OWNER_NAME):
             self._overwrite(OWNER_NAME, 0, _owner_record(record))
         else:
             self._replace(OWNER_NAME, _owner_record(record))
+        self._record = record
 
     def _read(self) -> _Record:
         try:
@@ -147,6 +159,7 @@ class Handover:
         self._serial = 0
         head = MAGIC + GRANTED.pack(0) + self._permanent_digest() + session
         self._replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
+        self._keep_open(INCOMING_NAME)
 
     def stage(self, state: bytes) -> None:
         """Keep a permanent state that is on its way in, durably, beside the last one."""
@@ -204,6 +217,7 @@ class Handover:
             raise self._failed(PERMANENT_NAME, error) from error
 
     def _replace(self, name: str, content: bytes) -> None:
+        self._forget(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._unlink(TEMPORARY_NAME)
@@ -218,16 +232,39 @@ class Handover:
             raise self._failed(name, error) from error
 
     def _overwrite(self, name: str, offset: int, content: bytes) -> None:
+        kept = self._is_kept_open(name)
         try:
-            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            fd = self._opened[name] if kept else self._open(name)
             try:
                 if os.pwrite(fd, content, offset) != len(content):
                     raise OSError(0, "short write")
                 os.fdatasync(fd)
             finally:
-                os.close(fd)
+                if not kept:
+                    os.close(fd)
         except OSError as error:
             raise self._failed(name, error) from error
+
+    def _open(self, name: str) -> int:
+        return os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+
+    def _keep_open(self, name: str) -> None:
+        try:
+            self._opened[name] = self._open(name)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def _is_kept_open(self, name: str) -> bool:
+        """Return whether a file is open, and still the one with that name: people remove some."""
+        try:
+            there = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+            return os.path.samestat(os.fstat(self._opened[name]), there)
+        except (KeyError, OSError):
+            return False
+
+    def _forget(self, name: str) -> None:
+        if (fd := self._opened.pop(name, None)) is not None:
+            os.close(fd)
 
     def _exists(self, name: str) -> bool:
         try:
@@ -237,6 +274,7 @@ class Handover:
         return True
 
     def _remove(self, name: str) -> None:
+        self._forget(name)
         try:
             self._unlink(name)
             os.fsync(self._fd)

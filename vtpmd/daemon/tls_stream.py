@@ -1,0 +1,170 @@
+"""A TLS connection in the event loop: what one side writes, and what the other has said.
+
+Not asyncio's streams: a message costs them several times what it takes OpenSSL, and that is what
+the guest waits for between Take and Grant. They also close a connection whose handshake failed
+without the alert that tells the peer why (CPython's issue 98078); OpenSSL by itself sends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+from typing import Final, Self
+
+from vtpmd.daemon.readiness import Readiness
+from vtpmd.wire import peer
+
+# Two of the largest images in records: the first round. More is under way at no time.
+UNSENT_BYTES_MAX: Final = 4 * peer.FRAME_BYTES_MAX
+# Before a close: more than a socket's buffer holds.
+UNREAD_READS_MAX: Final = 128
+
+_WOULD_BLOCK: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class TlsStream:
+    """A connection whose handshake is done. It belongs to one event loop; one task reads."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self.socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._readiness = Readiness(sock)
+        self._unsent = bytearray()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._failure: OSError | None = None
+        self._closed = False
+
+    @classmethod
+    async def handshake(
+        cls, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None
+    ) -> Self:
+        """Shake hands over a connected, non-blocking socket, which this takes over.
+
+        ``server_hostname`` is None on the side that listens. Raises OSError, ssl.SSLError among
+        them, or ValueError for a name that is none; the socket is closed then.
+        """
+        tls = None
+        try:
+            # asyncio does this only for sockets that it has made: a Take must not wait for an ACK.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls = context.wrap_socket(
+                sock,
+                server_side=server_hostname is None,
+                server_hostname=server_hostname,
+                do_handshake_on_connect=False,
+            )
+            stream = cls(tls)
+            await stream._shake_hands()
+        except BaseException:
+            (tls or sock).close()
+            raise
+        return stream
+
+    async def _shake_hands(self) -> None:
+        try:
+            while True:
+                try:
+                    return self.socket.do_handshake()
+                except ssl.SSLWantReadError:
+                    await self._readiness.wait()
+                except ssl.SSLWantWriteError:
+                    await self._writable()
+        except BaseException:
+            self._readiness.close()
+            raise
+
+    async def read(self) -> bytes:
+        """Wait for bytes and return them; none when the other side has closed. Raises OSError."""
+        while not self._closed:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                return self.socket.recv(peer.READ_BYTES_MAX)
+            except ssl.SSLWantReadError:
+                await self._readiness.wait()
+            except ssl.SSLWantWriteError:
+                await self._writable()
+        return b""
+
+    def write(self, data: bytes) -> None:
+        """Send, and keep what there is no room for until there is; a failure shows in read()."""
+        if self._closed or self._failure is not None:
+            return
+        sent = 0 if self._unsent else self._send(data)
+        if sent < len(data):
+            self._keep(data[sent:])
+
+    async def drain(self) -> None:
+        """Wait until all is on its way that was written. Raises OSError."""
+        await self._drained.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """End the connection. May be repeated."""
+        if not self._leave_loop():
+            return
+        with suppress(OSError):
+            self.socket.unwrap()  # says so; raises, as the other side has not said so yet
+        with suppress(OSError), socket.socket(fileno=self.socket.detach()) as plain:
+            # TCP takes back what is still on its way if something is left unread.
+            plain.shutdown(socket.SHUT_WR)
+            for _ in range(UNREAD_READS_MAX):
+                if not plain.recv(peer.READ_BYTES_MAX):
+                    break
+
+    def abort(self) -> None:
+        """End the connection at once, as a crash would. May be repeated."""
+        if self._leave_loop():
+            self.socket.close()
+
+    def _leave_loop(self) -> bool:
+        """Return True the first time: then the socket is not watched any more."""
+        if self._closed:
+            return False
+        self._closed = True
+        self._readiness.close()
+        self._loop.remove_writer(self.socket)
+        self._drained.set()
+        return True
+
+    def _send(self, data: bytes | bytearray) -> int:
+        try:
+            return self.socket.send(data)
+        except _WOULD_BLOCK:
+            return 0
+        except OSError as error:
+            self._fail(error)
+            return len(data)
+
+    def _keep(self, data: bytes) -> None:
+        if len(self._unsent) + len(data) > UNSENT_BYTES_MAX:
+            self._fail(ConnectionError("it does not read what it is sent"))
+            return
+        self._unsent += data
+        self._drained.clear()
+        self._loop.add_writer(self.socket, self._send_kept)
+
+    def _send_kept(self) -> None:
+        del self._unsent[: self._send(self._unsent)]
+        if not self._unsent:
+            self._loop.remove_writer(self.socket)
+            self._drained.set()
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = error
+        self._unsent.clear()
+        self._loop.remove_writer(self.socket)
+        self._drained.set()
+        self._readiness.close()  # who reads hears of it
+
+    async def _writable(self) -> None:
+        writable = asyncio.Event()
+        self._loop.add_writer(self.socket, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            self._loop.remove_writer(self.socket)
