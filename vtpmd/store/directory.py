@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from vtpmd.errors import VtpmdError
+from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 
@@ -32,6 +33,13 @@ STATE_NAMES = {
     StateType.SAVESTATE: "savestate",
 }
 
+# What to do about a state file that does not go with the key.
+KEY_REMEDIES: dict[type[Exception], str] = {
+    swtpm_format.KeyNeeded: "the file is as it was",
+    swtpm_format.KeyWrong: "give the right key, or restore the directory from a backup",
+    swtpm_format.NotEncrypted: "leave out --key, or encrypt the directory with `vtpmd rekey`",
+}
+
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
 # to be 0 for a lock of an open file description.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -45,6 +53,12 @@ class StateDirectoryInUse(StateDirectoryError):
     """Another process holds the lock on a state directory."""
 
     exit_status = 3
+
+
+class StateKeyError(StateDirectoryError):
+    """What is in a state directory needs a key, or another one, or none."""
+
+    exit_status = 4
 
 
 class StateDirectory:
@@ -96,31 +110,36 @@ class StateDirectory:
         os.close(self.lock_fd)
         os.close(self.directory_fd)
 
-    def read_states(self) -> dict[StateType, bytes]:
+    def read_states(self, key: Key | None = None) -> dict[StateType, bytes]:
         """Return the states that there are files of, as libtpms marshalled them.
 
-        Raises StateDirectoryError for a file that cannot be one, which is left as it is.
+        With a key all of them must be encrypted with it, without one none may be. Raises
+        StateKeyError, or StateDirectoryError for a file that cannot be one; they stay as they are.
         """
         states = {}
         for state_type, name in STATE_NAMES.items():
-            content = self._read(f"tpm2-00.{name}")
+            content = self._read(f"tpm2-00.{name}", key)
             if content is not None:
                 states[state_type] = content
         return states
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, key: Key | None) -> bytes | None:
+        kind, remedy = (
+            StateDirectoryError,
+            "restore the directory from a backup, or give another one",
+        )
         try:
-            return swtpm_format.decode_file(read_regular_file(self.directory_fd, name))
+            content = read_regular_file(self.directory_fd, name)
+            return swtpm_format.decode_file(content, key=None if key is None else key.material)
         except FileNotFoundError:
             return None
         except OSError as error:
             reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         except swtpm_format.FormatError as error:
             reason = str(error)
-        raise StateDirectoryError(
-            f"cannot read state file {self.path / name}: {reason}; "
-            "restore the directory from a backup, or give another one"
-        )
+            if isinstance(error, tuple(KEY_REMEDIES)):
+                kind, remedy = StateKeyError, KEY_REMEDIES[type(error)]
+        raise kind(f"cannot read state file {self.path / name}: {reason}; {remedy}")
 
 
 def _open_lock(directory_fd: int) -> int:
