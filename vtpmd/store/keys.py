@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Final, NamedTuple
+from types import TracebackType
+from typing import Final, NamedTuple, Self
 
 from vtpmd.errors import UsageError, VtpmdError
 
@@ -33,6 +34,7 @@ PBKDF2_ROUNDS: Final = 1000
 # What keys are derived for: HKDF's "info".
 INFO_JOURNAL: Final = b"vtpmd journal"
 INFO_INCOMING: Final = b"vtpmd incoming state"
+INFO_INCOMING_HEAD: Final = b"vtpmd incoming head"
 DERIVED_BYTES: Final = 32
 
 
@@ -52,13 +54,24 @@ class KeySource(NamedTuple):
 
 
 class Key:
-    """A key of 16 or 32 bytes. It is overwritten by ``wipe()``, and never shown."""
+    """A key of 16 or 32 bytes. ``wipe()``, or the end of its ``with`` block, overwrites it."""
 
     def __init__(self, material: bytearray) -> None:
         self.material = material
 
     def __repr__(self) -> str:
         return f"Key({len(self.material)} bytes)"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.wipe()
 
     def derive(self, info: bytes, salt: bytes = b"") -> bytes:
         """Return the key of DERIVED_BYTES for one purpose, which ``info`` names."""
