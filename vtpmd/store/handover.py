@@ -232,7 +232,11 @@ class Handover:
         head = _Head(*HEAD.unpack(content[: HEAD.size].ljust(HEAD.size, b"\0")))
         is_sealed = head.magic == MAGIC_SEALED
         if is_sealed != (self._key is not None):
-            what = "is sealed: give its key" if is_sealed else "is not sealed: leave out the key"
+            what = (
+                "is sealed: give its key with --key"
+                if is_sealed
+                else "is not sealed: leave out --key"
+            )
             raise StateKeyError(f"{self._directory.path / INCOMING_NAME} {what}")
         if self._key is None:
             return head, None
