@@ -31,7 +31,6 @@ from hmac import compare_digest
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import (
     StateDirectory,
     StateDirectoryError,
@@ -40,13 +39,11 @@ from vtpmd.store.directory import (
 )
 from vtpmd.store.keys import Key
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
-from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
 
 INCOMING_NAME: Final = "tpm2-00.incoming"
 OWNER_NAME: Final = "tpm2-00.owner"
 PERMANENT_NAME: Final = "tpm2-00.permall"
-TEMPORARY_NAME: Final = "TMP2-00.handover"
-FILE_MODE: Final = 0o640  # swtpm's for state
 
 OWNER_VERSION: Final = 1
 OWNER_BYTES: Final = 512
@@ -118,7 +115,7 @@ class Handover:
         """
         floor = max(used, self._read().generation)
         record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
-        self._replace(OWNER_NAME, _owner_record(record))
+        self._directory.replace(OWNER_NAME, _owner_record(record))
         return floor
 
     def hand_over(self, to: str) -> None:
@@ -128,7 +125,7 @@ class Handover:
 
     def strike_out(self) -> None:
         """Write down durably that the vTPM is this host's."""
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._update(self._read()._replace(handed_over=None))
 
     def read_owner(self) -> HandedOver | None:
@@ -143,10 +140,10 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record) -> None:
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._overwrite(OWNER_NAME, 0, _owner_record(record))
         else:
-            self._replace(OWNER_NAME, _owner_record(record))
+            self._directory.replace(OWNER_NAME, _owner_record(record))
 
     def _read(self) -> _Record:
         try:
@@ -154,7 +151,7 @@ class Handover:
         except FileNotFoundError:
             return NO_RECORD
         except OSError as error:
-            raise self._failed(OWNER_NAME, error) from error
+            raise self._directory.failed(OWNER_NAME, error) from error
         try:
             return _parse_owner(content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -174,7 +171,7 @@ class Handover:
             self._sealing = Sealing(self._key, salt)
         self._head = _Head(magic, 0, self._permanent_digest(), session, salt)
         content = _encode_head(self._head, self._sealing)
-        self._replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
+        self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
 
     def stage(self, state: bytes) -> None:
         """Keep a permanent state that is on its way in, durably, beside the last one."""
@@ -197,7 +194,7 @@ class Handover:
 
     def finish_taking(self) -> None:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
-        self._remove(INCOMING_NAME)
+        self._directory.remove(INCOMING_NAME)
 
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
@@ -210,7 +207,7 @@ class Handover:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._failed(INCOMING_NAME, error) from error
+            raise self._directory.failed(INCOMING_NAME, error) from error
         head, sealing = self._open_head(content)
         if head.granted and head.made_with == self._permanent_digest():
             state = _slot(content, head.granted, sealing)
@@ -219,7 +216,7 @@ class Handover:
                     f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
                     "damaged: restore it from a copy"
                 )
-            self._replace(PERMANENT_NAME, self._state_file(state))
+            self._directory.write_state(StateType.PERMANENT, state, self._key)
         if head.granted:
             self.strike_out()
         else:
@@ -249,32 +246,13 @@ class Handover:
             )
         return head, sealing
 
-    def _state_file(self, state: bytes) -> bytes:
-        if self._key is None:
-            return swtpm_format.encode_file(state)
-        return swtpm_format.encode_file(state, key=self._key.material, iv=self._key.new_iv())
-
     def _permanent_digest(self) -> bytes:
         try:
             return sha256(read_regular_file(self._fd, PERMANENT_NAME)).digest()
         except FileNotFoundError:
             return bytes(DIGEST_BYTES)
         except OSError as error:
-            raise self._failed(PERMANENT_NAME, error) from error
-
-    def _replace(self, name: str, content: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._unlink(TEMPORARY_NAME)
-            fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=self._fd)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
-            os.rename(TEMPORARY_NAME, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._directory.failed(PERMANENT_NAME, error) from error
 
     def _overwrite(self, name: str, offset: int, content: bytes) -> None:
         try:
@@ -286,33 +264,7 @@ class Handover:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _exists(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _remove(self, name: str) -> None:
-        try:
-            self._unlink(name)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            return
-
-    def _failed(self, name: str, error: OSError) -> VtpmdError:
-        return StateDirectoryError(
-            f"cannot update {self._directory.path / name}: {error.strerror}; make room or repair "
-            "the file system"
-        )
+            raise self._directory.failed(name, error) from error
 
 
 def _owner_record(record: _Record) -> bytes:
