@@ -19,6 +19,7 @@ struct image {
 };
 
 static struct io *store_io;
+static struct cipher_key checkpoint_key; /* of no bytes: state files are in the clear */
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
@@ -28,6 +29,11 @@ static struct image images[] = {
 /* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
 static struct image held = {.name = TPM_PERMANENT_ALL_NAME};
 static bool held_has_changed;
+
+static const struct cipher_key *current_key(void)
+{
+    return checkpoint_key.n_bytes ? &checkpoint_key : NULL;
+}
 
 static struct image *image_by_name(const char *name)
 {
@@ -72,7 +78,7 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    r = checkpoint_write(store_io, image->name, state, state_bytes);
+    r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
     if (r < 0) {
         free(bytes);
         return r;
@@ -88,6 +94,11 @@ static int image_remove(struct image *image)
         return r;
     image_clear(image);
     return 0;
+}
+
+static int image_write(const struct image *image)
+{
+    return checkpoint_write(store_io, current_key(), image->name, image->bytes, image->n_bytes);
 }
 
 static int image_set(struct image *image, const uint8_t *state, size_t state_bytes)
@@ -106,6 +117,13 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
     return image_set(&images[type], state, state_bytes);
 }
 
+void nvram_set_key(const uint8_t *key, size_t key_bytes)
+{
+    check(key_bytes <= sizeof(checkpoint_key.bytes));
+    memcpy(checkpoint_key.bytes, key, key_bytes);
+    checkpoint_key.n_bytes = (uint32_t)key_bytes;
+}
+
 bool nvram_has(enum link_state_type type)
 {
     return images[type].bytes != NULL;
@@ -118,9 +136,9 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
 
 int nvram_store_again(enum link_state_type type)
 {
-    struct image *image = &images[type];
+    const struct image *image = &images[type];
 
-    return image->bytes ? checkpoint_write(store_io, image->name, image->bytes, image->n_bytes) : 0;
+    return image->bytes ? image_write(image) : 0;
 }
 
 int nvram_remove(enum link_state_type type)
@@ -138,7 +156,7 @@ int nvram_admit(void)
 {
     struct image *image = &images[LINK_STATE_PERMANENT];
 
-    int r = held_has_changed ? checkpoint_write(store_io, held.name, held.bytes, held.n_bytes) : 0;
+    int r = held_has_changed ? image_write(&held) : 0;
     if (r < 0)
         return r;
     image_clear(image);
@@ -157,6 +175,7 @@ void nvram_deinit(void)
     nvram_let_go();
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
+    explicit_bzero(&checkpoint_key, sizeof(checkpoint_key));
 }
 
 /* libtpms' callbacks. It has one TPM, number 0. */

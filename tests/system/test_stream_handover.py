@@ -39,7 +39,7 @@ from tests.harness.lab import Lab
 from tests.harness.link import Cut, Direction, Ending
 from tests.harness.raw_guest import Blobs, Facts
 from tests.support.emulator_client import Blob, Control, ControlError
-from tests.support.tpm2 import ReturnCode, get_random
+from tests.support.tpm2 import ReturnCode
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
