@@ -20,8 +20,10 @@ from tests.harness.raw_guest import RawGuest
 from tests.support.emulator_client import Blob, Control, ControlClient
 from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
+from vtpmd.core import Image, delta_encode
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.handover import Handover
+from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 
@@ -295,7 +297,8 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
     with StateDirectory.open(state) as directory:
         files = Handover(directory, Key(bytearray(sealed.key)))
         files.prepare_to_take(b"s" * 16)
-        files.stage(swtpm_format.decode_blob(guest.save().permanent))
+        image = Image(1, 1, swtpm_format.decode_blob(guest.save().permanent))
+        files.stage(delta_encode(NO_STATE, image), image)
         files.take()
     assert all(SECRET not in content for content in read_anywhere(state))
     before = snapshot(state)

@@ -4,21 +4,25 @@ Invariant 2: a granted state that is damaged stops the start; it is never anothe
 """
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from vtpmd.core import Image, delta_encode
 from vtpmd.errors import VtpmdError
-from vtpmd.store import handover, sealing
+from vtpmd.store import handover, incoming, sealing
 from vtpmd.store.directory import StateDirectory, StateKeyError
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
 
 SESSION = b"s" * 16
 KEY = bytes(range(32))
 OLD, NEW, NEWEST = b"old" * 500, b"new" * 500, b"newest" * 500
+RANDOM = random.Random(1)
 
 
 @pytest.fixture
@@ -111,25 +115,36 @@ def test_invariant_10_no_generation_is_handed_out_twice(files: Handover) -> None
 
 
 def permanent(path: Path, key: Key | None) -> bytes:
-    file = (path / handover.PERMANENT_NAME).read_bytes()
+    file = (path / incoming.PERMANENT_NAME).read_bytes()
     return swtpm_format.decode_file(file, key=None if key is None else key.material)
 
 
 def write_permanent(path: Path, key: Key | None, state: bytes) -> None:
     material, iv = (None, b"") if key is None else (key.material, key.new_iv())
     file = swtpm_format.encode_file(state, key=material, iv=iv)
-    (path / handover.PERMANENT_NAME).write_bytes(file)
+    (path / incoming.PERMANENT_NAME).write_bytes(file)
 
 
-def slot_offset(serial: int) -> int:
-    """Return where the slot begins that a serial is in."""
-    return handover.SLOTS_OFFSET + serial % handover.SLOTS * handover.SLOT_BYTES
+class Sender:
+    """What stages states as a session does: each by the record that ends at it."""
+
+    def __init__(self, files: Handover) -> None:
+        self.files = files
+        self.images = [incoming.NO_STATE]
+
+    def stage(self, state: bytes, back: int = 1) -> Image:
+        """Stage a state that continues the last one, or the one before."""
+        base = self.images[-back]
+        image = Image(StateType.PERMANENT, self.images[-1].generation + 1, state)
+        self.files.stage(delta_encode(base, image), image)
+        self.images.append(image)
+        return image
 
 
-def slots(path: Path) -> list[bytes]:
-    """Return both slots, by the parity of the serials in them."""
-    content = (path / handover.INCOMING_NAME).read_bytes()
-    return [content[slot_offset(n) : slot_offset(n) + handover.SLOT_BYTES] for n in (0, 1)]
+def entries(path: Path) -> list[bytes]:
+    """Return the entries, whole ones and what follows them: up to 512 bytes of each."""
+    content = (path / incoming.INCOMING_NAME).read_bytes()[incoming.ENTRIES_OFFSET :]
+    return [content[at : at + 512] for at in range(0, len(content), 512)]
 
 
 def test_granted_state_is_taken_up_after_a_crash(
@@ -139,8 +154,9 @@ def test_granted_state_is_taken_up_after_a_crash(
     write_permanent(path, key, OLD)
     files.hand_over("away")
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
-    files.stage(NEWEST)
+    sender = Sender(files)
+    sender.stage(NEW)
+    sender.stage(NEWEST)
     files.take()
     assert files.recover()
     assert permanent(path, key) == NEWEST
@@ -154,12 +170,12 @@ def test_state_that_the_tpm_has_written_since_is_the_newer_one(
     """A crash between the guest's first NV write and the removal of the granted state."""
     write_permanent(path, key, OLD)
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
+    Sender(files).stage(NEW)
     files.take()
     write_permanent(path, key, NEWEST)
     assert files.recover()
     assert permanent(path, key) == NEWEST
-    assert not (path / handover.INCOMING_NAME).exists()
+    assert not (path / incoming.INCOMING_NAME).exists()
 
 
 def test_state_that_was_not_granted_is_forgotten(
@@ -168,46 +184,88 @@ def test_state_that_was_not_granted_is_forgotten(
     """The source has it."""
     write_permanent(path, key, OLD)
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
+    Sender(files).stage(NEW)
     assert not files.has_declined(SESSION)
     assert not files.recover()
     assert files.has_declined(SESSION)
     assert not files.has_declined(b"t" * 16)
     assert permanent(path, key) == OLD
-    assert not (path / handover.INCOMING_NAME).exists()
+    assert not (path / incoming.INCOMING_NAME).exists()
 
 
-def test_invariant_2_damaged_granted_state_stops_the_start(files: Handover, path: Path) -> None:
+@pytest.mark.parametrize("entry", [0, 1], ids=["the base", "the last"])
+def test_invariant_2_damaged_granted_state_stops_the_start(
+    files: Handover, path: Path, entry: int
+) -> None:
     """Also when the round before it is whole: that one is older."""
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
-    files.stage(NEWEST)
+    sender = Sender(files)
+    sender.stage(NEW)
+    sender.stage(NEWEST)
     files.take()
-    incoming = path / handover.INCOMING_NAME
-    content = bytearray(incoming.read_bytes())
-    content[slot_offset(2) + handover.SLOT_HEADER.size + 50] ^= 1
-    incoming.write_bytes(content)
+    file = path / incoming.INCOMING_NAME
+    content = bytearray(file.read_bytes())
+    content[incoming.ENTRIES_OFFSET + 512 * entry + incoming.ENTRY_HEADER.size + 50] ^= 1
+    file.write_bytes(content)
     with pytest.raises(VtpmdError, match="the vTPM's only state"):
         files.recover()
-    assert incoming.read_bytes() == content
+    assert file.read_bytes() == content
 
 
-def test_staging_never_writes_to_the_slot_in_use(files: Handover, path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 20, incoming.ENTRIES_OFFSET, incoming.ENTRIES_OFFSET + 600])
+def test_invariant_2_granted_state_that_was_cut_stops_the_start(
+    directory: StateDirectory, path: Path, length: int
+) -> None:
+    files = Handover(directory)
+    files.prepare_to_take(SESSION)
+    sender = Sender(files)
+    sender.stage(NEW)
+    sender.stage(NEWEST)
+    files.take()
+    file = path / incoming.INCOMING_NAME
+    file.write_bytes(file.read_bytes()[:length])
+    if length == 0:
+        assert not files.recover()  # it says nothing of a Grant
+        return
+    with pytest.raises(VtpmdError, match="the vTPM's only state"):
+        files.recover()
+
+
+def test_state_may_continue_the_last_but_one(files: Handover, path: Path, key: Key | None) -> None:
+    """The source has not heard that the last one had arrived."""
+    files.prepare_to_take(SESSION)
+    sender = Sender(files)
+    sender.stage(OLD)
+    sender.stage(NEW)
+    sender.stage(NEWEST, back=2)
+    files.take()
+    assert files.recover()
+    assert permanent(path, key) == NEWEST
+
+
+def test_staging_never_writes_to_what_was_staged(files: Handover, path: Path) -> None:
     """A crash in the middle of a write leaves the state of the round before."""
     files.prepare_to_take(SESSION)
-    for number in range(5):
-        before = slots(path)
-        files.stage(bytes([number + 1]) * 1000)
-        after = slots(path)
-        serial = number + 1
-        assert after[serial % 2] != before[serial % 2]
-        assert after[number % 2] == before[number % 2]
+    sender = Sender(files)
+    for number in range(1, 5):
+        before = entries(path)
+        sender.stage(RANDOM.randbytes(100))
+        after = entries(path)
+        assert after[: number - 1] == before[: number - 1]
+        assert after[number - 1] != before[number - 1] == bytes(512)
 
 
-def test_state_that_is_too_large_is_refused(files: Handover) -> None:
+def test_a_file_that_is_full_is_made_anew(files: Handover, path: Path, key: Key | None) -> None:
+    """From the whole state; none that was staged is lost on the way."""
     files.prepare_to_take(SESSION)
-    with pytest.raises(VtpmdError, match="too large"):
-        files.stage(bytes(handover.SLOT_BYTES))
+    sender = Sender(files)
+    rounds = incoming.ENTRIES_BYTES // (200 * 1024) + 2
+    for _ in range(rounds):
+        last = sender.stage(RANDOM.randbytes(200 * 1024))
+    files.take()
+    assert (path / incoming.INCOMING_NAME).stat().st_size == incoming.INCOMING_BYTES
+    assert files.recover()
+    assert permanent(path, key) == last.data
 
 
 @pytest.fixture
@@ -215,8 +273,9 @@ def sealed(directory: StateDirectory) -> Handover:
     """With a key, and a state that was granted."""
     files = Handover(directory, Key(bytearray(KEY)))
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
-    files.stage(NEWEST)
+    sender = Sender(files)
+    sender.stage(NEW)
+    sender.stage(NEWEST)
     files.take()
     return files
 
@@ -225,13 +284,13 @@ def sealed(directory: StateDirectory) -> Handover:
 def test_sealed_states_need_their_key(
     sealed: Handover, directory: StateDirectory, path: Path, other: bytes | None
 ) -> None:
-    content = (path / handover.INCOMING_NAME).read_bytes()
+    content = (path / incoming.INCOMING_NAME).read_bytes()
     assert NEW not in content
     assert NEWEST not in content
     files = Handover(directory, None if other is None else Key(bytearray(other)))
     with pytest.raises(StateKeyError, match=r"give its key with --key|does not open with this key"):
         files.recover()
-    assert (path / handover.INCOMING_NAME).read_bytes() == content
+    assert (path / incoming.INCOMING_NAME).read_bytes() == content
     assert sealed.recover()
 
 
@@ -239,7 +298,7 @@ def test_states_in_the_clear_are_not_taken_with_a_key(directory: StateDirectory)
     """Anybody who can write to the directory could have put them there."""
     files = Handover(directory)
     files.prepare_to_take(SESSION)
-    files.stage(NEW)
+    Sender(files).stage(NEW)
     files.take()
     with pytest.raises(StateKeyError, match="is not sealed: leave out --key"):
         Handover(directory, Key(bytearray(KEY))).recover()
@@ -250,24 +309,25 @@ def test_states_in_the_clear_are_not_taken_with_a_key(directory: StateDirectory)
 def test_what_a_sealed_file_says_cannot_be_altered(
     sealed: Handover, path: Path, offset: int
 ) -> None:
-    """Such as which slot was granted: another one would be an older state."""
-    incoming = path / handover.INCOMING_NAME
-    content = bytearray(incoming.read_bytes())
+    """Such as which state was granted: another one would be an older state."""
+    file = path / incoming.INCOMING_NAME
+    content = bytearray(file.read_bytes())
     content[offset] ^= 1
-    incoming.write_bytes(content)
+    file.write_bytes(content)
     with pytest.raises(StateKeyError):
         sealed.recover()
-    assert incoming.read_bytes() == content
-    assert not (path / handover.PERMANENT_NAME).exists()
+    assert file.read_bytes() == content
+    assert not (path / incoming.PERMANENT_NAME).exists()
 
 
 def test_a_sealed_state_opens_in_its_place_only(sealed: Handover, path: Path) -> None:
     """The older one, put in the newer one's place with its serial, is refused."""
-    incoming = path / handover.INCOMING_NAME
-    content = bytearray(incoming.read_bytes())
-    newer, older = slots(path)
-    content[slot_offset(2) : slot_offset(2) + len(older)] = newer[:8] + older[8:]
-    incoming.write_bytes(content)
+    file = path / incoming.INCOMING_NAME
+    content = bytearray(file.read_bytes())
+    older, newer = entries(path)[:2]
+    at = incoming.ENTRIES_OFFSET + 512
+    content[at : at + 512] = newer[:8] + older[8:]
+    file.write_bytes(content)
     with pytest.raises(VtpmdError, match="the vTPM's only state"):
         sealed.recover()
 
@@ -278,10 +338,11 @@ def test_no_nonce_and_no_salt_comes_twice(directory: StateDirectory, path: Path)
     files = Handover(directory, Key(bytearray(KEY)))
     for _ in range(5):
         files.prepare_to_take(SESSION)
-        salts.add((path / handover.INCOMING_NAME).read_bytes()[64:96])
-        for serial in range(1, 21):
-            files.stage(NEW)
-            stored = slots(path)[serial % 2][handover.SLOT_HEADER.size :]
-            nonces.add(stored[: sealing.NONCE_BYTES])
+        salts.add((path / incoming.INCOMING_NAME).read_bytes()[64:96])
+        sender = Sender(files)
+        for number in range(20):
+            sender.stage(RANDOM.randbytes(50))
+            entry = entries(path)[number][incoming.ENTRY_HEADER.size :]
+            nonces.add(entry[: sealing.NONCE_BYTES])
     assert len(salts) == 5
     assert len(nonces) == 100

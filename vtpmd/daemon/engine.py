@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -46,6 +47,24 @@ class Reply(NamedTuple):
     result: int
     argument: int
     payload: bytearray
+
+
+class Meanwhile:
+    """Something that is done while the engine is busy: how long it took, or why it failed."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+        self.took_us = 0
+        self.error: VtpmdError | None = None
+
+    def run(self) -> None:
+        """Do it, and keep the VtpmdError that it raises."""
+        began_ns = time.perf_counter_ns()
+        try:
+            self._do()
+        except VtpmdError as error:
+            self.error = error
+        self.took_us = (time.perf_counter_ns() - began_ns) // 1000
 
 
 class Engine:
@@ -94,11 +113,12 @@ class Engine:
         argument: int = 0,
         payload: bytes | bytearray | memoryview = b"",
         descriptor: int | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> Reply:
         """Send one request and return its answer.
 
         ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes; ``descriptor`` stays the caller's, the
-        engine gets a copy. Raises EngineDied.
+        engine gets a copy. ``meanwhile`` is run while the engine is at it. Raises EngineDied.
         """
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
@@ -107,6 +127,8 @@ class Engine:
                 raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
             try:
                 await self._send(operation, argument, payload, descriptor)
+                if meanwhile is not None:
+                    meanwhile.run()
                 return await self._receive_reply(operation)
             except (OSError, TimeoutError) as error:
                 raise await self._broken(error) from error

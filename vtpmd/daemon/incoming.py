@@ -15,7 +15,7 @@ from typing import Final
 from vtpmd import core
 from vtpmd.core import LinkInit, LinkOperation, LinkRetire
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine, Reply
+from vtpmd.daemon.engine import Engine, Meanwhile, Reply
 from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import destination, tail
@@ -58,6 +58,8 @@ class Incoming:
         self._images: dict[StateType, core.Image] = {}
         self._staged: Images = NOTHING
         self._staged_before: Images = NOTHING
+        self._permanent_record = b""  # the one that came last
+        self._durable_generation = 0  # of the permanent state
         self._forget_images()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -148,7 +150,7 @@ class Incoming:
         apply_us = (time.perf_counter_ns() - began_ns) // 1000
         validate_us = store_us = 0
         if final is not self._staged:
-            validate_us, store_us = await self._stage_images(final)
+            validate_us, store_us = await self._stage_images(final, opened.permanent)
         self._machine.step(Local.TAIL_APPLIED)
         durations_us = (apply_us, validate_us, store_us)
         self._staged = final
@@ -294,13 +296,15 @@ class Incoming:
         if kind not in self._images:
             raise peer.StreamError(f"a record of type {kind.name}")
         self._images[kind] = core.delta_apply(self._images[kind], record)
+        if kind is StateType.PERMANENT:
+            self._permanent_record = record
 
     async def _stage(self, wanted: destination.Stage) -> None:
         images = Images(*(self._images[kind] for kind in _TYPES))
         try:
             if wanted != _generations(images):
                 raise VtpmdError("the round does not end at the generations that it says")
-            await self._stage_images(images)
+            await self._stage_images(images, self._permanent_record)
         except VtpmdError as error:
             event, reason = Local.STAGE_FAILED, str(error)
         else:
@@ -309,33 +313,41 @@ class Incoming:
         for action in self._machine.step(event, reason):
             await self._perform(action)
 
-    async def _stage_images(self, images: Images) -> tuple[int, int]:
+    async def _stage_images(self, images: Images, record: bytes) -> tuple[int, int]:
         """Have libtpms validate images while they are made durable; return how long each took, µs.
 
-        Raises VtpmdError.
+        ``record`` ends at the permanent one. Raises VtpmdError.
         """
         began_ns = time.perf_counter_ns()
-        validating = asyncio.create_task(self._validate(images))
-        await asyncio.sleep(0)  # the engine has them now, and works meanwhile
-        try:
-            self._owner.handover.stage(images.permanent.data)
-            stored_ns = time.perf_counter_ns()
-        finally:
-            validated_ns = await validating
-        return (validated_ns - began_ns) // 1000, (stored_ns - began_ns) // 1000
+        writing = Meanwhile(lambda: self._make_durable(images.permanent, record))
+        await self._validate(images, meanwhile=writing)
+        validated_ns = time.perf_counter_ns()
+        if writing.error is not None:
+            raise writing.error
+        return (validated_ns - began_ns) // 1000, writing.took_us
 
-    async def _validate(self, images: Images) -> int:
-        """Have libtpms take both images, as INIT's start; return when. Raises VtpmdError."""
+    def _make_durable(self, state: core.Image, record: bytes) -> None:
+        if state.generation == self._durable_generation:
+            return
+        if not record or core.delta_inspect(record).to_generation != state.generation:
+            raise VtpmdError("the state goes back to an earlier generation")
+        self._owner.handover.stage(record, state)
+        self._durable_generation = state.generation
+
+    async def _validate(self, images: Images, meanwhile: Meanwhile) -> None:
+        """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
         permanent, volatile = (image.data for image in images)
         reply = await self._owner.engine.request(
-            LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile
+            LinkOperation.SET_BOTH_STATES,
+            len(permanent),
+            permanent + volatile,
+            meanwhile=meanwhile,
         )
         if reply.result:
             raise VtpmdError(
                 f"libtpms at the destination refuses the state with {reply.result:#x}; is it older "
                 "than the source's?"
             )
-        return time.perf_counter_ns()
 
     async def _discard(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
@@ -347,6 +359,7 @@ class Incoming:
 
     def _forget_images(self) -> None:
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        self._permanent_record, self._durable_generation = b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
         self._staged = self._staged_before = NOTHING
 

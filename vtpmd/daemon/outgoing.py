@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from vtpmd import core
 from vtpmd.core import LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.engine import Engine, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import source, tail
@@ -367,19 +367,27 @@ class Outgoing:
 
     async def _retire(self) -> None:
         began_ns = time.perf_counter_ns()
-        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNCHANGED)
-        if reply.result:
-            await self._step(Local.RETIRE_FAILED)
-            return
-        try:
-            self._owner.handover.hand_over(f"{self._peer.host}:{self._peer.port}")
-        except VtpmdError as error:
-            log.error("%s", error)
-            await self._owner.engine.request(LinkOperation.UNRETIRE)
-            await self._step(Local.RETIRE_FAILED)
+        to = f"{self._peer.host}:{self._peer.port}"
+        writing = Meanwhile(lambda: self._owner.handover.hand_over(to))
+        reply = await self._owner.engine.request(
+            LinkOperation.RETIRE, LinkRetire.UNCHANGED, meanwhile=writing
+        )
+        if writing.error is not None or reply.result:
+            await self._stay(writing.error)
             return
         self.phases_us["source: retire"] = (time.perf_counter_ns() - began_ns) // 1000
         await self._step(Local.RETIRED)
+
+    async def _stay(self, error: VtpmdError | None) -> None:
+        """Undo a retirement, of which one half has failed."""
+        await self._owner.engine.request(LinkOperation.UNRETIRE)
+        try:
+            if error is not None:
+                raise error
+            self._owner.handover.strike_out()
+        except VtpmdError as failure:
+            log.error("%s", failure)
+        await self._step(Local.RETIRE_FAILED)
 
     async def _handed_over(self) -> None:
         self.outcome = "handed-over"

@@ -3,48 +3,31 @@
     tpm2-00.owner       JSON, for people too: whose the vTPM is, and which generation numbers may
                         have been used; this host's, and none, if there is no such file
 
-    tpm2-00.incoming    the permanent state that a peer has sent, in two slots that take turns
-        Offset          Size      Content
-        0               8         magic, "VTPMDIN1", or "VTPMDIN2": sealed
-        8               8         serial of the slot that is the vTPM's state, by the source's Grant
-        16              32        SHA-256 of tpm2-00.permall when this file was made
-        48              16        session
-        64              32        sealed: random bytes, which the file's keys are derived with
-        96              32        sealed: HMAC-SHA256 of the bytes before
-        4096            278528    slot 0: u64 serial, u32 length, SHA-256 of the state, the state
-        282624          278528    slot 1
+    tpm2-00.incoming    the permanent state that a peer has sent (vtpmd/store/incoming.py)
 
-While the guest stands still every microsecond counts: both files are made beforehand, at their full
-size, kept open, and then written in place, so that a sync writes no metadata. A slot is valid if
-its digest is right; the one in use is never written to. A record is one sector, which disks write
-whole. Numbers are big-endian. In a sealed file a slot's state is 12 bytes of nonce and AES-256-GCM
-of the state, with the serial as associated data (vtpmd/store/sealing.py).
+While the guest stands still every microsecond counts: the owner record is made beforehand, kept
+open, and then written in place, so that a sync writes no metadata. It is one sector, which disks
+write whole.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from hashlib import sha256
-from hmac import compare_digest
-from struct import Struct
 from typing import Final, NamedTuple
 
+from vtpmd.core import Image
 from vtpmd.store.directory import (
     StateDirectory,
     StateDirectoryError,
-    StateKeyError,
     read_regular_file,
 )
 from vtpmd.store.in_place import InPlace
+from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.keys import Key
-from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
 from vtpmd.wire.control import StateType
 
-INCOMING_NAME: Final = "tpm2-00.incoming"
 OWNER_NAME: Final = "tpm2-00.owner"
-PERMANENT_NAME: Final = "tpm2-00.permall"
 
 OWNER_VERSION: Final = 1
 OWNER_BYTES: Final = 512
@@ -53,17 +36,6 @@ TEXT_LENGTH_MAX: Final = 100
 # Of one session: a capture every microsecond would take an hour to use them up.
 GENERATIONS_RESERVED: Final = 1 << 32
 GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
-
-MAGIC: Final = b"VTPMDIN1"
-MAGIC_SEALED: Final = b"VTPMDIN2"
-HEAD: Final = Struct(">8sQ32s16s32s")  # what a sealed file's HMAC covers
-DIGEST_BYTES: Final = 32
-SERIAL: Final = Struct(">Q")
-SLOTS_OFFSET: Final = 4096
-SLOT_HEADER: Final = Struct(">QI32s")
-SLOT_BYTES: Final = 278528  # 272 KiB: the store's largest image, and the header
-SLOTS: Final = 2
-INCOMING_BYTES: Final = SLOTS_OFFSET + SLOTS * SLOT_BYTES
 
 
 class HandedOver(NamedTuple):
@@ -81,16 +53,6 @@ class _Record(NamedTuple):
     declined: str  # the last session whose state was let go of before its Grant came
 
 
-class _Head(NamedTuple):
-    """What a file for incoming states says of itself."""
-
-    magic: bytes
-    granted: int  # serial of the slot that is the vTPM's state; 0: none is
-    made_with: bytes  # SHA-256 of the permanent state's file
-    session: bytes
-    salt: bytes
-
-
 NO_RECORD: Final = _Record(None, 0, "")
 
 
@@ -101,12 +63,10 @@ class Handover:
         """With a key what holds state is sealed with it, and must be."""
         self._directory = directory
         self._fd = directory.directory_fd
-        self._in_place = InPlace(directory)
-        self._record: _Record | None = None  # what the owner record says, if it is known
         self._key = key
-        self._serial = 0
-        self._head: _Head | None = None
-        self._sealing: Sealing | None = None
+        self._in_place = InPlace(directory)
+        self._incoming = IncomingStates(directory, self._in_place, key)
+        self._record: _Record | None = None  # what the owner record says, if it is known
 
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
@@ -176,39 +136,19 @@ class Handover:
 
     def prepare_to_take(self, session: bytes) -> None:
         """Make the file for a session's states, with nothing in it."""
-        self._serial = 0
-        magic, salt = MAGIC, bytes(SALT_BYTES)
-        if self._key is not None:
-            magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
-            self._sealing = Sealing(self._key, salt)
-        self._head = _Head(magic, 0, self._permanent_digest(), session, salt)
-        content = _encode_head(self._head, self._sealing)
-        self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
-        self._in_place.keep_open(INCOMING_NAME)
+        self._incoming.make(session)
 
-    def stage(self, state: bytes) -> None:
-        """Keep a permanent state that is on its way in, durably, beside the last one."""
-        serial = self._serial + 1
-        if self._sealing is not None:
-            state = self._sealing.seal(state, SERIAL.pack(serial))
-        header = SLOT_HEADER.pack(serial, len(state), sha256(state).digest())
-        if len(header) + len(state) > SLOT_BYTES:
-            raise StateDirectoryError(f"a state of {len(state)} bytes is too large to be kept")
-        self._serial = serial
-        slot = self._serial % SLOTS
-        self._in_place.overwrite(INCOMING_NAME, SLOTS_OFFSET + slot * SLOT_BYTES, header + state)
+    def stage(self, record: bytes, state: Image) -> None:
+        """Keep a permanent state that is on its way in, durably: the record that ends at it."""
+        self._incoming.append(record, state)
 
     def take(self) -> None:
         """The source has granted the vTPM: what was staged last is its state, durably."""
-        if self._head is None:
-            raise ValueError("there is no session to take from")
-        granted = self._head._replace(granted=self._serial)
-        self._in_place.overwrite(INCOMING_NAME, 0, _encode_head(granted, self._sealing))
+        self._incoming.grant()
 
     def finish_taking(self) -> None:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
-        self._in_place.forget(INCOMING_NAME)
-        self._directory.remove(INCOMING_NAME)
+        self._incoming.remove()
 
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
@@ -216,57 +156,17 @@ class Handover:
         Return True if there was one that was granted. If the TPM has written its own file since,
         that is the newer one. A granted state that cannot be read is an error, and stays as it is.
         """
-        try:
-            content = read_regular_file(self._fd, INCOMING_NAME, INCOMING_BYTES)
-        except FileNotFoundError:
+        found = self._incoming.find()
+        if found is None:
             return False
-        except OSError as error:
-            raise self._directory.failed(INCOMING_NAME, error) from error
-        head, sealing = self._open_head(content)
-        if head.granted and head.made_with == self._permanent_digest():
-            state = _slot(content, head.granted, sealing)
-            if state is None or head.magic not in (MAGIC, MAGIC_SEALED):
-                raise StateDirectoryError(
-                    f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
-                    "damaged: restore it from a copy"
-                )
-            self._directory.write_state(StateType.PERMANENT, state, self._key)
-        if head.granted:
+        if found.state is not None:
+            self._directory.write_state(StateType.PERMANENT, found.state, self._key)
+        if found.granted:
             self.strike_out()
         else:
-            self._update(self._read()._replace(declined=head.session.hex()))
+            self._update(self._read()._replace(declined=found.session.hex()))
         self.finish_taking()
-        return bool(head.granted)
-
-    def _open_head(self, content: bytes) -> tuple[_Head, Sealing | None]:
-        """Return what a file for incoming states says, and what opens the states in it."""
-        head = _Head(*HEAD.unpack(content[: HEAD.size].ljust(HEAD.size, b"\0")))
-        is_sealed = head.magic == MAGIC_SEALED
-        if is_sealed != (self._key is not None):
-            what = (
-                "is sealed: give its key with --key"
-                if is_sealed
-                else "is not sealed: leave out --key"
-            )
-            raise StateKeyError(f"{self._directory.path / INCOMING_NAME} {what}")
-        if self._key is None:
-            return head, None
-        sealing = Sealing(self._key, head.salt)
-        mac = content[HEAD.size : HEAD.size + MAC_BYTES]
-        if not compare_digest(mac, sealing.mac(content[: HEAD.size])):
-            raise StateKeyError(
-                f"{self._directory.path / INCOMING_NAME} does not open with this key: the key is "
-                "another one, or the file was altered; give the right key, or restore it"
-            )
-        return head, sealing
-
-    def _permanent_digest(self) -> bytes:
-        try:
-            return sha256(read_regular_file(self._fd, PERMANENT_NAME)).digest()
-        except FileNotFoundError:
-            return bytes(DIGEST_BYTES)
-        except OSError as error:
-            raise self._directory.failed(PERMANENT_NAME, error) from error
+        return found.granted
 
 
 def _owner_record(record: _Record) -> bytes:
@@ -296,26 +196,3 @@ def _parse_owner(content: bytes) -> _Record:
     if any(len(text) > TEXT_LENGTH_MAX or not text.isprintable() for text in owner):
         raise ValueError("a text in it is none")
     return _Record(owner, generation, declined)
-
-
-def _encode_head(head: _Head, sealing: Sealing | None) -> bytes:
-    content = HEAD.pack(*head)
-    return content if sealing is None else content + sealing.mac(content)
-
-
-def _slot(content: bytes, serial: int, sealing: Sealing | None) -> bytes | None:
-    """Return the state in the slot with a serial, or None unless it is there and whole."""
-    start = SLOTS_OFFSET + serial % SLOTS * SLOT_BYTES
-    slot = content[start : start + SLOT_BYTES]
-    if len(slot) < SLOT_HEADER.size:
-        return None
-    found, length, digest = SLOT_HEADER.unpack_from(slot)
-    state = slot[SLOT_HEADER.size : SLOT_HEADER.size + length]
-    if found != serial or len(state) != length or sha256(state).digest() != digest:
-        return None
-    if sealing is None:
-        return state
-    try:
-        return sealing.open(state, SERIAL.pack(serial))
-    except SealBroken:
-        return None

@@ -1,0 +1,234 @@
+"""The permanent state that a peer has sent: durable, until it has its own file.
+
+    tpm2-00.incoming
+        Offset  Size     Content
+        0       8        magic, "VTPMDIN1", or "VTPMDIN2": sealed
+        8       8        serial of the entry that ends at the vTPM's state, by the source's Grant
+        16      32       SHA-256 of tpm2-00.permall when this file was made
+        48      16       session
+        64      32       sealed: random bytes, which the file's keys are derived with
+        96      32       sealed: HMAC-SHA256 of the bytes before
+        4096    1048576  entries, each at a multiple of 512: u64 serial, u32 length, delta record
+
+An entry continues the last one before it that ends at the generation that it begins at; one from
+generation 0 is a whole state. The last but one is continued when the source has not heard that the
+last one had arrived. Serials rise by one. Numbers are big-endian. In a sealed file an entry holds
+12 bytes of nonce and AES-256-GCM of the record, with the serial as associated data
+(vtpmd/store/sealing.py).
+
+While the guest stands still every microsecond counts: the file is made beforehand, at its full
+size, and then written in place, so that a sync writes no metadata.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from hmac import compare_digest
+from struct import Struct
+from typing import Final, NamedTuple
+
+from vtpmd import core
+from vtpmd.core import Image
+from vtpmd.store.directory import (
+    StateDirectory,
+    StateDirectoryError,
+    StateKeyError,
+    read_regular_file,
+)
+from vtpmd.store.in_place import InPlace
+from vtpmd.store.keys import Key
+from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
+from vtpmd.wire.control import StateType
+
+INCOMING_NAME: Final = "tpm2-00.incoming"
+PERMANENT_NAME: Final = "tpm2-00.permall"
+
+MAGIC: Final = b"VTPMDIN1"
+MAGIC_SEALED: Final = b"VTPMDIN2"
+HEAD: Final = Struct(">8sQ32s16s32s")  # what a sealed file's HMAC covers
+DIGEST_BYTES: Final = 32
+SERIAL: Final = Struct(">Q")
+ENTRY_HEADER: Final = Struct(">QI")
+ENTRY_ALIGNMENT: Final = 512
+ENTRIES_OFFSET: Final = 4096
+ENTRIES_BYTES: Final = 1 << 20  # a whole state, and two thousand rounds or more
+INCOMING_BYTES: Final = ENTRIES_OFFSET + ENTRIES_BYTES
+
+NO_STATE: Final = Image(StateType.PERMANENT, 0, b"")
+
+
+class Damaged(Exception):
+    """The entries do not lead to the state that was granted."""
+
+
+class _Head(NamedTuple):
+    """What the file says of itself."""
+
+    magic: bytes
+    granted: int  # 0: nothing is
+    made_with: bytes  # SHA-256 of the permanent state's file
+    session: bytes
+    salt: bytes
+
+
+class Found(NamedTuple):
+    """What a session has left behind."""
+
+    session: bytes
+    granted: bool
+    state: bytes | None  # granted, and the TPM has not written its own file since
+
+
+class IncomingStates:
+    """The file of one session at a time. Its methods raise StateDirectoryError."""
+
+    def __init__(self, directory: StateDirectory, in_place: InPlace, key: Key | None) -> None:
+        """With a key the file is sealed with it, and must be."""
+        self._directory = directory
+        self._in_place = in_place
+        self._key = key
+        self._head: _Head | None = None
+        self._sealing: Sealing | None = None
+        self._serial = 0
+        self._end = ENTRIES_OFFSET
+
+    def make(self, session: bytes) -> None:
+        """Make the file for a session, with nothing in it."""
+        magic, salt = MAGIC, bytes(SALT_BYTES)
+        if self._key is not None:
+            magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
+            self._sealing = Sealing(self._key, salt)
+        self._head = _Head(magic, 0, self._permanent_digest(), session, salt)
+        self._end = ENTRIES_OFFSET
+        content = _encode_head(self._head, self._sealing)
+        self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
+        self._in_place.keep_open(INCOMING_NAME)
+
+    def append(self, record: bytes, state: Image) -> None:
+        """Make a state durable: the record that ends at it, or all of it if there is no room."""
+        if self._head is None:
+            raise ValueError("there is no session to take from")
+        entry = self._entry(record)
+        if self._end + len(entry) > INCOMING_BYTES:
+            self.make(self._head.session)
+            entry = self._entry(core.delta_encode(NO_STATE, state))
+        self._in_place.overwrite(INCOMING_NAME, self._end, entry)
+        self._serial += 1
+        self._end += len(entry)
+
+    def grant(self) -> None:
+        """Write down that what was appended last is the vTPM's state."""
+        if self._head is None:
+            raise ValueError("there is no session to take from")
+        granted = self._head._replace(granted=self._serial)
+        self._in_place.overwrite(INCOMING_NAME, 0, _encode_head(granted, self._sealing))
+
+    def remove(self) -> None:
+        """Remove the file: the state has its own, or is of no use."""
+        self._in_place.forget(INCOMING_NAME)
+        self._directory.remove(INCOMING_NAME)
+
+    def find(self) -> Found | None:
+        """Return what a crash has left, or None. What is damaged is an error, and stays."""
+        try:
+            content = read_regular_file(self._directory.directory_fd, INCOMING_NAME, INCOMING_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._directory.failed(INCOMING_NAME, error) from error
+        head, sealing = self._open_head(content)
+        state = None
+        if head.granted and head.made_with == self._permanent_digest():
+            try:
+                if head.magic not in (MAGIC, MAGIC_SEALED):
+                    raise Damaged
+                state = _replay(_records(content, head.granted, sealing))
+            except (Damaged, core.DeltaError, SealBroken) as error:
+                raise StateDirectoryError(
+                    f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
+                    "damaged: restore it from a copy"
+                ) from error
+        return Found(head.session, bool(head.granted), state)
+
+    def _entry(self, record: bytes) -> bytes:
+        serial = self._serial + 1
+        if self._sealing is not None:
+            record = self._sealing.seal(record, SERIAL.pack(serial))
+        entry = ENTRY_HEADER.pack(serial, len(record)) + record
+        return entry.ljust(_aligned(len(entry)), b"\0")
+
+    def _open_head(self, content: bytes) -> tuple[_Head, Sealing | None]:
+        """Return what the file says, and what opens its entries."""
+        head = _Head(*HEAD.unpack(content[: HEAD.size].ljust(HEAD.size, b"\0")))
+        is_sealed = head.magic == MAGIC_SEALED
+        if is_sealed != (self._key is not None):
+            what = (
+                "is sealed: give its key with --key"
+                if is_sealed
+                else "is not sealed: leave out --key"
+            )
+            raise StateKeyError(f"{self._directory.path / INCOMING_NAME} {what}")
+        if self._key is None:
+            return head, None
+        sealing = Sealing(self._key, head.salt)
+        mac = content[HEAD.size : HEAD.size + MAC_BYTES]
+        if not compare_digest(mac, sealing.mac(content[: HEAD.size])):
+            raise StateKeyError(
+                f"{self._directory.path / INCOMING_NAME} does not open with this key: the key is "
+                "another one, or the file was altered; give the right key, or restore it"
+            )
+        return head, sealing
+
+    def _permanent_digest(self) -> bytes:
+        try:
+            content = read_regular_file(self._directory.directory_fd, PERMANENT_NAME)
+            return sha256(content).digest()
+        except FileNotFoundError:
+            return bytes(DIGEST_BYTES)
+        except OSError as error:
+            raise self._directory.failed(PERMANENT_NAME, error) from error
+
+
+def _encode_head(head: _Head, sealing: Sealing | None) -> bytes:
+    content = HEAD.pack(*head)
+    return content if sealing is None else content + sealing.mac(content)
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // ENTRY_ALIGNMENT) * ENTRY_ALIGNMENT
+
+
+def _records(content: bytes, last: int, sealing: Sealing | None) -> list[bytes]:
+    """Return the records up to a serial, in order. Raises Damaged or SealBroken."""
+    records: list[bytes] = []
+    offset, serial = ENTRIES_OFFSET, 0
+    while serial != last:
+        if offset + ENTRY_HEADER.size > len(content):
+            raise Damaged
+        found, length = ENTRY_HEADER.unpack_from(content, offset)
+        begin = offset + ENTRY_HEADER.size
+        record = content[begin : begin + length]
+        if len(record) != length or (serial and found != serial + 1):
+            raise Damaged
+        records.append(record if sealing is None else sealing.open(record, SERIAL.pack(found)))
+        serial = found
+        offset += _aligned(ENTRY_HEADER.size + length)
+    return records
+
+
+def _replay(records: list[bytes]) -> bytes:
+    """Return the state that the last record ends at. Raises Damaged or DeltaError."""
+    chain: list[bytes] = []
+    wanted = core.delta_inspect(records[-1]).to_generation
+    for record in reversed(records):
+        header = core.delta_inspect(record)
+        if header.to_generation == wanted:
+            chain.append(record)
+            wanted = header.from_generation
+    if wanted != NO_STATE.generation:
+        raise Damaged
+    state = NO_STATE
+    for record in reversed(chain):
+        state = core.delta_apply(state, record)
+    return state.data
