@@ -153,4 +153,6 @@ bool journal_may_start(const struct journal_recovery *recovery);
 int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
                     struct journal_recovery *recovery);
 
+uint32_t crc32c(const uint8_t *bytes, size_t n_bytes);
+
 void explicit_bzero(void *bytes, size_t n_bytes);

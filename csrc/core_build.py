@@ -45,6 +45,7 @@ ffibuilder.set_source(
     """
     #include <string.h>
     #include <sys/prctl.h>
+    #include "crc32c.h"
     #include "delta.h"
     #include "engine/link_types.h"
     #include "journal_recover.h"

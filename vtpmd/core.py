@@ -585,3 +585,8 @@ def _recovery(found: Any, image: Any, checkpoint: bytes | None) -> Recovery:
         records=found.n_records,
         used_bytes=found.used_bytes,
     )
+
+
+def crc32c(data: bytes) -> int:
+    """Return the CRC-32C of ``data``: it finds accidents (``csrc/crc32c.h``)."""
+    return int(lib.crc32c(data, len(data)))
