@@ -5,6 +5,7 @@ key), 7 (no secret is ever logged or put in an error) and 2 (never a fresh TPM i
 does not open). The real swtpm writes and reads the directories.
 """
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +18,16 @@ from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.handover import assert_serves, assert_tail, wait_until
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
+from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
+from tests.support.journal import write_journal
 from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
 from vtpmd.store.handover import Handover
-from vtpmd.store.keys import Key
+from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 MODES = pytest.mark.parametrize("mode", ["aes-128-cbc", "aes-256-cbc"])
@@ -430,3 +434,96 @@ def test_a_clean_directory_has_nothing_to_fold_or_recover(lab: Lab) -> None:
     outcome = vtpmd("recover", state, "--restore", "--json").outcome
     assert (outcome["verdict"], outcome["restored"], outcome["problems"]) == ("B", False, [])
     assert snapshot(state) == before
+
+
+class Crashed(NamedTuple):
+    """A directory whose last commits are in a journal, and what the guest's counter said."""
+
+    state: Path
+    counters: list[int]  # after each commit; the checkpoint has the first
+
+
+def make_crashed(lab: Lab, sealed: Sealed | None) -> Crashed:
+    """Have vtpmd make the states of a counter, and leave them as a crash does."""
+    emulator = lab.emulator(VTPMD, options=key_option(sealed))
+    images, counters = [], []
+    with powered(emulator) as (control, tpm):
+        tpm.startup()
+        tpm.nv_define(INDEX, 8, tpm2.NV_COUNTER)
+        for _ in range(5):
+            tpm.nv_increment(INDEX)
+            counters.append(tpm.nv_counter(INDEX))
+            images.append(swtpm_format.decode_blob(control.get_state_blob(Blob.PERMANENT)))
+    assert emulator.stop() == 0
+    with StateDirectory.open(emulator.state) as directory:
+        key = None if sealed is None else Key(bytearray(sealed.key))
+        directory.write_state(StateType.PERMANENT, images[0], key)
+        secret = None if key is None else key.derive(INFO_JOURNAL)
+        directory.replace(JOURNAL_NAME, bytes(write_journal(images, secret=secret)))
+    return Crashed(emulator.state, counters)
+
+
+def counter_in(lab: Lab, kind: EmulatorKind, state: Path, sealed: Sealed | None) -> int:
+    """Return what the counter says when a program has gone on from a directory."""
+    emulator = lab.emulator(kind, state, options=key_option(sealed))
+    with powered(emulator) as (control, tpm):
+        tpm.startup()
+        counter = tpm.nv_counter(INDEX)
+        control.shutdown()
+    assert emulator.program.wait() == 0
+    return counter
+
+
+SEALED_OR_NOT = pytest.mark.parametrize("key", [None, *KEYS.values()], ids=["plain", *KEYS])
+
+
+@SEALED_OR_NOT
+def test_a_crashed_directory_is_gone_on_from(lab: Lab, key: bytes | None) -> None:
+    """By vtpmd as it is, and by swtpm after it was folded."""
+    sealed = None if key is None else sealed_with(lab, key)
+    crashed = make_crashed(lab, sealed)
+    copy = lab.new_path("copy")
+    shutil.copytree(crashed.state, copy)
+    assert counter_in(lab, VTPMD, crashed.state, sealed) == crashed.counters[-1]
+    assert counter_in(lab, SWTPM, crashed.state, sealed) == crashed.counters[-1]
+
+    ended = vtpmd("fold", copy, *key_option(sealed))
+    assert ended.status == 0
+    assert "folded 4 commits" in ended.output
+    assert counter_in(lab, SWTPM, copy, sealed) == crashed.counters[-1]
+
+
+@SEALED_OR_NOT
+def test_invariant_2_a_damaged_journal_stops_the_start(lab: Lab, key: bytes | None) -> None:
+    """Exit status 5, one line, nothing changed; recover restores when told to, and keeps it all."""
+    sealed = None if key is None else sealed_with(lab, key)
+    state, counters = make_crashed(lab, sealed)
+    journal = state / JOURNAL_NAME
+    content = bytearray(journal.read_bytes())
+    content[3 * 512 + 99] ^= 1  # in the third of four records
+    journal.write_bytes(content)
+    before = snapshot(state)
+    for command in ("run", "fold"):
+        ended = vtpmd(command, state, *key_option(sealed))
+        assert ended.status == 5
+        assert "a sector was altered, at byte 1536 (K)" in ended.error
+    ended = vtpmd("recover", state, *key_option(sealed))
+    assert ended.status == 5
+    assert "could be restored: generation 3" in ended.output
+    assert snapshot(state) == before
+
+    ended = vtpmd("recover", state, *key_option(sealed), "--restore", "--json")
+    assert ended.status == 0
+    for name, original in ended.outcome["originals"].items():
+        assert (state / original).read_bytes() == before[name][0]
+    assert counter_in(lab, VTPMD, state, sealed) == counters[2]
+
+
+def test_rekey_folds_first(lab: Lab) -> None:
+    old, new = (sealed_with(lab, key) for key in KEYS.values())
+    state, counters = make_crashed(lab, old)
+    assert refusal(state, *key_option(new))[0] == 4
+    ended = vtpmd("rekey", state, *key_option(old), *key_option(new, "--new-key"))
+    assert ended.status == 0
+    assert not (state / JOURNAL_NAME).exists()
+    assert counter_in(lab, SWTPM, state, new) == counters[-1]

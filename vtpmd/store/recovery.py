@@ -75,6 +75,11 @@ class Examined(NamedTuple):
             return self.recovery.image.data
         return self.states.get(StateType.PERMANENT)
 
+    def states_to_start_from(self) -> dict[StateType, bytes]:
+        """Return what a vTPM's state files hold once this has been folded."""
+        permanent = self.permanent
+        return self.states | ({} if permanent is None else {StateType.PERMANENT: permanent})
+
     @property
     def found(self) -> Found:
         """What an anchor is compared with."""
