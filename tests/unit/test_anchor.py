@@ -5,10 +5,13 @@ The rows of the table in ``vtpmd/store/anchor.py`` are walked here, all combinat
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.unit.test_control_docs import FORMAT_TABLES, fields
+from tests.unit.test_delta import crc32c
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.store import anchor
 from vtpmd.store.anchor import Anchor, FallenBehind, Found, Mark
@@ -52,14 +55,28 @@ def test_it_says_what_was_written_last(path: Path, directory: Path) -> None:
     assert path.stat().st_size <= anchor.ANCHOR_BYTES
 
 
-def test_slots_are_laid_out_as_the_engine_writes_them(path: Path, directory: Path) -> None:
-    """csrc/anchor.h has the table."""
+def test_slots_are_laid_out_as_documented(path: Path, directory: Path) -> None:
+    """In docs/state-format.md, and in csrc/anchor.h for the engine, which writes them too."""
     marks(path, directory, MARK)
-    slot = path.read_bytes()[4096:]  # that of odd serials
-    assert slot[:32] == b"VTPMANCH\0\1\0\0\0\0\0\0" + OURS
-    assert slot[32:80] == (1).to_bytes(8, "big") + (7).to_bytes(8, "big") + SEEN
-    assert slot[80:508] == bytes(428)
-    assert slot[512:] == bytes(4096 - 512)
+    content = path.read_bytes()
+    assert content[:4096] == bytes(4096)
+    slot = content[4096 : 4096 + 512]
+    rows = FORMAT_TABLES["Slot of an anchor"]
+    assert fields(rows, slot) == {
+        "magic": int.from_bytes(b"VTPMANCH", "big"),
+        "version": 1,
+        "incompatible flags": 0,
+        "zeros": 0,
+        "identity": int.from_bytes(OURS, "big"),
+        "serial": 1,
+        "generation": 7,
+        "SHA-256": int.from_bytes(SEEN, "big"),
+        "checksum": crc32c(slot[:508]),
+    }
+    assert content[4096 + 512 :] == bytes(4096 - 512)
+    header = (Path(__file__).resolve().parents[2] / "csrc/anchor.h").read_text()
+    in_c = re.findall(r"^ \*  +(\d+) +(\d+) ", header, re.MULTILINE)
+    assert in_c == [(row["Offset"], row["Size"]) for row in rows]
 
 
 def test_a_cut_write_leaves_what_was_said_before(path: Path, directory: Path) -> None:
