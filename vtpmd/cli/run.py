@@ -27,6 +27,7 @@ exit status:
   2  the command line was wrong
   3  the state directory is in use by another vtpmd or swtpm
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
+  5  the state is damaged: nothing was changed, see vtpmd recover
 """
 
 
@@ -104,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
+    from vtpmd.store import recovery
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.handover import Handover
     from vtpmd.store.keys import parse_key_source, read_key
@@ -119,7 +121,9 @@ def run(options: argparse.Namespace) -> int:
         handover = Handover(directory, key)
         stack.callback(handover.close)
         recovered = handover.recover()
-        states = directory.read_states(key)
+        examined = recovery.recover(directory, key)
+        recovery.fold(directory, examined, key)
+        states = examined.states_to_start_from()
         process = engine_process.spawn(
             directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
