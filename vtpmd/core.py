@@ -45,6 +45,7 @@ class LinkOperation(IntEnum):
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
     ADMIT = lib.LINK_ADMIT
     SET_KEYS = lib.LINK_SET_KEYS
+    SET_ANCHOR = lib.LINK_SET_ANCHOR
 
 
 class LinkLocked(IntEnum):
@@ -122,6 +123,18 @@ def pack_link_keys(checkpoint_key: bytes | bytearray, journal_secret: bytes) -> 
     packed = bytearray(ffi.buffer(keys))
     lib.explicit_bzero(keys, ffi.sizeof("struct link_keys"))
     return packed
+
+
+def pack_link_anchor(identity: bytes, serial: int, generation: int) -> bytes:
+    """Return the payload of LinkOperation.SET_ANCHOR (``struct link_anchor``).
+
+    Raises ValueError for an identity that has not 16 bytes, OverflowError for what is no u64.
+    """
+    anchor = ffi.new("struct link_anchor *", {"serial": serial, "generation": generation})
+    if len(identity) != len(anchor.identity):
+        raise ValueError(f"an identity has 16 bytes, not {len(identity)}")
+    ffi.memmove(anchor.identity, identity, len(identity))
+    return bytes(ffi.buffer(anchor))
 
 
 def forbid_core_dumps() -> None:

@@ -23,6 +23,10 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
 /* Encrypt every state file that is written from now on: `key_bytes` is 16 or 32. */
 void nvram_set_key(const uint8_t *key, size_t key_bytes);
 
+/* Write the anchor behind `fd`, which is nvram's then, after each commit of the permanent state and
+ * before its response. */
+void nvram_set_anchor(int fd, const struct link_anchor *says);
+
 /* True if there is an image of that type. */
 bool nvram_has(enum link_state_type type);
 
@@ -47,5 +51,5 @@ int nvram_admit(void);
 /* Overwrite and free what is held, if anything is; the image is as it was before. */
 void nvram_let_go(void);
 
-/* Overwrite and free every image, and overwrite the key. */
+/* Overwrite and free every image, overwrite the key, and close the anchor. */
 void nvram_deinit(void);

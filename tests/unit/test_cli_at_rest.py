@@ -191,7 +191,7 @@ def test_recover_tells_what_has_fallen_behind_the_anchor(
     ended = run("recover", state, "--anchor", path, "--restore")
     assert ended.status == 0
     with Anchor.open(path, state, is_new=False) as anchor:
-        assert anchor.mark == Mark(bytes(16), 9, digest(IMAGES[-1]))
+        assert anchor.mark == Mark(bytes(16), 10, digest(IMAGES[-1]))
     assert run("recover", state, "--anchor", path).status == 0
     with StateDirectory.open(state) as directory:
         assert directory.exists("tpm2-00.journal")  # it was right, and still is

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         if options.restore and found.can_restore and (found.problems or behind):
             kept = salvage.restore(directory, found, key)
             if anchor is not None:
-                salvage.trust(anchor, found)
+                anchor.trust(found.examined.found, None)
     _report(options, found, behind, kept)
     if kept is not None or not (found.problems or behind):
         return EXIT_RIGHT

@@ -123,6 +123,20 @@ class Anchor:
         """Close the file; the lock stays for as long as the engine has its copy."""
         os.close(self.fd)
 
+    @property
+    def identity(self) -> bytes:
+        """Of the vTPM whose anchor this is; zeros before it has begun."""
+        return bytes(16) if self.mark is None else self.mark.identity
+
+    @property
+    def generation(self) -> int:
+        """The last one that was seen; 0 before it has begun."""
+        return 0 if self.mark is None else self.mark.generation
+
+    def has_seen(self, digest: bytes) -> bool:
+        """Return whether a state is the one that was seen last."""
+        return self.mark is not None and self.mark.digest == digest
+
     def check(self, found: Found, identity: bytes | None) -> None:
         """Compare with what a directory holds, of an identity that may not be known.
 
@@ -145,6 +159,16 @@ class Anchor:
             f"the state directory holds {holds}, but anchor {self.path} has seen generation "
             f"{mark.generation}: it was put back; restore what is newer, or see `vtpmd recover`"
         )
+
+    def trust(self, found: Found, identity: bytes | None) -> None:
+        """Write down what a directory holds, unless that was seen last, or there is nothing.
+
+        The generation grows. Raises StateDirectoryError.
+        """
+        if found.digest is None or self.has_seen(found.digest):
+            return
+        generation = max(found.generation or 0, self.generation + 1)
+        self.write(Mark(identity or self.identity, generation, found.digest))
 
     def write(self, mark: Mark) -> None:
         """Say durably how far the state has come. Raises StateDirectoryError."""

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from vtpmd.core import Image
 from vtpmd.store.directory import (
+    JOURNAL_NAME,
     StateDirectory,
     StateDirectoryError,
     read_regular_file,
@@ -150,6 +151,11 @@ class Handover:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
         self._incoming.remove()
 
+    def granted(self) -> bytes | None:
+        """Return the state that recover() would make the vTPM's; nothing is written."""
+        found = self._incoming.find()
+        return None if found is None else found.state
+
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
 
@@ -160,6 +166,8 @@ class Handover:
         if found is None:
             return False
         if found.state is not None:
+            # One that is left continues a state that this host had before.
+            self._directory.remove(JOURNAL_NAME)
             self._directory.write_state(StateType.PERMANENT, found.state, self._key)
         if found.granted:
             self.strike_out()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vtpmd.store import recovery
-from vtpmd.store.anchor import Anchor, FallenBehind, Mark
+from vtpmd.store.anchor import Anchor, FallenBehind
 from vtpmd.store.directory import (
     JOURNAL_NAME,
     STATE_NAMES,
@@ -131,16 +131,6 @@ def behind(anchor: Anchor, salvage: Salvage) -> str | None:
     except FallenBehind as error:
         return str(error)
     return None
-
-
-def trust(anchor: Anchor, salvage: Salvage) -> None:
-    """Make an anchor trust what was restored; its generation only grows. Raises VtpmdError."""
-    found, before = salvage.examined.found, anchor.mark
-    if found.digest is None:
-        raise ValueError("there is nothing to trust")
-    generation = max(found.generation or 0, 0 if before is None else before.generation)
-    identity = bytes(16) if before is None else before.identity
-    anchor.write(Mark(identity, generation, found.digest))
 
 
 def _free_name(directory: StateDirectory, name: str) -> str:
