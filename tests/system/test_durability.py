@@ -7,9 +7,8 @@ come). Clients of the two sockets stand for QEMU. A canary proves that a loss is
 kill -9 leaves the page cache alone: what only a power failure loses is for test_disk_faults.
 """
 
-import os
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import pytest
 
@@ -24,14 +23,6 @@ PARTS = 5
 KILLS_PER_PART = -(-KILLS // (PARTS * len(Victims)))
 OTHER_MOMENTS = tuple(moment for moment in Moment if moment is not Moment.SERVING)
 CANARY_KILLS_MAX = 20
-
-
-@pytest.fixture
-def random() -> Random:
-    """Give randomness that VTPMD_SEED repeats, as far as the machine's timing lets it."""
-    seed = int(os.environ.get("VTPMD_SEED", SystemRandom().randrange(1 << 32)))
-    print(f"VTPMD_SEED={seed}")
-    return Random(seed)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
