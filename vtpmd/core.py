@@ -43,6 +43,7 @@ class LinkOperation(IntEnum):
     RAISE_GENERATION = lib.LINK_RAISE_GENERATION
     STORE_PERMANENT = lib.LINK_STORE_PERMANENT
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
+    SET_KEYS = lib.LINK_SET_KEYS
 
 
 class LinkLocked(IntEnum):
@@ -104,6 +105,22 @@ def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
     header = ffi.new("struct link_header *")
     ffi.memmove(header, data, LINK_HEADER_BYTES)
     return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
+
+
+def pack_link_keys(checkpoint_key: bytes | bytearray, journal_secret: bytes) -> bytearray:
+    """Return the payload of LinkOperation.SET_KEYS (``struct link_keys``); overwrite it after use.
+
+    ``checkpoint_key`` has 16 or 32 bytes, ``journal_secret`` 32. Raises ValueError otherwise.
+    """
+    keys = ffi.new("struct link_keys *")
+    if len(checkpoint_key) not in (16, 32) or len(journal_secret) != len(keys.journal_secret):
+        raise ValueError("a key has 16 or 32 bytes, a secret 32")
+    keys.checkpoint_key_bytes = len(checkpoint_key)
+    ffi.memmove(keys.checkpoint_key, checkpoint_key, len(checkpoint_key))
+    ffi.memmove(keys.journal_secret, journal_secret, len(journal_secret))
+    packed = bytearray(ffi.buffer(keys))
+    lib.explicit_bzero(keys, ffi.sizeof("struct link_keys"))
+    return packed
 
 
 def forbid_core_dumps() -> None:

@@ -131,6 +131,21 @@ static TPM_RESULT do_load_state(struct link *link, struct message *request,
                                                                                  : TPM_SUCCESS;
 }
 
+static TPM_RESULT do_set_keys(struct link *link, struct message *request, struct message *response)
+{
+    struct link_keys keys;
+
+    (void)link, (void)response;
+    if (request->header.payload_bytes != sizeof(keys))
+        return TPM_BAD_PARAMETER;
+    memcpy(&keys, request->payload, sizeof(keys));
+    bool is_key = keys.checkpoint_key_bytes == 16 || keys.checkpoint_key_bytes == 32;
+    if (is_key)
+        nvram_set_key(keys.checkpoint_key, keys.checkpoint_key_bytes);
+    explicit_bzero(&keys, sizeof(keys));
+    return is_key ? TPM_SUCCESS : TPM_BAD_KEY_PROPERTY;
+}
+
 static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
                                      struct message *response)
 {
@@ -350,6 +365,7 @@ static const operation operations[] = {
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
+    [LINK_SET_KEYS] = do_set_keys,
 };
 
 static int serve_request(struct link *link)

@@ -39,6 +39,7 @@ enum link_operation {
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
+    LINK_SET_KEYS = 25,        /* payload: struct link_keys; before anything is written */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -80,6 +81,13 @@ enum link_descriptor {
 
 enum link_limit {
     LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+};
+
+/* Under what state is kept at rest. Both ends overwrite it once it has been used. */
+struct link_keys {
+    uint32_t checkpoint_key_bytes; /* 16 or 32 */
+    uint8_t checkpoint_key[32];    /* swtpm's --key */
+    uint8_t journal_secret[32];    /* derived from it; each journal derives its own key from this */
 };
 
 struct link_header {

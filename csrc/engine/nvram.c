@@ -19,11 +19,17 @@ struct image {
 };
 
 static struct io *store_io;
+static struct cipher_key checkpoint_key; /* of no bytes: state files are in the clear */
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
 };
+
+static const struct cipher_key *current_key(void)
+{
+    return checkpoint_key.n_bytes ? &checkpoint_key : NULL;
+}
 
 static struct image *image_by_name(const char *name)
 {
@@ -68,7 +74,7 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    r = checkpoint_write(store_io, image->name, state, state_bytes);
+    r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
     if (r < 0) {
         free(bytes);
         return r;
@@ -97,6 +103,13 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
     return 0;
 }
 
+void nvram_set_key(const uint8_t *key, size_t key_bytes)
+{
+    check(key_bytes <= sizeof(checkpoint_key.bytes));
+    memcpy(checkpoint_key.bytes, key, key_bytes);
+    checkpoint_key.n_bytes = (uint32_t)key_bytes;
+}
+
 bool nvram_has(enum link_state_type type)
 {
     return images[type].bytes != NULL;
@@ -111,7 +124,9 @@ int nvram_store_again(enum link_state_type type)
 {
     struct image *image = &images[type];
 
-    return image->bytes ? checkpoint_write(store_io, image->name, image->bytes, image->n_bytes) : 0;
+    if (!image->bytes)
+        return 0;
+    return checkpoint_write(store_io, current_key(), image->name, image->bytes, image->n_bytes);
 }
 
 int nvram_remove(enum link_state_type type)
@@ -123,6 +138,7 @@ void nvram_deinit(void)
 {
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
+    explicit_bzero(&checkpoint_key, sizeof(checkpoint_key));
 }
 
 /* libtpms' callbacks. It has one TPM, number 0. */

@@ -20,6 +20,9 @@ void nvram_register(struct io *io);
  * Returns 0 or -ENOMEM. */
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
+/* Encrypt every state file that is written from now on: `key_bytes` is 16 or 32. */
+void nvram_set_key(const uint8_t *key, size_t key_bytes);
+
 /* True if there is an image of that type. */
 bool nvram_has(enum link_state_type type);
 
@@ -33,5 +36,5 @@ int nvram_store_again(enum link_state_type type);
 /* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
-/* Overwrite and free every image. */
+/* Overwrite and free every image, and overwrite the key. */
 void nvram_deinit(void);

@@ -1,5 +1,5 @@
 /* Invariant 2: after a loss of power at any step, the state file is the last durable one or the
- * next, whole; and once a write was acknowledged, it is that one. */
+ * next, whole; and once a write was acknowledged, it is that one. In the clear, and encrypted. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -12,7 +12,10 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
 
+#include "bytes.h"
 #include "checkpoint.h"
 #include "io_memory.h"
 
@@ -20,10 +23,72 @@ static const uint8_t old_state[] = "the state as it was", new_state[] = "what th
 
 enum outcome { ABSENT, TORN, OLD, NEW };
 
+/* What the tests of one run write with; NULL: in the clear. */
+static const struct cipher_key *key;
+
+static const struct cipher_key key_128 = {16, "a key of 16 byte"},
+                               key_256 = {32, "a key of 32 bytes, twice as long"};
+
+/* Return what a TLV at the beginning of *bytes holds, and go past it. */
+static const uint8_t *take_tlv(const uint8_t **bytes, const uint8_t *end, unsigned tag,
+                               size_t *n_bytes)
+{
+    if (end - *bytes < 6 || get_be16(*bytes) != tag || get_be32(*bytes + 2) > end - *bytes - 6)
+        return NULL;
+    const uint8_t *data = *bytes + 6;
+    *n_bytes = get_be32(*bytes + 2);
+    *bytes = data + *n_bytes;
+    return data;
+}
+
+/* Decrypt a file's TLVs apart from the code under test; the padding is left at the end. */
+static bool decrypt(const uint8_t *bytes, const uint8_t *end, uint8_t *out, size_t *n_bytes)
+{
+    uint8_t authenticated[1024], mac[32];
+    const EVP_CIPHER *cipher = key->n_bytes == 16 ? EVP_aes_128_cbc() : EVP_aes_256_cbc();
+    size_t mac_bytes, iv_bytes;
+    int n = 0;
+
+    const uint8_t *ciphertext = take_tlv(&bytes, end, 2, n_bytes);
+    const uint8_t *found = ciphertext ? take_tlv(&bytes, end, 3, &mac_bytes) : NULL;
+    const uint8_t *iv = found ? take_tlv(&bytes, end, 6, &iv_bytes) : NULL;
+    if (!iv || bytes != end || mac_bytes != sizeof(mac) || iv_bytes != key->n_bytes)
+        return false;
+    assert_true(*n_bytes + iv_bytes <= sizeof(authenticated));
+    memcpy(authenticated, ciphertext, *n_bytes);
+    memcpy(authenticated + *n_bytes, iv, iv_bytes);
+    HMAC(EVP_sha256(), key->bytes, (int)key->n_bytes, authenticated, *n_bytes + iv_bytes, mac,
+         NULL);
+    if (memcmp(mac, found, sizeof(mac)) != 0)
+        return false;
+    EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
+    assert_int_equal(EVP_DecryptInit_ex(context, cipher, NULL, key->bytes, iv), 1);
+    assert_int_equal(EVP_CIPHER_CTX_set_padding(context, 0), 1);
+    assert_int_equal(EVP_DecryptUpdate(context, out, &n, ciphertext, (int)*n_bytes), 1);
+    EVP_CIPHER_CTX_free(context);
+    return (size_t)n == *n_bytes;
+}
+
 static bool holds(const uint8_t *bytes, size_t n_bytes, const uint8_t *state, size_t state_bytes)
 {
-    return n_bytes == CHECKPOINT_HEADER_BYTES + state_bytes &&
-           memcmp(bytes + CHECKPOINT_HEADER_BYTES, state, state_bytes) == 0;
+    uint8_t plain[1024];
+    size_t plain_bytes;
+
+    if (!key)
+        return n_bytes == CHECKPOINT_HEADER_BYTES + state_bytes && get_be16(bytes + 4) == 0 &&
+               memcmp(bytes + CHECKPOINT_HEADER_BYTES, state, state_bytes) == 0;
+    if (n_bytes < 10 || get_be32(bytes + 6) != n_bytes ||
+        get_be16(bytes + 4) != (key->n_bytes == 16 ? 0x01 : 0x09))
+        return false;
+    if (!decrypt(bytes + 10, bytes + n_bytes, plain, &plain_bytes))
+        return false;
+    uint8_t padding = plain[plain_bytes - 1];
+    if (padding == 0 || padding > key->n_bytes || plain_bytes % key->n_bytes != 0)
+        return false;
+    for (size_t i = plain_bytes - padding; i < plain_bytes; i++)
+        if (plain[i] != padding)
+            return false;
+    return plain_bytes - padding == state_bytes && memcmp(plain, state, state_bytes) == 0;
 }
 
 static enum outcome after_power_loss(struct io_memory *io, int survivors)
@@ -46,11 +111,12 @@ static bool survives_every_power_loss(bool forget_syncs)
     for (int step = 1;; step++) {
         struct io_memory io;
         io_memory_init(&io);
-        assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
         io.forget_syncs = forget_syncs;
         io.calls = 0;
         io.fail_from = step;
-        bool acknowledged = checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)) == 0;
+        bool acknowledged =
+            checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)) == 0;
         for (int survivors = 0; survivors < SURVIVE_COMBINATIONS; survivors++) {
             enum outcome outcome = after_power_loss(&io, survivors);
             survived &= outcome == NEW || (outcome == OLD && !acknowledged);
@@ -82,16 +148,16 @@ static void a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file(void
         const uint8_t *bytes;
         size_t n_bytes;
         io_memory_init(&io);
-        assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
         io.calls = 0;
         io.fail_from = step;
         io.fail_error = ENOSPC;
-        assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)),
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)),
                          -ENOSPC);
         assert_true(io_memory_read(&io, "tpm2-00.permall", &bytes, &n_bytes));
         assert_true(holds(bytes, n_bytes, old_state, sizeof(old_state)));
         io.fail_from = 0;
-        assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)), 0);
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)), 0);
         assert_false(io_memory_read(&io, "TMP2-00.permall", &bytes, &n_bytes));
         io_memory_deinit(&io);
     }
@@ -103,7 +169,7 @@ static void removal_is_durable_and_may_be_repeated(void **state)
 
     (void)state;
     io_memory_init(&io);
-    assert_int_equal(checkpoint_write(&io.io, "permall", old_state, sizeof(old_state)), 0);
+    assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
     assert_int_equal(checkpoint_remove(&io.io, "permall"), 0);
     for (int survivors = 0; survivors < SURVIVE_COMBINATIONS; survivors++)
         assert_int_equal(after_power_loss(&io, survivors), ABSENT);
@@ -125,7 +191,7 @@ static void a_link_in_the_temporary_files_place_is_not_written_through(void **st
     assert_int_equal(symlinkat("victim", directory, "TMP2-00.permall"), 0);
 
     struct io_posix io = {.io = io_posix_functions, .directory_fd = directory};
-    assert_int_equal(checkpoint_write(&io.io, "permall", new_state, sizeof(new_state)), 0);
+    assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)), 0);
 
     assert_int_equal(pread(fd, content, sizeof(content), 0), 4);
     assert_string_equal(content, "mine");
@@ -139,15 +205,60 @@ static void a_link_in_the_temporary_files_place_is_not_written_through(void **st
     rmdir(path);
 }
 
+/* Every length up to two blocks, so that each padding there is occurs. */
+static void states_of_all_lengths_are_held(void **state)
+{
+    uint8_t bytes[64];
+
+    (void)state;
+    memset(bytes, 0x5a, sizeof(bytes));
+    for (size_t length = 1; length <= sizeof(bytes); length++) {
+        struct io_memory io;
+        const uint8_t *file;
+        size_t file_bytes;
+        io_memory_init(&io);
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", bytes, length), 0);
+        assert_true(io_memory_read(&io, "tpm2-00.permall", &file, &file_bytes));
+        assert_true(holds(file, file_bytes, bytes, length));
+        io_memory_deinit(&io);
+    }
+}
+
+static void no_two_writes_have_a_block_in_common(void **state)
+{
+    const struct cipher_key *keys[] = {&key_128, &key_256};
+    static uint8_t zeros[256];
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct cipher_output first, second;
+        assert_int_equal(cipher_encrypt(keys[i], zeros, sizeof(zeros), &first), 0);
+        assert_int_equal(cipher_encrypt(keys[i], zeros, sizeof(zeros), &second), 0);
+        for (size_t at = 0; at < first.n_bytes; at += 16)
+            for (size_t other = 0; other < second.n_bytes; other += 16)
+                assert_memory_not_equal(first.ciphertext + at, second.ciphertext + other, 16);
+        cipher_output_deinit(&first);
+        cipher_output_deinit(&second);
+    }
+}
+
 int main(void)
 {
+    const struct cipher_key *keys[] = {NULL, &key_128, &key_256};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_2_every_power_loss_leaves_a_whole_state),
         cmocka_unit_test(canary_a_disk_that_forgets_syncs_is_caught),
         cmocka_unit_test(a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file),
         cmocka_unit_test(removal_is_durable_and_may_be_repeated),
         cmocka_unit_test(a_link_in_the_temporary_files_place_is_not_written_through),
+        cmocka_unit_test(states_of_all_lengths_are_held),
+        cmocka_unit_test(no_two_writes_have_a_block_in_common),
     };
+    int failed = 0;
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++) {
+        key = keys[i];
+        failed += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return failed;
 }

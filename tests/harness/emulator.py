@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -70,11 +71,13 @@ class Emulator:
         directory: Path,
         state: Path | None = None,
         peering: Peering | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Start an emulator and wait until it accepts control connections.
 
         `directory` is the emulator's own, short as socket paths must be; `state` is the state
-        directory, by default a new one in there. RuntimeError when the emulator ends instead.
+        directory, by default a new one in there; `options` are put at the end of the command line.
+        RuntimeError when the emulator ends instead.
         """
         self.kind = kind
         self.state = state or directory / "state"
@@ -84,7 +87,7 @@ class Emulator:
         self.qmp_path = directory / "qmp" if peering and peering.follows_qemu else None
         directory.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
-        arguments = _arguments(kind, self.state, directory, peering)
+        arguments = [*_arguments(kind, self.state, directory, peering), *options]
         self.program = Program(kind.value, arguments, directory)
         self.program.connect(self.control_path).close()
 

@@ -57,18 +57,27 @@ class Lab:
         return self.directory / f"{self._names}-{name}"
 
     def emulator(
-        self, kind: EmulatorKind, state: Path | None = None, peering: Peering | None = None
+        self,
+        kind: EmulatorKind,
+        state: Path | None = None,
+        peering: Peering | None = None,
+        options: Sequence[str] = (),
     ) -> Emulator:
         """Start an emulator, with a new state directory unless one is given."""
-        emulator = Emulator(kind, self.new_path(kind.value), state, peering)
+        emulator = Emulator(kind, self.new_path(kind.value), state, peering, options)
         self._emulators.append(emulator)
         self._ending.callback(emulator.kill)
         return emulator
 
-    def peer(self, peering: Peering | None = None, state: Path | None = None) -> Emulator:
+    def peer(
+        self,
+        peering: Peering | None = None,
+        state: Path | None = None,
+        options: Sequence[str] = (),
+    ) -> Emulator:
         """Start a vtpmd that moves its vTPM to and from others, by default to all of the tests'."""
         peering = peering or Peering(credentials=credentials())
-        return self.emulator(EmulatorKind.VTPMD, state, peering)
+        return self.emulator(EmulatorKind.VTPMD, state, peering, options)
 
     def management(self, emulator: Emulator) -> Management:
         """Connect to a vtpmd's management socket."""

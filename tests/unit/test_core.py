@@ -1,5 +1,6 @@
 """What Python says of the engine link is what C says."""
 
+import sys
 from enum import IntEnum, IntFlag
 
 import pytest
@@ -66,3 +67,17 @@ def test_headers_that_are_none_are_refused() -> None:
     for length in (0, core.LINK_HEADER_BYTES - 1, core.LINK_HEADER_BYTES + 1):
         with pytest.raises(ValueError, match="link header"):
             core.unpack_link_header(bytes(length))
+
+
+@pytest.mark.parametrize("length", [16, 32])
+def test_keys_are_packed_as_c_declares_them(length: int) -> None:
+    """struct link_keys: a length, room for the longest key, the secret."""
+    packed = core.pack_link_keys(b"k" * length, b"s" * 32)
+    assert packed[:4] == length.to_bytes(4, sys.byteorder)
+    assert packed[4:] == (b"k" * length).ljust(32, b"\0") + b"s" * 32
+
+
+@pytest.mark.parametrize(("key_bytes", "secret_bytes"), [(0, 32), (15, 32), (33, 32), (16, 31)])
+def test_what_cannot_be_keys_is_not_packed(key_bytes: int, secret_bytes: int) -> None:
+    with pytest.raises(ValueError, match="16 or 32 bytes"):
+        core.pack_link_keys(bytes(key_bytes), bytes(secret_bytes))

@@ -26,6 +26,7 @@ exit status:
   1  the vTPM could not be started, or its engine died
   2  the command line was wrong
   3  the state directory is in use by another vtpmd or swtpm
+  4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
 """
 
 
@@ -39,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory; made if new")
+    _add_durability(parser)
     parser.add_argument(
         "--socket",
         metavar="PATH",
@@ -49,6 +51,29 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--name", type=_name, help="the guest's name: in log lines and in QEMU's arguments"
     )
     parser.add_argument("--uuid", type=_uuid, help="the guest's UUID: in QEMU's arguments")
+    _add_moving(parser)
+    parser.add_argument(
+        "--log",
+        metavar="level=LEVEL",
+        type=_log_level,
+        default="level=info",
+        help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
+    )
+    parser.set_defaults(command=run)
+
+
+def _add_durability(parser: argparse.ArgumentParser) -> None:
+    """Add the options about how the state is kept."""
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="encrypt the state on the disk: file=PATH, fd=N, pwdfile=PATH or pwdfd=N, and mode=, "
+        "format=, kdf= and remove as swtpm has them",
+    )
+
+
+def _add_moving(parser: argparse.ArgumentParser) -> None:
+    """Add the options about moving to and from other hosts."""
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="wait here for vTPMs that other hosts send"
     )
@@ -71,14 +96,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--manage", metavar="PATH", type=Path, help="take commands on this UNIX socket, in QMP"
     )
-    parser.add_argument(
-        "--log",
-        metavar="level=LEVEL",
-        type=_log_level,
-        default="level=info",
-        help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
-    )
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,16 +106,19 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.daemon import engine_process, listener
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.handover import Handover
+    from vtpmd.store.keys import parse_key_source, read_key
 
     config = _config(options)
+    source = None if options.key is None else parse_key_source(options.key)
     forbid_core_dumps()
     path: Path = options.socket or options.directory / "vtpmd.sock"
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         store = stack.enter_context(Store.create())
-        handover = Handover(directory)
+        key = None if source is None else stack.enter_context(read_key(source))
+        handover = Handover(directory, key)
         recovered = handover.recover()
-        states = directory.read_states()
+        states = directory.read_states(key)
         process = engine_process.spawn(
             directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
@@ -114,7 +134,9 @@ def run(options: argparse.Namespace) -> int:
 
         if recovered:
             print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
-        resources = runtime.Resources(process, store, states, handover, control, peers, management)
+        resources = runtime.Resources(
+            process, store, states, handover, control, peers, management, key
+        )
         return runtime.serve(resources, config)
 
 

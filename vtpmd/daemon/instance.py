@@ -8,11 +8,13 @@ import struct
 import time
 from collections.abc import Mapping
 
+from vtpmd import core
 from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
 from vtpmd.migration.tail import is_tail
+from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.wire import control, swtpm_format
 from vtpmd.wire.control import Bare, Command, Request, Result, StateType
 
@@ -40,22 +42,34 @@ class CommandFailed(Exception):
 class Instance:
     """One vTPM, behind one engine."""
 
-    def __init__(self, engine: Engine, mobility: Mobility) -> None:
+    def __init__(self, engine: Engine, mobility: Mobility, key: Key | None = None) -> None:
         self._engine = engine
         self._mobility = mobility
+        self._key = key
         self._running = False
         self._has_blob = False
         mobility.is_running = lambda: self._running
 
     async def load(self, states: Mapping[StateType, bytes]) -> None:
-        """Give the engine what the state directory holds; the first INIT starts from it.
+        """Give the engine the key and what the directory holds; the first INIT starts from it.
 
         Raises EngineDied, or VtpmdError if the engine has no memory for it.
         """
+        if self._key is not None:
+            await self._set_keys(self._key)
         for kind, state in states.items():
             reply = await self._engine.request(LinkOperation.LOAD_STATE, kind, state)
             if reply.result != Result.SUCCESS:
                 raise VtpmdError(f"the engine has no memory for {len(state)} bytes of state")
+
+    async def _set_keys(self, key: Key) -> None:
+        keys = core.pack_link_keys(key.material, key.derive(INFO_JOURNAL))
+        try:
+            reply = await self._engine.request(LinkOperation.SET_KEYS, payload=keys)
+        finally:
+            keys[:] = bytes(len(keys))
+        if reply.result != Result.SUCCESS:
+            raise VtpmdError(f"the engine refuses the key with {reply.result:#x}")
 
     async def handle(self, request: Request, descriptors: list[int]) -> bytes:
         """Carry out a command and return its answer.
@@ -106,7 +120,8 @@ class Instance:
             case Command.GET_CAPABILITY:
                 return control.encode_capability(CAPABILITIES)
             case Command.GET_CONFIG:
-                return control.encode_config(0)
+                flags = 0 if self._key is None else control.ConfigFlag.FILE_KEY
+                return control.encode_config(flags)
             case Command.GET_TPMESTABLISHED:
                 reply = await self._ask(LinkOperation.GET_ESTABLISHED)
                 return control.encode_established(bool(reply.argument))
@@ -175,7 +190,13 @@ class Instance:
             # The tail has it all. QEMU sets no empty blob at the other side.
             return control.encode_state_blob(b"", 0)
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
-        return control.encode_state_blob(swtpm_format.encode_blob(reply.payload), request.offset)
+        if self._key is None or request.flags & control.StateFlag.DECRYPTED:
+            return control.encode_state_blob(
+                swtpm_format.encode_blob(reply.payload), request.offset
+            )
+        key, iv = self._key.material, self._key.new_iv()
+        blob = swtpm_format.encode_blob(reply.payload, key=key, iv=iv)
+        return control.encode_state_blob(blob, request.offset, encrypted=True)
 
     async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
         if self._running:
@@ -184,7 +205,8 @@ class Instance:
             return await self._set_tail(request.blob)
         try:
             encrypted = bool(request.flags & control.StateFlag.ENCRYPTED)
-            state = swtpm_format.decode_blob(request.blob, encrypted=encrypted)
+            key = None if self._key is None else self._key.material
+            state = swtpm_format.decode_blob(request.blob, encrypted=encrypted, key=key)
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error

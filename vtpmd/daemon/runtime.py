@@ -18,6 +18,7 @@ from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.store.handover import Handover
+from vtpmd.store.keys import Key
 from vtpmd.wire.control import StateType
 
 log = logging.getLogger("vtpmd")
@@ -36,6 +37,7 @@ class Resources(NamedTuple):
     control: socket.socket
     peers: socket.socket | None
     management: socket.socket | None
+    key: Key | None
 
 
 def serve(resources: Resources, config: RunConfig) -> int:
@@ -66,7 +68,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         _warn_of_unlocked_memory(engine.locked)
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
         mobility = Mobility(engine, resources.store, resources.handover, uuid)
-        instance = Instance(engine, mobility)
+        instance = Instance(engine, mobility, resources.key)
         await instance.load(resources.states)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from vtpmd.errors import VtpmdError
+from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 
@@ -25,6 +26,9 @@ DIRECTORY_MODE = 0o700
 LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
 
+JOURNAL_NAME = "tpm2-00.journal"
+FILE_MODE = 0o640  # swtpm's for state
+
 # The names that libtpms gives to its states; swtpm's files are called after them.
 STATE_NAMES = {
     StateType.PERMANENT: "permall",
@@ -32,9 +36,21 @@ STATE_NAMES = {
     StateType.SAVESTATE: "savestate",
 }
 
+# What to do about a state file that does not go with the key.
+KEY_REMEDIES: dict[type[Exception], str] = {
+    swtpm_format.KeyNeeded: "the file is as it was",
+    swtpm_format.KeyWrong: "give the right key, or restore the directory from a backup",
+    swtpm_format.NotEncrypted: "leave out --key, or encrypt the directory with `vtpmd rekey`",
+}
+
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
 # to be 0 for a lock of an open file description.
 FLOCK = struct.Struct("@hhqqi4x")
+
+
+def state_file(state_type: StateType) -> str:
+    """Return the name of a state's file."""
+    return f"tpm2-00.{STATE_NAMES[state_type]}"
 
 
 class StateDirectoryError(VtpmdError):
@@ -47,6 +63,12 @@ class StateDirectoryInUse(StateDirectoryError):
     exit_status = 3
 
 
+class StateKeyError(StateDirectoryError):
+    """What is in a state directory needs a key, or another one, or none."""
+
+    exit_status = 4
+
+
 class StateDirectory:
     """An open state directory. Everything is looked up relative to its descriptor."""
 
@@ -56,18 +78,19 @@ class StateDirectory:
         self.lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path) -> StateDirectory:
-        """Open and lock a state directory; make it if its parent is there.
+    def open(cls, path: Path, *, make: bool = True) -> StateDirectory:
+        """Open and lock a state directory; ``make`` it if its parent is there.
 
         What a crash left half written is removed. Raises StateDirectoryInUse, or
         StateDirectoryError.
         """
         descriptors: list[int] = []
         try:
-            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            if make:
+                path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
             descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(_open_lock(descriptors[0]))
-            _lock(path, descriptors[1])
+            lock_file(f"state directory {path}", descriptors[1])
             _remove_temporary_files(descriptors[0])
         except BaseException as error:
             for descriptor in descriptors:
@@ -96,31 +119,112 @@ class StateDirectory:
         os.close(self.lock_fd)
         os.close(self.directory_fd)
 
-    def read_states(self) -> dict[StateType, bytes]:
+    def read_states(self, key: Key | None = None) -> dict[StateType, bytes]:
         """Return the states that there are files of, as libtpms marshalled them.
 
-        Raises StateDirectoryError for a file that cannot be one, which is left as it is.
+        With a key all of them must be encrypted with it, without one none may be. Raises
+        StateKeyError, or StateDirectoryError for a file that cannot be one; they stay as they are.
         """
-        states = {}
-        for state_type, name in STATE_NAMES.items():
-            content = self._read(f"tpm2-00.{name}")
-            if content is not None:
-                states[state_type] = content
-        return states
+        found = {kind: self.read_state(kind, key) for kind in STATE_NAMES}
+        return {kind: state for kind, state in found.items() if state is not None}
 
-    def _read(self, name: str) -> bytes | None:
+    def read_state(self, state_type: StateType, key: Key | None = None) -> bytes | None:
+        """Return one state, or None without its file; raises as ``read_states`` does."""
+        name = state_file(state_type)
+        kind, remedy = (
+            StateDirectoryError,
+            "restore the directory from a backup, or give another one",
+        )
         try:
-            return swtpm_format.decode_file(read_regular_file(self.directory_fd, name))
+            content = read_regular_file(self.directory_fd, name)
+            return swtpm_format.decode_file(content, key=None if key is None else key.material)
         except FileNotFoundError:
             return None
         except OSError as error:
             reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         except swtpm_format.FormatError as error:
             reason = str(error)
-        raise StateDirectoryError(
-            f"cannot read state file {self.path / name}: {reason}; "
-            "restore the directory from a backup, or give another one"
+            if isinstance(error, tuple(KEY_REMEDIES)):
+                kind, remedy = StateKeyError, KEY_REMEDIES[type(error)]
+        raise kind(f"cannot read state file {self.path / name}: {reason}; {remedy}")
+
+    def read(self, name: str, bytes_max: int) -> bytes | None:
+        """Return a file's content, at most one byte more than ``bytes_max``, or None without it.
+
+        Raises StateDirectoryError.
+        """
+        try:
+            return read_regular_file(self.directory_fd, name, bytes_max)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateDirectoryError(
+                f"cannot read {self.path / name}: {error.strerror}; repair the file system"
+            ) from error
+
+    def write_state(self, state_type: StateType, state: bytes, key: Key | None) -> None:
+        """Replace a state file, durably; with a key it is encrypted. Raises StateDirectoryError."""
+        if key is None:
+            content = swtpm_format.encode_file(state)
+        else:
+            content = swtpm_format.encode_file(state, key=key.material, iv=key.new_iv())
+        self.replace(state_file(state_type), content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Replace a file, durably: after a crash it is the old one or the new one.
+
+        Raises StateDirectoryError; then it may be either one, too.
+        """
+        temporary = f"TMP{name.removeprefix('tpm')}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._unlink(temporary)
+            fd = os.open(temporary, flags, FILE_MODE, dir_fd=self.directory_fd)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            os.rename(temporary, name, src_dir_fd=self.directory_fd, dst_dir_fd=self.directory_fd)
+            os.fsync(self.directory_fd)
+        except OSError as error:
+            raise self.failed(name, error) from error
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file another name, durably. Raises StateDirectoryError."""
+        try:
+            os.rename(name, to, src_dir_fd=self.directory_fd, dst_dir_fd=self.directory_fd)
+            os.fsync(self.directory_fd)
+        except OSError as error:
+            raise self.failed(name, error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there, durably. Raises StateDirectoryError."""
+        try:
+            self._unlink(name)
+            os.fsync(self.directory_fd)
+        except OSError as error:
+            raise self.failed(name, error) from error
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is something of that name."""
+        try:
+            os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def failed(self, name: str, error: OSError) -> StateDirectoryError:
+        """Return the error for a file that could not be written."""
+        return StateDirectoryError(
+            f"cannot update {self.path / name}: {error.strerror}; make room or repair the file "
+            "system"
         )
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.directory_fd)
+        except FileNotFoundError:
+            return
 
 
 def _open_lock(directory_fd: int) -> int:
@@ -128,23 +232,24 @@ def _open_lock(directory_fd: int) -> int:
     return os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
 
 
-def _lock(path: Path, lock_fd: int) -> None:
+def lock_file(what: str, fd: int) -> None:
+    """Lock an open file, for as long as its description is open. Raises StateDirectoryInUse."""
     wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, wanted)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        pid = FLOCK.unpack(fcntl.fcntl(lock_fd, fcntl.F_OFD_GETLK, wanted))[4]
+        pid = FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[4]
         # The kernel names the holder only of a lock that is a process's, as swtpm's is.
         holder = f"process {pid}" if pid > 0 else "another vtpmd, or its engine"
         raise StateDirectoryInUse(
-            f"state directory {path} is in use by {holder}; stop that first, or give another one"
+            f"{what} is in use by {holder}; stop that first, or give another one"
         ) from None
 
 
 def _remove_temporary_files(directory_fd: int) -> None:
-    for name in STATE_NAMES.values():
+    for name in (*STATE_NAMES.values(), "owner", "incoming"):
         try:
             os.unlink(f"TMP2-00.{name}", dir_fd=directory_fd)
         except FileNotFoundError:

@@ -5,17 +5,20 @@
 
     tpm2-00.incoming    the permanent state that a peer has sent, in two slots that take turns
         Offset          Size      Content
-        0               8         magic, "VTPMDIN1"
+        0               8         magic, "VTPMDIN1", or "VTPMDIN2": sealed
         8               8         serial of the slot that is the vTPM's state, by the source's Grant
         16              32        SHA-256 of tpm2-00.permall when this file was made
         48              16        session
+        64              32        sealed: random bytes, which the file's keys are derived with
+        96              32        sealed: HMAC-SHA256 of the bytes before
         4096            278528    slot 0: u64 serial, u32 length, SHA-256 of the state, the state
         282624          278528    slot 1
 
 While the guest stands still every microsecond counts: both files are made beforehand, at their full
 size, and then written in place, so that a sync writes no metadata. A slot is valid if its digest
 is right; the one in use is never written to. A record is one sector, which disks write whole.
-Numbers are big-endian.
+Numbers are big-endian. In a sealed file a slot's state is 12 bytes of nonce and AES-256-GCM of the
+state, with the serial as associated data (vtpmd/store/sealing.py).
 """
 
 from __future__ import annotations
@@ -24,18 +27,23 @@ import json
 import os
 import time
 from hashlib import sha256
+from hmac import compare_digest
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vtpmd.errors import VtpmdError
-from vtpmd.store.directory import StateDirectory, StateDirectoryError, read_regular_file
-from vtpmd.wire import swtpm_format
+from vtpmd.store.directory import (
+    StateDirectory,
+    StateDirectoryError,
+    StateKeyError,
+    read_regular_file,
+)
+from vtpmd.store.keys import Key
+from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
+from vtpmd.wire.control import StateType
 
 INCOMING_NAME: Final = "tpm2-00.incoming"
 OWNER_NAME: Final = "tpm2-00.owner"
 PERMANENT_NAME: Final = "tpm2-00.permall"
-TEMPORARY_NAME: Final = "TMP2-00.handover"
-FILE_MODE: Final = 0o640  # swtpm's for state
 
 OWNER_VERSION: Final = 1
 OWNER_BYTES: Final = 512
@@ -46,12 +54,10 @@ GENERATIONS_RESERVED: Final = 1 << 32
 GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
 
 MAGIC: Final = b"VTPMDIN1"
-GRANTED: Final = Struct(">Q")
-GRANTED_OFFSET: Final = 8
-DIGEST_OFFSET: Final = 16
+MAGIC_SEALED: Final = b"VTPMDIN2"
+HEAD: Final = Struct(">8sQ32s16s32s")  # what a sealed file's HMAC covers
 DIGEST_BYTES: Final = 32
-SESSION_OFFSET: Final = 48
-SESSION_BYTES: Final = 16
+SERIAL: Final = Struct(">Q")
 SLOTS_OFFSET: Final = 4096
 SLOT_HEADER: Final = Struct(">QI32s")
 SLOT_BYTES: Final = 278528  # 272 KiB: the store's largest image, and the header
@@ -74,16 +80,30 @@ class _Record(NamedTuple):
     declined: str  # the last session whose state was let go of before its Grant came
 
 
+class _Head(NamedTuple):
+    """What a file for incoming states says of itself."""
+
+    magic: bytes
+    granted: int  # serial of the slot that is the vTPM's state; 0: none is
+    made_with: bytes  # SHA-256 of the permanent state's file
+    session: bytes
+    salt: bytes
+
+
 NO_RECORD: Final = _Record(None, 0, "")
 
 
 class Handover:
     """The hand-over files of one state directory. All of its methods raise VtpmdError."""
 
-    def __init__(self, directory: StateDirectory) -> None:
+    def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
+        """With a key what holds state is sealed with it, and must be."""
         self._directory = directory
         self._fd = directory.directory_fd
+        self._key = key
         self._serial = 0
+        self._head: _Head | None = None
+        self._sealing: Sealing | None = None
 
     # The source's side.
 
@@ -95,7 +115,7 @@ class Handover:
         """
         floor = max(used, self._read().generation)
         record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
-        self._replace(OWNER_NAME, _owner_record(record))
+        self._directory.replace(OWNER_NAME, _owner_record(record))
         return floor
 
     def hand_over(self, to: str) -> None:
@@ -105,7 +125,7 @@ class Handover:
 
     def strike_out(self) -> None:
         """Write down durably that the vTPM is this host's."""
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._update(self._read()._replace(handed_over=None))
 
     def read_owner(self) -> HandedOver | None:
@@ -120,10 +140,10 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record) -> None:
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._overwrite(OWNER_NAME, 0, _owner_record(record))
         else:
-            self._replace(OWNER_NAME, _owner_record(record))
+            self._directory.replace(OWNER_NAME, _owner_record(record))
 
     def _read(self) -> _Record:
         try:
@@ -131,7 +151,7 @@ class Handover:
         except FileNotFoundError:
             return NO_RECORD
         except OSError as error:
-            raise self._failed(OWNER_NAME, error) from error
+            raise self._directory.failed(OWNER_NAME, error) from error
         try:
             return _parse_owner(content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -145,25 +165,36 @@ class Handover:
     def prepare_to_take(self, session: bytes) -> None:
         """Make the file for a session's states, with nothing in it."""
         self._serial = 0
-        head = MAGIC + GRANTED.pack(0) + self._permanent_digest() + session
-        self._replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
+        magic, salt = MAGIC, bytes(SALT_BYTES)
+        if self._key is not None:
+            magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
+            self._sealing = Sealing(self._key, salt)
+        self._head = _Head(magic, 0, self._permanent_digest(), session, salt)
+        content = _encode_head(self._head, self._sealing)
+        self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
 
     def stage(self, state: bytes) -> None:
         """Keep a permanent state that is on its way in, durably, beside the last one."""
-        header = SLOT_HEADER.pack(self._serial + 1, len(state), sha256(state).digest())
+        serial = self._serial + 1
+        if self._sealing is not None:
+            state = self._sealing.seal(state, SERIAL.pack(serial))
+        header = SLOT_HEADER.pack(serial, len(state), sha256(state).digest())
         if len(header) + len(state) > SLOT_BYTES:
             raise StateDirectoryError(f"a state of {len(state)} bytes is too large to be kept")
-        self._serial += 1
+        self._serial = serial
         slot = self._serial % SLOTS
         self._overwrite(INCOMING_NAME, SLOTS_OFFSET + slot * SLOT_BYTES, header + state)
 
     def take(self) -> None:
         """The source has granted the vTPM: what was staged last is its state, durably."""
-        self._overwrite(INCOMING_NAME, GRANTED_OFFSET, GRANTED.pack(self._serial))
+        if self._head is None:
+            raise ValueError("there is no session to take from")
+        granted = self._head._replace(granted=self._serial)
+        self._overwrite(INCOMING_NAME, 0, _encode_head(granted, self._sealing))
 
     def finish_taking(self) -> None:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
-        self._remove(INCOMING_NAME)
+        self._directory.remove(INCOMING_NAME)
 
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
@@ -176,24 +207,44 @@ class Handover:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._failed(INCOMING_NAME, error) from error
-        (granted,) = GRANTED.unpack_from(content.ljust(SLOTS_OFFSET, b"\0"), GRANTED_OFFSET)
-        made_with = content[DIGEST_OFFSET : DIGEST_OFFSET + DIGEST_BYTES]
-        if granted and made_with == self._permanent_digest():
-            state = _slot(content, granted)
-            if state is None or not content.startswith(MAGIC):
+            raise self._directory.failed(INCOMING_NAME, error) from error
+        head, sealing = self._open_head(content)
+        if head.granted and head.made_with == self._permanent_digest():
+            state = _slot(content, head.granted, sealing)
+            if state is None or head.magic not in (MAGIC, MAGIC_SEALED):
                 raise StateDirectoryError(
                     f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
                     "damaged: restore it from a copy"
                 )
-            self._replace(PERMANENT_NAME, swtpm_format.encode_file(state))
-        if granted:
+            self._directory.write_state(StateType.PERMANENT, state, self._key)
+        if head.granted:
             self.strike_out()
         else:
-            session = content[SESSION_OFFSET : SESSION_OFFSET + SESSION_BYTES]
-            self._update(self._read()._replace(declined=session.hex()))
+            self._update(self._read()._replace(declined=head.session.hex()))
         self.finish_taking()
-        return bool(granted)
+        return bool(head.granted)
+
+    def _open_head(self, content: bytes) -> tuple[_Head, Sealing | None]:
+        """Return what a file for incoming states says, and what opens the states in it."""
+        head = _Head(*HEAD.unpack(content[: HEAD.size].ljust(HEAD.size, b"\0")))
+        is_sealed = head.magic == MAGIC_SEALED
+        if is_sealed != (self._key is not None):
+            what = (
+                "is sealed: give its key with --key"
+                if is_sealed
+                else "is not sealed: leave out --key"
+            )
+            raise StateKeyError(f"{self._directory.path / INCOMING_NAME} {what}")
+        if self._key is None:
+            return head, None
+        sealing = Sealing(self._key, head.salt)
+        mac = content[HEAD.size : HEAD.size + MAC_BYTES]
+        if not compare_digest(mac, sealing.mac(content[: HEAD.size])):
+            raise StateKeyError(
+                f"{self._directory.path / INCOMING_NAME} does not open with this key: the key is "
+                "another one, or the file was altered; give the right key, or restore it"
+            )
+        return head, sealing
 
     def _permanent_digest(self) -> bytes:
         try:
@@ -201,21 +252,7 @@ class Handover:
         except FileNotFoundError:
             return bytes(DIGEST_BYTES)
         except OSError as error:
-            raise self._failed(PERMANENT_NAME, error) from error
-
-    def _replace(self, name: str, content: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._unlink(TEMPORARY_NAME)
-            fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=self._fd)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
-            os.rename(TEMPORARY_NAME, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._directory.failed(PERMANENT_NAME, error) from error
 
     def _overwrite(self, name: str, offset: int, content: bytes) -> None:
         try:
@@ -227,33 +264,7 @@ class Handover:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _exists(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _remove(self, name: str) -> None:
-        try:
-            self._unlink(name)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            return
-
-    def _failed(self, name: str, error: OSError) -> VtpmdError:
-        return StateDirectoryError(
-            f"cannot update {self._directory.path / name}: {error.strerror}; make room or repair "
-            "the file system"
-        )
+            raise self._directory.failed(name, error) from error
 
 
 def _owner_record(record: _Record) -> bytes:
@@ -285,7 +296,12 @@ def _parse_owner(content: bytes) -> _Record:
     return _Record(owner, generation, declined)
 
 
-def _slot(content: bytes, serial: int) -> bytes | None:
+def _encode_head(head: _Head, sealing: Sealing | None) -> bytes:
+    content = HEAD.pack(*head)
+    return content if sealing is None else content + sealing.mac(content)
+
+
+def _slot(content: bytes, serial: int, sealing: Sealing | None) -> bytes | None:
     """Return the state in the slot with a serial, or None unless it is there and whole."""
     start = SLOTS_OFFSET + serial % SLOTS * SLOT_BYTES
     slot = content[start : start + SLOT_BYTES]
@@ -293,5 +309,11 @@ def _slot(content: bytes, serial: int) -> bytes | None:
         return None
     found, length, digest = SLOT_HEADER.unpack_from(slot)
     state = slot[SLOT_HEADER.size : SLOT_HEADER.size + length]
-    whole = found == serial and len(state) == length and sha256(state).digest() == digest
-    return state if whole else None
+    if found != serial or len(state) != length or sha256(state).digest() != digest:
+        return None
+    if sealing is None:
+        return state
+    try:
+        return sealing.open(state, SERIAL.pack(serial))
+    except SealBroken:
+        return None

@@ -63,6 +63,8 @@ class Result(IntEnum):
     BAD_ORDINAL = 0x00A
     KEYNOTFOUND = 0x00D
     IOERROR = 0x01F
+    DECRYPT_ERROR = 0x021
+    BAD_KEY_PROPERTY = 0x028
     BAD_DATASIZE = 0x02B
     BAD_VERSION = 0x02E
     BAD_LOCALITY = 0x03D
@@ -364,13 +366,15 @@ def encode_established(bit: bool) -> bytes:
     return Struct(">I?3x").pack(Result.SUCCESS, bit)
 
 
-def encode_state_blob(blob: bytes | bytearray, offset: int) -> bytes:
-    """Return the response to GET_STATEBLOB: all of a plain blob from an offset on.
+def encode_state_blob(blob: bytes | bytearray, offset: int, *, encrypted: bool = False) -> bytes:
+    """Return the response to GET_STATEBLOB: all of a blob from an offset on.
 
-    Nothing is left past the end. Both lengths are that of what follows, as in swtpm.
+    Nothing is left past the end. Both lengths are that of what follows, as in swtpm. ``encrypted``
+    says that the blob is so with the file key.
     """
     rest = memoryview(blob)[offset:]
-    return b"".join((Struct(">IIII").pack(Result.SUCCESS, 0, len(rest), len(rest)), rest))
+    flags = StateFlag.ENCRYPTED if encrypted else 0
+    return b"".join((Struct(">IIII").pack(Result.SUCCESS, flags, len(rest), len(rest)), rest))
 
 
 def encode_config(flags: int) -> bytes:

@@ -3,8 +3,9 @@
     file:  header, TLV DATA (state)                              flags 0
     blob:  header, TLV MIGRATION_DATA (TLV DATA (state))         flags MIGRATION_DATA
 
-``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_nvstore.c`` and ``tlv.c``.
-Encrypted files and blobs are recognised and refused.
+With a key, the TLVs ENCRYPTED_DATA, HMAC and IVEC_ENCRYPTED_DATA stand in place of DATA, and the
+flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_nvstore.c`` and
+``tlv.c``. What is encrypted with the migration key is recognised and refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from struct import Struct
 
 from vtpmd.errors import VtpmdError
 from vtpmd.wire.control import BLOB_BYTES_MAX, Result
+from vtpmd.wire.swtpm_encryption import (
+    IV_BYTES_MAX,
+    KEY_SIZES,
+    MAC_BYTES,
+    PADDING_BYTES_MAX,
+    DecryptionError,
+    Encrypted,
+    decrypt,
+    encrypt,
+)
 
 VERSION = 2
 MINIMUM_VERSION = 1
@@ -23,9 +34,12 @@ HEADER = Struct(">BBHHI")
 # tag, length
 TLV = Struct(">HI")
 
-# What both wraps leave of the control channel's limit: a state that fits a file can migrate.
-STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size
-FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX
+# What encryption adds: padding, and the TLVs of HMAC and IV.
+ENCRYPTION_BYTES_MAX = PADDING_BYTES_MAX + 2 * TLV.size + MAC_BYTES + IV_BYTES_MAX
+# What both wraps and encryption leave of the control channel's limit: a state that fits a file can
+# migrate.
+STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size - ENCRYPTION_BYTES_MAX
+FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX + ENCRYPTION_BYTES_MAX
 
 
 class HeaderFlag(IntFlag):
@@ -59,51 +73,77 @@ class FormatError(VtpmdError):
 
 
 class KeyNeeded(FormatError):
-    """A state file or blob is encrypted."""
+    """A state file or blob is encrypted, and there is no key for it."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(
-            f"it is encrypted with swtpm's {key} key, which vtpmd cannot use; have swtpm write it "
-            "without that key",
-            Result.KEYNOTFOUND,
-        )
+        what_now = "give it with --key" if key == "file" else "have it written without that key"
+        super().__init__(f"it is encrypted with swtpm's {key} key: {what_now}", Result.KEYNOTFOUND)
 
 
-def encode_file(state: bytes | bytearray) -> bytes:
-    """Return the file that holds a state, as libtpms marshalled it."""
-    return _with_header(0, _tlv(Tag.DATA, state))
+class KeyWrong(FormatError):
+    """A state file or blob does not open with the key that was given."""
 
 
-def decode_file(data: bytes) -> bytes:
+class NotEncrypted(FormatError):
+    """A state file is in the clear, but a key was given: anybody could have written it."""
+
+    def __init__(self) -> None:
+        super().__init__("it is not encrypted, but a key was given", Result.FAIL)
+
+
+def encode_file(
+    state: bytes | bytearray, *, key: bytes | bytearray | None = None, iv: bytes = b""
+) -> bytes:
+    """Return the file that holds a state, as libtpms marshalled it.
+
+    With a ``key`` of 16 or 32 bytes it is encrypted; ``iv`` then has as many random bytes.
+    """
+    flags, body = _wrap(state, key, iv)
+    return _with_header(flags, body)
+
+
+def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
     """Return the state that a file holds.
 
-    A file whose header is not there is of version 1: bare state, which libtpms will check. Raises
-    KeyNeeded or FormatError.
+    A file whose header is not there is of version 1: bare state, which libtpms will check. With a
+    ``key`` the file must be encrypted with it, as swtpm demands, too. Raises KeyNeeded, KeyWrong,
+    NotEncrypted or FormatError.
     """
     if len(data) > FILE_BYTES_MAX:
         what = f"it has {len(data)} bytes; no state has more than {FILE_BYTES_MAX}"
         raise FormatError(what, Result.BAD_PARAMETER)
     if not _starts_with_header(data):
-        state = data
+        version, flags, body = 1, 0, data
     else:
         version, flags, body = _split_header(data)
-        if flags & HeaderFlag.ENCRYPTED:
-            raise KeyNeeded("file")
+    if key is not None:
+        if not _is_encrypted(version, flags, body):
+            raise NotEncrypted
+        state = _decrypt(body, flags, key)
+    elif flags & HeaderFlag.ENCRYPTED:
+        raise KeyNeeded("file")
+    else:
         state = body if version < VERSION else _find(body, Tag.DATA)
     if not state:
         raise FormatError("it is empty", Result.BAD_PARAMETER)
     return state
 
 
-def encode_blob(state: bytes | bytearray) -> bytes:
-    """Return the blob that carries a state, as libtpms marshalled it."""
-    return _with_header(HeaderFlag.MIGRATION_DATA, _tlv(Tag.MIGRATION_DATA, _tlv(Tag.DATA, state)))
+def encode_blob(
+    state: bytes | bytearray, *, key: bytes | bytearray | None = None, iv: bytes = b""
+) -> bytes:
+    """Return the blob that carries a state; ``key`` and ``iv`` are as for a file."""
+    flags, body = _wrap(state, key, iv)
+    return _with_header(HeaderFlag.MIGRATION_DATA | flags, _tlv(Tag.MIGRATION_DATA, body))
 
 
-def decode_blob(data: bytes, *, encrypted: bool = False) -> bytes:
+def decode_blob(
+    data: bytes, *, encrypted: bool = False, key: bytes | bytearray | None = None
+) -> bytes:
     """Return the state that a blob carries: empty if the blob is, or is a header alone.
 
-    ``encrypted`` is what the client says of it, with StateFlag.ENCRYPTED. Raises KeyNeeded or
+    ``encrypted`` is what the client says of it, with StateFlag.ENCRYPTED. A blob in the clear is
+    taken with a ``key``, too: it comes from QEMU, not from the disk. Raises KeyNeeded, KeyWrong or
     FormatError, with the result that swtpm gives for the same blob.
     """
     if not data:
@@ -113,11 +153,48 @@ def decode_blob(data: bytes, *, encrypted: bool = False) -> bytes:
         return b""
     if flags & HeaderFlag.MIGRATION_ENCRYPTED:
         raise KeyNeeded("migration")
-    if encrypted or flags & HeaderFlag.ENCRYPTED:
+    encrypted = encrypted or bool(flags & HeaderFlag.ENCRYPTED)
+    if encrypted and key is None:
         raise KeyNeeded("file")
     if version < VERSION:
+        if encrypted:
+            raise FormatError("it is encrypted as swtpm did before version 2", Result.FAIL)
         return body
-    return _find(_find(body, Tag.MIGRATION_DATA), Tag.DATA)
+    inner = _find(body, Tag.MIGRATION_DATA)
+    return _decrypt(inner, flags, key) if encrypted and key is not None else _find(inner, Tag.DATA)
+
+
+def _wrap(state: bytes | bytearray, key: bytes | bytearray | None, iv: bytes) -> tuple[int, bytes]:
+    """Return the flags for a state, and its TLVs."""
+    if key is None:
+        return 0, _tlv(Tag.DATA, state)
+    flags = HeaderFlag.ENCRYPTED | (HeaderFlag.ENCRYPTED_256BIT_KEY if len(key) == 32 else 0)
+    encrypted = encrypt(state, key=key, iv=iv)
+    tags = (Tag.ENCRYPTED_DATA, Tag.HMAC, Tag.IVEC_ENCRYPTED_DATA)
+    return flags, b"".join(_tlv(tag, data) for tag, data in zip(tags, encrypted, strict=True))
+
+
+def _is_encrypted(version: int, flags: int, body: bytes) -> bool:
+    # The flag is not authenticated: the tag of the first TLV says it, too.
+    tag = int.from_bytes(body[:2], "big")
+    return version >= VERSION and (bool(flags & HeaderFlag.ENCRYPTED) or tag == Tag.ENCRYPTED_DATA)
+
+
+def _decrypt(body: bytes, flags: int, key: bytes | bytearray) -> bytes:
+    key_bytes = max(KEY_SIZES) if flags & HeaderFlag.ENCRYPTED_256BIT_KEY else min(KEY_SIZES)
+    if len(key) != key_bytes:
+        what = f"it is encrypted with a key of {8 * key_bytes} bits; the one given has "
+        raise KeyWrong(f"{what}{8 * len(key)}", Result.BAD_KEY_PROPERTY)
+    mac = _find(body, Tag.HMAC, skipped=(Tag.ENCRYPTED_DATA,))
+    if len(mac) != MAC_BYTES:
+        raise FormatError(f"its HMAC has {len(mac)} bytes, not {MAC_BYTES}", Result.FAIL)
+    ciphertext = _find(body, Tag.ENCRYPTED_DATA)
+    iv = _find(body, Tag.IVEC_ENCRYPTED_DATA, skipped=(Tag.ENCRYPTED_DATA,))
+    try:
+        return decrypt(Encrypted(ciphertext, mac, iv), key=key)
+    except DecryptionError:
+        what = "it does not open with this key: the key is another one, or it was altered"
+        raise KeyWrong(what, Result.DECRYPT_ERROR) from None
 
 
 def _with_header(flags: int, body: bytes) -> bytes:
@@ -156,8 +233,11 @@ def _split_header(data: bytes) -> tuple[int, int, bytes]:
 _ENCRYPTED = {Tag.ENCRYPTED_DATA: "file", Tag.ENCRYPTED_MIGRATION_DATA: "migration"}
 
 
-def _find(data: bytes, wanted: Tag) -> bytes:
-    """Return the data of the first TLV with a tag; others before it are skipped."""
+def _find(data: bytes, wanted: Tag, skipped: tuple[Tag, ...] = ()) -> bytes:
+    """Return the data of the first TLV with a tag; others before it are skipped.
+
+    One that is encrypted is not, unless it is ``skipped``: it says which key is needed.
+    """
     offset = 0
     while offset + TLV.size <= len(data):
         tag, length = TLV.unpack_from(data, offset)
@@ -167,7 +247,7 @@ def _find(data: bytes, wanted: Tag) -> bytes:
             raise FormatError(what, Result.FAIL)
         if tag == wanted:
             return data[offset : offset + length]
-        if tag in _ENCRYPTED:
+        if tag in _ENCRYPTED and tag not in skipped:
             raise KeyNeeded(_ENCRYPTED[tag])
         offset += length
     raise FormatError(f"it has no TLV {wanted.value} ({wanted.name})", Result.FAIL)

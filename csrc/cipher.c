@@ -1,0 +1,72 @@
+#include "cipher.h"
+
+#include <errno.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <openssl/rand.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+
+/* Pads as PKCS#7 does, but to a multiple of the key's length: swtpm takes that for the block's. */
+static size_t padding_bytes(const struct cipher_key *key, size_t n_bytes)
+{
+    return key->n_bytes - n_bytes % key->n_bytes;
+}
+
+static int encrypt(EVP_CIPHER_CTX *context, const struct cipher_key *key, const uint8_t *bytes,
+                   size_t n_bytes, struct cipher_output *output)
+{
+    const EVP_CIPHER *cipher = key->n_bytes == 16 ? EVP_aes_128_cbc() : EVP_aes_256_cbc();
+    uint8_t padding[CIPHER_KEY_BYTES_MAX];
+    size_t n_padding = padding_bytes(key, n_bytes);
+    int first = 0, second = 0;
+
+    memset(padding, (int)n_padding, sizeof(padding));
+    if (EVP_EncryptInit_ex(context, cipher, NULL, key->bytes, output->iv) != 1 ||
+        EVP_CIPHER_CTX_set_padding(context, 0) != 1 ||
+        EVP_EncryptUpdate(context, output->ciphertext, &first, bytes, (int)n_bytes) != 1 ||
+        EVP_EncryptUpdate(context, output->ciphertext + first, &second, padding, (int)n_padding) !=
+            1)
+        return -ENOMEM;
+    check((size_t)first + (size_t)second == output->n_bytes);
+    return 0;
+}
+
+static int authenticate(const struct cipher_key *key, struct cipher_output *output)
+{
+    unsigned int mac_bytes = 0;
+
+    if (!HMAC(EVP_sha256(), key->bytes, (int)key->n_bytes, output->ciphertext,
+              output->n_bytes + key->n_bytes, output->mac, &mac_bytes))
+        return -ENOMEM;
+    check(mac_bytes == sizeof(output->mac));
+    return 0;
+}
+
+int cipher_encrypt(const struct cipher_key *key, const uint8_t *bytes, size_t n_bytes,
+                   struct cipher_output *output)
+{
+    check(key->n_bytes == 16 || key->n_bytes == 32);
+    check(n_bytes <= INT32_MAX - CIPHER_KEY_BYTES_MAX);
+    *output = (struct cipher_output){.n_bytes = n_bytes + padding_bytes(key, n_bytes)};
+    output->ciphertext = malloc(output->n_bytes + key->n_bytes);
+    if (!output->ciphertext)
+        return -ENOMEM;
+    output->iv = output->ciphertext + output->n_bytes;
+    if (RAND_bytes(output->ciphertext + output->n_bytes, (int)key->n_bytes) != 1)
+        return -EIO;
+    EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
+    if (!context)
+        return -ENOMEM;
+    int r = encrypt(context, key, bytes, n_bytes, output);
+    EVP_CIPHER_CTX_free(context); /* overwrites the key's schedule and the last block */
+    return r < 0 ? r : authenticate(key, output);
+}
+
+void cipher_output_deinit(struct cipher_output *output)
+{
+    free(output->ciphertext);
+    output->ciphertext = NULL;
+}

@@ -1,0 +1,220 @@
+"""The key of a state directory: read as swtpm's ``--key`` names it, and derived from for the rest.
+
+    --key file=PATH|fd=N[,format=hex|binary][,mode=MODE][,remove]
+    --key pwdfile=PATH|pwdfd=N[,kdf=pbkdf2|sha512][,mode=MODE][,remove]
+
+The state files are encrypted with the key itself, as swtpm does it. What is vtpmd's own has a key
+derived for that one purpose, with HKDF-SHA256 (RFC 5869). Sources: swtpm's ``common.c``
+(parse_key_options) and ``key.c``. Where swtpm would quietly take another key than was meant (of two
+files, or of half the length), this refuses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from vtpmd.errors import UsageError, VtpmdError
+
+MODES: Final = {"aes-cbc": 16, "aes-128-cbc": 16, "aes-256-cbc": 32}  # bytes of the key
+FORMATS: Final = ("hex", "binary")
+KDFS: Final = ("pbkdf2", "sha512")
+SOURCES: Final = ("file", "fd", "pwdfile", "pwdfd")
+
+# swtpm's: "0x", the digits of the longest key and a newline are all that it reads.
+KEY_FILE_BYTES_MAX: Final = 2 + 64 + 1
+# A limit where swtpm has none: beyond this a file is no password.
+PASSWORD_BYTES_MAX: Final = 64 * 1024
+PBKDF2_SALT: Final = b"swtpm"
+PBKDF2_ROUNDS: Final = 1000
+
+# What keys are derived for: HKDF's "info".
+INFO_JOURNAL: Final = b"vtpmd journal"
+INFO_INCOMING: Final = b"vtpmd incoming state"
+INFO_INCOMING_HEAD: Final = b"vtpmd incoming head"
+DERIVED_BYTES: Final = 32
+
+
+class KeySource(NamedTuple):
+    """Where a key comes from: the value of ``--key``."""
+
+    source: str  # one of SOURCES
+    place: str  # a path, or the number of a descriptor
+    key_bytes: int
+    format: str
+    kdf: str
+    remove: bool
+
+    def __str__(self) -> str:
+        """Name the place, for people."""
+        return self.place if self.source.endswith("file") else f"descriptor {self.place}"
+
+
+class Key:
+    """A key of 16 or 32 bytes. ``wipe()``, or the end of its ``with`` block, overwrites it."""
+
+    def __init__(self, material: bytearray) -> None:
+        self.material = material
+
+    def __repr__(self) -> str:
+        return f"Key({len(self.material)} bytes)"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.wipe()
+
+    def derive(self, info: bytes, salt: bytes = b"") -> bytes:
+        """Return the key of DERIVED_BYTES for one purpose, which ``info`` names."""
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        derivation = HKDF(algorithm=SHA256(), length=DERIVED_BYTES, salt=salt or None, info=info)
+        return derivation.derive(bytes(self.material))
+
+    def new_iv(self) -> bytes:
+        """Return a random IV for one encryption of a state file or blob."""
+        return os.urandom(len(self.material))
+
+    def wipe(self) -> None:
+        """Overwrite the key. It must not be used any more."""
+        self.material[:] = bytes(len(self.material))
+
+
+def parse_key_source(text: str) -> KeySource:
+    """Return what the value of ``--key`` says. Raises UsageError."""
+    options = _split(text)
+    given = [name for name in SOURCES if name in options]
+    if len(given) != 1:
+        raise UsageError(f"--key needs one of {', '.join(f'{name}=' for name in SOURCES)}")
+    (source,) = given
+    place = options[source]
+    if source.endswith("fd") and not (place.isascii() and place.isdigit()):
+        raise UsageError(f"--key {source}={place}: this is no number of a descriptor")
+    foreign = "kdf" if source in ("file", "fd") else "format"
+    if foreign in options:
+        raise UsageError(f"--key {foreign}= does not go with {source}=")
+    mode = _choice(options, "mode", tuple(MODES), "aes-cbc")
+    return KeySource(
+        source,
+        place,
+        MODES[mode],
+        _choice(options, "format", FORMATS, "hex"),
+        _choice(options, "kdf", KDFS, "pbkdf2"),
+        _choice(options, "remove", ("true", "false"), "false") == "true",
+    )
+
+
+def read_key(source: KeySource) -> Key:
+    """Read a key; with ``remove`` its file is gone then.
+
+    A descriptor is read to its end and closed. Raises VtpmdError, which says nothing of the key.
+    """
+    is_password = source.source.startswith("pwd")
+    try:
+        content = _read(source, PASSWORD_BYTES_MAX + 1 if is_password else KEY_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise VtpmdError(
+            f"cannot read the key from {source}: {error.strerror}; check --key"
+        ) from error
+    try:
+        if is_password:
+            material = _from_password(content, source)
+        elif source.format == "binary":
+            material = bytearray(content)
+        else:
+            material = _from_hex(content, source)
+        if len(material) != source.key_bytes:
+            raise VtpmdError(
+                f"the key in {source} has {8 * len(material)} bits, and mode= asks for "
+                f"{8 * source.key_bytes}; give the right file, or another mode="
+            )
+    finally:
+        content[:] = bytes(len(content))
+    if source.remove and source.source.endswith("file"):
+        _remove(source)
+    return Key(material)
+
+
+def _split(text: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, value = item.partition("=")
+        if name not in (*SOURCES, "mode", "format", "kdf", "remove"):
+            raise UsageError(f"--key has no {name!r}")
+        if name in options:
+            raise UsageError(f"--key has {name!r} twice")
+        options[name] = value if equals or name != "remove" else "true"
+        if not options[name]:
+            raise UsageError(f"--key {name}= has no value")
+    return options
+
+
+def _choice(options: dict[str, str], name: str, known: tuple[str, ...], default: str) -> str:
+    value = options.get(name, default)
+    if value not in known:
+        raise UsageError(f"--key {name}={value}: use one of {', '.join(known)}")
+    return value
+
+
+def _read(source: KeySource, bytes_max: int) -> bytearray:
+    """Return what is there, at most so many bytes."""
+    if source.source.endswith("file"):
+        fd = os.open(source.place, os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        fd = int(source.place)
+        os.fstat(fd)  # before it is taken as one to close
+    content = bytearray()
+    try:
+        while len(content) < bytes_max and (piece := os.read(fd, bytes_max - len(content))):
+            content += piece
+    finally:
+        os.close(fd)
+    return content
+
+
+def _from_password(password: bytearray, source: KeySource) -> bytearray:
+    """Return the key that a password makes, with the newline at its end if it has one."""
+    if not password or len(password) > PASSWORD_BYTES_MAX:
+        what = "is empty" if not password else f"has more than {PASSWORD_BYTES_MAX} bytes"
+        raise VtpmdError(f"the password in {source} {what}; check --key")
+    if source.kdf == "sha512":
+        return bytearray(hashlib.sha512(password).digest()[: source.key_bytes])
+    key = hashlib.pbkdf2_hmac("sha512", password, PBKDF2_SALT, PBKDF2_ROUNDS, source.key_bytes)
+    return bytearray(key)
+
+
+def _from_hex(content: bytearray, source: KeySource) -> bytearray:
+    """Return the key that hexadecimal digits make; they end at the first blank or the end."""
+    digits = content[:KEY_FILE_BYTES_MAX].split(b"\0")[0]
+    if digits[:1].isspace():
+        digits = bytearray()
+    words = digits.removeprefix(b"0x").split(maxsplit=1)
+    try:
+        # int() and fromhex() would take blanks and underscores, too.
+        if not words or not words[0].isalnum():
+            raise ValueError
+        return bytearray.fromhex(words[0].decode("ascii"))
+    except (ValueError, UnicodeDecodeError):
+        raise VtpmdError(
+            f"the key in {source} is not in hexadecimal digits; give format=binary if it is not "
+            "meant to be"
+        ) from None
+
+
+def _remove(source: KeySource) -> None:
+    try:
+        Path(source.place).unlink()
+    except OSError as error:
+        raise VtpmdError(
+            f"cannot remove the key file {source}: {error.strerror}; remove it, or leave out remove"
+        ) from error
