@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -111,13 +111,14 @@ def wait_until_unused(state: Path) -> None:
 class Killing:
     """One state directory, and the rounds in which what serves it is killed."""
 
-    def __init__(self, lab: Lab, random: Random) -> None:
-        """Make a vTPM for the load, and stop it in order."""
+    def __init__(self, lab: Lab, random: Random, options: Sequence[str] = ()) -> None:
+        """Make a vTPM for the load, and stop it in order; `options` go to every daemon."""
         self.state = lab.directory / "state"
         self.load = NvLoad(random)
         self._lab = lab
         self._random = random
-        emulator = lab.emulator(EmulatorKind.VTPMD, self.state)
+        self._options = options
+        emulator = lab.emulator(EmulatorKind.VTPMD, self.state, options=options)
         guest = lab.raw_guest(emulator)
         guest.control.init()
         guest.tpm.startup()
@@ -133,7 +134,7 @@ class Killing:
         if moment is Moment.RECOVERING:
             self._kill_while_recovering(victims)
             return
-        emulator = self._lab.emulator(EmulatorKind.VTPMD, self.state)
+        emulator = self._lab.emulator(EmulatorKind.VTPMD, self.state, options=self._options)
         guest = self._lab.raw_guest(emulator)
         if moment is Moment.POWERING_ON:
             # The daemon answers TPM_FAIL when its engine dies first.
@@ -152,7 +153,7 @@ class Killing:
 
     def check(self, kind: EmulatorKind = EmulatorKind.VTPMD) -> None:
         """Hold the vTPM against what it owes, in an emulator that is then stopped in order."""
-        emulator = self._lab.emulator(kind, self.state)
+        emulator = self._lab.emulator(kind, self.state, options=self._options)
         guest = self._lab.raw_guest(emulator)
         self._power_on(guest)
         guest.control.shutdown()
@@ -174,6 +175,7 @@ class Killing:
         directory.mkdir()
         vtpmd = Path(sys.executable).with_name("vtpmd")
         arguments: list[str | Path] = [vtpmd, "run", self.state, "--socket", directory / "tpm"]
+        arguments += self._options
         program = Program("vtpmd", arguments, directory)
         try:
             with self._kill_soon(Moment.RECOVERING, program, victims):

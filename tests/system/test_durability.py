@@ -23,6 +23,14 @@ PARTS = 5
 KILLS_PER_PART = -(-KILLS // (PARTS * len(Victims)))
 OTHER_MOMENTS = tuple(moment for moment in Moment if moment is not Moment.SERVING)
 CANARY_KILLS_MAX = 20
+KEY = bytes(range(32))
+
+
+def key_options(lab: Lab) -> tuple[str, str]:
+    """Return the option that gives either program a key."""
+    path = lab.new_path("key")
+    path.write_text(f"{KEY.hex()}\n")
+    return "--key", f"file={path},mode=aes-256-cbc"
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -30,8 +38,11 @@ CANARY_KILLS_MAX = 20
 def test_invariants_1_and_2_what_was_acknowledged_survives_kill_9(
     lab: Lab, random: Random, victims: Victims, part: int
 ) -> None:
-    """Every fourth kill is followed by one at another moment: while it recovers, starts, stops."""
-    killing = Killing(lab, random)
+    """Every fourth kill is followed by one at another moment: while it recovers, starts, stops.
+
+    In every other part the state is encrypted.
+    """
+    killing = Killing(lab, random, key_options(lab) if part % 2 else ())
     for number in range(KILLS_PER_PART):
         killing.round(Moment.SERVING, victims)
         if number % 4 == part % 4:

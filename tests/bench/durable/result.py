@@ -16,13 +16,11 @@ from tests.bench.durable.subjects import (
     Size,
     Subject,
     all_subjects,
-    prepare,
 )
-from tests.bench.emulators import ROOT, Emulator, cores
+from tests.bench.emulators import ROOT, cores
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution, pooled
 
-NAMES = tuple(emulator.name for emulator in EMULATORS)
 PERCENTS = (50.0, 99.0)
 ROUNDS = 30
 SAMPLES_PER_ROUND = 50
@@ -47,9 +45,9 @@ class Commits:
         """The size and the operation, for people."""
         return f"{self.size}: {self.timed.operation.name}"
 
-    def ratio(self, subject: Emulator, reference: Emulator, percent: float) -> float:
+    def ratio(self, subject: str, reference: str, percent: float) -> float:
         """How a percentile of a subject's times compares with a reference's."""
-        ours, theirs = (self.timed.of(each.name) for each in (subject, reference))
+        ours, theirs = self.timed.of(subject), self.timed.of(reference)
         return ours.percentiles[percent] / theirs.percentiles[percent]
 
     def to_json(self) -> dict[str, object]:
@@ -79,10 +77,9 @@ def time_operation(
 def measure_size(client: Path, settings: Settings, size: Size) -> list[Commits]:
     """Measure every operation at one size of the state."""
     directory = settings.scratch / size.name
-    state_file = prepare(directory / "prepared", size)
     rounds = ROUNDS // 10 if settings.quick else ROUNDS
     batches = BATCHES_QUICK if settings.quick else BATCHES
-    with all_subjects(directory, state_file) as subjects:
+    with all_subjects(directory, size) as subjects:
         return [
             Commits(
                 size=size,
@@ -99,61 +96,43 @@ def measure_size(client: Path, settings: Settings, size: Size) -> list[Commits]:
         ]
 
 
-def times_table(all_commits: list[Commits]) -> Table:
-    """Lay out how long commits take."""
+def table(size: Size, all_commits: list[Commits]) -> Table:
+    """Lay out what was measured at one size of the state."""
     rows = []
     for commits in all_commits:
-        described = [commits.timed.of(name) for name in (*NAMES, APPEND)]
-        row = [f"{figure / 1000:.0f}" for each in described for figure in (each.p50, each.p99)]
-        rows.append([commits.name, *row])
-    columns = ["µs", *(cell for name in (*NAMES, APPEND) for cell in (f"{name}\np50", "\np99"))]
-    note = "swtpm does not sync; synced: with the syncs that its source has compiled out; "
-    note += "append: of a sector to a file, and fdatasync, which is the floor of what is durable"
-    return Table(title="durable commits", columns=columns, rows=rows, note=note)
+        if commits.size is not size:
+            continue
+        for name in (*(emulator.name for emulator in EMULATORS), APPEND):
+            times = commits.timed.of(name)
+            row = [f"{commits.timed.operation.name}: {name}"]
+            row += [f"{times.p50 / 1000:.0f}", f"{times.p99 / 1000:.0f}"]
+            for reference in REFERENCES:
+                ratios = [commits.ratio(name, reference.name, percent) for percent in PERCENTS]
+                row += [f"{ratio:.2f}" for ratio in ratios]
+            rows.append(row + written_cells(commits.written.get(name)))
+    columns = ["", "µs\np50", "\np99"]
+    columns += ["ratio\np50", "\np99", "synced\np50", "\np99"]
+    columns += ["KiB\npages", "dev.\np50", "\nmean"]
+    note = (
+        "append: of a sector, and fdatasync. Ratio: to swtpm, which does not sync; synced: to it "
+    )
+    note += "with the syncs that its source has, compiled out. KiB a commit: pages that a process "
+    note += "made dirty; what the device was given, also by others, p50 of batches, and mean"
+    return Table(title=f"durable commits, {size} of state", columns=columns, rows=rows, note=note)
 
 
-def ratios_table(all_commits: list[Commits]) -> Table:
-    """Lay out how vtpmd's times compare with swtpm's."""
-    pairs = [(ours, reference) for ours in OURS for reference in REFERENCES]
-    rows = [
-        [
-            commits.name,
-            *(f"{commits.ratio(*pair, percent):.3f}" for pair in pairs for percent in PERCENTS),
-        ]
-        for commits in all_commits
-    ]
-    columns = ["ratio"]
-    for ours, reference in pairs:
-        columns += [f"{ours.name} /\n{reference.name}\np50", "\n\np99"]
-    return Table(title="beside swtpm", columns=columns, rows=rows)
+def written_cells(written: Written | None) -> list[str]:
+    """Return what a commit writes in KiB: pages, to the device in short batches, and in all."""
+    figures = [Distribution.of(written.by_process).p50] if written else []
+    if written and written.to_device:
+        to_device = Distribution.of(written.to_device)
+        figures += [to_device.p50, to_device.mean]
+    return [f"{figure / 1024:.3g}" for figure in figures] + [""] * (3 - len(figures))
 
 
 def append_times(all_commits: list[Commits]) -> Distribution:
     """Describe the floor over the whole run, in nanoseconds."""
     return pooled([samples for each in all_commits for samples in each.timed.rounds_ns[APPEND]])
-
-
-def written_table(all_commits: list[Commits]) -> Table:
-    """Lay out what commits write."""
-    rows = []
-    for commits in all_commits:
-        row = [commits.name]
-        for written in commits.written.values():
-            process, device = Distribution.of(written.by_process), described(written.to_device)
-            figures = [process.p50, *([device.p50, device.mean] if device else [])]
-            row += [f"{figure / 1024:.1f}" for figure in figures] + ["-"] * (3 - len(figures))
-        rows.append(row)
-    columns = ["KiB"]
-    for name in all_commits[0].written:
-        columns += [f"{name}\npages\np50", "\ndevice\np50", "\n\nmean"]
-    note = "pages: that the process made dirty; device: all that it was given, also by others; "
-    note += f"p50: of batches of {COMMITS_PER_BATCH}; mean: with what comes once in many commits"
-    return Table(title="written a commit", columns=columns, rows=rows, note=note)
-
-
-def described(samples: list[float] | None) -> Distribution | None:
-    """Describe samples, if there are any."""
-    return Distribution.of(samples) if samples else None
 
 
 def targets(all_commits: list[Commits]) -> list[Target]:
@@ -168,7 +147,7 @@ def targets(all_commits: list[Commits]) -> list[Target]:
                 Target(
                     what=f"{what} / {reference.name}, p{percent:.0f}",
                     unit="",
-                    measured=commits.ratio(ours, reference, percent),
+                    measured=commits.ratio(ours.name, reference.name, percent),
                     limit=RATIO_MAX,
                 )
                 for reference in REFERENCES
@@ -191,7 +170,7 @@ def measure(settings: Settings) -> Result:
     client = build_client(ROOT / "build/bench")
     all_commits = [commits for size in Size for commits in measure_size(client, settings, size)]
     return Result(
-        tables=[times_table(all_commits), ratios_table(all_commits), written_table(all_commits)],
+        tables=[table(size, all_commits) for size in Size],
         targets=targets(all_commits),
         data={
             "commits": [commits.to_json() for commits in all_commits],

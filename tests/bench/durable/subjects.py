@@ -26,6 +26,7 @@ from tests.support.emulator_client import ControlClient, DataSocket
 BUILD = ROOT / "build/bench"
 APPEND = "append"
 APPEND_END_TIMEOUT_S = 30
+KEY_BYTES = 32
 FIRST_INDEX = tpm2.Handle.NV_FIRST + 0x50_0000
 NUMBER, BLOCK, COUNTER = range(FIRST_INDEX, FIRST_INDEX + 3)
 FIRST_FILLER = FIRST_INDEX + 0x100
@@ -39,10 +40,17 @@ def _synced_swtpm_command(state: Path, control: Path) -> list[str]:
     return ["env", preload, *SWTPM.command(state, control)]
 
 
+def _sealed_vtpmd_command(state: Path, control: Path) -> list[str]:
+    key = BUILD / "key"
+    key.write_text(f"{bytes(KEY_BYTES).hex()}\n")
+    return [*VTPMD.command(state, control), "--key", f"file={key},mode=aes-256-cbc"]
+
+
 # Debian's swtpm does not sync. This one does, as swtpm's source has it (see synced.c).
 SYNCED_SWTPM = Emulator(name="swtpm synced", command=_synced_swtpm_command)
+SEALED_VTPMD = Emulator(name="vtpmd sealed", command=_sealed_vtpmd_command)
 REFERENCES = (SWTPM, SYNCED_SWTPM)
-OURS = (VTPMD,)
+OURS = (VTPMD, SEALED_VTPMD)
 EMULATORS = (*REFERENCES, *OURS)
 
 
@@ -80,9 +88,9 @@ OPERATIONS = (
 )
 
 
-def prepare(directory: Path, size: Size) -> Path:
-    """Make a TPM of a size; return its state file, which swtpm reads, too."""
-    with running(VTPMD, directory) as started:
+def prepare(emulator: Emulator, directory: Path, size: Size) -> Path:
+    """Make a TPM of a size; return its state file, which other emulators read, too."""
+    with running(emulator, directory) as started:
         started.connect().close()
         with ControlClient(started.control) as control:
             data = control.attach_data()
@@ -135,13 +143,16 @@ def appending(directory: Path) -> Iterator[Subject]:
 
 
 @contextmanager
-def all_subjects(directory: Path, state_file: Path) -> Iterator[list[Subject]]:
-    """Run all emulators on copies of a state, and the floor beside them."""
+def all_subjects(directory: Path, size: Size) -> Iterator[list[Subject]]:
+    """Run all emulators on states of a size, and the floor beside them."""
+    plain = prepare(VTPMD, directory / "plain", size)
+    sealed = prepare(SEALED_VTPMD, directory / "sealed", size)
     with ExitStack() as stack:
-        subjects = [
-            stack.enter_context(powered_on(emulator, directory / emulator.name, state_file))
-            for emulator in EMULATORS
-        ]
+        subjects = []
+        for emulator in EMULATORS:
+            state_file = sealed if emulator is SEALED_VTPMD else plain
+            powered = powered_on(emulator, directory / emulator.name, state_file)
+            subjects.append(stack.enter_context(powered))
         subjects.append(stack.enter_context(appending(directory)))
         for subject in subjects:
             subject.data.socket.setblocking(True)  # the C client sets its own time limit
