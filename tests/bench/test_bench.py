@@ -15,6 +15,7 @@ from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, round_trip
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
+from tests.bench.durable.recovery import Left
 from tests.bench.durable.subjects import APPEND, OPERATIONS, SYNCED_SWTPM, appending
 from tests.bench.durable.subjects import EMULATORS as DURABLE_EMULATORS
 from tests.bench.durable.subjects import Size as DurableSize
@@ -207,6 +208,8 @@ def check_durable_writes(measured: dict[str, Any]) -> None:
         written = each["written_bytes"][SWTPM.name]["by_process"]["percentiles"]["50"]
         # On a file system without a block device a process writes nothing.
         assert written > state_bytes or each["written_bytes"][SWTPM.name]["to_device"] is None
+    for starts in measured["starts"]:
+        assert set(starts["starts_ms"]) == set(Left)
 
 
 def check_moving(measured: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from threading import Thread
 
 from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
-from tests.harness.nv_load import NvLoad
+from tests.harness.nv_load import LARGE, MIXED, NvLoad
 from tests.harness.program import Program
 from tests.harness.raw_guest import RawGuest
 from tests.support.emulator_client import ControlError
@@ -27,6 +27,9 @@ from vtpmd.store.directory import FLOCK, LOCK_NAME
 STEPS_BEFORE_MAX = 20  # so that a daemon that is killed while it stops has something to write
 END_TIMEOUT_S = 60.0
 POLL_S = 0.001
+TEMPORARY_FILES = "TMP2-*"
+FOLD_TIMEOUT_S = 30.0
+FOLD_POLL_S = 0.0002
 
 
 class Victims(StrEnum):
@@ -43,6 +46,7 @@ class Moment(StrEnum):
     RECOVERING = "recovering"  # from exec until it listens
     POWERING_ON = "powering on"  # INIT and TPM2_Startup, which write, too
     SERVING = "serving"  # under the load
+    FOLDING = "folding"  # under the load, which goes on
     STOPPING = "stopping"  # in order, by a signal or because the daemon died
 
 
@@ -52,6 +56,7 @@ LATEST_S = {
     Moment.RECOVERING: 0.060,
     Moment.POWERING_ON: 0.035,
     Moment.SERVING: 0.030,
+    Moment.FOLDING: 0.020,
     Moment.STOPPING: 0.025,
 }
 
@@ -144,6 +149,7 @@ class Killing:
                 guest.tpm.startup()
         else:
             self._power_on(guest)
+            self.load.weights = LARGE if moment is Moment.FOLDING else MIXED
             for _ in range(self._random.randrange(STEPS_BEFORE_MAX)):
                 self.load.step(guest.tpm)
             with self._kill_soon(moment, emulator.program, victims):
@@ -192,16 +198,25 @@ class Killing:
         order = Random(self._random.random())
 
         def kill() -> None:
-            if moment is not Moment.STOPPING:
-                time.sleep(delay_s)
+            if moment is Moment.RECOVERING:
+                time.sleep(delay_s)  # before the engine is looked for: it may have been started
             with closing(Processes(program)) as processes:
                 if moment is Moment.STOPPING:
                     processes.send(first, Victims.DAEMON, order)
+                if moment is Moment.FOLDING:
+                    self._wait_for_fold()
+                if moment is not Moment.RECOVERING:
                     time.sleep(delay_s)
                 processes.send(signal.SIGKILL, victims, order)
 
         with meanwhile(kill):
             yield
+
+    def _wait_for_fold(self) -> None:
+        """Wait until there is a temporary file; without one for long, let the rest be a kill."""
+        deadline = time.monotonic() + FOLD_TIMEOUT_S
+        while not any(self.state.glob(TEMPORARY_FILES)) and time.monotonic() < deadline:
+            time.sleep(FOLD_POLL_S)
 
     def _end(self, program: Program) -> None:
         if program.exit_code is None:

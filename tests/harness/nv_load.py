@@ -23,6 +23,11 @@ BALLAST_BYTES = 2048
 NUMBER_BYTES = 8
 BLOCK_BYTES = tpm2.NV_CHUNK_BYTES_MAX
 
+# How often each kind of command comes: writes of a number and of the block, increments, extends,
+# definitions.
+MIXED = (60, 10, 15, 10, 5)
+LARGE = (10, 75, 5, 5, 5)
+
 
 class Contents(NamedTuple):
     """The NV memory that is written to."""
@@ -49,13 +54,14 @@ class NvLoad:
     """A guest's NV writes, increments, extends and definitions, in an order that a seed gives.
 
     `owed` is what the TPM has acknowledged. `unanswered` is None, or the NV memory that the
-    command without a good answer would leave.
+    command without a good answer would leave. `weights` may be changed at any time.
     """
 
     def __init__(self, random: Random) -> None:
         self.owed = Contents((0,) * len(NUMBERS), 0, 0, bytes(32), False)
         self.unanswered: Contents | None = None
         self.acknowledged = 0
+        self.weights = MIXED
         self._random = random
         self._number = 0
 
@@ -96,7 +102,7 @@ class NvLoad:
     def _choose(self) -> Step:
         self._number += 1
         kinds = (self._write_number, self._write_block, self._increment, self._extend, self._toggle)
-        (kind,) = self._random.choices(kinds, weights=(60, 10, 15, 10, 5))
+        (kind,) = self._random.choices(kinds, weights=self.weights)
         return kind()
 
     def _write_number(self) -> Step:

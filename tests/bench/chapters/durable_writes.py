@@ -8,7 +8,7 @@ before it: one that changes nothing is not stored.
 from tests.bench.report import Result, Settings
 
 NAME = "durable-writes"
-SUMMARY = "NV commits: time beside swtpm's, and bytes that go to the device"
+SUMMARY = "NV commits: time beside swtpm's, bytes to the device; starts after a crash"
 
 
 def run(settings: Settings) -> Result:

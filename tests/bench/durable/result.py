@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.bench.chapters.round_trip import Measured, Operation, Placement, build_client
 from tests.bench.chapters.round_trip import measure as measure_round_trips
-from tests.bench.durable import device
+from tests.bench.durable import device, recovery
 from tests.bench.durable.device import Written
 from tests.bench.durable.subjects import (
     APPEND,
@@ -169,11 +169,13 @@ def measure(settings: Settings) -> Result:
     """Measure the chapter; BenchError when that fails."""
     client = build_client(ROOT / "build/bench")
     all_commits = [commits for size in Size for commits in measure_size(client, settings, size)]
+    all_starts = recovery.measure(settings)
     return Result(
-        tables=[table(size, all_commits) for size in Size],
-        targets=targets(all_commits),
+        tables=[*(table(size, all_commits) for size in Size), recovery.table(all_starts)],
+        targets=[*targets(all_commits), *recovery.targets(all_starts)],
         data={
             "commits": [commits.to_json() for commits in all_commits],
             "append_ns": append_times(all_commits).to_json(),
+            "starts": [starts.to_json() for starts in all_starts],
         },
     )
