@@ -44,16 +44,19 @@ class Disk:
         self._number = int((ZRAM_CONTROL / "hot_add").read_text())
         self._device = Path(f"/dev/zram{self._number}")
         self._settings = Path(f"/sys/block/zram{self._number}")
-        (self._settings / "disksize").write_text(DISK_SIZE)
-        _run("mkfs.ext4", *MKFS_OPTIONS, self._device)
-        path.mkdir()
-        self._mount()
+        try:
+            (self._settings / "disksize").write_text(DISK_SIZE)
+            _run("mkfs.ext4", *MKFS_OPTIONS, self._device)
+            path.mkdir()
+            self._mount()
+        except OSError:
+            self._remove()
+            raise
 
     def close(self) -> None:
         """Unmount and remove the disk; what uses it has to have ended."""
         self._unmount()
-        _when_free(lambda: (self._settings / "reset").write_text("1"))
-        _when_free(lambda: (ZRAM_CONTROL / "hot_remove").write_text(str(self._number)))
+        self._remove()
 
     def fill(self) -> None:
         """Leave no room at all, at a time when nobody else writes."""
@@ -103,6 +106,10 @@ class Disk:
 
     def _unmount(self) -> None:
         _when_free(lambda: _run("umount", self.path))
+
+    def _remove(self) -> None:
+        _when_free(lambda: (self._settings / "reset").write_text("1"))
+        _when_free(lambda: (ZRAM_CONTROL / "hot_remove").write_text(str(self._number)))
 
 
 def _enter_mount_namespace() -> None:
