@@ -1,5 +1,5 @@
-/* What vtpmd/core.py uses of pages.h, delta.h and crc32c.h, beside the engine link. cffi reads this
- * file; the compiler holds it against those headers, and works out each `...`. */
+/* What vtpmd/core.py uses of pages.h, delta.h and journal_recover.h, beside the engine link. cffi
+ * reads this file; the compiler holds it against those headers, and works out each `...`. */
 
 #define IMAGE_TYPE_MIN ...
 #define IMAGE_TYPE_MAX ...
@@ -90,5 +90,69 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
                 size_t record_bytes, uint8_t *result, struct delta_header *header);
+
+#define JOURNAL_VERSION ...
+#define JOURNAL_SEALED ...
+#define JOURNAL_BYTES ...
+#define JOURNAL_BYTES_MAX ...
+#define JOURNAL_SECTOR_BYTES ...
+#define JOURNAL_PAGE_BYTES ...
+#define JOURNAL_PAGE_SECTORS ...
+#define JOURNAL_HEADER_BYTES ...
+#define JOURNAL_IDENTITY_BYTES ...
+#define JOURNAL_SECRET_BYTES ...
+#define JOURNAL_PART_BYTES ...
+#define JOURNAL_RECORD_SECTORS_MAX ...
+
+enum journal_fault {
+    JOURNAL_FAULT_NONE,
+    JOURNAL_FAULT_LENGTH,
+    JOURNAL_FAULT_MAGIC,
+    JOURNAL_FAULT_CHECKSUM,
+    JOURNAL_FAULT_VERSION,
+    JOURNAL_FAULT_FLAG,
+    JOURNAL_FAULT_HEADER,
+    JOURNAL_FAULT_SECTOR,
+    JOURNAL_FAULT_ORDER,
+    JOURNAL_FAULT_GAP,
+    JOURNAL_FAULT_RECORD,
+    JOURNAL_FAULT_LINK,
+    JOURNAL_FAULT_DELTA,
+    JOURNAL_FAULT_OTHER_BASE,
+    ...
+};
+
+struct journal_evidence {
+    const uint8_t *checkpoint;
+    size_t checkpoint_bytes;
+    bool continued;
+    const uint8_t *journal;
+    size_t journal_bytes;
+    const uint8_t *identity;
+    const uint8_t *secret;
+    ...;
+};
+
+struct journal_recovery {
+    uint8_t verdict;
+    uint8_t fault;
+    bool has_image;
+    bool is_sealed;
+    uint32_t offset;
+    uint32_t used_bytes;
+    uint32_t n_records;
+    uint32_t n_applied;
+    uint64_t generation;
+    size_t image_bytes;
+    uint8_t digest[...];
+    uint8_t identity[...];
+    ...;
+};
+
+bool journal_may_start(const struct journal_recovery *recovery);
+int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
+                    struct journal_recovery *recovery);
+
+uint32_t crc32c(const uint8_t *bytes, size_t n_bytes);
 
 void explicit_bzero(void *bytes, size_t n_bytes);

@@ -5,8 +5,26 @@ from pathlib import Path
 import cffi
 
 CSRC = Path(__file__).resolve().parent
-SOURCES = ["crc32c.c", "delta.c", "digest.c", "pages.c"]
-HEADERS = ["bytes.h", "check.h", "crc32c.h", "delta.h", "digest.h", "pages.h"]
+SOURCES = [
+    "aead.c",
+    "crc32c.c",
+    "delta.c",
+    "digest.c",
+    "journal_format.c",
+    "journal_recover.c",
+    "pages.c",
+]
+HEADERS = [
+    "aead.h",
+    "bytes.h",
+    "check.h",
+    "crc32c.h",
+    "delta.h",
+    "digest.h",
+    "journal_format.h",
+    "journal_recover.h",
+    "pages.h",
+]
 DECLARATIONS = ["engine/link.cdef.h", "core.cdef.h"]
 
 # CPython's own flags carry -DNDEBUG, and leave a declaration that has drifted a mere warning.
@@ -27,8 +45,10 @@ ffibuilder.set_source(
     """
     #include <string.h>
     #include <sys/prctl.h>
+    #include "crc32c.h"
     #include "delta.h"
     #include "engine/link_types.h"
+    #include "journal_recover.h"
     #include "pages.h"
     """,
     sources=[f"csrc/{name}" for name in SOURCES],

@@ -168,10 +168,9 @@ static int check_base(unsigned type, const struct delta_image *base,
     return memcmp(digest, header->base_digest, DIGEST_BYTES) == 0 ? 0 : DELTA_BASE_DIFFERS;
 }
 
-static int make_result(const struct delta_image *base, const uint8_t *record,
-                       const struct delta_header *header, uint8_t *result)
+int delta_make(const struct delta_image *base, const uint8_t *record,
+               const struct delta_header *header, uint8_t *result)
 {
-    uint8_t digest[DIGEST_BYTES];
     struct cursor operations = {record + header->header_bytes, header->operations_bytes};
     struct application application = {
         .base = base->bytes,
@@ -180,10 +179,20 @@ static int make_result(const struct delta_image *base, const uint8_t *record,
         .result_bytes = header->result_bytes,
     };
 
-    if (!apply_operations(&application, operations))
-        return DELTA_OPERATION_WRONG;
-    int r = digest_compute(result, header->result_bytes, digest);
-    if (r < 0)
+    if (header->base_bytes != base->n_bytes)
+        return DELTA_OTHER_BASE;
+    return apply_operations(&application, operations) ? 0 : DELTA_OPERATION_WRONG;
+}
+
+static int make_result(const struct delta_image *base, const uint8_t *record,
+                       const struct delta_header *header, uint8_t *result)
+{
+    uint8_t digest[DIGEST_BYTES];
+
+    int r = delta_make(base, record, header, result);
+    if (r == 0)
+        r = digest_compute(result, header->result_bytes, digest);
+    if (r != 0)
         return r;
     return memcmp(digest, header->result_digest, DIGEST_BYTES) == 0 ? 0 : DELTA_RESULT_DIFFERS;
 }

@@ -127,3 +127,10 @@ int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_heade
  * what was made; or an enum delta_refusal or -ENOMEM, and then nothing is in `result`. */
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
                 size_t record_bytes, uint8_t *result, struct delta_header *header);
+
+/* The middle of delta_apply(), for a caller that applies many records in a row: `header` is what
+ * delta_inspect() has read of the record, and that it is for this base, and makes what its digest
+ * is of, is for the caller to check. Returns 0, DELTA_OTHER_BASE for a base of another length, or
+ * DELTA_OPERATION_WRONG; what is in `result` is of no use then. */
+int delta_make(const struct delta_image *base, const uint8_t *record,
+               const struct delta_header *header, uint8_t *result);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -17,8 +18,12 @@ struct io {
     int (*create)(struct io *io, const char *name, mode_t mode);
     /* Write all of the vectors, which it may change. */
     int (*write)(struct io *io, int fd, struct iovec *vectors, int n_vectors);
+    /* Write all of the bytes at an offset. */
+    int (*write_at)(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset);
     /* Return once the file's content is on the device. */
     int (*sync)(struct io *io, int fd);
+    /* The same for content that took the place of other: nothing but that need be written. */
+    int (*sync_data)(struct io *io, int fd);
     void (*close)(struct io *io, int fd);
     int (*rename)(struct io *io, const char *from, const char *to);
     int (*unlink)(struct io *io, const char *name);

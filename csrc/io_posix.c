@@ -52,10 +52,32 @@ static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vecto
     return 0;
 }
 
+static int posix_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset)
+{
+    (void)io;
+    while (n_bytes > 0) {
+        ssize_t written = pwrite(fd, bytes, n_bytes, offset);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return -errno;
+        bytes += written;
+        n_bytes -= (size_t)written;
+        offset += written;
+    }
+    return 0;
+}
+
 static int posix_sync(struct io *io, int fd)
 {
     (void)io;
     return fsync(fd) < 0 ? -errno : 0;
+}
+
+static int posix_sync_data(struct io *io, int fd)
+{
+    (void)io;
+    return fdatasync(fd) < 0 ? -errno : 0;
 }
 
 static void posix_close(struct io *io, int fd)
@@ -82,7 +104,9 @@ static int posix_sync_directory(struct io *io)
 const struct io io_posix_functions = {
     .create = posix_create,
     .write = posix_write,
+    .write_at = posix_write_at,
     .sync = posix_sync,
+    .sync_data = posix_sync_data,
     .close = posix_close,
     .rename = posix_rename,
     .unlink = posix_unlink,

@@ -146,6 +146,20 @@ static TPM_RESULT do_set_keys(struct link *link, struct message *request, struct
     return is_key ? TPM_SUCCESS : TPM_BAD_KEY_PROPERTY;
 }
 
+static TPM_RESULT do_set_anchor(struct link *link, struct message *request,
+                                struct message *response)
+{
+    struct link_anchor anchor;
+
+    (void)link, (void)response;
+    if (request->header.payload_bytes != sizeof(anchor) || request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    memcpy(&anchor, request->payload, sizeof(anchor));
+    nvram_set_anchor(request->descriptor, &anchor);
+    request->descriptor = -1; /* nvram's now */
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
                                      struct message *response)
 {
@@ -366,6 +380,7 @@ static const operation operations[] = {
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
     [LINK_SET_KEYS] = do_set_keys,
+    [LINK_SET_ANCHOR] = do_set_anchor,
 };
 
 static int serve_request(struct link *link)

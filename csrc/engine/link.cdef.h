@@ -39,7 +39,9 @@ enum link_operation {
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
-    LINK_SET_KEYS = 25,        /* payload: struct link_keys; before anything is written */
+    LINK_SET_KEYS = 26,        /* payload: struct link_keys; before anything is written */
+    LINK_SET_ANCHOR = 27,      /* payload: struct link_anchor; with one descriptor, the anchor's;
+                                  before anything is written */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -88,6 +90,13 @@ struct link_keys {
     uint32_t checkpoint_key_bytes; /* 16 or 32 */
     uint8_t checkpoint_key[32];    /* swtpm's --key */
     uint8_t journal_secret[32];    /* derived from it; each journal derives its own key from this */
+};
+
+/* What the anchor says at the start (csrc/anchor.h). */
+struct link_anchor {
+    uint8_t identity[16];
+    uint64_t serial;
+    uint64_t generation;
 };
 
 struct link_header {

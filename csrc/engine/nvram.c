@@ -7,8 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "anchor.h"
+#include "bytes.h"
 #include "check.h"
 #include "checkpoint.h"
+#include "digest.h"
 #include "error.h"
 #include "tpm.h"
 
@@ -20,6 +23,9 @@ struct image {
 
 static struct io *store_io;
 static struct cipher_key checkpoint_key; /* of no bytes: state files are in the clear */
+static struct anchor anchor = {.fd = -1};
+static uint64_t anchor_generation; /* that it was written with last */
+static bool anchor_failed;
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
@@ -62,6 +68,28 @@ static void image_replace(struct image *image, uint8_t *bytes, const uint8_t *fr
     image->n_bytes = n_bytes;
 }
 
+static bool is_permanent(const struct image *image)
+{
+    return image == &images[LINK_STATE_PERMANENT];
+}
+
+/* After a commit, and before its response: a commit that the anchor has not seen could be rolled
+ * back without anybody seeing that. */
+static int write_anchor(const uint8_t *state, size_t state_bytes)
+{
+    uint8_t digest[DIGEST_BYTES];
+
+    if (anchor.fd < 0)
+        return 0;
+    int r = digest_compute(state, state_bytes, digest);
+    if (r >= 0)
+        r = anchor_write(store_io, &anchor, anchor_generation + 1, digest);
+    if (r >= 0)
+        anchor_generation++;
+    anchor_failed = r < 0;
+    return r;
+}
+
 static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
 {
     uint8_t *bytes;
@@ -75,6 +103,8 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     if (r < 0)
         return r;
     r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
+    if (r >= 0 && is_permanent(image))
+        r = write_anchor(state, state_bytes);
     if (r < 0) {
         free(bytes);
         return r;
@@ -110,6 +140,19 @@ void nvram_set_key(const uint8_t *key, size_t key_bytes)
     checkpoint_key.n_bytes = (uint32_t)key_bytes;
 }
 
+void nvram_set_anchor(int fd, const struct link_anchor *says)
+{
+    anchor = (struct anchor){.fd = fd, .serial = says->serial};
+    memcpy(anchor.identity, says->identity, sizeof(anchor.identity));
+    anchor_generation = says->generation;
+}
+
+int nvram_adopt(enum link_state_type type, const uint8_t *state, size_t state_bytes)
+{
+    int r = type == LINK_STATE_PERMANENT ? write_anchor(state, state_bytes) : 0;
+    return r < 0 ? r : nvram_load(type, state, state_bytes);
+}
+
 bool nvram_has(enum link_state_type type)
 {
     return images[type].bytes != NULL;
@@ -139,6 +182,7 @@ void nvram_deinit(void)
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
     explicit_bzero(&checkpoint_key, sizeof(checkpoint_key));
+    close_descriptor(&anchor.fd);
 }
 
 /* libtpms' callbacks. It has one TPM, number 0. */
@@ -176,9 +220,11 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     int r = image_store(image, data, length);
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
-        error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
+        error_report("cannot store %s%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
                      "restarts: make room or repair the file system, then restart the guest",
-                     image->name, strerror(-r));
+                     anchor_failed ? "the anchor of tpm2-00." : "tpm2-00.", image->name,
+                     strerror(-r));
+        anchor_failed = false;
         return TPM_FAIL;
     }
     return TPM_SUCCESS;

@@ -23,8 +23,16 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
 /* Encrypt every state file that is written from now on: `key_bytes` is 16 or 32. */
 void nvram_set_key(const uint8_t *key, size_t key_bytes);
 
+/* Write the anchor behind `fd`, which is nvram's then, after each commit of the permanent state and
+ * before its response. */
+void nvram_set_anchor(int fd, const struct link_anchor *says);
+
 /* True if there is an image of that type. */
 bool nvram_has(enum link_state_type type);
+
+/* Take an image that is durable elsewhere as the one that libtpms reads next. Returns 0 or a
+ * negative errno. */
+int nvram_adopt(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
 /* Make an image durable and keep it. Returns 0 or a negative errno; then nothing has changed. */
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes);
@@ -36,5 +44,5 @@ int nvram_store_again(enum link_state_type type);
 /* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
-/* Overwrite and free every image, and overwrite the key. */
+/* Overwrite and free every image, overwrite the key, and close the anchor. */
 void nvram_deinit(void);

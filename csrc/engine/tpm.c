@@ -151,7 +151,7 @@ static TPM_RESULT take_given_state_as_stored(void)
     TPM_RESULT result = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
-    int r = nvram_load(LINK_STATE_PERMANENT, state, state_bytes);
+    int r = nvram_adopt(LINK_STATE_PERMANENT, state, state_bytes);
     explicit_bzero(state, state_bytes);
     free(state);
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;

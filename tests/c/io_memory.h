@@ -1,7 +1,16 @@
 /* A file system in memory that loses power: what is under the core's file seam in tests.
  *
- * It keeps for each file what was written and what was synced, and for the directory what is
- * there and what was synced. After a loss of power a disk may hold any mix of the two.
+ * It keeps what was written and, of that, what was synced. A loss of power leaves what was synced
+ * and, of the rest, anything that a disk may have got to:
+ *
+ *   - of each sector of 512 bytes any of the contents that it had since the last sync: so writes
+ *     are kept, dropped, torn between sectors and reordered,
+ *   - of each file the length that was synced, or its last,
+ *   - of the directory's changes (a file made, renamed or removed) any of them, each one whole.
+ *
+ * What that is, is asked of `struct io_choices`: all that there is, one after the other, or a
+ * random one from a seed. Names that begin with "TMP" are not in the directory afterwards, as a
+ * start removes them.
  */
 #pragma once
 
@@ -12,36 +21,82 @@
 
 enum {
     IO_MEMORY_FILES_MAX = 16,
-    IO_MEMORY_FILE_BYTES_MAX = 1 << 18,
+    IO_MEMORY_NAME_BYTES_MAX = 64,
+    IO_MEMORY_PENDING_MAX = 64, /* changes of the directory */
+    IO_MEMORY_SECTOR_BYTES = 512,
+    IO_CHOICES_MAX = 4096,
+};
+
+/* A write to one sector that was not synced. */
+struct io_memory_write {
+    uint32_t sector;
+    uint8_t bytes[IO_MEMORY_SECTOR_BYTES];
 };
 
 struct io_memory_file {
-    char name[64], durable_name[64]; /* empty: not in the directory */
+    bool used;
     uint8_t *bytes, *durable_bytes;
-    size_t n_bytes, n_durable_bytes;
+    size_t n_bytes, n_durable_bytes, n_allocated;
+    struct io_memory_write *writes;
+    size_t n_writes, n_writes_allocated;
+};
+
+/* The name of a file, if `file` is one; and a change that was not synced. */
+struct io_memory_entry {
+    char name[IO_MEMORY_NAME_BYTES_MAX];
+    int file; /* -1: none */
+};
+
+struct io_memory_change {
+    char from[IO_MEMORY_NAME_BYTES_MAX], to[IO_MEMORY_NAME_BYTES_MAX]; /* empty: none */
+    int file;
 };
 
 struct io_memory {
     struct io io;
     struct io_memory_file files[IO_MEMORY_FILES_MAX];
+    struct io_memory_entry entries[IO_MEMORY_FILES_MAX], durable_entries[IO_MEMORY_FILES_MAX];
+    struct io_memory_change changes[IO_MEMORY_PENDING_MAX];
+    size_t n_changes;
     int calls;         /* made so far */
     int fail_from;     /* calls from this one on fail and do nothing; 0: none */
+    int fail_to;       /* calls from this one on succeed again; 0: none */
     int fail_error;    /* with this errno */
-    bool forget_syncs; /* the canary: a disk that lies about syncs */
+    bool fail_half;    /* a write that fails has written its first half */
+    int syncs;         /* of a file or the directory, so far */
+    int skip_sync;     /* the canary: this one does nothing; 0: none */
+    bool forget_syncs; /* a disk that lies about all of them */
 };
 
 void io_memory_init(struct io_memory *io);
 void io_memory_deinit(struct io_memory *io);
 
-/* What a loss of power leaves. */
-enum io_memory_survivors {
-    SURVIVE_DIRECTORY = 1, /* renames and removals that were not synced are there */
-    SURVIVE_CONTENT = 2,   /* writes that were not synced are there */
-    SURVIVE_HALF = 4,      /* the first half of them is */
-    SURVIVE_COMBINATIONS = 8,
+/* Decisions that somebody has to make. */
+struct io_choices {
+    bool sampled;
+    uint64_t random;
+    size_t n, n_taken;
+    uint32_t taken[IO_CHOICES_MAX], limits[IO_CHOICES_MAX];
 };
 
-/* Find a file as it is, or as it would be after a loss of power. Returns false if it is absent. */
-bool io_memory_read(struct io_memory *io, const char *name, const uint8_t **bytes, size_t *n_bytes);
-bool io_memory_read_after_power_loss(struct io_memory *io, const char *name, int survivors,
-                                     uint8_t *bytes, size_t *n_bytes);
+/* Begin with the first of all combinations, or with a random one. */
+void io_choices_init(struct io_choices *choices);
+void io_choices_init_sampled(struct io_choices *choices, uint64_t seed);
+
+/* Go on to the next combination. Returns false if there is none; a random one there always is. */
+bool io_choices_next(struct io_choices *choices);
+
+/* Choose a number below `limit`. */
+uint32_t io_choose(struct io_choices *choices, uint32_t limit);
+
+/* Make `after`, which was initialised, what a loss of power leaves. */
+void io_memory_lose_power(const struct io_memory *io, struct io_choices *choices,
+                          struct io_memory *after);
+
+/* Find a file as it is. Returns false if it is absent. */
+bool io_memory_read(const struct io_memory *io, const char *name, const uint8_t **bytes,
+                    size_t *n_bytes);
+
+/* Find a file as it was synced, under a name that was synced. */
+bool io_memory_read_durable(const struct io_memory *io, const char *name, const uint8_t **bytes,
+                            size_t *n_bytes);

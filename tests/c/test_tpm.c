@@ -91,11 +91,11 @@ static bool clock_is_safe(void)
 
 static void restart_from_durable_state(void)
 {
-    static uint8_t bytes[IO_MEMORY_FILE_BYTES_MAX];
+    const uint8_t *bytes;
     size_t n_bytes;
 
     tpm_stop(tpm);
-    assert_true(io_memory_read_after_power_loss(&io, "tpm2-00.permall", 0, bytes, &n_bytes));
+    assert_true(io_memory_read_durable(&io, "tpm2-00.permall", &bytes, &n_bytes));
     assert_int_equal(nvram_load(LINK_STATE_PERMANENT, bytes + CHECKPOINT_HEADER_BYTES,
                                 n_bytes - CHECKPOINT_HEADER_BYTES),
                      0);

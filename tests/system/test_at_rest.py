@@ -5,25 +5,29 @@ key), 7 (no secret is ever logged or put in an error) and 2 (never a fresh TPM i
 does not open). The real swtpm writes and reads the directories.
 """
 
-import subprocess
-import sys
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.harness.command import vtpmd
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.handover import assert_serves, assert_tail, wait_until
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
+from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
+from tests.support.journal import write_journal
 from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
 from vtpmd.store.handover import Handover
-from vtpmd.store.keys import Key
+from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 MODES = pytest.mark.parametrize("mode", ["aes-128-cbc", "aes-256-cbc"])
@@ -48,19 +52,10 @@ def sealed_with(lab: Lab, key: bytes) -> Sealed:
 
 def refusal(state: Path, *options: str) -> tuple[int, str]:
     """Start a vtpmd that must not start; return its exit status and the one line that it says."""
-    vtpmd = Path(sys.executable).with_name("vtpmd")
-    command: list[str | Path] = [
-        vtpmd,
-        "run",
-        state,
-        "--socket",
-        state.with_suffix(".sock"),
-        *options,
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert ended.stdout == ""
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    return ended.returncode, ended.stderr
+    ended = vtpmd("run", state, "--socket", state.with_suffix(".sock"), *options)
+    assert ended.output == ""
+    assert len(ended.error.splitlines()) == 1, ended.error
+    return ended.status, ended.error
 
 
 def snapshot(state: Path) -> dict[str, tuple[bytes, int, int]]:
@@ -307,11 +302,11 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
         assert (status, reason in line) == (4, True), line
         assert snapshot(state) == before
 
-    vtpmd = lab.emulator(VTPMD, state, options=sealed.options)
-    with powered(vtpmd) as (_, tpm):
+    emulator = lab.emulator(VTPMD, state, options=sealed.options)
+    with powered(emulator) as (_, tpm):
         tpm.startup()
         assert tpm.nv_read(INDEX, len(SECRET)) == SECRET
-    assert_nothing_is_told(state, vtpmd.program.output, SECRET, sealed.key)
+    assert_nothing_is_told(state, emulator.program.output, SECRET, sealed.key)
 
 
 def test_remove_takes_the_key_file_away_before_the_guest_is_served(lab: Lab) -> None:
@@ -330,3 +325,205 @@ def test_a_wrong_key_option_is_refused_before_the_directory_is_made(lab: Lab) ->
     state = lab.new_path("state")
     assert refusal(state, "--key", "file=a,pwdfile=b")[0] == 2
     assert not state.exists()
+
+
+def key_option(sealed: Sealed | None, name: str = "--key") -> list[str]:
+    """Return the option that gives a key, if there is one."""
+    return [] if sealed is None else [name, sealed.options[1]]
+
+
+def assert_swtpm_opens(lab: Lab, state: Path, sealed: Sealed | None) -> None:
+    """Have swtpm go on from a directory: the secret is there."""
+    emulator = lab.emulator(SWTPM, state, options=key_option(sealed))
+    with powered(emulator) as (control, tpm):
+        assert tpm.nv_read(INDEX, len(SECRET)) == SECRET
+        control.store_volatile()
+        control.shutdown()
+    assert emulator.program.wait() == 0
+
+
+def test_rekey_adds_changes_and_removes_the_key(lab: Lab) -> None:
+    """Each time swtpm opens all of it, the volatile state too, with the new key and only that."""
+    keys = [None, *(sealed_with(lab, key) for key in (*KEYS.values(), b"\x55" * 16)), None]
+    state = make_plain(lab)
+    for old, new in pairwise(keys):
+        wanted = ["--no-key"] if new is None else key_option(new, "--new-key")
+        ended = vtpmd("rekey", state, *key_option(old), *wanted, "--json")
+        assert ended.status == 0, ended.error
+        assert ended.outcome == {
+            "directory": str(state),
+            "changed": ["tpm2-00.permall", "tpm2-00.volatilestate"],
+        }
+        if new is not None:
+            assert_nothing_is_told(state, ended.output, SECRET, new.key)
+        assert refusal(state, *key_option(old))[0] == 4
+        again = vtpmd("rekey", state, *key_option(old), *wanted)
+        assert again.output == f"{state}: there is nothing to change\n"
+        assert_swtpm_opens(lab, state, new)
+
+
+def make_plain(lab: Lab) -> Path:
+    """Have vtpmd make a directory without a key, with a secret and a volatile state in it."""
+    emulator = lab.emulator(VTPMD)
+    with powered(emulator) as (control, tpm):
+        tpm.startup()
+        tpm.nv_define(INDEX, len(SECRET))
+        tpm.nv_write(INDEX, SECRET)
+        control.store_volatile()
+        control.shutdown()
+    assert emulator.program.wait() == 0
+    return emulator.state
+
+
+def test_an_interrupted_rekey_is_finished_by_another(lab: Lab) -> None:
+    """After each number of files; until then either key is refused, and nothing is lost."""
+    old, new = (sealed_with(lab, key) for key in KEYS.values())
+    state = make_sealed(lab, VTPMD, old)
+    before = {path.name: path.read_bytes() for path in state.iterdir() if path.is_file()}
+    wanted = [*key_option(old), *key_option(new, "--new-key")]
+    assert vtpmd("rekey", state, *wanted).status == 0
+    after = {name: (state / name).read_bytes() for name in before}
+    (state / "tpm2-00.volatilestate").write_bytes(before["tpm2-00.volatilestate"])
+    for sealed in (old, new):
+        assert refusal(state, *key_option(sealed))[0] == 4
+    ended = vtpmd("rekey", state, *wanted, "--json")
+    assert ended.outcome["changed"] == ["tpm2-00.volatilestate"]
+    assert (state / "tpm2-00.permall").read_bytes() == after["tpm2-00.permall"]
+    assert_swtpm_opens(lab, state, new)
+
+
+def test_a_refused_rekey_changes_nothing(lab: Lab) -> None:
+    sealed, other = (sealed_with(lab, key) for key in KEYS.values())
+    state = make_sealed(lab, VTPMD, sealed)
+    before = snapshot(state)
+    for options, status in [
+        ((), 2),
+        (("--no-key",), 4),
+        (("--no-key", *key_option(other)), 4),
+        ((*key_option(other), *key_option(other, "--new-key")), 4),
+        (("--no-key", *key_option(sealed, "--new-key")), 2),
+        ((*key_option(sealed), "--new-key", "file=/nonexistent"), 1),
+    ]:
+        assert vtpmd("rekey", state, *options).status == status
+        assert snapshot(state) == before
+
+
+@pytest.mark.parametrize("command", [("fold",), ("recover",), ("rekey", "--no-key")])
+def test_commands_want_a_directory_that_is_there_and_not_in_use(
+    lab: Lab, command: tuple[str, ...]
+) -> None:
+    missing = lab.directory / "missing"
+    ended = vtpmd(*command, missing)
+    assert ended.status == 1
+    assert str(missing) in ended.error
+    assert not missing.exists()
+    ended = vtpmd(*command, lab.emulator(VTPMD).state)
+    assert ended.status == 3
+    assert "is in use" in ended.error
+
+
+def test_a_clean_directory_has_nothing_to_fold_or_recover(lab: Lab) -> None:
+    state = make_plain(lab)
+    before = snapshot(state)
+    ended = vtpmd("fold", state)
+    assert (ended.status, ended.output) == (0, f"{state}: there is no journal to fold\n")
+    assert not vtpmd("fold", state, "--json").outcome["folded"]
+    ended = vtpmd("recover", state)
+    assert ended.status == 0
+    assert ended.output == f"{state}: nothing is wrong; vtpmd run starts from the checkpoint\n"
+    outcome = vtpmd("recover", state, "--restore", "--json").outcome
+    assert (outcome["verdict"], outcome["restored"], outcome["problems"]) == ("B", False, [])
+    assert snapshot(state) == before
+
+
+class Crashed(NamedTuple):
+    """A directory whose last commits are in a journal, and what the guest's counter said."""
+
+    state: Path
+    counters: list[int]  # after each commit; the checkpoint has the first
+
+
+def make_crashed(lab: Lab, sealed: Sealed | None) -> Crashed:
+    """Have vtpmd make the states of a counter, and leave them as a crash does."""
+    emulator = lab.emulator(VTPMD, options=key_option(sealed))
+    images, counters = [], []
+    with powered(emulator) as (control, tpm):
+        tpm.startup()
+        tpm.nv_define(INDEX, 8, tpm2.NV_COUNTER)
+        for _ in range(5):
+            tpm.nv_increment(INDEX)
+            counters.append(tpm.nv_counter(INDEX))
+            images.append(swtpm_format.decode_blob(control.get_state_blob(Blob.PERMANENT)))
+    assert emulator.stop() == 0
+    with StateDirectory.open(emulator.state) as directory:
+        key = None if sealed is None else Key(bytearray(sealed.key))
+        directory.write_state(StateType.PERMANENT, images[0], key)
+        secret = None if key is None else key.derive(INFO_JOURNAL)
+        directory.replace(JOURNAL_NAME, bytes(write_journal(images, secret=secret)))
+    return Crashed(emulator.state, counters)
+
+
+def counter_in(lab: Lab, kind: EmulatorKind, state: Path, sealed: Sealed | None) -> int:
+    """Return what the counter says when a program has gone on from a directory."""
+    emulator = lab.emulator(kind, state, options=key_option(sealed))
+    with powered(emulator) as (control, tpm):
+        tpm.startup()
+        counter = tpm.nv_counter(INDEX)
+        control.shutdown()
+    assert emulator.program.wait() == 0
+    return counter
+
+
+SEALED_OR_NOT = pytest.mark.parametrize("key", [None, *KEYS.values()], ids=["plain", *KEYS])
+
+
+@SEALED_OR_NOT
+def test_a_crashed_directory_is_gone_on_from(lab: Lab, key: bytes | None) -> None:
+    """By vtpmd as it is, and by swtpm after it was folded."""
+    sealed = None if key is None else sealed_with(lab, key)
+    crashed = make_crashed(lab, sealed)
+    copy = lab.new_path("copy")
+    shutil.copytree(crashed.state, copy)
+    assert counter_in(lab, VTPMD, crashed.state, sealed) == crashed.counters[-1]
+    assert counter_in(lab, SWTPM, crashed.state, sealed) == crashed.counters[-1]
+
+    ended = vtpmd("fold", copy, *key_option(sealed))
+    assert ended.status == 0
+    assert "folded 4 commits" in ended.output
+    assert counter_in(lab, SWTPM, copy, sealed) == crashed.counters[-1]
+
+
+@SEALED_OR_NOT
+def test_invariant_2_a_damaged_journal_stops_the_start(lab: Lab, key: bytes | None) -> None:
+    """Exit status 5, one line, nothing changed; recover restores when told to, and keeps it all."""
+    sealed = None if key is None else sealed_with(lab, key)
+    state, counters = make_crashed(lab, sealed)
+    journal = state / JOURNAL_NAME
+    content = bytearray(journal.read_bytes())
+    content[3 * 512 + 99] ^= 1  # in the third of four records
+    journal.write_bytes(content)
+    before = snapshot(state)
+    for command in ("run", "fold"):
+        ended = vtpmd(command, state, *key_option(sealed))
+        assert ended.status == 5
+        assert "a sector was altered, at byte 1536 (K)" in ended.error
+    ended = vtpmd("recover", state, *key_option(sealed))
+    assert ended.status == 5
+    assert "could be restored: generation 3" in ended.output
+    assert snapshot(state) == before
+
+    ended = vtpmd("recover", state, *key_option(sealed), "--restore", "--json")
+    assert ended.status == 0
+    for name, original in ended.outcome["originals"].items():
+        assert (state / original).read_bytes() == before[name][0]
+    assert counter_in(lab, VTPMD, state, sealed) == counters[2]
+
+
+def test_rekey_folds_first(lab: Lab) -> None:
+    old, new = (sealed_with(lab, key) for key in KEYS.values())
+    state, counters = make_crashed(lab, old)
+    assert refusal(state, *key_option(new))[0] == 4
+    ended = vtpmd("rekey", state, *key_option(old), *key_option(new, "--new-key"))
+    assert ended.status == 0
+    assert not (state / JOURNAL_NAME).exists()
+    assert counter_in(lab, SWTPM, state, new) == counters[-1]

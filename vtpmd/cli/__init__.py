@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vtpmd import __version__
-from vtpmd.cli import migrate, pki, run
+from vtpmd.cli import fold, migrate, pki, recover, rekey, run
 from vtpmd.errors import VtpmdError
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
@@ -36,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_parser(commands)
     migrate.add_parser(commands)
     pki.add_parser(commands)
+    fold.add_parser(commands)
+    recover.add_parser(commands)
+    rekey.add_parser(commands)
     return parser
 
 

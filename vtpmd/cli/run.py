@@ -27,6 +27,8 @@ exit status:
   2  the command line was wrong
   3  the state directory is in use by another vtpmd or swtpm
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
+  5  the state is damaged: nothing was changed, see vtpmd recover
+  6  the state has fallen behind the anchor: it was put back to an older one
 """
 
 
@@ -70,6 +72,12 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
         help="encrypt the state on the disk: file=PATH, fd=N, pwdfile=PATH or pwdfd=N, and mode=, "
         "format=, kdf= and remove as swtpm has them",
     )
+    parser.add_argument(
+        "--anchor",
+        metavar="PATH",
+        type=Path,
+        help="keep on another disk how far the state has come, and do not start from less",
+    )
 
 
 def _add_moving(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.handover import Handover
     from vtpmd.store.keys import parse_key_source, read_key
+    from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
     source = None if options.key is None else parse_key_source(options.key)
@@ -117,8 +126,11 @@ def run(options: argparse.Namespace) -> int:
         store = stack.enter_context(Store.create())
         key = None if source is None else stack.enter_context(read_key(source))
         handover = Handover(directory, key)
-        recovered = handover.recover()
-        states = directory.read_states(key)
+        anchor = None
+        if options.anchor is not None:
+            opened = open_anchor(options.anchor, directory, handover, key)
+            anchor = stack.enter_context(opened)
+        begun = start(directory, handover, key, anchor)
         process = engine_process.spawn(
             directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
@@ -132,10 +144,10 @@ def run(options: argparse.Namespace) -> int:
         # Imported while the engine starts: asyncio is most of this program's start-up time.
         from vtpmd.daemon import runtime
 
-        if recovered:
+        if begun.took_up:
             print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
         resources = runtime.Resources(
-            process, store, states, handover, control, peers, management, key
+            process, store, begun.states, handover, control, peers, management, key, anchor
         )
         return runtime.serve(resources, config)
 

@@ -8,13 +8,12 @@ import struct
 import time
 from collections.abc import Mapping
 
-from vtpmd import core
 from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
 from vtpmd.migration.tail import is_tail
-from vtpmd.store.keys import INFO_JOURNAL, Key
+from vtpmd.store.keys import Key
 from vtpmd.wire import control, swtpm_format
 from vtpmd.wire.control import Bare, Command, Request, Result, StateType
 
@@ -51,25 +50,14 @@ class Instance:
         mobility.is_running = lambda: self._running
 
     async def load(self, states: Mapping[StateType, bytes]) -> None:
-        """Give the engine the key and what the directory holds; the first INIT starts from it.
+        """Give the engine what the state directory holds; the first INIT starts from it.
 
         Raises EngineDied, or VtpmdError if the engine has no memory for it.
         """
-        if self._key is not None:
-            await self._set_keys(self._key)
         for kind, state in states.items():
             reply = await self._engine.request(LinkOperation.LOAD_STATE, kind, state)
             if reply.result != Result.SUCCESS:
                 raise VtpmdError(f"the engine has no memory for {len(state)} bytes of state")
-
-    async def _set_keys(self, key: Key) -> None:
-        keys = core.pack_link_keys(key.material, key.derive(INFO_JOURNAL))
-        try:
-            reply = await self._engine.request(LinkOperation.SET_KEYS, payload=keys)
-        finally:
-            keys[:] = bytes(len(keys))
-        if reply.result != Result.SUCCESS:
-            raise VtpmdError(f"the engine refuses the key with {reply.result:#x}")
 
     async def handle(self, request: Request, descriptors: list[int]) -> bytes:
         """Carry out a command and return its answer.

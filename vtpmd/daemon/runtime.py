@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from vtpmd.config import RunConfig
 from vtpmd.core import LinkLocked, Store
+from vtpmd.daemon import durability
 from vtpmd.daemon.control_server import ControlServer
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
+from vtpmd.store.anchor import Anchor
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
 from vtpmd.wire.control import StateType
@@ -38,6 +40,7 @@ class Resources(NamedTuple):
     peers: socket.socket | None
     management: socket.socket | None
     key: Key | None
+    anchor: Anchor | None
 
 
 def serve(resources: Resources, config: RunConfig) -> int:
@@ -69,6 +72,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
         mobility = Mobility(engine, resources.store, resources.handover, uuid)
         instance = Instance(engine, mobility, resources.key)
+        await durability.set_up(engine, resources.key, resources.anchor)
         await instance.load(resources.states)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)

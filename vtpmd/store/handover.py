@@ -32,6 +32,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from vtpmd.store.directory import (
+    JOURNAL_NAME,
     StateDirectory,
     StateDirectoryError,
     StateKeyError,
@@ -202,20 +203,13 @@ class Handover:
         Return True if there was one that was granted. If the TPM has written its own file since,
         that is the newer one. A granted state that cannot be read is an error, and stays as it is.
         """
-        try:
-            content = read_regular_file(self._fd, INCOMING_NAME, INCOMING_BYTES)
-        except FileNotFoundError:
+        found = self._incoming()
+        if found is None:
             return False
-        except OSError as error:
-            raise self._directory.failed(INCOMING_NAME, error) from error
-        head, sealing = self._open_head(content)
-        if head.granted and head.made_with == self._permanent_digest():
-            state = _slot(content, head.granted, sealing)
-            if state is None or head.magic not in (MAGIC, MAGIC_SEALED):
-                raise StateDirectoryError(
-                    f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
-                    "damaged: restore it from a copy"
-                )
+        head, state = found
+        if state is not None:
+            # One that is left continues a state that this host had before.
+            self._directory.remove(JOURNAL_NAME)
             self._directory.write_state(StateType.PERMANENT, state, self._key)
         if head.granted:
             self.strike_out()
@@ -223,6 +217,30 @@ class Handover:
             self._update(self._read()._replace(declined=head.session.hex()))
         self.finish_taking()
         return bool(head.granted)
+
+    def granted(self) -> bytes | None:
+        """Return the state that recover() would make the vTPM's; nothing is written."""
+        found = self._incoming()
+        return None if found is None else found[1]
+
+    def _incoming(self) -> tuple[_Head, bytes | None] | None:
+        """Return what the file for incoming states says, and the state that is to be taken up."""
+        try:
+            content = read_regular_file(self._fd, INCOMING_NAME, INCOMING_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._directory.failed(INCOMING_NAME, error) from error
+        head, sealing = self._open_head(content)
+        if not head.granted or head.made_with != self._permanent_digest():
+            return head, None
+        state = _slot(content, head.granted, sealing)
+        if state is None or head.magic not in (MAGIC, MAGIC_SEALED):
+            raise StateDirectoryError(
+                f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
+                "damaged: restore it from a copy"
+            )
+        return head, state
 
     def _open_head(self, content: bytes) -> tuple[_Head, Sealing | None]:
         """Return what a file for incoming states says, and what opens the states in it."""

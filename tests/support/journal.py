@@ -1,0 +1,93 @@
+"""Journals written apart from the code under test, by the tables of docs/journal-format.md."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from itertools import pairwise
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from vtpmd import core
+from vtpmd.core import Image
+
+SECTOR = 512
+PAGE_SECTORS = 8
+PART = SECTOR - 16
+FILE_BYTES = 64 * 1024
+HEADER = struct.Struct(">8sHHHH16s32sQII32s")
+
+
+def digest(image: bytes) -> bytes:
+    """Return an image's SHA-256."""
+    return hashlib.sha256(image).digest()
+
+
+def nonce(number: int) -> bytes:
+    """Return the nonce of a record, or of the header: 0."""
+    return number.to_bytes(12, "big")
+
+
+def write_journal(
+    images: Sequence[bytes],
+    *,
+    identity: bytes = bytes(16),
+    salt: bytes = b"s" * 32,
+    first_generation: int = 1,
+    secret: bytes | None = None,
+    version: int = 1,
+) -> bytearray:
+    """Return a journal that continues the first image, with a record for each one after it."""
+    aead = None
+    if secret is not None:
+        key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"vtpmd journal 1")
+        aead = AESGCM(key.derive(secret))
+    base = images[0]
+    head = HEADER.pack(
+        b"VTPMJRNL",
+        version,
+        128,
+        0,
+        0 if aead is None else 1,
+        identity,
+        salt,
+        first_generation,
+        len(base),
+        FILE_BYTES,
+        digest(base),
+    )
+    seal = bytes(16) if aead is None else aead.encrypt(nonce(0), b"", head)
+    head = (head + seal).ljust(508, b"\0")
+    file = bytearray(head + core.crc32c(head).to_bytes(4, "big"))
+    link = digest(bytes(file))
+    for number, (before, after) in enumerate(pairwise(images), start=1):
+        generation = first_generation + number - 1
+        delta = core.delta_encode(Image(1, generation, before), Image(1, generation + 1, after))
+        content, link = _content(aead, number, link, delta)
+        file += _record(len(file) // SECTOR, number, content)
+    return file.ljust(FILE_BYTES, b"\0")
+
+
+def _content(aead: AESGCM | None, number: int, link: bytes, delta: bytes) -> tuple[bytes, bytes]:
+    """Return a record's content, and its link."""
+    length = len(delta).to_bytes(4, "big")
+    if aead is None:
+        link = digest(link + length + delta)
+    else:
+        sealed = aead.encrypt(nonce(number), delta, link + length)
+        delta, link = sealed[:-16], sealed[-16:] + bytes(16)
+    return length + link + delta, link
+
+
+def _record(sector: int, number: int, content: bytes) -> bytes:
+    """Return a record's sectors, and the empty ones before them; `sector` is the next free one."""
+    n_sectors = -(-len(content) // PART)
+    in_page = sector % PAGE_SECTORS
+    empty = PAGE_SECTORS - in_page if in_page + n_sectors > PAGE_SECTORS >= n_sectors else 0
+    record = bytearray(empty * SECTOR)
+    for index in range(n_sectors):
+        part = content[index * PART : (index + 1) * PART].ljust(PART, b"\0")
+        frame = struct.pack(">HHQ", index, n_sectors, number) + part
+        record += core.crc32c(frame).to_bytes(4, "big") + frame
+    return bytes(record)

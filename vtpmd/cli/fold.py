@@ -1,0 +1,62 @@
+"""``vtpmd fold``: fold a journal into the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+from vtpmd.cli import at_rest
+
+EPILOG = f"""\
+example:
+  vtpmd fold /srv/web1-tpm
+
+  After vtpmd was killed or the host lost power, it writes what tpm2-00.journal has added into
+  tpm2-00.permall and removes the journal: the directory is one that swtpm can use. vtpmd run does
+  the same when it starts, and a clean stop leaves nothing to fold.
+
+exit status:
+  0  folded, or there was nothing to fold
+  1  the directory cannot be read or written
+{at_rest.EXIT_IN_USE_AND_KEY}\
+  5  what is there is damaged: nothing was changed, see vtpmd recover
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = at_rest.add_parser(
+        commands, "fold", "fold a state directory's journal into its checkpoint", EPILOG
+    )
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fold; return the exit status. Raises VtpmdError."""
+    from vtpmd.store import recovery
+    from vtpmd.store.handover import Handover
+
+    with at_rest.opened(options.directory) as directory, at_rest.key_of(options.key) as key:
+        handover = Handover(directory, key)
+        taken_up = handover.recover()
+        examined = recovery.recover(directory, key)
+        recovery.fold(directory, examined, key)
+    found = examined.recovery
+    outcome = {
+        "directory": str(options.directory),
+        "folded": examined.has_journal,
+        "records": found.records,
+        "generation": examined.found.generation,
+        "taken-up": taken_up,
+    }
+    lines = []
+    if taken_up:
+        lines.append(f"{options.directory}: took up the state that had been granted to this host")
+    if examined.has_journal:
+        lines.append(
+            f"{options.directory}: folded {found.records} commits into the checkpoint, up to "
+            f"generation {outcome['generation']}"
+        )
+    else:
+        lines.append(f"{options.directory}: there is no journal to fold")
+    at_rest.report(outcome, lines, as_json=options.json)
+    return 0

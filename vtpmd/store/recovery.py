@@ -1,0 +1,153 @@
+"""What a state directory holds after a crash, and making it a plain one again.
+
+The permanent state is the checkpoint, ``tpm2-00.permall``, and what ``tpm2-00.journal`` has added.
+What the two make is decided in C (``csrc/journal_recover.c`` has the table); this reads the files,
+says in words what was decided, and folds: the checkpoint is written anew, then the journal removed.
+A crash in between leaves a checkpoint in the journal's chain, which the next start finds.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from vtpmd import core
+from vtpmd.core import JournalFault, Recovery
+from vtpmd.store.anchor import Found
+from vtpmd.store.directory import (
+    JOURNAL_NAME,
+    StateDirectory,
+    StateDirectoryError,
+    StateKeyError,
+)
+from vtpmd.store.keys import INFO_JOURNAL, Key
+from vtpmd.wire.control import StateType
+
+# What is wrong in the rows of the table that are refused, after the journal's name.
+REASONS: Final = {
+    "C": "is missing: the checkpoint says that it continues there",
+    "D": "continues a checkpoint that is missing, tpm2-00.permall",
+    "E": "is damaged",
+    "F": "is of a later version: update vtpmd",
+    "G": "is another vTPM's",
+    "H": "is sealed: give its key with --key",
+    "I": "is not sealed, but a key was given: leave out --key",
+    "J": "does not open with this key: the key is another one, or it was altered",
+    "K": "is damaged",
+    "L": "does not continue the checkpoint: that is older than the journal, or another vTPM's",
+    "M": "makes another state than it says",
+}
+KEY_LETTERS: Final = "HIJ"
+FAULTS: Final = {
+    JournalFault.LENGTH: "it has not the length that it says",
+    JournalFault.MAGIC: "it does not begin as a journal does",
+    JournalFault.CHECKSUM: "its header was altered",
+    JournalFault.VERSION: "its version is unknown",
+    JournalFault.FLAG: "a flag in it is unknown",
+    JournalFault.HEADER: "a number in its header is past a limit",
+    JournalFault.SECTOR: "a sector was altered",
+    JournalFault.ORDER: "a record is missing or out of its place",
+    JournalFault.GAP: "a sector is empty, and later ones are not",
+    JournalFault.RECORD: "a record has not the length that it says",
+    JournalFault.LINK: "a record was altered, or is of another journal",
+    JournalFault.DELTA: "a record holds no valid change",
+    JournalFault.OTHER_BASE: "a record is for another state than the one before makes",
+}
+
+
+class RecoveryRefused(StateDirectoryError):
+    """What a directory holds is damaged: no vTPM may start from it."""
+
+    exit_status = 5
+
+
+class Examined(NamedTuple):
+    """What the files of a directory hold. Nothing was written."""
+
+    states: dict[StateType, bytes]  # of the state files
+    recovery: Recovery
+    has_journal: bool
+
+    @property
+    def permanent(self) -> bytes | None:
+        """The permanent state that could be made of them."""
+        if self.recovery.image is not None:
+            return self.recovery.image.data
+        return self.states.get(StateType.PERMANENT)
+
+    def states_to_start_from(self) -> dict[StateType, bytes]:
+        """Return what a vTPM's state files hold once this has been folded."""
+        permanent = self.permanent
+        return self.states | ({} if permanent is None else {StateType.PERMANENT: permanent})
+
+    @property
+    def found(self) -> Found:
+        """What an anchor is compared with."""
+        permanent, image = self.permanent, self.recovery.image
+        # Only a journal says which generation it is.
+        generation = image.generation if image is not None and self.has_journal else None
+        return Found(None if permanent is None else sha256(permanent).digest(), generation)
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"Examined({self.recovery!r})"
+
+
+def examine(directory: StateDirectory, key: Key | None) -> Examined:
+    """Read a directory, and work out what it holds. Nothing is written.
+
+    Raises StateKeyError or StateDirectoryError for a state file that cannot be read.
+    """
+    return examine_states(directory, directory.read_states(key), key)
+
+
+def examine_states(
+    directory: StateDirectory,
+    states: dict[StateType, bytes],
+    key: Key | None,
+) -> Examined:
+    """Work out what the states in a directory's files and its journal make, as ``examine``."""
+    journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
+    recovery = core.journal_recover(
+        states.get(StateType.PERMANENT),
+        journal,
+        secret=None if key is None else key.derive(INFO_JOURNAL),
+    )
+    return Examined(states, recovery, journal is not None)
+
+
+def reason(recovery: Recovery) -> str:
+    """Say why a directory is refused, and where: without an end, as more may follow."""
+    text = f"{JOURNAL_NAME} {REASONS[recovery.letter]}"
+    if recovery.fault is not JournalFault.NONE:
+        text += f": {FAULTS[recovery.fault]}, at byte {recovery.offset}"
+    return f"{text} ({recovery.letter})"
+
+
+def recover(directory: StateDirectory, key: Key | None) -> Examined:
+    """Return what a vTPM starts from.
+
+    Raises StateKeyError, or RecoveryRefused when anything that was once whole is now wrong; every
+    file is as it was then.
+    """
+    examined = examine(directory, key)
+    recovery = examined.recovery
+    if recovery.may_start:
+        return examined
+    kind = StateKeyError if recovery.letter in KEY_LETTERS else RecoveryRefused
+    raise kind(
+        f"cannot use state directory {directory.path}: {reason(recovery)}; restore it from a "
+        f"backup, or see `vtpmd recover {directory.path}`"
+    )
+
+
+def fold(directory: StateDirectory, examined: Examined, key: Key | None) -> None:
+    """Write what was recovered as the checkpoint, and remove the journal: durably, in this order.
+
+    Raises StateDirectoryError; then the directory can still be recovered.
+    """
+    if not examined.has_journal:
+        return
+    if examined.permanent is not None:
+        directory.write_state(StateType.PERMANENT, examined.permanent, key)
+    directory.remove(JOURNAL_NAME)

@@ -1,0 +1,140 @@
+"""What could be restored of a damaged state directory, and restoring it: only when told to.
+
+Nothing here is ever done by ``vtpmd run``. The originals are kept, in files of other names; an
+older permanent state is never resumed with the volatile state of a newer one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from vtpmd.store import recovery
+from vtpmd.store.anchor import Anchor, FallenBehind
+from vtpmd.store.directory import (
+    JOURNAL_NAME,
+    STATE_NAMES,
+    StateDirectory,
+    StateDirectoryError,
+    StateKeyError,
+    state_file,
+)
+from vtpmd.store.keys import Key
+from vtpmd.store.recovery import Examined
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.control import StateType
+
+PERMANENT_FILE: Final = state_file(StateType.PERMANENT)
+LATER_VERSION: Final = "F"  # the row of the table: that version knows what to make of it
+COPIES_MAX: Final = 1000  # of one file's originals: more of them were not made by hand
+
+
+class Salvage(NamedTuple):
+    """What is wrong with a directory, and what could be made of it. Nothing was written."""
+
+    examined: Examined
+    problems: list[str]  # a line each
+    lost: list[str]  # what a restoration would give up, a line each
+    set_aside: list[str]  # files that it would give other names
+    image: bytes | None  # the permanent state that it would write
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether there is a permanent state to restore."""
+        return self.image is not None
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"Salvage({self.problems})"
+
+
+def assess(directory: StateDirectory, key: Key | None) -> Salvage:
+    """Find out what is wrong, and what could be restored.
+
+    Raises StateKeyError when the key is missing or wrong, as far as that can be told.
+    """
+    states: dict[StateType, bytes] = {}
+    problems, damaged = [], []
+    for kind in STATE_NAMES:
+        try:
+            state = directory.read_state(kind, key)
+        except StateDirectoryError as error:
+            if isinstance(error, StateKeyError) and StateType.PERMANENT not in states:
+                raise
+            problems.append(str(error))
+            damaged.append(kind)
+            continue
+        if state is not None:
+            states[kind] = state
+    examined = recovery.examine_states(directory, states, key)
+    if StateType.PERMANENT in damaged:
+        return Salvage(examined, problems, [], [], None)
+    if examined.recovery.letter in recovery.KEY_LETTERS:
+        raise StateKeyError(f"{directory.path}: {recovery.reason(examined.recovery)}")
+    set_aside = [state_file(kind) for kind in damaged]
+    lost = [f"{name}: the guest begins with a reset of its TPM" for name in set_aside]
+    if examined.recovery.may_start:
+        return Salvage(examined, problems, lost, set_aside, examined.permanent)
+    problems.append(f"{directory.path}: {recovery.reason(examined.recovery)}")
+    if examined.recovery.letter == LATER_VERSION:
+        return Salvage(examined, problems, [], [], None)
+    for kind in (StateType.VOLATILE, StateType.SAVESTATE):
+        if kind in states:
+            lost.append(f"{state_file(kind)}: it goes with what is lost")
+            set_aside.append(state_file(kind))
+    lost.insert(0, _lost(examined))
+    if examined.has_journal:
+        set_aside.append(JOURNAL_NAME)
+    return Salvage(examined, problems, lost, set_aside, examined.permanent)
+
+
+def _lost(examined: Examined) -> str:
+    """Say what of the journal is not in the image that was made."""
+    found = examined.recovery
+    if not examined.has_journal:
+        return f"{JOURNAL_NAME}: all commits since the checkpoint"
+    if found.image is None:
+        return f"{JOURNAL_NAME}: all {found.used_bytes} bytes that were written to it"
+    return (
+        f"{JOURNAL_NAME}: what follows byte {found.offset}, of {found.used_bytes} bytes that were "
+        "written to it"
+    )
+
+
+def restore(directory: StateDirectory, salvage: Salvage, key: Key | None) -> dict[str, str]:
+    """Restore what was found; return the names that the originals have now.
+
+    The permanent state is written before its journal is set aside: a crash in between leaves a
+    directory that is refused as before. Raises StateDirectoryError.
+    """
+    if salvage.image is None:
+        raise ValueError("there is nothing to restore")
+    kept = {}
+    if not salvage.examined.recovery.may_start:
+        original = directory.read(PERMANENT_FILE, swtpm_format.FILE_BYTES_MAX)
+        if original is not None:
+            kept[PERMANENT_FILE] = _free_name(directory, PERMANENT_FILE)
+            directory.replace(kept[PERMANENT_FILE], original)
+        directory.write_state(StateType.PERMANENT, salvage.image, key)
+    for name in salvage.set_aside:
+        kept[name] = _free_name(directory, name)
+        directory.rename(name, kept[name])
+    return kept
+
+
+def behind(anchor: Anchor, salvage: Salvage) -> str | None:
+    """Return how what could be restored has fallen behind an anchor, or None if it has not.
+
+    Raises StateDirectoryError for another vTPM's anchor.
+    """
+    try:
+        anchor.check(salvage.examined.found, None)
+    except FallenBehind as error:
+        return str(error)
+    return None
+
+
+def _free_name(directory: StateDirectory, name: str) -> str:
+    for number in range(1, COPIES_MAX + 1):
+        if not directory.exists(candidate := f"{name}.damaged-{number}"):
+            return candidate
+    raise StateDirectoryError(f"{directory.path} has too many {name}.damaged-N: remove some")

@@ -1,0 +1,65 @@
+"""What happens to a state directory before a vTPM starts from it, in the order that matters.
+
+First the anchor is compared, and nothing is written until that is right; then a state that a peer
+has granted is taken up, what a crash has left is recovered, the anchor hears of it, and the journal
+is folded.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from vtpmd.store import recovery
+from vtpmd.store.anchor import Anchor
+from vtpmd.store.directory import StateDirectory, state_file
+from vtpmd.store.handover import Handover
+from vtpmd.store.keys import Key
+from vtpmd.wire.control import StateType
+
+
+class Start(NamedTuple):
+    """What a vTPM starts from."""
+
+    states: dict[StateType, bytes]
+    took_up: bool  # a state that had been granted to this host
+
+    def __repr__(self) -> str:
+        """Leave the states out."""
+        return f"Start(took_up={self.took_up})"
+
+
+def open_anchor(
+    path: Path, directory: StateDirectory, handover: Handover, key: Key | None
+) -> Anchor:
+    """Open the anchor, and check that the directory has not fallen behind it.
+
+    A granted state is right if the anchor has seen it, or what it is to take the place of. Raises
+    FallenBehind, StateDirectoryError or UsageError; nothing was written then.
+    """
+    granted = handover.granted()
+    has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
+    anchor = Anchor.open(path, directory.path, is_new=not has_state)
+    try:
+        if granted is None or not anchor.has_seen(sha256(granted).digest()):
+            anchor.check(recovery.recover(directory, key).found, None)
+    except BaseException:
+        anchor.close()
+        raise
+    return anchor
+
+
+def start(
+    directory: StateDirectory, handover: Handover, key: Key | None, anchor: Anchor | None
+) -> Start:
+    """Make a directory what a vTPM starts from, and return that.
+
+    Raises StateKeyError, RecoveryRefused or StateDirectoryError.
+    """
+    took_up = handover.recover()
+    examined = recovery.recover(directory, key)
+    if anchor is not None:
+        anchor.trust(examined.found, None)
+    recovery.fold(directory, examined, key)
+    return Start(examined.states_to_start_from(), took_up)
