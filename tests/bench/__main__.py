@@ -33,7 +33,7 @@ The results go to bench/results/TIME.json: facts about the machine and every per
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line; leave the process with status 2 when it is wrong."""
-    chapters = "\n".join(f"  {chapter.name:<12} {chapter.summary}" for chapter in CHAPTERS)
+    chapters = "\n".join(f"  {chapter.name:<14} {chapter.summary}" for chapter in CHAPTERS)
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description=f"Measure vtpmd beside swtpm.\n\nchapters, all by default:\n{chapters}",

@@ -4,17 +4,17 @@
  *     client ROUNDS SAMPLES CLIENT_CORE ECHO_CORE COMMANDS NAME=DESCRIPTOR...
  *
  * One sample is the time from the first byte sent to the last byte received of all COMMANDS
- * (hexadecimal, separated by commas), one after the other. The emulators, each a data socket that
- * was inherited, and an echo process, which is the floor, take turns in ROUNDS short rounds of
- * SAMPLES, so that noise hits all alike. This process stays on CLIENT_CORE and the echo process on
- * ECHO_CORE, where the emulators should run as well: a wake-up on one core and one across cores
- * differ tenfold, and a scheduler that chose differently for two emulators would hide what is
- * compared.
+ * (hexadecimal, separated by commas), one after the other. There may be several such lists, with
+ * slashes between them: they take turns, so that each write finds something else. The emulators,
+ * each a data socket that was inherited, and an echo process, which is the floor, take turns in
+ * ROUNDS short rounds of SAMPLES, so that noise hits all alike. This process stays on CLIENT_CORE
+ * and the echo process on ECHO_CORE, where the emulators should run as well: a wake-up on one core
+ * and one across cores differ tenfold, and a scheduler that chose differently for two emulators
+ * would hide what is compared.
  *
  * Writes a line of JSON for each emulator and for the echo process. Exit status: 0 measured, 1 a
  * command failed, 2 usage.
  */
-#define _GNU_SOURCE
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -34,7 +34,8 @@ enum {
     MESSAGE_BYTES_MAX = 4096, /* libtpms' buffer for one command or response */
     HEADER_BYTES = 10,        /* tag, size, code of a TPM command or response */
     COMMANDS_MAX = 8,
-    SUBJECTS_MAX = 4,
+    LISTS_MAX = 2,
+    SUBJECTS_MAX = 8,
     ROUNDS_MAX = 10000,
     SAMPLES_MAX = 50000,
     WARM_UP_SAMPLES = 5, /* at the head of each round, dropped: the emulator has just been idle */
@@ -46,16 +47,22 @@ struct message {
     uint8_t bytes[MESSAGE_BYTES_MAX];
 };
 
+struct command_list {
+    unsigned count;
+    struct message commands[COMMANDS_MAX];
+};
+
 struct operation {
     unsigned rounds;
     unsigned samples_per_round;
-    unsigned command_count;
-    struct message commands[COMMANDS_MAX];
+    unsigned list_count;
+    struct command_list lists[LISTS_MAX];
 };
 
 struct subject {
     const char *name;
     int data_fd;
+    unsigned turn; /* counts samples: which list is the next one's */
     uint64_t *samples_ns;
 };
 
@@ -124,18 +131,18 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 }
 
-static uint64_t sample_ns(const struct subject *subject, const struct operation *operation)
+static uint64_t sample_ns(struct subject *subject, const struct operation *operation)
 {
     static struct message response;
+    const struct command_list *list = &operation->lists[subject->turn++ % operation->list_count];
     uint64_t start_ns = now_ns();
 
-    for (unsigned number = 0; number < operation->command_count; number++)
-        exchange(subject, &operation->commands[number], &response);
+    for (unsigned number = 0; number < list->count; number++)
+        exchange(subject, &list->commands[number], &response);
     return now_ns() - start_ns;
 }
 
-static void run_round(const struct subject *subject, const struct operation *operation,
-                      unsigned round)
+static void run_round(struct subject *subject, const struct operation *operation, unsigned round)
 {
     uint64_t *samples_ns = subject->samples_ns + round * operation->samples_per_round;
 
@@ -226,7 +233,7 @@ static void measure(struct subject *subjects, unsigned count, const struct opera
     struct subject *echo = &subjects[count - 1];
     pid_t child;
 
-    exchange(&subjects[0], &operation->commands[0], &response);
+    exchange(&subjects[0], &operation->lists[0].commands[0], &response);
     child = start_echo(echo, &response, echo_core);
     for (unsigned number = 0; number < count; number++)
         prepare(&subjects[number], operation);
@@ -275,14 +282,25 @@ static void parse_command(struct message *command, const char *hex)
     }
 }
 
-static void parse_commands(struct operation *operation, char *list)
+static void parse_list(struct command_list *list, char *text)
 {
     char *hex;
 
-    while ((hex = strsep(&list, ",")) != NULL) {
-        if (operation->command_count == COMMANDS_MAX)
+    while ((hex = strsep(&text, ",")) != NULL) {
+        if (list->count == COMMANDS_MAX)
             refuse("there are too many commands, from", hex);
-        parse_command(&operation->commands[operation->command_count++], hex);
+        parse_command(&list->commands[list->count++], hex);
+    }
+}
+
+static void parse_lists(struct operation *operation, char *text)
+{
+    char *list;
+
+    while ((list = strsep(&text, "/")) != NULL) {
+        if (operation->list_count == LISTS_MAX)
+            refuse("there are too many lists of commands, from", list);
+        parse_list(&operation->lists[operation->list_count++], list);
     }
 }
 
@@ -298,7 +316,7 @@ int main(int argc, char **argv)
     operation.samples_per_round = parse_number("SAMPLES", argv[2], SAMPLES_MAX);
     stay_on_core("client", parse_number("CLIENT_CORE", argv[3], CPU_SETSIZE - 1));
     echo_core = parse_number("ECHO_CORE", argv[4], CPU_SETSIZE - 1);
-    parse_commands(&operation, argv[5]);
+    parse_lists(&operation, argv[5]);
     for (char **argument = argv + 6; *argument != NULL; argument++) {
         if (count == SUBJECTS_MAX)
             refuse("there are too many emulators, from", *argument);

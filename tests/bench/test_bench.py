@@ -1,6 +1,7 @@
 """The bench measures real emulators end to end, and its client refuses what it cannot measure."""
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,15 +14,25 @@ import pytest
 from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, round_trip
 from tests.bench.chapters.round_trip import Operation, Placement
+from tests.bench.durable import device
+from tests.bench.durable.recovery import Left
+from tests.bench.durable.subjects import APPEND, OPERATIONS, SYNCED_SWTPM, appending
+from tests.bench.durable.subjects import EMULATORS as DURABLE_EMULATORS
+from tests.bench.durable.subjects import Size as DurableSize
 from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
 from tests.bench.moving.guests import GuestTpm
 from tests.bench.moving.hand_over import Step
 from tests.bench.moving.load import Activity, Size
 from tests.bench.moving.pair import Mode
+from tests.harness.disk import Disk
+from tests.harness.lab import Lab
+from tests.harness.program import Program
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient, DataSocket
 
 USAGE_STATUS = 2
+WRITTEN_BYTES = 1 << 16
+NV_INDEX = tpm2.Handle.NV_FIRST + 0x50_0000
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,18 @@ def test_client_gives_every_sample_of_every_round(client: Path, data_socket: Dat
         assert all(sample > 0 for samples in rounds for sample in samples)
 
 
+def test_client_lets_lists_of_commands_take_turns(client: Path, data_socket: DataSocket) -> None:
+    """A sample behind the five that warm up is the sixth: of the second list."""
+    tpm = tpm2.Tpm(data_socket.transact)
+    tpm.nv_define(NV_INDEX, 1)
+    commands, others = ([tpm2.nv_write(NV_INDEX, content)] for content in (b"a", b"b"))
+    core = cores()[0]
+    operation = Operation(name="tried", commands=commands, others=others, samples_per_round=1)
+    placement = Placement(name="one core", client_core=core, emulator_core=core)
+    round_trip.measure(client, operation, placement, {"swtpm": data_socket}, 1)
+    assert tpm.nv_read(NV_INDEX, 1) == b"b"
+
+
 def test_client_refuses_a_response_code(client: Path, data_socket: DataSocket) -> None:
     """0x911 is TPM_RC_REFERENCE_H1: the second handle is of no loaded object."""
     with pytest.raises(BenchError, match=r"tried: client: swtpm: .*code 0x911$"):
@@ -85,6 +108,7 @@ def test_client_refuses_what_is_no_response(client: Path, response: bytes) -> No
         "1 1 0 0 000 a=3",
         "x 1 0 0 00 a=3",
         "1 1 0 0 00 a",
+        "1 1 0 0 00/00/00 a=3",
     ],
 )
 def test_client_refuses_a_wrong_command_line(client: Path, arguments: str) -> None:
@@ -105,6 +129,56 @@ def test_an_emulator_that_ends_is_reported_with_its_last_line(tmp_path: Path) ->
         started.connect()
 
 
+def test_what_a_process_writes_is_counted(tmp_path: Path) -> None:
+    """For the process that made pages dirty, and for the device."""
+    if (statistics := device.statistics_of(tmp_path)) is None:
+        pytest.skip("the temporary directory is on no block device")
+    before = (device.bytes_by_process(os.getpid()), device.bytes_to_device(statistics))
+    with (tmp_path / "file").open("wb") as file:
+        file.write(bytes(WRITTEN_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    assert device.bytes_by_process(os.getpid()) - before[0] >= WRITTEN_BYTES
+    assert device.bytes_to_device(statistics) - before[1] >= WRITTEN_BYTES
+
+
+def test_what_is_on_no_block_device_has_no_statistics() -> None:
+    assert device.statistics_of(Path("/proc")) is None
+
+
+def test_the_floor_appends_a_sector_for_each_command(tmp_path: Path) -> None:
+    with appending(tmp_path) as floor:
+        tpm2.Tpm(floor.data.transact).nv_increment(NV_INDEX)
+        tpm2.Tpm(floor.data.transact).nv_increment(NV_INDEX)
+    sector = 512
+    content = (tmp_path / floor.name).read_bytes()
+    assert content.rstrip(b"\0") == b"\1" * sector + b"\2" * sector
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_the_synced_swtpm_loses_nothing_with_the_power(lab: Lab, synced: bool) -> None:
+    """And swtpm as Debian has it does: that is why there is the other one."""
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    emulator = SYNCED_SWTPM if synced else SWTPM
+    state = disk.path / "state"
+    state.mkdir()
+    program = Program("swtpm", emulator.command(state, lab.directory / "tpm"), lab.directory)
+    program.connect(lab.directory / "tpm").close()
+    try:
+        with ControlClient(lab.directory / "tpm") as control:
+            tpm = tpm2.Tpm(control.attach_data().transact)
+            control.init()
+            tpm.startup()
+            tpm.nv_define(NV_INDEX, 8)
+            disk.lose_power()
+    finally:
+        program.kill()
+    disk.repair()
+    found = state / "tpm2-00.permall"
+    assert (found.exists() and found.stat().st_size > 0) == synced
+
+
 def test_bench_measures_every_chapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +193,23 @@ def test_bench_measures_every_chapter(
     processes = {name for each in printed["start-up"]["data"]["memory_kib"] for name in each}
     assert processes == {"swtpm", "vtpmd daemon", "vtpmd engine"}
     check_moving(printed["moving"]["data"])
+    check_durable_writes(printed["durable-writes"]["data"])
+
+
+def check_durable_writes(measured: dict[str, Any]) -> None:
+    """Each subject committed at each size, and swtpm rewrote all of its state each time."""
+    commits = {(each["size"], each["operation"]): each for each in measured["commits"]}
+    assert set(commits) == set(product(DurableSize, (each.name for each in OPERATIONS)))
+    names = {emulator.name for emulator in DURABLE_EMULATORS}
+    for (size, _), each in commits.items():
+        assert set(each["commit_ns"]) == names | {APPEND, "echo"}
+        assert set(each["written_bytes"]) == names
+        state_bytes = int(size.removesuffix(" KB")) * 1000
+        written = each["written_bytes"][SWTPM.name]["by_process"]["percentiles"]["50"]
+        # On a file system without a block device a process writes nothing.
+        assert written > state_bytes or each["written_bytes"][SWTPM.name]["to_device"] is None
+    for starts in measured["starts"]:
+        assert set(starts["starts_ms"]) == set(Left)
 
 
 def check_moving(measured: dict[str, Any]) -> None:

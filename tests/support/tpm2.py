@@ -30,6 +30,7 @@ class CommandCode(IntEnum):
     NV_DEFINE_SPACE = 0x12A
     CREATE_PRIMARY = 0x131
     NV_INCREMENT = 0x134
+    NV_EXTEND = 0x136
     NV_WRITE = 0x137
     DICTIONARY_ATTACK_LOCK_RESET = 0x139
     DICTIONARY_ATTACK_PARAMETERS = 0x13A
@@ -65,6 +66,7 @@ class ReturnCode(IntEnum):
     LOCKOUT = 0x921
     RETRY = 0x922
     AUTH_FAIL_SESSION_1 = 0x98E
+    HANDLE_1 = 0x18B
 
 
 class Algorithm(IntEnum):
@@ -116,6 +118,7 @@ class NvAttribute(IntEnum):
     OWNER_WRITE = 1 << 1
     AUTH_WRITE = 1 << 2
     COUNTER = 1 << 4
+    EXTEND = 1 << 6
     OWNER_READ = 1 << 17
     AUTH_READ = 1 << 18
     NO_DICTIONARY_ATTACK = 1 << 25
@@ -129,6 +132,7 @@ NV_ORDINARY = (
     | NvAttribute.NO_DICTIONARY_ATTACK
 )
 NV_COUNTER = NV_ORDINARY | NvAttribute.COUNTER
+NV_CHAIN = NV_ORDINARY | NvAttribute.EXTEND
 NV_CHUNK_BYTES_MAX = 1024  # libtpms' MAX_NV_BUFFER_SIZE: what one NV_Read or NV_Write moves
 
 SUBMISSIONS_MAX = 5  # of one command that the TPM answers with TPM_RC_RETRY
@@ -340,6 +344,21 @@ def nv_increment(index: int) -> bytes:
     return command(CommandCode.NV_INCREMENT, handles=[index, index], authorizations=[password()])
 
 
+def nv_extend(index: int, data: bytes) -> bytes:
+    """Build TPM2_NV_Extend with the index's own authorisation."""
+    return command(
+        CommandCode.NV_EXTEND,
+        handles=[index, index],
+        authorizations=[password()],
+        parameters=sized(data),
+    )
+
+
+def nv_read_public(index: int) -> bytes:
+    """Build TPM2_NV_ReadPublic."""
+    return command(CommandCode.NV_READ_PUBLIC, handles=[index])
+
+
 def ecc_signing_template() -> bytes:
     """Marshal the TPMT_PUBLIC of an unrestricted ECDSA P-256 signing key."""
     template = struct.pack(">HHI", Algorithm.ECC, Algorithm.SHA256, SIGNING_KEY_ATTRIBUTES)
@@ -505,6 +524,20 @@ class Tpm:
     def nv_counter(self, index: int) -> int:
         """Return an NV counter's value."""
         return int.from_bytes(self.nv_read(index, 8), "big")
+
+    def nv_extend(self, index: int, data: bytes) -> None:
+        """Extend an NV index."""
+        self.execute(nv_extend(index, data))
+
+    def nv_is_defined(self, index: int) -> bool:
+        """Return whether there is an NV index."""
+        try:
+            self.execute(nv_read_public(index))
+        except TpmError as error:
+            if error.return_code != ReturnCode.HANDLE_1:
+                raise
+            return False
+        return True
 
     def create_primary(self, template: bytes, auth: bytes = b"") -> int:
         """Create a primary key under the owner; return its transient handle."""

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import programs
 from tests.bench.emulators import EMULATORS, ROOT, SWTPM, VTPMD, BenchError, cores, running
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution, pooled, round_ratios
@@ -41,10 +42,14 @@ ROUNDS_PER_SITTING = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What is measured: one sample is all commands, one after the other."""
+    """What is measured: one sample is all commands, one after the other.
+
+    With `others`, these take turns with the commands: a write that changes nothing is no write.
+    """
 
     name: str
     commands: list[bytes]
+    others: list[bytes] | None = None
     samples_per_round: int = 50
     has_target: bool = False
 
@@ -114,14 +119,7 @@ def placements() -> list[Placement]:
 
 def build_client(directory: Path) -> Path:
     """Compile the C client and return its path; BenchError when it does not compile."""
-    directory.mkdir(parents=True, exist_ok=True)
-    client = directory / "client"
-    source = ROOT / "tests/bench/client.c"
-    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-    done = subprocess.run(["gcc", *options, "-o", client, source], timeout=60, check=False)
-    if done.returncode != 0:
-        raise BenchError(f"gcc could not compile {source.relative_to(ROOT)}; see above")
-    return client
+    return programs.build("client", directory)
 
 
 def prepare(data: DataSocket) -> None:
@@ -153,12 +151,13 @@ def measure(
 ) -> Measured:
     """Run the C client over one operation; BenchError with its line when it fails."""
     numbers = (rounds, operation.samples_per_round, placement.client_core, placement.emulator_core)
+    lists = [operation.commands, *([operation.others] if operation.others else [])]
     descriptors = {name: data.socket.fileno() for name, data in data_sockets.items()}
     done = subprocess.run(
         [
             client,
             *map(str, numbers),
-            ",".join(command.hex() for command in operation.commands),
+            "/".join(",".join(command.hex() for command in each) for each in lists),
             *(f"{name}={descriptor}" for name, descriptor in descriptors.items()),
         ],
         pass_fds=tuple(descriptors.values()),

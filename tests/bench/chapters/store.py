@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import programs
 from tests.bench.emulators import ROOT, VTPMD, BenchError, cores, running
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution
@@ -101,19 +102,6 @@ CHANGES = (
         make=lambda tpm: tpm.execute(tpm2.nv_undefine(FIRST_INDEX)),
     ),
 )
-
-
-def build_program(directory: Path) -> Path:
-    """Compile the C program with the core and return its path; BenchError when that fails."""
-    directory.mkdir(parents=True, exist_ok=True)
-    program = directory / "store"
-    sources = [ROOT / "tests/bench/store.c", *(ROOT / "csrc" / name for name in SOURCES)]
-    options = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
-    options += [f"-I{ROOT / 'csrc'}", "-o", str(program)]
-    command = ["gcc", *options, *map(str, sources), "-lcrypto"]
-    if subprocess.run(command, timeout=60, check=False).returncode != 0:
-        raise BenchError("gcc could not compile tests/bench/store.c with the core; see above")
-    return program
 
 
 def fill(tpm: tpm2.Tpm) -> None:
@@ -230,7 +218,7 @@ def to_json(measured: Measured) -> dict[str, object]:
 
 def run(settings: Settings) -> Result:
     """Measure the chapter."""
-    program = build_program(ROOT / "build/bench")
+    program = programs.build("store", ROOT / "build/bench", core=SOURCES)
     make_images(settings.scratch)
     rounds = 200 if settings.quick else 2000
     all_measured = [

@@ -1,0 +1,1 @@
+"""What a durable commit costs: its time, what it writes to the device, and a recovery."""

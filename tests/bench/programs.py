@@ -1,0 +1,40 @@
+"""Compile the C programs of the bench."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.emulators import ROOT, BenchError
+
+OPTIONS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
+TIMEOUT_S = 60
+
+
+def build(name: str, directory: Path, *, core: Sequence[str] = ()) -> Path:
+    """Compile tests/bench/NAME.c with files of the C core, and return the program's path.
+
+    BenchError when it does not compile.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    program = directory / name
+    source = ROOT / f"tests/bench/{name}.c"
+    command: list[str | Path] = ["gcc", *OPTIONS, "-o", program, source]
+    if core:
+        files = [ROOT / "csrc" / file for file in core]
+        command += [*files, f"-I{ROOT / 'csrc'}", "-lcrypto"]
+    _compile(command, source)
+    return program
+
+
+def build_preload(name: str, directory: Path) -> Path:
+    """Compile tests/bench/NAME.c to be preloaded, and return its path; BenchError as `build`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    library = directory / f"{name}.so"
+    source = ROOT / f"tests/bench/{name}.c"
+    _compile(["gcc", *OPTIONS, "-shared", "-fPIC", "-o", library, source], source)
+    return library
+
+
+def _compile(command: list[str | Path], source: Path) -> None:
+    if subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode != 0:
+        raise BenchError(f"gcc could not compile {source.relative_to(ROOT)}; see above")

@@ -1,0 +1,202 @@
+"""The disk loses power, fails, is full, or becomes read-only, under a load of NV writes.
+
+Invariants of the design that are checked: 1 (no change is acknowledged that is not durable) and 2
+(what comes up is what was acknowledged last, at most with the one command in it that was not).
+The disk is real, see `tests.harness.disk`. After each fault it loses power, so that what was never
+synced is gone; a canary proves that this finds a sync that was left out.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import pytest
+
+from tests.harness import canary
+from tests.harness.disk import ZRAM_CONTROL, Disk
+from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.killing import meanwhile
+from tests.harness.lab import Lab
+from tests.harness.nv_load import NvLoad, WriteLostError
+from tests.harness.raw_guest import RawGuest
+from tests.support.tpm2 import ReturnCode, TpmError
+
+LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
+ROUNDS = 10
+CANARY_ROUNDS_MAX = 30
+STEPS = 20
+
+
+class Fault(NamedTuple):
+    """What happens to a disk, and the kernel's reason why a write then fails."""
+
+    name: str
+    strike: Callable[[Disk], None]
+    reason: str  # a pattern
+    at_rest: bool = False  # between two commands: a file that is being replaced makes room later
+
+
+POWER = Fault("power", Disk.lose_power, "Input/output error")
+EIO = Fault("eio", lambda disk: disk.fail_writes(True), "Input/output error")
+FULL = Fault("full", Disk.fill, "No space left on device", at_rest=True)
+# A write meets the one, a sync that is under way the other.
+READ_ONLY = Fault("read-only", Disk.become_read_only, "(Read-only file system|Input/output error)")
+
+each_fault = pytest.mark.parametrize(
+    "fault", [POWER, EIO, FULL, READ_ONLY], ids=lambda fault: fault.name
+)
+
+
+@pytest.fixture
+def disk(lab: Lab) -> Iterator[Disk]:
+    """Give a test a disk of its own, for its state directory."""
+    if not ZRAM_CONTROL.exists():
+        pytest.fail("there is no zram for the test's disk; run modprobe zram")
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    yield disk
+
+
+class Faults:
+    """A vTPM on a disk, and the rounds in which something happens to that."""
+
+    def __init__(self, lab: Lab, disk: Disk, random: Random) -> None:
+        """Make a vTPM for the load, and stop it in order."""
+        self.load = NvLoad(random)
+        self._lab = lab
+        self._disk = disk
+        self._random = random
+        emulator, guest = self._start()
+        self.load.define(guest.tpm)
+        guest.close()
+        assert emulator.stop() == 0
+
+    def start(self) -> tuple[Emulator, RawGuest]:
+        """Start a daemon, and hold its vTPM against what that owes."""
+        emulator, guest = self._start()
+        self.load.check(guest.tpm)
+        return emulator, guest
+
+    def round(self, fault: Fault) -> None:
+        """Let a fault come under load, and the power fail after the first command that is refused.
+
+        WriteLostError when the vTPM comes up with less than it owes, or with something else.
+        """
+        emulator, guest = self.start()
+        for _ in range(self._random.randrange(STEPS)):
+            self.load.step(guest.tpm)
+        if fault.at_rest:
+            fault.strike(self._disk)
+            self.work_until_refused(guest)
+        else:
+            with meanwhile(self._strike_soon(fault)):
+                self.work_until_refused(guest)
+        assert_says_why(emulator, fault)
+        self.lose_power(emulator, guest)
+
+    def work_until_refused(self, guest: RawGuest) -> None:
+        """Run the load until a command fails, and demand that no other succeeds after it."""
+        with pytest.raises(TpmError) as refused:
+            while True:
+                self.load.step(guest.tpm)
+        assert refused.value.return_code == ReturnCode.FAILURE
+        with pytest.raises(TpmError, match="TPM_RC 0x101"):
+            guest.tpm.random(8)
+
+    def lose_power(self, emulator: Emulator, guest: RawGuest) -> None:
+        """Lose the power of the disk, and with it what runs; then repair the disk."""
+        self._disk.lose_power()
+        emulator.kill()
+        guest.close()
+        self._disk.repair()
+
+    def _strike_soon(self, fault: Fault) -> Callable[[], None]:
+        delay_s = self._random.uniform(0, LATEST_S)
+
+        def strike() -> None:
+            time.sleep(delay_s)
+            fault.strike(self._disk)
+
+        return strike
+
+    def _start(self) -> tuple[Emulator, RawGuest]:
+        emulator = self._lab.emulator(EmulatorKind.VTPMD, self._disk.path / "state")
+        guest = self._lab.raw_guest(emulator)
+        guest.control.init()
+        guest.tpm.startup()
+        return emulator, guest
+
+
+def assert_says_why(emulator: Emulator, fault: Fault) -> None:
+    """One line says what could not be stored, and why."""
+    lines = [line for line in emulator.program.output.splitlines() if "cannot store" in line]
+    assert len(lines) == 1, emulator.program.output
+    assert re.search(f": {fault.reason}; ", lines[0])
+
+
+@each_fault
+def test_invariants_1_and_2_what_was_acknowledged_survives(
+    lab: Lab, disk: Disk, random: Random, fault: Fault
+) -> None:
+    """The guest gets errors, one line says why, and after the repair everything is there."""
+    faults = Faults(lab, disk, random)
+    for _ in range(ROUNDS):
+        faults.round(fault)
+        if fault is FULL:
+            disk.make_room()
+    emulator, guest = faults.start()
+    guest.close()
+    assert emulator.stop() == 0
+    assert faults.load.acknowledged > ROUNDS
+
+
+@pytest.fixture(scope="module")
+def unsynced_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the engine that leaves out syncs."""
+    replaced = ("fsync", "fdatasync")
+    return canary.build("unsynced", replaced, tmp_path_factory.mktemp("unsynced"))
+
+
+# A disk that has just been filled has been synced.
+@pytest.mark.parametrize("fault", [POWER, EIO, READ_ONLY], ids=lambda fault: fault.name)
+def test_an_engine_that_leaves_out_a_sync_is_caught(
+    lab: Lab,
+    disk: Disk,
+    random: Random,
+    fault: Fault,
+    unsynced_engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was acknowledged without a sync is lost with the power."""
+    faults = Faults(lab, disk, random)
+    monkeypatch.setenv("PYTHONPATH", str(unsynced_engine))
+    with pytest.raises(WriteLostError, match="acknowledged"):
+        for _ in range(CANARY_ROUNDS_MAX):
+            faults.round(fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "repair"),
+    [(FULL, Disk.make_room), (EIO, lambda disk: disk.fail_writes(False))],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_guests_restart_is_enough_when_the_disk_works_again(
+    lab: Lab, disk: Disk, random: Random, fault: Fault, repair: Callable[[Disk], None]
+) -> None:
+    """The daemon goes on; its vTPM starts with what was acknowledged, and takes new writes."""
+    faults = Faults(lab, disk, random)
+    emulator, guest = faults.start()
+    fault.strike(disk)
+    faults.work_until_refused(guest)
+    repair(disk)
+
+    guest.control.init()
+    guest.tpm.startup()
+    faults.load.check(guest.tpm)
+    for _ in range(STEPS):
+        faults.load.step(guest.tpm)
+    faults.lose_power(emulator, guest)
+    faults.start()
