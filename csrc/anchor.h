@@ -14,8 +14,9 @@
  *     16      16    identity of the vTPM
  *     32      8     serial: 1, 2, … for each write
  *     40      8     generation of the permanent state
- *     48      32    its SHA-256
- *     80      428   zeros
+ *     48      32    its SHA-256; zeros: there is none yet
+ *     80      32    SHA-256 of what may be there instead, as it is being written; or zeros
+ *     112     396   zeros
  *     508     4     checksum: CRC-32C of everything before it
  *
  * Numbers are big-endian. vtpmd/store/anchor.py opens, checks and begins the file.
@@ -39,12 +40,18 @@ enum {
 };
 
 struct anchor {
-    int fd;          /* its owner's; -1: there is no anchor */
+    int fd;          /* -1: there is no anchor */
     uint64_t serial; /* of the last write */
+    uint64_t generation;
     uint8_t identity[ANCHOR_IDENTITY_BYTES];
+    uint8_t digest[DIGEST_BYTES];
 };
 
-/* Say that the permanent state is now this one. Returns 0 once that is durable, or a negative
- * errno; what was said before is still there. */
+/* Say that a state of this digest may take the present one's place. That is for one that leaves no
+ * trace of which came later, as a journal does. Returns 0 once it is durable, or a negative errno;
+ * what was said before is still there. */
+int anchor_expect(struct io *io, struct anchor *anchor, const uint8_t digest[DIGEST_BYTES]);
+
+/* Say that the permanent state is now this one, and no other. Returns as anchor_expect() does. */
 int anchor_write(struct io *io, struct anchor *anchor, uint64_t generation,
                  const uint8_t digest[DIGEST_BYTES]);

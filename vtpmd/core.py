@@ -125,15 +125,17 @@ def pack_link_keys(checkpoint_key: bytes | bytearray, journal_secret: bytes) -> 
     return packed
 
 
-def pack_link_anchor(identity: bytes, serial: int, generation: int) -> bytes:
+def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: bytes) -> bytes:
     """Return the payload of LinkOperation.SET_ANCHOR (``struct link_anchor``).
 
-    Raises ValueError for an identity that has not 16 bytes, OverflowError for what is no u64.
+    ``identity`` has 16 bytes, ``digest`` 32. Raises ValueError otherwise, OverflowError for what is
+    no u64.
     """
+    if (len(identity), len(digest)) != (JOURNAL_IDENTITY_BYTES, DIGEST_BYTES):
+        raise ValueError("an identity has 16 bytes, a digest 32")
     anchor = ffi.new("struct link_anchor *", {"serial": serial, "generation": generation})
-    if len(identity) != len(anchor.identity):
-        raise ValueError(f"an identity has 16 bytes, not {len(identity)}")
     ffi.memmove(anchor.identity, identity, len(identity))
+    ffi.memmove(anchor.digest, digest, len(digest))
     return bytes(ffi.buffer(anchor))
 
 

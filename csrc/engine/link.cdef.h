@@ -96,9 +96,10 @@ struct link_keys {
 
 /* What the anchor says at the start (csrc/anchor.h). */
 struct link_anchor {
-    uint8_t identity[16];
     uint64_t serial;
     uint64_t generation;
+    uint8_t identity[16];
+    uint8_t digest[32];
 };
 
 struct link_header {

@@ -24,7 +24,6 @@ struct image {
 static struct io *store_io;
 static struct cipher_key checkpoint_key; /* of no bytes: state files are in the clear */
 static struct anchor anchor = {.fd = -1};
-static uint64_t anchor_generation; /* that it was written with last */
 static bool anchor_failed;
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
@@ -77,9 +76,8 @@ static bool is_permanent(const struct image *image)
     return image == &images[LINK_STATE_PERMANENT];
 }
 
-/* After a commit, and before its response: a commit that the anchor has not seen could be rolled
- * back without anybody seeing that. */
-static int write_anchor(const uint8_t *state, size_t state_bytes)
+/* A change that the anchor has not seen could be rolled back unseen: it is none. */
+static int show_anchor(const uint8_t *state, size_t state_bytes)
 {
     uint8_t digest[DIGEST_BYTES];
 
@@ -87,11 +85,26 @@ static int write_anchor(const uint8_t *state, size_t state_bytes)
         return 0;
     int r = digest_compute(state, state_bytes, digest);
     if (r >= 0)
-        r = anchor_write(store_io, &anchor, anchor_generation + 1, digest);
-    if (r >= 0)
-        anchor_generation++;
+        r = anchor_write(store_io, &anchor, anchor.generation + 1, digest);
     anchor_failed = r < 0;
     return r;
+}
+
+/* Announced before: a file in place of another does not say which came later. */
+static int write_permanent(const uint8_t *state, size_t state_bytes)
+{
+    uint8_t digest[DIGEST_BYTES];
+
+    if (anchor.fd >= 0) {
+        int r = digest_compute(state, state_bytes, digest);
+        if (r >= 0)
+            r = anchor_expect(store_io, &anchor, digest);
+        anchor_failed = r < 0;
+        if (r < 0)
+            return r;
+    }
+    int r = checkpoint_write(store_io, current_key(), TPM_PERMANENT_ALL_NAME, state, state_bytes);
+    return r < 0 ? r : show_anchor(state, state_bytes);
 }
 
 static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
@@ -106,9 +119,10 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
-    if (r >= 0 && is_permanent(image))
-        r = write_anchor(state, state_bytes);
+    if (is_permanent(image))
+        r = write_permanent(state, state_bytes);
+    else
+        r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
     if (r < 0) {
         free(bytes);
         return r;
@@ -156,9 +170,9 @@ void nvram_set_key(const uint8_t *key, size_t key_bytes)
 
 void nvram_set_anchor(int fd, const struct link_anchor *says)
 {
-    anchor = (struct anchor){.fd = fd, .serial = says->serial};
+    anchor = (struct anchor){.fd = fd, .serial = says->serial, .generation = says->generation};
     memcpy(anchor.identity, says->identity, sizeof(anchor.identity));
-    anchor_generation = says->generation;
+    memcpy(anchor.digest, says->digest, sizeof(anchor.digest));
 }
 
 bool nvram_has(enum link_state_type type)
@@ -193,9 +207,8 @@ int nvram_admit(void)
 {
     struct image *image = &images[LINK_STATE_PERMANENT];
 
-    int r = held_has_changed ? image_write(&held) : 0;
-    if (r >= 0)
-        r = write_anchor(held.bytes, held.n_bytes);
+    int r = held_has_changed ? write_permanent(held.bytes, held.n_bytes)
+                             : show_anchor(held.bytes, held.n_bytes);
     if (r < 0)
         return r;
     image_clear(image);

@@ -14,7 +14,7 @@ from tests.unit.test_control_docs import FORMAT_TABLES, fields
 from tests.unit.test_delta import crc32c
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.store import anchor
-from vtpmd.store.anchor import Anchor, FallenBehind, Found, Mark
+from vtpmd.store.anchor import NO_DIGEST, Anchor, FallenBehind, Found, Mark
 from vtpmd.store.directory import StateDirectoryError, StateDirectoryInUse
 
 OURS, OTHER = b"o" * 16, b"x" * 16
@@ -71,6 +71,7 @@ def test_slots_are_laid_out_as_documented(path: Path, directory: Path) -> None:
         "serial": 1,
         "generation": 7,
         "SHA-256": int.from_bytes(SEEN, "big"),
+        "expected": 0,
         "checksum": crc32c(slot[:508]),
     }
     assert content[4096 + 512 :] == bytes(4096 - 512)
@@ -106,40 +107,75 @@ def test_a_damaged_anchor_is_refused(path: Path, directory: Path) -> None:
         assert path.read_bytes() == damaged
 
 
+STATES = {
+    "not begun": None,
+    "empty": Mark(OURS, 7, NO_DIGEST, SEEN),
+    "seen": MARK,
+    "expecting": Mark(OURS, 7, ELSE, SEEN),
+}
+
+
+def expected_row(mark: Mark | None, found: Found) -> int:
+    """Return the first row that fits, as the table has it."""
+    if mark is None:
+        return 1
+    if found.digest is None:
+        return 2 if mark.digest == NO_DIGEST else 3
+    if found.identity == OTHER:
+        return 4
+    if found.digest == mark.digest:
+        return 5
+    if found.digest == mark.expected:
+        return 6
+    return 7 if found.generation is not None and found.generation > mark.generation else 8
+
+
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(
-    ("begun", "identity", "digest", "generation"),
-    [*itertools.product([False, True], [None, OURS, OTHER], [None, SEEN, ELSE], [None, 6, 7, 8])],
+    ("identity", "digest", "generation"),
+    [*itertools.product([None, OURS, OTHER], [None, SEEN, ELSE, b"\x33" * 32], [None, 6, 7, 8])],
 )
 def test_all_combinations(
     path: Path,
     directory: Path,
-    begun: bool,
+    state: str,
     identity: bytes | None,
     digest: bytes | None,
     generation: int | None,
 ) -> None:
     """The first row that fits decides."""
-    marks(path, directory, *([MARK] if begun else []))
+    mark, found = STATES[state], Found(identity, digest, generation)
+    marks(path, directory, *([] if mark is None else [mark]))
     with Anchor.open(path, directory, is_new=False) as file:
-        reason = None
-        try:
-            file.check(Found(digest, generation), identity)
-        except StateDirectoryError as error:
-            reason = str(error)
-            behind = isinstance(error, FallenBehind)
-            assert error.exit_status == (6 if behind else 1)
-    if not begun:
-        assert reason is None  # row 1
-    elif digest is None:
-        assert reason is not None and "holds nothing" in reason  # 2
-    elif identity == OTHER:
-        assert reason is not None and "another vTPM's" in reason  # 3
-    elif digest == SEEN:
-        assert reason is None  # 4
-    elif generation == 8:
-        assert reason is None  # 5
-    else:
-        assert reason is not None and "has seen generation 7" in reason  # 6
+        match expected_row(mark, found):
+            case 1 | 2 | 5 | 6 | 7:
+                file.check(found)
+            case 4:
+                with pytest.raises(StateDirectoryError, match="another vTPM's") as caught:
+                    file.check(found)
+                assert caught.value.exit_status == 1
+            case row:
+                holds = "holds nothing" if row == 3 else "an older or another state"
+                with pytest.raises(FallenBehind, match=f"{holds}.*has seen generation 7") as behind:
+                    file.check(found)
+                assert behind.value.exit_status == 6
+
+
+def test_trusting_writes_what_is_there_once(path: Path, directory: Path) -> None:
+    """With a generation that only grows."""
+    with Anchor.open(path, directory, is_new=True) as file:
+        file.trust(Found(None, None, None), OURS)
+        assert file.mark == Mark(OURS, 1, NO_DIGEST)
+        file.trust(Found(OURS, SEEN, 40), OURS)
+        assert file.mark == Mark(OURS, 40, SEEN)
+        serial = file.serial
+        file.trust(Found(OURS, SEEN, None), OURS)
+        assert file.serial == serial
+        file.trust(Found(OURS, ELSE, 3), OURS)
+        assert file.mark == Mark(OURS, 41, ELSE)
+        file.write(Mark(OURS, 41, ELSE, SEEN))
+        file.trust(Found(OURS, SEEN, None), OURS)
+        assert file.mark == Mark(OURS, 42, SEEN)
 
 
 def test_one_that_is_not_there_is_made_for_a_new_directory_only(

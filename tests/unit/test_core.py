@@ -81,3 +81,12 @@ def test_keys_are_packed_as_c_declares_them(length: int) -> None:
 def test_what_cannot_be_keys_is_not_packed(key_bytes: int, secret_bytes: int) -> None:
     with pytest.raises(ValueError, match="16 or 32 bytes"):
         core.pack_link_keys(bytes(key_bytes), bytes(secret_bytes))
+
+
+def test_an_anchor_is_packed_as_c_declares_it() -> None:
+    """struct link_anchor."""
+    packed = core.pack_link_anchor(b"i" * 16, 3, 7, b"d" * 32)
+    numbers = b"".join(number.to_bytes(8, sys.byteorder) for number in (3, 7))
+    assert packed == numbers + b"i" * 16 + b"d" * 32
+    with pytest.raises(ValueError, match="16 bytes"):
+        core.pack_link_anchor(bytes(15), 3, 7, bytes(32))

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.journal import SECTOR, digest, write_journal
 from vtpmd.store import recovery, salvage
+from vtpmd.store.anchor import Found
 from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyError
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.recovery import RecoveryRefused
@@ -63,14 +64,14 @@ def test_a_whole_journal_is_applied_and_folded(at_rest: Fixture) -> None:
     at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret))
     examined = recovery.recover(at_rest.directory, at_rest.key)
     assert examined.permanent == IMAGES[-1]
-    assert examined.found == (digest(IMAGES[-1]), 5)
+    assert examined.found == Found(None, digest(IMAGES[-1]), 5)
     assert "AAAA" not in repr(examined) and "EEEE" not in repr(examined)
     recovery.fold(at_rest.directory, examined, at_rest.key)
     assert at_rest.files().keys() == {PERMANENT}
     assert at_rest.permanent() == IMAGES[-1]
     again = recovery.recover(at_rest.directory, at_rest.key)
     assert (again.permanent, again.has_journal) == (IMAGES[-1], False)
-    assert again.found == (digest(IMAGES[-1]), None)
+    assert again.found == Found(None, digest(IMAGES[-1]), None)
 
 
 @pytest.mark.parametrize("reached", range(5))
@@ -95,7 +96,7 @@ def test_a_torn_tail_is_dropped(at_rest: Fixture) -> None:
 
 def test_nothing_and_a_checkpoint_alone_are_what_they_are(at_rest: Fixture) -> None:
     examined = recovery.recover(at_rest.directory, at_rest.key)
-    assert (examined.permanent, examined.found) == (None, (None, None))
+    assert (examined.permanent, examined.found) == (None, Found(None, None, None))
     recovery.fold(at_rest.directory, examined, at_rest.key)
     at_rest.put(IMAGES[0], None)
     examined = recovery.recover(at_rest.directory, at_rest.key)

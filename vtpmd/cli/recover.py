@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Show or restore; return the exit status. Raises VtpmdError."""
     from vtpmd.store import salvage
-    from vtpmd.store.anchor import Anchor
+    from vtpmd.store.anchor import NO_IDENTITY, Anchor
 
     with ExitStack() as stack:
         directory = stack.enter_context(at_rest.opened(options.directory))
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
         if options.restore and found.can_restore and (found.problems or behind):
             kept = salvage.restore(directory, found, key)
             if anchor is not None:
-                anchor.trust(found.examined.found, None)
+                identity = NO_IDENTITY if anchor.mark is None else anchor.mark.identity
+                anchor.trust(found.examined.found, identity)
     _report(options, found, behind, kept)
     if kept is not None or not (found.problems or behind):
         return EXIT_RIGHT

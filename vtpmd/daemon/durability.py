@@ -6,7 +6,7 @@ from vtpmd import core
 from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.errors import VtpmdError
-from vtpmd.store.anchor import Anchor
+from vtpmd.store.anchor import NO_DIGEST, NO_IDENTITY, Anchor, Mark
 from vtpmd.store.keys import INFO_JOURNAL, Key
 
 
@@ -23,8 +23,9 @@ async def set_up(engine: Engine, key: Key | None, anchor: Anchor | None) -> None
             keys[:] = bytes(len(keys))
         _check(reply, "key")
     if anchor is not None:
-        said = core.pack_link_anchor(anchor.identity, anchor.serial, anchor.generation)
-        reply = await engine.request(LinkOperation.SET_ANCHOR, payload=said, descriptor=anchor.fd)
+        mark = anchor.mark or Mark(NO_IDENTITY, 0, NO_DIGEST)
+        says = core.pack_link_anchor(mark.identity, anchor.serial, mark.generation, mark.digest)
+        reply = await engine.request(LinkOperation.SET_ANCHOR, payload=says, descriptor=anchor.fd)
         _check(reply, "anchor")
 
 

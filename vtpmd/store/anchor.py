@@ -6,14 +6,16 @@ format); this opens and begins it, and refuses a directory that has fallen behin
 
        directory             anchor             verdict
     1  anything              not begun          begin it
-    2  no state              there              refuse: fallen behind
-    3  another identity      there              refuse: another vTPM's anchor
-    4  the anchor's digest   there              start
-    5  a later generation    there              start: the crash came between journal and anchor
-    6  anything else         there              refuse: fallen behind
+    2  no state              has seen none      start
+    3  no state              has seen one       refuse: fallen behind
+    4  another identity      there              refuse: another vTPM's anchor
+    5  what it has seen      there              start
+    6  what it expected      there              start: the crash came between file and anchor
+    7  a later generation    there              start: the crash came between journal and anchor
+    8  anything else         there              refuse: fallen behind
 
-The first row that fits decides. A generation is known only from a journal: what a clean stop leaves
-is a checkpoint alone, and must have the digest.
+The first row that fits decides. A generation counts only if a journal says it: what stands beside
+the state in its file is not sealed. So a file that takes another's place is announced before.
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ from vtpmd.store.directory import StateDirectoryError, lock_file
 
 MAGIC: Final = b"VTPMANCH"
 VERSION: Final = 1
-SLOT: Final = Struct(">8sHH4x16sQQ32s428x")
+SLOT: Final = Struct(">8sHH4x16sQQ32s32s396x")
 CHECKSUM: Final = Struct(">I")
 SLOT_BYTES: Final = 512
 SLOT_STRIDE: Final = 4096
 SLOTS: Final = 2
 ANCHOR_BYTES: Final = SLOTS * SLOT_STRIDE
 FILE_MODE: Final = 0o640
+NO_DIGEST: Final = bytes(32)
+NO_IDENTITY: Final = bytes(16)
 
 
 class FallenBehind(StateDirectoryError):
@@ -52,12 +56,14 @@ class Mark(NamedTuple):
 
     identity: bytes  # 16 bytes
     generation: int
-    digest: bytes  # SHA-256
+    digest: bytes  # SHA-256, or NO_DIGEST before there is a state
+    expected: bytes = NO_DIGEST  # of what may be there instead, as it was being written
 
 
 class Found(NamedTuple):
     """What a state directory holds, as its recovery says."""
 
+    identity: bytes | None  # of the vTPM, where it is known
     digest: bytes | None  # of the permanent state; None: there is none
     generation: int | None  # of that, where a journal says it
 
@@ -124,51 +130,48 @@ class Anchor:
         os.close(self.fd)
 
     @property
-    def identity(self) -> bytes:
-        """Of the vTPM whose anchor this is; zeros before it has begun."""
-        return bytes(16) if self.mark is None else self.mark.identity
-
-    @property
     def generation(self) -> int:
         """The last one that was seen; 0 before it has begun."""
         return 0 if self.mark is None else self.mark.generation
 
     def has_seen(self, digest: bytes) -> bool:
-        """Return whether a state is the one that was seen last."""
-        return self.mark is not None and self.mark.digest == digest
+        """Return whether a state is the one that was seen last, or was expected then."""
+        return self.mark is not None and digest in (self.mark.digest, self.mark.expected)
 
-    def check(self, found: Found, identity: bytes | None) -> None:
-        """Compare with what a directory holds, of an identity that may not be known.
+    def check(self, found: Found) -> None:
+        """Compare with what a directory holds.
 
         Raises StateDirectoryError for another vTPM's anchor, or FallenBehind.
         """
         mark = self.mark
-        if mark is None:
+        if mark is None or (found.digest is None and mark.digest == NO_DIGEST):
             return
-        if found.digest is not None and identity not in (None, mark.identity):
-            raise StateDirectoryError(
-                f"anchor {self.path} is another vTPM's: give this one its own, or restore the "
-                "state directory"
-            )
-        if found.digest == mark.digest:
-            return
-        if found.digest and found.generation is not None and found.generation > mark.generation:
-            return
+        if found.digest is not None:
+            if found.identity not in (None, mark.identity):
+                raise StateDirectoryError(
+                    f"anchor {self.path} is another vTPM's: give this one its own, or restore the "
+                    "state directory"
+                )
+            if self.has_seen(found.digest):
+                return
+            if found.generation is not None and found.generation > mark.generation:
+                return
         holds = "nothing" if found.digest is None else "an older or another state"
         raise FallenBehind(
             f"the state directory holds {holds}, but anchor {self.path} has seen generation "
             f"{mark.generation}: it was put back; restore what is newer, or see `vtpmd recover`"
         )
 
-    def trust(self, found: Found, identity: bytes | None) -> None:
-        """Write down what a directory holds, unless that was seen last, or there is nothing.
+    def trust(self, found: Found, identity: bytes) -> None:
+        """Write down what a directory holds, with the vTPM's identity, unless that stands there.
 
         The generation grows. Raises StateDirectoryError.
         """
-        if found.digest is None or self.has_seen(found.digest):
+        mark = self.mark
+        digest = NO_DIGEST if found.digest is None else found.digest
+        if mark is not None and mark == Mark(identity, mark.generation, digest):
             return
-        generation = max(found.generation or 0, self.generation + 1)
-        self.write(Mark(identity or self.identity, generation, found.digest))
+        self.write(Mark(identity, max(found.generation or 0, self.generation + 1), digest))
 
     def write(self, mark: Mark) -> None:
         """Say durably how far the state has come. Raises StateDirectoryError."""
@@ -186,8 +189,8 @@ class Anchor:
 
 
 def _encode(serial: int, mark: Mark) -> bytes:
-    identity, generation, digest = mark
-    content = SLOT.pack(MAGIC, VERSION, 0, identity, serial, generation, digest)
+    identity, generation, digest, expected = mark
+    content = SLOT.pack(MAGIC, VERSION, 0, identity, serial, generation, digest, expected)
     return content + CHECKSUM.pack(core.crc32c(content))
 
 
@@ -196,10 +199,10 @@ def _decode(slot: bytes) -> tuple[int, Mark] | None:
     content, checksum = slot[: SLOT.size], slot[SLOT.size :]
     if checksum != CHECKSUM.pack(core.crc32c(content)):
         return None
-    magic, version, flags, identity, serial, generation, digest = SLOT.unpack(content)
+    magic, version, flags, identity, serial, *state = SLOT.unpack(content)
     if (magic, version, flags) != (MAGIC, VERSION, 0):
         return None
-    return serial, Mark(identity, generation, digest)
+    return serial, Mark(identity, *state)
 
 
 def _write(fd: int, content: bytes, offset: int) -> None:

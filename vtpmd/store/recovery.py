@@ -86,7 +86,8 @@ class Examined(NamedTuple):
         permanent, image = self.permanent, self.recovery.image
         # Only a journal says which generation it is.
         generation = image.generation if image is not None and self.has_journal else None
-        return Found(None if permanent is None else sha256(permanent).digest(), generation)
+        digest = None if permanent is None else sha256(permanent).digest()
+        return Found(None, digest, generation)
 
     def __repr__(self) -> str:
         """Leave the state out."""

@@ -127,7 +127,7 @@ def behind(anchor: Anchor, salvage: Salvage) -> str | None:
     Raises StateDirectoryError for another vTPM's anchor.
     """
     try:
-        anchor.check(salvage.examined.found, None)
+        anchor.check(salvage.examined.found)
     except FallenBehind as error:
         return str(error)
     return None

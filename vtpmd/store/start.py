@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vtpmd.store import recovery
-from vtpmd.store.anchor import Anchor
+from vtpmd.store.anchor import NO_IDENTITY, Anchor
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
@@ -43,7 +43,7 @@ def open_anchor(
     anchor = Anchor.open(path, directory.path, is_new=not has_state)
     try:
         if granted is None or not anchor.has_seen(sha256(granted).digest()):
-            anchor.check(recovery.recover(directory, key).found, None)
+            anchor.check(recovery.recover(directory, key).found)
     except BaseException:
         anchor.close()
         raise
@@ -60,6 +60,6 @@ def start(
     took_up = handover.recover()
     examined = recovery.recover(directory, key)
     if anchor is not None:
-        anchor.trust(examined.found, None)
+        anchor.trust(examined.found, NO_IDENTITY if anchor.mark is None else anchor.mark.identity)
     recovery.fold(directory, examined, key)
     return Start(examined.states_to_start_from(), took_up)
