@@ -304,6 +304,10 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
         status, line = refusal(state, *options)
         assert (status, reason in line) == (4, True), line
         assert snapshot(state) == before
+    ended = vtpmd("recover", state, "--restore", *sealed.options)
+    assert ended.status == 1
+    assert "take it up with `vtpmd fold" in ended.error
+    assert snapshot(state) == before
 
     emulator = lab.emulator(VTPMD, state, options=sealed.options)
     with powered(emulator) as (_, tpm):
