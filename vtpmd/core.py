@@ -43,6 +43,7 @@ class LinkOperation(IntEnum):
     RAISE_GENERATION = lib.LINK_RAISE_GENERATION
     STORE_PERMANENT = lib.LINK_STORE_PERMANENT
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
+    SET_JOURNAL = lib.LINK_SET_JOURNAL
 
 
 class LinkLocked(IntEnum):
@@ -106,6 +107,25 @@ def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
     return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
 
 
+def pack_link_journal(identity: bytes, generation: int, secret: bytes | None = None) -> bytes:
+    """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
+
+    Raises ValueError for what is no identity, generation or secret.
+    """
+    _check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    if secret is not None:
+        _check_length("secret", secret, JOURNAL_SECRET_BYTES)
+    if not 0 <= generation <= GENERATION_MAX:
+        raise ValueError(f"{generation} is no generation")
+    fields = (generation, secret is not None, identity, secret or bytes(JOURNAL_SECRET_BYTES))
+    return bytes(ffi.buffer(ffi.new("struct link_journal *", fields)))
+
+
+def _check_length(name: str, data: bytes, n_bytes: int) -> None:
+    if len(data) != n_bytes:
+        raise ValueError(f"the {name} has {n_bytes} bytes, not {len(data)}")
+
+
 def forbid_core_dumps() -> None:
     """Keep this process's memory out of core files and from other processes of its user."""
     if lib.prctl(lib.PR_SET_DUMPABLE, ffi.cast("unsigned long", 0)) != 0:
@@ -118,6 +138,9 @@ PAGE_BYTES: int = lib.PAGE_BYTES
 GENERATION_MAX: int = lib.GENERATION_MAX
 DIGEST_BYTES: int = lib.DIGEST_BYTES
 DELTA_RECORD_BYTES_MAX: int = lib.DELTA_RECORD_BYTES_MAX
+JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
+JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES
+JOURNAL_SECRET_BYTES: int = lib.JOURNAL_SECRET_BYTES
 
 # What the buffers are for fills them; setting them to zero first would touch all of their memory.
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
@@ -471,11 +494,6 @@ def delta_inspect(record: bytes) -> DeltaHeader:
     )
 
 
-JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
-JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES
-JOURNAL_SECRET_BYTES: int = lib.JOURNAL_SECRET_BYTES
-
-
 class JournalFault(IntEnum):
     """What is wrong with a journal in rows E, F and K (``enum journal_fault``)."""
 
@@ -501,8 +519,9 @@ class Recovery(NamedTuple):
     ``letter`` is its row, ``fault`` says more of rows E, F and K, and ``offset`` is where in the
     journal. ``image`` is the permanent state that the vTPM may start from, or, if ``may_start`` is
     false, what was right before the fault; None if there is none. Its generation is 0 where only
-    the checkpoint says what it is. ``records`` counts those that are right, and ``used_bytes`` ends
-    with the journal's last byte that is not zero.
+    the checkpoint says what it is. ``records`` counts those that are right, ``applied`` those of
+    them that the checkpoint did not have; ``used_bytes`` ends with the journal's last byte that is
+    not zero.
     """
 
     letter: str
@@ -511,6 +530,7 @@ class Recovery(NamedTuple):
     offset: int
     image: Image | None
     records: int
+    applied: int
     used_bytes: int
 
 
@@ -541,8 +561,7 @@ def journal_recover(
         ("secret", secret, JOURNAL_SECRET_BYTES),
     ):
         if data is not None:
-            if len(data) != n_bytes:
-                raise ValueError(f"the {name} has {n_bytes} bytes, not {len(data)}")
+            _check_length(name, data, n_bytes)
             kept.append(ffi.from_buffer("uint8_t[]", data))
             setattr(evidence, name, kept[-1])
     image, found = _allocate("uint8_t[]", IMAGE_BYTES_MAX), ffi.new("struct journal_recovery *")
@@ -566,5 +585,6 @@ def _recovery(found: Any, image: Any, checkpoint: bytes | None) -> Recovery:
         offset=found.offset,
         image=recovered,
         records=found.n_records,
+        applied=found.n_applied,
         used_bytes=found.used_bytes,
     )

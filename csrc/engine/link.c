@@ -10,6 +10,7 @@
 #include "check.h"
 #include "data.h"
 #include "error.h"
+#include "journal.h"
 #include "nvram.h"
 #include "pages.h"
 #include "tpm.h"
@@ -34,6 +35,10 @@ static void message_deinit(struct message *message)
     free(message->payload);
     close_descriptor(&message->descriptor);
 }
+
+_Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
+                   sizeof(((struct link_journal *)0)->secret) == JOURNAL_SECRET_BYTES,
+               "as a journal has them");
 
 enum {
     LINK_CLOSED = 1,
@@ -321,9 +326,31 @@ static TPM_RESULT do_raise_generation(struct link *link, struct message *request
     memcpy(floors, request->payload, sizeof(floors));
     if (floors[0] > GENERATION_MAX || floors[1] > GENERATION_MAX)
         return TPM_BAD_PARAMETER;
-    store_raise_generation(link->store, LINK_STATE_PERMANENT, floors[0]);
-    store_raise_generation(link->store, LINK_STATE_VOLATILE, floors[1]);
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, floors[0]);
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_VOLATILE, floors[1]);
     return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_set_journal(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    struct journal_settings settings = {.file_bytes = JOURNAL_BYTES};
+    struct link_journal journal;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(journal))
+        return TPM_BAD_PARAMETER;
+    memcpy(&journal, request->payload, sizeof(journal));
+    if (journal.generation > GENERATION_MAX)
+        return TPM_BAD_PARAMETER;
+    settings.sealed = journal.is_sealed;
+    memcpy(settings.identity, journal.identity, sizeof(settings.identity));
+    memcpy(settings.secret, journal.secret, sizeof(settings.secret));
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
+    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store);
+    explicit_bzero(&journal, sizeof(journal));
+    explicit_bzero(&settings, sizeof(settings));
+    return result;
 }
 
 static const operation operations[] = {
@@ -350,6 +377,7 @@ static const operation operations[] = {
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
+    [LINK_SET_JOURNAL] = do_set_journal,
 };
 
 static int serve_request(struct link *link)

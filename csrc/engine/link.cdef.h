@@ -39,6 +39,8 @@ enum link_operation {
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
+    LINK_SET_JOURNAL = 25,     /* keep journals from the next LINK_INIT on; payload: struct
+                                  link_journal */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -80,6 +82,14 @@ enum link_descriptor {
 
 enum link_limit {
     LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+};
+
+/* What LINK_SET_JOURNAL brings. */
+struct link_journal {
+    uint64_t generation;  /* none above it has been used */
+    uint32_t is_sealed;   /* if not, there is no secret */
+    uint8_t identity[16]; /* of the vTPM */
+    uint8_t secret[32];   /* of its journals */
 };
 
 struct link_header {

@@ -9,28 +9,32 @@
 
 #include "check.h"
 #include "checkpoint.h"
+#include "durable.h"
 #include "error.h"
 #include "tpm.h"
 
 struct image {
     const char *name;
-    uint8_t *bytes; /* NULL: there is none */
+    uint8_t *bytes; /* NULL: there is none. The permanent one is in `permanent` */
     size_t n_bytes;
 };
 
 static struct io *store_io;
+static struct durable *permanent;
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
 };
 
-static struct image *image_by_name(const char *name)
+#define NO_TYPE ((enum link_state_type)0)
+
+static enum link_state_type type_by_name(const char *name)
 {
-    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
+    for (enum link_state_type i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         if (strcmp(images[i].name, name) == 0)
-            return &images[i];
-    return NULL;
+            return i;
+    return NO_TYPE;
 }
 
 static void image_clear(struct image *image)
@@ -56,11 +60,21 @@ static void image_replace(struct image *image, uint8_t *bytes, const uint8_t *fr
     image->n_bytes = n_bytes;
 }
 
+static int image_load(struct image *image, const uint8_t *state, size_t state_bytes)
+{
+    uint8_t *bytes;
+
+    int r = image_reserve(&bytes, state_bytes);
+    if (r < 0)
+        return r;
+    image_replace(image, bytes, state, state_bytes);
+    return 0;
+}
+
 static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
 {
     uint8_t *bytes;
 
-    /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
     if (image->bytes && image->n_bytes == state_bytes &&
         memcmp(image->bytes, state, state_bytes) == 0)
         return 0;
@@ -68,7 +82,7 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    r = checkpoint_write(store_io, image->name, state, state_bytes);
+    r = checkpoint_write(store_io, image->name, state, state_bytes, NULL);
     if (r < 0) {
         free(bytes);
         return r;
@@ -77,50 +91,75 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     return 0;
 }
 
-static int image_remove(struct image *image)
-{
-    int r = checkpoint_remove(store_io, image->name);
-    if (r < 0)
-        return r;
-    image_clear(image);
-    return 0;
-}
-
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
-    uint8_t *bytes;
+    if (type == LINK_STATE_PERMANENT)
+        return durable_load(permanent, state, state_bytes, true);
+    return image_load(&images[type], state, state_bytes);
+}
 
-    int r = image_reserve(&bytes, state_bytes);
-    if (r < 0)
-        return r;
-    image_replace(&images[type], bytes, state, state_bytes);
-    return 0;
+int nvram_take_permanent(const uint8_t *state, size_t state_bytes)
+{
+    return durable_load(permanent, state, state_bytes, false);
+}
+
+void nvram_set_journal(const struct journal_settings *settings, struct store *store)
+{
+    durable_set_journal(permanent, settings, store, true);
+}
+
+int nvram_store_permanent(void)
+{
+    return durable_store(permanent);
+}
+
+void nvram_begin(void)
+{
+    durable_begin(permanent);
+}
+
+int nvram_end(void)
+{
+    return durable_end(permanent);
+}
+
+static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
+{
+    if (type == LINK_STATE_PERMANENT)
+        return durable_get(permanent, bytes, n_bytes);
+    *bytes = images[type].bytes;
+    *n_bytes = images[type].n_bytes;
+    return *bytes != NULL;
 }
 
 bool nvram_has(enum link_state_type type)
 {
-    return images[type].bytes != NULL;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return find(type, &bytes, &n_bytes);
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
+    if (type == LINK_STATE_PERMANENT)
+        return durable_commit(permanent, state, state_bytes);
     return image_store(&images[type], state, state_bytes);
-}
-
-int nvram_store_again(enum link_state_type type)
-{
-    struct image *image = &images[type];
-
-    return image->bytes ? checkpoint_write(store_io, image->name, image->bytes, image->n_bytes) : 0;
 }
 
 int nvram_remove(enum link_state_type type)
 {
-    return image_remove(&images[type]);
+    check(type != LINK_STATE_PERMANENT); /* it is replaced, never removed */
+    int r = checkpoint_remove(store_io, images[type].name);
+    if (r < 0)
+        return r;
+    image_clear(&images[type]);
+    return 0;
 }
 
 void nvram_deinit(void)
 {
+    durable_free(permanent);
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
 }
@@ -135,34 +174,36 @@ static TPM_RESULT on_init(void)
 static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_number,
                           const char *name)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
+    const uint8_t *bytes;
     uint8_t *copy;
+    size_t n_bytes;
 
     (void)tpm_number;
-    if (!image || !image->bytes)
+    if (type == NO_TYPE || !find(type, &bytes, &n_bytes))
         return TPM_RETRY; /* "there is no such file" */
-    if (image_reserve(&copy, image->n_bytes) < 0)
+    if (image_reserve(&copy, n_bytes) < 0)
         return TPM_SIZE;
-    memcpy(copy, image->bytes, image->n_bytes);
+    memcpy(copy, bytes, n_bytes);
     *data = copy;
-    *length = (uint32_t)image->n_bytes;
+    *length = (uint32_t)n_bytes;
     return TPM_SUCCESS;
 }
 
 static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t tpm_number,
                            const char *name)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (!image)
+    if (type == NO_TYPE)
         return TPM_FAIL;
-    int r = image_store(image, data, length);
+    int r = nvram_store(type, data, length);
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
         error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
                      "restarts: make room or repair the file system, then restart the guest",
-                     image->name, strerror(-r));
+                     name, strerror(-r));
         return TPM_FAIL;
     }
     return TPM_SUCCESS;
@@ -170,12 +211,12 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
 
 static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must_exist)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (!image || (must_exist && !image->bytes))
+    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_has(type)))
         return TPM_FAIL;
-    return image_remove(image) < 0 ? TPM_FAIL : TPM_SUCCESS;
+    return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 static TPM_RESULT on_get_physical_presence(TPM_BOOL *present, uint32_t tpm_number)
@@ -199,5 +240,6 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
+    check(durable_new(&permanent, io) == 0);
     check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
 }

@@ -29,6 +29,7 @@ enum {
 };
 
 struct io;
+struct journal_settings;
 struct store;
 struct tpm;
 
@@ -51,6 +52,14 @@ struct tpm *tpm_new(struct io *io);
 
 /* Stop the TPM if it runs, overwrite what it held and free it. */
 void tpm_free(struct tpm *tpm);
+
+/* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
+ * gives the numbers, and has to outlive the TPM. */
+TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
+                           struct store *store);
+
+/* Make every generation that is still to come larger than `floor`. */
+void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor);
 
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
  * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
@@ -80,7 +89,8 @@ TPM_RESULT tpm_hash_start(struct tpm *tpm);
 TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes);
 TPM_RESULT tpm_hash_end(struct tpm *tpm);
 
-/* Write the running TPM's volatile state into the state directory. */
+/* Write the running TPM's volatile state into the state directory, and close the journal until the
+ * next change. */
 TPM_RESULT tpm_store_volatile(struct tpm *tpm);
 
 /* Get a running TPM's state. The caller frees `*state`, after overwriting it. */
@@ -90,7 +100,7 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
  * was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
-/* Write the permanent state's image into its file, wherever it was kept before. */
+/* Write the permanent state's image into its file, if it is durable elsewhere. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 
 /* Drop what tpm_set_state() was given. */

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vtpmd.errors import VtpmdError
-from vtpmd.store import handover
+from vtpmd.store import directory, handover
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.handover import Handover
 from vtpmd.wire import swtpm_format
@@ -26,8 +26,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(path: Path) -> Iterator[Handover]:
-    with StateDirectory.open(path) as directory:
-        yield Handover(directory)
+    with StateDirectory.open(path) as opened:
+        yield Handover(opened)
 
 
 def test_owner_is_this_host_without_a_record(files: Handover) -> None:
@@ -98,12 +98,12 @@ def test_invariant_10_no_generation_is_handed_out_twice(files: Handover) -> None
 
 
 def permanent(path: Path) -> bytes:
-    return swtpm_format.decode_file((path / handover.PERMANENT_NAME).read_bytes())
+    return swtpm_format.decode_file((path / directory.PERMANENT_NAME).read_bytes())
 
 
 def test_granted_state_is_taken_up_after_a_crash(files: Handover, path: Path) -> None:
     """The one that was staged last, and the vTPM is this host's again."""
-    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
+    (path / directory.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
     files.hand_over("away")
     files.prepare_to_take(SESSION)
     files.stage(NEW)
@@ -117,11 +117,11 @@ def test_granted_state_is_taken_up_after_a_crash(files: Handover, path: Path) ->
 
 def test_state_that_the_tpm_has_written_since_is_the_newer_one(files: Handover, path: Path) -> None:
     """A crash between the guest's first NV write and the removal of the granted state."""
-    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
+    (path / directory.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
     files.prepare_to_take(SESSION)
     files.stage(NEW)
     files.take()
-    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(NEWEST))
+    (path / directory.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(NEWEST))
     assert files.recover()
     assert permanent(path) == NEWEST
     assert not (path / handover.INCOMING_NAME).exists()
@@ -129,7 +129,7 @@ def test_state_that_the_tpm_has_written_since_is_the_newer_one(files: Handover, 
 
 def test_state_that_was_not_granted_is_forgotten(files: Handover, path: Path) -> None:
     """The source has it."""
-    (path / handover.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
+    (path / directory.PERMANENT_NAME).write_bytes(swtpm_format.encode_file(OLD))
     files.prepare_to_take(SESSION)
     files.stage(NEW)
     assert not files.has_declined(SESSION)

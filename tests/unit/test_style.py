@@ -265,7 +265,7 @@ ARROWS = {
     "daemon": {"core", "migration", "store", "wire"},
     "migration": {"wire"},
     "pki": {"daemon"},
-    "store": {"wire"},
+    "store": {"core", "wire"},
     "wire": set(),
     "__main__": {"cli"},
 }

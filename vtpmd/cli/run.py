@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
+    from vtpmd.store import journal
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.handover import Handover
 
@@ -97,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         store = stack.enter_context(Store.create())
         handover = Handover(directory)
-        recovered = handover.recover()
-        states = directory.read_states()
+        granted = handover.recover()
+        start = journal.recover(directory)
         process = engine_process.spawn(
             directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
@@ -112,9 +113,11 @@ def run(options: argparse.Namespace) -> int:
         # Imported while the engine starts: asyncio is most of this program's start-up time.
         from vtpmd.daemon import runtime
 
-        if recovered:
+        if granted:
             print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
-        resources = runtime.Resources(process, store, states, handover, control, peers, management)
+        if start.changes:
+            print(f"vtpmd: took up {start.changes} changes from the journal", file=sys.stderr)
+        resources = runtime.Resources(process, store, start, handover, control, peers, management)
         return runtime.serve(resources, config)
 
 

@@ -113,6 +113,15 @@ class Engine:
         floors = struct.pack("=QQ", floor, floor)
         await self.request(LinkOperation.RAISE_GENERATION, payload=floors)
 
+    async def keep_journal(self, identity: bytes, generation: int) -> None:
+        """Have the permanent state's changes kept in a journal, from the next INIT on.
+
+        ``identity`` is the vTPM's, and ``generation`` what all that come must be above. Raises
+        EngineDied.
+        """
+        payload = core.pack_link_journal(identity, generation)
+        await self.request(LinkOperation.SET_JOURNAL, payload=payload)
+
     async def stop(self) -> None:
         """End the engine: it sends TPM2_Shutdown if the guest did not, and exits.
 

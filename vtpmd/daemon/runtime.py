@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.store.handover import Handover
-from vtpmd.wire.control import StateType
+from vtpmd.store.journal import Start
 
 log = logging.getLogger("vtpmd")
 
@@ -31,7 +31,7 @@ class Resources(NamedTuple):
 
     process: EngineProcess
     store: Store
-    states: Mapping[StateType, bytes]
+    start: Start
     handover: Handover
     control: socket.socket
     peers: socket.socket | None
@@ -67,7 +67,9 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
         mobility = Mobility(engine, resources.store, resources.handover, uuid)
         instance = Instance(engine, mobility)
-        await instance.load(resources.states)
+        await instance.load(resources.start.states)
+        used = resources.handover.generation_used(resources.start.generation)
+        await engine.keep_journal(resources.start.identity, used)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)

@@ -25,6 +25,13 @@ DIRECTORY_MODE = 0o700
 LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
 
+# What is replaced by vtpmd, not by its engine, is written under this name first.
+TEMPORARY_NAME = "TMP2-00.handover"
+FILE_MODE = 0o640  # swtpm's for state
+
+JOURNAL_NAME = "tpm2-00.journal"
+PERMANENT_NAME = "tpm2-00.permall"
+
 # The names that libtpms gives to its states; swtpm's files are called after them.
 STATE_NAMES = {
     StateType.PERMANENT: "permall",
@@ -108,6 +115,66 @@ class StateDirectory:
                 states[state_type] = content
         return states
 
+    def read_lineage(self) -> swtpm_format.Lineage | None:
+        """Return the lineage of the permanent state's file, which has been read.
+
+        Raises StateDirectoryError.
+        """
+        try:
+            return swtpm_format.read_lineage(read_regular_file(self.directory_fd, PERMANENT_NAME))
+        except FileNotFoundError:
+            return None
+        except (OSError, swtpm_format.FormatError) as error:
+            raise StateDirectoryError(
+                f"cannot read state file {self.path / PERMANENT_NAME}: {error}; restore the "
+                "directory from a backup, or give another one"
+            ) from error
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Replace a file, durably. Raises StateDirectoryError: it may be the old one or the new."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._unlink(TEMPORARY_NAME)
+            fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=self.directory_fd)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            source = target = self.directory_fd
+            os.rename(TEMPORARY_NAME, name, src_dir_fd=source, dst_dir_fd=target)
+            os.fsync(self.directory_fd)
+        except OSError as error:
+            raise self.update_failed(name, error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there, durably. Raises StateDirectoryError."""
+        try:
+            self._unlink(name)
+            os.fsync(self.directory_fd)
+        except OSError as error:
+            raise self.update_failed(name, error) from error
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is something of that name."""
+        try:
+            os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def update_failed(self, name: str, error: OSError) -> StateDirectoryError:
+        """Return the error that says which file could not be written, and what to do."""
+        return StateDirectoryError(
+            f"cannot update {self.path / name}: {error.strerror}; make room or repair the file "
+            "system"
+        )
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.directory_fd)
+        except FileNotFoundError:
+            return
+
     def _read(self, name: str) -> bytes | None:
         try:
             return swtpm_format.decode_file(read_regular_file(self.directory_fd, name))
@@ -144,7 +211,7 @@ def _lock(path: Path, lock_fd: int) -> None:
 
 
 def _remove_temporary_files(directory_fd: int) -> None:
-    for name in STATE_NAMES.values():
+    for name in (*STATE_NAMES.values(), "journal"):
         try:
             os.unlink(f"TMP2-00.{name}", dir_fd=directory_fd)
         except FileNotFoundError:

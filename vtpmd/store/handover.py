@@ -27,15 +27,17 @@ from hashlib import sha256
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vtpmd.errors import VtpmdError
-from vtpmd.store.directory import StateDirectory, StateDirectoryError, read_regular_file
+from vtpmd.store.directory import (
+    JOURNAL_NAME,
+    PERMANENT_NAME,
+    StateDirectory,
+    StateDirectoryError,
+    read_regular_file,
+)
 from vtpmd.wire import swtpm_format
 
 INCOMING_NAME: Final = "tpm2-00.incoming"
 OWNER_NAME: Final = "tpm2-00.owner"
-PERMANENT_NAME: Final = "tpm2-00.permall"
-TEMPORARY_NAME: Final = "TMP2-00.handover"
-FILE_MODE: Final = 0o640  # swtpm's for state
 
 OWNER_VERSION: Final = 1
 OWNER_BYTES: Final = 512
@@ -84,8 +86,14 @@ class Handover:
         self._directory = directory
         self._fd = directory.directory_fd
         self._serial = 0
+        self._used = 0
 
     # The source's side.
+
+    def generation_used(self, used: int) -> int:
+        """Return what all generations of this run must be above; ``used`` is the last one known."""
+        self._used = max(used, self._read().generation)
+        return self._used
 
     def reserve_generations(self, used: int) -> int:
         """Make sure that no generation is used twice, here or elsewhere, also after a crash.
@@ -93,9 +101,9 @@ class Handover:
         ``used`` is the highest that another host, or this one, is known to have used. Return what
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
-        floor = max(used, self._read().generation)
+        floor = max(used, self._used, self._read().generation)
         record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
-        self._replace(OWNER_NAME, _owner_record(record))
+        self._directory.replace(OWNER_NAME, _owner_record(record))
         return floor
 
     def hand_over(self, to: str) -> None:
@@ -105,7 +113,7 @@ class Handover:
 
     def strike_out(self) -> None:
         """Write down durably that the vTPM is this host's."""
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._update(self._read()._replace(handed_over=None))
 
     def read_owner(self) -> HandedOver | None:
@@ -120,10 +128,10 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record) -> None:
-        if self._exists(OWNER_NAME):
+        if self._directory.exists(OWNER_NAME):
             self._overwrite(OWNER_NAME, 0, _owner_record(record))
         else:
-            self._replace(OWNER_NAME, _owner_record(record))
+            self._directory.replace(OWNER_NAME, _owner_record(record))
 
     def _read(self) -> _Record:
         try:
@@ -131,7 +139,7 @@ class Handover:
         except FileNotFoundError:
             return NO_RECORD
         except OSError as error:
-            raise self._failed(OWNER_NAME, error) from error
+            raise self._directory.update_failed(OWNER_NAME, error) from error
         try:
             return _parse_owner(content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -143,10 +151,19 @@ class Handover:
     # The destination's side.
 
     def prepare_to_take(self, session: bytes) -> None:
-        """Make the file for a session's states, with nothing in it."""
+        """Make the file for a session's states, with nothing in it.
+
+        Not beside a journal, which there is only if what the last TPM changed could not be folded:
+        that would happen later, and seem to be newer than what comes.
+        """
+        if self._directory.exists(JOURNAL_NAME):
+            raise StateDirectoryError(
+                f"{self._directory.path / JOURNAL_NAME} is still there: make room or repair the "
+                "file system, and restart vtpmd"
+            )
         self._serial = 0
         head = MAGIC + GRANTED.pack(0) + self._permanent_digest() + session
-        self._replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
+        self._directory.replace(INCOMING_NAME, head.ljust(INCOMING_BYTES, b"\0"))
 
     def stage(self, state: bytes) -> None:
         """Keep a permanent state that is on its way in, durably, beside the last one."""
@@ -163,7 +180,7 @@ class Handover:
 
     def finish_taking(self) -> None:
         """The state has its own file now, or is of no use: remove the one for incoming states."""
-        self._remove(INCOMING_NAME)
+        self._directory.remove(INCOMING_NAME)
 
     def recover(self) -> bool:
         """After a crash: make a state that was granted the vTPM's, and forget one that was not.
@@ -176,7 +193,7 @@ class Handover:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._failed(INCOMING_NAME, error) from error
+            raise self._directory.update_failed(INCOMING_NAME, error) from error
         (granted,) = GRANTED.unpack_from(content.ljust(SLOTS_OFFSET, b"\0"), GRANTED_OFFSET)
         made_with = content[DIGEST_OFFSET : DIGEST_OFFSET + DIGEST_BYTES]
         if granted and made_with == self._permanent_digest():
@@ -186,7 +203,7 @@ class Handover:
                     f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
                     "damaged: restore it from a copy"
                 )
-            self._replace(PERMANENT_NAME, swtpm_format.encode_file(state))
+            self._directory.replace(PERMANENT_NAME, swtpm_format.encode_file(state))
         if granted:
             self.strike_out()
         else:
@@ -201,21 +218,7 @@ class Handover:
         except FileNotFoundError:
             return bytes(DIGEST_BYTES)
         except OSError as error:
-            raise self._failed(PERMANENT_NAME, error) from error
-
-    def _replace(self, name: str, content: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._unlink(TEMPORARY_NAME)
-            fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=self._fd)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
-            os.rename(TEMPORARY_NAME, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._directory.update_failed(PERMANENT_NAME, error) from error
 
     def _overwrite(self, name: str, offset: int, content: bytes) -> None:
         try:
@@ -227,33 +230,7 @@ class Handover:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _exists(self, name: str) -> bool:
-        try:
-            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _remove(self, name: str) -> None:
-        try:
-            self._unlink(name)
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._failed(name, error) from error
-
-    def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            return
-
-    def _failed(self, name: str, error: OSError) -> VtpmdError:
-        return StateDirectoryError(
-            f"cannot update {self._directory.path / name}: {error.strerror}; make room or repair "
-            "the file system"
-        )
+            raise self._directory.update_failed(name, error) from error
 
 
 def _owner_record(record: _Record) -> bytes:

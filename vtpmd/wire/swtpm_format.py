@@ -1,6 +1,6 @@
 """swtpm's state files and state blobs: what libtpms marshalled, wrapped for disk or for the way.
 
-    file:  header, TLV DATA (state)                              flags 0
+    file:  header, TLV DATA (state) [, TLV LINEAGE]              flags 0
     blob:  header, TLV MIGRATION_DATA (TLV DATA (state))         flags MIGRATION_DATA
 
 ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_nvstore.c`` and ``tlv.c``.
@@ -11,21 +11,27 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import NamedTuple
 
 from vtpmd.errors import VtpmdError
 from vtpmd.wire.control import BLOB_BYTES_MAX, Result
 
 VERSION = 2
 MINIMUM_VERSION = 1
+# Of a file that a journal continues: swtpm must not take it for the state.
+MINIMUM_VERSION_CONTINUED = 255
 
 # version, minimum version, header's size, flags, total length
 HEADER = Struct(">BBHHI")
 # tag, length
 TLV = Struct(">HI")
 
+# identity, generation
+LINEAGE = Struct(">16sQ")
+
 # What both wraps leave of the control channel's limit: a state that fits a file can migrate.
 STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size
-FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX
+FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX + TLV.size + LINEAGE.size
 
 
 class HeaderFlag(IntFlag):
@@ -48,6 +54,15 @@ class Tag(IntEnum):
     ENCRYPTED_MIGRATION_DATA = 5
     IVEC_ENCRYPTED_DATA = 6
     IVEC_ENCRYPTED_MIGRATION_DATA = 7
+    LINEAGE = 0x5654  # vtpmd's own, behind what swtpm looks at
+
+
+class Lineage(NamedTuple):
+    """Where the state in a file stands in its vTPM's history."""
+
+    identity: bytes
+    generation: int
+    continued: bool = False  # by a journal: the file alone is not the state
 
 
 class FormatError(VtpmdError):
@@ -69,9 +84,14 @@ class KeyNeeded(FormatError):
         )
 
 
-def encode_file(state: bytes | bytearray) -> bytes:
+def encode_file(state: bytes | bytearray, lineage: Lineage | None = None) -> bytes:
     """Return the file that holds a state, as libtpms marshalled it."""
-    return _with_header(0, _tlv(Tag.DATA, state))
+    body = _tlv(Tag.DATA, state)
+    if lineage is None:
+        return _with_header(0, body)
+    body += _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
+    minimum = MINIMUM_VERSION_CONTINUED if lineage.continued else MINIMUM_VERSION
+    return _with_header(0, body, minimum)
 
 
 def decode_file(data: bytes) -> bytes:
@@ -86,13 +106,31 @@ def decode_file(data: bytes) -> bytes:
     if not _starts_with_header(data):
         state = data
     else:
-        version, flags, body = _split_header(data)
+        version, flags, body = _split_header(data, may_be_continued=True)
         if flags & HeaderFlag.ENCRYPTED:
             raise KeyNeeded("file")
         state = body if version < VERSION else _find(body, Tag.DATA)
     if not state:
         raise FormatError("it is empty", Result.BAD_PARAMETER)
     return state
+
+
+def read_lineage(data: bytes) -> Lineage | None:
+    """Return the lineage that a file has, or None if it is another program's.
+
+    Raises FormatError.
+    """
+    if not _starts_with_header(data):
+        return None
+    version, _, body = _split_header(data, may_be_continued=True)
+    continued = data[1] == MINIMUM_VERSION_CONTINUED
+    found = None if version < VERSION else _find_lineage(body)
+    if found is None:
+        if continued:
+            raise FormatError("a journal continues it, but not which", Result.BAD_PARAMETER)
+        return None
+    identity, generation = LINEAGE.unpack(found)
+    return Lineage(identity, generation, continued)
 
 
 def encode_blob(state: bytes | bytearray) -> bytes:
@@ -120,9 +158,9 @@ def decode_blob(data: bytes, *, encrypted: bool = False) -> bytes:
     return _find(_find(body, Tag.MIGRATION_DATA), Tag.DATA)
 
 
-def _with_header(flags: int, body: bytes) -> bytes:
+def _with_header(flags: int, body: bytes, minimum: int = MINIMUM_VERSION) -> bytes:
     total_bytes = HEADER.size + len(body)
-    return HEADER.pack(VERSION, MINIMUM_VERSION, HEADER.size, flags, total_bytes) + body
+    return HEADER.pack(VERSION, minimum, HEADER.size, flags, total_bytes) + body
 
 
 def _tlv(tag: Tag, data: bytes | bytearray) -> bytes:
@@ -135,7 +173,7 @@ def _starts_with_header(data: bytes) -> bool:
     return data[2:4] == HEADER.size.to_bytes(2, "big")
 
 
-def _split_header(data: bytes) -> tuple[int, int, bytes]:
+def _split_header(data: bytes, *, may_be_continued: bool = False) -> tuple[int, int, bytes]:
     """Return the version, the flags and what follows the header."""
     if len(data) < HEADER.size:
         what = f"it has {len(data)} bytes; a header has {HEADER.size}"
@@ -144,7 +182,8 @@ def _split_header(data: bytes) -> tuple[int, int, bytes]:
     if total_bytes != len(data):
         what = f"it has {len(data)} bytes, but its header says {total_bytes}"
         raise FormatError(what, Result.BAD_PARAMETER)
-    if minimum_version > VERSION:
+    continued = may_be_continued and minimum_version == MINIMUM_VERSION_CONTINUED
+    if minimum_version > VERSION and not continued:
         what = f"it needs format version {minimum_version}; vtpmd knows {VERSION}"
         raise FormatError(what, Result.BAD_VERSION)
     if header_bytes != HEADER.size:
@@ -171,3 +210,15 @@ def _find(data: bytes, wanted: Tag) -> bytes:
             raise KeyNeeded(_ENCRYPTED[tag])
         offset += length
     raise FormatError(f"it has no TLV {wanted.value} ({wanted.name})", Result.FAIL)
+
+
+def _find_lineage(data: bytes) -> bytes | None:
+    """Return the data of the lineage, of the right length, or None: what is behind is not ours."""
+    offset = 0
+    while offset + TLV.size <= len(data):
+        tag, length = TLV.unpack_from(data, offset)
+        found = data[offset + TLV.size : offset + TLV.size + length]
+        if tag == Tag.LINEAGE and len(found) == length == LINEAGE.size:
+            return found
+        offset += TLV.size + length
+    return None
