@@ -210,9 +210,9 @@ void journal_free(struct journal *journal)
 int journal_remove(struct io *io)
 {
     int r = io->unlink(io, JOURNAL_NAME);
-    if (r == -ENOENT)
-        return 0;
-    return r < 0 ? r : io->sync_directory(io);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    return io->sync_directory(io); /* a removal before may not have been synced */
 }
 
 void journal_remove_temporary(struct io *io)

@@ -283,6 +283,17 @@ void store_raise_generation(struct store *store, unsigned type, uint64_t floor)
         written->generation_floor = floor;
 }
 
+int store_take_generation(struct store *store, unsigned type, uint64_t *generation)
+{
+    struct written *written = &store->written[index_of(type)];
+
+    check(store->writable);
+    if (written->generation_floor >= GENERATION_MAX)
+        return -EOVERFLOW;
+    *generation = ++written->generation_floor;
+    return 0;
+}
+
 /* One image as a reader sees it; the numbers are copies and within their limits. */
 struct view {
     const struct image *image;

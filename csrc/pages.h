@@ -73,6 +73,9 @@ int store_capture(struct store *store, unsigned type, const uint8_t *bytes, size
  * another process or host has used already. */
 void store_raise_generation(struct store *store, unsigned type, uint64_t floor);
 
+/* Take a number for an image that is not captured. Returns 0, or -EOVERFLOW past GENERATION_MAX. */
+int store_take_generation(struct store *store, unsigned type, uint64_t *generation);
+
 /* Read an image: into `out`, of IMAGE_BYTES_MAX bytes, unless that is NULL. Returns 0 or an enum
  * store_result, and then nothing of `out` may be used. */
 int store_read(struct store *store, unsigned type, uint8_t *out, size_t *n_bytes,

@@ -44,7 +44,8 @@ class LinkOperation(IntEnum):
     STORE_PERMANENT = lib.LINK_STORE_PERMANENT
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
     ADMIT = lib.LINK_ADMIT
-    SET_KEYS = lib.LINK_SET_KEYS
+    SET_JOURNAL = lib.LINK_SET_JOURNAL
+    SET_KEY = lib.LINK_SET_KEY
     SET_ANCHOR = lib.LINK_SET_ANCHOR
 
 
@@ -109,19 +110,20 @@ def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
     return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
 
 
-def pack_link_keys(checkpoint_key: bytes | bytearray, journal_secret: bytes) -> bytearray:
-    """Return the payload of LinkOperation.SET_KEYS (``struct link_keys``); overwrite it after use.
+def pack_link_journal(identity: bytes, generation: int, secret: bytes | None = None) -> bytearray:
+    """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
 
-    ``checkpoint_key`` has 16 or 32 bytes, ``journal_secret`` 32. Raises ValueError otherwise.
+    Overwrite it after use. Raises ValueError for what is no identity, generation or secret.
     """
-    keys = ffi.new("struct link_keys *")
-    if len(checkpoint_key) not in (16, 32) or len(journal_secret) != len(keys.journal_secret):
-        raise ValueError("a key has 16 or 32 bytes, a secret 32")
-    keys.checkpoint_key_bytes = len(checkpoint_key)
-    ffi.memmove(keys.checkpoint_key, checkpoint_key, len(checkpoint_key))
-    ffi.memmove(keys.journal_secret, journal_secret, len(journal_secret))
-    packed = bytearray(ffi.buffer(keys))
-    lib.explicit_bzero(keys, ffi.sizeof("struct link_keys"))
+    _check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    if secret is not None:
+        _check_length("secret", secret, JOURNAL_SECRET_BYTES)
+    if not 0 <= generation <= GENERATION_MAX:
+        raise ValueError(f"{generation} is no generation")
+    fields = (generation, secret is not None, identity, secret or bytes(JOURNAL_SECRET_BYTES))
+    journal = ffi.new("struct link_journal *", fields)
+    packed = bytearray(ffi.buffer(journal))
+    lib.explicit_bzero(journal, ffi.sizeof("struct link_journal"))
     return packed
 
 
@@ -131,12 +133,17 @@ def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: byte
     ``identity`` has 16 bytes, ``digest`` 32. Raises ValueError otherwise, OverflowError for what is
     no u64.
     """
-    if (len(identity), len(digest)) != (JOURNAL_IDENTITY_BYTES, DIGEST_BYTES):
-        raise ValueError("an identity has 16 bytes, a digest 32")
+    _check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    _check_length("digest", digest, DIGEST_BYTES)
     anchor = ffi.new("struct link_anchor *", {"serial": serial, "generation": generation})
     ffi.memmove(anchor.identity, identity, len(identity))
     ffi.memmove(anchor.digest, digest, len(digest))
     return bytes(ffi.buffer(anchor))
+
+
+def _check_length(name: str, data: bytes, n_bytes: int) -> None:
+    if len(data) != n_bytes:
+        raise ValueError(f"the {name} has {n_bytes} bytes, not {len(data)}")
 
 
 def forbid_core_dumps() -> None:
@@ -151,6 +158,10 @@ PAGE_BYTES: int = lib.PAGE_BYTES
 GENERATION_MAX: int = lib.GENERATION_MAX
 DIGEST_BYTES: int = lib.DIGEST_BYTES
 DELTA_RECORD_BYTES_MAX: int = lib.DELTA_RECORD_BYTES_MAX
+JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
+JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES
+JOURNAL_SECRET_BYTES: int = lib.JOURNAL_SECRET_BYTES
+JOURNAL_SECTOR_BYTES: int = lib.JOURNAL_SECTOR_BYTES
 
 # What the buffers are for fills them; setting them to zero first would touch all of their memory.
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
@@ -504,11 +515,6 @@ def delta_inspect(record: bytes) -> DeltaHeader:
     )
 
 
-JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
-JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES
-JOURNAL_SECRET_BYTES: int = lib.JOURNAL_SECRET_BYTES
-
-
 class JournalFault(IntEnum):
     """What is wrong with a journal in rows E, F and K (``enum journal_fault``)."""
 
@@ -534,8 +540,9 @@ class Recovery(NamedTuple):
     ``letter`` is its row, ``fault`` says more of rows E, F and K, and ``offset`` is where in the
     journal. ``image`` is the permanent state that the vTPM may start from, or, if ``may_start`` is
     false, what was right before the fault; None if there is none. Its generation is 0 where only
-    the checkpoint says what it is. ``records`` counts those that are right, and ``used_bytes`` ends
-    with the journal's last byte that is not zero.
+    the checkpoint says what it is. ``records`` counts those that are right, ``applied`` those of
+    them that the checkpoint did not have; ``used_bytes`` ends with the journal's last byte that is
+    not zero.
     """
 
     letter: str
@@ -544,6 +551,7 @@ class Recovery(NamedTuple):
     offset: int
     image: Image | None
     records: int
+    applied: int
     used_bytes: int
 
 
@@ -574,8 +582,7 @@ def journal_recover(
         ("secret", secret, JOURNAL_SECRET_BYTES),
     ):
         if data is not None:
-            if len(data) != n_bytes:
-                raise ValueError(f"the {name} has {n_bytes} bytes, not {len(data)}")
+            _check_length(name, data, n_bytes)
             kept.append(ffi.from_buffer("uint8_t[]", data))
             setattr(evidence, name, kept[-1])
     image, found = _allocate("uint8_t[]", IMAGE_BYTES_MAX), ffi.new("struct journal_recovery *")
@@ -599,6 +606,7 @@ def _recovery(found: Any, image: Any, checkpoint: bytes | None) -> Recovery:
         offset=found.offset,
         image=recovered,
         records=found.n_records,
+        applied=found.n_applied,
         used_bytes=found.used_bytes,
     )
 

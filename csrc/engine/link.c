@@ -6,10 +6,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "anchor.h"
 #include "bytes.h"
 #include "check.h"
+#include "cipher.h"
 #include "data.h"
 #include "error.h"
+#include "journal.h"
 #include "nvram.h"
 #include "pages.h"
 #include "tpm.h"
@@ -34,6 +37,10 @@ static void message_deinit(struct message *message)
     free(message->payload);
     close_descriptor(&message->descriptor);
 }
+
+_Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
+                   sizeof(((struct link_journal *)0)->secret) == JOURNAL_SECRET_BYTES,
+               "as a journal has them");
 
 enum {
     LINK_CLOSED = 1,
@@ -129,35 +136,6 @@ static TPM_RESULT do_load_state(struct link *link, struct message *request,
         return TPM_BAD_PARAMETER;
     return nvram_load(type, request->payload, request->header.payload_bytes) < 0 ? TPM_SIZE
                                                                                  : TPM_SUCCESS;
-}
-
-static TPM_RESULT do_set_keys(struct link *link, struct message *request, struct message *response)
-{
-    struct link_keys keys;
-
-    (void)link, (void)response;
-    if (request->header.payload_bytes != sizeof(keys))
-        return TPM_BAD_PARAMETER;
-    memcpy(&keys, request->payload, sizeof(keys));
-    bool is_key = keys.checkpoint_key_bytes == 16 || keys.checkpoint_key_bytes == 32;
-    if (is_key)
-        nvram_set_key(keys.checkpoint_key, keys.checkpoint_key_bytes);
-    explicit_bzero(&keys, sizeof(keys));
-    return is_key ? TPM_SUCCESS : TPM_BAD_KEY_PROPERTY;
-}
-
-static TPM_RESULT do_set_anchor(struct link *link, struct message *request,
-                                struct message *response)
-{
-    struct link_anchor anchor;
-
-    (void)link, (void)response;
-    if (request->header.payload_bytes != sizeof(anchor) || request->descriptor < 0)
-        return TPM_BAD_PARAMETER;
-    memcpy(&anchor, request->payload, sizeof(anchor));
-    nvram_set_anchor(request->descriptor, &anchor);
-    request->descriptor = -1; /* nvram's now */
-    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
@@ -356,9 +334,66 @@ static TPM_RESULT do_raise_generation(struct link *link, struct message *request
     memcpy(floors, request->payload, sizeof(floors));
     if (floors[0] > GENERATION_MAX || floors[1] > GENERATION_MAX)
         return TPM_BAD_PARAMETER;
-    store_raise_generation(link->store, LINK_STATE_PERMANENT, floors[0]);
-    store_raise_generation(link->store, LINK_STATE_VOLATILE, floors[1]);
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, floors[0]);
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_VOLATILE, floors[1]);
     return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_set_journal(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    struct journal_settings settings = {.file_bytes = JOURNAL_BYTES};
+    struct link_journal journal;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(journal))
+        return TPM_BAD_PARAMETER;
+    memcpy(&journal, request->payload, sizeof(journal));
+    if (journal.generation > GENERATION_MAX)
+        return TPM_BAD_PARAMETER;
+    settings.sealed = journal.is_sealed;
+    memcpy(settings.identity, journal.identity, sizeof(settings.identity));
+    memcpy(settings.secret, journal.secret, sizeof(settings.secret));
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
+    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store);
+    explicit_bzero(&journal, sizeof(journal));
+    explicit_bzero(&settings, sizeof(settings));
+    return result;
+}
+
+static TPM_RESULT do_set_key(struct link *link, struct message *request, struct message *response)
+{
+    struct cipher_key key = {.n_bytes = request->header.payload_bytes};
+
+    (void)response;
+    if (key.n_bytes != 16 && key.n_bytes != 32)
+        return TPM_BAD_KEY_PROPERTY;
+    memcpy(key.bytes, request->payload, key.n_bytes);
+    TPM_RESULT result = tpm_set_key(link->tpm, &key);
+    explicit_bzero(&key, sizeof(key));
+    return result;
+}
+
+static TPM_RESULT do_set_anchor(struct link *link, struct message *request,
+                                struct message *response)
+{
+    struct link_anchor says;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(says) || request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    memcpy(&says, request->payload, sizeof(says));
+    struct anchor anchor = {
+        .fd = request->descriptor,
+        .serial = says.serial,
+        .generation = says.generation,
+    };
+    memcpy(anchor.identity, says.identity, sizeof(anchor.identity));
+    memcpy(anchor.digest, says.digest, sizeof(anchor.digest));
+    TPM_RESULT result = tpm_set_anchor(link->tpm, &anchor);
+    if (result == TPM_SUCCESS)
+        request->descriptor = -1; /* the TPM's now */
+    return result;
 }
 
 static const operation operations[] = {
@@ -386,8 +421,9 @@ static const operation operations[] = {
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
     [LINK_ADMIT] = do_admit,
-    [LINK_SET_KEYS] = do_set_keys,
+    [LINK_SET_KEY] = do_set_key,
     [LINK_SET_ANCHOR] = do_set_anchor,
+    [LINK_SET_JOURNAL] = do_set_journal,
 };
 
 static int serve_request(struct link *link)

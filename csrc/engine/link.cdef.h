@@ -40,9 +40,12 @@ enum link_operation {
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
     LINK_ADMIT = 25, /* the vTPM is this host's: commands are executed, its files may be written */
-    LINK_SET_KEYS = 26,   /* payload: struct link_keys; before anything is written */
-    LINK_SET_ANCHOR = 27, /* payload: struct link_anchor; with one descriptor, the anchor's;
-                             before anything is written */
+    LINK_SET_KEY = 26,     /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
+                              before anything is written */
+    LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
+                              descriptor, the anchor's */
+    LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
+                              link_journal */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -87,11 +90,12 @@ enum link_limit {
     LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
 };
 
-/* Under what state is kept at rest. Both ends overwrite it once it has been used. */
-struct link_keys {
-    uint32_t checkpoint_key_bytes; /* 16 or 32 */
-    uint8_t checkpoint_key[32];    /* swtpm's --key */
-    uint8_t journal_secret[32];    /* derived from it; each journal derives its own key from this */
+/* What LINK_SET_JOURNAL brings. */
+struct link_journal {
+    uint64_t generation;  /* none above it has been used */
+    uint32_t is_sealed;   /* if not, there is no secret */
+    uint8_t identity[16]; /* of the vTPM */
+    uint8_t secret[32];   /* of its journals */
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

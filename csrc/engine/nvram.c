@@ -7,45 +7,39 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "anchor.h"
-#include "bytes.h"
 #include "check.h"
 #include "checkpoint.h"
-#include "digest.h"
+#include "durable.h"
 #include "error.h"
 #include "tpm.h"
 
 struct image {
     const char *name;
-    uint8_t *bytes; /* NULL: there is none */
+    uint8_t *bytes; /* NULL: there is none. The permanent one is in `permanent` */
     size_t n_bytes;
 };
 
 static struct io *store_io;
-static struct cipher_key checkpoint_key; /* of no bytes: state files are in the clear */
-static struct anchor anchor = {.fd = -1};
-static bool anchor_failed;
+static struct durable *permanent;
+static struct cipher_key file_key; /* of no bytes: state files are in the clear */
 static struct image images[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
 };
 
+#define NO_TYPE ((enum link_state_type)0)
+
 /* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
 static struct image held = {.name = TPM_PERMANENT_ALL_NAME};
 static bool held_has_changed;
 
-static const struct cipher_key *current_key(void)
+static enum link_state_type type_by_name(const char *name)
 {
-    return checkpoint_key.n_bytes ? &checkpoint_key : NULL;
-}
-
-static struct image *image_by_name(const char *name)
-{
-    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
+    for (enum link_state_type i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         if (strcmp(images[i].name, name) == 0)
-            return &images[i];
-    return NULL;
+            return i;
+    return NO_TYPE;
 }
 
 static void image_clear(struct image *image)
@@ -71,47 +65,21 @@ static void image_replace(struct image *image, uint8_t *bytes, const uint8_t *fr
     image->n_bytes = n_bytes;
 }
 
-static bool is_permanent(const struct image *image)
+static int image_load(struct image *image, const uint8_t *state, size_t state_bytes)
 {
-    return image == &images[LINK_STATE_PERMANENT];
-}
+    uint8_t *bytes;
 
-/* A change that the anchor has not seen could be rolled back unseen: it is none. */
-static int show_anchor(const uint8_t *state, size_t state_bytes)
-{
-    uint8_t digest[DIGEST_BYTES];
-
-    if (anchor.fd < 0)
-        return 0;
-    int r = digest_compute(state, state_bytes, digest);
-    if (r >= 0)
-        r = anchor_write(store_io, &anchor, anchor.generation + 1, digest);
-    anchor_failed = r < 0;
-    return r;
-}
-
-/* Announced before: a file in place of another does not say which came later. */
-static int write_permanent(const uint8_t *state, size_t state_bytes)
-{
-    uint8_t digest[DIGEST_BYTES];
-
-    if (anchor.fd >= 0) {
-        int r = digest_compute(state, state_bytes, digest);
-        if (r >= 0)
-            r = anchor_expect(store_io, &anchor, digest);
-        anchor_failed = r < 0;
-        if (r < 0)
-            return r;
-    }
-    int r = checkpoint_write(store_io, current_key(), TPM_PERMANENT_ALL_NAME, state, state_bytes);
-    return r < 0 ? r : show_anchor(state, state_bytes);
+    int r = image_reserve(&bytes, state_bytes);
+    if (r < 0)
+        return r;
+    image_replace(image, bytes, state, state_bytes);
+    return 0;
 }
 
 static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
 {
     uint8_t *bytes;
 
-    /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
     if (image->bytes && image->n_bytes == state_bytes &&
         memcmp(image->bytes, state, state_bytes) == 0)
         return 0;
@@ -119,10 +87,8 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     int r = image_reserve(&bytes, state_bytes);
     if (r < 0)
         return r;
-    if (is_permanent(image))
-        r = write_permanent(state, state_bytes);
-    else
-        r = checkpoint_write(store_io, current_key(), image->name, state, state_bytes);
+    const struct cipher_key *key = file_key.n_bytes ? &file_key : NULL;
+    r = checkpoint_write(store_io, key, image->name, state, state_bytes, NULL);
     if (r < 0) {
         free(bytes);
         return r;
@@ -131,104 +97,104 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
     return 0;
 }
 
-static int image_remove(struct image *image)
-{
-    int r = checkpoint_remove(store_io, image->name);
-    if (r < 0)
-        return r;
-    image_clear(image);
-    return 0;
-}
-
-static int image_write(const struct image *image)
-{
-    return checkpoint_write(store_io, current_key(), image->name, image->bytes, image->n_bytes);
-}
-
-static int image_set(struct image *image, const uint8_t *state, size_t state_bytes)
-{
-    uint8_t *bytes;
-
-    int r = image_reserve(&bytes, state_bytes);
-    if (r < 0)
-        return r;
-    image_replace(image, bytes, state, state_bytes);
-    return 0;
-}
-
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
-    return image_set(&images[type], state, state_bytes);
+    if (type == LINK_STATE_PERMANENT)
+        return durable_load(permanent, state, state_bytes, true);
+    return image_load(&images[type], state, state_bytes);
 }
 
-void nvram_set_key(const uint8_t *key, size_t key_bytes)
+void nvram_set_journal(const struct journal_settings *settings, struct store *store)
 {
-    check(key_bytes <= sizeof(checkpoint_key.bytes));
-    memcpy(checkpoint_key.bytes, key, key_bytes);
-    checkpoint_key.n_bytes = (uint32_t)key_bytes;
+    durable_set_journal(permanent, settings, store, true);
 }
 
-void nvram_set_anchor(int fd, const struct link_anchor *says)
+void nvram_set_key(const struct cipher_key *key)
 {
-    anchor = (struct anchor){.fd = fd, .serial = says->serial, .generation = says->generation};
-    memcpy(anchor.identity, says->identity, sizeof(anchor.identity));
-    memcpy(anchor.digest, says->digest, sizeof(anchor.digest));
+    file_key = *key;
+    durable_set_key(permanent, key);
+}
+
+int nvram_set_anchor(const struct anchor *anchor)
+{
+    return durable_set_anchor(permanent, anchor);
+}
+
+int nvram_store_permanent(void)
+{
+    return durable_store(permanent);
+}
+
+void nvram_begin(void)
+{
+    durable_begin(permanent);
+}
+
+int nvram_end(void)
+{
+    return durable_end(permanent);
+}
+
+static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
+{
+    if (type == LINK_STATE_PERMANENT)
+        return durable_get(permanent, bytes, n_bytes);
+    *bytes = images[type].bytes;
+    *n_bytes = images[type].n_bytes;
+    return *bytes != NULL;
 }
 
 bool nvram_has(enum link_state_type type)
 {
-    return images[type].bytes != NULL;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return find(type, &bytes, &n_bytes);
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
+    if (type == LINK_STATE_PERMANENT)
+        return durable_commit(permanent, state, state_bytes);
     return image_store(&images[type], state, state_bytes);
-}
-
-int nvram_store_again(enum link_state_type type)
-{
-    const struct image *image = &images[type];
-
-    return image->bytes ? image_write(image) : 0;
 }
 
 int nvram_remove(enum link_state_type type)
 {
-    return image_remove(&images[type]);
-}
-
-int nvram_hold(const uint8_t *state, size_t state_bytes)
-{
-    held_has_changed = false;
-    return image_set(&held, state, state_bytes);
-}
-
-int nvram_admit(void)
-{
-    struct image *image = &images[LINK_STATE_PERMANENT];
-
-    int r = held_has_changed ? write_permanent(held.bytes, held.n_bytes)
-                             : show_anchor(held.bytes, held.n_bytes);
+    check(type != LINK_STATE_PERMANENT); /* it is replaced, never removed */
+    int r = checkpoint_remove(store_io, images[type].name);
     if (r < 0)
         return r;
-    image_clear(image);
-    *image = held;
-    held.bytes = NULL;
+    image_clear(&images[type]);
     return 0;
-}
-
-void nvram_let_go(void)
-{
-    image_clear(&held);
 }
 
 void nvram_deinit(void)
 {
     nvram_let_go();
+    durable_free(permanent);
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         image_clear(&images[i]);
-    explicit_bzero(&checkpoint_key, sizeof(checkpoint_key));
-    close_descriptor(&anchor.fd);
+    explicit_bzero(&file_key, sizeof(file_key));
+}
+
+int nvram_hold(const uint8_t *state, size_t state_bytes)
+{
+    held_has_changed = false;
+    return image_load(&held, state, state_bytes);
+}
+
+int nvram_admit(void)
+{
+    int r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed);
+    if (r >= 0)
+        nvram_let_go();
+    return r;
+}
+
+void nvram_let_go(void)
+{
+    image_clear(&held);
 }
 
 /* libtpms' callbacks. It has one TPM, number 0. */
@@ -241,17 +207,19 @@ static TPM_RESULT on_init(void)
 static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_number,
                           const char *name)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
+    const uint8_t *bytes;
     uint8_t *copy;
+    size_t n_bytes;
 
     (void)tpm_number;
-    if (!image || !image->bytes)
+    if (type == NO_TYPE || !find(type, &bytes, &n_bytes))
         return TPM_RETRY; /* "there is no such file" */
-    if (image_reserve(&copy, image->n_bytes) < 0)
+    if (image_reserve(&copy, n_bytes) < 0)
         return TPM_SIZE;
-    memcpy(copy, image->bytes, image->n_bytes);
+    memcpy(copy, bytes, n_bytes);
     *data = copy;
-    *length = (uint32_t)image->n_bytes;
+    *length = (uint32_t)n_bytes;
     return TPM_SUCCESS;
 }
 
@@ -260,27 +228,25 @@ static int hold_more(const uint8_t *state, size_t state_bytes)
     if (held.n_bytes == state_bytes && memcmp(held.bytes, state, state_bytes) == 0)
         return 0;
     held_has_changed = true;
-    return image_set(&held, state, state_bytes);
+    return image_load(&held, state, state_bytes);
 }
 
 static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t tpm_number,
                            const char *name)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (!image)
+    if (type == NO_TYPE)
         return TPM_FAIL;
-    if (held.bytes && image == &images[LINK_STATE_PERMANENT])
+    if (held.bytes && type == LINK_STATE_PERMANENT)
         return hold_more(data, length) < 0 ? TPM_SIZE : TPM_SUCCESS;
-    int r = image_store(image, data, length);
+    int r = nvram_store(type, data, length);
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
-        error_report("cannot store %s%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
+        error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
                      "restarts: make room or repair the file system, then restart the guest",
-                     anchor_failed ? "the anchor of tpm2-00." : "tpm2-00.", image->name,
-                     strerror(-r));
-        anchor_failed = false;
+                     name, strerror(-r));
         return TPM_FAIL;
     }
     return TPM_SUCCESS;
@@ -288,12 +254,12 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
 
 static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must_exist)
 {
-    struct image *image = image_by_name(name);
+    enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (!image || (must_exist && !image->bytes))
+    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_has(type)))
         return TPM_FAIL;
-    return image_remove(image) < 0 ? TPM_FAIL : TPM_SUCCESS;
+    return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 static TPM_RESULT on_get_physical_presence(TPM_BOOL *present, uint32_t tpm_number)
@@ -317,5 +283,6 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
+    check(durable_new(&permanent, io) == 0);
     check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
 }

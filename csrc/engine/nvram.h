@@ -13,31 +13,46 @@
 #include "io.h"
 #include "link_types.h"
 
+struct anchor;
+struct cipher_key;
+struct journal_settings;
+struct store;
+
 /* The store of this process. libtpms is process-global, and so is this. */
 void nvram_register(struct io *io);
 
 /* Take what a state file holds as the image that libtpms reads next, without writing it.
- * Returns 0 or -ENOMEM. */
+ * Returns 0 or a negative errno. */
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
-/* Encrypt every state file that is written from now on: `key_bytes` is 16 or 32. */
-void nvram_set_key(const uint8_t *key, size_t key_bytes);
+/* Keep journals of the permanent state from now on. `store` has to outlive this. */
+void nvram_set_journal(const struct journal_settings *settings, struct store *store);
 
-/* Write the anchor behind `fd`, which is nvram's then, after each commit of the permanent state and
- * before its response. */
-void nvram_set_anchor(int fd, const struct link_anchor *says);
+/* Encrypt every state file that is written from now on. The key is copied. */
+void nvram_set_key(const struct cipher_key *key);
+
+/* Write an anchor, whose descriptor is nvram's then, after each commit of the permanent state.
+ * Returns 0, or -EINVAL before nvram_set_journal(). */
+int nvram_set_anchor(const struct anchor *anchor);
+
+/* Put the permanent state into its file, if it is durable elsewhere. Returns 0, also if there is
+ * none, or a negative errno. */
+int nvram_store_permanent(void);
+
+/* The TPM is on from now on, or off. The latter closes the journal: it returns 0, or a negative
+ * errno with the journal left as it is. */
+void nvram_begin(void);
+int nvram_end(void);
 
 /* True if there is an image of that type. */
 bool nvram_has(enum link_state_type type);
 
-/* Make an image durable and keep it. Returns 0 or a negative errno; then nothing has changed. */
+/* Make an image durable and keep it. Returns 0 or a negative errno; then the image is the one
+ * before. */
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
-/* Write an image into its file, though the file may hold it already. Returns 0, also if there is
- * none, or a negative errno. */
-int nvram_store_again(enum link_state_type type);
-
-/* Remove an image and its file, durably. Returns 0, also if there was none, or a negative errno. */
+/* Remove an image, not the permanent one, and its file, durably. Returns 0, also if there was none,
+ * or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
 /* Keep what is stored as the permanent state in memory, beside the image, until nvram_admit() or

@@ -127,12 +127,26 @@ static void end_hold(struct tpm *tpm)
     pthread_cond_broadcast(&tpm->admitted);
 }
 
+static int close_journal(void)
+{
+    int r = nvram_end();
+
+    if (r < 0)
+        error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the state is safe in "
+                     "the two together: make room or repair the file system, then restart vtpmd",
+                     strerror(-r));
+    return r;
+}
+
 static void power_off(struct tpm *tpm)
 {
     if (!tpm->shut_down && !tpm->retired && !tpm->held)
         send_shutdown();
     TPMLIB_Terminate();
     tpm->running = false;
+    /* One that is another host's now stays, with its journal, as it was when it left. */
+    if (!tpm->retired)
+        close_journal();
     end_hold(tpm);
 }
 
@@ -145,7 +159,9 @@ static TPM_RESULT power_on(struct tpm *tpm)
      * guest has extended since. */
     if (result == TPM_SUCCESS && resumes && nvram_remove(LINK_STATE_VOLATILE) < 0)
         result = TPM_FAIL;
-    if (result != TPM_SUCCESS)
+    if (result == TPM_SUCCESS)
+        nvram_begin();
+    else
         TPMLIB_Terminate();
     tpm->running = result == TPM_SUCCESS;
     tpm->shut_down = false;
@@ -222,6 +238,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
 void tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
+    close_journal();
     nvram_deinit();
     pthread_cond_destroy(&tpm->admitted);
     pthread_mutex_destroy(&tpm->lock);
@@ -340,6 +357,10 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
                      strerror(-r));
     explicit_bzero(state, state_bytes);
     free(state);
+    /* The directory then is one that swtpm can resume from. */
+    if (r >= 0)
+        r = close_journal();
+    nvram_begin();
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
@@ -379,7 +400,7 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)
 {
     locked(tpm);
-    return nvram_store_again(LINK_STATE_PERMANENT) < 0 ? TPM_FAIL : TPM_SUCCESS;
+    return nvram_store_permanent() < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_forget_state(struct tpm *tpm)
@@ -394,6 +415,39 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm)
      * would be an empty state, from which it makes a new TPM. */
     TPMLIB_SetState(TPMLIB_STATE_PERMANENT, &no_state, sizeof(no_state));
     return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
+                           struct store *store)
+{
+    locked(tpm);
+    if (tpm->running)
+        return TPM_BAD_ORDINAL;
+    nvram_set_journal(settings, store);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
+{
+    locked(tpm);
+    if (tpm->running)
+        return TPM_BAD_ORDINAL;
+    nvram_set_key(key);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor)
+{
+    locked(tpm);
+    if (tpm->running || nvram_set_anchor(anchor) < 0)
+        return TPM_BAD_ORDINAL;
+    return TPM_SUCCESS;
+}
+
+void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor)
+{
+    locked(tpm);
+    store_raise_generation(store, type, floor);
 }
 
 static TPM_RESULT capture(struct store *store, enum link_state_type type)

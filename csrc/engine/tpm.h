@@ -30,7 +30,10 @@ enum {
     TPM2_RC_COMMAND_SIZE = 0x142,
 };
 
+struct anchor;
+struct cipher_key;
 struct io;
+struct journal_settings;
 struct store;
 struct tpm;
 
@@ -53,6 +56,21 @@ struct tpm *tpm_new(struct io *io);
 
 /* Stop the TPM if it runs, overwrite what it held and free it. */
 void tpm_free(struct tpm *tpm);
+
+/* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
+ * gives the numbers, and has to outlive the TPM. */
+TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
+                           struct store *store);
+
+/* Encrypt the state files of a TPM that is stopped with a key, which is copied. */
+TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key);
+
+/* Write an anchor, whose descriptor is the TPM's then, after each commit of the permanent state and
+ * before its response. Only after tpm_set_journal(), and of a TPM that is stopped. */
+TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor);
+
+/* Make every generation that is still to come larger than `floor`. */
+void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor);
 
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
  * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
@@ -90,7 +108,8 @@ TPM_RESULT tpm_hash_start(struct tpm *tpm);
 TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes);
 TPM_RESULT tpm_hash_end(struct tpm *tpm);
 
-/* Write the running TPM's volatile state into the state directory. */
+/* Write the running TPM's volatile state into the state directory, and close the journal until the
+ * next change. */
 TPM_RESULT tpm_store_volatile(struct tpm *tpm);
 
 /* Get a running TPM's state. The caller frees `*state`, after overwriting it. */
@@ -100,7 +119,7 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
  * was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
-/* Write the permanent state's image into its file, wherever it was kept before. */
+/* Write the permanent state's image into its file, if it is durable elsewhere. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 
 /* Drop what tpm_set_state() was given, and a TPM that is held. */

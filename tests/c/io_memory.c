@@ -17,6 +17,8 @@ static bool fails(struct io *io)
     struct io_memory *memory = (struct io_memory *)io;
 
     memory->calls++;
+    if (memory->off_from && memory->calls >= memory->off_from)
+        return true;
     return memory->fail_from && memory->calls >= memory->fail_from &&
            (!memory->fail_to || memory->calls < memory->fail_to);
 }
@@ -32,7 +34,7 @@ static bool syncs(struct io *io)
     struct io_memory *memory = (struct io_memory *)io;
 
     memory->syncs++;
-    return !memory->forget_syncs && memory->syncs != memory->skip_sync;
+    return memory->syncs != memory->skip_sync;
 }
 
 static struct io_memory_entry *find_entry(struct io_memory_entry *entries, const char *name)
@@ -101,7 +103,7 @@ static int memory_create(struct io *io, const char *name, mode_t mode)
     struct io_memory *memory = (struct io_memory *)io;
 
     (void)mode;
-    if (fails(io))
+    if (fails(io) || memory->fails_to_create)
         return failure(io);
     int number = find_unused_file(memory);
     struct io_memory_file *file = &memory->files[number];
@@ -374,7 +376,7 @@ void io_memory_lose_power(const struct io_memory *memory, struct io_choices *cho
             choose_file(&memory->files[entries[i].file], choices, &after->files[entries[i].file]);
     memcpy(after->durable_entries, entries, sizeof(after->durable_entries));
     after->n_changes = 0;
-    after->calls = after->fail_from = after->syncs = 0;
+    after->calls = after->fail_from = after->off_from = after->syncs = 0;
 }
 
 bool io_memory_read(const struct io_memory *memory, const char *name, const uint8_t **bytes,

@@ -58,14 +58,15 @@ struct io_memory {
     struct io_memory_entry entries[IO_MEMORY_FILES_MAX], durable_entries[IO_MEMORY_FILES_MAX];
     struct io_memory_change changes[IO_MEMORY_PENDING_MAX];
     size_t n_changes;
-    int calls;         /* made so far */
-    int fail_from;     /* calls from this one on fail and do nothing; 0: none */
-    int fail_to;       /* calls from this one on succeed again; 0: none */
-    int fail_error;    /* with this errno */
-    bool fail_half;    /* a write that fails has written its first half */
-    int syncs;         /* of a file or the directory, so far */
-    int skip_sync;     /* the canary: this one does nothing; 0: none */
-    bool forget_syncs; /* a disk that lies about all of them */
+    int calls;      /* made so far */
+    int fail_from;  /* calls from this one on fail and do nothing; 0: none */
+    int fail_to;    /* calls from this one on succeed again; 0: none */
+    int off_from;   /* the same for good: the power is off; 0: never */
+    int fail_error; /* with this errno */
+    bool fail_half; /* a write that fails has written its first half */
+    bool fails_to_create;
+    int syncs;     /* of a file or the directory, so far */
+    int skip_sync; /* the canary: this one does nothing; 0: none */
 };
 
 void io_memory_init(struct io_memory *io);

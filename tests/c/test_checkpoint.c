@@ -128,12 +128,13 @@ static bool survives_every_power_loss(int skip_sync)
     for (int step = 1;; step++) {
         struct io_memory io;
         io_memory_init(&io);
-        assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
+        assert_int_equal(
+            checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state), NULL), 0);
         io.syncs = io.calls = 0;
         io.skip_sync = skip_sync;
         io.fail_from = step;
         bool acknowledged =
-            checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)) == 0;
+            checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state), NULL) == 0;
         unsigned allowed = acknowledged ? 1U << NEW : 1U << OLD | 1U << NEW;
         survived &= (after_power_loss(&io) & ~allowed) == 0;
         io_memory_deinit(&io);
@@ -165,16 +166,18 @@ static void a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file(void
         const uint8_t *bytes;
         size_t n_bytes;
         io_memory_init(&io);
-        assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
+        assert_int_equal(
+            checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state), NULL), 0);
         io.calls = 0;
         io.fail_from = step;
         io.fail_error = ENOSPC;
-        assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)),
-                         -ENOSPC);
+        assert_int_equal(
+            checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state), NULL), -ENOSPC);
         assert_true(io_memory_read(&io, "tpm2-00.permall", &bytes, &n_bytes));
         assert_true(holds(bytes, n_bytes, old_state, sizeof(old_state)));
         io.fail_from = 0;
-        assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)), 0);
+        assert_int_equal(
+            checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state), NULL), 0);
         assert_false(io_memory_read(&io, "TMP2-00.permall", &bytes, &n_bytes));
         io_memory_deinit(&io);
     }
@@ -186,7 +189,8 @@ static void removal_is_durable_and_may_be_repeated(void **state)
 
     (void)state;
     io_memory_init(&io);
-    assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state)), 0);
+    assert_int_equal(checkpoint_write(&io.io, key, "permall", old_state, sizeof(old_state), NULL),
+                     0);
     assert_int_equal(checkpoint_remove(&io.io, "permall"), 0);
     assert_int_equal(after_power_loss(&io), 1U << ABSENT);
     assert_int_equal(checkpoint_remove(&io.io, "permall"), 0);
@@ -207,7 +211,8 @@ static void a_link_in_the_temporary_files_place_is_not_written_through(void **st
     assert_int_equal(symlinkat("victim", directory, "TMP2-00.permall"), 0);
 
     struct io_posix io = {.io = io_posix_functions, .directory_fd = directory};
-    assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state)), 0);
+    assert_int_equal(checkpoint_write(&io.io, key, "permall", new_state, sizeof(new_state), NULL),
+                     0);
 
     assert_int_equal(pread(fd, content, sizeof(content), 0), 4);
     assert_string_equal(content, "mine");
@@ -233,7 +238,7 @@ static void states_of_all_lengths_are_held(void **state)
         const uint8_t *file;
         size_t file_bytes;
         io_memory_init(&io);
-        assert_int_equal(checkpoint_write(&io.io, key, "permall", bytes, length), 0);
+        assert_int_equal(checkpoint_write(&io.io, key, "permall", bytes, length, NULL), 0);
         assert_true(io_memory_read(&io, "tpm2-00.permall", &file, &file_bytes));
         assert_true(holds(file, file_bytes, bytes, length));
         io_memory_deinit(&io);

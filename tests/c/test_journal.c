@@ -72,7 +72,7 @@ static size_t write_history(struct io_memory *io, const struct journal_settings 
     struct journal *journal;
     size_t n = 0;
 
-    if (checkpoint_write(&io->io, NULL, "permall", image_bytes[0], IMAGE_BYTES) < 0)
+    if (checkpoint_write(&io->io, NULL, "permall", image_bytes[0], IMAGE_BYTES, NULL) < 0)
         return n;
     n++;
     if (journal_create(&io->io, settings, salt, &images[0], &journal) < 0)
@@ -742,7 +742,7 @@ static void a_full_journal_takes_no_more_and_keeps_what_it_has(void **state)
     (void)state;
     io_memory_init(&io);
     make_images(sample_changes, SAMPLE_APPENDS);
-    assert_int_equal(checkpoint_write(&io.io, NULL, "permall", base.bytes, base.n_bytes), 0);
+    assert_int_equal(checkpoint_write(&io.io, NULL, "permall", base.bytes, base.n_bytes, NULL), 0);
     assert_int_equal(journal_create(&io.io, &sealed_settings, salt, &base, &journal), 0);
     assert_int_equal(journal_publish(journal), 0);
     for (;; n++) {
@@ -789,7 +789,7 @@ static void the_largest_record_fits(void **state)
     assert_int_equal(journal_publish(journal), 0);
     assert_int_equal(journal_append(journal, &base, &next), 0);
     journal_free(journal);
-    assert_int_equal(checkpoint_write(&io.io, NULL, "permall", before, sizeof(before)), 0);
+    assert_int_equal(checkpoint_write(&io.io, NULL, "permall", before, sizeof(before), NULL), 0);
     recover(&io, &settings, image, &recovery);
     assert_int_equal(recovery.verdict, JOURNAL_O_WHOLE);
     assert_memory_equal(image, after, sizeof(after));
@@ -832,6 +832,28 @@ static void a_journal_that_cannot_be_made_leaves_no_file(void **state)
     }
 }
 
+static void a_removal_that_was_not_synced_is_synced_when_repeated(void **state)
+{
+    struct journal *journal;
+    struct io_memory io;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    make_images(sample_changes, SAMPLE_APPENDS);
+    io_memory_init(&io);
+    assert_int_equal(journal_create(&io.io, &plain_settings, salt, &images[0], &journal), 0);
+    assert_int_equal(journal_publish(journal), 0);
+    journal_free(journal);
+    io.fail_from = io.calls + 2;
+    assert_int_equal(journal_remove(&io.io), -EIO);
+    assert_true(io_memory_read_durable(&io, JOURNAL_NAME, &bytes, &n_bytes));
+    io.fail_from = 0;
+    assert_int_equal(journal_remove(&io.io), 0);
+    assert_false(io_memory_read_durable(&io, JOURNAL_NAME, &bytes, &n_bytes));
+    io_memory_deinit(&io);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -846,6 +868,7 @@ int main(void)
         cmocka_unit_test(the_largest_record_fits),
         cmocka_unit_test(a_record_crosses_no_page_that_it_fits_into),
         cmocka_unit_test(a_journal_that_cannot_be_made_leaves_no_file),
+        cmocka_unit_test(a_removal_that_was_not_synced_is_synced_when_repeated),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,7 @@ from vtpmd.store.directory import StateDirectory
 from vtpmd.wire import swtpm_format
 
 IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(4)]
-PROBLEM = "tpm2-00.journal is damaged: a sector was altered, at byte 1024 (K)"
+PROBLEM = "tpm2-00.journal is damaged: a sector is altered, at byte 1024 (K)"
 COMMANDS = ["fold", "recover", "rekey"]
 
 
@@ -98,7 +98,7 @@ def test_fold_refuses_what_is_damaged(run: Command, state: Path) -> None:
     before = (state / "tpm2-00.journal").read_bytes()
     ended = run("fold", state)
     assert ended.status == 5
-    assert "a sector was altered, at byte 1024 (K)" in ended.error
+    assert "a sector is altered, at byte 1024 (K)" in ended.error
     assert ended.output == ""
     assert (state / "tpm2-00.journal").read_bytes() == before
 
@@ -143,9 +143,7 @@ def test_recover_says_the_same_to_programs(run: Command, state: Path) -> None:
         "directory": str(state),
         "verdict": "K",
         "offset": 1024,
-        "problems": [
-            f"{state}: tpm2-00.journal is damaged: a sector was altered, at byte 1024 (K)"
-        ],
+        "problems": [f"{state}: tpm2-00.journal is damaged: a sector is altered, at byte 1024 (K)"],
         "generation": 2,
         "commits": 1,
         "can-restore": True,

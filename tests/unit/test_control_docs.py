@@ -216,4 +216,14 @@ def test_names_in_the_state_directory() -> None:
     rows = [row for rows in FORMAT_TABLES.values() for row in rows if "written" in row]
     states = {f"`tpm2-00.{name}`" for name in directory.STATE_NAMES.values()}
     others = {"`TMP2-00.…`", "`tpm2-00.….damaged-N`", f"`{directory.LOCK_NAME}`"}
+    others.add(f"`{directory.JOURNAL_NAME}`")
     assert {row["name"] for row in rows} == states | others
+
+
+def test_lineage_is_laid_out_as_written() -> None:
+    lineage = swtpm_format.Lineage(b"i" * 16, 7, continued=True)
+    file = swtpm_format.encode_file(b"state", lineage)
+    assert file[1] == 255
+    assert list(fields(FORMAT_TABLES["TLV"], file[21:27] + file[27:]).values())[:2] == [0x5654, 24]
+    (table,) = [rows for rows in FORMAT_TABLES.values() if "identity" in rows[0].get("Field", "")]
+    assert list(fields(table, file[27:]).values()) == [int.from_bytes(b"i" * 16, "big"), 7]

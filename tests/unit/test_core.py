@@ -69,18 +69,14 @@ def test_headers_that_are_none_are_refused() -> None:
             core.unpack_link_header(bytes(length))
 
 
-@pytest.mark.parametrize("length", [16, 32])
-def test_keys_are_packed_as_c_declares_them(length: int) -> None:
-    """struct link_keys: a length, room for the longest key, the secret."""
-    packed = core.pack_link_keys(b"k" * length, b"s" * 32)
-    assert packed[:4] == length.to_bytes(4, sys.byteorder)
-    assert packed[4:] == (b"k" * length).ljust(32, b"\0") + b"s" * 32
-
-
-@pytest.mark.parametrize(("key_bytes", "secret_bytes"), [(0, 32), (15, 32), (33, 32), (16, 31)])
-def test_what_cannot_be_keys_is_not_packed(key_bytes: int, secret_bytes: int) -> None:
-    with pytest.raises(ValueError, match="16 or 32 bytes"):
-        core.pack_link_keys(bytes(key_bytes), bytes(secret_bytes))
+@pytest.mark.parametrize("secret", [None, b"s" * 32])
+def test_journal_settings_are_packed_as_c_declares_them(secret: bytes | None) -> None:
+    """struct link_journal."""
+    packed = core.pack_link_journal(b"i" * 16, 7, secret)
+    order = sys.byteorder
+    assert packed[:8] == (7).to_bytes(8, order)
+    assert packed[8:12] == int(secret is not None).to_bytes(4, order)
+    assert packed[12:60] == b"i" * 16 + (secret or bytes(32))
 
 
 def test_an_anchor_is_packed_as_c_declares_it() -> None:
@@ -88,5 +84,14 @@ def test_an_anchor_is_packed_as_c_declares_it() -> None:
     packed = core.pack_link_anchor(b"i" * 16, 3, 7, b"d" * 32)
     numbers = b"".join(number.to_bytes(8, sys.byteorder) for number in (3, 7))
     assert packed == numbers + b"i" * 16 + b"d" * 32
-    with pytest.raises(ValueError, match="16 bytes"):
-        core.pack_link_anchor(bytes(15), 3, 7, bytes(32))
+
+
+def test_what_has_another_size_is_not_packed() -> None:
+    for identity, secret in [(15, 32), (17, 32), (16, 31), (16, 33)]:
+        with pytest.raises(ValueError, match="bytes, not"):
+            core.pack_link_journal(bytes(identity), 1, bytes(secret))
+        with pytest.raises(ValueError, match="bytes, not"):
+            core.pack_link_anchor(bytes(identity), 1, 1, bytes(secret))
+    for generation in (-1, core.GENERATION_MAX + 1):
+        with pytest.raises(ValueError, match="is no generation"):
+            core.pack_link_journal(bytes(16), generation)

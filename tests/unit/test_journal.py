@@ -20,6 +20,7 @@ from tests.unit.test_delta import crc32c
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import Image, JournalFault, Recovery
+from vtpmd.store import recovery
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/journal-format.md").read_text()
 TABLES = tables(DOCUMENT)
@@ -102,8 +103,9 @@ def recover(journal: bytes, checkpoint: Image = IMAGES[0], secret: bytes | None 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_journal_by_the_document_is_recovered(sealed: bool) -> None:
     secret = SECRET if sealed else None
-    for checkpoint in IMAGES:
+    for number, checkpoint in enumerate(IMAGES):
         found = recover(build(sealed=sealed), checkpoint, secret=secret)
+        assert found.applied == len(IMAGES) - 1 - number
         assert found.letter == "O"
         assert found.may_start
         assert found.image == IMAGES[-1]
@@ -114,9 +116,9 @@ def test_a_journal_by_the_document_is_recovered(sealed: bool) -> None:
 def test_a_record_that_would_cross_a_page_is_where_the_document_has_it() -> None:
     """Records of one, one, one and six sectors: the last begins at the second page."""
     large = Image(1, 11, hashlib.shake_128(b"").digest(2500))
-    journal = build([*IMAGES, large])
-    assert journal[4 * 512 : 8 * 512] == bytes(4 * 512)
-    found = recover(journal)
+    file = build([*IMAGES, large])
+    assert file[4 * 512 : 8 * 512] == bytes(4 * 512)
+    found = recover(file)
     assert found.letter == "O"
     assert found.image is not None
     assert found.image.data == large.data
@@ -124,31 +126,33 @@ def test_a_record_that_would_cross_a_page_is_where_the_document_has_it() -> None
 
 def test_a_torn_record_is_dropped_and_told() -> None:
     large = Image(1, 11, hashlib.shake_128(b"").digest(1500))
-    journal = bytearray(build([*IMAGES, large]))
-    journal[5 * 512 : 6 * 512] = bytes(512)
-    found = recover(bytes(journal))
+    file = bytearray(build([*IMAGES, large]))
+    file[5 * 512 : 6 * 512] = bytes(512)
+    found = recover(bytes(file))
     assert (found.letter, found.offset, found.may_start) == ("N", 4 * 512, True)
     assert found.image == IMAGES[-1]
 
 
 def test_what_is_refused_shows_what_was_right_before() -> None:
-    journal = bytearray(build())
-    journal[2 * 512 + 40] ^= 1
-    found = recover(bytes(journal))
+    file = bytearray(build())
+    file[2 * 512 + 40] ^= 1
+    found = recover(bytes(file))
     assert (found.letter, found.fault, found.offset) == ("K", JournalFault.SECTOR, 1024)
     assert not found.may_start
     assert found.image == IMAGES[1]
 
 
 def test_presence_decides_first() -> None:
-    state, journal = IMAGES[0].data, build()
-    assert core.journal_recover(None, None) == Recovery("A", JournalFault.NONE, True, 0, None, 0, 0)
+    state, file = IMAGES[0].data, build()
+    assert core.journal_recover(None, None) == Recovery(
+        "A", JournalFault.NONE, True, 0, None, 0, 0, 0
+    )
     for continued, letter in ((False, "B"), (True, "C")):
         found = core.journal_recover(state, None, continued=continued)
         assert (found.letter, found.may_start) == (letter, letter == "B")
         assert found.image == Image(1, 0, state)
-    assert core.journal_recover(None, journal).letter == "D"
-    assert core.journal_recover(b"", journal).letter == "L"
+    assert core.journal_recover(None, file).letter == "D"
+    assert core.journal_recover(b"", file).letter == "L"
     assert core.journal_recover(state, b"").letter == "E"
 
 
@@ -202,8 +206,8 @@ def test_limits_are_those_of_the_code() -> None:
 
 def test_faults_are_those_of_the_code() -> None:
     rows = TABLES["What is wrong in rows E, F and K"]
-    assert {row["fault"]: int(row["number"]) for row in rows} == {
-        fault.name: fault.value for fault in JournalFault
+    assert {row["fault"]: (int(row["number"]), row["what is wrong"]) for row in rows} == {
+        fault.name: (fault.value, recovery.FAULTS[fault]) for fault in JournalFault
     }
 
 
@@ -217,3 +221,4 @@ def test_recovery_is_the_table_in_the_source() -> None:
     rows = [[row["row"], row["verdict"].partition(":")[0]] for row in TABLES[RECOVERY]]
     assert rows == table_in_source()
     assert [letter for letter, _ in rows] == list("ABCDEFGHIJKLMNO")
+    assert [letter for letter, verdict in rows if verdict == "refuse"] == list(recovery.REASONS)

@@ -18,6 +18,7 @@ from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.recovery import RecoveryRefused
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
 
 KEY = b"k" * 32
 IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(5)]  # a sector a change
@@ -121,12 +122,17 @@ def without_record(journal: bytearray) -> bytearray:
 
 # What is done to a journal of four records; letter, reason and place; the state up to there.
 DAMAGE: dict[str, tuple[Callable[[bytearray], bytearray], str, str, int | None]] = {
-    "header": (altered(70), "E", "its header was altered, at byte 0", None),
-    "magic": (altered(0), "E", "it does not begin as a journal does, at byte 0", None),
-    "cut": (lambda j: j[:5000], "E", "it has not the length that it says, at byte 0", None),
-    "sector": (altered(3 * SECTOR + 100), "K", f"a sector was altered, at byte {3 * SECTOR}", 2),
-    "first sector": (altered(SECTOR + 5), "K", f"a sector was altered, at byte {SECTOR}", 0),
-    "missing record": (without_record, "K", f"out of its place, at byte {2 * SECTOR}", 1),
+    "header": (altered(70), "E", "the header is altered, at byte 0", None),
+    "magic": (altered(0), "E", "it is no journal, at byte 0", None),
+    "cut": (
+        lambda j: j[:5000],
+        "E",
+        "the file's length is not what its header says, or past a limit, at byte 0",
+        None,
+    ),
+    "sector": (altered(3 * SECTOR + 100), "K", f"a sector is altered, at byte {3 * SECTOR}", 2),
+    "first sector": (altered(SECTOR + 5), "K", f"a sector is altered, at byte {SECTOR}", 0),
+    "missing record": (without_record, "K", f"missing or moved, at byte {2 * SECTOR}", 1),
 }
 
 
@@ -243,3 +249,37 @@ def test_a_damaged_checkpoint_can_be_salvaged_from_nothing(tmp_path: Path) -> No
         found = salvage.assess(directory, None)
     assert not found.can_restore
     assert "its header says" in found.problems[0]
+
+
+def test_a_lineage_is_kept_and_believed(at_rest: Fixture) -> None:
+    """Identity and generation go through folding; another vTPM's journal is refused."""
+    ours, other = b"o" * 16, b"x" * 16
+    lineage = Lineage(ours, 3, continued=True)
+    journal = write_journal(IMAGES, secret=at_rest.secret, identity=ours, first_generation=3)
+    at_rest.directory.write_state(StateType.PERMANENT, IMAGES[0], at_rest.key, lineage)
+    at_rest.put(None, journal)
+    examined = recovery.recover(at_rest.directory, at_rest.key)
+    assert (examined.identity, examined.generation) == (ours, 7)
+    recovery.fold(at_rest.directory, examined, at_rest.key)
+    assert at_rest.directory.read_lineage() == Lineage(ours, 7)
+    at_rest.directory.write_state(StateType.PERMANENT, IMAGES[1], at_rest.key)
+    assert at_rest.directory.read_lineage() == Lineage(ours, 7)
+
+    at_rest.put(None, write_journal(IMAGES[1:], secret=at_rest.secret, identity=other))
+    with pytest.raises(RecoveryRefused, match=r"is another vTPM's \(G\)"):
+        recovery.recover(at_rest.directory, at_rest.key)
+
+
+def test_a_journal_that_is_gone_is_missed(at_rest: Fixture) -> None:
+    """The checkpoint says that there was one; restoring it leaves the numbers of what was lost."""
+    ours = b"o" * 16
+    lineage = Lineage(ours, 3, continued=True)
+    at_rest.directory.write_state(StateType.PERMANENT, IMAGES[0], at_rest.key, lineage)
+    with pytest.raises(RecoveryRefused, match=r"is missing: .* \(C\)"):
+        recovery.recover(at_rest.directory, at_rest.key)
+    found = salvage.assess(at_rest.directory, at_rest.key)
+    assert found.image == IMAGES[0]
+    assert found.lost == ["tpm2-00.journal: all commits since the checkpoint"]
+    salvage.restore(at_rest.directory, found, at_rest.key)
+    assert at_rest.directory.read_lineage() == Lineage(ours, 3 + salvage.LOST_COMMITS_MAX)
+    assert recovery.recover(at_rest.directory, at_rest.key).permanent == IMAGES[0]

@@ -22,6 +22,7 @@ from vtpmd.wire.swtpm_format import (
     FormatError,
     KeyNeeded,
     KeyWrong,
+    Lineage,
     NotEncrypted,
 )
 
@@ -97,6 +98,41 @@ def test_what_swtpm_reads_is_read_alike(file: bytes, state: bytes) -> None:
 def test_a_damaged_file_is_refused(file: bytes, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         swtpm_format.decode_file(file)
+
+
+LINEAGE = tlv(0x5654, b"i" * 16 + (7).to_bytes(8, "big"))
+CONTINUED = header(tlv(1, STATE) + LINEAGE, minimum=255)
+
+
+def test_lineage_is_behind_the_state() -> None:
+    assert swtpm_format.encode_file(STATE, Lineage(b"i" * 16, 7)) == header(tlv(1, STATE) + LINEAGE)
+    assert swtpm_format.encode_file(STATE, Lineage(b"i" * 16, 7, True)) == CONTINUED
+    for file, continued in ((header(tlv(1, STATE) + LINEAGE), False), (CONTINUED, True)):
+        assert swtpm_format.decode_file(file) == STATE
+        assert swtpm_format.read_lineage(file) == Lineage(b"i" * 16, 7, continued)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        STATE,
+        FILE,
+        header(STATE, version=1),
+        header(tlv(1, STATE) + tlv(0x5654, b"short")),
+        header(tlv(1, STATE) + LINEAGE[:-1]),
+        header(tlv(1, LINEAGE)),
+        header(tlv(1, STATE)[:-1] + LINEAGE),
+    ],
+)
+def test_what_is_no_lineage_is_none(file: bytes) -> None:
+    assert swtpm_format.read_lineage(file) is None
+
+
+def test_a_file_that_is_continued_by_nobody_knows_what_is_refused() -> None:
+    with pytest.raises(FormatError, match="but not which"):
+        swtpm_format.read_lineage(header(tlv(1, STATE), minimum=255))
+    with pytest.raises(FormatError, match="needs format version 255"):
+        swtpm_format.decode_blob(header(tlv(4, tlv(1, STATE)), flags=4, minimum=255))
 
 
 def test_every_truncation_of_a_file_is_refused_or_bare() -> None:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     outcome = {
         "directory": str(options.directory),
         "folded": examined.has_journal,
-        "records": found.records,
+        "records": found.applied,
         "generation": examined.found.generation,
         "taken-up": taken_up,
     }
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"{options.directory}: took up the state that had been granted to this host")
     if examined.has_journal:
         lines.append(
-            f"{options.directory}: folded {found.records} commits into the checkpoint, up to "
+            f"{options.directory}: folded {found.applied} commits into the checkpoint, up to "
             f"generation {outcome['generation']}"
         )
     else:

@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
         if options.restore and found.can_restore and (found.problems or behind):
             kept = salvage.restore(directory, found, key)
             if anchor is not None:
-                identity = NO_IDENTITY if anchor.mark is None else anchor.mark.identity
-                anchor.trust(found.examined.found, identity)
+                before = NO_IDENTITY if anchor.mark is None else anchor.mark.identity
+                anchor.trust(found.examined.found, found.examined.identity or before)
     _report(options, found, behind, kept)
     if kept is not None or not (found.problems or behind):
         return EXIT_RIGHT
@@ -97,7 +97,7 @@ def _report(
         "offset": recovery.offset if recovery.fault else None,
         "problems": problems,
         "generation": found.examined.found.generation,
-        "commits": recovery.records,
+        "commits": recovery.applied,
         "can-restore": found.can_restore,
         "lost": found.lost,
         "restored": kept is not None,

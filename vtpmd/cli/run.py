@@ -147,8 +147,10 @@ def run(options: argparse.Namespace) -> int:
 
         if begun.took_up:
             print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
+        if begun.changes:
+            print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
         resources = runtime.Resources(
-            process, store, begun.states, handover, control, peers, management, key, anchor
+            process, store, begun, handover, control, peers, management, key, anchor
         )
         return runtime.serve(resources, config)
 

@@ -1,4 +1,4 @@
-"""What the engine is told of keeping state, before it has any: under what key, and which anchor."""
+"""What the engine is told of keeping state before it has any: journals, the key, the anchor."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from vtpmd import core
 from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.errors import VtpmdError
-from vtpmd.store.anchor import NO_DIGEST, NO_IDENTITY, Anchor, Mark
+from vtpmd.store.anchor import NO_DIGEST, Anchor
 from vtpmd.store.keys import INFO_JOURNAL, Key
+from vtpmd.store.start import Start
 
 
-async def set_up(engine: Engine, key: Key | None, anchor: Anchor | None) -> None:
-    """Give the engine the key, and a copy of the anchor's descriptor, if there are any.
+async def set_up(engine: Engine, begun: Start, key: Key | None, anchor: Anchor | None) -> None:
+    """Have the engine keep journals, encrypt with the key and write the anchor, where there is one.
 
-    Raises EngineDied, or VtpmdError if it refuses one.
+    It gets copies, also of the anchor's descriptor. Raises EngineDied, or VtpmdError if it refuses.
     """
+    secret = None if key is None else key.derive(INFO_JOURNAL)
+    journal = core.pack_link_journal(begun.identity, begun.generation, secret)
+    try:
+        reply = await engine.request(LinkOperation.SET_JOURNAL, payload=journal)
+    finally:
+        journal[:] = bytes(len(journal))
+    _check(reply, "journal")
     if key is not None:
-        keys = core.pack_link_keys(key.material, key.derive(INFO_JOURNAL))
-        try:
-            reply = await engine.request(LinkOperation.SET_KEYS, payload=keys)
-        finally:
-            keys[:] = bytes(len(keys))
-        _check(reply, "key")
+        _check(await engine.request(LinkOperation.SET_KEY, payload=key.material), "key")
     if anchor is not None:
-        mark = anchor.mark or Mark(NO_IDENTITY, 0, NO_DIGEST)
-        says = core.pack_link_anchor(mark.identity, anchor.serial, mark.generation, mark.digest)
+        digest = NO_DIGEST if anchor.mark is None else anchor.mark.digest
+        says = core.pack_link_anchor(begun.identity, anchor.serial, anchor.generation, digest)
         reply = await engine.request(LinkOperation.SET_ANCHOR, payload=says, descriptor=anchor.fd)
         _check(reply, "anchor")
 

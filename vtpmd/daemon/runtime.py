@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
-from vtpmd.wire.control import StateType
+from vtpmd.store.start import Start
 
 log = logging.getLogger("vtpmd")
 
@@ -34,7 +34,7 @@ class Resources(NamedTuple):
 
     process: EngineProcess
     store: Store
-    states: Mapping[StateType, bytes]
+    begun: Start
     handover: Handover
     control: socket.socket
     peers: socket.socket | None
@@ -72,8 +72,8 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
         mobility = Mobility(engine, resources.store, resources.handover, uuid)
         instance = Instance(engine, mobility, resources.key)
-        await durability.set_up(engine, resources.key, resources.anchor)
-        await instance.load(resources.states)
+        await durability.set_up(engine, resources.begun, resources.key, resources.anchor)
+        await instance.load(resources.begun.states)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)

@@ -20,6 +20,7 @@ from vtpmd.errors import VtpmdError
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
 
 # As the files hold the TPM's secrets, nobody else gets to list a directory that is made here.
 DIRECTORY_MODE = 0o700
@@ -27,6 +28,7 @@ LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
 
 JOURNAL_NAME = "tpm2-00.journal"
+PERMANENT_NAME = "tpm2-00.permall"
 FILE_MODE = 0o640  # swtpm's for state
 
 # The names that libtpms gives to its states; swtpm's files are called after them.
@@ -162,12 +164,38 @@ class StateDirectory:
                 f"cannot read {self.path / name}: {error.strerror}; repair the file system"
             ) from error
 
-    def write_state(self, state_type: StateType, state: bytes, key: Key | None) -> None:
-        """Replace a state file, durably; with a key it is encrypted. Raises StateDirectoryError."""
-        if key is None:
-            content = swtpm_format.encode_file(state)
-        else:
-            content = swtpm_format.encode_file(state, key=key.material, iv=key.new_iv())
+    def read_lineage(self) -> Lineage | None:
+        """Return where the permanent state's file says that it stands, or None if it does not.
+
+        Raises StateDirectoryError.
+        """
+        name = state_file(StateType.PERMANENT)
+        content = self.read(name, swtpm_format.FILE_BYTES_MAX)
+        try:
+            return None if content is None else swtpm_format.read_lineage(content)
+        except swtpm_format.FormatError as error:
+            raise StateDirectoryError(
+                f"cannot read state file {self.path / name}: {error}; restore the directory from a "
+                "backup, or give another one"
+            ) from error
+
+    def write_state(
+        self,
+        state_type: StateType,
+        state: bytes,
+        key: Key | None,
+        lineage: Lineage | None = None,
+    ) -> None:
+        """Replace a state file, durably; with a key it is encrypted.
+
+        No journal continues a permanent state afterwards. Unless a ``lineage`` is given it has the
+        one of the file before. Raises StateDirectoryError.
+        """
+        if state_type == StateType.PERMANENT and lineage is None:
+            before = self.read_lineage()
+            lineage = None if before is None else before._replace(continued=False)
+        material, iv = (None, b"") if key is None else (key.material, key.new_iv())
+        content = swtpm_format.encode_file(state, key=material, iv=iv, lineage=lineage)
         self.replace(state_file(state_type), content)
 
     def replace(self, name: str, content: bytes) -> None:
@@ -249,7 +277,7 @@ def lock_file(what: str, fd: int) -> None:
 
 
 def _remove_temporary_files(directory_fd: int) -> None:
-    for name in (*STATE_NAMES.values(), "owner", "incoming"):
+    for name in (*STATE_NAMES.values(), "journal", "owner", "incoming"):
         try:
             os.unlink(f"TMP2-00.{name}", dir_fd=directory_fd)
         except FileNotFoundError:

@@ -67,6 +67,7 @@ class Handover:
         self._key = key
         self._in_place = InPlace(directory)
         self._incoming = IncomingStates(directory, self._in_place, key)
+        self._used = 0
         self._record: _Record | None = None  # what the owner record says, if it is known
 
     def close(self) -> None:
@@ -75,13 +76,18 @@ class Handover:
 
     # The source's side.
 
+    def generation_used(self, used: int) -> int:
+        """Return what all generations of this run must be above; ``used`` is the last one known."""
+        self._used = max(used, self._read().generation)
+        return self._used
+
     def reserve_generations(self, used: int) -> int:
         """Make sure that no generation is used twice, here or elsewhere, also after a crash.
 
         ``used`` is the highest that another host, or this one, is known to have used. Return what
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
-        floor = max(used, self._read().generation)
+        floor = max(used, self._used, self._read().generation)
         record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record

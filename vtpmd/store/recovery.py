@@ -22,6 +22,7 @@ from vtpmd.store.directory import (
 )
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
 
 # What is wrong in the rows of the table that are refused, after the journal's name.
 REASONS: Final = {
@@ -38,20 +39,22 @@ REASONS: Final = {
     "M": "makes another state than it says",
 }
 KEY_LETTERS: Final = "HIJ"
+# As docs/journal-format.md has them.
 FAULTS: Final = {
-    JournalFault.LENGTH: "it has not the length that it says",
-    JournalFault.MAGIC: "it does not begin as a journal does",
-    JournalFault.CHECKSUM: "its header was altered",
-    JournalFault.VERSION: "its version is unknown",
-    JournalFault.FLAG: "a flag in it is unknown",
-    JournalFault.HEADER: "a number in its header is past a limit",
-    JournalFault.SECTOR: "a sector was altered",
-    JournalFault.ORDER: "a record is missing or out of its place",
-    JournalFault.GAP: "a sector is empty, and later ones are not",
-    JournalFault.RECORD: "a record has not the length that it says",
-    JournalFault.LINK: "a record was altered, or is of another journal",
-    JournalFault.DELTA: "a record holds no valid change",
-    JournalFault.OTHER_BASE: "a record is for another state than the one before makes",
+    JournalFault.NONE: "nothing",
+    JournalFault.LENGTH: "the file's length is not what its header says, or past a limit",
+    JournalFault.MAGIC: "it is no journal",
+    JournalFault.CHECKSUM: "the header is altered",
+    JournalFault.VERSION: "the version is unknown",
+    JournalFault.FLAG: "an incompatible flag is unknown",
+    JournalFault.HEADER: "a number in the header is past a limit",
+    JournalFault.SECTOR: "a sector is altered",
+    JournalFault.ORDER: "records are missing or moved",
+    JournalFault.GAP: "a sector is empty, and written ones follow",
+    JournalFault.RECORD: "a record's length is not that of its sectors, or no zeros are behind it",
+    JournalFault.LINK: "a record is altered, or does not continue the one before",
+    JournalFault.DELTA: "the delta record is invalid",
+    JournalFault.OTHER_BASE: "the delta record is for another image",
 }
 
 
@@ -65,6 +68,7 @@ class Examined(NamedTuple):
     """What the files of a directory hold. Nothing was written."""
 
     states: dict[StateType, bytes]  # of the state files
+    lineage: Lineage | None  # of the permanent one
     recovery: Recovery
     has_journal: bool
 
@@ -81,13 +85,24 @@ class Examined(NamedTuple):
         return self.states | ({} if permanent is None else {StateType.PERMANENT: permanent})
 
     @property
+    def identity(self) -> bytes | None:
+        """The vTPM's, which all of its journals have; None before its first."""
+        return None if self.lineage is None else self.lineage.identity
+
+    @property
+    def generation(self) -> int:
+        """None above it has been used, as far as the files say."""
+        known = 0 if self.lineage is None else self.lineage.generation
+        return known if self.recovery.image is None else max(known, self.recovery.image.generation)
+
+    @property
     def found(self) -> Found:
         """What an anchor is compared with."""
         permanent, image = self.permanent, self.recovery.image
         # Only a journal says which generation it is.
         generation = image.generation if image is not None and self.has_journal else None
         digest = None if permanent is None else sha256(permanent).digest()
-        return Found(None, digest, generation)
+        return Found(self.identity, digest, generation)
 
     def __repr__(self) -> str:
         """Leave the state out."""
@@ -109,12 +124,15 @@ def examine_states(
 ) -> Examined:
     """Work out what the states in a directory's files and its journal make, as ``examine``."""
     journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
+    lineage = directory.read_lineage() if StateType.PERMANENT in states else None
     recovery = core.journal_recover(
         states.get(StateType.PERMANENT),
         journal,
+        continued=lineage is not None and lineage.continued,
+        identity=None if lineage is None else lineage.identity,
         secret=None if key is None else key.derive(INFO_JOURNAL),
     )
-    return Examined(states, recovery, journal is not None)
+    return Examined(states, lineage, recovery, journal is not None)
 
 
 def reason(recovery: Recovery) -> str:
@@ -150,5 +168,7 @@ def fold(directory: StateDirectory, examined: Examined, key: Key | None) -> None
     if not examined.has_journal:
         return
     if examined.permanent is not None:
-        directory.write_state(StateType.PERMANENT, examined.permanent, key)
+        identity, generation = examined.identity, examined.generation
+        lineage = None if identity is None else Lineage(identity, generation)
+        directory.write_state(StateType.PERMANENT, examined.permanent, key, lineage)
     directory.remove(JOURNAL_NAME)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from vtpmd import core
 from vtpmd.store import recovery
 from vtpmd.store.anchor import Anchor, FallenBehind
 from vtpmd.store.directory import (
@@ -22,9 +23,11 @@ from vtpmd.store.keys import Key
 from vtpmd.store.recovery import Examined
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
 
 PERMANENT_FILE: Final = state_file(StateType.PERMANENT)
 LATER_VERSION: Final = "F"  # the row of the table: that version knows what to make of it
+LOST_COMMITS_MAX: Final = core.JOURNAL_BYTES_MAX // core.JOURNAL_SECTOR_BYTES
 COPIES_MAX: Final = 1000  # of one file's originals: more of them were not made by hand
 
 
@@ -114,11 +117,19 @@ def restore(directory: StateDirectory, salvage: Salvage, key: Key | None) -> dic
         if original is not None:
             kept[PERMANENT_FILE] = _free_name(directory, PERMANENT_FILE)
             directory.replace(kept[PERMANENT_FILE], original)
-        directory.write_state(StateType.PERMANENT, salvage.image, key)
+        directory.write_state(StateType.PERMANENT, salvage.image, key, _lineage(salvage))
     for name in salvage.set_aside:
         kept[name] = _free_name(directory, name)
         directory.rename(name, kept[name])
     return kept
+
+
+def _lineage(salvage: Salvage) -> Lineage | None:
+    """Return a lineage past all that may have been lost, so that no generation comes twice."""
+    examined = salvage.examined
+    if examined.identity is None:
+        return None
+    return Lineage(examined.identity, examined.generation + LOST_COMMITS_MAX)
 
 
 def behind(anchor: Anchor, salvage: Salvage) -> str | None:

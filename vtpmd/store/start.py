@@ -7,12 +7,14 @@ is folded.
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.store import recovery
-from vtpmd.store.anchor import NO_IDENTITY, Anchor
+from vtpmd.store.anchor import Anchor
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
@@ -24,6 +26,9 @@ class Start(NamedTuple):
 
     states: dict[StateType, bytes]
     took_up: bool  # a state that had been granted to this host
+    identity: bytes  # of the vTPM: 16 bytes, made here if it has none
+    generation: int  # none above it has been used
+    changes: int  # how many the journal had that the state file did not
 
     def __repr__(self) -> str:
         """Leave the states out."""
@@ -59,7 +64,16 @@ def start(
     """
     took_up = handover.recover()
     examined = recovery.recover(directory, key)
+    identity = examined.identity
+    if identity is None and anchor is not None and anchor.mark is not None:
+        identity = anchor.mark.identity
+    if identity is None:
+        identity = os.urandom(IDENTITY_BYTES)
+    generation = examined.generation
     if anchor is not None:
-        anchor.trust(examined.found, NO_IDENTITY if anchor.mark is None else anchor.mark.identity)
+        anchor.trust(examined.found, identity)
+        generation = max(generation, anchor.generation)
+    used = handover.generation_used(generation)
     recovery.fold(directory, examined, key)
-    return Start(examined.states_to_start_from(), took_up)
+    states, changes = examined.states_to_start_from(), examined.recovery.applied
+    return Start(states, took_up, identity, used, changes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import NamedTuple
 
 from vtpmd.errors import VtpmdError
 from vtpmd.wire.control import BLOB_BYTES_MAX, Result
@@ -28,18 +29,23 @@ from vtpmd.wire.swtpm_encryption import (
 
 VERSION = 2
 MINIMUM_VERSION = 1
+# Of a file that a journal continues: no swtpm takes it for the state.
+MINIMUM_VERSION_CONTINUED = 255
 
 # version, minimum version, header's size, flags, total length
 HEADER = Struct(">BBHHI")
 # tag, length
 TLV = Struct(">HI")
+# identity, generation
+LINEAGE = Struct(">16sQ")
 
 # What encryption adds: padding, and the TLVs of HMAC and IV.
 ENCRYPTION_BYTES_MAX = PADDING_BYTES_MAX + 2 * TLV.size + MAC_BYTES + IV_BYTES_MAX
+LINEAGE_BYTES = TLV.size + LINEAGE.size
 # What both wraps and encryption leave of the control channel's limit: a state that fits a file can
 # migrate.
 STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size - ENCRYPTION_BYTES_MAX
-FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX + ENCRYPTION_BYTES_MAX
+FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX + ENCRYPTION_BYTES_MAX + LINEAGE_BYTES
 
 
 class HeaderFlag(IntFlag):
@@ -62,6 +68,15 @@ class Tag(IntEnum):
     ENCRYPTED_MIGRATION_DATA = 5
     IVEC_ENCRYPTED_DATA = 6
     IVEC_ENCRYPTED_MIGRATION_DATA = 7
+    LINEAGE = 0x5654
+
+
+class Lineage(NamedTuple):
+    """Where the state in a file stands in its vTPM's history; swtpm writes none."""
+
+    identity: bytes  # 16 bytes
+    generation: int
+    continued: bool = False  # by a journal: the file alone is not the state
 
 
 class FormatError(VtpmdError):
@@ -92,14 +107,48 @@ class NotEncrypted(FormatError):
 
 
 def encode_file(
-    state: bytes | bytearray, *, key: bytes | bytearray | None = None, iv: bytes = b""
+    state: bytes | bytearray,
+    lineage: Lineage | None = None,
+    *,
+    key: bytes | bytearray | None = None,
+    iv: bytes = b"",
 ) -> bytes:
     """Return the file that holds a state, as libtpms marshalled it.
 
     With a ``key`` of 16 or 32 bytes it is encrypted; ``iv`` then has as many random bytes.
     """
     flags, body = _wrap(state, key, iv)
-    return _with_header(flags, body)
+    if lineage is None:
+        return _with_header(flags, body)
+    body += _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
+    minimum = MINIMUM_VERSION_CONTINUED if lineage.continued else MINIMUM_VERSION
+    return _with_header(flags, body, minimum)
+
+
+def read_lineage(data: bytes) -> Lineage | None:
+    """Return the lineage that a file has, or None if it is another program's.
+
+    Raises FormatError.
+    """
+    if not _starts_with_header(data):
+        return None
+    version, _, body = _split_header(data, continued=True)
+    is_continued = data[1] == MINIMUM_VERSION_CONTINUED
+    found = b"" if version < VERSION else _lineage(body)
+    if len(found) != LINEAGE.size:
+        if is_continued:
+            raise FormatError("a journal continues it, but not which", Result.BAD_PARAMETER)
+        return None
+    identity, generation = LINEAGE.unpack(found)
+    return Lineage(identity, generation, is_continued)
+
+
+def _lineage(body: bytes) -> bytes:
+    """Return what a lineage's TLV holds; nothing without one."""
+    try:
+        return _find(body, Tag.LINEAGE, skipped=tuple(_ENCRYPTED))
+    except FormatError:
+        return b""
 
 
 def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
@@ -115,7 +164,7 @@ def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
     if not _starts_with_header(data):
         version, flags, body = 1, 0, data
     else:
-        version, flags, body = _split_header(data)
+        version, flags, body = _split_header(data, continued=True)
     if key is not None:
         if not _is_encrypted(version, flags, body):
             raise NotEncrypted
@@ -197,9 +246,9 @@ def _decrypt(body: bytes, flags: int, key: bytes | bytearray) -> bytes:
         raise KeyWrong(what, Result.DECRYPT_ERROR) from None
 
 
-def _with_header(flags: int, body: bytes) -> bytes:
+def _with_header(flags: int, body: bytes, minimum_version: int = MINIMUM_VERSION) -> bytes:
     total_bytes = HEADER.size + len(body)
-    return HEADER.pack(VERSION, MINIMUM_VERSION, HEADER.size, flags, total_bytes) + body
+    return HEADER.pack(VERSION, minimum_version, HEADER.size, flags, total_bytes) + body
 
 
 def _tlv(tag: Tag, data: bytes | bytearray) -> bytes:
@@ -212,8 +261,11 @@ def _starts_with_header(data: bytes) -> bool:
     return data[2:4] == HEADER.size.to_bytes(2, "big")
 
 
-def _split_header(data: bytes) -> tuple[int, int, bytes]:
-    """Return the version, the flags and what follows the header."""
+def _split_header(data: bytes, *, continued: bool = False) -> tuple[int, int, bytes]:
+    """Return the version, the flags and what follows the header.
+
+    It may be that of a file which a journal has ``continued``.
+    """
     if len(data) < HEADER.size:
         what = f"it has {len(data)} bytes; a header has {HEADER.size}"
         raise FormatError(what, Result.BAD_PARAMETER)
@@ -221,7 +273,9 @@ def _split_header(data: bytes) -> tuple[int, int, bytes]:
     if total_bytes != len(data):
         what = f"it has {len(data)} bytes, but its header says {total_bytes}"
         raise FormatError(what, Result.BAD_PARAMETER)
-    if minimum_version > VERSION:
+    if minimum_version > VERSION and not (
+        continued and minimum_version == MINIMUM_VERSION_CONTINUED
+    ):
         what = f"it needs format version {minimum_version}; vtpmd knows {VERSION}"
         raise FormatError(what, Result.BAD_VERSION)
     if header_bytes != HEADER.size:

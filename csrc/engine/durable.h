@@ -1,0 +1,89 @@
+/* The permanent state: its image in memory, and where on the disk it is safe.
+ *
+ *     off ──durable_begin──► on ──a change──► on, with a journal ──durable_end──► off
+ *                                                  │      ▲
+ *                                                  └─fold─┘
+ *
+ * Off, or without settings for a journal, a change replaces the whole file (checkpoint.h). On, it
+ * is appended to a journal (journal.h), which is opened at the first change that finds the image in
+ * its file, and folded into a new file when it is worn. What is acknowledged is on the disk:
+ *
+ *     open     journal of the image that the file holds · the file again, which says from now on
+ *              that a journal continues it
+ *     append   record
+ *     fold     file, with the image as it is when folding begins; still continued · a new journal
+ *              of that base, with one record for what came after · the new one's name
+ *     close    file, no longer continued · removal of the journal
+ *
+ * At every moment the file's image is one that the journal knows, and one that says that a journal
+ * continues it has one. A power loss between any two steps leaves what journal_recover.h recovers.
+ *
+ * Folding writes beside the commits, in a thread of its own; only to put the new journal in place
+ * does it keep them waiting. After a write or sync that failed, a journal takes no more: the commit
+ * fails, libtpms stops the TPM, and the next commit or durable_end() closes it first.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "anchor.h"
+#include "cipher.h"
+#include "io.h"
+#include "journal.h"
+
+struct durable;
+struct store;
+
+/* Without journals. Returns 0 or a negative errno. */
+int durable_new(struct durable **durable, struct io *io);
+
+/* Overwrite and free the image and the keys; nothing is written. */
+void durable_free(struct durable *durable);
+
+/* Keep journals from now on, in a thread of its own or by hand. The numbers of generations come
+ * from `store`, which has to outlive this. Only while off. */
+void durable_set_journal(struct durable *durable, const struct journal_settings *settings,
+                         struct store *store, bool in_thread);
+
+/* Encrypt the file with a key, which is copied. Only while off. */
+void durable_set_key(struct durable *durable, const struct cipher_key *key);
+
+/* Write an anchor (anchor.h), whose descriptor is durable's then, after each change. Returns 0, or
+ * -EINVAL before durable_set_journal(). Only while off. */
+int durable_set_anchor(struct durable *durable, const struct anchor *anchor);
+
+/* Take an image that is durable: in its file, or elsewhere. Returns 0, -EBUSY with a journal that
+ * could not be closed, or -ENOMEM. */
+int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_in_file);
+
+/* Take a state that has come in place of the image, and of its journal: none of that is of use any
+ * more. It is durable elsewhere, until durable_store(), or is put into its file now. Returns 0 or a
+ * negative errno; then the image is the one before, and the disk may have either. */
+int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere);
+
+/* Returns false if there is no image. */
+bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n_bytes);
+
+/* Make an image durable and keep it. Returns 0 or a negative errno; then the image is the one
+ * before, and the disk may have either. */
+int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes);
+
+/* Put the image into its file, if it is durable elsewhere. Returns 0 or a negative errno. */
+int durable_store(struct durable *durable);
+
+/* The TPM is on: changes may be appended. */
+void durable_begin(struct durable *durable);
+
+/* It is off. Wait for a folding, and close the journal. Returns 0, also if there is none, or a
+ * negative errno: the journal is still there then, and goes on with the next durable_begin(). */
+int durable_end(struct durable *durable);
+
+/* The three parts of folding, for who folds by hand: commits may come between them. The first and
+ * the last do not wait for the disk longer than a commit. Each returns 0; -EINVAL if it is not its
+ * turn, as there is no journal, or a full one was folded by a commit; or a negative errno, and then
+ * folding is over. */
+int durable_begin_fold(struct durable *durable);
+int durable_write_fold(struct durable *durable);
+int durable_switch_fold(struct durable *durable);

@@ -1,0 +1,764 @@
+/* The permanent state's whole life on a file system that fails and loses power: opening, appending,
+ * folding between commits and beside them, closing.
+ *
+ * Invariant 1: a commit that was acknowledged is there after a loss of power at any later call.
+ * Invariant 2: what a start recovers is the last image that was acknowledged, or the one under way;
+ * and if the journal were gone, the start would not go without it.
+ * No nonce is used twice with a key, across failures, losses of power and folds.
+ *
+ * Short lives are enumerated: a loss of power at every call, in every way. Long ones are sampled;
+ * the seed is printed, and DURABLE_SEED=n in the environment repeats it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "bytes.h"
+#include "checkpoint.h"
+#include "durable.h"
+#include "io_memory.h"
+#include "pages.h"
+#include "state_directory.h"
+
+enum {
+    FILE_BYTES = 2 * JOURNAL_PAGE_BYTES,
+    IMAGE_BYTES = 1500,
+    SMALL_CHANGE = 8,
+    LARGE_CHANGE = 500,
+    SEALED = 1,
+    PLAIN = 0,
+    OTHER = 4711, /* an image */
+};
+
+static const struct journal_settings settings_of[] = {
+    [PLAIN] = {.identity = "this vTPM's own.", .file_bytes = FILE_BYTES},
+    [SEALED] = {.identity = "this vTPM's own.",
+                .secret = "a secret of thirty-two bytes....",
+                .sealed = true,
+                .file_bytes = FILE_BYTES},
+};
+
+/* Image `number`: it begins with its number, and differs from the one before as much as a change
+ * of NV memory does. */
+static void make_image(uint32_t number, uint8_t bytes[IMAGE_BYTES])
+{
+    size_t n_changed = number % 5 == 4 ? LARGE_CHANGE : SMALL_CHANGE;
+
+    for (size_t i = 0; i < IMAGE_BYTES; i++)
+        bytes[i] = (uint8_t)(i * i + i / 256);
+    for (size_t i = 0; i < n_changed; i++)
+        bytes[(size_t)number * 37 % 900 + i] = (uint8_t)(number * 7 + i * i);
+    put_be32(bytes, number);
+}
+
+static bool is_image(const uint8_t *bytes, size_t n_bytes, uint32_t number)
+{
+    uint8_t expected[IMAGE_BYTES];
+
+    make_image(number, expected);
+    return n_bytes == IMAGE_BYTES && memcmp(bytes, expected, IMAGE_BYTES) == 0;
+}
+
+/* A state directory, and the engine's part that writes to it. */
+struct world {
+    struct io_memory io;
+    struct store *store, *writable;
+    struct durable *durable;
+    const struct journal_settings *settings;
+    bool on;
+    bool is_file_unsure;   /* to write it has failed: it may have either image */
+    bool is_elsewhere;     /* and the file has image OTHER, until the first commit */
+    uint32_t acknowledged; /* the last image that was */
+    uint32_t under_way;    /* the last of those that came after it, and may be there too */
+};
+
+static void start(struct world *world, const uint8_t *image, bool is_in_file)
+{
+    assert_int_equal(store_new(&world->store), 0);
+    assert_int_equal(store_map(&world->writable, store_fd(world->store), true), 0);
+    assert_int_equal(durable_new(&world->durable, &world->io.io), 0);
+    durable_set_journal(world->durable, world->settings, world->writable, false);
+    assert_int_equal(durable_load(world->durable, image, IMAGE_BYTES, is_in_file), 0);
+}
+
+/* As the process ends: nothing is written. */
+static void stop(struct world *world)
+{
+    durable_free(world->durable);
+    store_free(world->writable);
+    store_free(world->store);
+}
+
+/* Image 0 is in a file as swtpm writes it, or, durable elsewhere, another is. */
+static void world_init(struct world *world, int sealed, bool is_in_file)
+{
+    uint8_t image[IMAGE_BYTES];
+
+    *world = (struct world){.settings = &settings_of[sealed], .is_elsewhere = !is_in_file};
+    io_memory_init(&world->io);
+    make_image(is_in_file ? 0 : OTHER, image);
+    assert_int_equal(checkpoint_write(&world->io.io, NULL, "permall", image, IMAGE_BYTES, NULL), 0);
+    make_image(0, image);
+    start(world, image, is_in_file);
+    world->io.calls = world->io.syncs = 0;
+}
+
+static void world_deinit(struct world *world)
+{
+    stop(world);
+    io_memory_deinit(&world->io);
+}
+
+static int commit(struct world *world)
+{
+    uint8_t image[IMAGE_BYTES];
+
+    world->under_way++;
+    make_image(world->under_way, image);
+    int r = durable_commit(world->durable, image, IMAGE_BYTES);
+    if (r == 0)
+        world->acknowledged = world->under_way;
+    world->is_file_unsure = r < 0 && !world->on;
+    return r;
+}
+
+static void begin(struct world *world)
+{
+    durable_begin(world->durable);
+    world->on = true;
+}
+
+static int end(struct world *world)
+{
+    int r = durable_end(world->durable);
+
+    world->on = false;
+    if (r == 0 && !world->is_file_unsure)
+        world->under_way = world->acknowledged;
+    return r;
+}
+
+/* One step of a life: (b)egin, (c)ommit, (e)nd, and the parts of folding: (f), (w)rite, (s)witch.
+ */
+static int take_step(struct world *world, char step)
+{
+    switch (step) {
+    case 'b':
+        begin(world);
+        return 0;
+    case 'c':
+        return commit(world);
+    case 'e':
+        return end(world);
+    case 'f':
+        return durable_begin_fold(world->durable);
+    case 'w':
+        return durable_write_fold(world->durable);
+    default:
+        assert_int_equal(step, 's');
+        return durable_switch_fold(world->durable);
+    }
+}
+
+/* Returns true if nothing failed. */
+static bool live(struct world *world, const char *life)
+{
+    for (const char *step = life; *step; step++)
+        if (take_step(world, *step) < 0)
+            return false;
+    world->under_way = world->acknowledged;
+    return true;
+}
+
+static bool is_allowed(const struct world *world, const uint8_t *bytes, size_t n_bytes)
+{
+    uint32_t number = get_be32(bytes);
+
+    if (number == OTHER)
+        return world->is_elsewhere && world->acknowledged == 0 && is_image(bytes, n_bytes, OTHER);
+    return number >= world->acknowledged && number <= world->under_way &&
+           is_image(bytes, n_bytes, number);
+}
+
+/* The oracle. */
+static bool is_recovered(const struct world *world, const struct io_memory *after)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+
+    if (!state_directory_read(after, world->settings, &evidence))
+        return false;
+    for (int lost = 0; lost <= 1; lost++) {
+        if (lost)
+            evidence.journal = NULL;
+        state_directory_recover(&evidence, image, &recovery);
+        if (lost && !journal_may_start(&recovery))
+            continue;
+        if (!journal_may_start(&recovery) || !recovery.has_image ||
+            !is_allowed(world, image, recovery.image_bytes))
+            return false;
+    }
+    return true;
+}
+
+/* Lose power at every call, in every way. Returns false at the first image that was lost. */
+static bool survives_every_power_loss(const char *life, int sealed, bool is_in_file, int skip_sync)
+{
+    static struct io_choices choices;
+    bool survived = true, finished = false;
+
+    for (int call = 1; survived && !finished; call++) {
+        assert_true(call < 1000);
+        struct io_memory after;
+        struct world world;
+        world_init(&world, sealed, is_in_file);
+        world.io.fail_from = call;
+        world.io.skip_sync = skip_sync;
+        finished = live(&world, life);
+        io_memory_init(&after);
+        io_choices_init(&choices);
+        do {
+            io_memory_lose_power(&world.io, &choices, &after);
+            survived = is_recovered(&world, &after);
+        } while (survived && io_choices_next(&choices));
+        io_memory_deinit(&after);
+        world_deinit(&world);
+    }
+    return survived;
+}
+
+/* Commits before, between and after the parts of folding, folds one after the other, a full
+ * journal, ends and beginnings. Outside of b and e a commit writes the file, as does the first of a
+ * state that is elsewhere. */
+static const char *const lives[] = {
+    "cbccce",
+    "bcfwsce",
+    "bccfcwcscce",
+    "bcfwcsfcwsce",
+    "bcccebcce",
+    "bcfwcebcfwcsce",
+    "bcccccccccccccccccccccce",
+};
+static const char *const lives_from_elsewhere[] = {"bcccebce", "cbcce", "bccfcwcsce"};
+
+static void check_lives(const char *const *which, size_t n, bool is_in_file)
+{
+    for (size_t i = 0; i < n; i++)
+        for (int sealed = PLAIN; sealed <= SEALED; sealed++)
+            if (!survives_every_power_loss(which[i], sealed, is_in_file, 0))
+                fail_msg("%s, sealed %d, in file %d", which[i], sealed, is_in_file);
+}
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+static void invariant_1_every_power_loss_leaves_what_was_acknowledged(void **state)
+{
+    (void)state;
+    check_lives(lives, COUNT(lives), true);
+    check_lives(lives_from_elsewhere, COUNT(lives_from_elsewhere), false);
+}
+
+/* How many calls a life makes, and how many syncs of them. */
+static int count_calls(const char *life, int *n_syncs)
+{
+    struct world world;
+
+    world_init(&world, PLAIN, true);
+    assert_true(live(&world, life));
+    *n_syncs = world.io.syncs;
+    int n = world.io.calls;
+    world_deinit(&world);
+    return n;
+}
+
+/* One that is not missed would be one too many. Only the last is: a journal whose removal was not
+ * synced may be there again, with nothing in it that the file does not have. */
+static void canary_every_sync_that_is_left_out_is_missed(void **state)
+{
+    static const char *const some[] = {"bccfwsce", "bccce"};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(some); i++) {
+        int n_syncs;
+        count_calls(some[i], &n_syncs);
+        for (int sync = 1; sync < n_syncs; sync++)
+            if (survives_every_power_loss(some[i], PLAIN, true, sync))
+                fail_msg("sync %d of %d in %s is not needed", sync, n_syncs, some[i]);
+        assert_true(survives_every_power_loss(some[i], PLAIN, true, n_syncs));
+    }
+}
+
+/* Files that were once seen, by their salt. */
+struct seen {
+    uint8_t (*files)[FILE_BYTES];
+    size_t n_files;
+};
+
+static uint8_t *find_seen(struct seen *seen, const uint8_t *file)
+{
+    for (size_t i = 0; i < seen->n_files; i++)
+        if (memcmp(seen->files[i] + JOURNAL_AT_SALT, file + JOURNAL_AT_SALT, JOURNAL_SALT_BYTES) ==
+            0)
+            return seen->files[i];
+    seen->files = realloc(seen->files, (seen->n_files + 1) * FILE_BYTES);
+    assert_non_null(seen->files);
+    memset(seen->files[seen->n_files], 0, FILE_BYTES);
+    return seen->files[seen->n_files++];
+}
+
+/* A salt makes the key and a place in the file has one sequence number: so a sector that once held
+ * something may be gone, but never hold anything else. */
+static void check_nonces(struct seen *seen, const struct io_memory *io)
+{
+    static const uint8_t empty[JOURNAL_SECTOR_BYTES];
+
+    for (int i = 0; i < IO_MEMORY_FILES_MAX; i++) {
+        const struct io_memory_file *file = &io->files[i];
+        if (!file->used || file->n_bytes < FILE_BYTES || get_be64(file->bytes) != JOURNAL_MAGIC)
+            continue;
+        uint8_t *before = find_seen(seen, file->bytes);
+        for (size_t at = 0; at < FILE_BYTES; at += JOURNAL_SECTOR_BYTES) {
+            if (memcmp(file->bytes + at, empty, sizeof(empty)) == 0)
+                continue;
+            if (memcmp(before + at, empty, sizeof(empty)) != 0)
+                assert_memory_equal(file->bytes + at, before + at, JOURNAL_SECTOR_BYTES);
+            memcpy(before + at, file->bytes + at, JOURNAL_SECTOR_BYTES);
+        }
+    }
+}
+
+static void check_every_power_loss(const struct world *world)
+{
+    static struct io_choices choices;
+    struct io_memory after;
+
+    io_memory_init(&after);
+    io_choices_init(&choices);
+    do {
+        io_memory_lose_power(&world->io, &choices, &after);
+        assert_true(is_recovered(world, &after));
+    } while (io_choices_next(&choices));
+    io_memory_deinit(&after);
+}
+
+static bool is_off(const struct world *world)
+{
+    return world->io.off_from && world->io.calls >= world->io.off_from;
+}
+
+/* libtpms has stopped the TPM, and the guest restarts. */
+static void restart(struct world *world)
+{
+    assert_true(end(world) == 0 || is_off(world));
+    begin(world);
+}
+
+/* Go through a life of which a call fails, and end before the next if the power is off. Of a
+ * fold that is over the other parts do nothing. */
+static void live_with_a_failure(struct world *world, const char *life, bool restarts)
+{
+    struct seen seen = {0};
+
+    for (const char *step = life; *step && !is_off(world); step++) {
+        int r = take_step(world, *step);
+        check_nonces(&seen, &world->io);
+        if (!restarts || r == 0 || is_off(world))
+            continue;
+        if (*step == 'c')
+            restart(world);
+        else if (*step == 'e')
+            assert_true(end(world) == 0 || is_off(world));
+    }
+    free(seen.files);
+}
+
+/* A call fails once, half-way with a guest that restarts, or before it began with one that does
+ * not; power is lost at any later call. Without that, all is well again after a restart. */
+static void what_fails_once_loses_nothing(void **state)
+{
+    static const char *const some[] = {"bcccfcwcsce", "bccecbcce", "bccebcce", "bcfwsce"};
+    enum { HALF_AND_RESTARTS = 1, VARIANTS = 2 };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(some) * VARIANTS; i++) {
+        int variant = i % VARIANTS, n_syncs, n_calls = count_calls(some[i / VARIANTS], &n_syncs);
+        for (int call = 1; call <= n_calls; call++) {
+            bool went_off = true;
+            for (int off = call + 1; went_off; off++) {
+                struct world world;
+                world_init(&world, SEALED, true);
+                world.io.fail_from = call;
+                world.io.fail_to = call + 1;
+                world.io.fail_half = variant & HALF_AND_RESTARTS;
+                world.io.fail_error = ENOSPC;
+                world.io.off_from = off;
+                live_with_a_failure(&world, some[i / VARIANTS], variant & HALF_AND_RESTARTS);
+                check_every_power_loss(&world);
+                went_off = is_off(&world);
+                if (!went_off) {
+                    world.io.off_from = 0;
+                    restart(&world);
+                    for (int n = 0; n < 3; n++)
+                        assert_int_equal(commit(&world), 0);
+                    check_every_power_loss(&world);
+                }
+                world_deinit(&world);
+            }
+        }
+    }
+}
+
+/* Lose power, start again from what was recovered, and go on. */
+static void lose_power(struct world *world, struct io_choices *choices)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+    struct io_memory after;
+
+    io_memory_init(&after);
+    io_memory_lose_power(&world->io, choices, &after);
+    assert_true(is_recovered(world, &after));
+    assert_true(state_directory_read(&after, world->settings, &evidence));
+    state_directory_recover(&evidence, image, &recovery);
+    state_directory_fold(&after, world->settings, image, &recovery);
+    stop(world);
+    io_memory_deinit(&world->io);
+    world->io = after;
+    world->under_way = world->acknowledged = get_be32(image);
+    start(world, image, true);
+}
+
+static void live_at_random(uint64_t seed, struct seen *seen)
+{
+    enum { CRASHES = 6, STEPS_MAX = 120, CALLS_MAX = 300 };
+    struct io_choices choices;
+    struct world world;
+
+    io_choices_init_sampled(&choices, seed);
+    world_init(&world, SEALED, true);
+    for (int crash = 0; crash < CRASHES; crash++) {
+        const char *fold = "";
+        world.io.fail_from = 1 + (int)io_choose(&choices, CALLS_MAX);
+        durable_begin(world.durable);
+        for (int step = 0; step < STEPS_MAX; step++) {
+            uint32_t dice = io_choose(&choices, 20);
+            bool ending = dice == 0 && !*fold;
+            if (dice == 1 && !*fold && world.acknowledged % 3 == 0)
+                fold = "fws";
+            char next = dice < 4 && *fold ? *fold++ : ending ? 'e' : 'c';
+            int r = take_step(&world, next);
+            check_nonces(seen, &world.io);
+            if (r == -EINVAL)
+                fold = "";
+            else if (r < 0)
+                break;
+            if (ending)
+                durable_begin(world.durable);
+        }
+        lose_power(&world, &choices);
+    }
+    world_deinit(&world);
+}
+
+static void long_lives_survive_power_losses(void **state)
+{
+    enum { LIVES = 150 };
+    const char *wanted = getenv("DURABLE_SEED");
+    uint64_t first = wanted ? strtoull(wanted, NULL, 0) : (uint64_t)time(NULL);
+    struct seen seen = {0};
+
+    (void)state;
+    printf("seeds %llu and the %d after it\n", (unsigned long long)first, LIVES - 1);
+    for (uint64_t seed = first; seed < first + LIVES; seed++) {
+        live_at_random(seed, &seen);
+        if (seen.n_files > 200)
+            seen.n_files = 0;
+    }
+    free(seen.files);
+}
+
+static void without_a_journal_every_commit_writes_the_file(void **state)
+{
+    struct io_memory io;
+    struct durable *durable;
+    const uint8_t *bytes;
+    size_t n_bytes;
+    uint8_t image[IMAGE_BYTES];
+
+    (void)state;
+    io_memory_init(&io);
+    assert_int_equal(durable_new(&durable, &io.io), 0);
+    durable_begin(durable);
+    for (uint32_t number = 0; number < 3; number++) {
+        make_image(number, image);
+        assert_int_equal(durable_commit(durable, image, IMAGE_BYTES), 0);
+        assert_true(io_memory_read_durable(&io, "tpm2-00.permall", &bytes, &n_bytes));
+        assert_int_equal(n_bytes, CHECKPOINT_HEADER_BYTES + IMAGE_BYTES);
+        assert_memory_equal(bytes + CHECKPOINT_HEADER_BYTES, image, IMAGE_BYTES);
+        assert_false(io_memory_read(&io, JOURNAL_NAME, &bytes, &n_bytes));
+    }
+    assert_int_equal(durable_end(durable), 0);
+    durable_free(durable);
+    io_memory_deinit(&io);
+}
+
+static void a_tpm_that_is_off_has_no_journal(void **state)
+{
+    struct world world;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    assert_int_equal(commit(&world), 0);
+    assert_false(io_memory_read(&world.io, JOURNAL_NAME, &bytes, &n_bytes));
+    durable_begin(world.durable);
+    assert_false(io_memory_read(&world.io, JOURNAL_NAME, &bytes, &n_bytes));
+    assert_int_equal(commit(&world), 0);
+    assert_true(io_memory_read(&world.io, JOURNAL_NAME, &bytes, &n_bytes));
+    assert_int_equal(durable_end(world.durable), 0);
+    assert_false(io_memory_read(&world.io, JOURNAL_NAME, &bytes, &n_bytes));
+    assert_true(io_memory_read_durable(&world.io, "tpm2-00.permall", &bytes, &n_bytes));
+    assert_int_equal(bytes[1], 1); /* swtpm takes it */
+    assert_true(is_image(bytes + CHECKPOINT_HEADER_BYTES, IMAGE_BYTES, 2));
+    world_deinit(&world);
+}
+
+static void a_small_commit_writes_one_sector_and_syncs_once(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_init(&world, SEALED, true);
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), 0);
+    world.io.calls = world.io.syncs = 0;
+    assert_int_equal(commit(&world), 0);
+    assert_int_equal(world.io.calls, 2);
+    assert_int_equal(world.io.syncs, 1);
+    world_deinit(&world);
+}
+
+static void an_image_that_is_elsewhere_is_put_into_its_file(void **state)
+{
+    struct world world;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    world_init(&world, PLAIN, false);
+    assert_int_equal(durable_store(world.durable), 0);
+    assert_true(io_memory_read_durable(&world.io, "tpm2-00.permall", &bytes, &n_bytes));
+    assert_true(is_image(bytes + CHECKPOINT_HEADER_BYTES, IMAGE_BYTES, 0));
+    int calls = world.io.calls;
+    assert_int_equal(durable_store(world.durable), 0);
+    assert_int_equal(world.io.calls, calls);
+    /* With a journal it is in the two together. */
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), 0);
+    calls = world.io.calls;
+    assert_int_equal(durable_store(world.durable), 0);
+    assert_int_equal(world.io.calls, calls);
+    assert_int_equal(durable_load(world.durable, bytes, IMAGE_BYTES, false), -EBUSY);
+    world_deinit(&world);
+}
+
+/* A full disk: the file for folding cannot be made. The journal serves on for as long as it can. */
+static void a_journal_that_cannot_be_folded_goes_on_until_it_is_full(void **state)
+{
+    struct world world;
+    int n = 0;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    world.io.fail_error = ENOSPC;
+    world.io.fails_to_create = true;
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), -ENOSPC); /* nor opened */
+    world.io.fails_to_create = false;
+    restart(&world);
+    assert_int_equal(commit(&world), 0);
+    world.io.fails_to_create = true;
+    while (commit(&world) == 0)
+        n++;
+    assert_in_range(n, 5, FILE_BYTES / JOURNAL_SECTOR_BYTES);
+    check_every_power_loss(&world);
+    /* There is room again: also without a restart, as nothing was written. */
+    world.io.fails_to_create = false;
+    for (n = 0; n < 100; n++)
+        assert_int_equal(commit(&world), 0);
+    check_every_power_loss(&world);
+    world_deinit(&world);
+}
+
+/* The real thing: files, and a thread that folds beside the commits. */
+
+struct directory {
+    char path[64];
+    struct io_posix io;
+};
+
+static void directory_init(struct directory *directory)
+{
+    snprintf(directory->path, sizeof(directory->path), "/tmp/test_durable.XXXXXX");
+    assert_non_null(mkdtemp(directory->path));
+    directory->io = (struct io_posix){
+        .io = io_posix_functions,
+        .directory_fd = open(directory->path, O_RDONLY | O_DIRECTORY),
+    };
+}
+
+static void directory_deinit(struct directory *directory)
+{
+    unlinkat(directory->io.directory_fd, "tpm2-00.permall", 0);
+    unlinkat(directory->io.directory_fd, JOURNAL_NAME, 0);
+    close(directory->io.directory_fd);
+    assert_int_equal(rmdir(directory->path), 0);
+}
+
+/* Put a file as it is into the directory in memory, durably. */
+static void copy_file(const struct directory *directory, const char *name, struct io_memory *io)
+{
+    static uint8_t bytes[JOURNAL_BYTES];
+    int from = openat(directory->io.directory_fd, name, O_RDONLY);
+
+    if (from < 0)
+        return;
+    ssize_t n = read(from, bytes, sizeof(bytes));
+    assert_true(n >= 0);
+    close(from);
+    int to = io->io.create(&io->io, name, 0600);
+    assert_int_equal(io->io.write_at(&io->io, to, bytes, (size_t)n, 0), 0);
+}
+
+static bool files_are_of(const struct directory *directory, ino_t inodes[2])
+{
+    static const char *const names[] = {"tpm2-00.permall", JOURNAL_NAME};
+    bool same = true;
+
+    for (int i = 0; i < 2; i++) {
+        struct stat status = {0};
+        fstatat(directory->io.directory_fd, names[i], &status, 0);
+        same &= inodes[i] == status.st_ino;
+        inodes[i] = status.st_ino;
+    }
+    return same;
+}
+
+/* What is there now, while a fold may be under way: again, until no file was replaced meanwhile. */
+static void check_files(const struct directory *directory, const struct world *world)
+{
+    ino_t inodes[2] = {0};
+    struct io_memory copy;
+
+    for (;;) {
+        io_memory_init(&copy);
+        files_are_of(directory, inodes);
+        copy_file(directory, "tpm2-00.permall", &copy);
+        copy_file(directory, JOURNAL_NAME, &copy);
+        if (files_are_of(directory, inodes))
+            break;
+        io_memory_deinit(&copy);
+    }
+    assert_true(is_recovered(world, &copy));
+    io_memory_deinit(&copy);
+}
+
+static void folding_beside_the_commits_loses_none(void **state)
+{
+    enum { COMMITS = 3000, CHECKED_EVERY = 37 };
+    struct journal_settings settings = settings_of[SEALED];
+    struct directory directory;
+    struct world world = {.settings = &settings};
+    uint8_t image[IMAGE_BYTES];
+
+    (void)state;
+    settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
+    directory_init(&directory);
+    assert_int_equal(store_new(&world.store), 0);
+    assert_int_equal(store_map(&world.writable, store_fd(world.store), true), 0);
+    assert_int_equal(durable_new(&world.durable, &directory.io.io), 0);
+    durable_set_journal(world.durable, &settings, world.writable, true);
+    make_image(0, image);
+    assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
+    durable_begin(world.durable);
+    for (int i = 0; i < COMMITS; i++) {
+        assert_int_equal(commit(&world), 0);
+        if (i % CHECKED_EVERY == 0)
+            check_files(&directory, &world);
+    }
+    assert_int_equal(durable_end(world.durable), 0);
+    check_files(&directory, &world);
+    assert_int_equal(faccessat(directory.io.directory_fd, JOURNAL_NAME, F_OK, 0), -1);
+    stop(&world);
+    directory_deinit(&directory);
+}
+
+/* In time, and not only when there is no other way. */
+static void a_worn_journal_is_folded_in_a_thread(void **state)
+{
+    enum { SECTORS = FILE_BYTES / JOURNAL_SECTOR_BYTES, WAIT_MS = 10000 };
+    struct journal_settings settings = settings_of[PLAIN];
+    struct directory directory;
+    struct world world = {.settings = &settings};
+    struct stat before, after;
+    uint8_t image[IMAGE_BYTES];
+
+    (void)state;
+    directory_init(&directory);
+    assert_int_equal(store_new(&world.store), 0);
+    assert_int_equal(store_map(&world.writable, store_fd(world.store), true), 0);
+    assert_int_equal(durable_new(&world.durable, &directory.io.io), 0);
+    durable_set_journal(world.durable, &settings, world.writable, true);
+    make_image(0, image);
+    assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
+    durable_begin(world.durable);
+    for (uint32_t number = 1; number <= SECTORS / 4 * 3; number++) {
+        put_be32(image, number);
+        if (number > 1) {
+            assert_int_equal(fstatat(directory.io.directory_fd, JOURNAL_NAME, &before, 0), 0);
+            assert_true(number == 2 || before.st_ino == after.st_ino);
+            after = before;
+        }
+        assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
+    }
+    for (int ms = 0; ms < WAIT_MS && before.st_ino == after.st_ino; ms++) {
+        usleep(1000);
+        assert_int_equal(fstatat(directory.io.directory_fd, JOURNAL_NAME, &after, 0), 0);
+    }
+    assert_int_not_equal(before.st_ino, after.st_ino);
+    assert_int_equal(durable_end(world.durable), 0);
+    stop(&world);
+    directory_deinit(&directory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(invariant_1_every_power_loss_leaves_what_was_acknowledged),
+        cmocka_unit_test(canary_every_sync_that_is_left_out_is_missed),
+        cmocka_unit_test(what_fails_once_loses_nothing),
+        cmocka_unit_test(long_lives_survive_power_losses),
+        cmocka_unit_test(without_a_journal_every_commit_writes_the_file),
+        cmocka_unit_test(a_tpm_that_is_off_has_no_journal),
+        cmocka_unit_test(a_small_commit_writes_one_sector_and_syncs_once),
+        cmocka_unit_test(an_image_that_is_elsewhere_is_put_into_its_file),
+        cmocka_unit_test(a_journal_that_cannot_be_folded_goes_on_until_it_is_full),
+        cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
+        cmocka_unit_test(folding_beside_the_commits_loses_none),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
