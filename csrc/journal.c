@@ -51,20 +51,21 @@ static int write_header(struct journal *journal, const struct journal_settings *
     return r < 0 ? r : journal_first_link(header, journal->link);
 }
 
-/* Zeros that are written, not merely reserved: a sync of what replaces them writes no metadata. */
+/* Zeros that are written, not merely reserved: a sync of what replaces them writes no metadata.
+ * Page by page: what comes with one call Linux keeps in larger folios, which a record would dirty
+ * whole. */
 static int write_file(struct journal *journal, const uint8_t header[JOURNAL_SECTOR_BYTES])
 {
-    static const uint8_t zeros[JOURNAL_PAGE_BYTES];
-    enum { PAGES_MAX = JOURNAL_BYTES_MAX / JOURNAL_PAGE_BYTES };
-    struct iovec vectors[1 + PAGES_MAX];
-    int n_vectors = 0;
+    uint8_t page[JOURNAL_PAGE_BYTES] = {0};
+    int r = 0;
 
-    vectors[n_vectors++] = (struct iovec){(void *)header, JOURNAL_SECTOR_BYTES};
-    vectors[n_vectors++] = (struct iovec){(void *)zeros, JOURNAL_PAGE_BYTES - JOURNAL_SECTOR_BYTES};
-    uint32_t n_pages = journal->n_sectors / JOURNAL_PAGE_SECTORS;
-    for (uint32_t page = 1; page < n_pages; page++)
-        vectors[n_vectors++] = (struct iovec){(void *)zeros, JOURNAL_PAGE_BYTES};
-    int r = journal->io->write(journal->io, journal->fd, vectors, n_vectors);
+    memcpy(page, header, JOURNAL_SECTOR_BYTES);
+    for (uint32_t n = 0; r >= 0 && n < journal->n_sectors / JOURNAL_PAGE_SECTORS; n++) {
+        struct iovec vector = {page, sizeof(page)};
+
+        r = journal->io->write(journal->io, journal->fd, &vector, 1);
+        memset(page, 0, JOURNAL_SECTOR_BYTES);
+    }
     return r < 0 ? r : journal->io->sync(journal->io, journal->fd);
 }
 
