@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from threading import Thread
 
-from tests.harness.emulator import EmulatorKind
+from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.nv_load import LARGE, MIXED, NvLoad
 from tests.harness.program import Program
@@ -53,11 +53,11 @@ class Moment(StrEnum):
 # How late after the beginning of a moment a kill may come. On an idle machine a daemon listens 45
 # ms after exec, has powered on 30 ms later, and stops within 20; a commit takes 0.1 to 1 ms.
 LATEST_S = {
-    Moment.RECOVERING: 0.060,
+    Moment.RECOVERING: 0.090,
     Moment.POWERING_ON: 0.035,
     Moment.SERVING: 0.030,
-    Moment.FOLDING: 0.020,
-    Moment.STOPPING: 0.025,
+    Moment.FOLDING: 0.008,
+    Moment.STOPPING: 0.012,
 }
 
 
@@ -116,14 +116,22 @@ def wait_until_unused(state: Path) -> None:
 class Killing:
     """One state directory, and the rounds in which what serves it is killed."""
 
-    def __init__(self, lab: Lab, random: Random, options: Sequence[str] = ()) -> None:
-        """Make a vTPM for the load, and stop it in order; `options` go to every daemon."""
+    def __init__(
+        self, lab: Lab, random: Random, key: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> None:
+        """Make a vTPM for the load, and stop it in order.
+
+        `key` is options of either program, `options` are vtpmd's only.
+        """
         self.state = lab.directory / "state"
         self.load = NvLoad(random)
         self._lab = lab
         self._random = random
-        self._options = options
-        emulator = lab.emulator(EmulatorKind.VTPMD, self.state, options=options)
+        self._options = {
+            EmulatorKind.VTPMD: (*key, *options),
+            EmulatorKind.SWTPM: tuple(key),
+        }
+        emulator = self._start()
         guest = lab.raw_guest(emulator)
         guest.control.init()
         guest.tpm.startup()
@@ -139,7 +147,7 @@ class Killing:
         if moment is Moment.RECOVERING:
             self._kill_while_recovering(victims)
             return
-        emulator = self._lab.emulator(EmulatorKind.VTPMD, self.state, options=self._options)
+        emulator = self._start()
         guest = self._lab.raw_guest(emulator)
         if moment is Moment.POWERING_ON:
             # The daemon answers TPM_FAIL when its engine dies first.
@@ -159,12 +167,15 @@ class Killing:
 
     def check(self, kind: EmulatorKind = EmulatorKind.VTPMD) -> None:
         """Hold the vTPM against what it owes, in an emulator that is then stopped in order."""
-        emulator = self._lab.emulator(kind, self.state, options=self._options)
+        emulator = self._start(kind)
         guest = self._lab.raw_guest(emulator)
         self._power_on(guest)
         guest.control.shutdown()
         guest.close()
         assert emulator.program.wait() == 0
+
+    def _start(self, kind: EmulatorKind = EmulatorKind.VTPMD) -> Emulator:
+        return self._lab.emulator(kind, self.state, options=self._options[kind])
 
     def _power_on(self, guest: RawGuest) -> None:
         guest.control.init()
@@ -181,7 +192,7 @@ class Killing:
         directory.mkdir()
         vtpmd = Path(sys.executable).with_name("vtpmd")
         arguments: list[str | Path] = [vtpmd, "run", self.state, "--socket", directory / "tpm"]
-        arguments += self._options
+        arguments += self._options[EmulatorKind.VTPMD]
         program = Program("vtpmd", arguments, directory)
         try:
             with self._kill_soon(Moment.RECOVERING, program, victims):

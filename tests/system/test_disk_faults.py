@@ -18,7 +18,7 @@ import pytest
 from tests.harness import canary
 from tests.harness.disk import ZRAM_CONTROL, Disk
 from tests.harness.emulator import Emulator, EmulatorKind
-from tests.harness.killing import meanwhile
+from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
 from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
@@ -28,6 +28,7 @@ LATEST_S = 0.030  # after the first command of a round: up to some hundred commi
 ROUNDS = 10
 CANARY_ROUNDS_MAX = 30
 STEPS = 20
+COMMITS_IN_A_JOURNAL = 200  # at least, of the load's mix
 
 
 class Fault(NamedTuple):
@@ -160,8 +161,7 @@ def unsynced_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return canary.build("unsynced", replaced, tmp_path_factory.mktemp("unsynced"))
 
 
-# A disk that has just been filled has been synced.
-@pytest.mark.parametrize("fault", [POWER, EIO, READ_ONLY], ids=lambda fault: fault.name)
+@each_fault
 def test_an_engine_that_leaves_out_a_sync_is_caught(
     lab: Lab,
     disk: Disk,
@@ -176,6 +176,8 @@ def test_an_engine_that_leaves_out_a_sync_is_caught(
     with pytest.raises(WriteLostError, match="acknowledged"):
         for _ in range(CANARY_ROUNDS_MAX):
             faults.round(fault)
+            if fault is FULL:
+                disk.make_room()
 
 
 @pytest.mark.parametrize(
@@ -199,4 +201,50 @@ def test_a_guests_restart_is_enough_when_the_disk_works_again(
     for _ in range(STEPS):
         faults.load.step(guest.tpm)
     faults.lose_power(emulator, guest)
+    faults.start()
+
+
+def test_a_full_disk_stops_no_commit_while_the_journal_has_room(
+    lab: Lab, disk: Disk, random: Random
+) -> None:
+    """It cannot be folded, which is said once; what was written to it survives a loss of power."""
+    faults = Faults(lab, disk, random)
+    emulator, guest = faults.start()
+    faults.load.step(guest.tpm)
+    disk.fill()
+    before = faults.load.acknowledged
+    faults.work_until_refused(guest)
+    assert faults.load.acknowledged - before > COMMITS_IN_A_JOURNAL
+    said = [line for line in emulator.program.output.splitlines() if "cannot fold" in line]
+    assert len(said) == 1
+    assert f": {FULL.reason}; " in said[0]
+    faults.lose_power(emulator, guest)
+    disk.make_room()
+    faults.start()
+
+
+def files_of(emulator: Emulator) -> dict[str, bytes]:
+    """Return what is in a state directory, but for temporary files."""
+    paths = (path for path in emulator.state.iterdir() if not path.match(TEMPORARY_FILES))
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("fault", [FULL, READ_ONLY], ids=lambda fault: fault.name)
+def test_a_start_that_cannot_fold_says_why_and_changes_nothing(
+    lab: Lab, disk: Disk, random: Random, fault: Fault
+) -> None:
+    """The journal of the crash stays, and is folded when the disk works again."""
+    faults = Faults(lab, disk, random)
+    emulator, guest = faults.start()
+    faults.load.step(guest.tpm)
+    guest.close()
+    emulator.kill()
+    fault.strike(disk)
+    before = files_of(emulator)
+    with pytest.raises(RuntimeError, match=f"ended with status 1: .*{fault.reason}"):
+        faults.start()
+    assert files_of(emulator) == before
+    disk.repair()
+    if fault is FULL:
+        disk.make_room()
     faults.start()
