@@ -13,6 +13,11 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+enum {
+    IO_DIRECT_ALIGNMENT = 4096,
+    IO_DIRECT_SECTOR_BYTES = 512,
+};
+
 struct io {
     /* Create a file for writing, in place of one of that name. Returns its descriptor. */
     int (*create)(struct io *io, const char *name, mode_t mode);
@@ -20,6 +25,10 @@ struct io {
     int (*write)(struct io *io, int fd, struct iovec *vectors, int n_vectors);
     /* Write all of the bytes at an offset. */
     int (*write_at)(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset);
+    /* Let write_at() go to the device by itself from now on, if it can: a sector that is written is
+     * then not kept, and written back with its page. Memory, offsets and lengths must be aligned to
+     * IO_DIRECT_ALIGNMENT, IO_DIRECT_SECTOR_BYTES and again that. */
+    void (*set_direct)(struct io *io, int fd);
     /* Return once the file's content is on the device. */
     int (*sync)(struct io *io, int fd);
     /* The same for content that took the place of other: nothing but that need be written. */

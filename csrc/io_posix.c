@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -52,12 +53,32 @@ static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vecto
     return 0;
 }
 
+/* Returns false if it was not set. */
+static bool leave_direct(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags >= 0 && flags & O_DIRECT && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
+static void posix_set_direct(struct io *io, int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    (void)io;
+    if (flags >= 0)
+        fcntl(fd, F_SETFL, flags | O_DIRECT); /* a file system that cannot refuses */
+}
+
 static int posix_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset)
 {
     (void)io;
     while (n_bytes > 0) {
         ssize_t written = pwrite(fd, bytes, n_bytes, offset);
         if (written < 0 && errno == EINTR)
+            continue;
+        /* The device's sectors may be larger. */
+        if (written < 0 && errno == EINVAL && leave_direct(fd))
             continue;
         if (written < 0)
             return -errno;
@@ -105,6 +126,7 @@ const struct io io_posix_functions = {
     .create = posix_create,
     .write = posix_write,
     .write_at = posix_write_at,
+    .set_direct = posix_set_direct,
     .sync = posix_sync,
     .sync_data = posix_sync_data,
     .close = posix_close,

@@ -21,9 +21,15 @@ struct journal {
     uint64_t generation;
     uint8_t link[JOURNAL_LINK_BYTES]; /* of the last record */
     /* A record's content, and its sectors. Of the larger part no page is ever touched. */
+    uint8_t *sectors;
     uint8_t content[JOURNAL_RECORD_SECTORS_MAX * JOURNAL_PART_BYTES];
-    uint8_t sectors[JOURNAL_RECORD_SECTORS_MAX * JOURNAL_SECTOR_BYTES];
 };
+
+enum {
+    SECTORS_BYTES = JOURNAL_RECORD_SECTORS_MAX * JOURNAL_SECTOR_BYTES,
+};
+
+_Static_assert((int)JOURNAL_SECTOR_BYTES == (int)IO_DIRECT_SECTOR_BYTES, "for direct writes");
 
 static int write_header(struct journal *journal, const struct journal_settings *settings,
                         const uint8_t salt[JOURNAL_SALT_BYTES], const struct delta_image *base,
@@ -52,21 +58,41 @@ static int write_header(struct journal *journal, const struct journal_settings *
 }
 
 /* Zeros that are written, not merely reserved: a sync of what replaces them writes no metadata.
- * Page by page: what comes with one call Linux keeps in larger folios, which a record would dirty
- * whole. */
+ * Page by page, as Linux may keep what is written at once as one piece, and write it back as that.
+ */
 static int write_file(struct journal *journal, const uint8_t header[JOURNAL_SECTOR_BYTES])
 {
     uint8_t page[JOURNAL_PAGE_BYTES] = {0};
+    struct io *io = journal->io;
+    uint32_t n_bytes = journal->n_sectors * JOURNAL_SECTOR_BYTES;
     int r = 0;
 
     memcpy(page, header, JOURNAL_SECTOR_BYTES);
-    for (uint32_t n = 0; r >= 0 && n < journal->n_sectors / JOURNAL_PAGE_SECTORS; n++) {
-        struct iovec vector = {page, sizeof(page)};
-
-        r = journal->io->write(journal->io, journal->fd, &vector, 1);
+    for (uint32_t offset = 0; offset < n_bytes && r >= 0; offset += JOURNAL_PAGE_BYTES) {
+        r = io->write_at(io, journal->fd, page, sizeof(page), offset);
         memset(page, 0, JOURNAL_SECTOR_BYTES);
     }
-    return r < 0 ? r : journal->io->sync(journal->io, journal->fd);
+    if (r >= 0)
+        r = io->sync(io, journal->fd);
+    io->set_direct(io, journal->fd);
+    return r;
+}
+
+static struct journal *journal_new(struct io *io)
+{
+    struct journal *journal = calloc(1, sizeof(*journal));
+    void *sectors;
+
+    if (!journal)
+        return NULL;
+    if (posix_memalign(&sectors, IO_DIRECT_ALIGNMENT, SECTORS_BYTES) != 0) {
+        free(journal);
+        return NULL;
+    }
+    journal->io = io;
+    journal->fd = -1;
+    journal->sectors = sectors;
+    return journal;
 }
 
 int journal_create(struct io *io, const struct journal_settings *settings,
@@ -78,14 +104,12 @@ int journal_create(struct io *io, const struct journal_settings *settings,
     check(settings->file_bytes >= JOURNAL_PAGE_BYTES && settings->file_bytes <= JOURNAL_BYTES_MAX);
     check(settings->file_bytes % JOURNAL_PAGE_BYTES == 0);
     check(base->n_bytes <= IMAGE_BYTES_MAX && base->digest);
-    struct journal *journal = calloc(1, sizeof(*journal));
+    struct journal *journal = journal_new(io);
     if (!journal)
         return -ENOMEM;
-    journal->io = io;
     journal->n_sectors = settings->file_bytes / JOURNAL_SECTOR_BYTES;
     journal->sector = journal->sequence = 1;
     journal->generation = base->generation;
-    journal->fd = -1;
     int r = write_header(journal, settings, salt, base, header);
     if (r >= 0)
         r = journal->fd = io->create(io, JOURNAL_TEMPORARY_NAME, CHECKPOINT_MODE);
@@ -205,6 +229,7 @@ void journal_free(struct journal *journal)
     if (journal->fd >= 0)
         journal->io->close(journal->io, journal->fd);
     aead_free(journal->aead);
+    free(journal->sectors);
     free(journal);
 }
 

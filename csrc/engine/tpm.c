@@ -127,6 +127,7 @@ static void end_hold(struct tpm *tpm)
     pthread_cond_broadcast(&tpm->admitted);
 }
 
+/* Returns 0, also if there is none, or a negative errno. */
 static int close_journal(void)
 {
     int r = nvram_end();
@@ -238,7 +239,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
 void tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
-    close_journal();
+    close_journal(); /* once more, if the disk was full */
     nvram_deinit();
     pthread_cond_destroy(&tpm->admitted);
     pthread_mutex_destroy(&tpm->lock);

@@ -108,6 +108,7 @@ static int memory_create(struct io *io, const char *name, mode_t mode)
     int number = find_unused_file(memory);
     struct io_memory_file *file = &memory->files[number];
     file->used = true;
+    file->is_direct = false;
     file->n_bytes = file->n_durable_bytes = file->n_writes = 0;
     change_directory(memory, "", name, number);
     return number;
@@ -177,10 +178,20 @@ static int memory_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n
     struct io_memory *memory = (struct io_memory *)io;
     bool failing = fails(io);
 
+    if (memory->files[fd].is_direct) {
+        check((uintptr_t)bytes % IO_DIRECT_ALIGNMENT == 0);
+        check(offset % IO_DIRECT_SECTOR_BYTES == 0 && n_bytes % IO_DIRECT_SECTOR_BYTES == 0);
+    }
     if (failing && !memory->fail_half)
         return failure(io);
     put(&memory->files[fd], bytes, failing ? n_bytes / 2 : n_bytes, (size_t)offset);
     return failing ? failure(io) : 0;
+}
+
+/* From then on writes are as aligned as the seam asks for. */
+static void memory_set_direct(struct io *io, int fd)
+{
+    ((struct io_memory *)io)->files[fd].is_direct = true;
 }
 
 static int memory_sync(struct io *io, int fd)
@@ -244,8 +255,8 @@ static int memory_sync_directory(struct io *io)
 void io_memory_init(struct io_memory *memory)
 {
     *memory = (struct io_memory){
-        .io = {memory_create, memory_write, memory_write_at, memory_sync, memory_sync, memory_close,
-               memory_rename, memory_unlink, memory_sync_directory},
+        .io = {memory_create, memory_write, memory_write_at, memory_set_direct, memory_sync,
+               memory_sync, memory_close, memory_rename, memory_unlink, memory_sync_directory},
         .fail_error = EIO,
     };
     for (int i = 0; i < IO_MEMORY_FILES_MAX; i++)

@@ -34,7 +34,7 @@ struct io_memory_write {
 };
 
 struct io_memory_file {
-    bool used;
+    bool used, is_direct;
     uint8_t *bytes, *durable_bytes;
     size_t n_bytes, n_durable_bytes, n_allocated;
     struct io_memory_write *writes;

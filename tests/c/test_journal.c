@@ -8,12 +8,14 @@
  * test_durable.c.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -854,6 +856,36 @@ static void a_removal_that_was_not_synced_is_synced_when_repeated(void **state)
     io_memory_deinit(&io);
 }
 
+/* As on a disk with larger sectors, or a file system that has no such writes. */
+static void what_cannot_go_to_the_device_by_itself_is_written_all_the_same(void **state)
+{
+    char path[] = "/tmp/test_journal.XXXXXX";
+    uint8_t bytes[2 * JOURNAL_SECTOR_BYTES], again[JOURNAL_SECTOR_BYTES];
+
+    (void)state;
+    assert_non_null(mkdtemp(path));
+    struct io_posix io = {
+        .io = io_posix_functions,
+        .directory_fd = open(path, O_RDONLY | O_DIRECTORY),
+    };
+    int fd = io.io.create(&io.io, "file", 0600);
+    assert_true(fd >= 0);
+    io.io.set_direct(&io.io, fd);
+    memset(bytes, 'x', sizeof(bytes));
+    for (size_t offset = 0; offset <= 1; offset++)
+        assert_int_equal(io.io.write_at(&io.io, fd, bytes + 1, JOURNAL_SECTOR_BYTES, (off_t)offset),
+                         0);
+    assert_int_equal(io.io.sync_data(&io.io, fd), 0);
+    int reader = openat(io.directory_fd, "file", O_RDONLY);
+    assert_int_equal(pread(reader, again, sizeof(again), 1), sizeof(again));
+    assert_memory_equal(again, bytes, sizeof(again));
+    close(reader);
+    io.io.close(&io.io, fd);
+    unlinkat(io.directory_fd, "file", 0);
+    close(io.directory_fd);
+    rmdir(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -868,6 +900,7 @@ int main(void)
         cmocka_unit_test(the_largest_record_fits),
         cmocka_unit_test(a_record_crosses_no_page_that_it_fits_into),
         cmocka_unit_test(a_journal_that_cannot_be_made_leaves_no_file),
+        cmocka_unit_test(what_cannot_go_to_the_device_by_itself_is_written_all_the_same),
         cmocka_unit_test(a_removal_that_was_not_synced_is_synced_when_repeated),
     };
 

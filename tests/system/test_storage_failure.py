@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
+from tests.harness.state_files import durable_state
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import ReturnCode, Tpm, TpmError
 
@@ -38,13 +39,13 @@ def test_invariant_1_no_change_is_acknowledged_that_is_not_stored(lab: Lab) -> N
         tpm.nv_define(INDEX, len(SECRET))
         tpm.nv_write(INDEX, b"x" * len(SECRET))
         (engine,) = emulator.engines()
-        stored = (emulator.state / "tpm2-00.permall").read_bytes()
+        stored = durable_state(emulator.state)
 
         allow_writes(engine, False)
         with pytest.raises(TpmError) as failure:
             tpm.nv_write(INDEX, SECRET)
         assert failure.value.return_code == ReturnCode.FAILURE
-        assert (emulator.state / "tpm2-00.permall").read_bytes() == stored
+        assert durable_state(emulator.state) == stored
 
         allow_writes(engine, True)
         control.init()

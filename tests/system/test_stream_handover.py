@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from hashlib import sha256
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +37,7 @@ from tests.harness.handover import (
 from tests.harness.lab import Lab
 from tests.harness.link import Cut, Direction, Ending
 from tests.harness.raw_guest import Blobs, Facts
+from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
 from tests.support.tpm2 import ReturnCode
 from vtpmd.daemon import tls
@@ -46,11 +46,6 @@ from vtpmd.migration import tail
 from vtpmd.wire import swtpm_format
 
 REFUSED = "the tail is refused: "
-
-
-def state_in(path: Path) -> bytes:
-    """Return the state in a file of a state directory, as libtpms marshalled it."""
-    return swtpm_format.decode_file(path.read_bytes())
 
 
 def hand_over(pair: Pair) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def test_rounds_and_tail_move_the_tpm_bit_by_bit(lab: Lab) -> None:
 
     assert report["outcome"] == "handed-over"
     wait_until(lambda: not (pair.destination.vtpmd.state / "tpm2-00.incoming").exists())
-    arrived = state_in(pair.destination.vtpmd.state / "tpm2-00.permall")
+    arrived = durable_state(pair.destination.vtpmd.state)
     assert sha256(arrived).hexdigest() == report["digests"]["permanent"]
     assert len(report["digests"]["volatile"]) == 64
     assert pair.destination.guest.facts() == facts
