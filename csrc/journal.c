@@ -64,12 +64,13 @@ static int write_file(struct journal *journal, const uint8_t header[JOURNAL_SECT
 {
     uint8_t page[JOURNAL_PAGE_BYTES] = {0};
     struct io *io = journal->io;
-    uint32_t n_bytes = journal->n_sectors * JOURNAL_SECTOR_BYTES;
     int r = 0;
 
     memcpy(page, header, JOURNAL_SECTOR_BYTES);
-    for (uint32_t offset = 0; offset < n_bytes && r >= 0; offset += JOURNAL_PAGE_BYTES) {
-        r = io->write_at(io, journal->fd, page, sizeof(page), offset);
+    for (uint32_t n = 0; r >= 0 && n < journal->n_sectors / JOURNAL_PAGE_SECTORS; n++) {
+        struct iovec vector = {page, sizeof(page)};
+
+        r = io->write(io, journal->fd, &vector, 1);
         memset(page, 0, JOURNAL_SECTOR_BYTES);
     }
     if (r >= 0)

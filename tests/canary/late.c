@@ -8,6 +8,7 @@
 
 enum {
     WRITE_BYTES_MAX = 1 << 20,
+    ALIGNMENT = 4096, /* as direct writes need it */
 };
 
 ssize_t __real_pwrite(int fd, const void *bytes, size_t n_bytes, off_t offset);
@@ -15,7 +16,7 @@ ssize_t __wrap_pwrite(int fd, const void *bytes, size_t n_bytes, off_t offset);
 
 ssize_t __wrap_pwrite(int fd, const void *bytes, size_t n_bytes, off_t offset)
 {
-    static char held[WRITE_BYTES_MAX];
+    static _Alignas(ALIGNMENT) char held[WRITE_BYTES_MAX];
     static size_t held_bytes;
     static off_t held_offset;
     static int held_fd;

@@ -115,10 +115,12 @@ class Emulator:
     def kill(self) -> None:
         """Kill the emulator and its engines, as a host's failure does; all are gone then."""
         descriptors = [os.pidfd_open(engine) for engine in self.engines()]
-        self.program.kill()
+        # The engines first: one that sees the other gone would end in order, and fold.
         for descriptor in descriptors:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        self.program.kill()
+        for descriptor in descriptors:
             ended, _, _ = select.select([descriptor], [], [], KILL_TIMEOUT_S)
             os.close(descriptor)
             assert ended, "an engine does not die of SIGKILL"
