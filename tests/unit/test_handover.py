@@ -164,6 +164,17 @@ def test_granted_state_is_taken_up_after_a_crash(
     assert not files.recover()
 
 
+def test_invariant_10_generations_of_a_granted_state_are_not_used_again(files: Handover) -> None:
+    """Also when this host dies before it has written that down."""
+    files.prepare_to_take(SESSION)
+    sender = Sender(files)
+    for state in (OLD, NEW, NEWEST):
+        last = sender.stage(state)
+    files.take()
+    assert files.recover()
+    assert files.reserve_generations(0) >= last.generation
+
+
 def test_state_that_the_tpm_has_written_since_is_the_newer_one(
     files: Handover, path: Path, key: Key | None
 ) -> None:

@@ -218,6 +218,8 @@ class Incoming:
             self._admitted = True
             try:
                 self._owner.handover.take()
+                # Invariant 10: what is committed here comes after all that the source has used.
+                await self._owner.engine.raise_generations(self._generation)
                 await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
             except VtpmdError as error:
                 log.error("%s; the guest's TPM answers with errors; migrate it back", error)
@@ -231,11 +233,15 @@ class Incoming:
         wait_us = (self._granted_ns - self._took_ns) // 1000
         self._send(peer.Running(self.session, wait_us, self._start_us))
 
+    @property
+    def _generation(self) -> int:
+        """The highest that the source is known to have used."""
+        return max(image.generation for image in self._staged)
+
     async def settle(self) -> None:
         """With the guest running: put the state into its own file."""
         engine, handover = self._owner.engine, self._owner.handover
-        used = max(image.generation for image in self._staged)
-        await engine.raise_generations(handover.reserve_generations(used))
+        await engine.raise_generations(handover.reserve_generations(self._generation))
         reply = await engine.request(LinkOperation.STORE_PERMANENT)
         if reply.result:
             log.error("the state stays in tpm2-00.incoming: its own file cannot be written")

@@ -206,6 +206,9 @@ class Mobility:
         """End all sessions; the vTPM stays whose it is."""
         if self.outgoing is not None:
             await self.outgoing.disarm("vtpmd stops")
+        if self._settling is not None:
+            # Which generations the last host has used must be known at the next start.
+            await asyncio.wait([self._settling])
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -176,7 +176,7 @@ class Handover:
             self._directory.remove(JOURNAL_NAME)
             self._directory.write_state(StateType.PERMANENT, found.state, self._key)
         if found.granted:
-            self.strike_out()
+            self.reserve_generations(found.generation)
         else:
             self._update(self._read()._replace(declined=found.session.hex()))
         self.finish_taking()

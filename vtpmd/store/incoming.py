@@ -77,6 +77,7 @@ class Found(NamedTuple):
 
     session: bytes
     granted: bool
+    generation: int  # the highest that the source is known to have used, if it was granted
     state: bytes | None  # granted, and the TPM has not written its own file since
 
 
@@ -138,18 +139,19 @@ class IncomingStates:
         except OSError as error:
             raise self._directory.failed(INCOMING_NAME, error) from error
         head, sealing = self._open_head(content)
-        state = None
+        image = NO_STATE
         if head.granted and head.made_with == self._permanent_digest():
             try:
                 if head.magic not in (MAGIC, MAGIC_SEALED):
                     raise Damaged
-                state = _replay(_records(content, head.granted, sealing))
+                image = _replay(_records(content, head.granted, sealing))
             except (Damaged, core.DeltaError, SealBroken) as error:
                 raise StateDirectoryError(
                     f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
                     "damaged: restore it from a copy"
                 ) from error
-        return Found(head.session, bool(head.granted), state)
+        state = None if image is NO_STATE else image.data
+        return Found(head.session, bool(head.granted), image.generation, state)
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1
@@ -217,7 +219,7 @@ def _records(content: bytes, last: int, sealing: Sealing | None) -> list[bytes]:
     return records
 
 
-def _replay(records: list[bytes]) -> bytes:
+def _replay(records: list[bytes]) -> Image:
     """Return the state that the last record ends at. Raises Damaged or DeltaError."""
     chain: list[bytes] = []
     wanted = core.delta_inspect(records[-1]).to_generation
@@ -231,4 +233,4 @@ def _replay(records: list[bytes]) -> bytes:
     state = NO_STATE
     for record in reversed(chain):
         state = core.delta_apply(state, record)
-    return state.data
+    return state
