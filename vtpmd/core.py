@@ -9,10 +9,10 @@ Threads: all functions may be called from any thread, a ``Store`` by one at a ti
 
 import os
 from enum import IntEnum, IntFlag
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from vtpmd._core import ffi, lib
+from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
 
 
@@ -317,7 +317,7 @@ def _checked_type(image_type: int) -> int:
     return image_type
 
 
-class Store:
+class Store(Closing):
     """The images of one vTPM in memory that the engine writes and vtpmd reads.
 
     Make it with ``create`` or ``map``; close it, or use it in a ``with`` block. After that every
@@ -346,17 +346,6 @@ class Store:
         out = ffi.new("struct store **")
         check_error(lib.store_map(out, fd, writable))
         return cls(out[0], writable=writable)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the store, and close its descriptor if it was made here. May be repeated."""

@@ -6,12 +6,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.harness.facts import Facts, verify_signature
 from tests.harness.monitor import Monitor
 from tests.harness.program import Program
+from vtpmd.closing import Closing
 
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
 COMMAND_TIMEOUT_S = 60.0
@@ -59,7 +59,7 @@ def _arguments(machine: Machine, directory: Path, control_path: Path) -> list[st
     return [*arguments, *machine.extra_arguments]
 
 
-class Guest:
+class Guest(Closing):
     """A QEMU process and the workload inside it.
 
     `qmp` works at once; the workload's commands work after `wait_for_workload`, or when the guest
@@ -92,17 +92,6 @@ class Guest:
         self._monitor = Monitor(str(directory / "qmp"))
         self._monitor.settimeout(QMP_TIMEOUT_S)
         self._monitor.connect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End QEMU, if it still runs, and the connections to it."""

@@ -5,8 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
@@ -15,6 +14,7 @@ from tests.harness.link import Link
 from tests.harness.management import Management
 from tests.harness.proxy import ControlProxy, Trigger
 from tests.harness.raw_guest import RawGuest
+from vtpmd.closing import Closing
 
 LOG_CHARACTERS_MAX = 4000  # of each log, from its end, in a failed test's report
 
@@ -26,7 +26,7 @@ class Closable(Protocol):
         """Close it; nothing happens if it is closed."""
 
 
-class Lab:
+class Lab(Closing):
     """Start what a test needs, and end it all when the test is over, however that went.
 
     The directory is /tmp/vtpmd-XXXXXXXX, as the path of a UNIX socket has at most 107 bytes.
@@ -40,15 +40,8 @@ class Lab:
         self._ending = ExitStack()
         self._ending.callback(shutil.rmtree, self.directory)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End all that was started, and remove the directory."""
         self._ending.close()
 
     def new_path(self, name: str) -> Path:

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from vtpmd.closing import Closing
 
 TIMEOUT_S = 30.0  # generous: a 3072-bit RSA key takes libtpms half a second when nothing else runs
 RESPONSE_BYTES_MAX = 4096  # QEMU's and libtpms' buffer for one TPM response
@@ -128,7 +128,7 @@ class DataSocket:
         self.socket.close()
 
 
-class ControlClient:
+class ControlClient(Closing):
     """One connection to an emulator's control socket.
 
     Methods named after control commands raise ControlError when the result is not 0, and
@@ -138,17 +138,6 @@ class ControlClient:
     def __init__(self, path: Path, timeout_s: float = TIMEOUT_S) -> None:
         self.socket = connect(path, timeout_s)
         self._data: list[DataSocket] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the control connection and the data sockets made with it."""

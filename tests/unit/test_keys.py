@@ -182,7 +182,7 @@ def test_a_key_is_never_shown_and_can_be_wiped() -> None:
     key = Key(bytearray(b"a key of 16 byte"))
     assert repr(key) == str(key) == "Key(16 bytes)"
     material = key.material
-    key.wipe()
+    key.close()
     assert material == bytes(16)
 
 

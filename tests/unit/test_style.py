@@ -269,7 +269,7 @@ ARROWS = {
     "wire": set(),
     "__main__": {"cli"},
 }
-FOR_ALL = {"", "config", "errors", "__version__"}
+FOR_ALL = {"", "closing", "config", "errors", "__version__"}
 
 
 def part_of_package(module: str) -> str:

@@ -91,7 +91,8 @@ class ControlServer:
                     # Not loop.sock_accept(): cancelled in the wrong moment it forgets a connection.
                     await readiness.wait()
                 except OSError as error:
-                    log.error("cannot accept on the control socket: %s; trying again", error)
+                    reason = error.strerror
+                    log.error("cannot accept on the control socket: %s; trying again", reason)
                     await asyncio.sleep(ACCEPT_RETRY_S)
                 else:
                     client.setblocking(False)

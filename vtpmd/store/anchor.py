@@ -25,10 +25,10 @@ import os
 import stat
 from pathlib import Path
 from struct import Struct
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from vtpmd import core
+from vtpmd.closing import Closing
 from vtpmd.errors import UsageError
 from vtpmd.store.directory import StateDirectoryError, lock_file
 
@@ -68,7 +68,7 @@ class Found(NamedTuple):
     generation: int | None  # of that, where a journal says it
 
 
-class Anchor:
+class Anchor(Closing):
     """An open anchor, locked against others; the engine has its descriptor, too, and writes it."""
 
     def __init__(self, path: Path, fd: int, slots: bytes) -> None:
@@ -113,17 +113,6 @@ class Anchor:
             ) from None
         except OSError as error:
             raise _failed(path, error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; the lock stays for as long as the engine has its copy."""

@@ -13,9 +13,8 @@ import os
 import stat
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
@@ -71,7 +70,7 @@ class StateKeyError(StateDirectoryError):
     exit_status = 4
 
 
-class StateDirectory:
+class StateDirectory(Closing):
     """An open state directory. Everything is looked up relative to its descriptor."""
 
     def __init__(self, path: Path, directory_fd: int, lock_fd: int) -> None:
@@ -104,17 +103,6 @@ class StateDirectory:
                 ) from error
             raise
         return cls(path, *descriptors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close both descriptors; the lock stays for as long as the engine has its copy."""

@@ -87,8 +87,9 @@ class Handover:
         ``used`` is the highest that another host, or this one, is known to have used. Return what
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
-        floor = max(used, self._used, self._read().generation)
-        record = self._read()._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
+        known = self._read()
+        floor = max(used, self._used, known.generation)
+        record = known._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record
         self._in_place.keep_open(OWNER_NAME)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
+from vtpmd.closing import Closing
 from vtpmd.errors import UsageError, VtpmdError
 
 MODES: Final = {"aes-cbc": 16, "aes-128-cbc": 16, "aes-256-cbc": 32}  # bytes of the key
@@ -53,25 +53,14 @@ class KeySource(NamedTuple):
         return self.place if self.source.endswith("file") else f"descriptor {self.place}"
 
 
-class Key:
-    """A key of 16 or 32 bytes. ``wipe()``, or the end of its ``with`` block, overwrites it."""
+class Key(Closing):
+    """A key of 16 or 32 bytes. ``close()``, or the end of its ``with`` block, overwrites it."""
 
     def __init__(self, material: bytearray) -> None:
         self.material = material
 
     def __repr__(self) -> str:
         return f"Key({len(self.material)} bytes)"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.wipe()
 
     def derive(self, info: bytes, salt: bytes = b"") -> bytes:
         """Return the key of DERIVED_BYTES for one purpose, which ``info`` names."""
@@ -85,7 +74,7 @@ class Key:
         """Return a random IV for one encryption of a state file or blob."""
         return os.urandom(len(self.material))
 
-    def wipe(self) -> None:
+    def close(self) -> None:
         """Overwrite the key. It must not be used any more."""
         self.material[:] = bytes(len(self.material))
 
