@@ -36,7 +36,7 @@ class Recorder:
     def __init__(self) -> None:
         self.requests: list[control.Request] = []
         self.descriptors: list[list[int]] = []
-        self.finished: list[int] = []
+        self.error_after: Exception | None = None
         self.error: Exception | None = None
         self.started = threading.Event()
         self.go_on = threading.Event()
@@ -56,7 +56,8 @@ class Recorder:
         return control.encode_result()
 
     async def finish(self) -> None:
-        self.finished.append(len(self.requests))
+        if self.error_after is not None:
+            raise self.error_after
 
 
 class Server:
@@ -335,6 +336,24 @@ def test_a_handler_that_fails_is_answered_for(
         assert ask(client, command(Command.INIT, 0)) == OK
     assert caplog.messages[0] == said
     assert "secret" not in caplog.text
+
+
+def test_what_fails_after_an_answer_keeps_nobody_from_the_next(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as the death of the engine."""
+    for error, said in [
+        (ValueError("secret"), "what follows an answer failed: ValueError"),
+        (VtpmdError("the engine is gone"), "what follows an answer failed: the engine is gone"),
+    ]:
+        caplog.clear()
+        server.handler.error_after = error
+        with caplog.at_level(logging.INFO), server.connect() as client:
+            for _ in range(2):
+                assert ask(client, command(Command.INIT, 0)) == OK
+        assert_serves(server)
+        assert caplog.messages[0] == said
+        assert "secret" not in caplog.text
 
 
 def test_a_command_is_logged_in_one_line_without_its_content(

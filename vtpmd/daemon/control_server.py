@@ -120,7 +120,7 @@ class _Connection:
             sent = await self._send(answer)
             if log.isEnabledFor(logging.DEBUG):
                 _log_command(event, answer, time.perf_counter_ns() - start)
-            await self._handler.finish()
+            await self._finish()
             if isinstance(event, control.Bare) and event.command is Command.SHUTDOWN:
                 return True
             if not sent or (isinstance(event, ProtocolError) and event.close):
@@ -182,11 +182,14 @@ class _Connection:
         try:
             return await self._handler.handle(event, descriptors)
         except Exception as error:  # whatever it is: this client, and the next, must be served on
-            # Only our own errors are known to hold nothing of the TPM's state.
-            reason = str(error) if isinstance(error, VtpmdError) else type(error).__name__
-            log.error("%s failed: %s; answered TPM_FAIL", event.command.name, reason)
-            log.debug("the error was raised here", exc_info=True)
+            _log_failure(f"{event.command.name} failed: %s; answered TPM_FAIL", error)
             return control.encode_error(event.command, Result.FAIL)
+
+    async def _finish(self) -> None:
+        try:
+            await self._handler.finish()
+        except Exception as error:  # as above
+            _log_failure("what follows an answer failed: %s", error)
 
     async def _send(self, answer: bytes) -> bool:
         """Send an answer; return False if this connection is of no more use."""
@@ -243,6 +246,13 @@ def _is_stream_socket(descriptor: int) -> bool:
         return False
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         return sock.type is socket.SOCK_STREAM
+
+
+def _log_failure(text: str, error: Exception) -> None:
+    # Only our own errors are known to hold nothing of the TPM's state.
+    reason = str(error) if isinstance(error, VtpmdError) else type(error).__name__
+    log.error(text, reason)
+    log.debug("the error was raised here", exc_info=error)
 
 
 def _log_command(event: control.Request | ProtocolError, answer: bytes, duration_ns: int) -> None:
