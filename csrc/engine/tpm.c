@@ -194,12 +194,14 @@ TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from)
         return TPM_FAIL;
     if (tpm->running)
         power_off(tpm);
-    tpm->retired = false;
+    /* What has not been granted yet ends no retirement. */
     if (from & LINK_INIT_HELD) {
         TPM_RESULT result = hold_given_state();
         if (result != TPM_SUCCESS)
             return result;
         tpm->held = true;
+    } else {
+        tpm->retired = false;
     }
     return power_on(tpm);
 }
@@ -212,6 +214,7 @@ TPM_RESULT tpm_admit(struct tpm *tpm)
     /* What this host's own vTPM has left is of no use any more. */
     if (nvram_remove(LINK_STATE_VOLATILE) < 0 || nvram_admit() < 0)
         return TPM_FAIL;
+    tpm->retired = false;
     end_hold(tpm);
     return TPM_SUCCESS;
 }

@@ -486,6 +486,36 @@ static void invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace(void **state)
     start(); /* from what the directory has */
 }
 
+static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **state)
+{
+    struct store *store, *writable;
+    uint8_t *moved;
+    size_t n_moved;
+    bool worked;
+
+    (void)state;
+    assert_int_equal(store_new(&store), 0);
+    assert_int_equal(store_map(&writable, store_fd(store), true), 0);
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    tpm_stop(tpm);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+        assert_int_equal(tpm_init(tpm, LINK_INIT_CAME | LINK_INIT_HELD), TPM_SUCCESS);
+        if (i == 0) {
+            assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
+            assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
+        }
+    }
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    free(moved);
+    store_free(writable);
+    store_free(store);
+}
+
 static void a_held_tpm_that_is_retired_serves_nothing(void **state)
 {
     struct waiting_command command;
@@ -663,6 +693,7 @@ int main(void)
         TEST(a_state_that_is_forgotten_is_not_started_from),
         TEST(invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admitted),
         TEST(invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace),
+        TEST(invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement),
         TEST(a_held_tpm_that_is_retired_serves_nothing),
         TEST(a_commit_that_changes_nothing_writes_nothing),
         JOURNAL_TEST(invariant_1_an_acknowledged_change_is_durable_in_the_journal),
