@@ -452,7 +452,7 @@ def test_guest_goes_on_at_the_source_when_its_tail_was_altered(lab: Lab) -> None
     source.guest.qmp("migrate", uri=f"unix:{path}")
     migration.wait_until_ended(source.guest)
 
-    # The source has ended when its last bytes are in the socket, which can be before they were read.
+    # The source has ended when its last bytes are in a socket, perhaps before they were read.
     assert destination.guest.program.wait() != 0
     assert proxy.altered.is_set()
     refusals = destination.vtpmd.program.output.count("the tail is refused: ")

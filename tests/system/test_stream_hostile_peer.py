@@ -6,7 +6,6 @@ in the log; nothing half applied is in the way of the whole blobs that QEMU brin
 serves on, with as many descriptors as before.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,8 +96,8 @@ def sealed(
 ) -> Blobs:
     """Return a tail that opens with the session's key, and says what it is told to say."""
     header = tail.Header(session, *permanent, *volatile)
-    nonce = os.urandom(tail.NONCE_BYTES)
-    return Blobs(tail.seal(tail.Tail(header, *records), key=KEY, uuid=uuid, nonce=nonce), b"", b"")
+    cipher = tail.TailCipher(key=KEY, uuid=uuid)
+    return Blobs(cipher.seal(tail.Tail(header, *records)), b"", b"")
 
 
 Lie = Callable[[Stream, State], None]

@@ -5,23 +5,23 @@ import os
 import pytest
 
 from vtpmd.migration import tail
-from vtpmd.migration.tail import Header, Tail, TailError
+from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 
 KEY, UUID, SESSION = os.urandom(32), os.urandom(16), os.urandom(16)
-NONCE = os.urandom(tail.NONCE_BYTES)
+CIPHER = TailCipher(key=KEY, uuid=UUID)
 TAIL = Tail(Header(SESSION, 1, 2, 3, 4), b"a permanent record", b"a volatile one")
-SEALED = tail.seal(TAIL, key=KEY, uuid=UUID, nonce=NONCE)
+SEALED = CIPHER.seal(TAIL)
 
 
 def open_it(data: bytes, key: bytes = KEY, uuid: bytes = UUID, session: bytes = SESSION) -> Tail:
-    return tail.open_tail(data, key=key, uuid=uuid, session=session)
+    return TailCipher(key=key, uuid=uuid).open(data, session)
 
 
 def test_round_trip() -> None:
     """Also with records that are empty: nothing has changed."""
     assert open_it(SEALED) == TAIL
     unchanged = TAIL._replace(permanent=b"", volatile=b"")
-    assert open_it(tail.seal(unchanged, key=KEY, uuid=UUID, nonce=NONCE)) == unchanged
+    assert open_it(CIPHER.seal(unchanged)) == unchanged
 
 
 def test_every_altered_byte_is_refused() -> None:

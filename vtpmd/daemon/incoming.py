@@ -21,6 +21,7 @@ from vtpmd.errors import VtpmdError
 from vtpmd.migration import destination, tail
 from vtpmd.migration.destination import Destination, Do
 from vtpmd.migration.states import ImpossibleEvent, Local, State
+from vtpmd.migration.tail import TailCipher
 from vtpmd.store.handover import Handover
 from vtpmd.wire import peer
 from vtpmd.wire.control import Result, StateType
@@ -61,6 +62,7 @@ class Incoming:
         self._permanent_record = b""  # the one that came last
         self._durable_generation = 0  # of the permanent state
         self._forget_images()
+        self._cipher: TailCipher | None = None
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._took_ns = self._granted_ns = 0
@@ -98,9 +100,8 @@ class Incoming:
         try:
             await self._take(first)
             if self.state is State.RECEIVING:
-                # Made before the guest stands still: the file, and what opens the tail.
+                # Made before the guest stands still.
                 self._owner.handover.prepare_to_take(self.session)
-                tail.prepare()
             while self._connection is not None:
                 message = decoder.next_message()
                 if message is not None:
@@ -142,10 +143,8 @@ class Incoming:
 
     async def _use_tail(self, blob: bytes) -> None:
         began_ns = time.perf_counter_ns()
-        assert self._machine.key is not None  # noqa: S101 - HOLDING comes after Key
-        opened = tail.open_tail(
-            blob, key=self._machine.key, uuid=self._machine.uuid, session=self.session
-        )
+        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
+        opened = self._cipher.open(blob, self.session)
         final = self._apply_tail(opened)
         apply_us = (time.perf_counter_ns() - began_ns) // 1000
         validate_us = store_us = 0
@@ -261,6 +260,8 @@ class Incoming:
         async with self._lock:
             for action in self._machine.step(message):
                 await self._perform(action)
+            if isinstance(message, peer.Key):
+                self._cipher = TailCipher(key=message.key, uuid=self._machine.uuid)
         self._changed.set()
 
     async def _lose(self, reason: str) -> None:

@@ -90,11 +90,12 @@ class Mobility:
         """
         if self.outgoing is None or self.outgoing.ended.is_set():
             return None
-        # What QEMU's monitor said before QEMU asked may still be waiting to be read.
-        await asyncio.sleep(0)
-        if self.qemu_migrates is not None and not self.qemu_migrates():
-            log.info("QEMU saves its state without migrating: it gets whole blobs")
-            return None
+        if self.qemu_migrates is not None:
+            # What QEMU's monitor said before QEMU asked may still be waiting to be read.
+            await asyncio.sleep(0)
+            if not self.qemu_migrates():
+                log.info("QEMU saves its state without migrating: it gets whole blobs")
+                return None
         return await self.outgoing.freeze()
 
     def is_frozen(self) -> bool:

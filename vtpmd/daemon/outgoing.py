@@ -26,6 +26,7 @@ from vtpmd.errors import VtpmdError
 from vtpmd.migration import source, tail
 from vtpmd.migration.source import Do, Source
 from vtpmd.migration.states import ImpossibleEvent, Local, State
+from vtpmd.migration.tail import TailCipher
 from vtpmd.store.handover import Handover
 from vtpmd.wire import peer
 from vtpmd.wire.control import Result, StateType
@@ -105,6 +106,7 @@ class Outgoing:
         self._machine = Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
         self._sent = self._acknowledged = NOTHING
+        self._cipher: TailCipher | None = None
         self._tail: bytes | None = None
         self._was_kept = False
         self._round_began_ns = 0
@@ -155,7 +157,7 @@ class Outgoing:
         try:
             # Made before the guest stands still: the record, and what seals the tail.
             await self._reserve_generations()
-            tail.prepare()
+            self._cipher = TailCipher(key=self._key, uuid=self._owner.uuid)
             await self._connect()
             await self._take(Local.CONNECTED)
             await self._read()
@@ -344,12 +346,8 @@ class Outgoing:
             base.volatile.generation,
             final.volatile.generation,
         )
-        sealed = tail.seal(
-            tail.Tail(header, *records),
-            key=self._key,
-            uuid=self._owner.uuid,
-            nonce=os.urandom(tail.NONCE_BYTES),
-        )
+        assert self._cipher is not None  # noqa: S101 - run() has made it
+        sealed = self._cipher.seal(tail.Tail(header, *records))
         self._machine.step(Local.FREEZE)
         digests = (digest(final.permanent), digest(final.volatile))
         self._machine.final_digests = digests

@@ -20,6 +20,7 @@ not open. The key is made for the session and sent over TLS; a session seals one
 
 from __future__ import annotations
 
+import os
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -60,55 +61,59 @@ class Tail(NamedTuple):
         return f"Tail({self.header!r}, <{len(self.permanent)}+{len(self.volatile)} bytes>)"
 
 
-def prepare() -> None:
-    """Load what seals and opens a tail, and use it once: the guest waits for the next time."""
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    AESGCM(bytes(32)).encrypt(bytes(NONCE_BYTES), b"", None)
-
-
 def is_tail(blob: bytes) -> bool:
     """Tell a tail from a state blob: swtpm's begins with a version below ten."""
     return blob.startswith(MAGIC)
 
 
-def seal(tail: Tail, *, key: bytes, uuid: bytes, nonce: bytes) -> bytes:
-    """Return the bytes of a tail, sealed with a session's key, for the VM of that uuid.
+class TailCipher:
+    """Seals and opens the tail of one session, of the VM of one uuid.
 
-    ``nonce`` has NONCE_BYTES random bytes.
+    It is made before the guest stands still, as that takes longer than using it.
     """
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
-    content = b"".join(
-        _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
-    )
-    return head + AESGCM(key).encrypt(nonce, content, head + uuid)
+    def __init__(self, *, key: bytes, uuid: bytes) -> None:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+        self._uuid = uuid
+        self._cipher = AESGCM(key)
+        self._forged: type[Exception] = InvalidTag
+        # Code is fetched when it runs first: with a key of no use here, as a nonce serves once.
+        other, nonce = AESGCM(os.urandom(len(key))), bytes(NONCE_BYTES)
+        other.decrypt(nonce, other.encrypt(nonce, b"", uuid), uuid)
 
-def open_tail(data: bytes, *, key: bytes, uuid: bytes, session: bytes) -> Tail:
-    """Return the tail that ``data`` is. Raises TailError; then nothing in it may be used."""
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    def seal(self, tail: Tail) -> bytes:
+        """Return the bytes of a tail."""
+        nonce = os.urandom(NONCE_BYTES)
+        head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
+        content = b"".join(
+            _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
+        )
+        return head + self._cipher.encrypt(nonce, content, head + self._uuid)
 
-    if not HEADER.size + TAG_BYTES <= len(data) <= TAIL_BYTES_MAX:
-        raise TailError(f"the tail has {len(data)} bytes: it was cut, or is none")
-    magic, version, flags, *fields, nonce = HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION or flags:
-        raise TailError(f"the tail is of format {version}, flags {flags:#x}; this vtpmd knows 1, 0")
-    header = Header(*fields)
-    if header.session != session:
-        raise TailError("the tail is of another session: it is an old one, or another vTPM's")
-    head = data[: HEADER.size]
-    try:
-        content = AESGCM(key).decrypt(nonce, data[HEADER.size :], head + uuid)
-    except InvalidTag:
-        raise TailError("the tail was altered on its way, or is for another VM") from None
-    permanent, rest = _take_record(content)
-    volatile, rest = _take_record(rest)
-    if rest:
-        raise TailError(f"the tail has {len(rest)} bytes more than its records")
-    return Tail(header, permanent, volatile)
+    def open(self, data: bytes, session: bytes) -> Tail:
+        """Return the tail that ``data`` is. Raises TailError; then nothing in it may be used."""
+        if not HEADER.size + TAG_BYTES <= len(data) <= TAIL_BYTES_MAX:
+            raise TailError(f"the tail has {len(data)} bytes: it was cut, or is none")
+        magic, version, flags, *fields, nonce = HEADER.unpack_from(data)
+        if magic != MAGIC or version != VERSION or flags:
+            raise TailError(
+                f"the tail is of format {version}, flags {flags:#x}; this vtpmd knows 1, 0"
+            )
+        header = Header(*fields)
+        if header.session != session:
+            raise TailError("the tail is of another session: it is an old one, or another vTPM's")
+        head = data[: HEADER.size]
+        try:
+            content = self._cipher.decrypt(nonce, data[HEADER.size :], head + self._uuid)
+        except self._forged:
+            raise TailError("the tail was altered on its way, or is for another VM") from None
+        permanent, rest = _take_record(content)
+        volatile, rest = _take_record(rest)
+        if rest:
+            raise TailError(f"the tail has {len(rest)} bytes more than its records")
+        return Tail(header, permanent, volatile)
 
 
 def _take_record(content: bytes) -> tuple[bytes, bytes]:
