@@ -303,6 +303,12 @@ static TPM_RESULT do_unretire(struct link *link, struct message *request, struct
     return tpm_unretire(link->tpm);
 }
 
+static TPM_RESULT do_expect(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return tpm_expect(link->tpm);
+}
+
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
 {
     (void)request, (void)response;
@@ -424,6 +430,7 @@ static const operation operations[] = {
     [LINK_SET_KEY] = do_set_key,
     [LINK_SET_ANCHOR] = do_set_anchor,
     [LINK_SET_JOURNAL] = do_set_journal,
+    [LINK_EXPECT] = do_expect,
 };
 
 static int serve_request(struct link *link)

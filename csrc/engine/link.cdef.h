@@ -46,13 +46,14 @@ enum link_operation {
                               descriptor, the anchor's */
     LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
                               link_journal */
+    LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT */
 };
 
 /* What LINK_INIT starts from; may be added up. */
 enum link_init {
     LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
-    LINK_INIT_HELD = 2, /* from what LINK_SET_STATE gave, which is durable elsewhere: write nothing,
-                           and let commands wait until LINK_ADMIT */
+    LINK_INIT_HELD = 2, /* from what LINK_SET_STATE gave, which is durable elsewhere, ahead of time:
+                           write nothing, and serve as if it had not started, until LINK_EXPECT */
 };
 
 /* What must not have happened when the engine retires. */

@@ -21,7 +21,8 @@ struct tpm {
     pthread_mutex_t lock;
     pthread_cond_t admitted; /* or will never be */
     bool running;
-    bool held; /* on, but not this host's yet: commands wait */
+    bool held;     /* on, but not this host's yet */
+    bool expected; /* held, and the guest has been told that it is on: commands wait */
     bool retired;
     bool shut_down; /* the last command was TPM2_Shutdown */
     bool worked;    /* something ran since the last capture */
@@ -122,7 +123,7 @@ static void send_shutdown(void)
 
 static void end_hold(struct tpm *tpm)
 {
-    tpm->held = false;
+    tpm->held = tpm->expected = false;
     nvram_let_go();
     pthread_cond_broadcast(&tpm->admitted);
 }
@@ -206,6 +207,15 @@ TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from)
     return power_on(tpm);
 }
 
+TPM_RESULT tpm_expect(struct tpm *tpm)
+{
+    locked(tpm);
+    if (!tpm->held)
+        return TPM_BAD_ORDINAL;
+    tpm->expected = true;
+    return TPM_SUCCESS;
+}
+
 TPM_RESULT tpm_admit(struct tpm *tpm)
 {
     locked(tpm);
@@ -254,9 +264,9 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
     locked(tpm);
-    while (tpm->held)
+    while (tpm->expected)
         pthread_cond_wait(&tpm->admitted, &tpm->lock);
-    if (!tpm->running || tpm->retired) {
+    if (!tpm->running || tpm->held || tpm->retired) {
         tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
     }
@@ -280,7 +290,7 @@ TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)
     TPM_BOOL bit = FALSE;
 
     locked(tpm);
-    if (!tpm->running)
+    if (!tpm->running || (tpm->held && !tpm->expected))
         return TPM_BAD_ORDINAL;
     TPM_RESULT result = TPM_IO_TpmEstablished_Get(&bit);
     *established = bit;

@@ -75,9 +75,12 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
  * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
  * When it fails, the TPM is stopped and the state files are as they were. A retired TPM does not
- * start, unless the vTPM has come back. A held one is on, but its commands wait, and neither its
- * images nor its files have changed. */
+ * start, unless the vTPM has come back. A held one is on ahead of time: neither its images nor its
+ * files have changed, and it answers as one that is stopped. */
 TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from);
+
+/* The guest may use a held TPM: its commands wait until it is admitted or let go. */
+TPM_RESULT tpm_expect(struct tpm *tpm);
 
 /* Execute the commands of a held TPM from now on; its state is the image, and its files' next. When
  * it fails, the TPM stays held. */

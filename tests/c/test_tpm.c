@@ -435,8 +435,8 @@ static void *send_startup(void *argument)
     return NULL;
 }
 
-/* Start a TPM from another one's state, held, with a command that waits for it. */
-static void start_held(struct waiting_command *command)
+/* Start a TPM from another one's state, held. */
+static void start_ahead(void)
 {
     uint8_t *moved;
     size_t n_moved;
@@ -449,9 +449,32 @@ static void start_held(struct waiting_command *command)
     free(moved);
     io.calls = 0;
     assert_int_equal(tpm_init(tpm, LINK_INIT_CAME | LINK_INIT_HELD), TPM_SUCCESS);
+}
+
+/* The same, with a command that waits for it. */
+static void start_held(struct waiting_command *command)
+{
+    start_ahead();
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     command->answered = false;
     assert_int_equal(pthread_create(&command->thread, NULL, send_startup, command), 0);
     usleep(50000);
+}
+
+static void a_tpm_that_is_held_ahead_of_time_answers_as_a_stopped_one(void **state)
+{
+    bool established;
+
+    (void)state;
+    assert_int_equal(tpm_expect(tpm), TPM_BAD_ORDINAL);
+    start_ahead();
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
 static void invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admitted(void **state)
@@ -691,6 +714,7 @@ int main(void)
         TEST(a_tpm_that_never_started_may_be_given_back),
         TEST(a_retired_tpm_stops_without_a_trace),
         TEST(a_state_that_is_forgotten_is_not_started_from),
+        TEST(a_tpm_that_is_held_ahead_of_time_answers_as_a_stopped_one),
         TEST(invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admitted),
         TEST(invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace),
         TEST(invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement),

@@ -67,8 +67,8 @@ class Link:
         """Where the source has to connect to, for migrate-arm."""
         return f"{HOST}:{self._listener.getsockname()[1]}"
 
-    def cut_after(self, cut: Cut) -> None:
-        """Plan a cut, in place of one that has not come."""
+    def cut_after(self, cut: Cut | None) -> None:
+        """Plan a cut, or none, in place of one that has not come."""
         with self._changed:
             self._cut = cut
             self.forwarded = 0

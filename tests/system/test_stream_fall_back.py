@@ -307,6 +307,7 @@ def test_link_is_cut_at_each_record_before_the_freeze(lab: Lab, ending: Ending) 
         assert pair.link.was_cut.is_set()
         assert_falls_back(pair.source, pair.destination, "")
         pair.destination.guest.control.stop()
+    pair.link.cut_after(None)
     assert records > 8  # two for the handshake, Hello, Welcome, Key, and three for each round
     assert_tail(pair.source.guest.save())
 

@@ -9,6 +9,7 @@ a guest can notice is for test_stream_guest.
 import asyncio
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import count
 from typing import Any
@@ -688,16 +689,19 @@ def test_invariant_3_command_before_the_grant_waits_for_it(lab: Lab) -> None:
     assert pair.source.manage.wait_for_acknowledgement()
     pair.link.hold(Direction.TO_SOURCE)  # the Take
     pair.destination.guest.give(blobs)
+    assert_serves_nothing(pair.destination.guest)
     data = pair.destination.guest.data
-    data.socket.settimeout(0.3)
-    with pytest.raises(TimeoutError):
-        while True:  # first it is off
-            assert_serves_nothing(pair.destination.guest)
-    assert pair.source.manage.migration()["state"] == "frozen"
+    with ThreadPoolExecutor(1) as executor:
+        started = executor.submit(pair.destination.guest.start)
+        data.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            while True:  # until INIT has come
+                assert_serves_nothing(pair.destination.guest)
+        assert pair.source.manage.migration()["state"] == "frozen"
 
-    data.socket.settimeout(WAIT_TIMEOUT_S)
-    pair.link.hold(None)
-    pair.destination.guest.start()
+        data.socket.settimeout(WAIT_TIMEOUT_S)
+        pair.link.hold(None)
+        started.result(WAIT_TIMEOUT_S)
     assert int.from_bytes(data.receive()[6:10], "big") == ReturnCode.SUCCESS
     assert pair.destination.guest.facts() == facts
     assert_serves_nothing(pair.source.guest)

@@ -6,6 +6,7 @@ in the log; nothing half applied is in the way of the whole blobs that QEMU brin
 serves on, with as many descriptors as before.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,8 @@ def sealed(
     """Return a tail that opens with the session's key, and says what it is told to say."""
     header = tail.Header(session, *permanent, *volatile)
     cipher = tail.TailCipher(key=KEY, uuid=uuid)
-    return Blobs(cipher.seal(tail.Tail(header, *records)), b"", b"")
+    nonce = os.urandom(tail.NONCE_BYTES)
+    return Blobs(cipher.seal(tail.Tail(header, *records), nonce), b"", b"")
 
 
 Lie = Callable[[Stream, State], None]
@@ -454,6 +456,63 @@ def test_grant_of_another_session_starts_nothing(lab: Lab, state: State, granted
     assert_serves_nothing(host.guest)
 
 
+def changed_permanent(state: State) -> bytes:
+    """Return the record of a permanent state that follows the one of hold()."""
+    return core.delta_encode(state.permanent, changed(state.permanent, 8))
+
+
+def another_round(stream: Stream, state: State, session: bytes) -> Blobs:
+    """The guest runs on, and is stopped again."""
+    stream.send(peer.Record(changed_permanent(state)), peer.Commit(2, 8, 9))
+    stream.receive(peer.Ack)
+    stream.send(peer.Stopped(session))
+    return sealed(session, permanent=(8, 8))
+
+
+AFTER_STOPPED: dict[str, Callable[[Stream, State, bytes], Blobs]] = {
+    "what-was-announced": lambda _stream, _state, session: sealed(session),
+    "another-round": another_round,
+    "a-tail-with-more": lambda _, state, session: sealed(
+        session, records=(changed_permanent(state), b""), permanent=(7, 8)
+    ),
+    "whole-blobs": lambda _stream, state, _session: state.blobs,
+}
+
+
+@pytest.mark.parametrize("then", AFTER_STOPPED)
+def test_tpm_that_was_started_ahead_of_the_tail(lab: Lab, state: State, then: str) -> None:
+    """The source has said that its guest stands still, and what comes next is that, or not."""
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host)
+    session = hold(stream, state).session
+    stream.send(peer.Stopped(session))
+    blobs = AFTER_STOPPED[then](stream, state, session)
+    assert_serves_nothing(host.guest)
+    host.guest.give(blobs)
+    if blobs is not state.blobs:
+        stream.receive(peer.Take)
+        stream.send(peer.Grant(session))
+    host.guest.start()
+    assert host.guest.facts() == state.facts
+    assert_serves(host.guest)
+    stream.close()
+
+
+def test_invariant_3_source_that_leaves_after_stopped_starts_nothing(
+    lab: Lab, state: State
+) -> None:
+    """The TPM that was started ahead is let go of, and the host's own one is as it was."""
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host)
+    stream.send(peer.Stopped(hold(stream, state).session))
+    assert_serves_nothing(host.guest)
+    stream.close()
+    host.vtpmd.program.wait_for_output("is set aside: the source closed the connection")
+    assert_serves_nothing(host.guest)
+    host.guest.boot()
+    assert_serves(host.guest)
+
+
 # What a destination may say to a source; each of them is a lie at its moment.
 
 DESTINATION_LIES_IN_ANSWER_TO_HELLO: dict[str, bytes] = {
@@ -544,7 +603,9 @@ def freeze(source: Host, fake: FakeDestination) -> tuple[Stream, bytes, Blobs]:
     _, commit = receive_round(stream)
     stream.send(peer.Ack(*commit))
     source.manage.wait_for("VTPM_ARMED")
-    return stream, session, source.guest.save()
+    blobs = source.guest.save()
+    assert stream.receive(peer.Stopped).session == session
+    return stream, session, blobs
 
 
 def digests(source: Host) -> tuple[bytes, bytes]:

@@ -13,7 +13,7 @@ import pytest
 from vtpmd.core import Image, delta_encode
 from vtpmd.errors import VtpmdError
 from vtpmd.store import handover, incoming, sealing
-from vtpmd.store.directory import StateDirectory, StateKeyError
+from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyError
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
@@ -92,6 +92,34 @@ def test_record_that_cannot_be_read_is_an_error(
     (path / handover.OWNER_NAME).write_bytes(content)
     with pytest.raises(VtpmdError, match="whose the vTPM is"):
         files.read_owner()
+
+
+def test_disk_is_woken_by_what_changes_nothing(files: Handover, path: Path) -> None:
+    """Before the hand-over, which comes after it whatever the other thread is at."""
+    files.reserve_generations(5)
+    before = (path / "tpm2-00.owner").read_bytes()
+    files.expect_hand_over()
+    files.strike_out()
+    assert (path / "tpm2-00.owner").read_bytes() == before
+    for _ in range(100):
+        files.expect_hand_over()
+        files.hand_over("b:1")
+        owner = files.read_owner()
+        assert owner is not None and owner.to == "b:1"
+        files.strike_out()
+        assert files.read_owner() is None
+    files.close()
+
+
+def test_failure_to_wake_the_disk_shows_when_it_matters(files: Handover, path: Path) -> None:
+    """Somebody has put a directory in the record's place."""
+    files.reserve_generations(5)
+    (path / "tpm2-00.owner").unlink()
+    (path / "tpm2-00.owner").mkdir()
+    files.expect_hand_over()
+    with pytest.raises(StateDirectoryError):
+        files.hand_over("b:1")
+    files.close()
 
 
 def test_record_is_json_for_people(files: Handover, path: Path) -> None:

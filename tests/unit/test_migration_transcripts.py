@@ -40,6 +40,7 @@ MESSAGES: dict[str, peer.Message] = {
     "Released": peer.Released(SESSION),
     "Kept": peer.Kept(SESSION),
     "Disarm": peer.Disarm(SESSION),
+    "Stopped": peer.Stopped(SESSION),
 }
 
 TO_ARMED = """
@@ -72,6 +73,23 @@ SOURCE = {
     FREEZE                  FROZEN
     Ack                     FROZEN
     Take                    RETIRING    RETIRE
+    """,
+    "the guest is stopped before QEMU asks": f"""{TO_ARMED}
+    GUEST_STOPPED           ARMED       send Stopped
+    FREEZE                  FROZEN
+    Take                    RETIRING    RETIRE
+    """,
+    "the guest is stopped while a round is under way": f"""{TO_ARMED}
+    ROUND_DUE               ROUND       START_ROUND
+    GUEST_STOPPED           ROUND       send Stopped
+    Ack                     ARMED       KEEP_BASE
+    FREEZE                  FROZEN
+    Take                    RETIRING    RETIRE
+    """,
+    "the guest runs on after a stop": f"""{TO_ARMED}
+    GUEST_STOPPED           ARMED       send Stopped
+    ROUND_DUE               ROUND       START_ROUND
+    Ack                     ARMED       KEEP_BASE
     """,
     "nobody is there": """
     LINK_LOST               ENDED       fall back, CLOSE
@@ -190,6 +208,23 @@ DESTINATION = {
     TAIL_APPLIED            TAKING
     Grant                   OWNING      MAY_RUN
     LINK_LOST               OWNING
+    """,
+    "the TPM is started before the tail comes": f"""{TO_HOLDING}
+    Stopped                 HOLDING     START
+    TAIL_APPLIED            TAKING
+    Grant                   OWNING      MAY_RUN
+    """,
+    "the guest runs on after its TPM was started": f"""{TO_HOLDING}
+    Stopped                 HOLDING     START
+    Record                  HOLDING     apply
+    Commit                  STAGING     stage 10 20
+    STAGED                  HOLDING     send Ack
+    TAIL_APPLIED            TAKING
+    Grant                   OWNING      MAY_RUN
+    """,
+    "the tail overtakes the news that the guest has stopped": f"""{TO_TAKING}
+    Stopped                 TAKING
+    Grant                   OWNING      MAY_RUN
     """,
     "a peer that says nothing": """
     LINK_LOST               ENDED       discard, CLOSE

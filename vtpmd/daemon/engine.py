@@ -114,11 +114,14 @@ class Engine:
         payload: bytes | bytearray | memoryview = b"",
         descriptor: int | None = None,
         meanwhile: Meanwhile | None = None,
+        *,
+        soon: bool = True,
     ) -> Reply:
         """Send one request and return its answer.
 
         ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes; ``descriptor`` stays the caller's, the
-        engine gets a copy. ``meanwhile`` is run while the engine is at it. Raises EngineDied.
+        engine gets a copy. ``meanwhile`` is run while the engine is at it. The answer is expected
+        soon, unless there is something else for the event loop to do. Raises EngineDied.
         """
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
@@ -129,7 +132,7 @@ class Engine:
                 await self._send(operation, argument, payload, descriptor)
                 if meanwhile is not None:
                     meanwhile.run()
-                return await self._receive_reply(operation)
+                return await self._receive_reply(operation, SOON_MS if soon else 0)
             except (OSError, TimeoutError) as error:
                 raise await self._broken(error) from error
 
@@ -172,19 +175,19 @@ class Engine:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await asyncio.get_running_loop().sock_sendall(self._link, rest)
 
-    async def _receive_reply(self, operation: LinkOperation) -> Reply:
-        header = core.unpack_link_header(await self._receive(core.LINK_HEADER_BYTES))
+    async def _receive_reply(self, operation: LinkOperation, poll_ms: int = SOON_MS) -> Reply:
+        header = core.unpack_link_header(await self._receive(core.LINK_HEADER_BYTES, poll_ms))
         if header.operation != operation or header.payload_bytes > core.LINK_PAYLOAD_BYTES_MAX:
             raise ConnectionError("an answer to no request")
-        payload = await self._receive(header.payload_bytes)
+        payload = await self._receive(header.payload_bytes, poll_ms)
         return Reply(header.result, header.argument, payload)
 
-    async def _receive(self, n_bytes: int) -> bytearray:
+    async def _receive(self, n_bytes: int, poll_ms: int) -> bytearray:
         data = bytearray(n_bytes)
         view = memoryview(data)
         while view:
             # Most answers come sooner than the event loop could look elsewhere and back.
-            if self._poll.poll(SOON_MS):
+            if self._poll.poll(poll_ms):
                 n = self._link.recv_into(view)
             else:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):

@@ -15,6 +15,11 @@ class Images(NamedTuple):
     permanent: Image
     volatile: Image
 
+    @property
+    def generations(self) -> tuple[int, int]:
+        """Which state it is."""
+        return self.permanent.generation, self.volatile.generation
+
 
 # What a session begins with at both sides: generation 0 of each.
 NOTHING: Final = Images(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))

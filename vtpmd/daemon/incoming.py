@@ -17,6 +17,7 @@ from vtpmd.core import LinkInit, LinkOperation, LinkRetire
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, Meanwhile, Reply
 from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import destination, tail
 from vtpmd.migration.destination import Destination, Do
@@ -63,6 +64,7 @@ class Incoming:
         self._durable_generation = 0  # of the permanent state
         self._forget_images()
         self._cipher: TailCipher | None = None
+        self._wakefulness = Wakefulness()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._took_ns = self._granted_ns = 0
@@ -115,6 +117,7 @@ class Incoming:
             await self._lose(str(error))
         finally:
             self._close()
+            self._wakefulness.close()
 
     async def reclaim_over(self, connection: tls.Connection) -> None:
         """The source asks again, over a new connection: its old one is gone."""
@@ -128,6 +131,7 @@ class Incoming:
         Raises VtpmdError, in one line, for a tail that is not this session's next; nothing of it is
         used then.
         """
+        self._wakefulness.hold()
         async with self._lock:
             if self.state is not State.HOLDING:
                 raise VtpmdError(
@@ -150,26 +154,38 @@ class Incoming:
         validate_us = store_us = 0
         if final is not self._staged:
             validate_us, store_us = await self._stage_images(final, opened.permanent)
+        if self._starting is None:
+            self._start()
         self._machine.step(Local.TAIL_APPLIED)
         durations_us = (apply_us, validate_us, store_us)
         self._staged = final
         self._took_ns = time.perf_counter_ns()
         digests = (digest(final.permanent), digest(final.volatile))
         await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
+
+    def _start(self) -> None:
+        """Have the TPM start from what was staged last, while QEMU or the source is at work."""
         self._starting = asyncio.create_task(self._start_held())
+
+    async def _end_start(self) -> None:
+        """The TPM has been started from a state that is not the last."""
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+            self._starting = None
+            await self._owner.engine.request(LinkOperation.FORGET_STATE)
 
     async def _start_held(self) -> Reply:
         """Start the TPM while the source decides; it executes nothing before it is admitted."""
         began_ns = time.perf_counter_ns()
         start = LinkInit.CAME | LinkInit.HELD
-        reply = await self._owner.engine.request(LinkOperation.INIT, start)
+        reply = await self._owner.engine.request(LinkOperation.INIT, start, soon=False)
         self._start_us = (time.perf_counter_ns() - began_ns) // 1000
         return reply
 
     def _apply_tail(self, opened: tail.Tail) -> Images:
         """Return the images that a tail ends at. Raises TailError, DeltaError."""
         base = self._base_of(opened.header)
-        if _generations(self._staged) == (opened.header.permanent_to, opened.header.volatile_to):
+        if self._staged.generations == (opened.header.permanent_to, opened.header.volatile_to):
             # The round that the freeze sent over the link has come first.
             return self._staged
         return _apply(base, opened)
@@ -177,7 +193,7 @@ class Incoming:
     def _base_of(self, header: tail.Header) -> Images:
         """Return the images that a tail continues. Raises TailError."""
         for base in (self._staged, self._staged_before):
-            if (header.permanent_from, header.volatile_from) == _generations(base):
+            if (header.permanent_from, header.volatile_from) == base.generations:
                 return base
         raise tail.TailError("it does not continue what was acknowledged here")
 
@@ -186,9 +202,11 @@ class Incoming:
 
         Raises VtpmdError when the vTPM is not ours: it must not run then.
         """
-        await self._wait_for_grant()
         assert self._starting is not None  # noqa: S101 - TAKING comes after it
         reply = await self._starting
+        if reply.result == Result.SUCCESS:
+            reply = await self._owner.engine.request(LinkOperation.EXPECT)
+        await self._wait_for_grant()
         self._started = reply.result == Result.SUCCESS
         return reply.result
 
@@ -281,6 +299,10 @@ class Incoming:
                 await self._stage(action)
             case destination.Discard(reason=reason):
                 await self._discard(reason)
+            case Do.START:
+                self._wakefulness.hold()
+                if self._starting is None:
+                    self._start()
             case Do.MAY_RUN:
                 self._granted_ns = time.perf_counter_ns()
             case Do.RELEASE:
@@ -309,7 +331,7 @@ class Incoming:
     async def _stage(self, wanted: destination.Stage) -> None:
         images = Images(*(self._images[kind] for kind in _TYPES))
         try:
-            if wanted != _generations(images):
+            if wanted != images.generations:
                 raise VtpmdError("the round does not end at the generations that it says")
             await self._stage_images(images, self._permanent_record)
         except VtpmdError as error:
@@ -325,6 +347,7 @@ class Incoming:
 
         ``record`` ends at the permanent one. Raises VtpmdError.
         """
+        await self._end_start()
         began_ns = time.perf_counter_ns()
         writing = Meanwhile(lambda: self._make_durable(images.permanent, record))
         await self._validate(images, meanwhile=writing)
@@ -397,10 +420,6 @@ def _apply(base: Images, opened: tail.Tail) -> Images:
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
         )
     )
-    if (header.permanent_to, header.volatile_to) != _generations(final):
+    if (header.permanent_to, header.volatile_to) != final.generations:
         raise tail.TailError("its records do not end at the generations that it says")
     return final
-
-
-def _generations(images: Images) -> tuple[int, int]:
-    return images.permanent.generation, images.volatile.generation

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_UUID: Final = bytes(16)
+# Longer than a hand-over takes, and nothing to a person.
+TELL_AFTER_S: Final = 0.02
 
 Tell = Callable[[str, dict[str, object]], None]
 
@@ -50,6 +52,7 @@ class Mobility:
         # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
         # holds is not what QEMU's guest had.
         self._tail_came = False
+        self._untold: list[tuple[str, dict[str, object]]] = []
         # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
         self.qemu_migrates: Callable[[], bool] | None = None
         # Who is told of rounds, freeze and hand-over.
@@ -78,9 +81,16 @@ class Mobility:
         return session
 
     def _tell(self, notice: Notice, data: dict[str, object]) -> None:
-        if self.tell is not None:
+        self._untold.append((notice.value, data))
+        if len(self._untold) == 1:
             # Who listens is told when the guest does not wait for it.
-            asyncio.get_running_loop().call_soon(self.tell, notice.value, data)
+            asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell_now)
+
+    def _tell_now(self) -> None:
+        untold, self._untold = self._untold, []
+        for event, data in untold:
+            if self.tell is not None:
+                self.tell(event, data)
 
     async def tail(self) -> bytes | None:
         """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
@@ -224,8 +234,10 @@ class Mobility:
 
         What is sent now, the guest does not wait for then.
         """
-        if self.qemu_migrates is not None and self.qemu_migrates():
-            self.round_due()
+        if self.qemu_migrates is None or not self.qemu_migrates():
+            return
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            self._spawn(self.outgoing.guest_stopped())
 
     def guest_was_resumed(self) -> None:
         """QEMU's monitor says that the guest runs; who asks next for its TPM hears the outcome."""

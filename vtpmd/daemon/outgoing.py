@@ -22,6 +22,7 @@ from vtpmd.core import LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import source, tail
 from vtpmd.migration.source import Do, Source
@@ -108,9 +109,12 @@ class Outgoing:
         self._sent = self._acknowledged = NOTHING
         self._cipher: TailCipher | None = None
         self._tail: bytes | None = None
+        self._guest_stands_still = False
+        self._stopped_at: tuple[int, int] | None = None
         self._was_kept = False
         self._round_began_ns = 0
         self._answered = asyncio.Event()
+        self._wakefulness = Wakefulness()
         self._lock = asyncio.Lock()
         self._resuming = asyncio.Lock()
         self.ended = asyncio.Event()
@@ -169,7 +173,38 @@ class Outgoing:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
             self._close()
+            self._wakefulness.close()
             self._owner.handover.close()
+
+    async def guest_stopped(self) -> None:
+        """QEMU has stopped the guest, and will soon ask for the state."""
+        self._expect_take()
+        self._guest_stands_still = True
+        await self._send_last_round()
+
+    def _expect_take(self) -> None:
+        """The guest stands still: have ready what it will wait for."""
+        self._wakefulness.hold()
+        self._owner.handover.expect_hand_over()
+
+    async def _send_last_round(self) -> None:
+        """Send what the guest would have to wait for once QEMU has asked."""
+        async with self._lock:
+            # A round that is under way is waited for.
+            if not self._guest_stands_still or self.state is not State.ARMED:
+                return
+            self._guest_stands_still = False
+            try:
+                await self._step(Local.ROUND_DUE)
+                await self._say_stopped()
+            except VtpmdError as error:
+                await self._disarm(str(error))
+
+    async def _say_stopped(self) -> None:
+        """Tell the destination that it has all there is, or will have."""
+        if self._stopped_at != self._sent.generations:
+            self._stopped_at = self._sent.generations
+            await self._step(Local.GUEST_STOPPED)
 
     async def round_due(self) -> None:
         """QEMU begins another pass, or time has passed."""
@@ -197,6 +232,7 @@ class Outgoing:
             if not self._machine.has_base:
                 await self._disarm("QEMU asked for the state before the destination held a base")
                 return None
+            self._expect_take()
             try:
                 self._tail = await self._make_tail()
             except VtpmdError as error:
@@ -250,6 +286,8 @@ class Outgoing:
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._take(message)
+                if isinstance(message, peer.Ack):
+                    await self._send_last_round()
                 if isinstance(message, peer.Released | peer.Kept):
                     self._answered.set()
 
@@ -339,6 +377,8 @@ class Outgoing:
         if base is self._sent and any(records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
             self._send_round(final, records)
+        if final.generations == self._sent.generations:
+            await self._say_stopped()
         header = tail.Header(
             self._machine.session,
             base.permanent.generation,
@@ -347,7 +387,7 @@ class Outgoing:
             final.volatile.generation,
         )
         assert self._cipher is not None  # noqa: S101 - run() has made it
-        sealed = self._cipher.seal(tail.Tail(header, *records))
+        sealed = self._cipher.seal(tail.Tail(header, *records), os.urandom(tail.NONCE_BYTES))
         self._machine.step(Local.FREEZE)
         digests = (digest(final.permanent), digest(final.volatile))
         self._machine.final_digests = digests

@@ -53,6 +53,7 @@ class Discard(NamedTuple):
 class Do(Enum):
     """Actions without anything more to say."""
 
+    START = "start the TPM from the last round, held: it executes nothing before it is admitted"
     MAY_RUN = "INIT may go on: the vTPM is ours"
     RELEASE = "unless a guest's command was served: serve none, then say RELEASE"
     CLOSE = "close the connection"
@@ -112,7 +113,7 @@ class Destination:
                 return self._hello(event)
             case peer.Key():
                 self.key = event.key
-            case peer.Record() | peer.Commit() if before is State.TAKING:
+            case peer.Record() | peer.Commit() | peer.Stopped() if before is State.TAKING:
                 return []  # of the round that the freeze overtook: the tail has it
             case peer.Record():
                 return [Apply(event.record)]
@@ -120,6 +121,8 @@ class Destination:
                 self._round = event.round
                 self._generations = (event.permanent_generation, event.volatile_generation)
                 return [Stage(*self._generations)]
+            case peer.Stopped():
+                return [Do.START]
             case peer.Grant():
                 return [Do.MAY_RUN]
             case peer.Reclaim() if before is State.TAKING:

@@ -93,6 +93,8 @@ class Source:
                 return [Send(self._hello)]
             case Local.ROUND_DUE:
                 return [Do.START_ROUND]
+            case Local.GUEST_STOPPED:
+                return [Send(peer.Stopped(self.session))]
             case Local.RETIRED:
                 return [Send(peer.Grant(self.session)), Do.HANDED_OVER]
             case Local.RETIRE_FAILED:

@@ -40,6 +40,7 @@ class Local(Enum):
     LINK_LOST = "the connection broke, or the peer closed it"
     ROUND_DUE = "QEMU began another pass, or time has passed"
     NOTHING_CHANGED = "no command ran since the last round"
+    GUEST_STOPPED = "the guest stands still; what was sent last is its TPM's state"
     FREEZE = "QEMU asks for the state"
     GUEST_RESUMED = "the guest runs at the source again"
     RETIRED = "the engine serves no more, and a durable record says so"
@@ -67,12 +68,14 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.SYNCING, Local.LINK_LOST): State.ENDED,
     (State.SYNCING, Local.DISARM): State.ENDED,
     (State.ARMED, Local.ROUND_DUE): State.ROUND,
+    (State.ARMED, Local.GUEST_STOPPED): State.ARMED,
     (State.ARMED, Local.FREEZE): State.FROZEN,
     (State.ARMED, peer.Refuse): State.ENDED,
     (State.ARMED, Local.LINK_LOST): State.ENDED,
     (State.ARMED, Local.DISARM): State.ENDED,
     (State.ROUND, peer.Ack): State.ARMED,
     (State.ROUND, Local.NOTHING_CHANGED): State.ARMED,
+    (State.ROUND, Local.GUEST_STOPPED): State.ROUND,
     (State.ROUND, Local.FREEZE): State.FROZEN,
     (State.ROUND, peer.Refuse): State.ENDED,
     (State.ROUND, Local.LINK_LOST): State.ENDED,
@@ -103,12 +106,14 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.STAGING, Local.STAGE_FAILED): State.ENDED,
     (State.HOLDING, peer.Record): State.HOLDING,
     (State.HOLDING, peer.Commit): State.STAGING,
+    (State.HOLDING, peer.Stopped): State.HOLDING,
     (State.HOLDING, Local.TAIL_APPLIED): State.TAKING,
     (State.HOLDING, Local.TAIL_REFUSED): State.ENDED,
     (State.HOLDING, peer.Disarm): State.ENDED,
     (State.HOLDING, Local.LINK_LOST): State.ENDED,
     (State.TAKING, peer.Record): State.TAKING,  # of the round that the freeze overtook
     (State.TAKING, peer.Commit): State.TAKING,
+    (State.TAKING, peer.Stopped): State.TAKING,
     (State.TAKING, peer.Grant): State.OWNING,
     (State.TAKING, peer.Disarm): State.ENDED,
     (State.TAKING, peer.Reclaim): State.ENDED,

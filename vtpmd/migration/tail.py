@@ -20,7 +20,6 @@ not open. The key is made for the session and sent over TLS; a session seals one
 
 from __future__ import annotations
 
-import os
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -79,13 +78,12 @@ class TailCipher:
         self._uuid = uuid
         self._cipher = AESGCM(key)
         self._forged: type[Exception] = InvalidTag
-        # Code is fetched when it runs first: with a key of no use here, as a nonce serves once.
-        other, nonce = AESGCM(os.urandom(len(key))), bytes(NONCE_BYTES)
+        # Code is fetched when it runs first: with another key, as a nonce serves once.
+        other, nonce = AESGCM(bytes(len(key))), bytes(NONCE_BYTES)
         other.decrypt(nonce, other.encrypt(nonce, b"", uuid), uuid)
 
-    def seal(self, tail: Tail) -> bytes:
-        """Return the bytes of a tail."""
-        nonce = os.urandom(NONCE_BYTES)
+    def seal(self, tail: Tail, nonce: bytes) -> bytes:
+        """Return the bytes of a tail; ``nonce`` has NONCE_BYTES random bytes."""
         head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
         content = b"".join(
             _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)

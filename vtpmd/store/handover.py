@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from vtpmd.core import Image
@@ -69,9 +70,14 @@ class Handover:
         self._incoming = IncomingStates(directory, self._in_place, key)
         self._used = 0
         self._record: _Record | None = None  # what the owner record says, if it is known
+        self._thread: ThreadPoolExecutor | None = None
+        self._waking: Future[None] | None = None
 
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = self._waking = None
         self._in_place.close()
 
     # The source's side.
@@ -87,13 +93,25 @@ class Handover:
         ``used`` is the highest that another host, or this one, is known to have used. Return what
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
+        self._await_disk()
         known = self._read()
         floor = max(used, self._used, known.generation)
         record = known._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record
         self._in_place.keep_open(OWNER_NAME)
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        self._thread.submit(int)  # which makes the thread
         return floor
+
+    def expect_hand_over(self) -> None:
+        """Write what the owner record says once more, in another thread; errors show later.
+
+        A disk that was idle is slow at first, and the guest would wait for it.
+        """
+        if self._thread is not None and self._record is not None and self._waking is None:
+            content = _owner_record(self._record)
+            self._waking = self._thread.submit(self._in_place.overwrite, OWNER_NAME, 0, content)
 
     def hand_over(self, to: str) -> None:
         """Write down durably that the vTPM is another host's."""
@@ -118,12 +136,19 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record) -> None:
+        self._await_disk()
         self._record = None  # until it is durable
         if self._directory.exists(OWNER_NAME):
             self._in_place.overwrite(OWNER_NAME, 0, _owner_record(record))
         else:
             self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record
+
+    def _await_disk(self) -> None:
+        """Wait for the thread: what it writes is older."""
+        if self._waking is not None:
+            self._waking.exception()
+            self._waking = None
 
     def _read(self) -> _Record:
         try:

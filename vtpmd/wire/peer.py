@@ -152,6 +152,15 @@ class Kept(NamedTuple):
     session: bytes
 
 
+class Stopped(NamedTuple):
+    """The guest stands still, with the state that the last round brought.
+
+    QEMU will ask for it soon; if the guest runs on after all, more rounds follow.
+    """
+
+    session: bytes
+
+
 class Disarm(NamedTuple):
     """The source ends the session without a migration."""
 
@@ -173,6 +182,7 @@ Message = (
     | Released
     | Kept
     | Disarm
+    | Stopped
 )
 
 _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
@@ -190,6 +200,7 @@ _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     12: (Kept, Struct(f">{SESSION_BYTES}s")),
     13: (Disarm, Struct(f">{SESSION_BYTES}s")),
     14: (Running, Struct(f">{SESSION_BYTES}sII")),
+    15: (Stopped, Struct(f">{SESSION_BYTES}s")),
 }
 TYPE_NUMBERS: Final = {kind: number for number, (kind, _) in _TYPES.items()}
 _REFUSE_HEAD: Final = Struct(">H")
