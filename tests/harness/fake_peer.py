@@ -56,6 +56,12 @@ class Stream:
         assert isinstance(message, kind), f"{message} came, not a {kind.__name__}"
         return message
 
+    def receive_round(self) -> peer.Commit:
+        """Take the records of a round, and return what it ends with."""
+        while not isinstance(message := self._next_message(), peer.Commit):
+            assert isinstance(message, peer.Record), f"{message} came, not a Record or a Commit"
+        return message
+
     def wait_for_end(self) -> list[peer.Message]:
         """Wait until the other side closes; return what it said before."""
         said = []

@@ -21,6 +21,7 @@ from tests.harness import migration
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.facts import Facts, differences
+from tests.harness.fake_peer import FakeDestination
 from tests.harness.guest import Guest, Machine, WorkloadFailedError
 from tests.harness.handover import WAIT_TIMEOUT_S, wait_until
 from tests.harness.lab import Lab
@@ -28,7 +29,7 @@ from tests.harness.management import Management
 from tests.harness.proxy import Trigger
 from tests.support.emulator_client import Control, ControlClient, ControlError
 from vtpmd.migration import tail
-from vtpmd.wire import swtpm_format
+from vtpmd.wire import peer, swtpm_format
 
 MACHINE = Machine()
 FOLLOWING = Peering(credentials=credentials(), follows_qemu=True)
@@ -458,6 +459,39 @@ def test_guest_goes_on_at_the_source_when_its_tail_was_altered(lab: Lab) -> None
     refusals = destination.vtpmd.program.output.count("the tail is refused: ")
     assert refusals == 1
     assert_goes_on(source, before)
+
+
+def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
+    """The guest is stopped, runs on, and is stopped again; what it had done is sent each time."""
+    source, destination = make_source(lab), make_destination(lab)
+    fake = FakeDestination(credentials())
+    lab.close_at_end(fake)
+    source.manage.command("migrate-arm", to=fake.address)
+    stream = fake.accept()
+    stream.receive(peer.Hello)
+    stream.send(peer.Welcome(peer.VERSION, 0))
+    stream.receive(peer.Key)
+    stream.send(peer.Ack(*stream.receive_round()))
+    source.manage.wait_for("VTPM_ARMED")
+    uri = listen(lab, source, destination)
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+    source.guest.qmp("migrate", uri=uri)
+    wait_until(lambda: source.guest.qmp("query-migrate")["status"] == "active")
+
+    source.guest.command("work 5")
+    source.guest.pause()
+    first = stream.receive_round()
+    stream.receive(peer.Stopped)
+    source.guest.resume()
+    source.guest.command("work 5")
+    source.guest.pause()
+    wait_until(lambda: source.vtpmd.program.output.count("GuestStopped") == 2)
+    stream.send(peer.Ack(*first))
+
+    second = stream.receive_round()
+    assert second.round == first.round + 1
+    assert second.permanent_generation > first.permanent_generation
+    stream.receive(peer.Stopped)
 
 
 def test_guest_goes_on_when_its_migration_is_cancelled(lab: Lab) -> None:

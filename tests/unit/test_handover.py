@@ -98,11 +98,11 @@ def test_disk_is_woken_by_what_changes_nothing(files: Handover, path: Path) -> N
     """Before the hand-over, which comes after it whatever the other thread is at."""
     files.reserve_generations(5)
     before = (path / "tpm2-00.owner").read_bytes()
-    files.expect_hand_over()
+    files.expect_hand_over("b:1")
     files.strike_out()
     assert (path / "tpm2-00.owner").read_bytes() == before
     for _ in range(100):
-        files.expect_hand_over()
+        files.expect_hand_over("b:1")
         files.hand_over("b:1")
         owner = files.read_owner()
         assert owner is not None and owner.to == "b:1"
@@ -111,12 +111,22 @@ def test_disk_is_woken_by_what_changes_nothing(files: Handover, path: Path) -> N
     files.close()
 
 
+def test_what_was_prepared_for_one_host_is_not_said_of_another(files: Handover) -> None:
+    """A guest that resumed here may be handed over to somebody else later."""
+    files.reserve_generations(5)
+    files.expect_hand_over("b:1")
+    files.hand_over("c:2")
+    owner = files.read_owner()
+    assert owner is not None and owner.to == "c:2"
+    files.close()
+
+
 def test_failure_to_wake_the_disk_shows_when_it_matters(files: Handover, path: Path) -> None:
     """Somebody has put a directory in the record's place."""
     files.reserve_generations(5)
     (path / "tpm2-00.owner").unlink()
     (path / "tpm2-00.owner").mkdir()
-    files.expect_hand_over()
+    files.expect_hand_over("b:1")
     with pytest.raises(StateDirectoryError):
         files.hand_over("b:1")
     files.close()

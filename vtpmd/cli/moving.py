@@ -235,6 +235,8 @@ class _Mover:
 
     def _fall_back(self, reason: str) -> None:
         """The guest moves all the same, its vTPM's whole state in QEMU's stream."""
+        if self._fell_back is not None:
+            return
         self._fell_back = reason
         self._warn(f"the vTPM's whole state goes into QEMU's stream: {reason}")
         self._step(whole_blobs=True)
@@ -300,6 +302,11 @@ class _Mover:
         if self._session is None:
             return None
         moved = guest is not None and guest.status is MigrationState.COMPLETED
+        with suppress(ManagementError):
+            # QEMU may have said first that it has ended: events wait until no guest does.
+            self._session = await vtpmd.query_migration()
+        if self._session.outcome == "fall-back":
+            self._fall_back(line(self._session.reason or "vtpmd does not say why"))
         if self._session.tail_bytes is not None:
             wanted = {"handed-over", "go-on"} if moved else {"go-on"}
             await self._until(lambda session: session.outcome in wanted, OUTCOME_TIMEOUT_S)

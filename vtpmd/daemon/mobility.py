@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_UUID: Final = bytes(16)
+# QEMU's monitor says that a pass begins, or that the guest has stopped, and in the same moment QEMU
+# may ask for the state: then that is answered first, and includes what a round would do.
+QEMU_FIRST_S: Final = 0.001
 # Longer than a hand-over takes, and nothing to a person.
 TELL_AFTER_S: Final = 0.02
 
@@ -52,6 +55,8 @@ class Mobility:
         # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
         # holds is not what QEMU's guest had.
         self._tail_came = False
+        self._round: asyncio.TimerHandle | None = None
+        self._guest_stands_still = False
         self._untold: list[tuple[str, dict[str, object]]] = []
         # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
         self.qemu_migrates: Callable[[], bool] | None = None
@@ -215,6 +220,8 @@ class Mobility:
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
+        if self._round is not None:
+            self._round.cancel()
         if self.outgoing is not None:
             await self.outgoing.disarm("vtpmd stops")
         if self._settling is not None:
@@ -226,18 +233,23 @@ class Mobility:
 
     def round_due(self) -> None:
         """QEMU begins another pass."""
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            self._spawn(self.outgoing.round_due())
+        if self._round is None:
+            self._round = asyncio.get_running_loop().call_later(QEMU_FIRST_S, self._begin_round)
+
+    def _begin_round(self) -> None:
+        stopped, self._guest_stands_still, self._round = self._guest_stands_still, False, None
+        session = self.outgoing
+        if session is not None and not session.ended.is_set():
+            self._spawn(session.guest_stopped() if stopped else session.round_due())
 
     def guest_was_stopped(self) -> None:
         """QEMU's monitor says that the guest stands still; QEMU may soon ask for the state.
 
         What is sent now, the guest does not wait for then.
         """
-        if self.qemu_migrates is None or not self.qemu_migrates():
-            return
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            self._spawn(self.outgoing.guest_stopped())
+        if self.qemu_migrates is not None and self.qemu_migrates():
+            self._guest_stands_still = True
+            self.round_due()
 
     def guest_was_resumed(self) -> None:
         """QEMU's monitor says that the guest runs; who asks next for its TPM hears the outcome."""

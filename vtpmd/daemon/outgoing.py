@@ -103,6 +103,7 @@ class Outgoing:
     def __init__(self, owner: Owner, to: Peer) -> None:
         self._owner = owner
         self._peer = to
+        self._to = f"{to.host}:{to.port}"
         self._key = os.urandom(peer.KEY_BYTES)
         self._machine = Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
@@ -168,7 +169,7 @@ class Outgoing:
         except VtpmdError as error:
             await self._lose(str(error))
         except ssl.SSLError as error:
-            await self._lose(str(tls.explain(error, f"{self._peer.host}:{self._peer.port}")))
+            await self._lose(str(tls.explain(error, self._to)))
         except (OSError, EOFError, peer.StreamError, ImpossibleEvent) as error:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
@@ -180,14 +181,14 @@ class Outgoing:
         """QEMU has stopped the guest, and will soon ask for the state."""
         self._expect_take()
         self._guest_stands_still = True
-        await self._send_last_round()
+        await self._prepare_freeze()
 
     def _expect_take(self) -> None:
         """The guest stands still: have ready what it will wait for."""
         self._wakefulness.hold()
-        self._owner.handover.expect_hand_over()
+        self._owner.handover.expect_hand_over(self._to)
 
-    async def _send_last_round(self) -> None:
+    async def _prepare_freeze(self) -> None:
         """Send what the guest would have to wait for once QEMU has asked."""
         async with self._lock:
             # A round that is under way is waited for.
@@ -232,7 +233,6 @@ class Outgoing:
             if not self._machine.has_base:
                 await self._disarm("QEMU asked for the state before the destination held a base")
                 return None
-            self._expect_take()
             try:
                 self._tail = await self._make_tail()
             except VtpmdError as error:
@@ -287,7 +287,7 @@ class Outgoing:
                 self._note(message)
                 await self._take(message)
                 if isinstance(message, peer.Ack):
-                    await self._send_last_round()
+                    await self._prepare_freeze()
                 if isinstance(message, peer.Released | peer.Kept):
                     self._answered.set()
 
@@ -353,9 +353,9 @@ class Outgoing:
         self._send(*messages, peer.Commit(*self._machine.round))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
-    async def _capture(self) -> Images | None:
+    async def _capture(self, meanwhile: Meanwhile | None = None) -> Images | None:
         """Return the state as it is now, or None if nothing ran since it was captured last."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE, meanwhile=meanwhile)
         if reply.result == Result.BAD_ORDINAL and self._sent is not NOTHING:
             return None  # the guest restarts, and its TPM with it
         if reply.result == Result.BAD_ORDINAL:
@@ -369,7 +369,7 @@ class Outgoing:
 
     async def _make_tail(self) -> bytes:
         began_ns = time.perf_counter_ns()
-        final = await self._capture() or self._sent
+        final = await self._capture(Meanwhile(self._expect_take)) or self._sent
         captured_ns = time.perf_counter_ns()
         base = self._acknowledged
         final, records = _records(base, final)
@@ -405,8 +405,7 @@ class Outgoing:
 
     async def _retire(self) -> None:
         began_ns = time.perf_counter_ns()
-        to = f"{self._peer.host}:{self._peer.port}"
-        writing = Meanwhile(lambda: self._owner.handover.hand_over(to))
+        writing = Meanwhile(lambda: self._owner.handover.hand_over(self._to))
         reply = await self._owner.engine.request(
             LinkOperation.RETIRE, LinkRetire.UNCHANGED, meanwhile=writing
         )
@@ -429,7 +428,7 @@ class Outgoing:
 
     async def _handed_over(self) -> None:
         self.outcome = "handed-over"
-        self._owner.tell(Notice.HANDED_OVER, {"to": f"{self._peer.host}:{self._peer.port}"})
+        self._owner.tell(Notice.HANDED_OVER, {"to": self._to})
 
     async def _unretire(self) -> None:
         self._owner.handover.strike_out()

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd.core import Image
 from vtpmd.store.directory import (
@@ -28,6 +27,9 @@ from vtpmd.store.in_place import InPlace
 from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.keys import Key
 from vtpmd.wire.control import StateType
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 OWNER_NAME: Final = "tpm2-00.owner"
 
@@ -58,6 +60,14 @@ class _Record(NamedTuple):
 NO_RECORD: Final = _Record(None, 0, "")
 
 
+class _Prepared(NamedTuple):
+    """What the record says once the vTPM is another host's, and its bytes."""
+
+    to: str
+    record: _Record
+    content: bytes
+
+
 class Handover:
     """The hand-over files of one state directory. All of its methods raise VtpmdError."""
 
@@ -70,6 +80,7 @@ class Handover:
         self._incoming = IncomingStates(directory, self._in_place, key)
         self._used = 0
         self._record: _Record | None = None  # what the owner record says, if it is known
+        self._prepared: _Prepared | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._waking: Future[None] | None = None
 
@@ -78,6 +89,7 @@ class Handover:
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = self._waking = None
+        self._prepared = None
         self._in_place.close()
 
     # The source's side.
@@ -94,30 +106,35 @@ class Handover:
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
         self._await_disk()
+        self._prepared = None
         known = self._read()
         floor = max(used, self._used, known.generation)
         record = known._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record
         self._in_place.keep_open(OWNER_NAME)
-        self._thread = self._thread or ThreadPoolExecutor(1)
-        self._thread.submit(int)  # which makes the thread
+        self._make_thread()
         return floor
 
-    def expect_hand_over(self) -> None:
-        """Write what the owner record says once more, in another thread; errors show later.
+    def expect_hand_over(self, to: str) -> None:
+        """Have ready what hand_over() writes, as the guest will wait for it; errors show later.
 
-        A disk that was idle is slow at first, and the guest would wait for it.
+        A disk that was idle is slow at first. So what the owner record says is written once more,
+        in another thread.
         """
-        if self._thread is not None and self._record is not None and self._waking is None:
+        if self._thread is None or self._record is None:
+            return
+        if self._waking is None or self._waking.done():
+            self._prepared = _prepare(to, self._record)
             content = _owner_record(self._record)
             self._waking = self._thread.submit(self._in_place.overwrite, OWNER_NAME, 0, content)
 
     def hand_over(self, to: str) -> None:
         """Write down durably that the vTPM is another host's."""
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        known = self._record or self._read()
-        self._update(known._replace(handed_over=HandedOver(to[:TEXT_LENGTH_MAX], at)))
+        prepared = self._prepared
+        if prepared is None or prepared.to != to:
+            prepared = _prepare(to, self._record or self._read())
+        self._update(prepared.record, prepared.content)
 
     def strike_out(self) -> None:
         """Write down durably that the vTPM is this host's."""
@@ -135,14 +152,22 @@ class Handover:
         """Return whether a session's state was let go of before its Grant came."""
         return self._read().declined == session.hex()
 
-    def _update(self, record: _Record) -> None:
+    def _update(self, record: _Record, content: bytes | None = None) -> None:
         self._await_disk()
+        self._prepared = None
         self._record = None  # until it is durable
+        content = content or _owner_record(record)
         if self._directory.exists(OWNER_NAME):
-            self._in_place.overwrite(OWNER_NAME, 0, _owner_record(record))
+            self._in_place.overwrite(OWNER_NAME, 0, content)
         else:
-            self._directory.replace(OWNER_NAME, _owner_record(record))
+            self._directory.replace(OWNER_NAME, content)
         self._record = record
+
+    def _make_thread(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        self._thread.submit(int)  # it starts with its first work
 
     def _await_disk(self) -> None:
         """Wait for the thread: what it writes is older."""
@@ -207,6 +232,12 @@ class Handover:
             self._update(self._read()._replace(declined=found.session.hex()))
         self.finish_taking()
         return found.granted
+
+
+def _prepare(to: str, known: _Record) -> _Prepared:
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = known._replace(handed_over=HandedOver(to[:TEXT_LENGTH_MAX], at))
+    return _Prepared(to, record, _owner_record(record))
 
 
 def _owner_record(record: _Record) -> bytes:
