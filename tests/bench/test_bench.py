@@ -229,6 +229,7 @@ def check_moving(measured: dict[str, Any]) -> None:
     assert set(guests) == set(product(Activity, GuestTpm)) - {(Activity.LOAD, GuestTpm.NONE)}
     for (_, tpm), each in guests.items():
         assert all(run["passes"] > 0 for run in each["migrations"])
+        assert all(bool(run["share_us"]) == (tpm != GuestTpm.NONE) for run in each["migrations"])
         assert all(bool(run["tail_bytes"]) == (tpm == GuestTpm.VTPMD) for run in each["migrations"])
     assert measured["throughput"]["rounds"] > len(measured["throughput"]["armed_per_s"])
 

@@ -38,10 +38,12 @@ class Machine:
     memory_mib: int = 96  # the smallest round number that the kernel boots with
     disk: Path | None = None  # a qcow2 image that snapshots are saved in
     extra_arguments: Sequence[str] = field(default=())
+    started_through: Sequence[str] = field(default=())  # a program that runs QEMU in its place
 
 
 def _arguments(machine: Machine, directory: Path, control_path: Path) -> list[str | Path]:
-    arguments: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64"]
+    arguments: list[str | Path] = [*machine.started_through, "qemu-system-x86_64"]
+    arguments += ["-accel", "tcg", "-cpu", "qemu64"]
     arguments += ["-machine", machine.machine, "-m", f"{machine.memory_mib}M"]
     arguments += ["-nodefaults", "-no-user-config", "-display", "none"]
     arguments += ["-kernel", IMAGE / "vmlinuz", "-initrd", IMAGE / "initramfs.cpio.gz"]

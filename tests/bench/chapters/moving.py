@@ -3,7 +3,8 @@
 Bytes and time at the sockets come from the same hand-overs, each between two new processes. The
 vTPM's share of the downtime is what QEMU waits for at both control sockets while the guest stands
 still; the command that the guest's TPM still runs comes before that and is shown apart. With QEMU,
-all that is added is QEMU's own: the same guest migrates without a TPM, with swtpm and with vtpmd.
+the same guest migrates without a TPM, with swtpm and with vtpmd, and what QEMU itself waited for is
+taken from its calls of sendmsg() and recvmsg() (tests/bench/waits.c).
 """
 
 from tests.bench.report import Result, Settings

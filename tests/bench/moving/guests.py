@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from tests.bench.emulators import BenchError
+from tests.bench.moving import waits
 from tests.bench.moving.load import Activity
 from tests.bench.stats import Distribution
 from tests.harness import guest as harness
@@ -44,14 +45,15 @@ class GuestTpm(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Migrated:
-    """One migration, by QEMU's account, and the bytes in the tail, if there was one."""
+    """One migration, by QEMU's account; for how long it waited for the vTPM; the tail's bytes."""
 
     report: MigrationReport
+    share_us: float | None
     tail_bytes: int | None
 
     def to_json(self) -> dict[str, object]:
         """Return what was measured in JSON's types."""
-        return asdict(self.report) | {"tail_bytes": self.tail_bytes}
+        return asdict(self.report) | {"share_us": self.share_us, "tail_bytes": self.tail_bytes}
 
 
 class GuestWithoutTpm(Guest):
@@ -100,6 +102,7 @@ class Traveller:
         """Boot the guest, and let it set its TPM up and use it."""
         self._lab = lab
         self._tpm = tpm
+        self._machine = replace(MACHINE, started_through=waits.recorder())
         self._hops = 0
         self._emulator = self._start_emulator()
         self._guest = self._start_guest(self._emulator)
@@ -131,9 +134,17 @@ class Traveller:
         if activity is Activity.LOAD:
             destination.command("stop")
         destination.pause()
+        share_us = self._share_us(emulator)
         self.close()
         self._guest, self._emulator = destination, emulator
-        return Migrated(report=report, tail_bytes=tail_bytes[0] if tail_bytes else None)
+        moved = tail_bytes[0] if tail_bytes else None
+        return Migrated(report=report, share_us=share_us, tail_bytes=moved)
+
+    def _share_us(self, destination: Emulator | None) -> float | None:
+        if self._emulator is None or destination is None:
+            return None
+        paths = (self._emulator.control_path, destination.control_path)
+        return waits.share_us(*map(waits.waits_on, paths))
 
     @property
     def _name(self) -> str:
@@ -153,7 +164,7 @@ class Traveller:
         self._hops += 1
         if emulator is None:
             return GuestWithoutTpm(self._lab.directory / self._name, MACHINE, arguments)
-        return self._lab.guest(emulator, MACHINE, arguments)
+        return self._lab.guest(emulator, self._machine, arguments)
 
     @contextmanager
     def _armed_for(self, destination: Emulator | None) -> Iterator[list[int]]:
@@ -215,3 +226,9 @@ def total_ms(migrations: Sequence[Migrated]) -> Distribution:
 def downtime_ms(migrations: Sequence[Migrated]) -> Distribution:
     """Describe the downtime of migrations, in milliseconds."""
     return Distribution.of([each.report.downtime_ms for each in migrations])
+
+
+def share_us(migrations: Sequence[Migrated]) -> Distribution | None:
+    """Describe for how long QEMU waited for the vTPM, in microseconds; None without one."""
+    shares = [each.share_us for each in migrations if each.share_us is not None]
+    return Distribution.of(shares) if shares else None
