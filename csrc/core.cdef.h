@@ -1,4 +1,4 @@
-/* What vtpmd/core.py uses of pages.h, delta.h and journal_recover.h, beside the engine link. cffi
+/* What vtpmd/core/ uses of pages.h, delta.h and journal_recover.h, beside the engine link. cffi
  * reads this file; the compiler holds it against those headers, and works out each `...`. */
 
 #define IMAGE_TYPE_MIN ...

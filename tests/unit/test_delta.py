@@ -17,6 +17,7 @@ from tests.unit.test_control_docs import Row, tables
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import DeltaRefusal, Image
+from vtpmd.core.delta import _REFUSALS
 from vtpmd.wire.control import StateType
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/delta-format.md").read_text()
@@ -357,7 +358,7 @@ def test_every_refusal_is_documented_and_has_a_message() -> None:
         if isinstance(value := getattr(lib, name), int) and name in vars_of_refusals()
     }
     assert documented == in_c == {each.name: each.value for each in DeltaRefusal}
-    assert set(core._REFUSALS) == set(DeltaRefusal)
+    assert set(_REFUSALS) == set(DeltaRefusal)
 
 
 def vars_of_refusals() -> set[str]:

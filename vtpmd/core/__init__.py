@@ -1,0 +1,110 @@
+"""The C core for Python: the only importer of ``vtpmd._core``.
+
+Ownership: a ``Store`` has C memory, which goes with ``close()``, with its ``with`` block, or with
+the object. All else copies what it is given and returns Python objects. Buffers that state or
+records went through are overwritten.
+
+Threads: all functions may be called from any thread, a ``Store`` by one at a time.
+"""
+
+from vtpmd.core.delta import (
+    DELTA_RECORD_BYTES_MAX,
+    DeltaError,
+    DeltaHeader,
+    DeltaInvalidError,
+    DeltaMismatchError,
+    DeltaRefusal,
+    DeltaUnsupportedError,
+    crc32c,
+    delta_apply,
+    delta_encode,
+    delta_inspect,
+)
+from vtpmd.core.image import (
+    DIGEST_BYTES,
+    GENERATION_MAX,
+    IMAGE_BYTES_MAX,
+    IMAGE_TYPES,
+    PAGE_BYTES,
+    Image,
+)
+from vtpmd.core.journal import (
+    JOURNAL_BYTES_MAX,
+    JOURNAL_IDENTITY_BYTES,
+    JOURNAL_SECRET_BYTES,
+    JOURNAL_SECTOR_BYTES,
+    JournalFault,
+    Recovery,
+    journal_recover,
+)
+from vtpmd.core.link import (
+    LINK_HEADER_BYTES,
+    LINK_PAYLOAD_BYTES_MAX,
+    LinkDescriptor,
+    LinkHeader,
+    LinkInit,
+    LinkLocked,
+    LinkOperation,
+    LinkRetire,
+    pack_link_anchor,
+    pack_link_header,
+    pack_link_journal,
+    unpack_link_header,
+)
+from vtpmd.core.memory import (
+    forbid_core_dumps,
+)
+from vtpmd.core.store import (
+    Store,
+    StoreBusyError,
+    StoreChanges,
+    StoreDamagedError,
+    StoreError,
+    StoreRange,
+)
+
+__all__ = [
+    "DELTA_RECORD_BYTES_MAX",
+    "DIGEST_BYTES",
+    "GENERATION_MAX",
+    "IMAGE_BYTES_MAX",
+    "IMAGE_TYPES",
+    "JOURNAL_BYTES_MAX",
+    "JOURNAL_IDENTITY_BYTES",
+    "JOURNAL_SECRET_BYTES",
+    "JOURNAL_SECTOR_BYTES",
+    "LINK_HEADER_BYTES",
+    "LINK_PAYLOAD_BYTES_MAX",
+    "PAGE_BYTES",
+    "DeltaError",
+    "DeltaHeader",
+    "DeltaInvalidError",
+    "DeltaMismatchError",
+    "DeltaRefusal",
+    "DeltaUnsupportedError",
+    "Image",
+    "JournalFault",
+    "LinkDescriptor",
+    "LinkHeader",
+    "LinkInit",
+    "LinkLocked",
+    "LinkOperation",
+    "LinkRetire",
+    "Recovery",
+    "Store",
+    "StoreBusyError",
+    "StoreChanges",
+    "StoreDamagedError",
+    "StoreError",
+    "StoreRange",
+    "crc32c",
+    "delta_apply",
+    "delta_encode",
+    "delta_inspect",
+    "forbid_core_dumps",
+    "journal_recover",
+    "pack_link_anchor",
+    "pack_link_header",
+    "pack_link_journal",
+    "unpack_link_header",
+]

@@ -1,0 +1,135 @@
+"""The engine link's operations and payloads (``csrc/engine/link.cdef.h``)."""
+
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from vtpmd._core import ffi, lib
+from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
+from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES, JOURNAL_SECRET_BYTES
+from vtpmd.core.memory import check_length
+
+
+class LinkOperation(IntEnum):
+    """The operations of the engine link (``csrc/engine/link.cdef.h``)."""
+
+    READY = lib.LINK_READY
+    LOAD_STATE = lib.LINK_LOAD_STATE
+    SET_DATA_SOCKET = lib.LINK_SET_DATA_SOCKET
+    INIT = lib.LINK_INIT
+    STOP = lib.LINK_STOP
+    GET_ESTABLISHED = lib.LINK_GET_ESTABLISHED
+    RESET_ESTABLISHED = lib.LINK_RESET_ESTABLISHED
+    SET_LOCALITY = lib.LINK_SET_LOCALITY
+    HASH_START = lib.LINK_HASH_START
+    HASH_DATA = lib.LINK_HASH_DATA
+    HASH_END = lib.LINK_HASH_END
+    CANCEL = lib.LINK_CANCEL
+    STORE_VOLATILE = lib.LINK_STORE_VOLATILE
+    GET_STATE = lib.LINK_GET_STATE
+    SET_STATE = lib.LINK_SET_STATE
+    SET_BUFFER_SIZE = lib.LINK_SET_BUFFER_SIZE
+    GET_INFO = lib.LINK_GET_INFO
+    CAPTURE = lib.LINK_CAPTURE
+    RETIRE = lib.LINK_RETIRE
+    UNRETIRE = lib.LINK_UNRETIRE
+    FORGET_STATE = lib.LINK_FORGET_STATE
+    RAISE_GENERATION = lib.LINK_RAISE_GENERATION
+    STORE_PERMANENT = lib.LINK_STORE_PERMANENT
+    SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
+    ADMIT = lib.LINK_ADMIT
+    EXPECT = lib.LINK_EXPECT
+    SET_JOURNAL = lib.LINK_SET_JOURNAL
+    SET_KEY = lib.LINK_SET_KEY
+    SET_ANCHOR = lib.LINK_SET_ANCHOR
+
+
+class LinkLocked(IntEnum):
+    """How much of the engine's memory is locked (``enum link_locked``)."""
+
+    NOTHING = lib.LINK_LOCKED_NOTHING
+    PRESENT = lib.LINK_LOCKED_PRESENT
+    ALL = lib.LINK_LOCKED_ALL
+
+
+class LinkInit(IntFlag):
+    """What the engine starts the TPM from (``enum link_init``)."""
+
+    CAME = lib.LINK_INIT_CAME
+    HELD = lib.LINK_INIT_HELD
+
+
+class LinkRetire(IntEnum):
+    """What must not have happened when the engine retires (``enum link_retire``)."""
+
+    UNCHANGED = lib.LINK_RETIRE_UNCHANGED
+    UNSERVED = lib.LINK_RETIRE_UNSERVED
+
+
+class LinkDescriptor(IntEnum):
+    """The descriptors that the engine is started with (``enum link_descriptor``)."""
+
+    INPUT = lib.LINK_FD_INPUT
+    LIBRARY_LOG = lib.LINK_FD_LIBRARY_LOG
+    ERROR = lib.LINK_FD_ERROR
+    SOCKET = lib.LINK_FD_SOCKET
+    DIRECTORY = lib.LINK_FD_DIRECTORY
+    LOCK = lib.LINK_FD_LOCK
+    STORE = lib.LINK_FD_STORE
+
+
+class LinkHeader(NamedTuple):
+    """What precedes each payload on the engine link (``struct link_header``)."""
+
+    operation: int
+    result: int = 0
+    argument: int = 0
+    payload_bytes: int = 0
+
+
+LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
+LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
+
+
+def pack_link_header(header: LinkHeader) -> bytes:
+    """Return the bytes of a header. Raises OverflowError for a field that is no u32."""
+    return bytes(ffi.buffer(ffi.new("struct link_header *", tuple(header))))
+
+
+def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
+    """Return the header that ``data``, LINK_HEADER_BYTES long, holds."""
+    if len(data) != LINK_HEADER_BYTES:
+        raise ValueError(f"a link header has {LINK_HEADER_BYTES} bytes, not {len(data)}")
+    header = ffi.new("struct link_header *")
+    ffi.memmove(header, data, LINK_HEADER_BYTES)
+    return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
+
+
+def pack_link_journal(identity: bytes, generation: int, secret: bytes | None = None) -> bytearray:
+    """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
+
+    Overwrite it after use. Raises ValueError for what is no identity, generation or secret.
+    """
+    check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    if secret is not None:
+        check_length("secret", secret, JOURNAL_SECRET_BYTES)
+    if not 0 <= generation <= GENERATION_MAX:
+        raise ValueError(f"{generation} is no generation")
+    fields = (generation, secret is not None, identity, secret or bytes(JOURNAL_SECRET_BYTES))
+    journal = ffi.new("struct link_journal *", fields)
+    packed = bytearray(ffi.buffer(journal))
+    lib.explicit_bzero(journal, ffi.sizeof("struct link_journal"))
+    return packed
+
+
+def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: bytes) -> bytes:
+    """Return the payload of LinkOperation.SET_ANCHOR (``struct link_anchor``).
+
+    ``identity`` has 16 bytes, ``digest`` 32. Raises ValueError otherwise, OverflowError for what is
+    no u64.
+    """
+    check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    check_length("digest", digest, DIGEST_BYTES)
+    anchor = ffi.new("struct link_anchor *", {"serial": serial, "generation": generation})
+    ffi.memmove(anchor.identity, identity, len(identity))
+    ffi.memmove(anchor.digest, digest, len(digest))
+    return bytes(ffi.buffer(anchor))
