@@ -5,6 +5,7 @@
  *
  * Exit status: 0 vtpmd closed the link, 1 the link broke or set-up failed, 2 not started by vtpmd.
  */
+#include <openssl/crypto.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -55,6 +56,8 @@ int main(void)
         return 2;
     }
     wipe_init();
+    /* libcrypto reads its configuration now, and not when a guest waits for what uses it first. */
+    OPENSSL_init_crypto(OPENSSL_INIT_LOAD_CONFIG, NULL);
     int r = sandbox_enter();
     if (r < 0) {
         error_report("cannot give up privileges: %s; is the kernel older than 5.9?", strerror(-r));

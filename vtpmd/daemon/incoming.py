@@ -44,10 +44,12 @@ class Owner:
         engine: Engine,
         own: destination.Own,
         handover: Handover,
+        wakefulness: Wakefulness,
     ) -> None:
         self.engine = engine
         self.own = own
         self.handover = handover
+        self.wakefulness = wakefulness
 
 
 class Incoming:
@@ -64,7 +66,6 @@ class Incoming:
         self._durable_generation = 0  # of the permanent state
         self._forget_images()
         self._cipher: TailCipher | None = None
-        self._wakefulness = Wakefulness()
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._took_ns = self._granted_ns = 0
@@ -117,7 +118,6 @@ class Incoming:
             await self._lose(str(error))
         finally:
             self._close()
-            self._wakefulness.close()
 
     async def reclaim_over(self, connection: tls.Connection) -> None:
         """The source asks again, over a new connection: its old one is gone."""
@@ -131,7 +131,7 @@ class Incoming:
         Raises VtpmdError, in one line, for a tail that is not this session's next; nothing of it is
         used then.
         """
-        self._wakefulness.hold()
+        self._owner.wakefulness.hold()
         async with self._lock:
             if self.state is not State.HOLDING:
                 raise VtpmdError(
@@ -300,7 +300,7 @@ class Incoming:
             case destination.Discard(reason=reason):
                 await self._discard(reason)
             case Do.START:
-                self._wakefulness.hold()
+                self._owner.wakefulness.hold()
                 if self._starting is None:
                     self._start()
             case Do.MAY_RUN:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vtpmd import core
 from vtpmd.core import LinkInit, LinkOperation, Store
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.handover import Handover
 from vtpmd.wire import peer
@@ -55,6 +56,7 @@ class Mobility:
         # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
         # holds is not what QEMU's guest had.
         self._tail_came = False
+        self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._guest_stands_still = False
         self._untold: list[tuple[str, dict[str, object]]] = []
@@ -77,6 +79,7 @@ class Mobility:
             store=self._store,
             uuid=self._uuid,
             handover=self._handover,
+            wakefulness=self._wakefulness,
             tell=self._tell,
         )
         session = self.outgoing = outgoing.Outgoing(owner, to)
@@ -136,7 +139,9 @@ class Mobility:
             libtpms_version=self._engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
         )
-        owner = incoming.Owner(engine=self._engine, own=own, handover=self._handover)
+        owner = incoming.Owner(
+            engine=self._engine, own=own, handover=self._handover, wakefulness=self._wakefulness
+        )
         session = incoming.Incoming(owner, connection)
         if not own.running:
             if self.incoming is not None:
@@ -169,6 +174,7 @@ class Mobility:
 
     async def set_aside(self) -> None:
         """QEMU brings a whole blob: what a peer may have sent is of no use."""
+        self._wakefulness.hold()
         self._tail_came = False
         if self.incoming is not None:
             await self.incoming.set_aside("QEMU brings whole blobs")
@@ -220,6 +226,7 @@ class Mobility:
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
+        self._wakefulness.release()
         if self._round is not None:
             self._round.cancel()
         if self.outgoing is not None:

@@ -84,12 +84,14 @@ class Owner:
         store: Store,
         uuid: bytes,
         handover: Handover,
+        wakefulness: Wakefulness,
         tell: Callable[[Notice, dict[str, object]], None],
     ) -> None:
         self.engine = engine
         self.store = store
         self.uuid = uuid
         self.handover = handover
+        self.wakefulness = wakefulness
         self.tell = tell
 
 
@@ -115,7 +117,6 @@ class Outgoing:
         self._was_kept = False
         self._round_began_ns = 0
         self._answered = asyncio.Event()
-        self._wakefulness = Wakefulness()
         self._lock = asyncio.Lock()
         self._resuming = asyncio.Lock()
         self.ended = asyncio.Event()
@@ -174,7 +175,6 @@ class Outgoing:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
             self._close()
-            self._wakefulness.close()
             self._owner.handover.close()
 
     async def guest_stopped(self) -> None:
@@ -185,7 +185,7 @@ class Outgoing:
 
     def _expect_take(self) -> None:
         """The guest stands still: have ready what it will wait for."""
-        self._wakefulness.hold()
+        self._owner.wakefulness.hold()
         self._owner.handover.expect_hand_over(self._to)
 
     async def _prepare_freeze(self) -> None:

@@ -13,11 +13,8 @@ import asyncio
 import logging
 import os
 import struct
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
-
-from vtpmd.closing import Closing
 
 log = logging.getLogger(__name__)
 
@@ -26,26 +23,22 @@ LATENCY_FILE: Final = Path("/dev/cpu_dma_latency")
 # power, but not for longer than this.
 HOLD_S: Final = 0.5
 
-# In microseconds; include/linux/pm_qos.h.
+# In microseconds.
 _NO_LATENCY: Final = struct.pack("=i", 0)
-_ANY_LATENCY: Final = struct.pack("=i", 2_000_000_000)
 
 
-class Wakefulness(Closing):
-    """A wish of this process. Opening the file is no wish yet."""
+class Wakefulness:
+    """A wish of this process, one at a time; it is over when the file is closed."""
 
     def __init__(self, path: Path = LATENCY_FILE) -> None:
+        self._path = path
         self._fd: int | None = None
         self._release: asyncio.TimerHandle | None = None
-        try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as error:
-            log.debug("processors may sleep in a hand-over: %s: %s", path, error.strerror)
 
     def hold(self) -> None:
         """Have the processors stay awake for HOLD_S from now on."""
         if self._release is None:
-            self._wish(_NO_LATENCY)
+            self._wish()
         else:
             self._release.cancel()
         self._release = asyncio.get_running_loop().call_later(HOLD_S, self.release)
@@ -55,16 +48,13 @@ class Wakefulness(Closing):
         if self._release is not None:
             self._release.cancel()
             self._release = None
-            self._wish(_ANY_LATENCY)
-
-    def close(self) -> None:
-        """Take the wish back, for good."""
-        self.release()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def _wish(self, latency: bytes) -> None:
-        if self._fd is not None:
-            with suppress(OSError):  # nothing depends on it
-                os.write(self._fd, latency)
+    def _wish(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            os.write(self._fd, _NO_LATENCY)
+        except OSError as error:  # nothing depends on it
+            log.debug("processors may sleep: %s: %s", self._path, error.strerror)
