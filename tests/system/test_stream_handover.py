@@ -121,6 +121,14 @@ def test_idle_tpm_has_one_round_and_an_empty_tail(lab: Lab) -> None:
     assert pair.destination.guest.facts() == facts
 
 
+def test_hand_over_is_told_of_also_when_vtpmd_ends_at_once(lab: Lab) -> None:
+    """QEMU ends at the source as soon as its guest has moved."""
+    pair = make_armed_pair(lab)
+    pair.destination.guest.load(pair.source.guest.save())
+    pair.source.guest.control.shutdown()
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+
+
 def test_acknowledged_round_is_durable_at_the_destination(lab: Lab) -> None:
     """The destination dies right after the acknowledgement: it holds what the source holds."""
     pair = make_pair(lab)

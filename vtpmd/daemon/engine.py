@@ -120,8 +120,8 @@ class Engine:
         """Send one request and return its answer.
 
         ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes; ``descriptor`` stays the caller's, the
-        engine gets a copy. ``meanwhile`` is run while the engine is at it. The answer is expected
-        soon, unless there is something else for the event loop to do. Raises EngineDied.
+        engine gets a copy. ``meanwhile`` is run while the engine is at it. ``soon`` is false where
+        the event loop has something to do until the answer comes. Raises EngineDied.
         """
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")

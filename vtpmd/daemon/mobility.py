@@ -92,9 +92,10 @@ class Mobility:
         self._untold.append((notice.value, data))
         if len(self._untold) == 1:
             # Who listens is told when the guest does not wait for it.
-            asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell_now)
+            asyncio.get_running_loop().call_later(TELL_AFTER_S, self.tell_now)
 
-    def _tell_now(self) -> None:
+    def tell_now(self) -> None:
+        """Tell what has not been told yet."""
         untold, self._untold = self._untold, []
         for event, data in untold:
             if self.tell is not None:
