@@ -116,11 +116,11 @@ def at_once(*messages: peer.Message) -> Lie:
     return lambda stream, _: stream.send(*messages)
 
 
-def after_welcome(*messages: peer.Message) -> Lie:
+def after_welcome(*messages: peer.Message, session: bytes | None = None) -> Lie:
     """Say something when the destination has welcomed the source."""
 
     def lie(stream: Stream, _: State) -> None:
-        stream.send(hello())
+        stream.send(hello(session=session))
         stream.receive(peer.Welcome)
         stream.send(*messages)
 
@@ -196,6 +196,9 @@ LIES: dict[str, Lie] = {
     "kept-from-a-source": after_welcome(peer.Kept(bytes(16))),
     "running-from-a-source": after_welcome(peer.Running(bytes(16), 0, 0)),
     "reclaim-before-a-base": after_welcome(peer.Reclaim(bytes(16))),
+    "stopped-before-hello": at_once(peer.Stopped(bytes(16))),
+    "stopped-before-a-base": after_welcome(peer.Stopped(bytes(16)), session=bytes(16)),
+    "stopped-of-another-session": while_holding(lambda *_: [peer.Stopped(bytes(16))]),
     "grant-before-the-tail": while_holding(lambda _, session: [peer.Grant(session)]),
     "reclaim-before-the-tail": while_holding(lambda _, session: [peer.Reclaim(session)]),
     "key-after-the-base": while_holding(lambda *_: [peer.Key(KEY)]),

@@ -24,7 +24,14 @@ MESSAGES: st.SearchStrategy[peer.Message] = st.one_of(
     st.builds(peer.Running, SESSION, U32, U32),
     *(
         st.builds(kind, SESSION)
-        for kind in (peer.Grant, peer.Reclaim, peer.Released, peer.Kept, peer.Disarm)
+        for kind in (
+            peer.Grant,
+            peer.Reclaim,
+            peer.Released,
+            peer.Kept,
+            peer.Disarm,
+            peer.Stopped,
+        )
     ),
 )
 
