@@ -62,6 +62,13 @@ class Stream:
             assert isinstance(message, peer.Record), f"{message} came, not a Record or a Commit"
         return message
 
+    def acknowledge_until_stopped(self) -> None:
+        """Acknowledge rounds until the source says that its guest stands still."""
+        while not isinstance(message := self._next_message(), peer.Stopped):
+            assert isinstance(message, peer.Record | peer.Commit), f"{message} came"
+            if isinstance(message, peer.Commit):
+                self.send(peer.Ack(*message))
+
     def wait_for_end(self) -> list[peer.Message]:
         """Wait until the other side closes; return what it said before."""
         said = []
@@ -117,6 +124,15 @@ class FakeDestination:
         stream = Stream(self._context.wrap_socket(plain, server_side=True))
         self._streams.append(stream)
         return stream
+
+    def hold_base(self) -> tuple[Stream, bytes]:
+        """Take the next source's base, and acknowledge it; return the session's name, too."""
+        stream = self.accept()
+        session = stream.receive(peer.Hello).session
+        stream.send(peer.Welcome(peer.VERSION, 0))
+        stream.receive(peer.Key)
+        stream.send(peer.Ack(*stream.receive_round()))
+        return stream, session
 
     def close(self) -> None:
         """Listen no more, and hang up on every source."""

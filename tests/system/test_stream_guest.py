@@ -91,6 +91,14 @@ def migrate(lab: Lab, source: Host, destination: Host) -> migration.MigrationRep
     return migration.migrate(source.guest, destination.guest, uri)
 
 
+def migrate_slowly(lab: Lab, source: Host, destination: Host) -> None:
+    """Begin to migrate so that it does not end before the test does something about it."""
+    uri = listen(lab, source, destination)
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+    source.guest.qmp("migrate", uri=uri)
+    wait_until(lambda: source.guest.qmp("query-migrate")["status"] == "active")
+
+
 def migrate_to_a_paused_guest(lab: Lab, source: Host, destination: Host) -> None:
     """Migrate to a QEMU that was started with -S: its guest has not run when this returns."""
     uri = listen(lab, source, destination)
@@ -467,17 +475,13 @@ def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
     fake = FakeDestination(credentials())
     lab.close_at_end(fake)
     source.manage.command("migrate-arm", to=fake.address)
-    stream = fake.accept()
-    stream.receive(peer.Hello)
-    stream.send(peer.Welcome(peer.VERSION, 0))
-    stream.receive(peer.Key)
-    stream.send(peer.Ack(*stream.receive_round()))
+    stream, _ = fake.hold_base()
     source.manage.wait_for("VTPM_ARMED")
-    uri = listen(lab, source, destination)
-    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
-    source.guest.qmp("migrate", uri=uri)
-    wait_until(lambda: source.guest.qmp("query-migrate")["status"] == "active")
+    migrate_slowly(lab, source, destination)
+    source.guest.pause()
+    stream.acknowledge_until_stopped()  # QEMU's first pass may have had a round
 
+    source.guest.resume()
     source.guest.command("work 5")
     source.guest.pause()
     first = stream.receive_round()
@@ -485,7 +489,7 @@ def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
     source.guest.resume()
     source.guest.command("work 5")
     source.guest.pause()
-    wait_until(lambda: source.vtpmd.program.output.count("GuestStopped") == 2)
+    wait_until(lambda: source.vtpmd.program.output.count("GuestStopped") == 3)
     stream.send(peer.Ack(*first))
 
     second = stream.receive_round()
@@ -501,10 +505,7 @@ def test_guest_goes_on_when_its_migration_is_cancelled(lab: Lab) -> None:
     arm(source, destination)
     before = source.guest.check()
     source.guest.command("start mixed")
-    uri = listen(lab, source, destination)
-    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
-    source.guest.qmp("migrate", uri=uri)
-    wait_until(lambda: source.guest.qmp("query-migrate")["status"] == "active")
+    migrate_slowly(lab, source, destination)
     source.guest.qmp("migrate_cancel")
     assert migration.wait_until_ended(source.guest) == "cancelled"
     assert source.manage.migration()["state"] in ("armed", "round")

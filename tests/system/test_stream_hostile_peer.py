@@ -563,12 +563,6 @@ def test_each_lie_in_answer_to_hello_leads_to_whole_blobs(lab: Lab, fake: FakeDe
         wait_for_descriptors(source.vtpmd, before)
 
 
-def receive_round(stream: Stream) -> tuple[list[peer.Record], peer.Commit]:
-    """Receive a source's first round."""
-    stream.receive(peer.Key)
-    return [stream.receive(peer.Record), stream.receive(peer.Record)], stream.receive(peer.Commit)
-
-
 ACKNOWLEDGEMENTS: dict[str, Callable[[peer.Commit], peer.Message]] = {
     "of-another-round": lambda commit: peer.Ack(commit.round + 1, *commit[1:]),
     "of-another-permanent-generation": lambda commit: peer.Ack(
@@ -591,8 +585,8 @@ def test_each_false_acknowledgement_leads_to_whole_blobs(lab: Lab, fake: FakeDes
         stream = fake.accept()
         stream.receive(peer.Hello)
         stream.send(peer.Welcome(peer.VERSION, 0))
-        _, commit = receive_round(stream)
-        stream.send(lie(commit))
+        stream.receive(peer.Key)
+        stream.send(lie(stream.receive_round()))
         assert_gives_whole_blobs(source)
         stream.close()
 
@@ -600,11 +594,7 @@ def test_each_false_acknowledgement_leads_to_whole_blobs(lab: Lab, fake: FakeDes
 def freeze(source: Host, fake: FakeDestination) -> tuple[Stream, bytes, Blobs]:
     """Arm a session with a destination that acknowledges, and have QEMU take the tail."""
     source.manage.command("migrate-arm", to=fake.address)
-    stream = fake.accept()
-    session = stream.receive(peer.Hello).session
-    stream.send(peer.Welcome(peer.VERSION, 0))
-    _, commit = receive_round(stream)
-    stream.send(peer.Ack(*commit))
+    stream, session = fake.hold_base()
     source.manage.wait_for("VTPM_ARMED")
     blobs = source.guest.save()
     assert stream.receive(peer.Stopped).session == session
