@@ -8,6 +8,7 @@ from tests.bench.emulators import ROOT, BenchError
 
 OPTIONS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 TIMEOUT_S = 60
+BUILD = ROOT / "build/bench"
 
 
 def build(name: str, directory: Path, *, core: Sequence[str] = ()) -> Path:

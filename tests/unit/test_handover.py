@@ -97,6 +97,7 @@ def test_record_that_cannot_be_read_is_an_error(
 def test_disk_is_woken_by_what_changes_nothing(files: Handover, path: Path) -> None:
     """Before the hand-over, which comes after it whatever the other thread is at."""
     files.reserve_generations(5)
+    files.prepare_to_hand_over()
     before = (path / "tpm2-00.owner").read_bytes()
     files.expect_hand_over("b:1")
     files.strike_out()
@@ -114,6 +115,7 @@ def test_disk_is_woken_by_what_changes_nothing(files: Handover, path: Path) -> N
 def test_what_was_prepared_for_one_host_is_not_said_of_another(files: Handover) -> None:
     """A guest that resumed here may be handed over to somebody else later."""
     files.reserve_generations(5)
+    files.prepare_to_hand_over()
     files.expect_hand_over("b:1")
     files.hand_over("c:2")
     owner = files.read_owner()
@@ -124,6 +126,7 @@ def test_what_was_prepared_for_one_host_is_not_said_of_another(files: Handover) 
 def test_failure_to_wake_the_disk_shows_when_it_matters(files: Handover, path: Path) -> None:
     """Somebody has put a directory in the record's place."""
     files.reserve_generations(5)
+    files.prepare_to_hand_over()
     (path / "tpm2-00.owner").unlink()
     (path / "tpm2-00.owner").mkdir()
     files.expect_hand_over("b:1")

@@ -161,8 +161,9 @@ class Outgoing:
     async def run(self) -> None:
         """Connect, and take what the destination says, until the session ends."""
         try:
-            # Made before the guest stands still: the record, and what seals the tail.
+            # Made before the guest stands still: the record, its thread, and what seals the tail.
             await self._reserve_generations()
+            self._owner.handover.prepare_to_hand_over()
             self._cipher = TailCipher(key=self._key, uuid=self._owner.uuid)
             await self._connect()
             await self._take(Local.CONNECTED)
@@ -181,25 +182,12 @@ class Outgoing:
         """QEMU has stopped the guest, and will soon ask for the state."""
         self._expect_take()
         self._guest_stands_still = True
-        await self._prepare_freeze()
+        await self.round_due()
 
     def _expect_take(self) -> None:
         """The guest stands still: have ready what it will wait for."""
         self._owner.wakefulness.hold()
         self._owner.handover.expect_hand_over(self._to)
-
-    async def _prepare_freeze(self) -> None:
-        """Send what the guest would have to wait for once QEMU has asked."""
-        async with self._lock:
-            # A round that is under way is waited for.
-            if not self._guest_stands_still or self.state is not State.ARMED:
-                return
-            self._guest_stands_still = False
-            try:
-                await self._step(Local.ROUND_DUE)
-                await self._say_stopped()
-            except VtpmdError as error:
-                await self._disarm(str(error))
 
     async def _say_stopped(self) -> None:
         """Tell the destination that it has all there is, or will have."""
@@ -208,12 +196,15 @@ class Outgoing:
             await self._step(Local.GUEST_STOPPED)
 
     async def round_due(self) -> None:
-        """QEMU begins another pass, or time has passed."""
+        """QEMU begins another pass, or time has passed, or the guest has stopped."""
         async with self._lock:
             if self.state is not State.ARMED:
                 return
             try:
                 await self._step(Local.ROUND_DUE)
+                if self._guest_stands_still:
+                    self._guest_stands_still = False
+                    await self._say_stopped()
             except VtpmdError as error:
                 await self._disarm(str(error))
 
@@ -286,8 +277,9 @@ class Outgoing:
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._take(message)
-                if isinstance(message, peer.Ack):
-                    await self._prepare_freeze()
+                if self._guest_stands_still:
+                    # It stopped while a round was under way.
+                    await self.round_due()
                 if isinstance(message, peer.Released | peer.Kept):
                     self._answered.set()
 

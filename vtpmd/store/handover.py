@@ -86,10 +86,10 @@ class Handover:
 
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
+        self._forget_prepared()
         if self._thread is not None:
             self._thread.shutdown()
-            self._thread = self._waking = None
-        self._prepared = None
+            self._thread = None
         self._in_place.close()
 
     # The source's side.
@@ -105,16 +105,21 @@ class Handover:
         ``used`` is the highest that another host, or this one, is known to have used. Return what
         all that come in this session must be above. The record is made anew, to be overwritten.
         """
-        self._await_disk()
-        self._prepared = None
+        self._forget_prepared()
         known = self._read()
         floor = max(used, self._used, known.generation)
         record = known._replace(handed_over=None, generation=floor + GENERATIONS_RESERVED)
         self._directory.replace(OWNER_NAME, _owner_record(record))
         self._record = record
         self._in_place.keep_open(OWNER_NAME)
-        self._make_thread()
         return floor
+
+    def prepare_to_hand_over(self) -> None:
+        """Make the thread that expect_hand_over() needs; close() ends it."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        self._thread.submit(int)  # it starts with its first work
 
     def expect_hand_over(self, to: str) -> None:
         """Have ready what hand_over() writes, as the guest will wait for it; errors show later.
@@ -153,8 +158,7 @@ class Handover:
         return self._read().declined == session.hex()
 
     def _update(self, record: _Record, content: bytes | None = None) -> None:
-        self._await_disk()
-        self._prepared = None
+        self._forget_prepared()
         self._record = None  # until it is durable
         content = content or _owner_record(record)
         if self._directory.exists(OWNER_NAME):
@@ -163,14 +167,9 @@ class Handover:
             self._directory.replace(OWNER_NAME, content)
         self._record = record
 
-    def _make_thread(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._thread = self._thread or ThreadPoolExecutor(1)
-        self._thread.submit(int)  # it starts with its first work
-
-    def _await_disk(self) -> None:
-        """Wait for the thread: what it writes is older."""
+    def _forget_prepared(self) -> None:
+        """Another record comes: wait for the thread, which writes the one before it."""
+        self._prepared = None
         if self._waking is not None:
             self._waking.exception()
             self._waking = None

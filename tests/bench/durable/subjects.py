@@ -12,7 +12,6 @@ from pathlib import Path
 from tests.bench import programs
 from tests.bench.chapters.round_trip import Operation
 from tests.bench.emulators import (
-    ROOT,
     SWTPM,
     VTPMD,
     BenchError,
@@ -23,7 +22,7 @@ from tests.bench.emulators import (
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient, DataSocket
 
-BUILD = ROOT / "build/bench"
+BUILD = programs.BUILD
 APPEND = "append"
 APPEND_END_TIMEOUT_S = 30
 KEY_BYTES = 32

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench import programs
-from tests.bench.emulators import ROOT, BenchError
+from tests.bench.emulators import BenchError
 from tests.support.emulator_client import Control
-
-BUILD = ROOT / "build/bench"
 
 
 class Wait(NamedTuple):
@@ -26,7 +24,7 @@ class Wait(NamedTuple):
 
 def recorder() -> list[str]:
     """Return what to start QEMU through, so that its waits are kept."""
-    return ["env", f"LD_PRELOAD={programs.build_preload('waits', BUILD)}"]
+    return ["env", f"LD_PRELOAD={programs.build_preload('waits', programs.BUILD)}"]
 
 
 def waits_on(control: Path) -> list[Wait]:
