@@ -33,11 +33,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Fold; return the exit status. Raises VtpmdError."""
     from vtpmd.store import recovery
-    from vtpmd.store.handover import Handover
+    from vtpmd.store.moving import MovingFiles, take_up
 
     with at_rest.opened(options.directory) as directory, at_rest.key_of(options.key) as key:
-        handover = Handover(directory, key)
-        taken_up = handover.recover()
+        taken_up = take_up(directory, MovingFiles(directory, key), key)
         examined = recovery.recover(directory, key)
         recovery.fold(directory, examined, key)
     found = examined.recovery

@@ -52,12 +52,12 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store import salvage
     from vtpmd.store.anchor import NO_IDENTITY, Anchor
     from vtpmd.store.directory import StateDirectoryError
-    from vtpmd.store.handover import Handover
+    from vtpmd.store.moving import MovingFiles
 
     with ExitStack() as stack:
         directory = stack.enter_context(at_rest.opened(options.directory))
         key = stack.enter_context(at_rest.key_of(options.key))
-        if Handover(directory, key).granted() is not None:
+        if MovingFiles(directory, key).granted() is not None:
             raise StateDirectoryError(
                 f"{options.directory} has a state that was granted to this host, newer than what "
                 f"could be restored: take it up with `vtpmd fold {options.directory}`"

@@ -113,8 +113,8 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
     from vtpmd.store.directory import StateDirectory
-    from vtpmd.store.handover import Handover
     from vtpmd.store.keys import parse_key_source, read_key
+    from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
@@ -125,13 +125,13 @@ def run(options: argparse.Namespace) -> int:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         store = stack.enter_context(Store.create())
         key = None if source is None else stack.enter_context(read_key(source))
-        handover = Handover(directory, key)
-        stack.callback(handover.close)
+        files = MovingFiles(directory, key)
+        stack.callback(files.close)
         anchor = None
         if options.anchor is not None:
-            opened = open_anchor(options.anchor, directory, handover, key)
+            opened = open_anchor(options.anchor, directory, files, key)
             anchor = stack.enter_context(opened)
-        begun = start(directory, handover, key, anchor)
+        begun = start(directory, files, key, anchor)
         process = engine_process.spawn(
             directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
         )
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
         if begun.changes:
             print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
         resources = runtime.Resources(
-            process, store, begun, handover, control, peers, management, key, anchor
+            process, store, begun, files, control, peers, management, key, anchor
         )
         return runtime.serve(resources, config)
 

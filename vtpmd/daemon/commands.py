@@ -62,7 +62,7 @@ class _Commands:
             raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
         address = parse_address(str(arguments["to"]))
         to = Peer(*address, self._config.credentials, self._config.allowed)
-        return {"session": self._mobility.arm(to).session.hex()}
+        return {"session": (await self._mobility.arm(to)).session.hex()}
 
     async def migrate_disarm(self, _: Arguments) -> object:
         if self._mobility.outgoing is not None:
@@ -80,6 +80,9 @@ def report(outgoing: Outgoing) -> dict[str, object]:
         "state": outgoing.state.name.lower(),
         "outcome": outgoing.outcome,
         "reason": outgoing.reason,
+        "refusal": None if outgoing.refusal is None else outgoing.refusal.word,
+        "qemu": None if outgoing.armed_following is None else outgoing.armed_following.word,
+        "peer-qemu": None if outgoing.peer_following is None else outgoing.peer_following.word,
         "session": outgoing.session.hex(),
         "rounds": [
             {

@@ -10,46 +10,55 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkInit, LinkOperation, LinkRetire
+from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine, Meanwhile, Reply
-from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.engine import Engine, Meanwhile
+from vtpmd.daemon.images import NOTHING, Images
+from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
-from vtpmd.migration import destination, tail
+from vtpmd.migration import destination, events, tail
 from vtpmd.migration.destination import Destination, Do
-from vtpmd.migration.states import ImpossibleEvent, Local, State
+from vtpmd.migration.states import ImpossibleEvent, State
 from vtpmd.migration.tail import TailCipher
-from vtpmd.store.handover import Handover
+from vtpmd.store.directory import StateDirectoryError
+from vtpmd.store.moving import MovingFiles
 from vtpmd.wire import peer
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.control import StateType
 
 log = logging.getLogger(__name__)
 
-# From the tail to the Grant: a round trip, and a durable record at the source.
-GRANT_TIMEOUT_S: Final = 10.0
+# From INIT to the Grant: a round trip. QEMU's main loop stands still meanwhile, on both hosts.
+GRANT_TIMEOUT_S: Final = 2.0
+# A boot that has to wait for the state that came to be taken up first.
+ADOPT_TIMEOUT_S: Final = 2.0
+# Of a disk that did not take what a session needs it to.
+RETRY_S: Final = 1.0
+# A source says something several times a second while it is armed.
+ALIVE_S: Final = 2.0
 
 _TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
 
 
-class Owner:
+class Owner(NamedTuple):
     """What a session needs of the vTPM's instance."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        own: destination.Own,
-        handover: Handover,
-        wakefulness: Wakefulness,
-    ) -> None:
-        self.engine = engine
-        self.own = own
-        self.handover = handover
-        self.wakefulness = wakefulness
+    engine: Engine
+    own: destination.Own
+    files: MovingFiles
+    wakefulness: Wakefulness
+    is_receiving: Callable[[], bool]
+
+
+class Staged(NamedTuple):
+    """What libtpms has validated, and what the guest's last TPM2_Shutdown said by then."""
+
+    images: Images
+    power: int
 
 
 class Incoming:
@@ -59,19 +68,20 @@ class Incoming:
         self._owner = owner
         self._machine = Destination(owner.own)
         self._connection: tls.Connection | None = connection
-        self._images: dict[StateType, core.Image] = {}
-        self._staged: Images = NOTHING
-        self._staged_before: Images = NOTHING
+        self.peer = str(connection.name)
+        self._images = dict(zip(_TYPES, NOTHING, strict=True))
+        self._staged = self._staged_before = Staged(NOTHING, 0)
         self._permanent_record = b""  # the one that came last
         self._durable_generation = 0  # of the permanent state
-        self._forget_images()
         self._cipher: TailCipher | None = None
-        self._lock = asyncio.Lock()
-        self._changed = asyncio.Event()
+        self._digests: events.Digests | None = None  # of what the held TPM was started from
+        self._events: EventQueue[destination.Event] = EventQueue(self._take)
+        self._retry: asyncio.TimerHandle | None = None
+        self._retrying: asyncio.Task[bool] | None = None
+        self._heard_ns = time.monotonic_ns()
         self._took_ns = self._granted_ns = 0
-        self._starting: asyncio.Task[Reply] | None = None
         self._start_us = 0
-        self._started = self._admitted = False
+        self._refused = ""  # why the tail was
 
     @property
     def state(self) -> State:
@@ -84,46 +94,73 @@ class Incoming:
         return self._machine.session
 
     @property
-    def has_ended(self) -> bool:
-        """True once the session is of no more use."""
-        return self.state is State.ENDED
-
-    @property
     def awaits_init(self) -> bool:
-        """True from the tail until the TPM has started from it."""
-        return self.state in (State.TAKING, State.OWNING) and not self._started
+        """True from the tail until QEMU starts the TPM."""
+        return self.state in (State.TAKING, State.ENTITLED)
 
     @property
-    def awaits_admission(self) -> bool:
-        """True from the start of the TPM until its commands are executed."""
-        return self.state is State.OWNING and self._started and not self._admitted
+    def is_granted(self) -> bool:
+        """True from the Grant until that is durable."""
+        return self.state in (State.ENTITLED, State.STARTED)
+
+    def has_ended(self, session: bytes) -> bool:
+        """Return whether a session of this name is not, or no more, what this one is about."""
+        return self.session != session or self.state is State.ENDED
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the source was heard of a moment ago."""
+        silence_s = (time.monotonic_ns() - self._heard_ns) / 1e9
+        return self._connection is not None and silence_s < ALIVE_S
 
     async def run(self, decoder: peer.Decoder, first: peer.Message) -> None:
-        """Take what the source says until the session ends or the connection does."""
+        """Take what the source says until the session needs no connection, or has none."""
+        connection = self._connection
         try:
-            await self._take(first)
-            if self.state is State.RECEIVING:
-                # Made before the guest stands still.
-                self._owner.handover.prepare_to_take(self.session)
-            while self._connection is not None:
+            await self._take_message(first)
+            while connection is not None and connection is self._connection:
                 message = decoder.next_message()
                 if message is not None:
-                    await self._take(message)
+                    await self._take_message(message)
                     continue
-                data = await self._connection.stream.read()
+                data = await connection.stream.read()
                 if not data:
                     raise ConnectionError("the source closed the connection")
+                self._heard_ns = time.monotonic_ns()
                 decoder.receive_data(data)
         except (OSError, EOFError, peer.StreamError, ImpossibleEvent, VtpmdError) as error:
-            await self._lose(str(error))
+            if connection is self._connection:
+                await self._happened(events.LinkLost(str(error)))
         finally:
-            self._close()
+            if connection is self._connection:
+                self._close()
 
-    async def reclaim_over(self, connection: tls.Connection) -> None:
-        """The source asks again, over a new connection: its old one is gone."""
+    async def reclaim(self, connection: tls.Connection) -> None:
+        """The source asks for the vTPM over a new connection; it is answered there."""
         self._close()
         self._connection = connection
-        await self._take(peer.Reclaim(self.session))
+        try:
+            await self._events.run(peer.Reclaim(self.session))
+        except ImpossibleEvent:
+            # It was not granted, and who asks has forgotten what it was about.
+            await self._happened(events.LinkLost("the source asks for its vTPM"))
+            self._send(peer.Released(self.session))
+        finally:
+            self._connection = None
+
+    async def set_aside(self, reason: str) -> None:
+        """The session is of no use, unless it is too late for that."""
+        await self._happened(events.SetAside(reason))
+
+    async def lose(self, reason: str) -> None:
+        """The source is known to have forgotten the session."""
+        await self._happened(events.LinkLost(reason))
+        self._close()
+
+    async def receiving(self, is_receiving: bool) -> None:
+        """Tell the source whether this side's QEMU takes a stream."""
+        if self.session != bytes(peer.SESSION_BYTES):
+            self._send(peer.Receiving(self.session, int(is_receiving)))
 
     async def apply_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU's stream has brought, and ask the source for the vTPM.
@@ -132,162 +169,63 @@ class Incoming:
         used then.
         """
         self._owner.wakefulness.hold()
-        async with self._lock:
-            if self.state is not State.HOLDING:
-                raise VtpmdError(
-                    f"the tail is refused: the session is {self.state.name}, must be HOLDING; the "
-                    "guest goes on at the source: migrate again"
-                )
-            try:
-                await self._use_tail(blob)
-            except (tail.TailError, VtpmdError) as error:
-                for action in self._machine.step(Local.TAIL_REFUSED, str(error)):
-                    await self._perform(action)
-                raise VtpmdError(f"the tail is refused: {error}") from error
-
-    async def _use_tail(self, blob: bytes) -> None:
-        began_ns = time.perf_counter_ns()
-        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
-        opened = self._cipher.open(blob, self.session)
-        final = self._apply_tail(opened)
-        apply_us = (time.perf_counter_ns() - began_ns) // 1000
-        validate_us = store_us = 0
-        if final is not self._staged:
-            validate_us, store_us = await self._stage_images(final, opened.permanent)
-        if self._starting is None:
-            self._start()
-        self._machine.step(Local.TAIL_APPLIED)
-        durations_us = (apply_us, validate_us, store_us)
-        self._staged = final
-        self._took_ns = time.perf_counter_ns()
-        digests = (digest(final.permanent), digest(final.volatile))
-        await self._perform(self._machine.take(digests=digests, durations_us=durations_us))
-
-    def _start(self) -> None:
-        """Have the TPM start from what was staged last, while QEMU or the source is at work."""
-        self._starting = asyncio.create_task(self._start_held())
-
-    async def _end_start(self) -> None:
-        """The TPM has been started from a state that is not the last."""
-        if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
-            self._starting = None
-            await self._owner.engine.request(LinkOperation.FORGET_STATE)
-
-    async def _start_held(self) -> Reply:
-        """Start the TPM while the source decides; it executes nothing before it is admitted."""
-        began_ns = time.perf_counter_ns()
-        start = LinkInit.CAME | LinkInit.HELD
-        reply = await self._owner.engine.request(LinkOperation.INIT, start, soon=False)
-        self._start_us = (time.perf_counter_ns() - began_ns) // 1000
-        return reply
-
-    def _apply_tail(self, opened: tail.Tail) -> Images:
-        """Return the images that a tail ends at. Raises TailError, DeltaError."""
-        base = self._base_of(opened.header)
-        if self._staged.generations == (opened.header.permanent_to, opened.header.volatile_to):
-            # The round that the freeze sent over the link has come first.
-            return self._staged
-        return _apply(base, opened)
-
-    def _base_of(self, header: tail.Header) -> Images:
-        """Return the images that a tail continues. Raises TailError."""
-        for base in (self._staged, self._staged_before):
-            if (header.permanent_from, header.volatile_from) == base.generations:
-                return base
-        raise tail.TailError("it does not continue what was acknowledged here")
-
-    async def start(self) -> int:
-        """Wait for the Grant and the TPM; return libtpms' result.
-
-        Raises VtpmdError when the vTPM is not ours: it must not run then.
-        """
-        assert self._starting is not None  # noqa: S101 - TAKING comes after it
-        reply = await self._starting
-        if reply.result == Result.SUCCESS:
-            reply = await self._owner.engine.request(LinkOperation.EXPECT)
-        await self._wait_for_grant()
-        self._started = reply.result == Result.SUCCESS
-        return reply.result
-
-    async def _wait_for_grant(self) -> None:
-        try:
-            async with asyncio.timeout(GRANT_TIMEOUT_S):
-                while self.state is State.TAKING:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            await self._lose("the source did not grant the vTPM in time")
-        if self.state is not State.OWNING:
+        before = self.state
+        if before is State.ENDED or not await self._happened(events.TailCame(blob)):
             raise VtpmdError(
-                "the source has not granted the vTPM, so it is not started here; the guest goes on "
-                "at the source: migrate again"
+                f"the tail is refused: the session is {before.name}, must be HOLDING; the guest "
+                "goes on at the source: migrate again"
             )
+        if self.state is State.ENDED:
+            raise VtpmdError(f"the tail is refused: {self._refused}; migrate again")
 
-    async def admit(self) -> bool:
-        """Write down durably that the vTPM is ours, then have the guest's commands executed.
+    async def start(self) -> bool:
+        """Wait for the Grant; return False if the vTPM is not ours: it must not run then."""
+        await self._happened(events.InitCame())
+        await self._events.wait_for(lambda: self.state is not State.WAITING, GRANT_TIMEOUT_S)
+        if self.state is State.WAITING:
+            await self._happened(events.GrantTimedOut())
+        return self.state is State.STARTED
 
-        INIT is answered already. Return False if it cannot be written: nothing is executed then.
-        """
-        async with self._lock:
-            if not self.awaits_admission:
-                return False
-            self._admitted = True
-            try:
-                self._owner.handover.take()
-                # Invariant 10: what is committed here comes after all that the source has used.
-                await self._owner.engine.raise_generations(self._generation)
-                await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
-            except VtpmdError as error:
-                log.error("%s; the guest's TPM answers with errors; migrate it back", error)
-                await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
-                return False
-            self._tell_running()
-            return True
+    async def init_answered(self) -> None:
+        """QEMU has the answer to its INIT: have the guest's commands executed."""
+        if self.state is State.STARTED and self._retry is None:
+            await self._happened(events.InitAnswered())
 
-    def _tell_running(self) -> None:
-        """Tell the source that the TPM runs, and what that took."""
-        wait_us = (self._granted_ns - self._took_ns) // 1000
-        self._send(peer.Running(self.session, wait_us, self._start_us))
+    async def adopt(self) -> bool:
+        """Take up a vTPM that was granted, as QEMU starts otherwise; return False if it cannot."""
+        await self._happened(events.Adopt())
+        ready = (State.ADMITTED, State.SETTLED)
+        await self._events.wait_for(lambda: self.state in ready, ADOPT_TIMEOUT_S)
+        return self.state in ready
 
-    @property
-    def _generation(self) -> int:
-        """The highest that the source is known to have used."""
-        return max(image.generation for image in self._staged)
+    async def settle_now(self) -> None:
+        """Before the end: which generations the last host has used must be known at the start."""
+        await self._happened(events.InitAnswered())
+        await self._happened(events.SettleDue())
 
-    async def settle(self) -> None:
-        """With the guest running: put the state into its own file."""
-        engine, handover = self._owner.engine, self._owner.handover
-        await engine.raise_generations(handover.reserve_generations(self._generation))
-        reply = await engine.request(LinkOperation.STORE_PERMANENT)
-        if reply.result:
-            log.error("the state stays in tpm2-00.incoming: its own file cannot be written")
-            return
-        handover.finish_taking()
-        self._forget_images()
+    async def close(self) -> None:
+        """Do no more; what is not settled stays in the session's file."""
+        await self.settle_now()
+        self._cancel_retry()
+        await self.lose("vtpmd stops")
 
-    async def set_aside(self, reason: str) -> None:
-        """QEMU brings whole blobs, or starts from the directory: the session is of no use."""
-        if self.state not in (State.OWNING, State.ENDED):
-            refusal = peer.Refuse(peer.Reason.STATE, f"{reason}; does its vtpmd follow its QEMU?")
-            await self._perform(destination.Send(refusal))
-            await self._lose(reason)
-            self._close()
+    async def _take_message(self, message: peer.Message) -> None:
+        if isinstance(message, peer.Grant):
+            self._granted_ns = time.perf_counter_ns()
+        await self._events.run(message)
+        if isinstance(message, peer.Key):
+            # Made before the guest stands still.
+            self._cipher = TailCipher(key=message.key, uuid=self._machine.uuid)
+        if isinstance(message, peer.Hello) and self._owner.is_receiving():
+            await self.receiving(True)
 
-    async def _take(self, message: peer.Message) -> None:
-        async with self._lock:
-            for action in self._machine.step(message):
-                await self._perform(action)
-            if isinstance(message, peer.Key):
-                self._cipher = TailCipher(key=message.key, uuid=self._machine.uuid)
-        self._changed.set()
+    async def _happened(self, event: events.LocalEvent) -> bool:
+        """Take an event if it means anything to the session as it is; return whether it does."""
+        return await self._events.run(event, lambda: self._machine.can_take(type(event)))
 
-    async def _lose(self, reason: str) -> None:
-        async with self._lock:
-            if self.state not in (State.ENDED, State.STAGING):
-                for action in self._machine.step(Local.LINK_LOST, reason):
-                    await self._perform(action)
-        self._changed.set()
+    async def _take(self, event: destination.Event) -> None:
+        for action in self._machine.step(event):
+            await self._perform(action)
 
     async def _perform(self, action: destination.Action) -> None:
         match action:
@@ -297,28 +235,27 @@ class Incoming:
                 self._apply_record(record)
             case destination.Stage():
                 await self._stage(action)
+            case destination.UseTail(blob=blob):
+                await self._use_tail(blob)
+            case destination.Decline(reason=reason):
+                await self._decline(reason)
             case destination.Discard(reason=reason):
                 await self._discard(reason)
-            case Do.START:
-                self._owner.wakefulness.hold()
-                if self._starting is None:
-                    self._start()
-            case Do.MAY_RUN:
-                self._granted_ns = time.perf_counter_ns()
-            case Do.RELEASE:
-                await self._release()
-            case Do.CLOSE:
-                self._close()
+            case Do():
+                await _DO[action](self)
 
     def _send(self, message: peer.Message) -> None:
         if self._connection is not None:
             self._connection.stream.write(peer.encode(message))
 
-    async def _ask_engine(self, operation: LinkOperation, failure: str) -> None:
-        """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
-        reply = await self._owner.engine.request(operation)
-        if reply.result:
-            raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
+    # What the session's actions do.
+
+    async def _prepare(self) -> None:
+        try:
+            self._owner.files.owner.expect(self.session, self.peer)
+            self._owner.files.incoming.make(self.session)
+        except VtpmdError as error:
+            self._events.put(events.StageFailed(peer.Reason.STORAGE, str(error)))
 
     def _apply_record(self, record: bytes) -> None:
         kind = StateType(core.delta_inspect(record).type)
@@ -331,23 +268,20 @@ class Incoming:
     async def _stage(self, wanted: destination.Stage) -> None:
         images = Images(*(self._images[kind] for kind in _TYPES))
         try:
-            if wanted != images.generations:
+            if wanted[:2] != images.generations:
                 raise VtpmdError("the round does not end at the generations that it says")
             await self._stage_images(images, self._permanent_record)
         except VtpmdError as error:
-            event, reason = Local.STAGE_FAILED, str(error)
-        else:
-            event, reason = Local.STAGED, ""
-            self._staged_before, self._staged = self._staged, images
-        for action in self._machine.step(event, reason):
-            await self._perform(action)
+            self._events.put(events.StageFailed(_refusal(error), str(error)))
+            return
+        self._staged_before, self._staged = self._staged, Staged(images, wanted.power)
+        self._events.put(events.Staged())
 
     async def _stage_images(self, images: Images, record: bytes) -> tuple[int, int]:
         """Have libtpms validate images while they are made durable; return how long each took, µs.
 
         ``record`` ends at the permanent one. Raises VtpmdError.
         """
-        await self._end_start()
         began_ns = time.perf_counter_ns()
         writing = Meanwhile(lambda: self._make_durable(images.permanent, record))
         await self._validate(images, meanwhile=writing)
@@ -361,7 +295,7 @@ class Incoming:
             return
         if not record or core.delta_inspect(record).to_generation != state.generation:
             raise VtpmdError("the state goes back to an earlier generation")
-        self._owner.handover.stage(record, state)
+        self._owner.files.incoming.append(record, state)
         self._durable_generation = state.generation
 
     async def _validate(self, images: Images, meanwhile: Meanwhile) -> None:
@@ -379,36 +313,206 @@ class Incoming:
                 "than the source's?"
             )
 
-    async def _discard(self, reason: str) -> None:
+    async def _start(self) -> None:
+        try:
+            await self._start_held()
+        except VtpmdError as error:
+            self._events.put(events.StageFailed(peer.Reason.STATE, str(error)))
+        else:
+            self._events.put(events.HeldStarted())
+
+    async def _start_held(self) -> None:
+        """Start the TPM from what was staged last; it executes nothing. Raises VtpmdError."""
+        self._owner.wakefulness.hold()
+        began_ns = time.perf_counter_ns()
+        argument = core.link_held(LinkShutdown(self._staged.power))
+        reply = await self._owner.engine.request(LinkOperation.INIT, argument)
+        if reply.result:
+            raise VtpmdError(f"the TPM does not start: libtpms says {reply.result:#x}")
+        self._digests = core.unpack_link_digests(reply.payload)
+        self._start_us = (time.perf_counter_ns() - began_ns) // 1000
+
+    async def _let_go(self) -> None:
+        self._digests = None
+        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+
+    async def _use_tail(self, blob: bytes) -> None:
+        try:
+            applied = await self._apply(blob)
+        except (tail.TailError, VtpmdError) as error:
+            self._refused = str(error)
+            self._events.put(events.TailRefused(_refusal(error), str(error)))
+        else:
+            self._took_ns = time.perf_counter_ns()
+            self._events.put(applied)
+
+    async def _apply(self, blob: bytes) -> events.TailApplied:
+        """Have the TPM started from what the tail ends at. Raises TailError or VtpmdError."""
+        began_ns = time.perf_counter_ns()
+        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
+        opened = self._cipher.open(blob, self.session)
+        final = self._final(opened)
+        apply_us = (time.perf_counter_ns() - began_ns) // 1000
+        validate_us = store_us = 0
+        if self._digests is not None and final != self._staged:
+            await self._let_go()
+        if self._digests is None and final != self._staged:
+            validate_us, store_us = await self._stage_images(final.images, opened.permanent)
+            self._staged = final
+        if self._digests is None:
+            await self._start_held()
+        assert self._digests is not None  # noqa: S101 - it has started
+        return events.TailApplied(self._digests, apply_us, validate_us, store_us)
+
+    def _final(self, opened: tail.Tail) -> Staged:
+        """Return the state that a tail ends at. Raises TailError, DeltaError."""
+        header = opened.header
+        base = self._base_of(header)
+        if self._staged.images.generations == (header.permanent_to, header.volatile_to):
+            # The round that the freeze sent over the link has come first.
+            return self._staged._replace(power=opened.power)
+        return Staged(_apply(base, opened), opened.power)
+
+    def _base_of(self, header: tail.Header) -> Images:
+        """Return the images that a tail continues. Raises TailError."""
+        for base in (self._staged.images, self._staged_before.images):
+            if (header.permanent_from, header.volatile_from) == base.generations:
+                return base
+        raise tail.TailError("it does not continue what was acknowledged here")
+
+    async def _expect(self) -> None:
+        await self._ask_engine(LinkOperation.EXPECT, "the guest's commands cannot wait")
+
+    async def _admit(self) -> None:
+        """Make it durable that the vTPM is ours, then have the guest's commands executed."""
+        self._cancel_retry()
+        try:
+            self._owner.files.incoming.grant()
+            # Invariant 10: what is committed here comes after all that the source has used.
+            await self._owner.engine.raise_generations(self._generation)
+            await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
+        except VtpmdError as error:
+            log.error("%s; the guest's commands wait, and it is tried again", error)
+            self._events.put(events.AdmitFailed())
+            self._try_again(events.InitAnswered())
+            return
+        wait_us = max(0, self._granted_ns - self._took_ns) // 1000
+        self._events.put(events.Admitted(wait_us, self._start_us))
+
+    @property
+    def _generation(self) -> int:
+        """The highest that the source is known to have used."""
+        return max(image.generation for image in self._staged.images)
+
+    async def _settle(self) -> None:
+        """With the guest running: put the state into its own file."""
+        self._cancel_retry()
+        files = self._owner.files
+        try:
+            await self._ask_engine(LinkOperation.STORE_PERMANENT, "its own file cannot be written")
+            floor = files.owner.take(self.session, self._generation)
+            await self._owner.engine.raise_generations(floor)
+            files.incoming.remove()
+        except VtpmdError as error:
+            log.error("the state stays in tpm2-00.incoming: %s; trying again", error)
+            self._events.put(events.SettleFailed())
+            self._try_again(events.SettleDue())
+            return
+        self._forget_images()
+        self._events.put(events.Settled())
+
+    async def _release(self) -> None:
+        """Give the vTPM back, unless the guest has used it here."""
+        self._cancel_retry()
+        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        if reply.result:
+            self._events.put(events.Served())
+            return
+        try:
+            self._owner.files.owner.give_back(self.session)
+            self._owner.files.incoming.remove()
+        except VtpmdError as error:
+            log.error("the vTPM cannot be given back yet: %s", error)
+            self._events.put(events.RecordFailed(str(error)))
+            return
+        log.warning("the vTPM was given back: its guest runs on at the source")
+        self._forget_images()
+        self._events.put(events.Remembered())
+
+    async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
         self._forget_images()
-        self._owner.handover.finish_taking()
-        if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        try:
+            self._owner.files.owner.decline(self.session)
+            self._owner.files.incoming.remove()
+        except VtpmdError as error:
+            log.error("that a state was set aside is not remembered: %s", error)
+            self._events.put(events.RecordFailed(str(error)))
+        else:
+            self._events.put(events.Remembered())
+
+    async def _discard(self, reason: str) -> None:
+        log.warning("what a peer has sent is set aside: %s", reason)
+        self._forget_images()
+        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        try:
+            self._owner.files.owner.decline(self.session)
+            self._owner.files.incoming.remove()
+        except VtpmdError as error:
+            log.error("%s", error)
+
+    async def _close_link(self) -> None:
+        self._close()
 
     def _forget_images(self) -> None:
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._permanent_record, self._durable_generation = b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
-        self._staged = self._staged_before = NOTHING
+        self._staged = self._staged_before = Staged(NOTHING, 0)
+        self._digests = None
 
-    async def _release(self) -> None:
-        """Give the vTPM back, unless the guest has used it here."""
-        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+    async def _ask_engine(self, operation: LinkOperation, failure: str) -> None:
+        """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
+        reply = await self._owner.engine.request(operation)
         if reply.result:
-            await self._perform(destination.Send(peer.Kept(self.session)))
-            return
-        self._owner.handover.hand_over("the source, which has reclaimed it")
-        # Else a start after a crash would take up what was granted.
-        self._owner.handover.finish_taking()
-        for action in self._machine.step(Local.RELEASE):
-            await self._perform(action)
+            raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
+
+    def _try_again(self, event: events.LocalEvent) -> None:
+        """Have an event come once more, when the disk may have recovered."""
+
+        def retry() -> None:
+            self._retry = None
+            self._retrying = asyncio.create_task(self._happened(event))
+
+        self._retry = asyncio.get_running_loop().call_later(RETRY_S, retry)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.stream.close()
             self._connection = None
+
+
+_DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
+    Do.PREPARE: Incoming._prepare,
+    Do.LET_GO: Incoming._let_go,
+    Do.START: Incoming._start,
+    Do.EXPECT: Incoming._expect,
+    Do.ADMIT: Incoming._admit,
+    Do.SETTLE: Incoming._settle,
+    Do.RELEASE: Incoming._release,
+    Do.CLOSE: Incoming._close_link,
+}
+
+
+def _refusal(error: Exception) -> peer.Reason:
+    is_storage = isinstance(error, StateDirectoryError)
+    return peer.Reason.STORAGE if is_storage else peer.Reason.STATE
 
 
 def _apply(base: Images, opened: tail.Tail) -> Images:

@@ -82,7 +82,7 @@ class Instance:
             case Bare(command=command):
                 return await self._carry_out_bare(command, descriptors)
             case control.Init():
-                return await self._init()
+                return await self._init(request)
             case control.GetStateBlob():
                 return await self._get_state_blob(request)
             case control.SetStateBlob():
@@ -115,8 +115,11 @@ class Instance:
             case Command.GET_TPMESTABLISHED:
                 reply = await self._ask(LinkOperation.GET_ESTABLISHED)
                 return control.encode_established(bool(reply.argument))
-            case Command.STOP | Command.SHUTDOWN:
+            case Command.STOP:
                 return await self._stop()
+            case Command.SHUTDOWN:
+                # A frozen TPM stays on: the destination may still ask for it.
+                return control.encode_result() if self._mobility.is_frozen() else await self._stop()
             case Command.SET_DATAFD:
                 await self._ask(LinkOperation.SET_DATA_SOCKET, descriptor=descriptors[0])
                 self._mobility.qemu_connected()
@@ -137,9 +140,11 @@ class Instance:
             raise CommandFailed(reply.result)
         return reply
 
-    async def _init(self) -> bytes:
+    async def _init(self, request: control.Init) -> bytes:
         self._running = False
-        result = await self._mobility.init(has_blob=self._has_blob)
+        # QEMU says so after a stream; a boot says nothing.
+        is_incoming = bool(request.flags & control.InitFlag.DELETE_VOLATILE)
+        result = await self._mobility.init(has_blob=self._has_blob, is_incoming=is_incoming)
         self._has_blob = False
         if result:
             log.error(
@@ -153,6 +158,7 @@ class Instance:
 
     async def _stop(self) -> bytes:
         # QEMU stops the TPM before it loads a state, with the guest standing still.
+        await self._mobility.stopping()
         if self._running or self._engine.death is not None:
             self._running = False
             await self._ask(LinkOperation.STOP)

@@ -9,30 +9,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkInit, LinkOperation, Store
+from vtpmd.core import LinkInit, LinkOperation, LinkRetire, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
-from vtpmd.store.handover import Handover
+from vtpmd.store.moving import MovingFiles
+from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Peer
+    from vtpmd.daemon.qemu import QemuView
     from vtpmd.daemon.tls import Connection
     from vtpmd.wire.peer import Decoder, Hello
 
 log = logging.getLogger(__name__)
 
 NO_UUID: Final = bytes(16)
-# QEMU's monitor says that a pass begins, or that the guest has stopped, and in the same moment QEMU
-# may ask for the state: then that is answered first, and includes what a round would do.
+# QEMU's monitor says that a pass begins, and in the same moment QEMU may ask for the state: then
+# that is answered first, and includes what a round would do.
 QEMU_FIRST_S: Final = 0.001
 # Longer than a hand-over takes, and nothing to a person.
 TELL_AFTER_S: Final = 0.02
+# A boot waits for the host that has the vTPM, and QEMU's main loop with it.
+RECLAIM_TIMEOUT_S: Final = 2.0
 
 Tell = Callable[[str, dict[str, object]], None]
 
@@ -44,49 +49,95 @@ class NotOurs(VtpmdError):
 class Mobility:
     """One vTPM's comings and goings."""
 
-    def __init__(self, engine: Engine, store: Store, handover: Handover, uuid: bytes) -> None:
+    def __init__(self, engine: Engine, store: Store, files: MovingFiles, uuid: bytes) -> None:
         self._engine = engine
         self._store = store
-        self._handover = handover
+        self._files = files
         self._uuid = uuid
         self._tasks: set[asyncio.Task[None]] = set()
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
-        self._settling: asyncio.Task[None] | None = None
+        self._welcoming = asyncio.Lock()
         # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
         # holds is not what QEMU's guest had.
         self._tail_came = False
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
-        self._guest_stands_still = False
         self._untold: list[tuple[str, dict[str, object]]] = []
-        # None: QEMU's monitor is not followed, and an armed session is trusted to be for this.
-        self.qemu_migrates: Callable[[], bool] | None = None
+        # None: vtpmd was not asked to follow its QEMU; an armed session is trusted to be for this.
+        self.qemu: QemuView | None = None
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
         self.is_running: Callable[[], bool] = lambda: False
 
+    async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
+        """Fence a vTPM that the owner record says may be another host's, and ask that host.
+
+        Raises VtpmdError for a record that cannot be read.
+        """
+        record = self._files.owner.read()
+        if record.whose is Whose.OURS:
+            return
+        await self._engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        line = record.find(record.session)
+        if line is None or line.outcome is not Outcome.SENT:
+            log.warning("the vTPM was given back to %s: it is not served here", record.peer)
+            return
+        if credentials is None:
+            log.warning(
+                "the vTPM is %s to %s, which cannot be asked without --tls-creds: it is not served "
+                "here",
+                *(record.whose, record.peer),
+            )
+            return
+        from vtpmd.config import parse_address
+        from vtpmd.daemon.outgoing import Outgoing, Peer
+        from vtpmd.migration.source import Source
+
+        machine = Source.found(bytes.fromhex(line.session), moved=record.whose is Whose.MOVED)
+        to = Peer(*parse_address(line.peer), credentials, allowed)
+        self.outgoing = Outgoing(self._owner(), to, machine)
+        self._spawn(self.outgoing.run())
+
     # The source's side.
 
-    def arm(self, to: Peer) -> Outgoing:
-        """Begin a session with a destination. Raises VtpmdError while there is another."""
-        from vtpmd.daemon import outgoing
+    async def arm(self, to: Peer) -> Outgoing:
+        """Begin a session with a destination. Raises VtpmdError while that may not be."""
+        from vtpmd.daemon.outgoing import Outgoing
 
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             raise VtpmdError("a session is armed already; disarm it first")
-        owner = outgoing.Owner(
+        record = self._files.owner.read()
+        if record.whose is not Whose.OURS:
+            raise VtpmdError(
+                f"the vTPM is not this host's: it is {record.whose} to {record.peer}; arm it there"
+            )
+        if not self.is_running():
+            raise VtpmdError("the guest has not started its TPM; arm when it runs")
+        if self.qemu is not None:
+            await self.qemu.check_can_arm()
+        session = self.outgoing = Outgoing(self._owner(), to)
+        self._spawn(session.run())
+        if self.following() is peer.Following.NOT_ASKED_FOR:
+            self._spawn(_rounds_by_time(session))
+        return session
+
+    def _owner(self) -> outgoing.Owner:
+        from vtpmd.daemon import outgoing
+
+        return outgoing.Owner(
             engine=self._engine,
             store=self._store,
             uuid=self._uuid,
-            handover=self._handover,
+            record=self._files.owner,
             wakefulness=self._wakefulness,
+            following=self.following,
             tell=self._tell,
         )
-        session = self.outgoing = outgoing.Outgoing(owner, to)
-        self._spawn(self._run_when_settled(session))
-        if self.qemu_migrates is None:
-            self._spawn(_rounds_by_time(session))
-        return session
+
+    def following(self) -> peer.Following:
+        """Return what is known of this side's QEMU."""
+        return peer.Following.NOT_ASKED_FOR if self.qemu is None else self.qemu.following
 
     def _tell(self, notice: Notice, data: dict[str, object]) -> None:
         self._untold.append((notice.value, data))
@@ -104,64 +155,131 @@ class Mobility:
     async def tail(self) -> bytes | None:
         """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
 
-        Invariant 6: a tail only when the authenticated peer has acknowledged a base, and QEMU, if
-        it can be asked, is migrating.
+        Invariant 6: a tail only when the authenticated peer has acknowledged a base and is there,
+        and QEMU, if it can be asked, is migrating. Raises NotOurs.
         """
-        if self.outgoing is None or self.outgoing.ended.is_set():
+        session = self.outgoing
+        if session is None or session.ended.is_set():
             return None
-        if self.qemu_migrates is not None:
+        if session.is_fenced:
+            raise NotOurs("the vTPM may be another host's: its state is not given away here")
+        if self.qemu is not None:
             # What QEMU's monitor said before QEMU asked may still be waiting to be read.
             await asyncio.sleep(0)
-            if not self.qemu_migrates():
+            if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
                 return None
-        return await self.outgoing.freeze()
+        return await session.freeze()
 
     def is_frozen(self) -> bool:
         """True while the state is QEMU's tail: the other blobs are empty then."""
         return self.outgoing is not None and self.outgoing.is_frozen
 
     async def guest_resumed(self) -> None:
-        """The guest runs here. Raises NotOurs unless its TPM may be served here."""
-        if self.outgoing is not None and not await self.outgoing.guest_resumed():
-            raise NotOurs("the vTPM was handed over, and the destination has not let go of it")
+        """The guest runs here, or will; what must be found out for that is not waited for."""
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            await self.outgoing.guest_resumed()
+        if not self._is_fenced:
+            # A state that was given away in whole blobs may be changed again.
+            await self._engine.request(LinkOperation.UNRETIRE)
+
+    @property
+    def _is_fenced(self) -> bool:
+        """True while the vTPM may be another host's."""
+        if self.outgoing is not None:
+            return self.outgoing.is_fenced
+        return self._files.owner.read().whose is not Whose.OURS
+
+    async def stopping(self) -> None:
+        """QEMU powers the TPM off: a reset, or another state comes."""
+        if self.is_frozen():
+            await self.guest_resumed()
 
     # The destination's side.
 
     async def welcome(self, connection: Connection, decoder: Decoder, hello: Hello) -> None:
-        """Serve a source until its session ends."""
+        """Serve a source until its session needs the connection no more."""
         from vtpmd.daemon import incoming
         from vtpmd.migration.destination import Own
 
-        own = Own(
-            running=self.is_running() or (self.incoming is not None and self.incoming.awaits_init),
-            uuid=self._uuid,
-            tpm_version=peer.TPM_VERSION,
-            libtpms_version=self._engine.libtpms_version,
-            image_bytes_max=core.IMAGE_BYTES_MAX,
-        )
-        owner = incoming.Owner(
-            engine=self._engine, own=own, handover=self._handover, wakefulness=self._wakefulness
-        )
-        session = incoming.Incoming(owner, connection)
-        if not own.running:
-            if self.incoming is not None:
-                await self.incoming.set_aside("a source begins a new session")
-            self.incoming = session
+        async with self._welcoming:
+            own = Own(
+                busy=self._why_busy(str(connection.name)),
+                uuid=self._uuid,
+                tpm_version=peer.TPM_VERSION,
+                libtpms_version=self._engine.libtpms_version,
+                image_bytes_max=core.IMAGE_BYTES_MAX,
+                following=self.following(),
+            )
+            owner = incoming.Owner(
+                engine=self._engine,
+                own=own,
+                files=self._files,
+                wakefulness=self._wakefulness,
+                is_receiving=lambda: self.qemu is not None and self.qemu.is_receiving,
+            )
+            session = incoming.Incoming(owner, connection)
+            if own.busy is None:
+                if self.incoming is not None:
+                    await self.incoming.set_aside("a source begins a new session")
+                self.incoming = session
         await session.run(decoder, hello)
 
-    async def reclaim(self, connection: Connection, session: bytes) -> None:
-        """A source asks for its vTPM over a new connection."""
-        incoming = self.incoming
-        known = incoming is not None and incoming.session == session
-        if incoming is not None and known and not incoming.has_ended:
-            await incoming.reclaim_over(connection)
+    def _why_busy(self, name: str) -> str | None:
+        """Return why no source can be welcomed now, or None."""
+        from vtpmd.migration.states import ON_APPROVAL, State
+
+        session = self.incoming
+        if self.is_running():
+            return "a guest uses the TPM there already"
+        if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
+            return None
+        if session.state is State.SETTLED:
+            return None
+        if session.state not in (State.STAGING, State.HOLDING, State.STANDBY):
+            return "a vTPM is being handed over to it"
+        assert session.state in ON_APPROVAL  # noqa: S101 - else it could not be set aside
+        if session.peer != name and session.is_alive:
+            return "another host's session is armed there"
+        return None
+
+    async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
+        """Tell a source that asks over a new connection what became of its session."""
+        name = str(connection.name)
+        session = self.incoming
+        line = self._files.owner.read().find(question.session.hex())
+        known = line is not None and line.outcome is not Outcome.SENT
+        if line is not None and known and line.peer != name:
+            reason = peer.Reason.NOT_ALLOWED
+            text = "the session is another host's: only the one that began it may ask"
+            connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
-        # A session that is over was never granted, or was released before. Of one that is not
-        # known nobody can say that no guest was served.
-        released = known or self._handover.has_declined(session)
-        answer = peer.Released(session) if released else peer.Kept(session)
-        connection.stream.write(peer.encode(answer))
+        if session is not None and known and session.session == question.session:
+            if isinstance(question, peer.Reclaim):
+                await session.reclaim(connection)
+                return
+            await self._ask(session)
+        connection.stream.write(peer.encode(self._outcome(question.session)))
+
+    async def _ask(self, session: Incoming) -> None:
+        """Who asks has lost the connection of a session that is not granted yet: that is over."""
+        from vtpmd.migration.states import OWNING, State
+
+        if session.state not in (*OWNING, State.RELEASING, State.ENDED):
+            await session.lose("the source asks whose its vTPM is")
+
+    def _outcome(self, session: bytes) -> peer.Message:
+        line = self._files.owner.read().find(session.hex())
+        if line is None or line.outcome is Outcome.SENT:
+            return peer.Unknown(session)
+        incoming = self.incoming
+        if line.outcome is Outcome.OPEN and (incoming is None or incoming.has_ended(session)):
+            # It ended, and the disk did not take it then.
+            self._files.owner.decline(session)
+            return peer.Released(session)
+        if line.outcome in (Outcome.DECLINED, Outcome.RELEASED):
+            return peer.Released(session)
+        return peer.Kept(session)
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
@@ -174,45 +292,69 @@ class Mobility:
         await self.incoming.apply_tail(blob)
 
     async def set_aside(self) -> None:
-        """QEMU brings a whole blob: what a peer may have sent is of no use."""
+        """QEMU brings a whole blob: what a peer may have sent is of no use. Raises NotOurs."""
         self._wakefulness.hold()
         self._tail_came = False
-        if self.incoming is not None:
-            await self.incoming.set_aside("QEMU brings whole blobs")
+        await self._end_incoming("QEMU brings whole blobs")
 
-    async def init(self, *, has_blob: bool) -> int:
+    async def _end_incoming(self, reason: str) -> None:
+        """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
+        session = self.incoming
+        if session is None:
+            return
+        await session.set_aside(reason)
+        if not session.is_granted:
+            return
+        if not await session.adopt():
+            raise NotOurs("the vTPM that was granted to this host cannot be taken up yet")
+        # It was on, ahead of time: its guest has lost power now.
+        await self._engine.request(LinkOperation.STOP)
+
+    async def init(self, *, has_blob: bool, is_incoming: bool) -> int:
         """Start the TPM from what there is; return libtpms' result.
 
-        Raises NotOurs or VtpmdError: it may not start.
+        ``is_incoming``: QEMU says that its guest came with a stream. Raises NotOurs: it may not
+        start.
         """
-        if self.incoming is not None and self.incoming.awaits_init:
-            result = await self.incoming.start()
-            if not result:
-                self._has_started()
-            return result
-        self._check_ours(has_blob=has_blob)
-        if self.incoming is not None:
-            await self.incoming.set_aside("QEMU starts the TPM without the tail")
+        if self.incoming is not None and is_incoming and self.incoming.awaits_init:
+            if await self.incoming.start():
+                await self._has_come()
+                return 0
+            raise NotOurs(
+                "the source has not granted the vTPM; the guest goes on there: migrate again"
+            )
+        if self._tail_came and is_incoming:
+            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
+        await self._end_incoming("QEMU starts the TPM without the tail")
+        if not has_blob:
+            await self._check_ours()
         start = LinkInit.CAME if has_blob else LinkInit(0)
         reply = await self._engine.request(LinkOperation.INIT, start)
         if has_blob and not reply.result:
-            self._handover.strike_out()
-            self._has_started()
+            self._files.owner.arrive()
+            await self._has_come()
         return reply.result
 
-    def _check_ours(self, *, has_blob: bool) -> None:
-        if self._tail_came:
-            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
-        owner = self._handover.read_owner()
-        if owner is not None and not has_blob:
+    async def _check_ours(self) -> None:
+        """Raise NotOurs unless the vTPM is, or becomes, this host's."""
+        session = self.outgoing
+        if session is not None and not session.ended.is_set():
+            await session.guest_resumed()
+            await session.wait_until_served(RECLAIM_TIMEOUT_S)
+        record = self._files.owner.read()
+        if record.whose is Whose.OFFERED and session is not None and not session.is_fenced:
+            return  # not granted, and never will be
+        if record.whose is not Whose.OURS:
             raise NotOurs(
-                f"the vTPM was handed over to {owner.to} at {owner.at}; if it does not run there "
-                "and will not, remove tpm2-00.owner from the state directory to start it here"
+                f"the vTPM was {record.whose} to {record.peer} at {record.since}, which has not "
+                "let go of it; if that host is gone for good: vtpmd owner DIR --claim"
             )
 
-    def _has_started(self) -> None:
+    async def _has_come(self) -> None:
         """A vTPM that has come to this host runs: what went out before is history."""
         self._tail_came = False
+        if self.outgoing is not None:
+            await self.outgoing.came_back()
         self.outgoing = None
 
     def qemu_connected(self) -> None:
@@ -221,9 +363,8 @@ class Mobility:
 
     async def finish(self) -> None:
         """Do what an answer to QEMU did not have to wait for."""
-        incoming = self.incoming
-        if incoming is not None and incoming.awaits_admission and await incoming.admit():
-            self._settling = self._spawn(incoming.settle())
+        if self.incoming is not None:
+            await self.incoming.init_answered()
 
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
@@ -231,50 +372,43 @@ class Mobility:
         if self._round is not None:
             self._round.cancel()
         if self.outgoing is not None:
-            await self.outgoing.disarm("vtpmd stops")
-        if self._settling is not None:
-            # Which generations the last host has used must be known at the next start.
-            await asyncio.wait([self._settling])
+            await self.outgoing.close()
+        if self.incoming is not None:
+            await self.incoming.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def round_due(self) -> None:
-        """QEMU begins another pass."""
+    # What QEMU's monitor says (vtpmd.daemon.qemu.Listener).
+
+    def pass_began(self) -> None:
+        """QEMU begins another pass: a round is due."""
         if self._round is None:
             self._round = asyncio.get_running_loop().call_later(QEMU_FIRST_S, self._begin_round)
 
     def _begin_round(self) -> None:
-        stopped, self._guest_stands_still, self._round = self._guest_stands_still, False, None
-        session = self.outgoing
-        if session is not None and not session.ended.is_set():
-            self._spawn(session.guest_stopped() if stopped else session.round_due())
+        self._round = None
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            self._spawn(self.outgoing.round_due())
 
-    def guest_was_stopped(self) -> None:
-        """QEMU's monitor says that the guest stands still; QEMU may soon ask for the state.
+    def guest_stopped(self) -> None:
+        """The guest stands still; QEMU may soon ask for the state.
 
-        What is sent now, the guest does not wait for then.
+        What is sent now, and written down, the guest does not wait for then.
         """
-        if self.qemu_migrates is not None and self.qemu_migrates():
-            self._guest_stands_still = True
-            self.round_due()
+        if self.qemu is None or not self.qemu.is_migrating:
+            return
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            self._spawn(self.outgoing.guest_stopped())
 
-    def guest_was_resumed(self) -> None:
-        """QEMU's monitor says that the guest runs; who asks next for its TPM hears the outcome."""
-        if self.outgoing is not None and self.outgoing.is_frozen:
-            self._spawn(self._resume())
+    def guest_resumed_by_monitor(self) -> None:
+        """The guest runs."""
+        self._spawn(self.guest_resumed())
 
-    async def _resume(self) -> None:
-        try:
-            await self.guest_resumed()
-        except NotOurs as error:
-            log.error("the guest runs, but its TPM answers with errors: %s", error)
-
-    async def _run_when_settled(self, session: Outgoing) -> None:
-        # Until then it is not known here which generations the last host has used.
-        if self._settling is not None:
-            await asyncio.wait([self._settling])
-        await session.run()
+    def receiving(self, is_receiving: bool) -> None:
+        """A stream comes in, or does so no more."""
+        if self.incoming is not None:
+            self._spawn(self.incoming.receiving(is_receiving))
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

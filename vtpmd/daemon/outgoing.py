@@ -18,17 +18,25 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire, Store
+from vtpmd.core import LinkCapture, LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
+from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
-from vtpmd.migration import source, tail
+from vtpmd.migration import events, source, tail
 from vtpmd.migration.source import Do, Source
-from vtpmd.migration.states import ImpossibleEvent, Local, State
+from vtpmd.migration.states import (
+    BEFORE_BASE,
+    GIVEN_AWAY,
+    WITH_BASE,
+    ImpossibleEvent,
+    State,
+)
 from vtpmd.migration.tail import TailCipher
-from vtpmd.store.handover import Handover
+from vtpmd.store.owner import OwnerRecord, OwnerRecordError
 from vtpmd.wire import peer
 from vtpmd.wire.control import Result, StateType
 
@@ -36,12 +44,16 @@ log = logging.getLogger(__name__)
 
 # Rounds where QEMU does not say when its passes begin. A pass of a small guest takes as long.
 ROUND_INTERVAL_S: Final = 0.1
+# A tail needs a destination that was heard of in the last second: twice that often, and some more.
+PING_INTERVAL_S: Final = 0.4
+# Then it is gone, whatever TCP knows of it.
+SILENCE_MAX_S: Final = 10.0
 # A session may stay armed for days; the report has the last ones, and the sums of all.
 ROUNDS_KEPT: Final = 1000
-# A guest's driver waits this long for its first command after a failed migration.
-RECLAIM_TIMEOUT_S: Final = 10.0
-# The first may find out that the old connection is gone.
-RECLAIM_ATTEMPTS: Final = 2
+# A QEMU that has sent everything may end before the destination asks for the vTPM.
+TAKE_TIMEOUT_S: Final = 2.0
+# Of a disk that did not take what the record has to say.
+RECORD_RETRY_S: Final = 1.0
 
 
 class RoundReport(NamedTuple):
@@ -60,6 +72,7 @@ class Notice(Enum):
     ARMED = "VTPM_ARMED"
     ROUND = "VTPM_ROUND"
     FREEZE = "VTPM_FREEZE"
+    GRANTED = "VTPM_GRANTED"
     HANDED_OVER = "VTPM_HANDED_OVER"
     FALL_BACK = "VTPM_FALL_BACK"
     GO_ON = "VTPM_GO_ON"
@@ -73,57 +86,54 @@ class Peer(NamedTuple):
     credentials: Path
     allowed: tuple[str, ...]
 
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
-class Owner:
+    async def connect(self) -> tls.Connection:
+        """Connect and shake hands. Raises VtpmdError or OSError."""
+        context = tls.client_context(self.credentials)
+        return await tls.connect(self.host, self.port, context, self.allowed or None)
+
+
+class Owner(NamedTuple):
     """What the session needs of the vTPM's instance."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        store: Store,
-        uuid: bytes,
-        handover: Handover,
-        wakefulness: Wakefulness,
-        tell: Callable[[Notice, dict[str, object]], None],
-    ) -> None:
-        self.engine = engine
-        self.store = store
-        self.uuid = uuid
-        self.handover = handover
-        self.wakefulness = wakefulness
-        self.tell = tell
+    engine: Engine
+    store: Store
+    uuid: bytes
+    record: OwnerRecord
+    wakefulness: Wakefulness
+    following: Callable[[], peer.Following]
+    tell: Callable[[Notice, dict[str, object]], None]
 
 
 class Outgoing:
-    """One session of the source, from arming to its end.
+    """One session of the source, from arming to its end."""
 
-    Events are taken one at a time, each with all that it leads to. That waits for the engine at
-    most, never for the network: what is sent is buffered.
-    """
-
-    def __init__(self, owner: Owner, to: Peer) -> None:
+    def __init__(self, owner: Owner, to: Peer, machine: Source | None = None) -> None:
+        """Begin a session, or go on with one that an owner record tells of."""
         self._owner = owner
         self._peer = to
-        self._to = f"{to.host}:{to.port}"
         self._key = os.urandom(peer.KEY_BYTES)
-        self._machine = Source(hello=self._hello(), key=self._key)
+        self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
+        self._heard_ns = time.monotonic_ns()
         self._sent = self._acknowledged = NOTHING
+        self._power = 0
         self._cipher: TailCipher | None = None
         self._tail: bytes | None = None
-        self._guest_stands_still = False
-        self._stopped_at: tuple[int, int] | None = None
-        self._was_kept = False
         self._round_began_ns = 0
-        self._answered = asyncio.Event()
-        self._lock = asyncio.Lock()
-        self._resuming = asyncio.Lock()
+        self._events: EventQueue[source.Event] = EventQueue(self._take)
+        self._asking = Asking(to, self._question, self._answered)
+        self._withdrawing: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
         self.round_bytes = 0
         self.outcome: str | None = None
         self.reason: str | None = None
+        self.refusal: peer.Reason | None = None
+        self.armed_following: peer.Following | None = None
         self.phases_us: dict[str, int] = {}
         self.digests: dict[str, str] = {}
 
@@ -139,8 +149,18 @@ class Outgoing:
 
     @property
     def is_frozen(self) -> bool:
-        """True from the freeze until the guest's TPM is served here again."""
-        return self.state in (State.FROZEN, State.RETIRING, State.GRANTED, State.RECLAIMING)
+        """True while the tail is QEMU's, and the destination has not asked for the vTPM."""
+        return self.state is State.FROZEN
+
+    @property
+    def is_fenced(self) -> bool:
+        """True while the vTPM may be the destination's: it is not served here."""
+        return self._machine.is_fenced
+
+    @property
+    def peer_following(self) -> peer.Following | None:
+        """What the destination knew of its QEMU when it welcomed the session."""
+        return self._machine.peer_following
 
     @property
     def tail_bytes(self) -> int | None:
@@ -159,129 +179,169 @@ class Outgoing:
         )
 
     async def run(self) -> None:
-        """Connect, and take what the destination says, until the session ends."""
+        """Connect, and take what the destination says, until there is no more connection.
+
+        A session that was found asks the destination from now on.
+        """
+        if self.state in GIVEN_AWAY:
+            self._asking.begin()
+            await self._asking.finished()
+            return
+        pinging = asyncio.create_task(self._ping())
         try:
-            # Made before the guest stands still: the record, its thread, and what seals the tail.
-            await self._reserve_generations()
-            self._owner.handover.prepare_to_hand_over()
+            # Made before the guest stands still: the record, and what seals the tail.
+            await self._reserve()
             self._cipher = TailCipher(key=self._key, uuid=self._owner.uuid)
-            await self._connect()
-            await self._take(Local.CONNECTED)
+            self._connection = await self._peer.connect()
+            await self._events.run(events.Connected(), self._is_connecting)
             await self._read()
         except VtpmdError as error:
             await self._lose(str(error))
         except ssl.SSLError as error:
-            await self._lose(str(tls.explain(error, self._to)))
+            await self._lose(str(tls.explain(error, str(self._peer))))
         except (OSError, EOFError, peer.StreamError, ImpossibleEvent) as error:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
+            pinging.cancel()
             self._close()
-            self._owner.handover.close()
+        await self._asking.finished()
+
+    def _is_connecting(self) -> bool:
+        return self.state is State.CONNECTING
 
     async def guest_stopped(self) -> None:
         """QEMU has stopped the guest, and will soon ask for the state."""
-        self._expect_take()
-        self._guest_stands_still = True
-        await self.round_due()
-
-    def _expect_take(self) -> None:
-        """The guest stands still: have ready what it will wait for."""
         self._owner.wakefulness.hold()
-        self._owner.handover.expect_hand_over(self._to)
+        await self._happened(events.GuestStopped())
 
-    async def _say_stopped(self) -> None:
-        """Tell the destination that it has all there is, or will have."""
-        if self._stopped_at != self._sent.generations:
-            self._stopped_at = self._sent.generations
-            await self._step(Local.GUEST_STOPPED)
+    async def guest_resumed(self) -> None:
+        """The guest runs here, or wants to: an answer is not waited for."""
+        self._asking.hurry()
+        await self._happened(events.GuestResumed())
 
     async def round_due(self) -> None:
-        """QEMU begins another pass, or time has passed, or the guest has stopped."""
-        async with self._lock:
-            if self.state is not State.ARMED:
-                return
-            try:
-                await self._step(Local.ROUND_DUE)
-                if self._guest_stands_still:
-                    self._guest_stands_still = False
-                    await self._say_stopped()
-            except VtpmdError as error:
-                await self._disarm(str(error))
+        """QEMU begins another pass, or time has passed."""
+        await self._happened(events.RoundDue())
+
+    async def came_back(self) -> None:
+        """The vTPM is this host's by another way."""
+        await self._happened(events.CameBack())
+
+    async def fall_back(self, reason: str) -> None:
+        """End the session, if it is not too late; QEMU's stream carries whole blobs from now on."""
+        await self._happened(events.Disarmed(reason))
 
     async def disarm(self, reason: str) -> None:
-        """End the session; QEMU's stream carries whole blobs from now on."""
-        async with self._lock:
-            await self._disarm(reason)
+        """End the session, as an operator wishes. Raises VtpmdError when it is too late."""
+        if self.is_fenced:
+            raise VtpmdError(
+                f"it is too late to disarm: the session is {self.state.name}, and the vTPM may be "
+                f"at {self._peer} already; cancel QEMU's migration, and let the guest run on here"
+            )
+        await self._happened(events.Disarmed(reason))
+
+    async def wait_until_served(self, timeout_s: float) -> bool:
+        """Wait for the destination to let go of the vTPM; return False if it is not in time."""
+        return await self._events.wait_for(lambda: not self.is_fenced, timeout_s)
 
     async def freeze(self) -> bytes | None:
         """Return the tail for QEMU's stream, or None: it has to carry whole blobs.
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
-        async with self._lock:
-            if self.state in (State.FROZEN, State.GRANTED):
-                return self._tail
-            if not self._machine.has_base:
-                await self._disarm("QEMU asked for the state before the destination held a base")
-                return None
-            try:
-                self._tail = await self._make_tail()
-            except VtpmdError as error:
-                await self._disarm(str(error))
-                return None
-            self._owner.tell(Notice.FREEZE, {"tail-bytes": len(self._tail)})
+        if self.is_frozen:
             return self._tail
+        why = self._machine.why_no_tail((time.monotonic_ns() - self._heard_ns) // 1000)
+        if why is not None:
+            await self.fall_back(why)
+            return None
+        self._owner.wakefulness.hold()
+        await self._happened(events.Freeze())
+        return self._tail if self.is_frozen else None
 
-    async def guest_resumed(self) -> bool:
-        """The guest runs here again: return True if its TPM may be served here.
+    async def close(self) -> None:
+        """End what can be ended. A guest that has just left is not left without its vTPM."""
+        if self.is_frozen:
+            await self._events.wait_for(lambda: not self.is_frozen, TAKE_TIMEOUT_S)
+        await self._happened(events.Disarmed("vtpmd stops"))
+        if self.state is State.GRANTED and self._connection is not None:
+            await self._events.wait_for(lambda: self.state is not State.GRANTED, TAKE_TIMEOUT_S)
+        if self._connection is not None:
+            await self._drain(self._connection)
+        if self._withdrawing is not None:
+            await asyncio.wait([self._withdrawing], timeout=TAKE_TIMEOUT_S)
+            self._withdrawing.cancel()
 
-        QEMU says so twice, on its monitor and on the control channel: the second waits for what the
-        first finds out.
-        """
-        async with self._resuming:
-            async with self._lock:
-                if self.state is State.FROZEN:
-                    await self._step(Local.GUEST_RESUMED)
-            if self.state is State.GRANTED:
-                await self._reclaim()
-            return self.state not in (State.GRANTED, State.RECLAIMING)
+    async def _drain(self, connection: tls.Connection) -> None:
+        try:
+            async with asyncio.timeout(TAKE_TIMEOUT_S):
+                await connection.stream.drain()
+        except (OSError, TimeoutError) as error:
+            log.debug("what was said last has not all been sent: %s", error)
 
-    async def _disarm(self, reason: str) -> None:
-        if self.state not in (State.GRANTED, State.RECLAIMING, State.ENDED):
-            await self._step(Local.DISARM, reason)
+    async def _happened(self, event: events.LocalEvent) -> None:
+        """Take an event, if it means anything to the session as it is."""
+        await self._events.run(event, lambda: self._machine.can_take(type(event)))
 
-    async def _take(self, event: source.Event, reason: str = "") -> None:
-        async with self._lock:
-            await self._step(event, reason)
+    async def _take(self, event: source.Event) -> None:
+        """Take an event and do what it leads to; an action that fails ends what can be ended."""
+        for action in self._machine.step(event):
+            try:
+                await self._perform(action)
+            except VtpmdError as error:
+                if not self._machine.can_take(events.Disarmed) or self.state is State.ENDED:
+                    log.error("%s", error)
+                    continue
+                self._events.put(events.Disarmed(str(error)))
+                break
+        if self.state is State.ENDED:
+            self.ended.set()
 
-    async def _reserve_generations(self) -> None:
+    async def _perform(self, action: source.Action) -> None:
+        match action:
+            case source.Send(message=message):
+                self._send(message)
+            case source.FallBack(reason=reason, refusal=refusal):
+                self.outcome, self.reason, self.refusal = "fall-back", reason, refusal
+                log.warning("whole blobs are moved instead of a tail: %s", reason)
+                word = None if refusal is None else refusal.word
+                self._owner.tell(Notice.FALL_BACK, {"reason": reason, "refusal": word})
+            case source.GoOn(reason=reason):
+                self.outcome, self.reason = "go-on", reason
+                log.warning("the vTPM goes on here: %s", reason)
+                self._owner.tell(Notice.GO_ON, {"reason": reason})
+            case Do():
+                await _DO[action](self)
+
+    async def _reserve(self) -> None:
         store = self._owner.store
         used = max(store.generation(StateType.PERMANENT), store.generation(StateType.VOLATILE))
-        floor = self._owner.handover.reserve_generations(used)
+        floor = self._owner.record.reserve(self.session, str(self._peer), used)
         await self._owner.engine.raise_generations(floor)
-
-    async def _connect(self) -> None:
-        to = self._peer
-        context = tls.client_context(to.credentials)
-        self._connection = await tls.connect(to.host, to.port, context, to.allowed or None)
 
     async def _read(self) -> None:
         assert self._connection is not None  # noqa: S101 - run() has connected
         decoder = peer.Decoder()
-        while self.state is not State.ENDED:
-            data = await self._connection.stream.read()
+        while self.state is not State.ENDED and (connection := self._connection) is not None:
+            data = await connection.stream.read()
             if not data:
                 await self._lose("the destination closed the connection; its log says why")
                 return
+            self._heard_ns = time.monotonic_ns()
             decoder.receive_data(data)
             while (message := decoder.next_message()) is not None:
                 self._note(message)
-                await self._take(message)
-                if self._guest_stands_still:
-                    # It stopped while a round was under way.
-                    await self.round_due()
-                if isinstance(message, peer.Released | peer.Kept):
-                    self._answered.set()
+                await self._events.run(message)
+
+    async def _ping(self) -> None:
+        """See to it that a destination that is there is heard of, and that a dead one is noticed."""
+        while self.state is not State.ENDED:
+            await asyncio.sleep(PING_INTERVAL_S)
+            silence_s = (time.monotonic_ns() - self._heard_ns) / 1e9
+            if self.state in (*BEFORE_BASE, *WITH_BASE) and silence_s > SILENCE_MAX_S:
+                await self._lose(f"the destination has not been heard of for {silence_s:.0f} s")
+            if self.state in WITH_BASE:
+                self._send(peer.Ping(self.session))
 
     def _note(self, message: peer.Message) -> None:
         """Keep what the report will say of a message."""
@@ -297,52 +357,31 @@ class Outgoing:
             self.phases_us["destination: wait for the grant"] = message.wait_us
             self.phases_us["destination: start the TPM"] = message.init_us
 
-    async def _step(self, event: source.Event, reason: str = "") -> None:
-        """Take an event and do what it leads to."""
-        for action in self._machine.step(event, reason):
-            await self._perform(action)
-        if self.state is State.ENDED:
-            self.ended.set()
-            self._answered.set()
-
-    async def _perform(self, action: source.Action) -> None:
-        match action:
-            case source.Send(message=message):
-                self._send(message)
-            case source.FallBack(reason=reason):
-                self.outcome, self.reason = "fall-back", reason
-                log.warning("whole blobs are moved instead of a tail: %s", reason)
-                self._owner.tell(Notice.FALL_BACK, {"reason": reason})
-            case source.GoOn(reason=reason):
-                self.outcome, self.reason = "go-on", reason
-                log.warning("the vTPM goes on here: %s", reason)
-                self._owner.tell(Notice.GO_ON, {"reason": reason})
-            case Do():
-                await _DO[action](self)
-
     def _send(self, *messages: peer.Message) -> None:
         if self._connection is not None:
             self._connection.stream.write(b"".join(map(peer.encode, messages)))
 
+    # What the session's actions do, in the order of source.Do.
+
     async def _start_round(self) -> None:
         images = await self._capture()
         if images is None:
-            await self._step(Local.NOTHING_CHANGED)
+            self._events.put(events.NothingChanged())
             return
         self._send_round(*_records(self._sent, images))
 
     def _send_round(self, images: Images, records: list[bytes]) -> None:
         """Send what turns the images that were sent last into these."""
         number = self._machine.round.number + 1
-        generations = (images.permanent.generation, images.volatile.generation)
-        self._machine.round = source.Round(number, *generations)
+        sent = events.Round(number, *images.generations, self._power)
         self._sent = images
         self._round_began_ns = time.perf_counter_ns()
         record_bytes = sum(map(len, records))
         self.round_bytes += record_bytes
-        self.rounds.append(RoundReport(number, *generations, record_bytes, None))
+        self.rounds.append(RoundReport(number, *images.generations, record_bytes, None))
         messages: list[peer.Message] = [peer.Record(record) for record in records if record]
-        self._send(*messages, peer.Commit(*self._machine.round))
+        self._send(*messages, peer.Commit(*sent))
+        self._events.put(events.RoundSent(sent))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
     async def _capture(self, meanwhile: Meanwhile | None = None) -> Images | None:
@@ -354,14 +393,48 @@ class Outgoing:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
-        if not reply.argument and self._sent is not NOTHING:
+        self._power = core.link_said(reply.argument)
+        if not reply.argument & LinkCapture.CHANGED and self._sent is not NOTHING:
             return None
         store = self._owner.store
         return Images(store.read(StateType.PERMANENT), store.read(StateType.VOLATILE))
 
-    async def _make_tail(self) -> bytes:
+    async def _keep_base(self) -> None:
+        self._acknowledged = self._sent
+
+    async def _tell_armed(self) -> None:
+        self.armed_following = self._owner.following()
+        theirs = self._machine.peer_following
+        words = {
+            "qemu": self.armed_following.word,
+            "peer-qemu": None if theirs is None else theirs.word,
+        }
+        self._owner.tell(Notice.ARMED, words)
+
+    async def _offer(self) -> None:
+        self._owner.record.offer(self.session)
+
+    async def _withdraw(self) -> None:
+        """Strike the offer out when whoever waits now has got its answer."""
+        if self._withdrawing is None or self._withdrawing.done():
+            self._withdrawing = asyncio.create_task(self._withdraw_until_done())
+
+    async def _withdraw_until_done(self) -> None:
+        while self._machine.may_withdraw:
+            try:
+                self._owner.record.withdraw(self.session)
+            except OwnerRecordError as error:
+                log.error("%s", error)
+                return
+            except VtpmdError as error:
+                log.error("the owner record still says offered: %s; trying again", error)
+                await asyncio.sleep(RECORD_RETRY_S)
+            else:
+                return
+
+    async def _make_tail(self) -> None:
         began_ns = time.perf_counter_ns()
-        final = await self._capture(Meanwhile(self._expect_take)) or self._sent
+        final = await self._capture() or self._sent
         captured_ns = time.perf_counter_ns()
         base = self._acknowledged
         final, records = _records(base, final)
@@ -369,119 +442,89 @@ class Outgoing:
         if base is self._sent and any(records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
             self._send_round(final, records)
-        if final.generations == self._sent.generations:
-            await self._say_stopped()
         header = tail.Header(
-            self._machine.session,
+            self.session,
             base.permanent.generation,
             final.permanent.generation,
             base.volatile.generation,
             final.volatile.generation,
         )
-        assert self._cipher is not None  # noqa: S101 - run() has made it
-        sealed = self._cipher.seal(tail.Tail(header, *records), os.urandom(tail.NONCE_BYTES))
-        self._machine.step(Local.FREEZE)
+        assert self._cipher is not None  # noqa: S101 - made before a base was sent
+        nonce = os.urandom(tail.NONCE_BYTES)
+        self._tail = self._cipher.seal(tail.Tail(header, self._power, *records), nonce)
         digests = (digest(final.permanent), digest(final.volatile))
-        self._machine.final_digests = digests
-        self.digests = {"permanent": digests[0].hex(), "volatile": digests[1].hex()}
+        self.digests = {
+            "permanent": digests[0].hex(),
+            "volatile": digests[1].hex(),
+        }
         self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
         self.phases_us["source: encode"] = (encoded_ns - captured_ns) // 1000
         self.phases_us["source: seal"] = (time.perf_counter_ns() - encoded_ns) // 1000
-        return sealed
-
-    async def _keep_base(self) -> None:
-        first = self._acknowledged is NOTHING
-        self._acknowledged = self._sent
-        if first:
-            self._owner.tell(Notice.ARMED, {})
+        was_sent = final.generations == self._sent.generations
+        self._events.put(events.TailMade(digests, was_sent))
+        self._owner.tell(Notice.FREEZE, {"tail-bytes": len(self._tail)})
 
     async def _retire(self) -> None:
         began_ns = time.perf_counter_ns()
-        writing = Meanwhile(lambda: self._owner.handover.hand_over(self._to))
-        reply = await self._owner.engine.request(
-            LinkOperation.RETIRE, LinkRetire.UNCHANGED, meanwhile=writing
-        )
-        if writing.error is not None or reply.result:
-            await self._stay(writing.error)
-            return
-        self.phases_us["source: retire"] = (time.perf_counter_ns() - began_ns) // 1000
-        await self._step(Local.RETIRED)
-
-    async def _stay(self, error: VtpmdError | None) -> None:
-        """Undo a retirement, of which one half has failed."""
-        await self._owner.engine.request(LinkOperation.UNRETIRE)
         try:
-            if error is not None:
-                raise error
-            self._owner.handover.strike_out()
-        except VtpmdError as failure:
-            log.error("%s", failure)
-        await self._step(Local.RETIRE_FAILED)
+            reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNCHANGED)
+        except VtpmdError:
+            self._events.put(events.RetireFailed())
+            raise
+        self.phases_us["source: retire"] = (time.perf_counter_ns() - began_ns) // 1000
+        self._events.put(events.RetireFailed() if reply.result else events.Retired())
 
-    async def _handed_over(self) -> None:
-        self.outcome = "handed-over"
-        self._owner.tell(Notice.HANDED_OVER, {"to": self._to})
+    async def _tell_granted(self) -> None:
+        self.outcome = "granted"
+        self._owner.tell(Notice.GRANTED, {"to": str(self._peer)})
 
-    async def _unretire(self) -> None:
-        self._owner.handover.strike_out()
+    async def _record_moved(self) -> None:
+        if self.outcome != "handed-over":
+            self.outcome = "handed-over"
+            log.info("the vTPM is at %s now", self._peer)
+            self._owner.tell(Notice.HANDED_OVER, {"to": str(self._peer)})
+        self._owner.record.confirm(self.session)
+
+    async def _hold_commands(self) -> None:
+        await self._owner.engine.request(LinkOperation.AWAIT, 1)
+
+    async def _fail_commands(self) -> None:
+        await self._owner.engine.request(LinkOperation.AWAIT, 0)
+        log.error(
+            "%s has the vTPM and does not let go of it: it is not served here; stop this guest",
+            self._peer,
+        )
+
+    async def _ask(self) -> None:
+        self._asking.begin()
+
+    async def _record_released(self) -> None:
+        try:
+            self._owner.record.release(self.session)
+        except VtpmdError as error:
+            self._events.put(events.RecordFailed(str(error)))
+            raise
+        self._events.put(events.Remembered())
+
+    async def _serve(self) -> None:
         await self._owner.engine.request(LinkOperation.UNRETIRE)
-
-    async def _kept(self) -> None:
-        self._was_kept = True
-        log.error("the destination serves the guest's TPM: it is not served here; stop this guest")
 
     async def _close_link(self) -> None:
         self._close()
 
-    async def _reclaim(self) -> None:
-        """Ask the destination to let go, over a new connection if the old one is gone."""
-        reason = "the connection was lost twice"
-        try:
-            async with asyncio.timeout(RECLAIM_TIMEOUT_S):
-                for _ in range(RECLAIM_ATTEMPTS):
-                    if self.state is State.GRANTED and not self._was_kept:
-                        await self._ask_to_let_go()
-        except TimeoutError:
-            reason = "it does not answer"
-        except (VtpmdError, OSError) as error:
-            reason = str(error)
+    def _question(self) -> peer.Message | None:
+        """Return what the destination is to be asked now; None: nothing more."""
         if self.state is State.RECLAIMING:
-            await self._take(Local.LINK_LOST)
-        if self.state is State.GRANTED and not self._was_kept:
-            log.error(
-                "the destination does not say that it lets go of the vTPM, so it is not served "
-                "here (%s); stop the guest there, then remove tpm2-00.owner and start vtpmd again",
-                reason,
-            )
+            return peer.Reclaim(self.session)
+        return peer.Ask(self.session) if self.state in GIVEN_AWAY else None
 
-    async def _ask_to_let_go(self) -> None:
-        """Return when there is an answer, or the connection is lost."""
-        self._answered.clear()
-        reading = None
-        if self._connection is None:
-            await self._connect()
-            reading = asyncio.create_task(self._read_answer())
-        try:
-            await self._take(Local.GUEST_RESUMED)
-            await self._answered.wait()
-        finally:
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
-
-    async def _read_answer(self) -> None:
-        try:
-            await self._read()
-        except (OSError, EOFError, peer.StreamError, ImpossibleEvent) as error:
-            await self._lose(str(error))
-        finally:
-            self._close()
+    async def _answered(self, answer: peer.Message) -> None:
+        """Take what the destination has answered. Raises ImpossibleEvent for what is none."""
+        self._note(answer)
+        await self._events.run(answer)
 
     async def _lose(self, reason: str) -> None:
-        async with self._lock:
-            if self.state not in (State.ENDED, State.RETIRING):
-                await self._step(Local.LINK_LOST, reason)
-        self._answered.set()
+        await self._happened(events.LinkLost(reason))
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -492,10 +535,18 @@ class Outgoing:
 _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.START_ROUND: Outgoing._start_round,
     Do.KEEP_BASE: Outgoing._keep_base,
+    Do.TELL_ARMED: Outgoing._tell_armed,
+    Do.OFFER: Outgoing._offer,
+    Do.WITHDRAW: Outgoing._withdraw,
+    Do.MAKE_TAIL: Outgoing._make_tail,
     Do.RETIRE: Outgoing._retire,
-    Do.HANDED_OVER: Outgoing._handed_over,
-    Do.UNRETIRE: Outgoing._unretire,
-    Do.KEPT: Outgoing._kept,
+    Do.TELL_GRANTED: Outgoing._tell_granted,
+    Do.RECORD_MOVED: Outgoing._record_moved,
+    Do.HOLD_COMMANDS: Outgoing._hold_commands,
+    Do.FAIL_COMMANDS: Outgoing._fail_commands,
+    Do.ASK: Outgoing._ask,
+    Do.RECORD_RELEASED: Outgoing._record_released,
+    Do.SERVE: Outgoing._serve,
     Do.CLOSE: Outgoing._close_link,
 }
 
@@ -515,3 +566,5 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
         images.append(after._replace(digest=core.delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records
+
+

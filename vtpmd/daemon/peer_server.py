@@ -82,8 +82,8 @@ class PeerServer:
             case peer.Hello():
                 log.info("a source has connected: %s", connection.name)
                 await self._mobility.welcome(connection, decoder, first)
-            case peer.Reclaim():
-                await self._mobility.reclaim(connection, first.session)
+            case peer.Reclaim() | peer.Ask():
+                await self._mobility.answer(connection, first)
                 await connection.stream.drain()
             case _:
                 raise peer.StreamError(f"it began with {type(first).__name__}")

@@ -19,8 +19,8 @@ from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.store.anchor import Anchor
-from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
+from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import Start
 
 log = logging.getLogger("vtpmd")
@@ -35,7 +35,7 @@ class Resources(NamedTuple):
     process: EngineProcess
     store: Store
     begun: Start
-    handover: Handover
+    files: MovingFiles
     control: socket.socket
     peers: socket.socket | None
     management: socket.socket | None
@@ -70,10 +70,11 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         await engine.attach(on_death=log.error)
         _warn_of_unlocked_memory(engine.locked)
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
-        mobility = Mobility(engine, resources.store, resources.handover, uuid)
+        mobility = Mobility(engine, resources.store, resources.files, uuid)
         instance = Instance(engine, mobility, resources.key)
         await durability.set_up(engine, resources.begun, resources.key, resources.anchor)
         await instance.load(resources.begun.states)
+        await mobility.begin(config.credentials, config.allowed)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)

@@ -1,11 +1,25 @@
-"""The destination's side of a session: events in, actions out, in order. No I/O, no clock."""
+"""The destination's side of a session: events in, actions out, in order. No I/O, no clock.
+
+Who uses it does the actions one after another; what one of them leads to is the next event, taken
+when all actions of this one are done.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import NamedTuple
 
-from vtpmd.migration.states import ImpossibleEvent, Local, State, advance, check_session
+from vtpmd.migration import events
+from vtpmd.migration.events import LocalEvent
+from vtpmd.migration.states import (
+    ON_APPROVAL,
+    ImpossibleEvent,
+    State,
+    advance,
+    check_session,
+    is_possible,
+)
+from vtpmd.migration.tail import POWER_MAX
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 
@@ -15,11 +29,12 @@ NO_UUID = bytes(peer.UUID_BYTES)
 class Own(NamedTuple):
     """What this side can run, to hold against a Hello."""
 
-    running: bool
+    busy: str | None  # why no vTPM can be taken now
     uuid: bytes  # all zero: the operator gave none
     tpm_version: int
     libtpms_version: int
     image_bytes_max: int
+    following: peer.Following
 
 
 class Send(NamedTuple):
@@ -42,10 +57,30 @@ class Stage(NamedTuple):
 
     permanent_generation: int
     volatile_generation: int
+    power: int
+
+
+class UseTail(NamedTuple):
+    """Open the tail, stage what is new in it, start the TPM; then TailApplied or TailRefused."""
+
+    blob: bytes
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"UseTail(<{len(self.blob)} bytes>)"
+
+
+class Decline(NamedTuple):
+    """Remember that the session ended without a Grant, then forget its images; tell people why.
+
+    Then Remembered or RecordFailed. QEMU may still bring whole blobs.
+    """
+
+    reason: str
 
 
 class Discard(NamedTuple):
-    """Forget the images, in the engine too; tell people why. QEMU may still bring whole blobs."""
+    """Forget the images: nothing of them was acknowledged; tell people why."""
 
     reason: str
 
@@ -53,14 +88,18 @@ class Discard(NamedTuple):
 class Do(Enum):
     """Actions without anything more to say."""
 
-    START = "start the TPM from the last round, held: it executes nothing before it is admitted"
-    MAY_RUN = "INIT may go on: the vTPM is ours"
-    RELEASE = "unless a guest's command was served: serve none, then say RELEASE"
+    PREPARE = "make the session's file, and have the owner record know it; or StageFailed"
+    LET_GO = "have the engine let go of the TPM that it started ahead of time"
+    START = "start the TPM from the last round, held; then HeldStarted or StageFailed"
+    EXPECT = "the guest may use the held TPM: its commands wait"
+    ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
+    SETTLE = "put the state into its own file; then Settled or SettleFailed"
+    RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
     CLOSE = "close the connection"
 
 
-Action = Send | Apply | Stage | Discard | Do
-Event = peer.Message | Local
+Action = Send | Apply | Stage | UseTail | Decline | Discard | Do
+Event = peer.Message | LocalEvent
 
 
 class Destination:
@@ -72,67 +111,123 @@ class Destination:
         self.uuid = own.uuid
         self.key: bytes | None = None
         self._own = own
-        self._round = 0
-        self._generations = (0, 0)
+        self._commit = peer.Commit(0, 0, 0, 0)
 
-    def step(self, event: Event, reason: str = "") -> list[Action]:
-        """Take an event; ``reason`` is for people, with a lost link and a failed staging.
+    def can_take(self, kind: type[LocalEvent]) -> bool:
+        """Return whether an event of ours is possible now."""
+        return is_possible(self.state, kind)
 
-        Raises ImpossibleEvent, with nothing changed.
-        """
-        if not isinstance(event, Local | peer.Hello):
+    def step(self, event: Event) -> list[Action]:
+        """Take an event. Raises ImpossibleEvent, with nothing changed."""
+        if not isinstance(event, LocalEvent | peer.Hello):
             check_session(event, self.session)
-        if isinstance(event, peer.Commit) and self.key is None:
-            raise ImpossibleEvent("Commit before Key")
+        if isinstance(event, peer.Commit):
+            self._check_commit(event)
         before = self.state
-        self.state = advance(before, event if isinstance(event, Local) else type(event))
-        if isinstance(event, Local):
-            return self._local(event, before, reason)
+        self.state = advance(before, type(event))
+        if before is State.ENDED:
+            return []
+        if isinstance(event, LocalEvent):
+            return self._local(event, before)
         return self._message(event, before)
 
-    def take(self, *, digests: tuple[bytes, bytes], durations_us: tuple[int, int, int]) -> Send:
-        """Return the message that asks for the vTPM, once the tail has been applied."""
-        return Send(peer.Take(self.session, *digests, *durations_us))
+    def _check_commit(self, commit: peer.Commit) -> None:
+        if self.key is None:
+            raise ImpossibleEvent("Commit before Key")
+        if commit.power > POWER_MAX:
+            raise ImpossibleEvent(f"Commit with {commit.power} for the guest's TPM2_Shutdown")
 
-    def _local(self, event: Local, before: State, reason: str) -> list[Action]:
+    def _local(self, event: LocalEvent, before: State) -> list[Action]:
         match event:
-            case Local.STAGED:
-                return [Send(peer.Ack(self._round, *self._generations))]
-            case Local.STAGE_FAILED | Local.TAIL_REFUSED:
-                refusal = peer.Refuse(Reason.STATE, reason)
-                return [Send(refusal), Discard(reason), Do.CLOSE]
-            case Local.RELEASE:
+            case events.Staged():
+                return [Send(peer.Ack(*self._commit[:3]))]
+            case events.StageFailed() | events.TailRefused():
+                refusal = Send(peer.Refuse(event.refusal, event.reason))
+                return [refusal, *self._end(event.reason, before)]
+            case events.TailCame(blob=blob):
+                return [UseTail(blob)]
+            case events.TailApplied():
+                return [Send(peer.Take(self.session, *event.digests, *event[1:]))]
+            case events.SetAside(reason=reason):
+                refusal = Send(peer.Refuse(Reason.STATE, reason))
+                return [refusal, *self._end(reason, before)]
+            case events.LinkLost(reason=reason):
+                return self._lost(reason, before)
+            case events.GrantTimedOut():
+                return self._end("the source did not grant the vTPM in time", before)
+        return self._owning(event, before)
+
+    def _owning(self, event: LocalEvent, before: State) -> list[Action]:
+        """What happens once the source has granted the vTPM."""
+        match event:
+            case events.InitCame() if before is State.ENTITLED:
+                return [Do.EXPECT]
+            case events.InitAnswered() | events.Adopt():
+                return [Do.ADMIT]
+            case events.Admitted():
+                running = peer.Running(self.session, event.wait_us, event.start_us)
+                return [Send(running), Do.SETTLE]
+            case events.SettleDue():
+                return [Do.SETTLE]
+            case events.Settled():
+                return [Do.CLOSE]
+            case events.Served():
+                return [Send(peer.Kept(self.session))]
+            case events.Remembered():
                 return [Send(peer.Released(self.session)), Do.CLOSE]
-            case Local.LINK_LOST if before is not State.OWNING:
-                return [Discard(reason), Do.CLOSE]
+            case events.RecordFailed() if before is State.RELEASING:
+                return [Send(peer.Kept(self.session))]
+            case events.RecordFailed():
+                return [Do.CLOSE]
         return []
 
     def _message(self, event: peer.Message, before: State) -> list[Action]:
         match event:
             case peer.Hello():
                 return self._hello(event)
+            case peer.Ping():
+                return [Send(peer.Pong(self.session))]
             case peer.Key():
                 self.key = event.key
-            case peer.Record() | peer.Commit() | peer.Stopped() if before is State.TAKING:
-                return []  # of the round that the freeze overtook: the tail has it
-            case peer.Record():
-                return [Apply(event.record)]
-            case peer.Commit():
-                self._round = event.round
-                self._generations = (event.permanent_generation, event.volatile_generation)
-                return [Stage(*self._generations)]
-            case peer.Stopped():
-                return [Do.START]
-            case peer.Grant():
-                return [Do.MAY_RUN]
-            case peer.Reclaim() if before is State.TAKING:
-                released = Send(peer.Released(self.session))
-                return [Discard("the guest runs on at the source"), released, Do.CLOSE]
+            case peer.Record() | peer.Commit() | peer.Stopped():
+                return self._round(event, before)
+            case peer.Grant() if before is State.WAITING:
+                return [Do.EXPECT]
+            case peer.Reclaim() if before in (State.TAKING, State.WAITING):
+                return self._end("the guest runs on at the source", before)
+            case peer.Reclaim() if before is State.ADMITTED:
+                return [Send(peer.Kept(self.session))]
             case peer.Reclaim():
                 return [Do.RELEASE]
             case peer.Disarm():
-                return [Discard("the source has ended the session"), Do.CLOSE]
+                return self._end("the source has ended the session", before)
         return []
+
+    def _round(self, event: peer.Message, before: State) -> list[Action]:
+        """Take what belongs to a round, unless the freeze has overtaken it."""
+        if before in (State.TAKING, State.WAITING):
+            return []
+        let_go: list[Action] = [Do.LET_GO] if before is State.STANDBY else []
+        match event:
+            case peer.Record(record=record):
+                return [*let_go, Apply(record)]
+            case peer.Commit():
+                self._commit = event
+                return [*let_go, Stage(*event[1:])]
+            case peer.Stopped() if before is State.HOLDING:
+                return [Do.START]
+        return []
+
+    def _lost(self, reason: str, before: State) -> list[Action]:
+        if before is State.WELCOMING or before not in (State.RECEIVING, *ON_APPROVAL):
+            return [Do.CLOSE]
+        return self._end(reason, before)
+
+    def _end(self, reason: str, before: State) -> list[Action]:
+        """End a session that was not granted; what was acknowledged is asked for later."""
+        if before is State.RECEIVING:
+            return [Discard(reason), Do.CLOSE]
+        return [Decline(reason)]
 
     def _hello(self, hello: peer.Hello) -> list[Action]:
         self.session = hello.session
@@ -143,7 +238,8 @@ class Destination:
         # Either side may have been given none: the tail is bound to the source's.
         self.uuid = hello.uuid
         version = min(hello.version, peer.VERSION)
-        return [Send(peer.Welcome(version, self._own.libtpms_version))]
+        welcome = peer.Welcome(version, self._own.libtpms_version, self._own.following)
+        return [Send(welcome), Do.PREPARE]
 
     def _refusal(self, hello: peer.Hello) -> peer.Refuse | None:
         """Return why this side could not run the source's state, or None."""
@@ -166,8 +262,8 @@ class Destination:
                 f"its libtpms is {_version(hello.libtpms_version)}, newer than "
                 f"{_version(own.libtpms_version)} here: upgrade libtpms on this host",
             )
-        if own.running:
-            return peer.Refuse(Reason.BUSY, "a guest uses the TPM there already")
+        if own.busy is not None:
+            return peer.Refuse(Reason.BUSY, own.busy)
         if NO_UUID not in (hello.uuid, own.uuid) and hello.uuid != own.uuid:
             return peer.Refuse(Reason.UUID, "it is another VM: the UUIDs differ")
         if hello.image_bytes_max > own.image_bytes_max:

@@ -1,24 +1,29 @@
 """The source's side of a session: events in, actions out, in order. No I/O, no clock.
 
-Who uses it does the actions one after another before the next event; what must be durable is an
-action before the one that sends.
+Who uses it does the actions one after another; what one of them leads to is the next event, taken
+when all actions of this one are done. What must be durable is an action before the one that sends.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from vtpmd.migration.states import Local, State, advance, check_session
+from vtpmd.migration import events
+from vtpmd.migration.events import Digests, LocalEvent, Round
+from vtpmd.migration.states import (
+    BEFORE_BASE,
+    GIVEN_AWAY,
+    WITH_BASE,
+    State,
+    advance,
+    check_session,
+    is_possible,
+)
 from vtpmd.wire import peer
 
-
-class Round(NamedTuple):
-    """What a round sends: the generations that the destination has after it."""
-
-    number: int
-    permanent_generation: int
-    volatile_generation: int
+# A tail is of use only to a destination that answers; whole blobs are to any.
+HEARD_US_MAX: Final = 1_000_000
 
 
 class Send(NamedTuple):
@@ -31,6 +36,7 @@ class FallBack(NamedTuple):
     """QEMU's stream will carry whole blobs; tell people why."""
 
     reason: str
+    refusal: peer.Reason | None = None  # the destination's, if it is one
 
 
 class GoOn(NamedTuple):
@@ -42,20 +48,27 @@ class GoOn(NamedTuple):
 class Do(Enum):
     """Actions without anything more to say."""
 
-    START_ROUND = "capture, and send what changed, or say that nothing did"
+    START_ROUND = "capture, and send what changed; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now"
-    RETIRE = "have the engine serve no more, and write down durably whose the vTPM is"
-    HANDED_OVER = "tell people that the destination has the vTPM"
-    UNRETIRE = "strike out the record, then serve again"
-    KEPT = "tell people that the destination serves the guest, and this side must not"
+    TELL_ARMED = "tell people that a tail will do from now on"
+    OFFER = "have the owner record say offered, durably"
+    WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
+    MAKE_TAIL = "seal what changed since the base; then TailMade"
+    RETIRE = "have the engine serve no more; then Retired or RetireFailed"
+    TELL_GRANTED = "tell people that the destination may have the vTPM"
+    RECORD_MOVED = "have the owner record say moved, and tell people: the destination has said so"
+    HOLD_COMMANDS = "the guest's commands wait, for a while, instead of failing"
+    FAIL_COMMANDS = "they fail: the destination has the vTPM; tell people"
+    ASK = "ask the destination, over a new connection unless there is one, until it has let go"
+    RECORD_RELEASED = "have the owner record say ours; then Remembered or RecordFailed"
+    SERVE = "have the engine serve again"
     CLOSE = "close the connection"
 
 
 Action = Send | FallBack | GoOn | Do
-Event = peer.Message | Local
+Event = peer.Message | LocalEvent
 
-# Ways to end before QEMU has the tail: its stream carries whole blobs then.
-_BEFORE_FREEZE = {State.CONNECTING, State.GREETING, State.SYNCING, State.ARMED, State.ROUND}
+_GOODBYE: Final = (Do.WITHDRAW, Do.CLOSE)
 
 
 class Source:
@@ -64,86 +77,183 @@ class Source:
     def __init__(self, *, hello: peer.Hello, key: bytes) -> None:
         self.state = State.CONNECTING
         self.session = hello.session
-        self.round = Round(0, 0, 0)
-        self.final_digests: tuple[bytes, bytes] | None = None
+        self.round = Round(0, 0, 0, 0)
+        self.final_digests: Digests | None = None
+        self.peer_following: peer.Following | None = None
+        self.is_received = False  # the destination's QEMU takes a stream
         self._hello = hello
         self._key = key
 
+    @classmethod
+    def found(cls, session: bytes, *, moved: bool) -> Source:
+        """Return the session that an owner record tells of: it says offered, or moved."""
+        nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", 0, 0, 0)
+        found = cls(hello=nobody, key=b"")
+        found.state = State.MOVED if moved else State.GRANTED
+        return found
+
     @property
-    def has_base(self) -> bool:
-        """True while a freeze may be answered with a tail."""
-        return self.state in (State.ARMED, State.ROUND)
+    def may_withdraw(self) -> bool:
+        """True while an offer that the record still has is over: no tail of it is at QEMU."""
+        return self.state in (State.ARMED, State.ROUND, State.ENDED)
 
-    def step(self, event: Event, reason: str = "") -> list[Action]:
-        """Take an event; ``reason`` is for people, with a lost link and a disarming.
+    @property
+    def is_fenced(self) -> bool:
+        """True while the vTPM may be the destination's."""
+        return self.state in (State.RETIRING, *GIVEN_AWAY, State.RELEASED)
 
-        Raises ImpossibleEvent, with nothing changed.
+    def why_no_tail(self, heard_us: int) -> str | None:
+        """Return why a freeze must be answered with whole blobs, or None: a tail will do.
+
+        Invariant 6. ``heard_us`` is how long ago the destination was heard of.
         """
-        if not isinstance(event, Local):
+        if self.state not in WITH_BASE:
+            return "QEMU asked for the state before the destination held a base"
+        if heard_us > HEARD_US_MAX:
+            return f"the destination has not been heard of for {heard_us / 1e6:.1f} s"
+        if self.peer_following is not peer.Following.NOT_ASKED_FOR and not self.is_received:
+            return (
+                "the destination's QEMU has not said that a stream comes in: this one saves to a "
+                "file, or migrates to another"
+            )
+        return None
+
+    def can_take(self, kind: type[LocalEvent]) -> bool:
+        """Return whether an event of ours is possible now."""
+        return is_possible(self.state, kind)
+
+    def step(self, event: Event) -> list[Action]:
+        """Take an event. Raises ImpossibleEvent, with nothing changed."""
+        if not isinstance(event, LocalEvent):
             check_session(event, self.session)
         before = self.state
-        self.state = advance(before, event if isinstance(event, Local) else type(event))
-        if isinstance(event, Local):
-            return self._local(event, before, reason)
+        self.state = advance(before, type(event))
+        if before is State.ENDED:
+            return []
+        if isinstance(event, LocalEvent):
+            return self._local(event, before)
         return self._message(event, before)
 
-    def _local(self, event: Local, before: State, reason: str) -> list[Action]:
+    def _local(self, event: LocalEvent, before: State) -> list[Action]:
         match event:
-            case Local.CONNECTED:
+            case events.Connected():
                 return [Send(self._hello)]
-            case Local.ROUND_DUE:
+            case events.RoundDue() if before is State.ARMED:
                 return [Do.START_ROUND]
-            case Local.GUEST_STOPPED:
-                return [Send(peer.Stopped(self.session))]
-            case Local.RETIRED:
-                return [Send(peer.Grant(self.session)), Do.HANDED_OVER]
-            case Local.RETIRE_FAILED:
-                return self._give_up(
-                    "it could not be retired: the guest has used its TPM since QEMU took the "
-                    "state, or the state directory cannot be written"
-                )
-            case Local.GUEST_RESUMED if before is State.GRANTED:
-                return [Send(peer.Reclaim(self.session))]
-            case Local.GUEST_RESUMED:
+            case events.RoundSent(round=sent):
+                self.round = sent
+                return self._say_stopped()
+            case events.NothingChanged():
+                return self._say_stopped()
+            case events.TailMade(digests=digests, was_sent=was_sent):
+                self.final_digests = digests
+                return [Send(peer.Stopped(self.session))] if was_sent else []
+            case events.Retired():
+                return [Send(peer.Grant(self.session)), Do.TELL_GRANTED]
+            case events.RetireFailed():
+                return self._give_up("the guest has used its TPM since QEMU took the state")
+            case events.CameBack():
+                return [Do.CLOSE]
+            case events.Remembered():
+                return [Do.SERVE, GoOn("the destination has let go of it"), Do.CLOSE]
+            case events.RecordFailed():
+                return [Do.ASK]
+            case events.LinkLost(reason=reason):
+                return self._lost(reason, before)
+            case events.Disarmed(reason=reason):
+                return [*self._parting(reason, before), Send(peer.Disarm(self.session)), *_GOODBYE]
+            case events.GuestStopped() | events.GuestResumed() | events.Freeze():
+                return self._guest(event, before)
+        return []
+
+    def _guest(self, event: LocalEvent, before: State) -> list[Action]:
+        """The guest stops, runs again, or its state is asked for."""
+        match event:
+            case events.GuestStopped() if before is State.ARMED:
+                return [Do.OFFER, Do.START_ROUND]
+            case events.GuestStopped() if before is State.ROUND:
+                return [Do.OFFER]
+            case events.Freeze():
+                return [Do.OFFER, Do.MAKE_TAIL]
+            case events.GuestResumed() if before in WITH_BASE:
+                return [Do.WITHDRAW]
+            case events.GuestResumed() if before is State.FROZEN:
                 return self._give_up("the guest runs here again")
-            case Local.DISARM | Local.LINK_LOST if before in _BEFORE_FREEZE:
-                return [FallBack(reason), *self._parting(event)]
-            case Local.DISARM | Local.LINK_LOST if before is State.FROZEN:
-                return [GoOn(reason), *self._parting(event)]
+            case events.GuestResumed() if before in (State.GRANTED, State.MOVED):
+                return [Do.HOLD_COMMANDS, Do.ASK]
         return []
 
     def _message(self, event: peer.Message, before: State) -> list[Action]:
         match event:
             case peer.Welcome():
-                return [Send(peer.Key(self._key)), Do.START_ROUND]
-            case peer.Ack() if before is State.FROZEN:
-                return []
-            case peer.Ack():
-                if Round(*event) != self.round:
-                    return self._wrong(f"it acknowledged {Round(*event)}, not {self.round}")
-                return [Do.KEEP_BASE]
-            case peer.Refuse() if before is State.FROZEN:
-                return [GoOn(f"the destination refuses: {event.text}"), Do.CLOSE]
-            case peer.Refuse():
-                return [FallBack(f"the destination refuses: {event.text}"), Do.CLOSE]
+                return self._welcome(event)
+            case peer.Receiving():
+                self.is_received = bool(event.is_receiving)
+            case peer.Ack() if before is not State.FROZEN:
+                return self._acknowledged(event, before)
+            case peer.Refuse() if before not in GIVEN_AWAY:
+                return self._refused(event, before)
             case peer.Take():
                 if (event.permanent_digest, event.volatile_digest) != self.final_digests:
                     return self._give_up("the destination's state is not the one that was sent")
                 return [Do.RETIRE]
+            case peer.Released() if before is State.FROZEN:
+                return [GoOn("the destination has let go of it"), *_GOODBYE]
             case peer.Released():
-                return [Do.UNRETIRE, GoOn("the destination has let go of it"), Do.CLOSE]
-            case peer.Kept():
-                return [Do.KEPT]
+                return [Do.RECORD_RELEASED]
+            case peer.Running() | peer.Kept() if before is State.GRANTED:
+                return [Do.RECORD_MOVED]
+            case peer.Kept() if before is State.RECLAIMING:
+                return [Do.RECORD_MOVED, Do.FAIL_COMMANDS]
         return []
 
-    def _parting(self, event: Local) -> list[Action]:
-        goodbye: list[Action] = [Send(peer.Disarm(self.session))] if event is Local.DISARM else []
-        return [*goodbye, Do.CLOSE]
+    def _welcome(self, welcome: peer.Welcome) -> list[Action]:
+        known = [following.value for following in peer.Following]
+        if welcome.following not in known:
+            return self._wrong(f"it follows its QEMU as {welcome.following}")
+        self.peer_following = peer.Following(welcome.following)
+        return [Send(peer.Key(self._key)), Do.START_ROUND]
+
+    def _acknowledged(self, ack: peer.Ack, before: State) -> list[Action]:
+        if tuple(ack) != tuple(self.round)[: len(ack)]:
+            return self._wrong(f"it acknowledged {tuple(ack)}, not {self.round}")
+        match before:
+            case State.SYNCING:
+                return [Do.KEEP_BASE, Do.TELL_ARMED]
+            case State.STOPPING:
+                return [Do.KEEP_BASE, Do.START_ROUND]
+        return [Do.KEEP_BASE]
+
+    def _refused(self, refuse: peer.Refuse, before: State) -> list[Action]:
+        why = f"the destination refuses: {refuse.text}"
+        known = {reason.value for reason in peer.Reason}
+        if before is State.FROZEN:
+            return [GoOn(why), *_GOODBYE]
+        refusal = peer.Reason(refuse.reason) if refuse.reason in known else None
+        return [FallBack(why, refusal), *_GOODBYE]
+
+    def _say_stopped(self) -> list[Action]:
+        """Tell the destination that it has all there is, if that is so."""
+        if self.state in (State.LAST_ROUND, State.OFFERED):
+            return [Send(peer.Stopped(self.session))]
+        return []
+
+    def _lost(self, reason: str, before: State) -> list[Action]:
+        if before in (State.GRANTED, State.RECLAIMING):
+            return [Do.CLOSE, Do.ASK]
+        if before is State.MOVED:
+            return [Do.CLOSE]
+        return [*self._parting(reason, before), *_GOODBYE]
+
+    def _parting(self, reason: str, before: State) -> list[Action]:
+        if before in (*BEFORE_BASE, *WITH_BASE, State.FREEZING):
+            return [FallBack(reason)]
+        return [GoOn(reason)]
 
     def _wrong(self, what: str) -> list[Action]:
         self.state = State.ENDED
-        return [FallBack(f"the destination broke the protocol: {what}"), Do.CLOSE]
+        return [FallBack(f"the destination broke the protocol: {what}"), *_GOODBYE]
 
     def _give_up(self, reason: str) -> list[Action]:
         self.state = State.ENDED
-        return [GoOn(reason), Send(peer.Disarm(self.session)), Do.CLOSE]
+        return [GoOn(reason), Send(peer.Disarm(self.session)), *_GOODBYE]

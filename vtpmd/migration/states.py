@@ -1,7 +1,8 @@
 """The states of a session, of both sides, in one table. docs/stream-format.md has it too.
 
-Messages count as events of the side that receives them. What is not in the table is not possible:
-from the peer it ends the session, from ourselves it is a mistake in this program.
+Messages count as events of the side that receives them; the others are in ``events``. What is not
+in the table is not possible: from the peer it ends the session, from ourselves it is a mistake in
+this program.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+from vtpmd.migration import events
+from vtpmd.migration.events import LocalEvent
 from vtpmd.wire import peer
 
 
@@ -20,108 +23,177 @@ class State(Enum):
     SYNCING = "source: the whole images are under way; a migration now takes whole blobs"
     ARMED = "source: the destination holds a base; a migration now takes a tail"
     ROUND = "source: as ARMED, and a round is under way"
+    STOPPING = "source: the guest stands still, the record says offered; a round is under way"
+    LAST_ROUND = "source: as STOPPING, and that round is the last one"
+    OFFERED = "source: as LAST_ROUND, and the destination has it"
+    FREEZING = "source: QEMU has asked for the state; the tail is made"
     FROZEN = "source: the tail is QEMU's; the destination has not asked for the vTPM yet"
-    RETIRING = "source: the destination has asked; the engine stops serving, durably"
-    GRANTED = "source: retired; the vTPM is the destination's"
-    RECLAIMING = "source: the guest runs here again; the destination is asked to let go"
+    RETIRING = "source: the destination has asked; the engine stops serving"
+    GRANTED = "source: fenced; the vTPM is the destination's, or may be: it has not said so yet"
+    MOVED = "source: fenced; the destination has said that it has the vTPM"
+    RECLAIMING = "source: fenced; the guest runs here again; the destination is asked to let go"
+    RELEASED = "source: fenced; the destination has let go; the record is to say so first"
     WELCOMING = "destination: connected; nothing is known of the peer yet"
     RECEIVING = "destination: there is no whole state yet"
     STAGING = "destination: a round is being validated and made durable"
     HOLDING = "destination: the last round is durable and acknowledged"
-    TAKING = "destination: the tail is applied; the source has not granted the vTPM yet"
-    OWNING = "destination: the vTPM is ours"
+    STANDBY = "destination: as HOLDING, and the TPM is started from it, held"
+    CHECKING = "destination: QEMU has brought the tail, which is being applied"
+    TAKING = "destination: started, held; the source has not granted the vTPM yet"
+    WAITING = "destination: as TAKING, and QEMU's INIT waits for the Grant"
+    ENTITLED = "destination: granted; QEMU has not sent INIT yet"
+    STARTED = "destination: granted, INIT may be answered; that it is granted is not durable yet"
+    ADMITTED = "destination: that it is granted is durable, and the guest's commands are executed"
+    SETTLED = "destination: the state is in its own file, and the owner record says ours"
+    RELEASING = "destination: the source asks for it back: fenced, if no command was served"
+    DECLINING = "destination: the session ends without a Grant: that is written down first"
     ENDED = "both: the session is over"
 
 
-class Local(Enum):
-    """Events that are not messages."""
+Event = type[peer.Message] | type[LocalEvent]
 
-    CONNECTED = "the peer is reached and authenticated"
-    LINK_LOST = "the connection broke, or the peer closed it"
-    ROUND_DUE = "QEMU began another pass, or time has passed"
-    NOTHING_CHANGED = "no command ran since the last round"
-    GUEST_STOPPED = "the guest stands still; what was sent last is its TPM's state"
-    FREEZE = "QEMU asks for the state"
-    GUEST_RESUMED = "the guest runs at the source again"
-    RETIRED = "the engine serves no more, and a durable record says so"
-    RETIRE_FAILED = "the guest has used the TPM since the freeze"
-    DISARM = "the operator ends the session, or the state was asked for too early"
-    STAGED = "the round is durable, and libtpms takes the state"
-    STAGE_FAILED = "libtpms refuses the state, or it cannot be made durable"
-    TAIL_APPLIED = "QEMU has brought the tail, and it fits"
-    TAIL_REFUSED = "QEMU has brought a tail that cannot be used"
-    RELEASE = "the source has the vTPM back"
+# Before QEMU has the tail: what goes wrong here costs no more than whole blobs.
+BEFORE_BASE: Final = (State.CONNECTING, State.GREETING, State.SYNCING)
+WITH_BASE: Final = (State.ARMED, State.ROUND, State.STOPPING, State.LAST_ROUND, State.OFFERED)
+# The vTPM is, or may be, the destination's.
+GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING)
+# The destination has what the source may still grant to somebody else, or keep.
+ON_APPROVAL: Final = (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING, State.WAITING)
+OWNING: Final = (State.ENTITLED, State.STARTED, State.ADMITTED, State.SETTLED)
 
-
-Event = type[peer.Message] | Local
-
-TABLE: Final[dict[tuple[State, Event], State]] = {
-    (State.CONNECTING, Local.CONNECTED): State.GREETING,
-    (State.CONNECTING, Local.LINK_LOST): State.ENDED,
-    (State.CONNECTING, Local.DISARM): State.ENDED,
+_SOURCE: Final[dict[tuple[State, Event], State]] = {
+    (State.CONNECTING, events.Connected): State.GREETING,
     (State.GREETING, peer.Welcome): State.SYNCING,
-    (State.GREETING, peer.Refuse): State.ENDED,
-    (State.GREETING, Local.LINK_LOST): State.ENDED,
-    (State.GREETING, Local.DISARM): State.ENDED,
+    (State.SYNCING, events.RoundSent): State.SYNCING,
     (State.SYNCING, peer.Ack): State.ARMED,
-    (State.SYNCING, peer.Refuse): State.ENDED,
-    (State.SYNCING, Local.LINK_LOST): State.ENDED,
-    (State.SYNCING, Local.DISARM): State.ENDED,
-    (State.ARMED, Local.ROUND_DUE): State.ROUND,
-    (State.ARMED, Local.GUEST_STOPPED): State.ARMED,
-    (State.ARMED, Local.FREEZE): State.FROZEN,
-    (State.ARMED, peer.Refuse): State.ENDED,
-    (State.ARMED, Local.LINK_LOST): State.ENDED,
-    (State.ARMED, Local.DISARM): State.ENDED,
+    **{(state, events.RoundDue): state for state in BEFORE_BASE},
+    **{(state, events.GuestStopped): state for state in BEFORE_BASE},
+    **{(state, events.GuestResumed): state for state in BEFORE_BASE},
+    **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *WITH_BASE)},
+    **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
+    **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
+    **{(state, peer.Receiving): state for state in (State.SYNCING, *WITH_BASE)},
+    **{(state, peer.Pong): state for state in WITH_BASE},
+    (State.ARMED, events.RoundDue): State.ROUND,
+    (State.ROUND, events.RoundDue): State.ROUND,
+    (State.ROUND, events.RoundSent): State.ROUND,
+    (State.ROUND, events.NothingChanged): State.ARMED,
     (State.ROUND, peer.Ack): State.ARMED,
-    (State.ROUND, Local.NOTHING_CHANGED): State.ARMED,
-    (State.ROUND, Local.GUEST_STOPPED): State.ROUND,
-    (State.ROUND, Local.FREEZE): State.FROZEN,
-    (State.ROUND, peer.Refuse): State.ENDED,
-    (State.ROUND, Local.LINK_LOST): State.ENDED,
-    (State.ROUND, Local.DISARM): State.ENDED,
-    (State.FROZEN, peer.Ack): State.FROZEN,  # of the round that the freeze overtook
+    (State.ARMED, events.GuestStopped): State.LAST_ROUND,
+    (State.ROUND, events.GuestStopped): State.STOPPING,
+    (State.STOPPING, peer.Ack): State.LAST_ROUND,
+    (State.LAST_ROUND, events.RoundSent): State.LAST_ROUND,
+    (State.LAST_ROUND, events.NothingChanged): State.OFFERED,
+    (State.LAST_ROUND, peer.Ack): State.OFFERED,
+    **{(state, events.RoundDue): state for state in WITH_BASE[2:]},
+    **{(state, events.GuestStopped): state for state in WITH_BASE[2:]},
+    (State.ARMED, events.GuestResumed): State.ARMED,
+    (State.ROUND, events.GuestResumed): State.ROUND,
+    (State.STOPPING, events.GuestResumed): State.ROUND,
+    (State.LAST_ROUND, events.GuestResumed): State.ROUND,
+    (State.OFFERED, events.GuestResumed): State.ARMED,
+    **{(state, events.Freeze): State.FREEZING for state in WITH_BASE},
+    (State.FREEZING, events.RoundSent): State.FREEZING,
+    (State.FREEZING, events.TailMade): State.FROZEN,
+    (State.FREEZING, events.Disarmed): State.ENDED,
+    **{
+        (State.FROZEN, event): State.FROZEN
+        for event in (peer.Ack, peer.Receiving, peer.Pong, events.RoundDue, events.GuestStopped)
+    },
     (State.FROZEN, peer.Take): State.RETIRING,
-    (State.FROZEN, peer.Refuse): State.ENDED,
-    (State.FROZEN, Local.LINK_LOST): State.ENDED,
-    (State.FROZEN, Local.GUEST_RESUMED): State.ENDED,
-    (State.FROZEN, Local.DISARM): State.ENDED,
-    (State.RETIRING, Local.RETIRED): State.GRANTED,
-    (State.RETIRING, Local.RETIRE_FAILED): State.ENDED,
-    (State.GRANTED, peer.Running): State.GRANTED,
-    (State.GRANTED, Local.LINK_LOST): State.GRANTED,
-    (State.GRANTED, Local.GUEST_RESUMED): State.RECLAIMING,
+    **{
+        (State.FROZEN, event): State.ENDED
+        for event in (peer.Refuse, peer.Released, events.LinkLost, events.GuestResumed)
+    },
+    (State.FROZEN, events.Disarmed): State.ENDED,
+    (State.RETIRING, events.Retired): State.GRANTED,
+    (State.RETIRING, events.RetireFailed): State.ENDED,
+    **{(state, events.LinkLost): state for state in GIVEN_AWAY},
+    **{(state, events.GuestStopped): state for state in GIVEN_AWAY},
+    **{(state, events.RoundDue): state for state in GIVEN_AWAY},
+    **{(state, peer.Receiving): state for state in GIVEN_AWAY},
+    **{(state, peer.Pong): state for state in GIVEN_AWAY},
+    **{(state, peer.Unknown): state for state in GIVEN_AWAY},
+    **{(state, peer.Refuse): state for state in GIVEN_AWAY},
+    **{(state, peer.Released): State.RELEASED for state in GIVEN_AWAY},
+    **{(state, events.CameBack): State.ENDED for state in GIVEN_AWAY},
+    **{(state, events.GuestResumed): State.RECLAIMING for state in GIVEN_AWAY},
+    (State.GRANTED, peer.Running): State.MOVED,
+    (State.GRANTED, peer.Kept): State.MOVED,
+    (State.MOVED, peer.Running): State.MOVED,
+    (State.MOVED, peer.Kept): State.MOVED,
     (State.RECLAIMING, peer.Running): State.RECLAIMING,  # crossed the Reclaim
-    (State.RECLAIMING, peer.Released): State.ENDED,
-    (State.RECLAIMING, peer.Kept): State.GRANTED,
-    (State.RECLAIMING, Local.LINK_LOST): State.GRANTED,
+    (State.RECLAIMING, peer.Kept): State.RECLAIMING,
+    (State.RELEASED, events.Remembered): State.ENDED,
+    (State.RELEASED, events.RecordFailed): State.RECLAIMING,
+}
+
+_DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.WELCOMING, peer.Hello): State.RECEIVING,
-    (State.WELCOMING, Local.LINK_LOST): State.ENDED,
+    (State.WELCOMING, events.LinkLost): State.ENDED,
     (State.RECEIVING, peer.Key): State.RECEIVING,
     (State.RECEIVING, peer.Record): State.RECEIVING,
     (State.RECEIVING, peer.Commit): State.STAGING,
-    (State.RECEIVING, peer.Disarm): State.ENDED,
-    (State.RECEIVING, Local.LINK_LOST): State.ENDED,
-    (State.STAGING, Local.STAGED): State.HOLDING,
-    (State.STAGING, Local.STAGE_FAILED): State.ENDED,
+    **{
+        (State.RECEIVING, event): State.ENDED
+        for event in (peer.Disarm, events.LinkLost, events.SetAside, events.StageFailed)
+    },
+    (State.STAGING, events.Staged): State.HOLDING,
+    (State.STAGING, events.StageFailed): State.DECLINING,
     (State.HOLDING, peer.Record): State.HOLDING,
     (State.HOLDING, peer.Commit): State.STAGING,
-    (State.HOLDING, peer.Stopped): State.HOLDING,
-    (State.HOLDING, Local.TAIL_APPLIED): State.TAKING,
-    (State.HOLDING, Local.TAIL_REFUSED): State.ENDED,
-    (State.HOLDING, peer.Disarm): State.ENDED,
-    (State.HOLDING, Local.LINK_LOST): State.ENDED,
-    (State.TAKING, peer.Record): State.TAKING,  # of the round that the freeze overtook
-    (State.TAKING, peer.Commit): State.TAKING,
-    (State.TAKING, peer.Stopped): State.TAKING,
-    (State.TAKING, peer.Grant): State.OWNING,
-    (State.TAKING, peer.Disarm): State.ENDED,
-    (State.TAKING, peer.Reclaim): State.ENDED,
-    (State.TAKING, Local.LINK_LOST): State.ENDED,
-    (State.OWNING, peer.Reclaim): State.OWNING,  # answered Released or Kept
-    (State.OWNING, Local.RELEASE): State.ENDED,
-    (State.OWNING, Local.LINK_LOST): State.OWNING,
+    (State.HOLDING, peer.Stopped): State.STANDBY,
+    (State.HOLDING, events.TailCame): State.CHECKING,
+    (State.STANDBY, events.HeldStarted): State.STANDBY,
+    (State.STANDBY, events.StageFailed): State.DECLINING,
+    (State.STANDBY, peer.Record): State.HOLDING,
+    (State.STANDBY, peer.Commit): State.STAGING,
+    (State.STANDBY, peer.Stopped): State.STANDBY,
+    (State.STANDBY, events.TailCame): State.CHECKING,
+    (State.CHECKING, events.TailApplied): State.TAKING,
+    (State.CHECKING, events.TailRefused): State.DECLINING,
+    **{
+        (state, event): state
+        for state in (State.TAKING, State.WAITING)
+        # Of the round that the freeze overtook: the tail has it.
+        for event in (peer.Record, peer.Commit, peer.Stopped)
+    },
+    (State.TAKING, events.InitCame): State.WAITING,
+    (State.TAKING, peer.Grant): State.ENTITLED,
+    (State.WAITING, peer.Grant): State.STARTED,
+    (State.TAKING, peer.Reclaim): State.DECLINING,
+    (State.WAITING, peer.Reclaim): State.DECLINING,
+    (State.WAITING, events.GrantTimedOut): State.DECLINING,
+    **{(state, peer.Disarm): State.DECLINING for state in ON_APPROVAL},
+    **{(state, events.LinkLost): State.DECLINING for state in ON_APPROVAL},
+    **{(state, events.SetAside): State.DECLINING for state in ON_APPROVAL},
+    (State.DECLINING, events.Remembered): State.ENDED,
+    (State.DECLINING, events.RecordFailed): State.ENDED,
+    (State.ENTITLED, events.InitCame): State.STARTED,
+    (State.ENTITLED, events.Adopt): State.STARTED,
+    (State.ENTITLED, peer.Reclaim): State.RELEASING,
+    (State.STARTED, events.InitAnswered): State.STARTED,
+    (State.STARTED, events.AdmitFailed): State.STARTED,
+    (State.STARTED, events.Admitted): State.ADMITTED,
+    (State.STARTED, peer.Reclaim): State.RELEASING,
+    (State.ADMITTED, events.SettleDue): State.ADMITTED,
+    (State.ADMITTED, events.SettleFailed): State.ADMITTED,
+    (State.ADMITTED, events.Settled): State.SETTLED,
+    (State.ADMITTED, peer.Reclaim): State.ADMITTED,  # answered Kept: ask again
+    (State.SETTLED, peer.Reclaim): State.RELEASING,
+    (State.RELEASING, events.Served): State.SETTLED,
+    (State.RELEASING, events.Remembered): State.ENDED,
+    (State.RELEASING, events.RecordFailed): State.RELEASING,
+    (State.RELEASING, peer.Reclaim): State.RELEASING,
+    **{(state, events.LinkLost): state for state in (*OWNING, State.RELEASING)},
+    **{
+        (state, peer.Ping): state
+        for state in State
+        if state.value.startswith("destination") and state is not State.WELCOMING
+    },
 }
+
+TABLE: Final[dict[tuple[State, Event], State]] = {**_SOURCE, **_DESTINATION}
 
 
 class ImpossibleEvent(Exception):
@@ -135,10 +207,13 @@ def check_session(message: peer.Message, session: bytes) -> None:
         raise ImpossibleEvent(f"{type(message).__name__} of another session")
 
 
+def is_possible(state: State, event: Event) -> bool:
+    """Return whether the table has an event in a state; a session that is over ignores all."""
+    return state is State.ENDED or (state, event) in TABLE
+
+
 def advance(state: State, event: Event) -> State:
     """Return the state after an event. Raises ImpossibleEvent."""
-    try:
-        return TABLE[state, event]
-    except KeyError:
-        name = event.name if isinstance(event, Local) else event.__name__
-        raise ImpossibleEvent(f"{name} while {state.name}") from None
+    if not is_possible(state, event):
+        raise ImpossibleEvent(f"{event.__name__} while {state.name}")
+    return TABLE.get((state, event), State.ENDED)

@@ -2,7 +2,7 @@
 
     Offset  Size  Field
     0       8     magic, "VTPMTAIL"
-    8       2     version, 1
+    8       2     version, 2
     10      2     incompatible flags, 0
     12      16    session
     28      8     permanent: generation that the destination has acknowledged
@@ -10,10 +10,12 @@
     44      8     volatile: generation that the destination has acknowledged
     52      8     volatile: generation that the tail makes of it
     60      12    nonce
-    72      …     AES-256-GCM of: u32 length and delta record (permanent), the same (volatile)
+    72      …     AES-256-GCM of: u8 power, u32 length and delta record (permanent), the same
+                  (volatile)
     end-16  16    its tag
 
-All numbers are big-endian. A length of 0 means that the image has not changed. Associated data are
+All numbers are big-endian. A length of 0 means that the image has not changed; power is what the
+guest's last TPM2_Shutdown said (0: none since its TPM2_Startup, 1: CLEAR, 2: STATE). Associated data are
 bytes 0 to 71 and the VM's uuid: a tail of another session, another vTPM or other generations does
 not open. The key is made for the session and sent over TLS; a session seals one tail.
 """
@@ -24,10 +26,11 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"VTPMTAIL"
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = Struct(">8sHH16sQQQQ12s")
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
+POWER_MAX: Final = 2  # enum link_shutdown of csrc/engine/link.cdef.h
 # Two images of the largest size, each sent whole, and their headers.
 TAIL_BYTES_MAX: Final = 512 * 1024
 
@@ -52,6 +55,7 @@ class Tail(NamedTuple):
     """What changed since the destination's last acknowledgement."""
 
     header: Header
+    power: int
     permanent: bytes  # delta record; empty: unchanged
     volatile: bytes
 
@@ -85,7 +89,7 @@ class TailCipher:
     def seal(self, tail: Tail, nonce: bytes) -> bytes:
         """Return the bytes of a tail; ``nonce`` has NONCE_BYTES random bytes."""
         head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
-        content = b"".join(
+        content = bytes([tail.power]) + b"".join(
             _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
         )
         return head + self._cipher.encrypt(nonce, content, head + self._uuid)
@@ -97,7 +101,7 @@ class TailCipher:
         magic, version, flags, *fields, nonce = HEADER.unpack_from(data)
         if magic != MAGIC or version != VERSION or flags:
             raise TailError(
-                f"the tail is of format {version}, flags {flags:#x}; this vtpmd knows 1, 0"
+                f"the tail is of format {version}, flags {flags:#x}; this vtpmd knows {VERSION}, 0"
             )
         header = Header(*fields)
         if header.session != session:
@@ -107,11 +111,13 @@ class TailCipher:
             content = self._cipher.decrypt(nonce, data[HEADER.size :], head + self._uuid)
         except self._forged:
             raise TailError("the tail was altered on its way, or is for another VM") from None
-        permanent, rest = _take_record(content)
+        permanent, rest = _take_record(content[1:])
         volatile, rest = _take_record(rest)
         if rest:
             raise TailError(f"the tail has {len(rest)} bytes more than its records")
-        return Tail(header, permanent, volatile)
+        if content[0] > POWER_MAX:
+            raise TailError(f"the tail says {content[0]} of the guest's last TPM2_Shutdown")
+        return Tail(header, content[0], permanent, volatile)
 
 
 def _take_record(content: bytes) -> tuple[bytes, bytes]:

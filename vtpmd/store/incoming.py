@@ -30,16 +30,12 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import Image
-from vtpmd.store.directory import (
-    StateDirectory,
-    StateDirectoryError,
-    StateKeyError,
-    read_regular_file,
-)
-from vtpmd.store.in_place import InPlace
+from vtpmd.store.directory import StateDirectoryError, StateKeyError
 from vtpmd.store.keys import Key
+from vtpmd.store.owner import Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 
 INCOMING_NAME: Final = "tpm2-00.incoming"
 PERMANENT_NAME: Final = "tpm2-00.permall"
@@ -84,7 +80,7 @@ class Found(NamedTuple):
 class IncomingStates:
     """The file of one session at a time. Its methods raise StateDirectoryError."""
 
-    def __init__(self, directory: StateDirectory, in_place: InPlace, key: Key | None) -> None:
+    def __init__(self, directory: Directory, in_place: InPlace, key: Key | None) -> None:
         """With a key the file is sealed with it, and must be."""
         self._directory = directory
         self._in_place = in_place
@@ -132,12 +128,9 @@ class IncomingStates:
 
     def find(self) -> Found | None:
         """Return what a crash has left, or None. What is damaged is an error, and stays."""
-        try:
-            content = read_regular_file(self._directory.directory_fd, INCOMING_NAME, INCOMING_BYTES)
-        except FileNotFoundError:
+        content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
+        if content is None:
             return None
-        except OSError as error:
-            raise self._directory.failed(INCOMING_NAME, error) from error
         head, sealing = self._open_head(content)
         image = NO_STATE
         if head.granted and head.made_with == self._permanent_digest():
@@ -147,8 +140,8 @@ class IncomingStates:
                 image = _replay(_records(content, head.granted, sealing))
             except (Damaged, core.DeltaError, SealBroken) as error:
                 raise StateDirectoryError(
-                    f"{self._directory.path / INCOMING_NAME} has the vTPM's only state, and is "
-                    "damaged: restore it from a copy"
+                    f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a "
+                    "copy"
                 ) from error
         state = None if image is NO_STATE else image.data
         return Found(head.session, bool(head.granted), image.generation, state)
@@ -170,26 +163,21 @@ class IncomingStates:
                 if is_sealed
                 else "is not sealed: leave out --key"
             )
-            raise StateKeyError(f"{self._directory.path / INCOMING_NAME} {what}")
+            raise StateKeyError(f"{INCOMING_NAME} {what}")
         if self._key is None:
             return head, None
         sealing = Sealing(self._key, head.salt)
         mac = content[HEAD.size : HEAD.size + MAC_BYTES]
         if not compare_digest(mac, sealing.mac(content[: HEAD.size])):
             raise StateKeyError(
-                f"{self._directory.path / INCOMING_NAME} does not open with this key: the key is "
-                "another one, or the file was altered; give the right key, or restore it"
+                f"{INCOMING_NAME} does not open with this key: the key is another one, or the file "
+                "was altered; give the right key, or restore it"
             )
         return head, sealing
 
     def _permanent_digest(self) -> bytes:
-        try:
-            content = read_regular_file(self._directory.directory_fd, PERMANENT_NAME)
-            return sha256(content).digest()
-        except FileNotFoundError:
-            return bytes(DIGEST_BYTES)
-        except OSError as error:
-            raise self._directory.failed(PERMANENT_NAME, error) from error
+        content = self._directory.read(PERMANENT_NAME, FILE_BYTES_MAX)
+        return bytes(DIGEST_BYTES) if content is None else sha256(content).digest()
 
 
 def _encode_head(head: _Head, sealing: Sealing | None) -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vtpmd.store import recovery
 from vtpmd.store.directory import STATE_NAMES, StateDirectory, StateKeyError, state_file
-from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
+from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.wire.control import StateType
 
 
@@ -16,8 +16,7 @@ def rekey(directory: StateDirectory, old: Key | None, new: Key | None) -> list[s
     """
     has_new = {kind for kind in STATE_NAMES if _has_key(directory, kind, new)}
     if not has_new:  # else it was folded before it was interrupted
-        handover = Handover(directory, old)
-        handover.recover()
+        take_up(directory, MovingFiles(directory, old), old)
         recovery.fold(directory, recovery.recover(directory, old), old)
     # All are read before one is written: what neither key opens leaves everything as it is.
     states = {kind: directory.read_state(kind, old) for kind in STATE_NAMES if kind not in has_new}

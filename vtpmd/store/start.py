@@ -16,7 +16,7 @@ from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.store import recovery
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.directory import StateDirectory, state_file
-from vtpmd.store.handover import Handover
+from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.keys import Key
 from vtpmd.wire.control import StateType
 
@@ -36,14 +36,14 @@ class Start(NamedTuple):
 
 
 def open_anchor(
-    path: Path, directory: StateDirectory, handover: Handover, key: Key | None
+    path: Path, directory: StateDirectory, files: MovingFiles, key: Key | None
 ) -> Anchor:
     """Open the anchor, and check that the directory has not fallen behind it.
 
     A granted state is right if the anchor has seen it, or what it is to take the place of. Raises
     FallenBehind, StateDirectoryError or UsageError; nothing was written then.
     """
-    granted = handover.granted()
+    granted = files.granted()
     has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
     anchor = Anchor.open(path, directory.path, is_new=not has_state)
     try:
@@ -56,13 +56,13 @@ def open_anchor(
 
 
 def start(
-    directory: StateDirectory, handover: Handover, key: Key | None, anchor: Anchor | None
+    directory: StateDirectory, files: MovingFiles, key: Key | None, anchor: Anchor | None
 ) -> Start:
     """Make a directory what a vTPM starts from, and return that.
 
     Raises StateKeyError, RecoveryRefused or StateDirectoryError.
     """
-    took_up = handover.recover()
+    took_up = take_up(directory, files, key)
     examined = recovery.recover(directory, key)
     identity = examined.identity
     if identity is None and anchor is not None and anchor.mark is not None:
@@ -73,7 +73,7 @@ def start(
     if anchor is not None:
         anchor.trust(examined.found, identity)
         generation = max(generation, anchor.generation)
-    used = handover.generation_used(generation)
+    used = max(generation, files.owner.read().generation)
     recovery.fold(directory, examined, key)
     states, changes = examined.states_to_start_from(), examined.recovery.applied
     return Start(states, took_up, identity, used, changes)

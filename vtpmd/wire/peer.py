@@ -12,8 +12,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 1
-VERSION_MINIMUM: Final = 1
+VERSION: Final = 2
+VERSION_MINIMUM: Final = 2
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16
@@ -43,6 +43,25 @@ class Reason(IntEnum):
     STORAGE = 8
     NOT_ALLOWED = 9
 
+    @property
+    def word(self) -> str:
+        """What people and programs are shown."""
+        return self.name.lower().replace("_", "-")
+
+
+class Following(IntEnum):
+    """What a side knows of its QEMU, by a monitor."""
+
+    NOT_ASKED_FOR = 0
+    NOT_REACHABLE = 1
+    WITHOUT_EVENTS = 2
+    FOLLOWING = 3
+
+    @property
+    def word(self) -> str:
+        """What people and programs are shown."""
+        return self.name.lower().replace("_", "-")
+
 
 class Hello(NamedTuple):
     """The source introduces itself and the vTPM that it would send."""
@@ -61,6 +80,7 @@ class Welcome(NamedTuple):
 
     version: int
     libtpms_version: int
+    following: int  # of Following; unless it is NOT_ASKED_FOR, Receiving will be said
 
 
 class Refuse(NamedTuple):
@@ -96,6 +116,7 @@ class Commit(NamedTuple):
     round: int
     permanent_generation: int
     volatile_generation: int
+    power: int  # what the guest's last TPM2_Shutdown said; 0: none since its TPM2_Startup
 
 
 class Ack(NamedTuple):
@@ -141,13 +162,13 @@ class Reclaim(NamedTuple):
 
 
 class Released(NamedTuple):
-    """Yes: no guest command was served at the destination, and none will be."""
+    """Yes: no guest's command was served at the destination, and none will be. It is durable."""
 
     session: bytes
 
 
 class Kept(NamedTuple):
-    """No: the guest's commands are served at the destination."""
+    """No: the destination has it. That may change while no guest's command was served there."""
 
     session: bytes
 
@@ -163,6 +184,37 @@ class Stopped(NamedTuple):
 
 class Disarm(NamedTuple):
     """The source ends the session without a migration."""
+
+    session: bytes
+
+
+class Receiving(NamedTuple):
+    """The destination's QEMU says that a stream comes in (1), or that none does any more (0)."""
+
+    session: bytes
+    is_receiving: int
+
+
+class Ping(NamedTuple):
+    """Is the destination there?"""
+
+    session: bytes
+
+
+class Pong(NamedTuple):
+    """It is."""
+
+    session: bytes
+
+
+class Ask(NamedTuple):
+    """Whose is the vTPM? Nothing changes by it: the answer is Kept, Released or Unknown."""
+
+    session: bytes
+
+
+class Unknown(NamedTuple):
+    """This side does not know the session."""
 
     session: bytes
 
@@ -183,15 +235,20 @@ Message = (
     | Kept
     | Disarm
     | Stopped
+    | Receiving
+    | Ping
+    | Pong
+    | Ask
+    | Unknown
 )
 
 _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     1: (Hello, Struct(f">HH{SESSION_BYTES}s{UUID_BYTES}sHII")),
-    2: (Welcome, Struct(">HI")),
+    2: (Welcome, Struct(">HIB")),
     3: (Refuse, None),
     4: (Key, Struct(f">{KEY_BYTES}s")),
     5: (Record, None),
-    6: (Commit, Struct(">IQQ")),
+    6: (Commit, Struct(">IQQB")),
     7: (Ack, Struct(">IQQ")),
     8: (Take, Struct(f">{SESSION_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIII")),
     9: (Grant, Struct(f">{SESSION_BYTES}s")),
@@ -201,6 +258,11 @@ _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     13: (Disarm, Struct(f">{SESSION_BYTES}s")),
     14: (Running, Struct(f">{SESSION_BYTES}sII")),
     15: (Stopped, Struct(f">{SESSION_BYTES}s")),
+    16: (Receiving, Struct(f">{SESSION_BYTES}sB")),
+    17: (Ping, Struct(f">{SESSION_BYTES}s")),
+    18: (Pong, Struct(f">{SESSION_BYTES}s")),
+    19: (Ask, Struct(f">{SESSION_BYTES}s")),
+    20: (Unknown, Struct(f">{SESSION_BYTES}s")),
 }
 TYPE_NUMBERS: Final = {kind: number for number, (kind, _) in _TYPES.items()}
 _REFUSE_HEAD: Final = Struct(">H")

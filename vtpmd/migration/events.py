@@ -1,0 +1,224 @@
+"""What happens to a session that is no message, with its data. Messages are in ``wire.peer``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vtpmd.wire.peer import Reason
+
+Digests = tuple[bytes, bytes]  # SHA-256 of the permanent and of the volatile state
+
+
+class Round(NamedTuple):
+    """What a round brings the destination to."""
+
+    number: int
+    permanent_generation: int
+    volatile_generation: int
+    power: int  # what the guest's last TPM2_Shutdown said (csrc/engine/link.cdef.h)
+
+
+# Both sides.
+
+
+class LinkLost(NamedTuple):
+    """The connection broke, or the peer closed it."""
+
+    reason: str
+
+
+class Remembered(NamedTuple):
+    """The owner record says it, durably."""
+
+
+class RecordFailed(NamedTuple):
+    """The owner record could not be written: it may say either."""
+
+    reason: str
+
+
+# The source's.
+
+
+class Connected(NamedTuple):
+    """The peer is reached and authenticated."""
+
+
+class Disarmed(NamedTuple):
+    """The operator ends the session, or it cannot go on here."""
+
+    reason: str
+
+
+class RoundDue(NamedTuple):
+    """QEMU began another pass, or time has passed."""
+
+
+class RoundSent(NamedTuple):
+    """What changed since the last round is on its way."""
+
+    round: Round
+
+
+class NothingChanged(NamedTuple):
+    """No command ran since the last round."""
+
+
+class GuestStopped(NamedTuple):
+    """The guest stands still while QEMU migrates: it will soon ask for the state."""
+
+
+class GuestResumed(NamedTuple):
+    """The guest runs at the source, or wants to."""
+
+
+class Freeze(NamedTuple):
+    """QEMU asks for the state, and a tail is what it gets."""
+
+
+class TailMade(NamedTuple):
+    """The tail is sealed; these are the digests of the state that it ends at."""
+
+    digests: Digests
+    was_sent: bool  # all of it went over the link, too
+
+
+class Retired(NamedTuple):
+    """The engine serves no more."""
+
+
+class RetireFailed(NamedTuple):
+    """The guest has used the TPM since the freeze."""
+
+
+class CameBack(NamedTuple):
+    """The vTPM has come to this host by another session, whole blobs, or an operator's claim."""
+
+
+# The destination's.
+
+
+class Staged(NamedTuple):
+    """The round is durable, and libtpms takes the state."""
+
+
+class StageFailed(NamedTuple):
+    """libtpms refuses the state, or it cannot be made durable."""
+
+    refusal: Reason
+    reason: str
+
+
+class HeldStarted(NamedTuple):
+    """The TPM is on, ahead of time."""
+
+
+class TailCame(NamedTuple):
+    """QEMU has brought a tail."""
+
+    blob: bytes
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"TailCame(<{len(self.blob)} bytes>)"
+
+
+class TailApplied(NamedTuple):
+    """The TPM is started from what the tail ends at, held; the engine has made the digests."""
+
+    digests: Digests
+    apply_us: int
+    validate_us: int
+    store_us: int
+
+
+class TailRefused(NamedTuple):
+    """The tail cannot be used."""
+
+    refusal: Reason
+    reason: str
+
+
+class SetAside(NamedTuple):
+    """The session is of no use: QEMU starts from something else, or another source comes."""
+
+    reason: str
+
+
+class InitCame(NamedTuple):
+    """QEMU starts the TPM that came with its stream."""
+
+
+class GrantTimedOut(NamedTuple):
+    """The source has not granted the vTPM in time."""
+
+
+class Adopt(NamedTuple):
+    """QEMU does something else than starting what came: the vTPM is taken up first."""
+
+
+class InitAnswered(NamedTuple):
+    """QEMU has its answer: now, or once more, it is to be made durable that the vTPM is ours."""
+
+
+class Admitted(NamedTuple):
+    """It is durable, and commands are executed."""
+
+    wait_us: int
+    start_us: int
+
+
+class AdmitFailed(NamedTuple):
+    """It cannot be made durable yet: commands wait."""
+
+
+class SettleDue(NamedTuple):
+    """It is time to put the state into its own file, once more."""
+
+
+class Settled(NamedTuple):
+    """The state is in its own file, and the owner record says ours."""
+
+
+class SettleFailed(NamedTuple):
+    """One of the two could not be written yet: the state stays where it is."""
+
+
+class Served(NamedTuple):
+    """A guest's command was served: there is no way back."""
+
+
+LocalEvent = (
+    LinkLost
+    | Remembered
+    | RecordFailed
+    | Connected
+    | Disarmed
+    | RoundDue
+    | RoundSent
+    | NothingChanged
+    | GuestStopped
+    | GuestResumed
+    | Freeze
+    | TailMade
+    | Retired
+    | RetireFailed
+    | CameBack
+    | Staged
+    | StageFailed
+    | HeldStarted
+    | TailCame
+    | TailApplied
+    | TailRefused
+    | SetAside
+    | InitCame
+    | GrantTimedOut
+    | Adopt
+    | InitAnswered
+    | Admitted
+    | AdmitFailed
+    | SettleDue
+    | Settled
+    | SettleFailed
+    | Served
+)

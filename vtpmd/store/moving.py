@@ -1,0 +1,70 @@
+"""The files that a moving vTPM leaves in its state directory, and what a start makes of them."""
+
+from __future__ import annotations
+
+from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
+from vtpmd.store.in_place import InPlace
+from vtpmd.store.incoming import Found, IncomingStates
+from vtpmd.store.keys import Key
+from vtpmd.store.owner import OwnerRecord, Outcome, Record
+from vtpmd.wire.control import StateType
+
+# A session that ended so leaves nothing to take up, whatever its file says: the record wins.
+_OVER = (Outcome.DECLINED, Outcome.RELEASED)
+
+
+class MovingFiles:
+    """The owner record, and the states that are on their way in."""
+
+    def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
+        """With a key what holds state is sealed with it, and must be."""
+        self._in_place = InPlace(directory)
+        self.owner = OwnerRecord(directory, self._in_place)
+        self.incoming = IncomingStates(directory, self._in_place, key)
+
+    def close(self) -> None:
+        """Close what is kept open; it is opened again when it is needed."""
+        self._in_place.close()
+
+    def granted(self) -> bytes | None:
+        """Return the state that take_up() would make the vTPM's; nothing is written.
+
+        Raises VtpmdError.
+        """
+        found = self.incoming.find()
+        return found.state if found is not None and is_ours(found, self.owner.read()) else None
+
+
+def is_ours(found: Found, record: Record) -> bool:
+    """Return whether what a session has left was granted, and not let go of since."""
+    line = record.find(found.session.hex())
+    return found.granted and (line is None or line.outcome not in _OVER)
+
+
+def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> bool:
+    """After a crash: make a state that was granted the vTPM's, and forget one that was not.
+
+    Return True if there was one that was granted. If the TPM has written its own file since, that
+    is the newer one. Raises VtpmdError for a granted state that cannot be read; it stays as it is.
+    """
+    found = files.incoming.find()
+    if found is None:
+        return False
+    ours = is_ours(found, files.owner.read())
+    if ours:
+        if found.state is not None:
+            # One that is left continues a state that this host had before.
+            directory.remove(JOURNAL_NAME)
+            directory.write_state(StateType.PERMANENT, found.state, key)
+        files.owner.take(found.session, found.generation)
+    else:
+        forget(files, found)
+    files.incoming.remove()
+    return ours
+
+
+def forget(files: MovingFiles, found: Found) -> None:
+    """Remember that a session was not granted, unless it is known how it ended."""
+    line = files.owner.read().find(found.session.hex())
+    if line is None or line.outcome not in _OVER:
+        files.owner.decline(found.session)

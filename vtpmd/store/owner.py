@@ -1,0 +1,435 @@
+"""The owner record: whose the vTPM is, and what became of its sessions. The one place that says it.
+
+    tpm2-00.owner   lines of JSON; the first is one sector, which says whose it is, and of which
+                    session; then a line for each session that is remembered, and for each fork
+
+docs/owner-record.md has its fields and the table of its transitions. Each transition is durable
+when its method returns. One that only changes the first line is written in place, so that its sync
+writes no metadata: a disk writes a sector whole. Any other makes the file anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol
+
+from vtpmd.errors import VtpmdError
+
+OWNER_NAME: Final = "tpm2-00.owner"
+OWNER_VERSION: Final = 2
+SECTOR_BYTES: Final = 512
+OWNER_BYTES_MAX: Final = 64 * 1024
+# What is forgotten cannot be answered for. A source asks within minutes, hops are rarer than that.
+SESSIONS_MAX: Final = 64
+FORKS_MAX: Final = 64
+TEXT_LENGTH_MAX: Final = 300  # HOST:PORT, or a peer's names
+# Of one session: a capture every microsecond would take an hour to use them up.
+GENERATIONS_RESERVED: Final = 1 << 32
+GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
+
+
+class Whose(StrEnum):
+    """Who may execute commands for the vTPM."""
+
+    OURS = "ours"  # this host
+    OFFERED = "offered"  # this host only if the peer, when asked, has not taken it
+    MOVED = "moved"  # another host, until that says that it lets go of it
+
+
+class Outcome(StrEnum):
+    """What became of a session."""
+
+    OPEN = "open"
+    DECLINED = "declined"  # a peer's vTPM, which was not taken
+    RELEASED = "released"  # a peer's vTPM, which was given back unused
+    TAKEN = "taken"  # a peer's vTPM, which is this host's now
+    SENT = "sent"  # ours, which was offered to a peer
+
+
+class Transition(StrEnum):
+    """What changes the record; each has a method of its name."""
+
+    RESERVE = "reserve"
+    OFFER = "offer"
+    WITHDRAW = "withdraw"
+    CONFIRM = "confirm"
+    RELEASE = "release"
+    EXPECT = "expect"
+    DECLINE = "decline"
+    TAKE = "take"
+    GIVE_BACK = "give_back"
+    ARRIVE = "arrive"
+    CLAIM = "claim"
+
+
+_ANY: Final = tuple(Whose)
+TABLE: Final[dict[tuple[Whose, Transition], Whose]] = {
+    (Whose.OURS, Transition.RESERVE): Whose.OURS,
+    (Whose.OURS, Transition.OFFER): Whose.OFFERED,
+    (Whose.OFFERED, Transition.OFFER): Whose.OFFERED,
+    (Whose.OURS, Transition.WITHDRAW): Whose.OURS,
+    (Whose.OFFERED, Transition.WITHDRAW): Whose.OURS,
+    (Whose.OFFERED, Transition.CONFIRM): Whose.MOVED,
+    (Whose.MOVED, Transition.CONFIRM): Whose.MOVED,
+    (Whose.OFFERED, Transition.RELEASE): Whose.OURS,
+    (Whose.MOVED, Transition.RELEASE): Whose.OURS,
+    **{(whose, Transition.EXPECT): whose for whose in _ANY},
+    **{(whose, Transition.DECLINE): whose for whose in _ANY},
+    **{(whose, Transition.TAKE): Whose.OURS for whose in _ANY},
+    **{(whose, Transition.GIVE_BACK): Whose.MOVED for whose in _ANY},
+    **{(whose, Transition.ARRIVE): Whose.OURS for whose in _ANY},
+    (Whose.OFFERED, Transition.CLAIM): Whose.OURS,
+    (Whose.MOVED, Transition.CLAIM): Whose.OURS,
+}
+
+
+class Session(NamedTuple):
+    """One session that this host remembers."""
+
+    session: str  # in hexadecimal digits
+    outcome: Outcome
+    peer: str  # the peer's names; of a SENT one HOST:PORT, where it can be asked
+    at: str  # ISO 8601, UTC
+
+
+class Fork(NamedTuple):
+    """An operator took the vTPM without the other host's word: both may have served it."""
+
+    session: str
+    peer: str
+    at: str
+
+
+class Record(NamedTuple):
+    """What the owner record says. With no file it is OURS."""
+
+    whose: Whose = Whose.OURS
+    session: str = ""  # OFFERED, MOVED: of which session
+    since: str = ""
+    generation: int = 0  # none above it has been used
+    sessions: tuple[Session, ...] = ()
+    forks: tuple[Fork, ...] = ()
+
+    def find(self, session: str) -> Session | None:
+        """Return what is remembered of a session."""
+        return next((line for line in self.sessions if line.session == session), None)
+
+    @property
+    def peer(self) -> str:
+        """Whom it was offered or given to, for people; where to ask, if it was SENT."""
+        found = self.find(self.session)
+        return "" if found is None else found.peer
+
+
+class OwnerRecordError(VtpmdError):
+    """The record cannot be read, or does not allow what is asked of it; it is as it was."""
+
+    exit_status = 5
+
+
+class Directory(Protocol):
+    """Where the record is kept: a state directory."""
+
+    def read(self, name: str, bytes_max: int) -> bytes | None:
+        """Return a file's content, or None."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Replace a file, durably."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, durably, if it is there."""
+
+
+class InPlace(Protocol):
+    """What writes into a file that is there."""
+
+    def overwrite(self, name: str, offset: int, content: bytes) -> None:
+        """Write into a file, durably."""
+
+    def keep_open(self, name: str) -> None:
+        """Keep a file open for the writes that come."""
+
+    def forget(self, name: str) -> None:
+        """Keep it open no longer."""
+
+
+class OwnerRecord:
+    """The record of one state directory, and its only writer.
+
+    All methods raise VtpmdError: OwnerRecordError for what the table or the session forbids, with
+    nothing written; StateDirectoryError when the disk fails, and then it may say either.
+    """
+
+    def __init__(
+        self, directory: Directory, in_place: InPlace, now: Callable[[], str] | None = None
+    ) -> None:
+        self._directory = directory
+        self._in_place = in_place
+        self._now = now or _now
+        self._record: Record | None = None  # as it is on the disk, once that is known
+
+    def read(self) -> Record:
+        """Return what it says."""
+        if self._record is None:
+            self._record = parse(self._directory.read(OWNER_NAME, OWNER_BYTES_MAX))
+        return self._record
+
+    # The source's.
+
+    def reserve(self, session: bytes, peer: str, used: int) -> int:
+        """Begin a session with a peer, as the owner; make sure that no generation is used twice.
+
+        ``used`` is the highest that is known to have been used. Return what all that come in the
+        session must be above.
+        """
+        known = self.read()
+        floor = max(used, known.generation)
+        line = Session(session.hex(), Outcome.SENT, peer[:TEXT_LENGTH_MAX], self._now())
+        self._go(
+            Transition.RESERVE,
+            generation=floor + GENERATIONS_RESERVED,
+            sessions=_with(known, line),
+        )
+        self._in_place.keep_open(OWNER_NAME)
+        return floor
+
+    def offer(self, session: bytes) -> None:
+        """From now on it is this host's only if the peer has not taken it."""
+        known = self.read()
+        if known.whose is Whose.OFFERED:
+            self._check_session(known, session, Transition.OFFER)
+            return
+        if known.find(session.hex()) is None:
+            raise OwnerRecordError("the vTPM is offered in a session that was not begun")
+        self._go(Transition.OFFER, session=session.hex())
+
+    def withdraw(self, session: bytes) -> None:
+        """The session ended without a Grant, or the guest runs on: it is this host's.
+
+        Nothing happens unless it was offered in this session.
+        """
+        known = self.read()
+        if known.whose is Whose.OFFERED and known.session == session.hex():
+            self._go(Transition.WITHDRAW, session="")
+
+    def confirm(self, session: bytes) -> None:
+        """The peer has said that it has the vTPM."""
+        known = self.read()
+        self._check_session(known, session, Transition.CONFIRM)
+        if known.whose is not Whose.MOVED:
+            self._go(Transition.CONFIRM)
+
+    def release(self, session: bytes) -> None:
+        """The peer has said that it has let go of it, for ever: it is this host's."""
+        self._check_session(self.read(), session, Transition.RELEASE)
+        self._go(Transition.RELEASE, session="")
+
+    # The destination's.
+
+    def expect(self, session: bytes, peer: str) -> None:
+        """A peer has begun a session: who may ask for its outcome is known from now on."""
+        known = self.read()
+        if known.find(session.hex()) is not None:
+            raise OwnerRecordError("there was a session of that name before")
+        line = Session(session.hex(), Outcome.OPEN, peer[:TEXT_LENGTH_MAX], self._now())
+        self._go(Transition.EXPECT, sessions=_with(known, line))
+
+    def decline(self, session: bytes) -> None:
+        """The session ended here without a Grant: what a peer sent will never be served."""
+        self._end(Transition.DECLINE, session, Outcome.DECLINED)
+
+    def take(self, session: bytes, used: int) -> int:
+        """The peer has granted it: it is this host's. ``used`` and the result as in reserve()."""
+        floor = max(used, self.read().generation)
+        generation = floor + GENERATIONS_RESERVED
+        self._end(Transition.TAKE, session, Outcome.TAKEN, generation=generation, new_session="")
+        return floor
+
+    def give_back(self, session: bytes) -> None:
+        """What was granted has not been used here, and is the peer's again."""
+        self._end(Transition.GIVE_BACK, session, Outcome.RELEASED, new_session=session.hex())
+
+    # Either side's.
+
+    def arrive(self) -> None:
+        """The vTPM has come whole, by QEMU's stream: whoever migrated or restored it decided."""
+        if self.read().whose is not Whose.OURS:
+            self._go(Transition.ARRIVE, session="")
+
+    def claim(self) -> Fork:
+        """An operator takes it without the peer's word; that is never forgotten."""
+        known = self.read()
+        fork = Fork(known.session, known.peer, self._now())
+        forks = (*known.forks, fork)
+        if len(forks) > FORKS_MAX:
+            raise OwnerRecordError(f"the vTPM was claimed {FORKS_MAX} times: it is not known here")
+        self._go(Transition.CLAIM, session="", forks=forks)
+        return fork
+
+    def _end(
+        self,
+        transition: Transition,
+        session: bytes,
+        outcome: Outcome,
+        generation: int | None = None,
+        new_session: str | None = None,
+    ) -> None:
+        """Remember what became of a peer's session."""
+        known = self.read()
+        found = known.find(session.hex()) or Session(session.hex(), Outcome.OPEN, "", "")
+        if found.outcome is outcome and transition is not Transition.TAKE:
+            return
+        if found.outcome not in _ENDS_FROM[outcome]:
+            raise OwnerRecordError(
+                f"the session was {found.outcome} before: it cannot be {outcome} now"
+            )
+        line = found._replace(outcome=outcome, at=self._now())
+        self._go(
+            transition,
+            generation=known.generation if generation is None else generation,
+            session=known.session if new_session is None else new_session,
+            sessions=_with(known, line),
+        )
+
+    def _check_session(self, known: Record, session: bytes, transition: Transition) -> None:
+        if known.session != session.hex():
+            raise OwnerRecordError(
+                f"the owner record says {known.whose} of another session: no {transition}"
+            )
+
+    def _go(
+        self,
+        transition: Transition,
+        *,
+        session: str | None = None,
+        generation: int | None = None,
+        sessions: tuple[Session, ...] | None = None,
+        forks: tuple[Fork, ...] | None = None,
+    ) -> None:
+        """Make a transition, durably."""
+        known = self.read()
+        whose = TABLE.get((known.whose, transition))
+        if whose is None:
+            raise OwnerRecordError(f"the owner record says {known.whose}: no {transition}")
+        record = Record(
+            whose=whose,
+            session=known.session if session is None else session,
+            since=known.since if known.since and whose is known.whose else self._now(),
+            generation=known.generation if generation is None else generation,
+            sessions=known.sessions if sessions is None else sessions,
+            forks=known.forks if forks is None else forks,
+        )
+        self._record = None  # until it is durable
+        lines = encode(record)
+        if record[4:] == known[4:] and known.since:
+            self._in_place.overwrite(OWNER_NAME, 0, lines[:SECTOR_BYTES])
+        else:
+            self._directory.replace(OWNER_NAME, lines)
+        self._record = record
+
+
+# What a session must have been for an outcome to be true.
+_ENDS_FROM: Final = {
+    Outcome.DECLINED: (Outcome.OPEN,),
+    Outcome.TAKEN: (Outcome.OPEN, Outcome.TAKEN),
+    Outcome.RELEASED: (Outcome.OPEN, Outcome.TAKEN),
+}
+
+
+def _with(known: Record, line: Session) -> tuple[Session, ...]:
+    """Return the sessions with one more, the oldest forgotten, but for the one that counts."""
+    others = [each for each in known.sessions if each.session != line.session]
+    while len(others) >= SESSIONS_MAX:
+        others.remove(next(each for each in others if each.session != known.session))
+    return (*others, line)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def encode(record: Record) -> bytes:
+    """Return the bytes of the file."""
+    first = {
+        "version": OWNER_VERSION,
+        "whose": record.whose,
+        "session": record.session,
+        "since": record.since,
+        "generation": record.generation,
+    }
+    lines = [json.dumps(first).ljust(SECTOR_BYTES - 1)]
+    lines += [json.dumps(line._asdict()) for line in record.sessions]
+    lines += [json.dumps({"fork": fork._asdict()}) for fork in record.forks]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def parse(content: bytes | None) -> Record:
+    """Return what the bytes of the file say; no file: OURS. Raises OwnerRecordError."""
+    if content is None:
+        return Record()
+    try:
+        return _parse(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OwnerRecordError(
+            f"{OWNER_NAME} cannot be read, so whose the vTPM is, is not known: restore the file, "
+            "or remove it if no other host runs this guest"
+        ) from error
+
+
+def _parse(content: bytes) -> Record:
+    if len(content) > OWNER_BYTES_MAX:
+        raise ValueError("it is too long")
+    first, *rest = (json.loads(line) for line in content.decode().splitlines())
+    if first["version"] == 1:
+        return _parse_first_version(first)
+    if first["version"] != OWNER_VERSION:
+        raise ValueError("it is of another version")
+    sessions = [_session(line) for line in rest if "fork" not in line]
+    forks = [Fork(*_texts(line["fork"], Fork._fields)) for line in rest if "fork" in line]
+    session, since = _texts(first, ("session", "since"))
+    whose = Whose(first["whose"])
+    if (whose is Whose.OURS) != (session == ""):
+        raise ValueError("whose it is does not agree with the session")
+    if len(sessions) > SESSIONS_MAX + 1 or len(forks) > FORKS_MAX:
+        raise ValueError("it has too many lines")
+    generation = _generation(first["generation"])
+    return Record(whose, session, since, generation, tuple(sessions), tuple(forks))
+
+
+def _parse_first_version(first: dict[str, object]) -> Record:
+    """Read what vtpmd 0.1 wrote: it knew no session, so nobody can be asked."""
+    generation, moved = _generation(first["generation"]), first["handed-over"]
+    if moved is None:
+        return Record(generation=generation)
+    if not isinstance(moved, dict):
+        raise TypeError("handed-over")
+    to, at = _texts(moved, ("to", "at"))
+    line = Session(_UNKNOWN, Outcome.OPEN, to, at)
+    return Record(Whose.MOVED, _UNKNOWN, at, generation, (line,))
+
+
+_UNKNOWN: Final = "unknown"
+
+
+def _session(line: dict[str, object]) -> Session:
+    session, peer, at = _texts(line, ("session", "peer", "at"))
+    return Session(session, Outcome(str(line["outcome"])), peer, at)
+
+
+def _texts(fields: dict[str, object], names: tuple[str, ...]) -> list[str]:
+    found = [fields[name] for name in names]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) != len(names):
+        raise TypeError("a text is none")
+    if any(len(text) > TEXT_LENGTH_MAX or not text.isprintable() for text in texts):
+        raise ValueError("a text in it is none")
+    return texts
+
+
+def _generation(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= GENERATION_MAX:
+        raise ValueError("the generation is none")
+    return value
