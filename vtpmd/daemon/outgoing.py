@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire, Store
+from vtpmd.core import LinkCapture, LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images, digest
@@ -354,7 +354,7 @@ class Outgoing:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
-        if not reply.argument and self._sent is not NOTHING:
+        if not reply.argument & LinkCapture.CHANGED and self._sent is not NOTHING:
             return None
         store = self._owner.store
         return Images(store.read(StateType.PERMANENT), store.read(StateType.VOLATILE))
