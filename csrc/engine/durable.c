@@ -593,13 +593,25 @@ void durable_begin(struct durable *durable)
     durable->on = true;
 }
 
-int durable_end(struct durable *durable)
+static void leave(struct durable *durable)
 {
-    pthread_mutex_lock(&durable->lock);
     durable->on = false;
     join_fold(durable);
     abandon_fold(durable);
     durable->fold.has_failed = false;
+}
+
+void durable_leave(struct durable *durable)
+{
+    pthread_mutex_lock(&durable->lock);
+    leave(durable);
+    pthread_mutex_unlock(&durable->lock);
+}
+
+int durable_end(struct durable *durable)
+{
+    pthread_mutex_lock(&durable->lock);
+    leave(durable);
     int r = close_journal(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;

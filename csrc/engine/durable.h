@@ -76,6 +76,9 @@ int durable_store(struct durable *durable);
 /* The TPM is on: changes may be appended. */
 void durable_begin(struct durable *durable);
 
+/* It is off, or its files must not change: wait for a folding, and leave the journal as it is. */
+void durable_leave(struct durable *durable);
+
 /* It is off. Wait for a folding, and close the journal. Returns 0, also if there is none, or a
  * negative errno: the journal is still there then, and goes on with the next durable_begin(). */
 int durable_end(struct durable *durable);

@@ -152,8 +152,22 @@ static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
 
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
-    (void)response;
-    return tpm_init(link->tpm, request->header.argument);
+    uint32_t from = request->header.argument;
+    enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
+    struct link_digests *digests;
+
+    if (!(from & LINK_INIT_HELD))
+        return said ? TPM_BAD_PARAMETER : tpm_init(link->tpm, from & LINK_INIT_CAME);
+    if (said > LINK_SHUTDOWN_STATE)
+        return TPM_BAD_PARAMETER;
+    digests = calloc(1, sizeof(*digests));
+    if (!digests)
+        return TPM_SIZE;
+    response->payload = (uint8_t *)digests;
+    TPM_RESULT result = tpm_init_held(link->tpm, from & LINK_INIT_CAME, said, digests);
+    if (result == TPM_SUCCESS)
+        response->header.payload_bytes = sizeof(*digests);
+    return result;
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
@@ -283,11 +297,12 @@ static TPM_RESULT do_get_info(struct link *link, struct message *request, struct
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
 {
+    enum link_shutdown said = LINK_SHUTDOWN_NONE;
     bool worked = false;
 
     (void)request;
-    TPM_RESULT result = tpm_capture(link->tpm, link->store, &worked);
-    response->header.argument = worked;
+    TPM_RESULT result = tpm_capture(link->tpm, link->store, &worked, &said);
+    response->header.argument = (worked ? LINK_CAPTURE_CHANGED : 0) | said << LINK_SAID_SHIFT;
     return result;
 }
 
@@ -301,6 +316,12 @@ static TPM_RESULT do_unretire(struct link *link, struct message *request, struct
 {
     (void)request, (void)response;
     return tpm_unretire(link->tpm);
+}
+
+static TPM_RESULT do_await(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_await(link->tpm, request->header.argument != 0);
 }
 
 static TPM_RESULT do_expect(struct link *link, struct message *request, struct message *response)
@@ -431,6 +452,7 @@ static const operation operations[] = {
     [LINK_SET_ANCHOR] = do_set_anchor,
     [LINK_SET_JOURNAL] = do_set_journal,
     [LINK_EXPECT] = do_expect,
+    [LINK_AWAIT] = do_await,
 };
 
 static int serve_request(struct link *link)

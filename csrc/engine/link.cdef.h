@@ -15,8 +15,10 @@ enum link_operation {
     LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
     LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
     LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed;
-                                   argument: enum link_init */
-    LINK_STOP = 5,              /* TPM2_Shutdown if the guest did not send it, then power off */
+                                   argument: enum link_init and, with LINK_INIT_HELD, enum
+                                   link_shutdown, as the host says that it comes from; then there
+                                   is an answer: payload, struct link_digests */
+    LINK_STOP = 5,              /* TPM2_Shutdown as the guest needs it, then power off */
     LINK_GET_ESTABLISHED = 6,   /* answer: argument */
     LINK_RESET_ESTABLISHED = 7, /* argument: locality */
     LINK_SET_LOCALITY = 8,      /* argument: locality */
@@ -25,28 +27,38 @@ enum link_operation {
     LINK_HASH_END = 11,
     LINK_CANCEL = 12,          /* takes effect at the running command */
     LINK_STORE_VOLATILE = 13,  /* into the state directory */
-    LINK_GET_STATE = 14,       /* argument: state type; answer: payload */
+    LINK_GET_STATE = 14,       /* argument: state type; answer: payload; who asks for the permanent
+                                  state may take the vTPM elsewhere, so nothing is written until
+                                  the guest runs on: a command, LINK_HASH_*,
+                                  LINK_RESET_ESTABLISHED, LINK_INIT, LINK_STORE_VOLATILE or
+                                  LINK_UNRETIRE */
     LINK_SET_STATE = 15,       /* argument: state type; payload; taken up by the next LINK_INIT */
     LINK_SET_BUFFER_SIZE = 16, /* argument: wanted, or 0 to ask; answer: argument, and payload of
                                   two uint32_t, smallest and largest */
     LINK_GET_INFO = 17, /* argument: TPMLIB_InfoFlags; answer: payload, text without its NUL */
-    LINK_CAPTURE = 18,  /* into the store; answer: argument, 1 if it may differ from the last one */
-    LINK_RETIRE = 19,   /* serve no more; argument: enum link_retire; refused if that is broken */
-    LINK_UNRETIRE = 20, /* serve again */
+    LINK_CAPTURE = 18,  /* into the store; answer: argument, enum link_capture and enum
+                           link_shutdown */
+    LINK_RETIRE = 19,   /* serve no more, and write nothing; argument: enum link_retire; refused if
+                           that is broken */
+    LINK_UNRETIRE = 20, /* serve and write again, also after LINK_GET_STATE */
     LINK_FORGET_STATE = 21,     /* what LINK_SET_STATE was given is not to be used */
     LINK_RAISE_GENERATION = 22, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
     LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
-    LINK_ADMIT = 25, /* the vTPM is this host's: commands are executed, its files may be written */
-    LINK_SET_KEY = 26,     /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
-                              before anything is written */
+    LINK_ADMIT = 25,   /* the vTPM is this host's: commands are executed, its files may be written;
+                          may be asked again after it failed */
+    LINK_SET_KEY = 26, /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
+                          before anything is written */
     LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
                               descriptor, the anchor's */
     LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
                               link_journal */
-    LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT */
+    LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
+                              second at most, and are answered TPM_RC_RETRY then */
+    LINK_AWAIT = 30,       /* argument 1: the retired TPM is asked back, and commands wait for
+                              LINK_UNRETIRE in the same way; 0: not any more */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -56,10 +68,29 @@ enum link_init {
                            write nothing, and serve as if it had not started, until LINK_EXPECT */
 };
 
+/* What LINK_CAPTURE answers. */
+enum link_capture {
+    LINK_CAPTURE_CHANGED = 1, /* it may differ from the last one */
+};
+
 /* What must not have happened when the engine retires. */
 enum link_retire {
     LINK_RETIRE_UNCHANGED = 0, /* nothing ran since the last LINK_CAPTURE */
-    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since LINK_SET_STATE */
+    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since the vTPM came to this host by LINK_ADMIT, or
+                                  ever; so for a TPM that is held, or has not started */
+};
+
+/* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */
+enum link_shutdown {
+    LINK_SHUTDOWN_NONE = 0,
+    LINK_SHUTDOWN_CLEAR = 1,
+    LINK_SHUTDOWN_STATE = 2, /* it sleeps: its next TPM2_Startup wants its PCRs back */
+};
+
+/* Where an argument has an enum link_shutdown. */
+enum link_said {
+    LINK_SAID_SHIFT = 8,
+    LINK_SAID_MASK = 0x300,
 };
 
 /* What the engine could lock into memory. */
@@ -89,6 +120,12 @@ enum link_descriptor {
 
 enum link_limit {
     LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+};
+
+/* SHA-256 of what libtpms was given to start from. */
+struct link_digests {
+    uint8_t permanent_digest[32];
+    uint8_t volatile_digest[32];
 };
 
 /* What LINK_SET_JOURNAL brings. */

@@ -34,6 +34,8 @@ static struct image images[] = {
 static struct image held = {.name = TPM_PERMANENT_ALL_NAME};
 static bool held_has_changed;
 
+static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
+
 static enum link_state_type type_by_name(const char *name)
 {
     for (enum link_state_type i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
@@ -122,17 +124,25 @@ int nvram_set_anchor(const struct anchor *anchor)
 
 int nvram_store_permanent(void)
 {
-    return durable_store(permanent);
+    return is_read_only ? -EROFS : durable_store(permanent);
+}
+
+void nvram_set_read_only(bool is_so)
+{
+    if (is_so && !is_read_only)
+        durable_leave(permanent);
+    is_read_only = is_so;
 }
 
 void nvram_begin(void)
 {
-    durable_begin(permanent);
+    if (!is_read_only)
+        durable_begin(permanent);
 }
 
 int nvram_end(void)
 {
-    return durable_end(permanent);
+    return is_read_only ? 0 : durable_end(permanent);
 }
 
 static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
@@ -154,19 +164,26 @@ bool nvram_has(enum link_state_type type)
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
+    if (is_read_only)
+        return -EROFS;
     if (type == LINK_STATE_PERMANENT)
         return durable_commit(permanent, state, state_bytes);
     return image_store(&images[type], state, state_bytes);
 }
 
+static int image_remove(struct image *image)
+{
+    int r = checkpoint_remove(store_io, image->name);
+
+    if (r >= 0)
+        image_clear(image);
+    return r;
+}
+
 int nvram_remove(enum link_state_type type)
 {
     check(type != LINK_STATE_PERMANENT); /* it is replaced, never removed */
-    int r = checkpoint_remove(store_io, images[type].name);
-    if (r < 0)
-        return r;
-    image_clear(&images[type]);
-    return 0;
+    return is_read_only ? -EROFS : image_remove(&images[type]);
 }
 
 void nvram_deinit(void)
@@ -186,7 +203,10 @@ int nvram_hold(const uint8_t *state, size_t state_bytes)
 
 int nvram_admit(void)
 {
-    int r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed);
+    int r = image_remove(&images[LINK_STATE_VOLATILE]);
+
+    if (r >= 0)
+        r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed);
     if (r >= 0)
         nvram_let_go();
     return r;
@@ -213,7 +233,9 @@ static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_n
     size_t n_bytes;
 
     (void)tpm_number;
-    if (type == NO_TYPE || !find(type, &bytes, &n_bytes))
+    /* What files hold is not the held TPM's: that starts from what it was given alone. */
+    if (type == NO_TYPE || (held.bytes && type != LINK_STATE_PERMANENT) ||
+        !find(type, &bytes, &n_bytes))
         return TPM_RETRY; /* "there is no such file" */
     if (image_reserve(&copy, n_bytes) < 0)
         return TPM_SIZE;

@@ -39,6 +39,11 @@ int nvram_set_anchor(const struct anchor *anchor);
  * none, or a negative errno. */
 int nvram_store_permanent(void);
 
+/* The vTPM is, or may be, another host's: while that `is_so` no file is written, but by
+ * nvram_admit(). What would write one fails with -EROFS; nvram_end() leaves the journal as it is.
+ * Waits for a folding that is under way. */
+void nvram_set_read_only(bool is_so);
+
 /* The TPM is on from now on, or off. The latter closes the journal: it returns 0, or a negative
  * errno with the journal left as it is. */
 void nvram_begin(void);
@@ -59,8 +64,8 @@ int nvram_remove(enum link_state_type type);
  * nvram_let_go(); `state` is durable elsewhere. Returns 0 or -ENOMEM. */
 int nvram_hold(const uint8_t *state, size_t state_bytes);
 
-/* Make what was held the image. Returns 0, with the state durable in one file or another, or a
- * negative errno; then it is still held. */
+/* Make what was held the image, and remove the volatile one, which is of no use any more. Returns
+ * 0, with the state durable in one file or another, or a negative errno; then it is still held. */
 int nvram_admit(void);
 
 /* Overwrite and free what is held, if anything is; the image is as it was before. */

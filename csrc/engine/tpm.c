@@ -1,33 +1,48 @@
 #include "tpm.h"
 
+#include <errno.h>
 #include <libtpms/tpm_error.h>
 #include <libtpms/tpm_tis.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "digest.h"
 #include "error.h"
 #include "nvram.h"
 #include "pages.h"
 
 enum {
-    TPM2_CC_SHUTDOWN = 0x145, /* TPM 2.0 part 2, 6.5.2 */
+    TPM2_CC_STARTUP = 0x144, /* TPM 2.0 part 2, 6.5.2 */
+    TPM2_CC_SHUTDOWN = 0x145,
     TPM2_ST_NO_SESSIONS = 0x8001,
+    TPM2_SU_CLEAR = 0, /* TPM 2.0 part 2, 6.10 */
+    TPM2_SU_STATE = 1,
 };
 
 struct tpm {
     pthread_mutex_t lock;
-    pthread_cond_t admitted; /* or will never be */
+    pthread_cond_t settled; /* waiting commands have to look again whether they wait */
     bool running;
     bool held;     /* on, but not this host's yet */
     bool expected; /* held, and the guest has been told that it is on: commands wait */
-    bool retired;
-    bool shut_down; /* the last command was TPM2_Shutdown */
-    bool worked;    /* something ran since the last capture */
-    bool served;    /* something ran since a state was given, or ever */
+    bool retired;  /* another host's: nothing is executed, and nothing written */
+    bool awaited;  /* retired, and asked back from there: commands wait */
+    bool given;    /* QEMU has the state and may start it elsewhere: nothing is written until the
+                      guest is seen to run on */
+    bool worked;   /* something ran since the last capture */
+    bool served;   /* something ran since the vTPM came to this host, or ever */
+    enum link_shutdown said; /* the guest's last TPM2_Shutdown that libtpms accepted since its
+                                TPM2_Startup */
+    bool shut_down;          /* nothing ran since that */
 };
+
+_Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BYTES &&
+                   sizeof(((struct link_digests *)0)->volatile_digest) == DIGEST_BYTES,
+               "SHA-256 as digest.h has it");
 
 /* libtpms' callback has no room for a pointer. */
 static TPM_MODIFIER_INDICATOR current_locality;
@@ -62,10 +77,14 @@ TPM_RESULT tpm_on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_nu
 struct tpm *tpm_new(struct io *io)
 {
     struct tpm *tpm = calloc(1, sizeof(*tpm));
+    pthread_condattr_t attributes;
 
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
-    check(pthread_cond_init(&tpm->admitted, NULL) == 0);
+    check(pthread_condattr_init(&attributes) == 0);
+    check(pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0);
+    check(pthread_cond_init(&tpm->settled, &attributes) == 0);
+    pthread_condattr_destroy(&attributes);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
@@ -108,24 +127,59 @@ static void process(uint8_t *command, size_t command_bytes, struct tpm_response 
         tpm_respond_error(response, TPM2_RC_FAILURE);
 }
 
-static void send_shutdown(void)
+static uint32_t response_code(const struct tpm_response *response)
 {
-    /* TPM2_Shutdown(TPM_SU_CLEAR). An orderly stop keeps the clock safe and counts no failed try
-     * towards a lockout. Not TPM_SU_STATE: a guest that did not ask for its PCRs to be kept must
-     * not find them again after a reset. */
-    uint8_t command[] = {0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0};
+    return get_be32(response->bytes + 6);
+}
+
+/* Returns false if libtpms refuses it: TPM_SU_STATE after TPM2_PCR_Allocate, for one. */
+static bool send_shutdown(uint8_t type)
+{
+    uint8_t command[] = {0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, TPM2_CC_SHUTDOWN & 0xff, 0, type};
     struct tpm_response response;
 
     tpm_response_init(&response);
     process(command, sizeof(command), &response);
+    bool is_accepted = response_code(&response) == 0;
     tpm_response_deinit(&response);
+    return is_accepted;
+}
+
+/* An orderly stop keeps the clock safe and counts no failed try towards a lockout. A guest that
+ * sleeps gets its PCRs back, whatever ran after it said so; one that did not ask for that must not
+ * find them after a reset, and sessions that it saved would pile up. */
+static void shut_down(struct tpm *tpm)
+{
+    if (tpm->shut_down)
+        return;
+    if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
+        send_shutdown(TPM2_SU_CLEAR);
+}
+
+/* Whose the vTPM is, is decided here alone. */
+static void set_owner(struct tpm *tpm, bool retired, bool given)
+{
+    tpm->retired = retired;
+    tpm->given = given;
+    tpm->awaited = false;
+    nvram_set_read_only(retired || given);
+    if (tpm->running)
+        nvram_begin();
+    pthread_cond_broadcast(&tpm->settled);
+}
+
+/* The guest runs on here, so nobody has started what tpm_get_state() gave. */
+static void run_on(struct tpm *tpm)
+{
+    if (tpm->given)
+        set_owner(tpm, tpm->retired, false);
 }
 
 static void end_hold(struct tpm *tpm)
 {
     tpm->held = tpm->expected = false;
     nvram_let_go();
-    pthread_cond_broadcast(&tpm->admitted);
+    pthread_cond_broadcast(&tpm->settled);
 }
 
 /* Returns 0, also if there is none, or a negative errno. */
@@ -142,17 +196,15 @@ static int close_journal(void)
 
 static void power_off(struct tpm *tpm)
 {
-    if (!tpm->shut_down && !tpm->retired && !tpm->held)
-        send_shutdown();
+    if (!tpm->retired && !tpm->given && !tpm->held)
+        shut_down(tpm);
     TPMLIB_Terminate();
-    tpm->running = false;
-    /* One that is another host's now stays, with its journal, as it was when it left. */
-    if (!tpm->retired)
-        close_journal();
+    tpm->running = tpm->awaited = false;
+    close_journal();
     end_hold(tpm);
 }
 
-static TPM_RESULT power_on(struct tpm *tpm)
+static TPM_RESULT power_on(struct tpm *tpm, enum link_shutdown said)
 {
     bool resumes = nvram_has(LINK_STATE_VOLATILE) && !tpm->held;
 
@@ -166,6 +218,7 @@ static TPM_RESULT power_on(struct tpm *tpm)
     else
         TPMLIB_Terminate();
     tpm->running = result == TPM_SUCCESS;
+    tpm->said = said;
     tpm->shut_down = false;
     tpm->worked = true;
     if (!tpm->running)
@@ -173,38 +226,56 @@ static TPM_RESULT power_on(struct tpm *tpm)
     return result;
 }
 
-/* libtpms commits the state that it was given when it starts from it. */
-static TPM_RESULT hold_given_state(void)
+TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
+{
+    locked(tpm);
+    if (tpm->retired && !has_come)
+        return TPM_FAIL;
+    run_on(tpm);
+    if (tpm->running)
+        power_off(tpm);
+    set_owner(tpm, false, false);
+    return power_on(tpm, LINK_SHUTDOWN_NONE);
+}
+
+/* A TPM that is off tells what it was given to start from; of a volatile state there may be none.
+ * libtpms commits the permanent one when it starts from it. */
+static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
 {
     unsigned char *state = NULL;
     uint32_t state_bytes = 0;
 
-    TPM_RESULT result = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &state, &state_bytes);
-    if (result != TPM_SUCCESS)
+    TPM_RESULT result = TPMLIB_GetState(library_types[type], &state, &state_bytes);
+    if (result != TPM_SUCCESS && (type == LINK_STATE_PERMANENT || result != TPM_RETRY))
         return result;
-    int r = nvram_hold(state, state_bytes);
-    explicit_bzero(state, state_bytes);
+    if (!state)
+        state_bytes = 0; /* libtpms has a number of its own for what is empty */
+    int r = digest_compute(state, state_bytes, digest);
+    if (r >= 0 && type == LINK_STATE_PERMANENT)
+        r = nvram_hold(state, state_bytes);
+    if (state)
+        explicit_bzero(state, state_bytes);
     free(state);
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from)
+TPM_RESULT tpm_init_held(struct tpm *tpm, bool has_come, enum link_shutdown said,
+                         struct link_digests *digests)
 {
     locked(tpm);
-    if (tpm->retired && !(from & LINK_INIT_CAME))
+    if (tpm->retired && !has_come)
         return TPM_FAIL;
     if (tpm->running)
         power_off(tpm);
-    /* What has not been granted yet ends no retirement. */
-    if (from & LINK_INIT_HELD) {
-        TPM_RESULT result = hold_given_state();
-        if (result != TPM_SUCCESS)
-            return result;
-        tpm->held = true;
-    } else {
-        tpm->retired = false;
+    TPM_RESULT result = hold_given_state(LINK_STATE_PERMANENT, digests->permanent_digest);
+    if (result == TPM_SUCCESS)
+        result = hold_given_state(LINK_STATE_VOLATILE, digests->volatile_digest);
+    if (result != TPM_SUCCESS) {
+        nvram_let_go();
+        return result;
     }
-    return power_on(tpm);
+    tpm->held = true;
+    return power_on(tpm, said);
 }
 
 TPM_RESULT tpm_expect(struct tpm *tpm)
@@ -221,10 +292,10 @@ TPM_RESULT tpm_admit(struct tpm *tpm)
     locked(tpm);
     if (!tpm->held)
         return TPM_BAD_ORDINAL;
-    /* What this host's own vTPM has left is of no use any more. */
-    if (nvram_remove(LINK_STATE_VOLATILE) < 0 || nvram_admit() < 0)
+    if (nvram_admit() < 0)
         return TPM_FAIL;
-    tpm->retired = false;
+    tpm->served = false;
+    set_owner(tpm, false, false);
     end_hold(tpm);
     return TPM_SUCCESS;
 }
@@ -235,10 +306,26 @@ static void let_go(struct tpm *tpm)
         power_off(tpm);
 }
 
+static TPM_RESULT await_return(struct tpm *tpm, bool is_so)
+{
+    if (!tpm->retired)
+        return TPM_BAD_ORDINAL;
+    tpm->awaited = is_so;
+    pthread_cond_broadcast(&tpm->settled);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_await(struct tpm *tpm, bool is_so)
+{
+    locked(tpm);
+    return await_return(tpm, is_so);
+}
+
 void tpm_let_go(struct tpm *tpm)
 {
     locked(tpm);
     let_go(tpm);
+    await_return(tpm, false);
 }
 
 TPM_RESULT tpm_stop(struct tpm *tpm)
@@ -254,9 +341,50 @@ void tpm_free(struct tpm *tpm)
     tpm_stop(tpm);
     close_journal(); /* once more, if the disk was full */
     nvram_deinit();
-    pthread_cond_destroy(&tpm->admitted);
+    pthread_cond_destroy(&tpm->settled);
     pthread_mutex_destroy(&tpm->lock);
     free(tpm);
+}
+
+static bool must_wait(const struct tpm *tpm)
+{
+    return tpm->expected || (tpm->awaited && tpm->running && !tpm->held);
+}
+
+/* Returns false if that took too long. */
+static bool wait_until_settled(struct tpm *tpm)
+{
+    struct timespec until;
+
+    check(clock_gettime(CLOCK_MONOTONIC, &until) == 0);
+    until.tv_sec += COMMAND_WAIT_MS / 1000;
+    until.tv_nsec += COMMAND_WAIT_MS % 1000 * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    while (must_wait(tpm))
+        if (pthread_cond_timedwait(&tpm->settled, &tpm->lock, &until) == ETIMEDOUT)
+            return !must_wait(tpm);
+    return true;
+}
+
+static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type)
+{
+    if (command_code == TPM2_CC_STARTUP) {
+        tpm->said = LINK_SHUTDOWN_NONE;
+    } else if (command_code == TPM2_CC_SHUTDOWN) {
+        tpm->said = type == TPM2_SU_STATE ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_CLEAR;
+        tpm->shut_down = true;
+    }
+}
+
+/* Something of the guest's is about to run. */
+static void note_work(struct tpm *tpm)
+{
+    run_on(tpm);
+    tpm->worked = tpm->served = true;
+    tpm->shut_down = false;
 }
 
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
@@ -264,15 +392,21 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
     locked(tpm);
-    while (tpm->expected)
-        pthread_cond_wait(&tpm->admitted, &tpm->lock);
+    if (!wait_until_settled(tpm)) {
+        tpm_respond_error(response, TPM2_RC_RETRY);
+        return;
+    }
     if (!tpm->running || tpm->held || tpm->retired) {
         tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
     }
-    tpm->worked = tpm->served = true;
-    tpm->shut_down = get_be32(command + 6) == TPM2_CC_SHUTDOWN;
+    uint32_t command_code = get_be32(command + 6);
+    /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
+    uint16_t last_parameter = get_be16(command + command_bytes - 2);
+    note_work(tpm);
     process(command, command_bytes, response);
+    if (response_code(response) == 0)
+        note_power(tpm, command_code, last_parameter);
 }
 
 TPM_RESULT tpm_cancel(struct tpm *tpm)
@@ -304,7 +438,7 @@ static TPM_RESULT begin_work(struct tpm *tpm)
         return TPM_BAD_ORDINAL;
     if (tpm->retired)
         return TPM_FAIL;
-    tpm->worked = tpm->served = true;
+    note_work(tpm);
     return TPM_SUCCESS;
 }
 
@@ -361,9 +495,12 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     locked(tpm);
     if (!tpm->running || tpm->held)
         return TPM_BAD_ORDINAL;
+    if (tpm->retired)
+        return TPM_FAIL;
     TPM_RESULT result = TPMLIB_VolatileAll_Store(&state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
+    run_on(tpm);
     int r = nvram_store(LINK_STATE_VOLATILE, state, state_bytes);
     if (r < 0)
         error_report("cannot store tpm2-00.volatilestate: %s; make room or repair the file system, "
@@ -387,10 +524,14 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
         return TPM_BAD_ORDINAL;
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
+    if (tpm->retired)
+        return TPM_FAIL;
     TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
     *state_bytes = length;
     if (result == TPM_SUCCESS && length == 0)
         result = TPM_BLOB_NOT_FOUND;
+    if (result == TPM_SUCCESS && type == LINK_STATE_PERMANENT)
+        set_owner(tpm, false, true);
     return result;
 }
 
@@ -404,11 +545,7 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
     /* libtpms would make a new TPM from an empty permanent state. */
     if (type == LINK_STATE_PERMANENT && state_bytes == 0)
         return TPM_BAD_PARAMETER;
-    TPM_RESULT result =
-        TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
-    if (result == TPM_SUCCESS && type == LINK_STATE_PERMANENT)
-        tpm->served = false;
-    return result;
+    return TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
 }
 
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)
@@ -479,12 +616,13 @@ static TPM_RESULT capture(struct store *store, enum link_state_type type)
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked)
+TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum link_shutdown *said)
 {
     locked(tpm);
     if (!tpm->running || tpm->retired || tpm->held)
         return TPM_BAD_ORDINAL;
     *worked = tpm->worked;
+    *said = tpm->said;
     if (!tpm->worked)
         return TPM_SUCCESS;
     TPM_RESULT result = capture(store, LINK_STATE_PERMANENT);
@@ -497,9 +635,12 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked)
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 {
     locked(tpm);
-    if (unserved ? tpm->served : !tpm->running || tpm->worked)
+    /* What is held has served nobody, whatever this host did with the vTPM before. */
+    bool served = tpm->served && !tpm->held;
+    if (unserved ? served : !tpm->running || tpm->worked)
         return TPM_FAIL;
-    tpm->retired = true;
+    tpm->served = served;
+    set_owner(tpm, true, tpm->given);
     end_hold(tpm);
     return TPM_SUCCESS;
 }
@@ -507,7 +648,7 @@ TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 TPM_RESULT tpm_unretire(struct tpm *tpm)
 {
     locked(tpm);
-    tpm->retired = false;
+    set_owner(tpm, false, false);
     return TPM_SUCCESS;
 }
 

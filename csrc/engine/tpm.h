@@ -3,8 +3,12 @@
  *     stopped ──tpm_init──► running ──tpm_stop──► stopped
  *        │                     └──tpm_init──► running (a guest's reset)
  *        ├── tpm_init failed ──► stopped
- *        └──tpm_init, held──► held ──tpm_admit──► running
+ *        └──tpm_init_held──► held ──tpm_admit──► running
  *                              └──tpm_let_go──► stopped, as if it had not been
+ *
+ * Beside it stands whose the vTPM is. Of one that is another host's (tpm_retire), or may be
+ * (tpm_get_state), no file is written, whatever is asked: what is left is a directory with its
+ * journal, which the next start takes up.
  *
  * Two threads call in: one executes the guest's commands, the other serves vtpmd. Every function
  * waits for the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
@@ -28,6 +32,10 @@ enum {
     TPM_BLOB_NOT_FOUND = 0x800, /* swtpm's answer for a blob that is not there; QEMU accepts it */
     TPM2_RC_FAILURE = 0x101,    /* TPM 2.0 part 2, 6.6.3 */
     TPM2_RC_COMMAND_SIZE = 0x142,
+    TPM2_RC_RETRY = 0x922,
+    /* How long a command waits until it is known whose the vTPM is: longer than most hosts need to
+     * agree, and nothing to a driver's own time limits. Linux and TSS2 send it again then. */
+    COMMAND_WAIT_MS = 1000,
 };
 
 struct anchor;
@@ -73,28 +81,34 @@ TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor);
 void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor);
 
 /* Power the TPM on, from the images or from what tpm_set_state() was given. If it runs it is
- * stopped first. `from` is of enum link_init. A volatile state is resumed from, and then removed.
- * When it fails, the TPM is stopped and the state files are as they were. A retired TPM does not
- * start, unless the vTPM has come back. A held one is on ahead of time: neither its images nor its
- * files have changed, and it answers as one that is stopped. */
-TPM_RESULT tpm_init(struct tpm *tpm, uint32_t from);
+ * stopped first. A volatile state is resumed from, and then removed. When it fails, the TPM is
+ * stopped and the state files are as they were. A retired TPM starts only if the vTPM `has_come`
+ * back to this host. */
+TPM_RESULT tpm_init(struct tpm *tpm, bool has_come);
+
+/* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
+ * so last: neither its images nor its files change, it answers as one that is stopped, and a
+ * retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
+TPM_RESULT tpm_init_held(struct tpm *tpm, bool has_come, enum link_shutdown said,
+                         struct link_digests *digests);
 
 /* The guest may use a held TPM: its commands wait until it is admitted or let go. */
 TPM_RESULT tpm_expect(struct tpm *tpm);
 
 /* Execute the commands of a held TPM from now on; its state is the image, and its files' next. When
- * it fails, the TPM stays held. */
+ * it fails, the TPM stays held, and it may be asked again. */
 TPM_RESULT tpm_admit(struct tpm *tpm);
 
-/* Power a held TPM off, as if it had not been on; its commands wait no more. */
+/* Power a held TPM off, as if it had not been on. No command waits after that, here or for
+ * tpm_unretire(). */
 void tpm_let_go(struct tpm *tpm);
 
-/* Send TPM2_Shutdown if the guest did not, and power the TPM off. */
+/* Send TPM2_Shutdown as the guest needs it, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
 
 /* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to TPM_COMMAND_BYTES_MAX. There is
  * always a whole response, of at most TPM_COMMAND_BYTES_MAX bytes: TPM_RC_FAILURE from a TPM that
- * is stopped. */
+ * is stopped or another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS. */
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
 
@@ -115,7 +129,8 @@ TPM_RESULT tpm_hash_end(struct tpm *tpm);
  * next change. */
 TPM_RESULT tpm_store_volatile(struct tpm *tpm);
 
-/* Get a running TPM's state. The caller frees `*state`, after overwriting it. */
+/* Get a running TPM's state. The caller frees `*state`, after overwriting it. Who has the permanent
+ * state may start the vTPM elsewhere: no file is written until the guest is seen to run on here. */
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes);
 
 /* Give a stopped TPM the state to start from. libtpms checks it; if it is refused, nothing that
@@ -129,16 +144,20 @@ TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 TPM_RESULT tpm_forget_state(struct tpm *tpm);
 
 /* Take a running TPM's permanent and volatile state into `store`. `*worked` is true if something
- * ran since the last capture; else nothing is done. */
-TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked);
+ * ran since the last capture; else nothing is done. `*said` is the guest's last TPM2_Shutdown. */
+TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
+                       enum link_shutdown *said);
 
-/* Answer every command with TPM_RC_FAILURE from now on, and leave the state as it is: it is another
- * host's. TPM_FAIL, and no change, if something ran since the last capture or, for `unserved`,
- * since a state was given; then the TPM need not be running, and may be held. */
+/* Answer every command with TPM_RC_FAILURE from now on, and leave state and files as they are: the
+ * vTPM is another host's. TPM_FAIL, and no change, if something ran since the last capture or, for
+ * `unserved`, since the vTPM came; then the TPM need not be running, and may be held. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
 
-/* Serve again where tpm_retire() has left off. */
+/* Serve again where tpm_retire() has left off, and write again. */
 TPM_RESULT tpm_unretire(struct tpm *tpm);
+
+/* A retired TPM is asked back: while that `is_so`, its commands wait for tpm_unretire(). */
+TPM_RESULT tpm_await(struct tpm *tpm, bool is_so);
 
 /* Set the buffer size of a stopped TPM, or ask for it with 0. */
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3]);

@@ -40,7 +40,7 @@ static int set_up(void **state)
     (void)state;
     io_memory_init(&io);
     tpm = tpm_new(&io.io);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     tpm_response_init(&response);
     tpm_execute(tpm, startup, sizeof(startup), &response);
     tpm_response_deinit(&response);

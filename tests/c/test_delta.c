@@ -165,7 +165,7 @@ static void set_up_tpm(bool with_content)
     io_memory_init(&io);
     tpm = tpm_new(&io.io);
     tpm_response_init(&response);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     tpm_execute(tpm, startup, sizeof(startup), &response);
     for (uint32_t index = FIRST_INDEX; index < FIRST_INDEX + INDICES; index++) {
         define_index(index, NV_ORDINARY, INDEX_BYTES);

@@ -2,16 +2,21 @@
  *
  * Invariant 1: a response to a command that changed NV leaves only after the change is durable.
  * Invariant 2: never a fresh TPM in place of a damaged one.
+ * Invariant 3: one that is another host's, or not yet this one's, executes and writes nothing.
  * Invariant 5: a state that was taken out and put in is bit-exact.
+ * Invariant 12: what the guest's TPM2_Shutdown said holds over a stop, a reset and a move.
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -19,6 +24,7 @@
 
 #include "bytes.h"
 #include "checkpoint.h"
+#include "digest.h"
 #include "io_memory.h"
 #include "nvram.h"
 #include "pages.h"
@@ -28,10 +34,13 @@
 static struct io_memory io;
 static struct tpm *tpm;
 static struct tpm_response response;
+static struct link_digests digests; /* of the last held start */
+static atomic_bool time_stands_still;
 
 static int set_up(void **state)
 {
     (void)state;
+    time_stands_still = false;
     io_memory_init(&io);
     tpm = tpm_new(&io.io);
     tpm_response_init(&response);
@@ -63,12 +72,26 @@ static uint32_t execute(const char *bytes, size_t n_bytes)
 #define EXECUTE(literal) execute(literal, sizeof(literal) - 1)
 #define STARTUP_CLEAR "\x80\x01\0\0\0\x0c\0\0\x01\x44\0\0"
 #define STARTUP_STATE "\x80\x01\0\0\0\x0c\0\0\x01\x44\0\1"
+#define SHUTDOWN_CLEAR "\x80\x01\0\0\0\x0c\0\0\x01\x45\0\0"
+#define SHUTDOWN_STATE "\x80\x01\0\0\0\x0c\0\0\x01\x45\0\1"
 #define READ_CLOCK "\x80\x01\0\0\0\x0a\0\0\x01\x81"
 #define GET_RANDOM "\x80\x01\0\0\0\x0c\0\0\x01\x7b\0\x08"
 #define PCR_READ_16 "\x80\x01\0\0\0\x14\0\0\x01\x7e\0\0\0\1\0\x0b\3\0\0\1"
 #define PCR_EVENT_16                                                                               \
     "\x80\x02\0\0\0\x21\0\0\x01\x3c\0\0\0\x10\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\x04"               \
     "abcd"
+#define PCR_READ_1 "\x80\x01\0\0\0\x14\0\0\x01\x7e\0\0\0\1\0\x0b\3\2\0\0"
+#define PCR_EVENT_1                                                                                \
+    "\x80\x02\0\0\0\x21\0\0\x01\x3c\0\0\0\1\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\x04"                 \
+    "abcd"
+/* TPM2_PCR_Allocate(SHA-256): TPM2_Shutdown(STATE) is refused from then on. */
+#define PCR_ALLOCATE                                                                               \
+    "\x80\x02\0\0\0\x25\0\0\x01\x2b\x40\0\0\x0c\0\0\0\x09\x40\0\0\x09\0\0\0\0\0"                   \
+    "\0\0\0\1\0\x0b\3\xff\xff\xff"
+/* TPM2_StartAuthSession: a policy session, neither salted nor bound. */
+#define START_SESSION                                                                              \
+    "\x80\x01\0\0\0\x2b\0\0\x01\x76\x40\0\0\x07\x40\0\0\x07\0\x10"                                 \
+    "sixteen bytes...\0\0\1\0\x10\0\x0b"
 /* TPM2_HierarchyChangeAuth(lockout): writes NV, and needs no object. */
 #define CHANGE_LOCKOUT_AUTH                                                                        \
     "\x80\x02\0\0\0\x24\0\0\x01\x29\x40\0\0\x0a\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\x07"             \
@@ -76,7 +99,7 @@ static uint32_t execute(const char *bytes, size_t n_bytes)
 
 static void start(void)
 {
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -157,14 +180,14 @@ static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
     for (size_t cut = 0; cut < n_bytes; cut += 97) {
         nvram_load(LINK_STATE_PERMANENT, bytes, cut);
         io.calls = 0;
-        assert_int_not_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+        assert_int_not_equal(tpm_init(tpm, false), TPM_SUCCESS);
         assert_int_equal(io.calls, 0);
         assert_int_equal(EXECUTE(GET_RANDOM), TPM2_RC_FAILURE);
         /* Nor through the control channel's way in. */
         assert_int_not_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, cut), TPM_SUCCESS);
     }
     nvram_load(LINK_STATE_PERMANENT, bytes, n_bytes);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     free(bytes);
 }
 
@@ -184,7 +207,7 @@ static void invariant_5_a_moved_state_is_bit_exact(void **state)
     tpm_stop(tpm);
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &again, &n_again), TPM_SUCCESS);
     assert_int_equal(n_again, n_moved[LINK_STATE_PERMANENT]);
     assert_memory_equal(again, moved[LINK_STATE_PERMANENT], n_again);
@@ -207,12 +230,12 @@ static void a_stored_volatile_state_resumes_once(void **state)
     read_pcr(before);
     assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
     assert_true(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     read_pcr(after);
     assert_memory_equal(before, after, sizeof(before));
     /* Else a second crash would bring back PCRs that the guest has extended since. */
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
 }
 
@@ -225,7 +248,7 @@ static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
     assert_true(clock_is_safe());
     /* PCRs come back only to a guest that asked for it. */
     tpm_stop(tpm);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
 }
 
@@ -266,7 +289,7 @@ static void an_h_crtm_event_sets_the_established_bit_until_it_is_reset(void **st
     bool established = true;
 
     (void)state;
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
     assert_false(established);
     assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
@@ -291,24 +314,25 @@ static void a_capture_takes_both_states_and_only_when_something_ran(void **state
 {
     struct store *store;
     size_t n_bytes;
+    enum link_shutdown said;
     bool worked;
 
     (void)state;
     assert_int_equal(store_new(&store), 0);
     struct store *writable;
     assert_int_equal(store_map(&writable, store_fd(store), true), 0);
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_BAD_ORDINAL);
     start();
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_true(worked);
     assert_int_equal(captured(store, LINK_STATE_PERMANENT, &n_bytes), 1);
     assert_true(n_bytes > 1000);
     assert_int_equal(captured(store, LINK_STATE_VOLATILE, &n_bytes), 1);
     assert_true(n_bytes > 1000);
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_false(worked);
     assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_true(worked);
     assert_int_equal(captured(store, LINK_STATE_VOLATILE, &n_bytes), 2);
     store_free(writable);
@@ -319,6 +343,7 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
 {
     struct store *store, *writable;
     uint8_t before[32], after[32];
+    enum link_shutdown said;
     bool worked;
 
     (void)state;
@@ -328,10 +353,10 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
     assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
     read_pcr(before);
     assert_int_equal(tpm_retire(tpm, false), TPM_FAIL); /* it was not captured */
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_int_equal(EXECUTE(GET_RANDOM), 0);
     assert_int_equal(tpm_retire(tpm, false), TPM_FAIL); /* a command ran since */
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
 
     io.calls = 0;
@@ -339,19 +364,27 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
     assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), TPM2_RC_FAILURE);
     assert_int_equal(tpm_hash_start(tpm), TPM_FAIL);
     assert_int_equal(tpm_reset_established(tpm, 3), TPM_FAIL);
-    assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
     assert_int_equal(io.calls, 0);
 
     assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
     read_pcr(after);
     assert_memory_equal(before, after, sizeof(before));
 
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME), TPM_SUCCESS); /* the vTPM has come back */
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS); /* the vTPM has come back */
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     store_free(writable);
     store_free(store);
+}
+
+/* Stop, and start from a permanent state, held. */
+static void init_held(const uint8_t *state, size_t state_bytes)
+{
+    tpm_stop(tpm);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes), TPM_SUCCESS);
+    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
@@ -363,13 +396,29 @@ static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
     start();
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS); /* a reset of the guest changes nothing */
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* a reset of the guest changes nothing */
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
     tpm_stop(tpm);
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    /* Nor after QEMU's loadvm. */
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    /* Nor after a session that came to nothing. */
+    init_held(moved, n_moved);
+    tpm_let_go(tpm);
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    /* One that has come with a session may be, until it serves. */
+    init_held(moved, n_moved);
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    /* Also ahead of time, and asked twice. */
+    init_held(moved, n_moved);
     free(moved);
-    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
 }
@@ -379,19 +428,26 @@ static void a_tpm_that_never_started_may_be_given_back(void **state)
     (void)state;
     assert_int_equal(tpm_retire(tpm, false), TPM_FAIL);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
-    assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
+    assert_int_equal(tpm_store_permanent(tpm), TPM_FAIL);
+    assert_int_equal(nvram_remove(LINK_STATE_VOLATILE), -EROFS);
+    assert_int_equal(nvram_store(LINK_STATE_PERMANENT, (const uint8_t *)"x", 1), -EROFS);
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+    start();
 }
 
 static void a_retired_tpm_stops_without_a_trace(void **state)
 {
     struct store *store, *writable;
+    enum link_shutdown said;
     bool worked;
 
     (void)state;
     assert_int_equal(store_new(&store), 0);
     assert_int_equal(store_map(&writable, store_fd(store), true), 0);
     start();
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
     io.calls = 0;
     tpm_stop(tpm);
@@ -420,6 +476,18 @@ static void a_state_that_is_forgotten_is_not_started_from(void **state)
     free(again);
 }
 
+/* Takes the C library's place: where a test is of what wakes a command, time alone must not. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                           const struct timespec *until)
+{
+    int (*wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+
+    if (time_stands_still)
+        return pthread_cond_wait(condition, mutex);
+    *(void **)&wait = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
+    return wait(condition, mutex, until);
+}
+
 struct waiting_command {
     pthread_t thread;
     atomic_bool answered;
@@ -435,6 +503,26 @@ static void *send_startup(void *argument)
     return NULL;
 }
 
+static void start_command(struct waiting_command *command)
+{
+    time_stands_still = true;
+    command->answered = false;
+    assert_int_equal(pthread_create(&command->thread, NULL, send_startup, command), 0);
+    usleep(50000); /* if it waits by then, the test is of what wakes it; if not, it passes */
+    assert_false(command->answered);
+}
+
+static uint32_t answer_to(struct waiting_command *command)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 60;
+    assert_int_equal(pthread_timedjoin_np(command->thread, NULL, &until), 0);
+    time_stands_still = false;
+    return command->code;
+}
+
 /* Start a TPM from another one's state, held. */
 static void start_ahead(void)
 {
@@ -448,7 +536,7 @@ static void start_ahead(void)
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     io.calls = 0;
-    assert_int_equal(tpm_init(tpm, LINK_INIT_CAME | LINK_INIT_HELD), TPM_SUCCESS);
+    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 /* The same, with a command that waits for it. */
@@ -456,9 +544,7 @@ static void start_held(struct waiting_command *command)
 {
     start_ahead();
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
-    command->answered = false;
-    assert_int_equal(pthread_create(&command->thread, NULL, send_startup, command), 0);
-    usleep(50000);
+    start_command(command);
 }
 
 static void a_tpm_that_is_held_ahead_of_time_answers_as_a_stopped_one(void **state)
@@ -485,14 +571,12 @@ static void invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admit
 
     (void)state;
     start_held(&command);
-    assert_false(command.answered);
     assert_int_equal(tpm_hash_start(tpm), TPM_BAD_ORDINAL);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &held, &n_held), TPM_BAD_ORDINAL);
     assert_int_equal(io.calls, 0);
 
     assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
-    pthread_join(command.thread, NULL);
-    assert_int_equal(command.code, 0);
+    assert_int_equal(answer_to(&command), 0);
     assert_int_equal(tpm_admit(tpm), TPM_BAD_ORDINAL);
 }
 
@@ -503,8 +587,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace(void **state)
     (void)state;
     start_held(&command);
     assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
-    pthread_join(command.thread, NULL);
-    assert_int_equal(command.code, TPM2_RC_FAILURE);
+    assert_int_equal(answer_to(&command), TPM2_RC_FAILURE);
     assert_int_equal(io.calls, 0);
     start(); /* from what the directory has */
 }
@@ -514,6 +597,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     struct store *store, *writable;
     uint8_t *moved;
     size_t n_moved;
+    enum link_shutdown said;
     bool worked;
 
     (void)state;
@@ -521,15 +605,15 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     assert_int_equal(store_map(&writable, store_fd(store), true), 0);
     start();
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
-    assert_int_equal(tpm_capture(tpm, writable, &worked), TPM_SUCCESS);
+    assert_int_equal(tpm_capture(tpm, writable, &worked, &said), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
     tpm_stop(tpm);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-        assert_int_equal(tpm_init(tpm, LINK_INIT_CAME | LINK_INIT_HELD), TPM_SUCCESS);
+        assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         if (i == 0) {
             assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
-            assert_int_equal(tpm_init(tpm, 0), TPM_FAIL);
+            assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
         }
     }
     assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
@@ -546,17 +630,235 @@ static void a_held_tpm_that_is_retired_serves_nothing(void **state)
     (void)state;
     start_held(&command);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
-    pthread_join(command.thread, NULL);
-    assert_int_equal(command.code, TPM2_RC_FAILURE);
+    assert_int_equal(answer_to(&command), TPM2_RC_FAILURE);
     assert_int_equal(io.calls, 0);
+}
+
+static void a_command_to_a_held_tpm_waits_only_so_long(void **state)
+{
+    (void)state;
+    start_ahead();
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_RETRY);
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+}
+
+/* A TPM that runs, and is another host's. */
+static void start_retired(void)
+{
+    start();
+    tpm_stop(tpm);
+    uint8_t *state;
+    size_t n_bytes;
+
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &state, &n_bytes), TPM_SUCCESS);
+    init_held(state, n_bytes);
+    free(state);
+    assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
+}
+
+static void commands_wait_while_a_retired_tpm_is_asked_back(void **state)
+{
+    struct waiting_command command;
+
+    (void)state;
+    assert_int_equal(tpm_await(tpm, true), TPM_BAD_ORDINAL);
+    start_retired();
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+    assert_int_equal(tpm_await(tpm, true), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_RETRY);
+
+    start_command(&command);
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+    assert_int_equal(answer_to(&command), 0);
+    assert_int_equal(tpm_await(tpm, true), TPM_BAD_ORDINAL);
+}
+
+static void wait_no_more(void)
+{
+    assert_int_equal(tpm_await(tpm, false), TPM_SUCCESS);
+}
+
+static void power_it_off(void)
+{
+    assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+}
+
+static void let_it_go(void)
+{
+    tpm_let_go(tpm);
+}
+
+static void waiting_commands_are_answered_when_nothing_will_come(void **state)
+{
+    void (*const ends[])(void) = {wait_no_more, let_it_go, power_it_off};
+    struct waiting_command command;
+
+    (void)state;
+    start_retired();
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        assert_int_equal(tpm_await(tpm, true), TPM_SUCCESS);
+        start_command(&command);
+        ends[i]();
+        assert_int_equal(answer_to(&command), TPM2_RC_FAILURE);
+    }
+    /* QEMU asks a TPM that is off for its version: that never waits. */
+    assert_int_equal(tpm_await(tpm, true), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+}
+
+static void a_held_start_tells_what_libtpms_was_given(void **state)
+{
+    uint8_t *moved[3], digest[2][DIGEST_BYTES];
+    size_t n_moved[3];
+
+    (void)state;
+    start();
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+        assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+        assert_int_equal(digest_compute(moved[type], n_moved[type], digest[type - 1]), 0);
+    }
+    /* What this host has itself is neither told nor used. */
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    tpm_stop(tpm);
+    for (int with_volatile = 1; with_volatile >= 0; with_volatile--) {
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved[1], n_moved[1]),
+                         TPM_SUCCESS);
+        if (with_volatile)
+            assert_int_equal(tpm_set_state(tpm, LINK_STATE_VOLATILE, moved[2], n_moved[2]),
+                             TPM_SUCCESS);
+        else
+            assert_int_equal(digest_compute(NULL, 0, digest[1]), 0);
+        assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_memory_equal(digests.permanent_digest, digest[0], DIGEST_BYTES);
+        assert_memory_equal(digests.volatile_digest, digest[1], DIGEST_BYTES);
+        tpm_let_go(tpm);
+    }
+    free(moved[1]);
+    free(moved[2]);
+}
+
+static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alone(void **state)
+{
+    uint8_t *moved[3], digest[32];
+    const uint8_t *bytes;
+    size_t n_moved[3], n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    tpm_stop(tpm);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+        assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
+        free(moved[type]);
+    }
+    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE */
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    read_pcr(digest);
+    assert_memory_equal(digest, (const uint8_t[32]){0}, sizeof(digest));
+}
+
+/* Invariant 12: the guest's own view of power. */
+
+static void sleep_and_work_on(void)
+{
+    assert_int_equal(EXECUTE(PCR_EVENT_1), 0);
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+}
+
+static bool pcr_1_is_there(void)
+{
+    static const uint8_t zeros[32];
+
+    assert_int_equal(EXECUTE(PCR_READ_1), 0);
+    return memcmp(response.bytes + response.n_bytes - 32, zeros, 32) != 0;
+}
+
+static void invariant_12_a_guest_that_slept_finds_its_pcrs(void **state)
+{
+    (void)state;
+    start();
+    for (int stop = 0; stop <= 2; stop++) {
+        sleep_and_work_on();
+        if (stop)
+            tpm_stop(tpm);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        if (stop == 2)
+            assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* reset twice */
+        assert_int_equal(EXECUTE(STARTUP_STATE), 0);
+        assert_true(pcr_1_is_there());
+        assert_true(clock_is_safe());
+    }
+    /* It is awake: what it said then is over. */
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+}
+
+static void invariant_12_a_plain_reset_leaves_no_pcrs(void **state)
+{
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(PCR_EVENT_1), 0);
+    assert_true(pcr_1_is_there());
+    start();
+    assert_false(pcr_1_is_there());
+    /* The last word counts. */
+    sleep_and_work_on();
+    assert_int_equal(EXECUTE(SHUTDOWN_CLEAR), 0);
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_true(clock_is_safe());
+}
+
+static void invariant_12_saved_sessions_do_not_pile_up_over_resets(void **state)
+{
+    char save_context[] = "\x80\x01\0\0\0\x0e\0\0\x01\x62....";
+
+    (void)state;
+    for (int reset = 0; reset < 70; reset++) {
+        start();
+        assert_int_equal(EXECUTE(START_SESSION), 0); /* 0x905 when there are too many */
+        memcpy(save_context + TPM_HEADER_BYTES, response.bytes + TPM_HEADER_BYTES, 4);
+        assert_int_equal(EXECUTE(save_context), 0);
+    }
+}
+
+static void invariant_12_a_shutdown_that_was_refused_is_none(void **state)
+{
+    (void)state;
+    for (int slept = 0; slept <= 1; slept++) {
+        start();
+        if (slept)
+            assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+        assert_int_equal(EXECUTE(PCR_ALLOCATE), 0);
+        assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0x1ca);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+        assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+        assert_true(clock_is_safe());
+    }
 }
 
 static void a_commit_that_changes_nothing_writes_nothing(void **state)
 {
     (void)state;
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     io.calls = 0;
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(io.calls, 0);
     assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
     assert_int_equal(io.calls, 0);
@@ -636,13 +938,13 @@ static void a_journal_is_there_while_the_tpm_is_on(void **state)
     size_t n_bytes;
 
     (void)state;
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_false(has_journal());
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     assert_true(has_journal());
     assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store), TPM_BAD_ORDINAL);
     /* A guest's reset. */
-    assert_int_equal(tpm_init(tpm, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_false(has_journal());
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     assert_true(has_journal());
@@ -693,6 +995,298 @@ static void generations_go_on_from_what_was_used(void **state)
     assert_in_range(recovery.generation, 5001, 5010);
 }
 
+/* What a start would recover from the disk as it is. */
+static size_t recover(uint8_t *image)
+{
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+
+    assert_true(state_directory_read(&io, &journal_settings, &evidence));
+    state_directory_recover(&evidence, image, &recovery);
+    assert_true(journal_may_start(&recovery));
+    return recovery.image_bytes;
+}
+
+/* vtpmd closes the link, and another engine is started. */
+static void restart_engine(void)
+{
+    tpm_free(tpm);
+    tpm = tpm_new(&io.io);
+}
+
+static void retire_captured(void)
+{
+    enum link_shutdown said;
+    bool worked;
+
+    assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+}
+
+static void invariant_3_a_retired_tpm_writes_nothing_whatever_is_asked(void **state)
+{
+    uint8_t *bytes = NULL;
+    size_t n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    retire_captured();
+    io.calls = 0;
+    assert_int_equal(tpm_store_volatile(tpm), TPM_FAIL);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_FAIL);
+    assert_int_equal(tpm_store_permanent(tpm), TPM_FAIL);
+    tpm_stop(tpm);
+    assert_int_equal(tpm_store_permanent(tpm), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
+    restart_engine();
+    assert_int_equal(io.calls, 0);
+    assert_true(has_journal());
+}
+
+static void a_tpm_that_serves_again_appends_again(void **state)
+{
+    (void)state;
+    start();
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    retire_captured();
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+    assert_false(has_journal());
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    assert_true(has_journal());
+}
+
+static void invariant_3_a_retired_tpm_waits_for_its_folding(void **state)
+{
+    struct journal_settings settings = journal_settings;
+
+    (void)state;
+    settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
+    assert_int_equal(tpm_set_journal(tpm, &settings, writable_store), TPM_SUCCESS);
+    start();
+    /* The first one opens the journal, each shutdown is a record: some of these are worn ones. */
+    for (int i = 0; i < 60; i++) {
+        assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+        retire_captured();
+        int calls = io.calls;
+        sched_yield();
+        assert_int_equal(io.calls, calls);
+        assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+        assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    }
+}
+
+static void invariant_3_what_was_given_away_is_not_written(void **state)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    uint8_t *given;
+    size_t n_given;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &given, &n_given), TPM_SUCCESS);
+    io.calls = 0;
+    assert_int_equal(tpm_store_permanent(tpm), TPM_FAIL);
+    tpm_stop(tpm);
+    /* A session brings it back, and comes to nothing. */
+    init_held(given, n_given);
+    tpm_let_go(tpm);
+    restart_engine();
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(recover(image), n_given);
+    assert_memory_equal(image, given, n_given);
+    free(given);
+}
+
+static void a_command_runs(void)
+{
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+}
+
+static void an_event_is_hashed(void)
+{
+    assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_hash_end(tpm), TPM_SUCCESS);
+}
+
+static void the_established_bit_is_reset(void)
+{
+    assert_int_equal(tpm_reset_established(tpm, 3), TPM_SUCCESS);
+}
+
+static void the_guest_is_reset(void)
+{
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_false(has_journal());
+    start();
+}
+
+static void volatile_state_is_stored(void)
+{
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    assert_false(has_journal());
+}
+
+static void qemu_resumes(void)
+{
+    assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
+}
+
+static void a_guest_that_runs_on_after_a_snapshot_is_served_as_before(void **state)
+{
+    void (*const signs[])(void) = {
+        a_command_runs,     an_event_is_hashed,       the_established_bit_is_reset,
+        the_guest_is_reset, volatile_state_is_stored, qemu_resumes};
+    uint8_t *given;
+    size_t n_given;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(signs) / sizeof(*signs); i++) {
+        start();
+        assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+        assert_true(has_journal());
+        assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &given, &n_given), TPM_SUCCESS);
+        free(given);
+        signs[i]();
+        assert_int_equal(EXECUTE(GET_RANDOM), 0);
+        tpm_stop(tpm);
+        assert_false(has_journal());
+        assert_int_equal(nvram_remove(LINK_STATE_VOLATILE), 0);
+        start();
+        assert_true(clock_is_safe());
+        tpm_stop(tpm);
+    }
+}
+
+static void a_snapshot_is_loaded_after_the_state_was_given(void **state)
+{
+    uint8_t *given;
+    size_t n_given;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &given, &n_given), TPM_SUCCESS);
+    for (int i = 0; i < 2; i++) {
+        if (i)
+            assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+        assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+        uint8_t *later;
+        size_t n_later;
+        assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &later, &n_later), TPM_SUCCESS);
+        free(later);
+        tpm_stop(tpm);
+        assert_true(has_journal());
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, given, n_given), TPM_SUCCESS);
+        assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    }
+    free(given);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    lose_power();
+    start();
+    uint32_t code = EXECUTE(CHANGE_LOCKOUT_AUTH);
+    assert_true(code == 0x98e || code == 0x921);
+}
+
+static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state)
+{
+    enum link_shutdown said = LINK_SHUTDOWN_CLEAR;
+    uint8_t *moved[3];
+    size_t n_moved[3];
+    bool worked;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
+    assert_int_equal(said, LINK_SHUTDOWN_NONE);
+    sleep_and_work_on();
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
+        assert_int_equal(said, LINK_SHUTDOWN_STATE);
+    }
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+    for (int said_there = LINK_SHUTDOWN_NONE; said_there <= LINK_SHUTDOWN_STATE; said_there += 2) {
+        tpm_stop(tpm);
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+            assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
+        assert_int_equal(tpm_init_held(tpm, true, said_there, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+        assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
+        assert_int_equal(said, said_there);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* it wakes up */
+        if (said_there == LINK_SHUTDOWN_STATE) {
+            assert_int_equal(EXECUTE(STARTUP_STATE), 0);
+            assert_true(pcr_1_is_there());
+        } else {
+            assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+        }
+    }
+    free(moved[1]);
+    free(moved[2]);
+}
+
+static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void **state)
+{
+    uint8_t *moved;
+    size_t n_moved;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    tpm_stop(tpm);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    free(moved);
+    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_STATE), 0);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+}
+
+static void a_tpm_that_could_not_be_admitted_is_admitted_later(void **state)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    const uint8_t *bytes;
+    uint8_t *moved;
+    size_t n_moved, n_bytes;
+    int failures = 0;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    retire_captured(); /* with a volatile state and a journal of its own, to be removed */
+    init_held(moved, n_moved);
+    io.fail_error = ENOSPC;
+    for (;;) {
+        io.fail_from = io.calls + 1 + failures;
+        TPM_RESULT result = tpm_admit(tpm);
+        io.fail_from = 0;
+        if (result == TPM_SUCCESS)
+            break;
+        failures++;
+        assert_int_equal(result, TPM_FAIL);
+        assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
+        assert_int_equal(tpm_retire(tpm, false), TPM_FAIL);
+    }
+    assert_true(failures >= 2);
+    assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
+    assert_int_equal(recover(image), n_moved);
+    assert_memory_equal(image, moved, n_moved);
+    free(moved);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0); /* of the state that came */
+    lose_power();
+    start();
+    assert_int_not_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 #define JOURNAL_TEST(function)                                                                     \
     cmocka_unit_test_setup_teardown(function, set_up_journal, tear_down_journal)
@@ -719,11 +1313,29 @@ int main(void)
         TEST(invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace),
         TEST(invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement),
         TEST(a_held_tpm_that_is_retired_serves_nothing),
+        TEST(a_command_to_a_held_tpm_waits_only_so_long),
+        TEST(commands_wait_while_a_retired_tpm_is_asked_back),
+        TEST(waiting_commands_are_answered_when_nothing_will_come),
+        TEST(a_held_start_tells_what_libtpms_was_given),
+        TEST(invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alone),
+        TEST(invariant_12_a_guest_that_slept_finds_its_pcrs),
+        TEST(invariant_12_a_plain_reset_leaves_no_pcrs),
+        TEST(invariant_12_saved_sessions_do_not_pile_up_over_resets),
+        TEST(invariant_12_a_shutdown_that_was_refused_is_none),
         TEST(a_commit_that_changes_nothing_writes_nothing),
         JOURNAL_TEST(invariant_1_an_acknowledged_change_is_durable_in_the_journal),
         JOURNAL_TEST(a_journal_is_there_while_the_tpm_is_on),
         JOURNAL_TEST(invariant_1_a_change_that_cannot_be_appended_is_not_acknowledged),
         JOURNAL_TEST(generations_go_on_from_what_was_used),
+        JOURNAL_TEST(invariant_3_a_retired_tpm_writes_nothing_whatever_is_asked),
+        JOURNAL_TEST(a_tpm_that_serves_again_appends_again),
+        JOURNAL_TEST(invariant_3_a_retired_tpm_waits_for_its_folding),
+        JOURNAL_TEST(invariant_3_what_was_given_away_is_not_written),
+        JOURNAL_TEST(a_guest_that_runs_on_after_a_snapshot_is_served_as_before),
+        JOURNAL_TEST(a_snapshot_is_loaded_after_the_state_was_given),
+        JOURNAL_TEST(invariant_12_that_a_guest_sleeps_travels_with_its_state),
+        JOURNAL_TEST(invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more),
+        JOURNAL_TEST(a_tpm_that_could_not_be_admitted_is_admitted_later),
         TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),
     };
 

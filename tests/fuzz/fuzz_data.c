@@ -70,7 +70,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_data)
 {
     static const uint8_t startup[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0};
 
-    check(tpm_init(tpm, 0) == TPM_SUCCESS);
+    check(tpm_init(tpm, false) == TPM_SUCCESS);
     execute(startup, sizeof(startup));
     for (;;) {
         size_t command_bytes = 0;

@@ -506,6 +506,21 @@ def test_source_gets_nothing_back_that_a_guest_has_used(lab: Lab, cut: bool) -> 
     assert_cannot_start(restarted(lab, killed(pair.source)))
 
 
+def test_invariant_3_snapshot_at_the_destination_does_not_undo_that_it_served(lab: Lab) -> None:
+    """What QEMU's loadvm brings is older than what the guest was told: both are of that guest."""
+    pair = make_armed_pair(lab)
+    pair.destination.guest.load(pair.source.guest.save())
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    assert_serves(pair.destination.guest)
+    snapshot = pair.destination.guest.save()
+    assert_whole(snapshot)
+    pair.destination.guest.load(snapshot)
+    with pytest.raises(ControlError):
+        pair.source.guest.resume()
+    assert_serves_nothing(pair.source.guest)
+    assert_serves(pair.destination.guest)
+
+
 def test_restarted_destination_keeps_a_tpm_that_a_guest_has_used(lab: Lab) -> None:
     """It does not remember the session; the state that the source would go on from is old."""
     pair = make_armed_pair(lab)

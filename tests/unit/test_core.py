@@ -11,12 +11,14 @@ from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_INIT_": core.LinkInit,
+    "LINK_CAPTURE_": core.LinkCapture,
     "LINK_RETIRE_": core.LinkRetire,
+    "LINK_SHUTDOWN_": core.LinkShutdown,
     "LINK_LOCKED_": core.LinkLocked,
     "LINK_FD_": core.LinkDescriptor,
     "LINK_STATE_": StateType,
 }
-NO_OPERATIONS = (*PREFIXES, "LINK_PAYLOAD_")
+NO_OPERATIONS = (*PREFIXES, "LINK_PAYLOAD_", "LINK_SAID_")
 
 
 def constants_of_c(prefix: str) -> dict[str, int]:
@@ -67,6 +69,27 @@ def test_headers_that_are_none_are_refused() -> None:
     for length in (0, core.LINK_HEADER_BYTES - 1, core.LINK_HEADER_BYTES + 1):
         with pytest.raises(ValueError, match="link header"):
             core.unpack_link_header(bytes(length))
+
+
+@pytest.mark.parametrize("said", core.LinkShutdown)
+def test_what_the_guest_said_of_power_is_found_in_an_argument(said: core.LinkShutdown) -> None:
+    """A held start brings what a capture has told, beside the other bits of either."""
+    argument = core.link_held(said)
+    assert core.link_said(argument) is said
+    assert argument & 0xFF == core.LinkInit.CAME | core.LinkInit.HELD
+
+
+def test_a_kind_of_shutdown_that_the_engine_never_says_is_refused() -> None:
+    with pytest.raises(ValueError, match="3"):
+        core.link_said(3 << 8)
+
+
+def test_digests_of_a_start_are_taken_as_c_declares_them() -> None:
+    """struct link_digests."""
+    digests = core.unpack_link_digests(b"p" * 32 + b"v" * 32)
+    assert digests == (b"p" * 32, b"v" * 32)
+    with pytest.raises(ValueError, match="bytes, not"):
+        core.unpack_link_digests(bytes(core.LINK_DIGESTS_BYTES - 1))
 
 
 @pytest.mark.parametrize("secret", [None, b"s" * 32])

@@ -12,7 +12,8 @@ example:
 
   After vtpmd was killed or the host lost power, it writes what tpm2-00.journal has added into
   tpm2-00.permall and removes the journal: the directory is one that swtpm can use. vtpmd run does
-  the same when it starts, and a clean stop leaves nothing to fold.
+  the same when it starts, and a clean stop leaves nothing to fold, but where the vTPM was handed
+  over, or saved with its guest, and not used since.
 
 exit status:
   0  folded, or there was nothing to fold

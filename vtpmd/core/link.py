@@ -38,6 +38,7 @@ class LinkOperation(IntEnum):
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
     ADMIT = lib.LINK_ADMIT
     EXPECT = lib.LINK_EXPECT
+    AWAIT = lib.LINK_AWAIT
     SET_JOURNAL = lib.LINK_SET_JOURNAL
     SET_KEY = lib.LINK_SET_KEY
     SET_ANCHOR = lib.LINK_SET_ANCHOR
@@ -56,6 +57,20 @@ class LinkInit(IntFlag):
 
     CAME = lib.LINK_INIT_CAME
     HELD = lib.LINK_INIT_HELD
+
+
+class LinkCapture(IntFlag):
+    """What the engine says of a capture (``enum link_capture``)."""
+
+    CHANGED = lib.LINK_CAPTURE_CHANGED
+
+
+class LinkShutdown(IntEnum):
+    """The guest's last TPM2_Shutdown since its TPM2_Startup (``enum link_shutdown``)."""
+
+    NONE = lib.LINK_SHUTDOWN_NONE
+    CLEAR = lib.LINK_SHUTDOWN_CLEAR
+    STATE = lib.LINK_SHUTDOWN_STATE
 
 
 class LinkRetire(IntEnum):
@@ -77,6 +92,13 @@ class LinkDescriptor(IntEnum):
     STORE = lib.LINK_FD_STORE
 
 
+class LinkDigests(NamedTuple):
+    """SHA-256 of what libtpms was given to start from (``struct link_digests``)."""
+
+    permanent: bytes
+    volatile: bytes
+
+
 class LinkHeader(NamedTuple):
     """What precedes each payload on the engine link (``struct link_header``)."""
 
@@ -88,6 +110,30 @@ class LinkHeader(NamedTuple):
 
 LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
+LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
+
+
+def link_held(said: LinkShutdown) -> int:
+    """Return the argument of INIT for a held start, of a guest that has ``said`` so elsewhere."""
+    return int(LinkInit.CAME | LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
+
+
+def link_said(argument: int) -> LinkShutdown:
+    """Return what the answer to CAPTURE has of the guest's last TPM2_Shutdown.
+
+    Raises ValueError for what the engine never says.
+    """
+    return LinkShutdown((argument & lib.LINK_SAID_MASK) >> lib.LINK_SAID_SHIFT)
+
+
+def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
+    """Return what the answer to a held INIT brings, LINK_DIGESTS_BYTES long.
+
+    Raises ValueError for another length.
+    """
+    digests = bytes(payload)
+    check_length("answer to a held INIT", digests, LINK_DIGESTS_BYTES)
+    return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
 
 
 def pack_link_header(header: LinkHeader) -> bytes:
