@@ -18,6 +18,7 @@ import shlex
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum
@@ -36,6 +37,9 @@ CA_REVOCATIONS: Final = "ca-crl.pem"
 
 # Connection and handshake together. A peer that takes longer is as good as none.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+# Files that could not be used and have not changed may be readable by now; to try takes
+# milliseconds, in which nothing else is served, and strangers must not bring that about.
+CREDENTIALS_RETRY_S: Final = 1.0
 # A host has some names. What its certificate has beyond these is not looked at.
 NAMES_MAX: Final = 64
 COMMON_NAME_LENGTH_MAX: Final = 64  # X.520's ub-common-name
@@ -142,9 +146,11 @@ class ServerCredentials:
     def __init__(self, directory: Path) -> None:
         """Read the directory. Raises CredentialsError."""
         self._directory = directory
-        self._versions = _versions(directory)
-        self._context = server_context(directory)
         self._log = LimitedLog(log, lines_max=1)
+        self._versions = self._tried = _versions(directory)
+        self._context = server_context(directory)
+        self._error = ""
+        self._retry_s = 0.0
 
     def context(self) -> ssl.SSLContext:
         """Return the context for the next handshake, as the files are now.
@@ -155,20 +161,26 @@ class ServerCredentials:
         """
         # Taken first: what changes while it is read is read again for the next handshake.
         versions = _versions(self._directory)
-        if versions == self._versions:
-            return self._context
+        is_new = versions not in (self._versions, self._tried)
+        if is_new or (versions != self._versions and time.monotonic() >= self._retry_s):
+            self._read(versions)
+        if versions.authorities != self._versions.authorities:
+            raise CredentialsError(self._error)
+        if versions != self._versions:
+            text = f"the certificate and key from before are still used: {self._error}"
+            self._log.write(logging.WARNING, text)
+        return self._context
+
+    def _read(self, versions: _Versions) -> None:
+        self._tried = versions
         try:
             self._context = server_context(self._directory)
         except CredentialsError as error:
-            if versions.authorities != self._versions.authorities:
-                raise
-            self._log.write(
-                logging.WARNING, f"the certificate and key from before are still used: {error}"
-            )
+            self._error = str(error)
+            self._retry_s = time.monotonic() + CREDENTIALS_RETRY_S
         else:
             self._versions = versions
             log.info("the credentials in %s have changed and are read anew", self._directory)
-        return self._context
 
 
 async def connect(
