@@ -82,6 +82,7 @@ setup(
         "test": [
             "hypothesis>=6.80",
             "mypy>=1.5",
+            "pyroute2>=0.7",
             "pytest>=7.4",
             "pytest-timeout>=2.1",
             "pytest-xdist>=3.3",

@@ -24,7 +24,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vtpmd import pki
-from vtpmd.daemon import tls
+from vtpmd.daemon import handshakes, peer_server, tls, tls_stream
 from vtpmd.daemon.tls import PeerName
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -771,6 +771,132 @@ def test_canonical_name_is_stable_and_plain(text: str) -> None:
         assert re.fullmatch(r"[a-z0-9._:-]+", name)
 
 
+# -- a listener whose files change
+
+
+def served(credentials: tls.ServerCredentials, site: Site) -> Outcome:
+    """Return what the listener says of a client with this site's certificate."""
+    return run_meeting(credentials.context(), site.unchecked("client"))[0]
+
+
+def shown_certificate(credentials: tls.ServerCredentials, site: Site) -> int:
+    """Return the serial number of the certificate that the listener shows."""
+
+    async def show() -> bytes:
+        with listen() as listening:
+            accepting = asyncio.create_task(
+                asyncio.to_thread(
+                    ssl.get_server_certificate,
+                    listening.getsockname()[:2],
+                    ca_certs=str(site.path / "ca-cert.pem"),
+                )
+            )
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            with pytest.raises(tls.HandshakeError):
+                await tls.accept(connection, credentials.context())
+            return (await accepting).encode()
+
+    return x509.load_pem_x509_certificate(asyncio.run(show())).serial_number
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file by another one of the same size and time, as rsync may."""
+    status = path.stat()
+    other = path.with_suffix(".new")
+    other.write_bytes(content.ljust(status.st_size, b"\n"))
+    other.chmod(status.st_mode)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+def test_context_is_made_anew_only_for_changed_files(site: Site) -> None:
+    credentials = tls.ServerCredentials(site.path)
+    context = credentials.context()
+    (site.path / "notes.txt").write_text("of no concern")
+    assert credentials.context() is context
+    (site.path / "server-key.pem").chmod(0o640)
+    assert credentials.context() is not context
+
+
+def test_listener_refuses_who_has_been_revoked_since_it_started(site: Site) -> None:
+    """With a list that is new, with one in its place, and no more once that is removed."""
+    credentials, client = tls.ServerCredentials(site.path), issue("client")
+    site.put("client", client)
+    known = PeerName(NAMES, None)
+    assert served(credentials, site) == known
+    write_revocations(site, [])
+    assert served(credentials, site) == known
+    path = site.path / "ca-crl.pem"
+    padded = path.read_bytes() + b"\n" * 400
+    path.write_bytes(padded)
+    assert served(credentials, site) == known
+    write_revocations(site, [client])
+    revoking = path.read_bytes()
+    path.write_bytes(padded)
+    assert served(credentials, site) == known
+    replace(path, revoking)
+    assert_one_line(served(credentials, site), "has been revoked")
+    path.unlink()
+    assert served(credentials, site) == known
+
+
+def test_listener_trusts_another_authority_when_it_is_told_so(site: Site) -> None:
+    credentials = tls.ServerCredentials(site.path)
+    for role in OTHER_ROLE:
+        site.put(role, issue(role, authority=MALLORY))
+    replace(site.path / "ca-cert.pem", MALLORY.certificate_pem())
+    assert served(credentials, site) == PeerName(NAMES, None)
+    site.put("client", issue("client"))
+    assert_one_line(served(credentials, site), "was not issued by a CA in our")
+
+
+@pytest.mark.parametrize("what", ["garbage", "certificates", "link to nowhere"])
+def test_listener_refuses_all_while_it_cannot_know_who_is_revoked(site: Site, what: str) -> None:
+    """Also what it has let in before: an unreadable list may revoke anybody."""
+    credentials = tls.ServerCredentials(site.path)
+    spoil_revocations(site, what)
+    for _ in range(2):
+        with pytest.raises(tls.CredentialsError, match=r"ca-crl\.pem"):
+            credentials.context()
+    (site.path / "ca-crl.pem").unlink()
+    assert served(credentials, site) == PeerName(NAMES, None)
+
+
+def test_listener_refuses_all_while_its_directory_is_away(site: Site) -> None:
+    credentials = tls.ServerCredentials(site.path)
+    away = site.path.rename(site.path.with_name("away"))
+    with pytest.raises(tls.CredentialsError, match="cannot read"):
+        credentials.context()
+    away.rename(site.path)
+    assert served(credentials, site) == PeerName(NAMES, None)
+
+
+def test_listener_shows_a_renewed_certificate_once_its_key_fits(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In between it shows the old one, whose key is in no file any more or not yet, and says so."""
+    old, new = issue("server"), issue("server")
+    site.put("server", old)
+    credentials = tls.ServerCredentials(site.path)
+    (site.path / "server-cert.pem").write_bytes(new.certificate_pem())
+    for _ in range(3):
+        assert shown_certificate(credentials, site) == old.certificate.serial_number
+    lines = [record.getMessage() for record in caplog.records if record.name == tls.log.name]
+    assert len(lines) == 1
+    assert re.search("from before are still used: cannot use private key .* not that of", lines[0])
+    site.put("server", new)
+    assert shown_certificate(credentials, site) == new.certificate.serial_number
+
+
+def test_half_a_pair_does_not_keep_a_revocation_from_being_seen(site: Site) -> None:
+    credentials = tls.ServerCredentials(site.path)
+    (site.path / "server-cert.pem").write_bytes(issue("server").certificate_pem())
+    credentials.context()
+    write_revocations(site, [])
+    with pytest.raises(tls.CredentialsError, match="is not that of"):
+        credentials.context()
+
+
 # -- the document
 
 
@@ -778,6 +904,16 @@ def test_document_has_the_limits_of_the_code() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\w+) \|", (DOCS / "peers.md").read_text(), re.MULTILINE)
     assert rows == [
         ("HANDSHAKE_TIMEOUT_S", f"{tls.HANDSHAKE_TIMEOUT_S:.0f}"),
+        ("HELLO_TIMEOUT_S", f"{peer_server.HELLO_TIMEOUT_S:.0f}"),
+        ("HANDSHAKES_MAX", f"{handshakes.HANDSHAKES_MAX}"),
+        ("HANDSHAKES_PER_NETWORK_MAX", f"{handshakes.HANDSHAKES_PER_NETWORK_MAX}"),
+        ("PEERS_MAX", f"{peer_server.PEERS_MAX}"),
+        ("RECLAIMS_MAX", f"{peer_server.RECLAIMS_MAX}"),
+        ("LOG_LINES_MAX", f"{peer_server.LOG_LINES_MAX}"),
+        ("KEEPALIVE_IDLE_S", f"{tls_stream.KEEPALIVE_IDLE_S}"),
+        ("KEEPALIVE_INTERVAL_S", f"{tls_stream.KEEPALIVE_INTERVAL_S}"),
+        ("KEEPALIVE_COUNT", f"{tls_stream.KEEPALIVE_COUNT}"),
+        ("USER_TIMEOUT_S", f"{tls_stream.USER_TIMEOUT_S}"),
         ("NAMES_MAX", f"{tls.NAMES_MAX}"),
         ("COMMON_NAME_LENGTH_MAX", f"{tls.COMMON_NAME_LENGTH_MAX}"),
         ("KEY_MODE_MAX", f"0{tls.KEY_MODE_MAX:o}"),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -135,5 +136,27 @@ def test_altered_record_ends_the_connection() -> None:
             beneath.send(b"\x17\x03\x03\x00\x20" + bytes(32))
             with pytest.raises(ssl.SSLError):
                 await other.read()
+
+    run(test)
+
+
+def test_when_the_peer_was_last_heard_of() -> None:
+    """By what came, not by what was sent, nor by an end."""
+
+    async def test(one: TlsStream, other: TlsStream) -> None:
+        first_ns = one.heard_ns
+        assert 0 < first_ns <= time.monotonic_ns()
+        one.write(b"?")
+        assert await other.read() == b"?"
+        assert other.heard_ns > first_ns
+        assert one.heard_ns == first_ns
+        before_ns = time.monotonic_ns()
+        other.write(b"!")
+        assert await one.read() == b"!"
+        heard_ns = one.heard_ns
+        assert before_ns < heard_ns <= time.monotonic_ns()
+        other.close()
+        assert await one.read() == b""
+        assert one.heard_ns == heard_ns
 
     run(test)

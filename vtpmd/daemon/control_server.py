@@ -17,6 +17,7 @@ import stat
 import time
 from typing import Protocol
 
+from vtpmd.daemon.acceptor import Acceptor
 from vtpmd.daemon.readiness import Readiness
 from vtpmd.errors import VtpmdError
 from vtpmd.wire import control
@@ -32,8 +33,6 @@ DESCRIPTORS_MAX = 2
 EXCESS_BYTES_MAX = 1024 * 1024
 # A blob does not fit into a socket's buffer, so the client has to read; QEMU does so at once.
 ANSWER_TIMEOUT_S = 5.0
-# When descriptors or memory have run out, accepting again at once would fail again.
-ACCEPT_RETRY_S = 0.1
 
 
 class Handler(Protocol):
@@ -69,8 +68,9 @@ class ControlServer:
         client's connection and every descriptor are closed.
         """
         self._listening.setblocking(False)
+        acceptor = Acceptor(self._listening, "the control socket")
         while True:
-            client = await self._accept()
+            client, _ = await acceptor.accept()
             with client:
                 connection = _Connection(client, self._handler)
                 try:
@@ -80,25 +80,6 @@ class ControlServer:
                     log.debug("control channel: connection lost: %s", error.strerror)
                 finally:
                     connection.close()
-
-    async def _accept(self) -> socket.socket:
-        readiness = Readiness(self._listening)
-        try:
-            while True:
-                try:
-                    client, _ = self._listening.accept()
-                except BlockingIOError:
-                    # Not loop.sock_accept(): cancelled in the wrong moment it forgets a connection.
-                    await readiness.wait()
-                except OSError as error:
-                    reason = error.strerror
-                    log.error("cannot accept on the control socket: %s; trying again", reason)
-                    await asyncio.sleep(ACCEPT_RETRY_S)
-                else:
-                    client.setblocking(False)
-                    return client
-        finally:
-            readiness.close()
 
 
 class _Connection:

@@ -13,6 +13,9 @@ from vtpmd.errors import VtpmdError
 
 # QEMU's connection, and a few that wait while it is served.
 BACKLOG = 8
+# Connections to take in one turn of the event loop; what has no room tries again a second later,
+# and so would a peer among many strangers.
+PEER_BACKLOG = 128
 # sun_path of struct sockaddr_un, less its NUL (unix(7)).
 PATH_BYTES_MAX = 107
 
@@ -78,7 +81,7 @@ def listen_for_peers(host: str, port: int) -> Iterator[socket.socket]:
     """Listen on a TCP address; port 0 is one that is free. Raises VtpmdError."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=PEER_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VtpmdError(

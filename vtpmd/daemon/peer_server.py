@@ -1,7 +1,8 @@
 """Wait for sources: accept, shake hands, and give each to the vTPM.
 
 A peer is whoever has a certificate of our CA and a name on the allow-list; until that is known
-nothing of what it sends is read.
+nothing of what it sends is read. Until it has said what it wants it has no slot: handshakes are
+counted apart, so that connections that say nothing keep no peer out.
 """
 
 from __future__ import annotations
@@ -10,19 +11,41 @@ import asyncio
 import logging
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from vtpmd.daemon import tls
-from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.acceptor import Acceptor
+from vtpmd.daemon.handshakes import Handshakes
+from vtpmd.daemon.limited_log import LimitedLog
 from vtpmd.errors import VtpmdError
 from vtpmd.wire import peer
 
 log = logging.getLogger(__name__)
 
-# Handshakes and sessions at once; one session is served, others are told so.
+# Sessions at once: one is served, others are told so, and some may be on their way out.
 PEERS_MAX: Final = 8
+# Reclaims at once, which find a place when all those are taken: a guest waits for each.
+RECLAIMS_MAX: Final = 4
 # From the handshake to the first message.
 HELLO_TIMEOUT_S: Final = 10.0
+# Of refused connections, in a minute; those of strangers and those of peers are counted apart.
+LOG_LINES_MAX: Final = 20
+
+
+class Sessions(Protocol):
+    """What a peer is given to when it has said what it wants."""
+
+    async def welcome(
+        self, connection: tls.Connection, decoder: peer.Decoder, hello: peer.Hello
+    ) -> None:
+        """Serve a source; returns when its session no longer needs the connection."""
+
+    async def reclaim(self, connection: tls.Connection, session: bytes) -> None:
+        """Answer a source that asks for its vTPM over a new connection."""
+
+
+class Busy(VtpmdError):
+    """There are as many peers as there may be."""
 
 
 class PeerServer:
@@ -34,65 +57,111 @@ class PeerServer:
         *,
         credentials: Path,
         allowed: tuple[str, ...],
-        mobility: Mobility,
+        mobility: Sessions,
     ) -> None:
-        """Take a socket that listens; it stays the caller's. Raises VtpmdError."""
-        self._listening = listening
-        self._context = tls.server_context(credentials)
+        """Take a non-blocking socket that listens; it stays the caller's. Raises VtpmdError."""
+        self._acceptor = Acceptor(listening, "the peers' socket")
+        self._credentials = tls.ServerCredentials(credentials)
         self._allowed = allowed
         self._mobility = mobility
-        self._slots = asyncio.Semaphore(PEERS_MAX)
+        self._handshakes = Handshakes()
+        self._peers = _Slots(PEERS_MAX)
+        self._reclaims = _Slots(RECLAIMS_MAX)
+        # Strangers must not use up the lines that say why a peer is refused.
+        self._of_strangers = LimitedLog(log, LOG_LINES_MAX)
+        self._of_peers = LimitedLog(log, LOG_LINES_MAX)
 
     async def serve(self) -> None:
         """Serve peers until cancelled; their connections are closed then."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await self._slots.acquire()
-                connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
-                task = group.create_task(self._serve(connection))
-                task.add_done_callback(lambda _: self._slots.release())
+                accepted, address = await self._acceptor.accept()
+                group.create_task(self._serve(accepted, address[0]))
+                # Also while there is always another one, all else gets its turn.
+                await asyncio.sleep(0)
 
-    async def _serve(self, accepted: socket.socket) -> None:
+    async def _serve(self, accepted: socket.socket, address: str) -> None:
+        lines = self._of_strangers
         try:
-            connection = await tls.accept(accepted, self._context)
+            with accepted:  # nothing is left in it once tls.accept() has taken over
+                if self._handshakes.enter(address):
+                    lines.write(logging.WARNING, "too many handshakes: the oldest has made room")
+                connection = await tls.accept(accepted, self._credentials.context())
+            lines = self._of_peers
             try:
                 await self._serve_peer(connection)
             finally:
                 connection.stream.close()
         except VtpmdError as error:
-            log.warning("%s", error)
-        except (OSError, EOFError, TimeoutError, peer.StreamError) as error:
-            log.warning("a peer's connection ended: %s", str(error) or type(error).__name__)
+            lines.write(logging.WARNING, str(error))
+        except (OSError, EOFError, peer.StreamError) as error:
+            text = str(error) or type(error).__name__
+            lines.write(logging.WARNING, f"a peer's connection ended: {text}")
         except Exception:  # a mistake of ours must not keep other peers out
-            log.exception("a peer could not be served")
+            lines.write(logging.ERROR, "a peer could not be served", exc_info=True)
+        finally:
+            self._handshakes.leave()
 
     async def _serve_peer(self, connection: tls.Connection) -> None:
         try:
             tls.check_allowed(connection.name, self._allowed)
-        except tls.PeerNotAllowed as error:
-            # The text names the peer, whom it tells nothing that it does not know.
-            refusal = peer.Refuse(peer.Reason.NOT_ALLOWED, str(error))
-            connection.stream.write(peer.encode(refusal))
-            await connection.stream.drain()
-            raise
-        decoder = peer.Decoder()
-        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            decoder = peer.Decoder()
             first = await _first_message(connection, decoder)
+            self._handshakes.leave()
+            await self._serve_first(connection, decoder, first)
+        # The texts name the peer, whom they tell nothing that it does not know.
+        except tls.PeerNotAllowed as error:
+            await _refuse(connection, peer.Reason.NOT_ALLOWED, error)
+            raise
+        except Busy as error:
+            await _refuse(connection, peer.Reason.BUSY, error)
+            raise VtpmdError(f"peer {connection.name} is refused: {error}") from error
+
+    async def _serve_first(
+        self, connection: tls.Connection, decoder: peer.Decoder, first: peer.Message
+    ) -> None:
         match first:
             case peer.Hello():
-                log.info("a source has connected: %s", connection.name)
-                await self._mobility.welcome(connection, decoder, first)
+                with self._peers:
+                    log.info("a source has connected: %s", connection.name)
+                    await self._mobility.welcome(connection, decoder, first)
             case peer.Reclaim() | peer.Ask():
-                await self._mobility.answer(connection, first)
-                await connection.stream.drain()
+                with self._reclaims:
+                    await self._mobility.answer(connection, first)
+                    await connection.stream.drain()
             case _:
                 raise peer.StreamError(f"it began with {type(first).__name__}")
 
 
+class _Slots:
+    """So many peers at once; entered by one more, it raises Busy."""
+
+    def __init__(self, n_max: int) -> None:
+        self._n_max = n_max
+        self._n_taken = 0
+
+    def __enter__(self) -> None:
+        if self._n_taken == self._n_max:
+            raise Busy(f"{self._n_max} peers are served already; try again later")
+        self._n_taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._n_taken -= 1
+
+
 async def _first_message(connection: tls.Connection, decoder: peer.Decoder) -> peer.Message:
-    while (message := decoder.next_message()) is None:
-        data = await connection.stream.read()
-        if not data:
-            raise EOFError("it closed the connection without a word")
-        decoder.receive_data(data)
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            while (message := decoder.next_message()) is None:
+                data = await connection.stream.read()
+                if not data:
+                    raise EOFError("it closed the connection without a word")
+                decoder.receive_data(data)
+    except TimeoutError:
+        raise VtpmdError(f"peer {connection.name} did not say in time what it wants") from None
     return message
+
+
+async def _refuse(connection: tls.Connection, reason: peer.Reason, error: VtpmdError) -> None:
+    connection.stream.write(peer.encode(peer.Refuse(reason, str(error))))
+    await connection.stream.drain()

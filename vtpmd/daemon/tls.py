@@ -11,12 +11,14 @@ one who can mend it hears of it at the start.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shlex
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum
@@ -24,14 +26,20 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from vtpmd.daemon.tls_stream import TlsStream
+from vtpmd.daemon.limited_log import LimitedLog
+from vtpmd.daemon.tls_stream import TlsStream, find_dead_flow
 from vtpmd.errors import VtpmdError
+
+log = logging.getLogger(__name__)
 
 CA_CERTIFICATE: Final = "ca-cert.pem"
 CA_REVOCATIONS: Final = "ca-crl.pem"
 
 # Connection and handshake together. A peer that takes longer is as good as none.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+# Files that could not be used and have not changed may be readable by now; to try takes
+# milliseconds, in which nothing else is served, and strangers must not bring that about.
+CREDENTIALS_RETRY_S: Final = 1.0
 # A host has some names. What its certificate has beyond these is not looked at.
 NAMES_MAX: Final = 64
 COMMON_NAME_LENGTH_MAX: Final = 64  # X.520's ub-common-name
@@ -128,6 +136,53 @@ def client_context(directory: Path) -> ssl.SSLContext:
     return _checked_context(directory, Role.CLIENT)
 
 
+class ServerCredentials:
+    """The context of the side that listens, made anew when the directory's files have changed.
+
+    A vtpmd cannot be restarted under a guest, and its certificate, its peers' and the list of the
+    revoked do not last as long as that.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read the directory. Raises CredentialsError."""
+        self._directory = directory
+        self._log = LimitedLog(log, lines_max=1)
+        self._versions = self._tried = _versions(directory)
+        self._context = server_context(directory)
+        self._error = ""
+        self._retry_s = 0.0
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for the next handshake, as the files are now.
+
+        Raises CredentialsError if they cannot be used and say something else of whom to trust than
+        before: who was revoked must not get in by that. A certificate and a key that do not fit are
+        mostly being replaced; if only they have changed, the pair before serves on.
+        """
+        # Taken first: what changes while it is read is read again for the next handshake.
+        versions = _versions(self._directory)
+        is_new = versions not in (self._versions, self._tried)
+        if is_new or (versions != self._versions and time.monotonic() >= self._retry_s):
+            self._read(versions)
+        if versions.authorities != self._versions.authorities:
+            raise CredentialsError(self._error)
+        if versions != self._versions:
+            text = f"the certificate and key from before are still used: {self._error}"
+            self._log.write(logging.WARNING, text)
+        return self._context
+
+    def _read(self, versions: _Versions) -> None:
+        self._tried = versions
+        try:
+            self._context = server_context(self._directory)
+        except CredentialsError as error:
+            self._error = str(error)
+            self._retry_s = time.monotonic() + CREDENTIALS_RETRY_S
+        else:
+            self._versions = versions
+            log.info("the credentials in %s have changed and are read anew", self._directory)
+
+
 async def connect(
     host: str, port: int, context: ssl.SSLContext, allow_list: Iterable[str] | None = None
 ) -> Connection:
@@ -166,6 +221,7 @@ async def accept(connection: socket.socket, context: ssl.SSLContext) -> Connecti
     peer = "that has left"
     try:
         peer = _address(*connection.getpeername()[:2])
+        find_dead_flow(connection)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             stream = await TlsStream.handshake(connection, context, None)
         return Connection(stream, _name_at(stream))
@@ -192,6 +248,7 @@ async def _connect(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
+            find_dead_flow(sock)
             await loop.sock_connect(sock, address)
         except OSError as error:
             sock.close()
@@ -291,6 +348,29 @@ def _words(reason: str) -> str:
 
 def _verify_reason(error: ssl.SSLCertVerificationError) -> str:
     return VERIFY_REASONS.get(error.verify_code, f"is refused: {error.verify_message}")
+
+
+class _Versions(NamedTuple):
+    """What tells one content of a directory's files from another, without reading them."""
+
+    authorities: tuple[tuple[int, ...], ...]
+    server: tuple[tuple[int, ...], ...]
+
+
+def _versions(directory: Path) -> _Versions:
+    names = ((CA_CERTIFICATE, CA_REVOCATIONS), ("server-cert.pem", "server-key.pem"))
+    return _Versions(*(tuple(_version(directory / name) for name in pair) for pair in names))
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        # A link to nowhere is not a file that is not there: see _load_authorities().
+        return (error.errno or 0, os.path.lexists(path))
+    # The time of the last change of mode or owner, too, which nobody can set back.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return (status.st_dev, status.st_ino, status.st_size, *times)
 
 
 def _checked_context(directory: Path, role: Role) -> ssl.SSLContext:

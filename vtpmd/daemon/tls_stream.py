@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from contextlib import suppress
 from typing import Final, Self
 
@@ -21,11 +22,38 @@ UNSENT_BYTES_MAX: Final = 4 * peer.FRAME_BYTES_MAX
 # Before a close: more than a socket's buffer holds.
 UNREAD_READS_MAX: Final = 128
 
+# A flow that a firewall has forgotten, or whose other end has lost its power, ends without a word.
+# The kernel asks an idle peer after KEEPALIVE_IDLE_S and then each KEEPALIVE_INTERVAL_S, and gives
+# up after KEEPALIVE_COUNT questions; what was sent must be acknowledged within USER_TIMEOUT_S. The
+# latter counts for both (tcp_keepalive_timer() in net/ipv4/tcp_timer.c), hence the same five
+# seconds: two lost packets are no dead flow, and a migration that stalls for longer falls back.
+KEEPALIVE_IDLE_S: Final = 2
+KEEPALIVE_INTERVAL_S: Final = 1
+KEEPALIVE_COUNT: Final = 3
+USER_TIMEOUT_S: Final = 5
+
 _WOULD_BLOCK: Final = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
+def find_dead_flow(sock: socket.socket) -> None:
+    """Have the kernel end a TCP connection whose other end is gone; also while it connects.
+
+    A read fails with TimeoutError then, or ends: CPython before 3.12.3 takes an error beneath TLS
+    for an end (its issue 115627). Raises OSError.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_S * 1000)
+
+
 class TlsStream:
-    """A connection whose handshake is done. It belongs to one event loop; one task reads."""
+    """A connection whose handshake is done. It belongs to one event loop; one task reads.
+
+    ``heard_ns`` is when the peer was last heard of: the clock of ``time.monotonic_ns()`` at the end
+    of the last read that brought something, or of the handshake.
+    """
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self.socket = sock
@@ -36,6 +64,7 @@ class TlsStream:
         self._drained.set()
         self._failure: OSError | None = None
         self._closed = False
+        self.heard_ns = 0
 
     @classmethod
     async def handshake(
@@ -58,6 +87,7 @@ class TlsStream:
             )
             stream = cls(tls)
             await stream._shake_hands()
+            stream.heard_ns = time.monotonic_ns()
         except BaseException:
             (tls or sock).close()
             raise
@@ -82,11 +112,15 @@ class TlsStream:
             if self._failure is not None:
                 raise self._failure
             try:
-                return self.socket.recv(peer.READ_BYTES_MAX)
+                data = self.socket.recv(peer.READ_BYTES_MAX)
             except ssl.SSLWantReadError:
                 await self._readiness.wait()
             except ssl.SSLWantWriteError:
                 await self._writable()
+            else:
+                if data:
+                    self.heard_ns = time.monotonic_ns()
+                return data
         return b""
 
     def write(self, data: bytes) -> None:
