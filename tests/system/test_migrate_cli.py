@@ -38,7 +38,6 @@ from vtpmd.wire import peer
 MACHINE = Machine()
 TIMEOUT_S = 60.0
 SLOW_BYTES_S = 1 << 20  # a migration at this rate takes longer than a test
-FASTER_BYTES_S = 1 << 24  # passes take their time, but end
 UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
 OTHER_UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b12"
 NOBODY = "localhost:1"  # a port that no service has
@@ -305,15 +304,15 @@ def test_guest_stays_when_the_disk_of_the_destination_is_full(lab: Lab) -> None:
 def test_disk_that_fails_while_qemu_migrates_keeps_the_guest_here(lab: Lab) -> None:
     """The round that cannot be stored is refused, and QEMU's migration is cancelled.
 
-    Were that too late, the destination's QEMU would fail: the guest stays either way.
+    QEMU waits before it asks for the state, so that the refusal comes before that.
     """
     disk = Disk(lab.directory / "disk")
     lab.close_at_end(disk)
     source = boot(host(lab))
     destination, uri = waiting_host(lab, state=disk.path / "state")
-    # A second pass, which takes longer than to be told of a refusal.
-    slowly = {"max-bandwidth": SLOW_BYTES_S, "downtime-limit": 1}
-    source.guest.qmp("migrate-set-parameters", **slowly)
+    pause = {"capability": "pause-before-switchover", "state": True}
+    source.guest.qmp("migrate-set-capabilities", capabilities=[pause])
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": SLOW_BYTES_S})
     before = source.guest.check()
     with started(source.command(destination.vtpmd.address, uri, "--json")) as migrating:
         assert migrating.stderr is not None
@@ -321,11 +320,14 @@ def test_disk_that_fails_while_qemu_migrates_keeps_the_guest_here(lab: Lab) -> N
         disk.fail_writes(True)
         # A round comes with a pass of QEMU's, and brings what the guest has done before it.
         source.guest.command("work 30")
-        source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": FASTER_BYTES_S})
+        source.guest.qmp(
+            "migrate-set-parameters", **{"max-bandwidth": migration.BANDWIDTH_BYTES_S_MAX}
+        )
         said, shown = migrating.communicate(timeout=TIMEOUT_S)
     assert migrating.returncode == 1, shown
     report = json.loads(said)
     assert (report["ending"], report["vtpm"]["refusal"]) == ("failed", "storage")
+    assert report["guest"]["status"] == "cancelled"
     assert source.guest.status == "running"
     assert differences(before, source.guest.check(), worked=True) == []
 
@@ -386,7 +388,7 @@ def test_interrupt_cancels_qemus_migration_and_the_session(lab: Lab) -> None:
         assert_goes_on(source, before)
 
     destination, uri = waiting_host(lab, "d")
-    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": migration.BANDWIDTH_BYTES_S_MAX})
     before = source.guest.check()
     moved = source.migrate(destination.vtpmd.address, uri)
     assert moved.returncode == 0, moved.stderr

@@ -21,7 +21,7 @@ from vtpmd.cli.moving_report import heading
 from vtpmd.cli.moving_verdict import Ending, Report
 from vtpmd.config import Address
 from vtpmd.daemon.listener import listen
-from vtpmd.daemon.management import Argument, Arguments, ManagementServer
+from vtpmd.daemon.management import CLIENTS_MAX, Argument, Arguments, ManagementServer
 from vtpmd.daemon.qmp import MigrationState
 from vtpmd.errors import VtpmdError
 
@@ -135,6 +135,11 @@ class Stage:
         for client in (self.source, self.destination):
             with suppress(EOFError):  # a test has killed it
                 await client.disconnect()
+
+    async def connect_to_vtpmd(self) -> QMPClient:
+        client = QMPClient()
+        await client.connect(str(self._manage))
+        return client
 
     def kill_source(self) -> None:
         self._source.kill()
@@ -398,6 +403,37 @@ def test_vtpmd_that_goes_away_leaves_it_open_what_moved(run: Run) -> None:
         report = await stage.move()
         assert report.ending is Ending.UNKNOWN
         assert "QEMU's migration has completed, but vtpmd" in heading(report)
+
+    run(test)
+
+
+def test_vtpmd_does_not_take_a_long_move_for_an_idle_client(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it needs room for another, somebody else has asked for nothing for longer."""
+    monkeypatch.setattr(moving, "SIGN_OF_LIFE_INTERVAL_S", 0.0)
+
+    async def test(stage: Stage) -> None:
+        await stage.slow_down()
+        active = asyncio.Event()
+        stage.vtpmd.on_arm = stage.vtpmd.armed
+        when_active(stage, active.set)
+        moving_on = asyncio.create_task(stage.move())
+        await active.wait()
+        others = [await stage.connect_to_vtpmd() for _ in range(CLIENTS_MAX - 1)]
+        steps = 0
+
+        def count(_: Progress) -> None:
+            nonlocal steps
+            steps += 1
+
+        stage.on_progress = count
+        await until(lambda: steps > 2)  # a sign of life comes after each
+        others.append(await stage.connect_to_vtpmd())
+        moving_on.cancel()
+        assert (await moving_on).ending is Ending.INTERRUPTED
+        for other in others:
+            await other.disconnect()
 
     run(test)
 
