@@ -133,8 +133,7 @@ class Stage:
 
     async def disconnect(self) -> None:
         for client in (self.source, self.destination):
-            with suppress(EOFError):  # a test has killed it
-                await client.disconnect()
+            await hang_up(client)
 
     async def connect_to_vtpmd(self) -> QMPClient:
         client = QMPClient()
@@ -191,6 +190,12 @@ async def staged(lab: Lab) -> AsyncIterator[Stage]:
             await stage.disconnect()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+async def hang_up(client: QMPClient) -> None:
+    """Disconnect, also where the other side has done so."""
+    with suppress(EOFError):
+        await client.disconnect()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -433,7 +438,7 @@ def test_vtpmd_does_not_take_a_long_move_for_an_idle_client(
         moving_on.cancel()
         assert (await moving_on).ending is Ending.INTERRUPTED
         for other in others:
-            await other.disconnect()
+            await hang_up(other)
 
     run(test)
 
