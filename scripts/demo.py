@@ -22,8 +22,9 @@ from tests.harness.facts import CHANGED_BY_A_CHECK, CHANGED_BY_WORK, Facts, diff
 from tests.harness.guest import Machine
 from tests.harness.lab import Lab
 from vtpmd.cli import moving_report
-from vtpmd.cli.moving import Ending, Order, Progress, Report, move
+from vtpmd.cli.moving import Order, Progress, move
 from vtpmd.cli.moving_display import guest_text, stage, vtpm_text
+from vtpmd.cli.moving_verdict import Ending, Report
 from vtpmd.config import parse_address
 
 EXIT_GOOD = 0

@@ -8,6 +8,9 @@ from typing import Final, NamedTuple
 from vtpmd.errors import VtpmdError
 
 PORT_MAX: Final = 65535
+# Python takes no number from a text that is too long, and no port has more.
+PORT_DIGITS_MAX: Final = 5
+ADDRESS_SHOWN_MAX: Final = 80  # of what is no address, in an error
 
 
 class Address(NamedTuple):
@@ -36,11 +39,17 @@ class RunConfig(NamedTuple):
 
 def parse_address(text: str) -> Address:
     """Return the address that HOST:PORT or [HOST]:PORT is. Raises VtpmdError."""
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         host = ""  # an IPv6 address without its brackets: where the port begins is a guess
-    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
-        raise VtpmdError(f"{text!r} is no address: give HOST:PORT, or [ADDRESS]:PORT for IPv6")
+    if not (host and _is_port(port)):
+        shown = text if len(text) <= ADDRESS_SHOWN_MAX else f"{text[:ADDRESS_SHOWN_MAX]}…"
+        raise VtpmdError(f"{shown!r} is no address: give HOST:PORT, or [ADDRESS]:PORT for IPv6")
     return Address(host, int(port))
+
+
+def _is_port(text: str) -> bool:
+    is_number = text.isascii() and text.isdigit() and len(text) <= PORT_DIGITS_MAX
+    return is_number and int(text) <= PORT_MAX

@@ -1,8 +1,9 @@
 """`vtpmd migrate` with real guests: what it moves, says and returns.
 
 The guest's migration comes first: whatever keeps the vTPM's state from moving beside QEMU's stream,
-the guest moves; and whatever keeps the guest from moving, it goes on at the source, with its TPM
-(invariant 3 of the design), and can be moved again.
+the guest moves, unless the destination cannot take the state in any way; and whatever keeps the
+guest from moving, it goes on at the source, with its TPM (invariant 3 of the design), and can be
+moved again. No QEMU here was told of a return path but by the command.
 """
 
 import json
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,17 +24,22 @@ import pytest
 
 from tests.harness import migration
 from tests.harness.credentials import credentials, stranger_credentials
+from tests.harness.disk import Disk
 from tests.harness.emulator import Emulator, Peering
 from tests.harness.facts import differences
+from tests.harness.fake_peer import FakeDestination
 from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
 from tests.harness.management import Management
 from tests.harness.proxy import Trigger
 from tests.support.emulator_client import Control
+from vtpmd.wire import peer
 
 MACHINE = Machine()
 TIMEOUT_S = 60.0
 SLOW_BYTES_S = 1 << 20  # a migration at this rate takes longer than a test
+UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
+OTHER_UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b12"
 NOBODY = "localhost:1"  # a port that no service has
 NOBODY_URI = "tcp:127.0.0.1:1"
 
@@ -68,9 +75,12 @@ def host(
     *,
     peers: Path | None = None,
     is_followed: bool = True,
+    uuid: str | None = None,
+    state: Path | None = None,
 ) -> Host:
     """Start a vtpmd and a QEMU that it follows, or could; the guest has not booted yet."""
-    vtpmd = lab.peer(Peering(credentials=peers or credentials(), follows_qemu=True))
+    peering = Peering(credentials=peers or credentials(), follows_qemu=True, uuid=uuid)
+    vtpmd = lab.peer(peering, state)
     if not is_followed:
         vtpmd.qmp_path = None  # QEMU gets no monitor there
     monitor = lab.directory / name
@@ -83,14 +93,16 @@ def boot(source: Host) -> Host:
     source.guest.wait_for_workload()
     source.guest.command("setup")
     source.guest.command("work 30")
-    migration.set_capabilities(source.guest)
+    migration.set_capabilities(source.guest, return_path=False)
     return source
 
 
-def waiting_host(lab: Lab, name: str = "destination") -> tuple[Host, str]:
+def waiting_host(
+    lab: Lab, name: str = "destination", *, uuid: str | None = None, state: Path | None = None
+) -> tuple[Host, str]:
     """Start a vtpmd and a QEMU that wait; return them and where QEMU waits."""
-    destination = host(lab, name, migration.INCOMING)
-    migration.set_capabilities(destination.guest)
+    destination = host(lab, name, migration.INCOMING, uuid=uuid, state=state)
+    migration.set_capabilities(destination.guest, return_path=False)
     return destination, migration.listen_tcp(destination.guest)
 
 
@@ -123,7 +135,9 @@ def test_guest_moves_with_a_tail_and_on_again(lab: Lab) -> None:
     third, uri = waiting_host(lab, "c")
     status, report, shown = migrate_at_a_terminal(second, third.vtpmd.address, uri)
     assert status == 0, shown
-    assert report.startswith("The guest has moved, and its vTPM beside it.\n")
+    assert report.startswith(
+        "The guest has moved, and its vTPM beside it: both run at the destination.\n"
+    )
     assert "the sealed tail" in report
     assert "guest memory" in shown
     assert "\x1b[" in shown
@@ -138,8 +152,11 @@ def check_json(report: dict[str, Any], session: dict[str, Any]) -> None:
     assert guest["status"] == "completed"
     assert guest["ram-transferred-bytes"] > 0
     assert guest["total-ms"] >= guest["downtime-ms"]
-    for name in ("session", "outcome", "rounds", "tail-bytes", "phases-us"):
+    assert vtpm["outcome"] == "handed-over"
+    assert "destination: start the TPM" in vtpm["phases-us"]
+    for name in ("session", "outcome", "refusal", "qemu", "rounds", "tail-bytes", "phases-us"):
         assert vtpm[name] == session[name]
+    assert (vtpm["qemu"], vtpm["refusal"]) == ("following", None)
     assert vtpm["rounds"][0]["bytes"] > vtpm["tail-bytes"] > 0
     assert {name.partition(":")[0] for name in vtpm["phases-us"]} == {"source", "destination"}
     assert set(vtpm["digests"]) == {"permanent", "volatile"}
@@ -174,8 +191,8 @@ def test_guest_moves_with_whole_blobs_when_the_vtpm_cannot(lab: Lab, case: str) 
     source = boot(host(lab, peers=peers, is_followed=case != "not-followed"))
     destination, uri = waiting_host(lab)
     # Where vtpmd follows no QEMU, a session with another peer stays armed to the end.
-    peer = lab.peer() if case == "not-followed" else destination.vtpmd
-    to = NOBODY if case == "nobody" else peer.address
+    other = lab.peer() if case == "not-followed" else destination.vtpmd
+    to = NOBODY if case == "nobody" else other.address
     before = source.guest.check()
 
     moved = source.migrate(to, uri, "--json")
@@ -190,7 +207,11 @@ def test_guest_moves_with_whole_blobs_when_the_vtpm_cannot(lab: Lab, case: str) 
         "not-followed": "vtpmd did not see QEMU migrate",
     }[case]
     assert reason in report["reason"]
-    if case != "not-followed":
+    if case == "not-followed":
+        assert report["vtpm"]["qemu"] == "not-reachable"
+        warned, begun = moved.stderr.index("no QEMU answers on"), moved.stderr.index("guest: setup")
+        assert warned < begun
+    else:
         warning = f"vtpmd: warning: the vTPM's whole state goes into QEMU's stream: {reason}"
         assert warning in moved.stderr
     assert differences(before, destination.guest.check(), worked=False) == []
@@ -198,29 +219,142 @@ def test_guest_moves_with_whole_blobs_when_the_vtpm_cannot(lab: Lab, case: str) 
 
 def test_guest_goes_on_when_qemu_refuses_or_finds_nobody(lab: Lab) -> None:
     """Exit status 1 and one line that says what QEMU says; the session has ended."""
-    source, peer = boot(host(lab)), lab.peer()
+    source, other = boot(host(lab)), lab.peer()
     before = source.guest.check()
     for uri, said in {
         "no-uri": "Parameter 'uri' expects a valid migration protocol",
         NOBODY_URI: "Connection refused",
     }.items():
-        failed = source.migrate(peer.address, uri)
+        failed = source.migrate(other.address, uri)
         assert (failed.returncode, failed.stdout) == (1, "")
         last = failed.stderr.splitlines()[-1]
-        assert last.startswith("vtpmd: the guest has not moved: ")
+        assert last.startswith("vtpmd: the guest has not moved")
         assert said in last
         assert_goes_on(source, before)
         before = source.guest.check()
 
 
-@pytest.mark.parametrize("return_path", [True, False], ids=["return-path", "one-way"])
-def test_guest_goes_on_when_the_destination_dies_with_the_tail(lab: Lab, return_path: bool) -> None:
-    """Its vtpmd is killed when QEMU brings the tail. Without a return path, QEMU may not notice."""
+def refused(source: Host, to: str, uri: str, refusal: str) -> str:
+    """Try to move a guest to where its vTPM cannot run; return why that was not done."""
+    before = source.guest.check()
+
+    failed = source.migrate(to, uri, "--json")
+
+    assert failed.returncode == 1, failed.stderr
+    report = json.loads(failed.stdout)
+    assert report["ending"] == "failed"
+    assert report["vtpm"]["refusal"] == refusal
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("vtpmd: the guest has not moved")
+    assert last.endswith("gives --whole-blobs")
+    assert_goes_on(source, before)
+    return str(report["reason"])
+
+
+def test_guest_stays_when_the_destination_is_another_vms(lab: Lab) -> None:
+    """QEMU is not told to migrate; with --whole-blobs it is, and these know no UUID."""
+    source = boot(host(lab, uuid=UUID))
+    destination, uri = waiting_host(lab, uuid=OTHER_UUID)
+    reason = refused(source, destination.vtpmd.address, uri, "uuid")
+    assert "it is another VM: the UUIDs differ" in reason
+    assert "status" not in source.guest.qmp("query-migrate")
+
+    before = source.guest.check()
+    moved = source.migrate(destination.vtpmd.address, uri, "--whole-blobs", "--json")
+    assert moved.returncode == 4, moved.stderr
+    assert json.loads(moved.stdout)["ending"] == "whole-blobs"
+    assert differences(before, destination.guest.check(), worked=False) == []
+
+
+def test_guest_stays_when_the_destination_has_an_older_libtpms(lab: Lab) -> None:
+    source, (_, uri) = boot(host(lab)), waiting_host(lab)
+    older = FakeDestination(credentials())
+    lab.close_at_end(older)
+
+    def refuse() -> None:
+        stream = older.accept()
+        stream.receive(peer.Hello)
+        stream.send(peer.Refuse(peer.Reason.LIBTPMS_VERSION, "its libtpms is newer"))
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    reason = refused(source, older.address, uri, "libtpms-version")
+    thread.join()
+    assert "the destination refuses: its libtpms is newer" in reason
+    assert "status" not in source.guest.qmp("query-migrate")
+
+
+def test_guest_stays_when_the_disk_of_the_destination_is_full(lab: Lab) -> None:
+    """And moves there when there is room."""
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    source = boot(host(lab))
+    destination, uri = waiting_host(lab, state=disk.path / "state")
+    disk.fill()
+    reason = refused(source, destination.vtpmd.address, uri, "storage")
+    assert "No space left on device" in reason
+
+    disk.make_room()
+    before = source.guest.check()
+    moved = source.migrate(destination.vtpmd.address, uri)
+    assert moved.returncode == 0, moved.stderr
+    assert differences(before, destination.guest.check(), worked=False) == []
+
+
+def test_disk_that_fails_while_qemu_migrates_keeps_the_guest_here(lab: Lab) -> None:
+    """The round that cannot be stored is refused, and QEMU's migration is cancelled.
+
+    QEMU waits before it asks for the state, so that the refusal comes before that.
+    """
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    source = boot(host(lab))
+    destination, uri = waiting_host(lab, state=disk.path / "state")
+    pause = {"capability": "pause-before-switchover", "state": True}
+    source.guest.qmp("migrate-set-capabilities", capabilities=[pause])
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": SLOW_BYTES_S})
+    before = source.guest.check()
+    with started(source.command(destination.vtpmd.address, uri, "--json")) as migrating:
+        assert migrating.stderr is not None
+        assert any("guest: active" in line for line in migrating.stderr)
+        disk.fail_writes(True)
+        # A round comes with a pass of QEMU's, and brings what the guest has done before it.
+        source.guest.command("work 30")
+        source.guest.qmp(
+            "migrate-set-parameters", **{"max-bandwidth": migration.BANDWIDTH_BYTES_S_MAX}
+        )
+        said, shown = migrating.communicate(timeout=TIMEOUT_S)
+    assert migrating.returncode == 1, shown
+    report = json.loads(said)
+    assert (report["ending"], report["vtpm"]["refusal"]) == ("failed", "storage")
+    assert report["guest"]["status"] == "cancelled"
+    assert source.guest.status == "running"
+    assert differences(before, source.guest.check(), worked=True) == []
+
+
+def test_guest_that_the_destination_loses_has_not_moved(lab: Lab) -> None:
+    """QEMU here would call it completed, but for the return path."""
+    source = boot(host(lab, peers=stranger_credentials()))
+    second = lab.peer()
+    trigger = Trigger(control=Control.SET_STATEBLOB, action=second.kill)
+    destination = lab.guest(lab.proxy(second, trigger), MACHINE, migration.INCOMING)
+    migration.set_capabilities(destination, return_path=False)
+    uri = migration.listen_tcp(destination)
+    before = source.guest.check()
+
+    failed = source.migrate(second.address, uri, "--json")
+
+    assert failed.returncode == 1, failed.stderr
+    assert json.loads(failed.stdout)["guest"]["run-state"] == "running"
+    assert_goes_on(source, before)
+
+
+def test_guest_goes_on_when_the_destination_dies_with_the_tail(lab: Lab) -> None:
+    """Its vtpmd is killed when QEMU brings the tail."""
     source, second = boot(host(lab)), lab.peer()
     trigger = Trigger(control=Control.SET_STATEBLOB, action=second.kill)
     destination = lab.guest(lab.proxy(second, trigger), MACHINE, migration.INCOMING)
-    for guest in (source.guest, destination):
-        migration.set_capabilities(guest, return_path=return_path)
+    migration.set_capabilities(destination, return_path=False)
     uri = migration.listen_tcp(destination)
     before = source.guest.check()
 
@@ -229,14 +363,10 @@ def test_guest_goes_on_when_the_destination_dies_with_the_tail(lab: Lab, return_
     assert failed.returncode == 1, failed.stderr
     report = json.loads(failed.stdout)
     assert report["ending"] == "failed"
+    assert report["guest"]["run-state"] == "running"
     assert report["vtpm"]["outcome"] == "go-on"
     assert report["vtpm"]["tail-bytes"] > 0
-    if report["guest"]["status"] == "completed":
-        assert not return_path
-        assert "the destination has not taken the vTPM" in report["reason"]
-        source.guest.resume()
-    else:
-        assert "the vTPM goes on here" in report["reason"]
+    assert "the vTPM goes on here" in report["reason"]
     assert_goes_on(source, before)
 
 
@@ -252,12 +382,13 @@ def test_interrupt_cancels_qemus_migration_and_the_session(lab: Lab) -> None:
             assert any("guest: active" in line for line in migrating.stderr)
             said, shown = interrupt(migrating, number)
         assert json.loads(said)["ending"] == "interrupted"
-        assert "vtpmd: interrupted, the guest goes on at the source" in shown.splitlines()[-1]
+        last = shown.splitlines()[-1]
+        assert last.startswith("vtpmd: interrupted, the guest is running at the source: ")
         assert source.guest.qmp("query-migrate")["status"] == "cancelled"
         assert_goes_on(source, before)
 
     destination, uri = waiting_host(lab, "d")
-    migration.set_capabilities(source.guest)
+    source.guest.qmp("migrate-set-parameters", **{"max-bandwidth": migration.BANDWIDTH_BYTES_S_MAX})
     before = source.guest.check()
     moved = source.migrate(destination.vtpmd.address, uri)
     assert moved.returncode == 0, moved.stderr
@@ -294,7 +425,8 @@ def test_interrupt_while_the_peer_is_silent_leaves_qemu_alone(lab: Lab) -> None:
             assert second.returncode == 1
             assert "vtpmd has a session already, which is connecting" in second.stderr
             assert query_migration(source)["state"] == "connecting"
-            interrupt(migrating, signal.SIGINT)
+            _, shown = interrupt(migrating, signal.SIGINT)
+    assert shown.splitlines()[-1] == "vtpmd: interrupted before QEMU began to migrate"
     assert query_migration(source)["state"] == "ended"
     assert "status" not in source.guest.qmp("query-migrate")
 

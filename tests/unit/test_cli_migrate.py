@@ -4,6 +4,7 @@ What it does to real guests is in tests/system/test_migrate_cli.py.
 """
 
 import asyncio
+import itertools
 import json
 import re
 import socket
@@ -19,8 +20,9 @@ from vtpmd import cli
 from vtpmd.cli import moving_report
 from vtpmd.cli.management_client import ManagementError, Round, Session, connect
 from vtpmd.cli.migrate import EXIT_STATUS
-from vtpmd.cli.moving import Ending, Progress, Rate, Report
+from vtpmd.cli.moving import Progress, Rate
 from vtpmd.cli.moving_display import guest_text, stage, vtpm_text
+from vtpmd.cli.moving_verdict import Ending, Report, Seen, verdict
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import Arguments, ManagementServer
 from vtpmd.daemon.qmp import Migration, MigrationState
@@ -32,6 +34,9 @@ ANSWER: dict[str, Any] = {
     "state": "granted",
     "outcome": "handed-over",
     "reason": None,
+    "refusal": None,
+    "qemu": "following",
+    "peer-qemu": "not-reachable",
     "session": "00" * 16,
     "rounds": [
         {
@@ -57,6 +62,8 @@ SESSION = Session(
     session="00" * 16,
     state="granted",
     outcome="handed-over",
+    qemu="following",
+    peer_qemu="not-reachable",
     rounds=(Round(1, 12000, 3, 4, 1500), Round(2, 500, 3, 5, None)),
     tail_bytes=96,
     phases_us=ANSWER["phases-us"],
@@ -105,7 +112,8 @@ def test_help_has_an_example_and_every_exit_status(capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "example:\n  vtpmd migrate --manage /" in text
     lines = text.partition("exit status:\n")[2].splitlines()
-    assert {int(line.split()[0]) for line in lines} == {2, *EXIT_STATUS.values()}
+    numbers = (line.split()[0] for line in lines if not line.startswith("   "))
+    assert {int(number) for number in numbers} == {2, *EXIT_STATUS.values()}
     assert EXIT_STATUS.keys() == {ending.value for ending in Ending}
 
 
@@ -167,6 +175,9 @@ def test_session_is_what_vtpmd_answers(tmp_path: Path) -> None:
         {"phases-us": {"source: capture": 0.5}},
         {"digests": {"permanent": None}},
         {"reason": ["x"]},
+        {"refusal": 8},
+        {"qemu": True},
+        {"peer-qemu": {}},
     ],
 )
 def test_malformed_answers_are_errors(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -236,7 +247,19 @@ def test_json_has_everything() -> None:
     assert report["vtpm"]["digests"]["permanent"] == {"at-freeze": DIGEST, "after-load": DIGEST}
 
 
-def test_digests_after_load_are_known_only_after_the_hand_over() -> None:
+@pytest.mark.parametrize("uri", ["exec:cat > /tmp/state", "fd:7", "file:/tmp/state"])
+def test_uri_that_carries_no_word_back_is_refused(
+    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is asked: QEMU would wait for ever, with its guest stopped."""
+    assert cli.main(command_line(uri=uri, manage=str(tmp_path / "missing"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    transport = uri.partition(":")[0]
+    assert line.startswith(f"vtpmd: the guest has not moved: {transport}: carries no word back")
+    assert line.endswith("give a --uri with tcp: or unix:")
+
+
+def test_digests_after_load_are_known_only_after_the_destination_has_said_them() -> None:
     failed = Session(outcome="go-on", phases_us={}, digests={"permanent": DIGEST})
     report: Any = moving_report.as_json(Report(ending=Ending.FAILED, vtpm=failed))
     assert report["vtpm"]["digests"]["permanent"] == {"at-freeze": DIGEST, "after-load": None}
@@ -244,7 +267,7 @@ def test_digests_after_load_are_known_only_after_the_hand_over() -> None:
 
 def test_text_has_a_line_for_each_number() -> None:
     assert moving_report.text(TAIL).splitlines() == [
-        "The guest has moved, and its vTPM beside it.",
+        "The guest has moved, and its vTPM beside it: both run at the destination.",
         "",
         "  vTPM, base                           12,000 bytes  "
         "generations 3 and 4, acknowledged in 1.5 ms",
@@ -283,11 +306,108 @@ def test_text_accounts_for_every_round(count: int) -> None:
     [
         (Report(ending=Ending.WHOLE_BLOBS, reason="why"), "the guest has moved, with its .*: why"),
         (Report(ending=Ending.FAILED, reason="why"), "the guest has not moved: why"),
-        (Report(ending=Ending.INTERRUPTED), "interrupted, the guest goes on at the source"),
+        (
+            Report(ending=Ending.FAILED, guest=COMPLETED, run_state="paused", reason="why"),
+            "the guest has not moved, the guest is paused at the source: why",
+        ),
+        (Report(ending=Ending.INTERRUPTED), "interrupted before QEMU began to migrate"),
+        (
+            Report(ending=Ending.INTERRUPTED, guest=COMPLETED, run_state="running", reason="why"),
+            "interrupted, the guest is running at the source: why",
+        ),
+        (
+            Report(ending=Ending.INTERRUPTED, guest=COMPLETED, reason="why"),
+            "interrupted, QEMU's migration has ended at the source: why",
+        ),
+        (
+            Report(ending=Ending.UNKNOWN, reason="why"),
+            "it is not known where the guest and its vTPM are: why",
+        ),
     ],
 )
 def test_heading_says_what_became_of_the_guest(report: Report, said: str) -> None:
     assert re.fullmatch(said, moving_report.heading(report))
+
+
+OUTCOMES = (None, "granted", "handed-over", "go-on", "fall-back")
+
+
+def everything_seen() -> Iterator[Seen]:
+    """Yield each combination of what can be seen, and some that cannot."""
+    sessions: list[Session | None] = [None]
+    sessions += [
+        Session(outcome=outcome, tail_bytes=tail_bytes, phases_us={}, digests={})
+        for outcome in OUTCOMES
+        for tail_bytes in (None, 96)
+    ]
+    guests = [None, *(Migration(status=status) for status in MigrationState)]
+    for guest, vtpm, qemu, vtpmd, blobs, refused, interrupted in itertools.product(
+        guests,
+        sessions,
+        (None, "QEMU is lost"),
+        (None, "vtpmd is lost"),
+        (None, "whole"),
+        (None, "refused"),
+        (False, True),
+    ):
+        yield Seen(
+            guest=guest,
+            vtpm=vtpm,
+            qemu_lost=qemu,
+            vtpmd_lost=vtpmd,
+            whole_blobs=blobs,
+            refused=refused,
+            interrupted=interrupted,
+        )
+
+
+def test_nothing_is_called_moved_that_was_not_seen_at_the_destination() -> None:
+    """And nothing is said to have stayed that may be there."""
+    endings = set()
+    for seen in everything_seen():
+        report = verdict(seen)
+        endings.add(report.ending)
+        outcome = None if seen.vtpm is None else seen.vtpm.outcome
+        is_loaded = seen.guest is not None and seen.guest.status is MigrationState.COMPLETED
+        match report.ending:
+            case Ending.TAIL:
+                assert (is_loaded, outcome, seen.whole_blobs) == (True, "handed-over", None)
+                assert seen.qemu_lost is None
+            case Ending.WHOLE_BLOBS:
+                assert is_loaded and seen.qemu_lost is None
+                assert seen.vtpm is None or seen.whole_blobs or seen.vtpm.tail_bytes is None
+            case Ending.FAILED | Ending.INTERRUPTED:
+                assert seen.qemu_lost is None
+                assert (report.ending is Ending.INTERRUPTED) <= seen.interrupted
+                if seen.guest is not None:
+                    assert outcome not in ("granted", "handed-over")
+                if is_loaded:
+                    assert outcome == "go-on"
+            case Ending.UNKNOWN:
+                assert report.reason
+    assert endings == set(Ending)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "ending", "said"),
+    [
+        ("handed-over", "completed", Ending.TAIL, None),
+        ("granted", "completed", Ending.UNKNOWN, "was granted, but nothing was heard .* --ask"),
+        ("go-on", "completed", Ending.FAILED, "has not taken the vTPM .* QEMU's cont"),
+        (None, "completed", Ending.UNKNOWN, "does not say what became"),
+        ("handed-over", "failed", Ending.UNKNOWN, "has not given the vTPM back"),
+        ("granted", "cancelled", Ending.UNKNOWN, "was cancelled; .* not given the vTPM back"),
+        ("go-on", "failed", Ending.FAILED, "the vTPM goes on here"),
+        (None, "failed", Ending.UNKNOWN, "does not say that the vTPM goes on here"),
+    ],
+)
+def test_verdict_on_a_tail(
+    outcome: str | None, status: str, ending: Ending, said: str | None
+) -> None:
+    vtpm = Session(outcome=outcome, tail_bytes=96, phases_us={}, digests={})
+    report = verdict(Seen(guest=Migration(status=MigrationState(status)), vtpm=vtpm))
+    assert report.ending is ending
+    assert report.reason is None if said is None else re.search(said, report.reason or "")
 
 
 def test_progress_says_rounds_bytes_and_rates() -> None:

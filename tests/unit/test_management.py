@@ -384,19 +384,51 @@ def test_message_without_an_end_is_answered_and_the_connection_closed(run: Run) 
     run(test)
 
 
-def test_so_many_clients_and_no_more(run: Run) -> None:
+def test_new_client_takes_the_place_of_the_most_idle(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """First of one that gets no events, then of the one whose last command is longest ago."""
+
     async def test(lab: Lab) -> None:
-        clients = [await lab.client() for _ in range(management.CLIENTS_MAX)]
+        listener, *others = [await lab.client() for _ in range(management.CLIENTS_MAX - 1)]
+        silent = await lab.connect()
+        assert "QMP" in await silent.receive()
+        assert "return" in await listener.ask("query-version")
+
+        late = [await lab.client()]
+        assert await silent.receive() is None
+        late.append(await lab.client())
+        assert await others[0].receive() is None
+        lab.server.broadcast("ROUND", {"number": 1})
+        for client in (listener, *others[1:], *late):
+            assert (await client.receive())["event"] == "ROUND"
+        assert caplog.text.count("disconnected to let another in") == 2
+
+    run(test)
+
+
+def test_client_that_waits_for_an_answer_is_not_disconnected(run: Run) -> None:
+    """Whoever comes, and however often; when all are waiting the next is refused."""
+
+    async def test(lab: Lab) -> None:
+        waiting = [await lab.client() for _ in range(management.CLIENTS_MAX)]
+        for client in waiting[:-1]:
+            lab.begun.clear()
+            client.send({"execute": "wait"})
+            await lab.begun.wait()
+        last = await lab.client()
+        assert await waiting.pop().receive() is None
+        lab.begun.clear()
+        last.send({"execute": "wait"})
+        await lab.begun.wait()
         refused = await lab.connect()
-        assert await refused.receive() == error("there are 8 clients already: end one of them")
+        assert await refused.receive() == error(
+            "8 clients wait for an answer already: end one of them"
+        )
         assert await refused.receive() is None
-        await clients[0].close()
-        # It is asked again until the server has seen the other leave.
-        while "QMP" not in await (client := await lab.connect()).receive():
-            await client.close()
-        for other in (client, *clients):
-            await other.close()
-        await until(lambda: not lab.server._clients)
+        lab.go_on.set()
+        for client in (*waiting, last):
+            assert await client.receive() == {"return": {}}
 
     run(test)
 

@@ -42,6 +42,10 @@ class ManagementError(VtpmdError):
     """vtpmd could not be asked, refused, or gave no usable answer."""
 
 
+class ManagementRefusal(ManagementError):
+    """vtpmd answered a command with an error."""
+
+
 class Round(NamedTuple):
     """What one round brought to the destination."""
 
@@ -60,6 +64,9 @@ class Session:
     state: str = "none"
     outcome: str | None = None
     reason: str | None = None
+    refusal: str | None = None  # the destination's reason in a word, if it refused
+    qemu: str | None = None  # how this vtpmd follows its QEMU
+    peer_qemu: str | None = None  # how the destination's does
     rounds: tuple[Round, ...] = ()
     tail_bytes: int | None = None
     phases_us: Mapping[str, int]
@@ -74,12 +81,15 @@ class ManagementClient:
         self._client = client
 
     async def execute(self, command: str, **arguments: object) -> object:
-        """Execute a command and return its result, unchecked. Raises ManagementError."""
+        """Execute a command and return its result, unchecked.
+
+        Raises ManagementRefusal when vtpmd answers an error, else ManagementError.
+        """
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await self._client.execute(command, arguments)
         except ExecuteError as error:
-            raise ManagementError(line(error)) from error
+            raise ManagementRefusal(line(error)) from error
         except TimeoutError as error:
             raise ManagementError(
                 f"vtpmd on {self._path} has not answered {command} within {ANSWER_TIMEOUT_S:.0f} s"
@@ -180,6 +190,9 @@ def _session(answer: object) -> Session:
         state=_text(fields["state"]),
         outcome=_text_or_none(fields["outcome"]),
         reason=_text_or_none(fields["reason"]),
+        refusal=_text_or_none(fields["refusal"]),
+        qemu=_text_or_none(fields["qemu"]),
+        peer_qemu=_text_or_none(fields["peer-qemu"]),
         rounds=tuple(_round(_object(each)) for each in rounds),
         tail_bytes=_number_or_none(fields["tail-bytes"]),
         phases_us={_text(k): _number(v) for k, v in _object(fields["phases-us"]).items()},

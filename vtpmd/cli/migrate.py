@@ -11,9 +11,10 @@ from vtpmd.config import Address, parse_address
 from vtpmd.errors import VtpmdError
 
 if TYPE_CHECKING:
-    from vtpmd.cli.moving import Order, Report
+    from vtpmd.cli.moving import Order
+    from vtpmd.cli.moving_verdict import Report
 
-EXIT_STATUS: Final = {"tail": 0, "failed": 1, "whole-blobs": 4, "interrupted": 130}
+EXIT_STATUS: Final = {"tail": 0, "failed": 1, "whole-blobs": 4, "unknown": 5, "interrupted": 130}
 
 EPILOG = """\
 example:
@@ -25,16 +26,26 @@ example:
   monitor of the same QEMU, as each serves one client.
 
   Whatever keeps the vTPM's state from moving beside QEMU's stream is warned about; the stream then
-  carries all of it, and the guest moves all the same. An interrupt (Ctrl-C) cancels QEMU's
-  migration, unless it has completed by then. Progress goes to standard error, the report to
-  standard output.
+  carries all of it, and the guest moves all the same. Not so when the destination refuses what the
+  stream would bring it as well: it has another version, another UUID, no room, or cannot take the
+  state. Then the guest stays, unless --whole-blobs is given.
+
+  QEMU's capability return-path is switched on, and stays on: only with it QEMU hears from the
+  destination whether that has loaded the guest. So --uri is tcp: or unix:, not exec:, fd: or file:.
+
+  An interrupt (Ctrl-C) cancels QEMU's migration, unless it has completed by then. Progress goes to
+  standard error, the report to standard output.
 
 exit status:
-  0    the guest has moved, and its vTPM beside QEMU's stream, which carried a tail
-  1    the guest has not moved: it goes on at the source
+  0    the guest has moved: QEMU at the destination has loaded it, and its vTPM runs there; QEMU's
+       stream carried a tail
+  1    the guest has not moved: QEMU did not begin, or its migration failed, and the vTPM is here
   2    the command line was wrong
-  4    the guest has moved; QEMU's stream carried the vTPM's whole state
-  130  interrupted: the guest goes on at the source
+  4    the guest has moved: QEMU at the destination has loaded it; its vTPM's whole state was in
+       QEMU's stream
+  5    not known: the vTPM was granted and nothing was heard of the destination since, or QEMU or
+       vtpmd went away in between; the last line says what was seen, and what to look at
+  130  interrupted; the guest has not moved
 """
 
 
@@ -72,6 +83,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--uri", required=True, help="where the destination's QEMU waits, as QEMU writes it"
     )
+    parser.add_argument(
+        "--whole-blobs",
+        action="store_true",
+        help="let QEMU's stream carry the vTPM's whole state also when the destination has refused "
+        "it for a reason that the stream will probably meet, too",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(command=run)
 
@@ -79,9 +96,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(options: argparse.Namespace) -> int:
     """Move the guest; return the exit status."""
     from vtpmd.cli import moving_report
-    from vtpmd.cli.moving import Ending, Order, Report
+    from vtpmd.cli.moving import Order
+    from vtpmd.cli.moving_verdict import Ending, Report
 
-    order = Order(manage=options.manage, to=options.to, qmp=options.qmp, uri=options.uri)
+    order = Order(
+        manage=options.manage,
+        to=options.to,
+        qmp=options.qmp,
+        uri=options.uri,
+        whole_blobs=options.whole_blobs,
+    )
     try:
         report = _move(order)
     except VtpmdError as error:
@@ -90,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         import json
 
         print(json.dumps(moving_report.as_json(report), indent=2))
-    if report.ending in (Ending.FAILED, Ending.INTERRUPTED):
+    if report.ending not in (Ending.TAIL, Ending.WHOLE_BLOBS):
         print(f"vtpmd: {moving_report.heading(report)}", file=sys.stderr)
     elif not options.json:
         print(moving_report.text(report))
@@ -105,8 +129,9 @@ def _move(order: Order) -> Report:
 
     from rich.console import Console
 
-    from vtpmd.cli.moving import Ending, Report, move
+    from vtpmd.cli.moving import move
     from vtpmd.cli.moving_display import Display
+    from vtpmd.cli.moving_verdict import Ending, Report
 
     # What libraries log is for a daemon's log; here errors say it, in a line.
     logging.basicConfig(handlers=[logging.NullHandler()])

@@ -1,12 +1,14 @@
 """Move a guest and its vTPM: conduct vtpmd's session and QEMU's migration, in order.
 
-    arm ──► a peer holds a base, or it fell back ──► QEMU's migrate ──► it has ended ──► disarm
-                                                          │
-                                           interrupted: migrate_cancel
+    return-path ──► arm ──► a peer holds a base, or it fell back ──► QEMU's migrate ──► disarm
+                                        │                                  │
+                            a refusal that whole blobs            interrupted, or refused:
+                              meet, too: no migration                migrate_cancel
 
-The guest's migration comes first: whatever is wrong with the vTPM's session is told, and QEMU's
-stream carries whole blobs then. Import this module only to move a guest: asyncio and qemu.qmp are
-slow to import.
+The guest's migration comes first: what is wrong with the vTPM's session is told, and QEMU's stream
+carries whole blobs then, unless the destination has said why it cannot take those either. What
+became of all that is in moving_verdict. Import this module only to move a guest: asyncio and
+qemu.qmp are slow to import.
 """
 
 from __future__ import annotations
@@ -17,19 +19,28 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from vtpmd.cli.management_client import ManagementClient, ManagementError, Session, connect, line
+from vtpmd.cli.management_client import (
+    ManagementClient,
+    ManagementError,
+    ManagementRefusal,
+    Session,
+    connect,
+    line,
+)
+from vtpmd.cli.moving_verdict import Report, Seen, verdict
 from vtpmd.config import Address
 from vtpmd.daemon.qmp import (
     COMMAND_TIMEOUT_S,
     Migration,
     MigrationState,
+    QemuCommandFailed,
     QemuConnected,
     QemuEvent,
     QemuFollower,
+    QmpError,
 )
 from vtpmd.errors import VtpmdError
 
@@ -39,25 +50,30 @@ POLL_INTERVAL_S: Final = 0.1
 ARM_TIMEOUT_S: Final = 30.0
 # A monitor that another program uses says nothing.
 QEMU_TIMEOUT_S: Final = 5.0
-# From QEMU's last word to the session's: the destination waits up to 10 s for the grant.
+# From QEMU's last word to the session's: a destination that was granted says soon that it runs.
 OUTCOME_TIMEOUT_S: Final = 15.0
-# The destination says how long its start took a round trip after that; 2 s are plenty.
-STARTED_POLLS_MAX: Final = 20
-STARTED_PHASE: Final = "destination: start the TPM"
+# QEMU says that a migration has failed before it lets the guest go on.
+GO_ON_TIMEOUT_S: Final = 15.0
+# vtpmd disconnects the client that asks nothing the longest, when it needs room for another.
+SIGN_OF_LIFE_INTERVAL_S: Final = 10.0
 # Rates are those of the last second.
 RATE_WINDOW_S: Final = 1.0
 
 ENDED: Final = {MigrationState.COMPLETED, MigrationState.FAILED, MigrationState.CANCELLED}
 IDLE: Final = {MigrationState.NONE, *ENDED}
-
-
-class Ending(StrEnum):
-    """What became of the guest and its vTPM."""
-
-    TAIL = "tail"  # both moved; QEMU's stream carried a tail
-    WHOLE_BLOBS = "whole-blobs"  # both moved; QEMU's stream carried all of the vTPM's state
-    FAILED = "failed"  # the guest goes on at the source
-    INTERRUPTED = "interrupted"  # the same, as somebody wished
+# What QEMU writes to and never reads from: it would wait there for the destination's word for ever,
+# with the guest stopped, and not even migrate_cancel ends that (QEMU 7.2, migration.c:
+# await_return_path_close_on_source).
+ONE_WAY: Final = ("exec", "fd", "file")
+# Why a destination refuses what QEMU's stream would bring it as well.
+UNFIT: Final = frozenset(
+    ("version", "tpm-version", "libtpms-version", "uuid", "limit", "state", "storage")
+)
+# How vtpmd follows QEMU, where it will not see QEMU migrate.
+BLIND: Final = {
+    "not-reachable": "no QEMU answers on vtpmd's --qmp: give it another monitor of this QEMU",
+    "without-events": "QEMU tells vtpmd nothing of its migrations: it has no migration events",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +84,7 @@ class Order:
     to: Address  # where the destination's vtpmd waits
     qmp: Path  # a monitor of the source's QEMU
     uri: str  # where the destination's QEMU waits, as QEMU's migrate takes it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What happened."""
-
-    ending: Ending
-    reason: str | None = None  # for whole blobs, or a failure
-    guest: Migration | None = None  # None: QEMU's migration was not started
-    vtpm: Session | None = None  # None: there was no session
+    whole_blobs: bool = False  # also after a refusal that these will probably meet, too
 
 
 class Progress(NamedTuple):
@@ -104,8 +111,9 @@ async def move(order: Order, show: Show, warn: Warn) -> Report:
     ``show`` is called with each step forward, ``warn`` with a line for people. When the task is
     cancelled, QEMU's migration is, then the session; the report says what became of them. Before
     there is anything to undo, CancelledError is raised. Raises VtpmdError when QEMU or vtpmd cannot
-    be asked, or QEMU refuses: the guest goes on where it is.
+    be asked, or QEMU refuses: then QEMU's migration was not started. QEMU keeps return-path.
     """
+    _check_uri(order.uri)
     mover = _Mover(order, show, warn)
     async with AsyncExitStack() as stack:
         vtpmd = await stack.enter_async_context(connect(order.manage, mover.deliver))
@@ -114,11 +122,23 @@ async def move(order: Order, show: Show, warn: Warn) -> Report:
         return await mover.run(vtpmd, qemu)
 
 
+def _check_uri(uri: str) -> None:
+    transport, _, _ = uri.partition(":")
+    if transport in ONE_WAY:
+        raise VtpmdError(
+            f"{transport}: carries no word back from the destination, and without that nobody "
+            "knows whether the guest runs there: give a --uri with tcp: or unix:"
+        )
+
+
 async def _check_is_free(vtpmd: ManagementClient) -> None:
     session = await vtpmd.query_migration()
     if session.outcome == "handed-over":
+        raise VtpmdError("this vtpmd has handed its vTPM over: it runs at the destination")
+    if session.outcome == "granted":
         raise VtpmdError(
-            "this vtpmd has handed its vTPM over: the guest is at the destination, move it there"
+            "this vtpmd has granted its vTPM to a destination that has not said that it runs "
+            "there: see there; `vtpmd owner DIR --ask` asks it"
         )
     if session.state not in ("none", "ended"):
         raise VtpmdError(
@@ -179,29 +199,30 @@ class _Mover:
         self._ram_rate, self._vtpm_rate = Rate(), Rate()
         self._session: Session | None = None  # as events tell it; None: no session is ours
         self._changed = asyncio.Event()
-        self._fell_back: str | None = None  # why
         self._started = False  # QEMU was told to migrate
+        self._seen = Seen()
 
     async def run(self, vtpmd: ManagementClient, qemu: QemuFollower) -> Report:
-        """Move; connected to both. Raises VtpmdError."""
-        guest, interrupted = None, False
+        """Move; connected to both. Raises VtpmdError before QEMU was told to migrate."""
         try:
-            await self._arm(vtpmd)
-            guest = await self._migrate(qemu)
+            await self._prepare(vtpmd, qemu)
+            if self._seen.refused is None:
+                await self._migrate(vtpmd, qemu)
         except asyncio.CancelledError:
-            interrupted = True
-            guest = await self._cancel(qemu)
+            self._see(interrupted=True)
+            if self._started:
+                await self._cancel(vtpmd, qemu)
         finally:
-            vtpm = await _to_its_end(self._conclude(vtpmd, guest))
-        return _report(guest, vtpm, self._fell_back, interrupted=interrupted)
+            await _to_its_end(self._conclude(vtpmd, qemu))
+        return verdict(self._seen)
 
     def deliver(self, name: str, data: Mapping[str, object]) -> None:
         """Take an event of vtpmd's."""
         if self._session is None:
             return
         match name, data:
-            case "VTPM_ARMED", _:
-                self._note(state="armed")
+            case "VTPM_ARMED", {"qemu": str(qemu)}:
+                self._note(state="armed", qemu=line(qemu))
             case "VTPM_ROUND", {"bytes": int(record_bytes)}:
                 self._count_round(record_bytes)
             case "VTPM_FREEZE", {"tail-bytes": int(tail_bytes)}:
@@ -209,11 +230,16 @@ class _Mover:
                 self._step(tail_bytes=tail_bytes)
             case "VTPM_FALL_BACK", {"reason": str(reason)}:
                 self._note(state="ended", outcome="fall-back", reason=line(reason))
-                self._fall_back(line(reason))
+                self._fall_back(line(reason), data.get("refusal"))
             case "VTPM_GO_ON", {"reason": str(reason)}:
                 self._note(state="ended", outcome="go-on", reason=line(reason))
+            case "VTPM_GRANTED", _:
+                self._note(outcome="granted")
             case "VTPM_HANDED_OVER", _:
-                self._note(state="granted", outcome="handed-over")
+                self._note(outcome="handed-over")
+
+    def _see(self, **changes: Any) -> None:
+        self._seen = replace(self._seen, **changes)
 
     def _note(self, **changes: Any) -> None:
         assert self._session is not None  # noqa: S101 - deliver() has looked
@@ -233,11 +259,15 @@ class _Mover:
         self._progress = self._progress._replace(**changes)
         self._show(self._progress)
 
-    def _fall_back(self, reason: str) -> None:
-        """The guest moves all the same, its vTPM's whole state in QEMU's stream."""
-        if self._fell_back is not None:
+    def _fall_back(self, reason: str, refusal: object = None) -> None:
+        """QEMU's stream would carry the vTPM's whole state; say so, unless it must not."""
+        if self._seen.whole_blobs is not None:
             return
-        self._fell_back = reason
+        self._see(whole_blobs=reason)
+        if refusal in UNFIT and not self._order.whole_blobs:
+            advice = "whole blobs would meet that, too; who knows better gives --whole-blobs"
+            self._see(refused=f"{reason}; {advice}")
+            return
         self._warn(f"the vTPM's whole state goes into QEMU's stream: {reason}")
         self._step(whole_blobs=True)
 
@@ -251,26 +281,52 @@ class _Mover:
                 return True
         return False
 
-    async def _arm(self, vtpmd: ManagementClient) -> None:
-        """Arm a session; return when QEMU may begin."""
+    async def _prepare(self, vtpmd: ManagementClient, qemu: QemuFollower) -> None:
+        """Have QEMU listen to the destination, and arm a session. Raises VtpmdError."""
+        capability = {"capability": "return-path", "state": True}
+        try:
+            await qemu.execute("migrate-set-capabilities", {"capabilities": [capability]})
+        except QemuCommandFailed as error:
+            raise VtpmdError(
+                f"{error}; without return-path nobody hears whether the guest runs at the "
+                "destination: switch off in QEMU what stands against it"
+            ) from error
         self._session = Session(state="connecting", phases_us={}, digests={})
         try:
             await vtpmd.execute("migrate-arm", to=str(self._order.to))
-        except ManagementError as error:
+        except ManagementRefusal as error:
             self._session = None
             self._fall_back(str(error))
             return
         if not await self._until(lambda session: session.state != "connecting", ARM_TIMEOUT_S):
-            await self._disarm(vtpmd)
             self._fall_back(f"{self._order.to} has not taken it within {ARM_TIMEOUT_S:.0f} s")
+            await vtpmd.execute("migrate-disarm")
+        if (blindness := BLIND.get(self._session.qemu or "")) is not None:
+            self._warn(f"the vTPM's whole state will go into QEMU's stream: {blindness}")
 
-    async def _migrate(self, qemu: QemuFollower) -> Migration:
-        """Have QEMU migrate, and wait until it has ended. Raises VtpmdError."""
+    async def _migrate(self, vtpmd: ManagementClient, qemu: QemuFollower) -> None:
+        """Have QEMU migrate, and wait until it has ended. Raises VtpmdError if it refuses."""
         self._started = True
-        await qemu.execute("migrate", {"uri": self._order.uri})
-        return await self._watch(qemu)
+        try:
+            await qemu.execute("migrate", {"uri": self._order.uri})
+        except QemuCommandFailed:
+            raise
+        except QmpError as error:
+            self._see(qemu_lost=str(error))
+            return
+        await self._watch(vtpmd, qemu)
 
-    async def _watch(self, qemu: QemuFollower) -> Migration:
+    async def _watch(self, vtpmd: ManagementClient, qemu: QemuFollower) -> None:
+        """Wait until QEMU's migration has ended, or QEMU cannot be asked."""
+        try:
+            self._see(guest=await self._follow(vtpmd, qemu))
+        except QmpError as error:
+            self._see(qemu_lost=str(error))
+
+    async def _follow(self, vtpmd: ManagementClient, qemu: QemuFollower) -> Migration:
+        """Return how QEMU's migration has ended; give it up on a refusal. Raises QmpError."""
+        is_cancelled = False
+        asked_s = time.monotonic()
         while True:
             guest = await qemu.query_migration()
             now_s = time.monotonic()
@@ -281,50 +337,67 @@ class _Mover:
             )
             if guest.status in IDLE:
                 return guest
+            if self._seen.refused is not None and not is_cancelled:
+                is_cancelled = True
+                await qemu.execute("migrate_cancel")
+            if now_s - asked_s > SIGN_OF_LIFE_INTERVAL_S:
+                asked_s = now_s
+                with suppress(ManagementError):
+                    await vtpmd.execute("query-version")
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _cancel(self, qemu: QemuFollower) -> Migration | None:
-        """Have QEMU give up, before the session ends; it may be too late. Raises VtpmdError."""
-        if not self._started:
-            return None
+    async def _cancel(self, vtpmd: ManagementClient, qemu: QemuFollower) -> None:
+        """Have QEMU give up, before the session ends; it may be too late."""
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await qemu.execute("migrate_cancel")
-                return await self._watch(qemu)
-        except TimeoutError as error:
-            raise VtpmdError(
-                f"QEMU on {self._order.qmp} has not cancelled its migration within "
-                f"{COMMAND_TIMEOUT_S:.0f} s; see query-migrate there"
-            ) from error
+                await self._watch(vtpmd, qemu)
+        except TimeoutError:
+            lost = f"has not cancelled its migration within {COMMAND_TIMEOUT_S:.0f} s"
+            self._see(qemu_lost=f"QEMU on {self._order.qmp} {lost}; see query-migrate there")
+        except QmpError as error:
+            self._see(qemu_lost=str(error))
 
-    async def _conclude(self, vtpmd: ManagementClient, guest: Migration | None) -> Session | None:
-        """Wait for the session's outcome, disarm what is still armed, and return what it was."""
-        if self._session is None:
-            return None
+    async def _conclude(self, vtpmd: ManagementClient, qemu: QemuFollower) -> None:
+        """See what became of the guest here and of the session; disarm what is still armed."""
+        guest = self._seen.guest
         moved = guest is not None and guest.status is MigrationState.COMPLETED
-        with suppress(ManagementError):
+        if guest is not None and not moved:
+            await self._see_guest(qemu)
+        if self._session is None:
+            return
+        try:
             # QEMU may have said first that it has ended: events wait until no guest does.
             self._session = await vtpmd.query_migration()
-        if self._session.outcome == "fall-back":
-            self._fall_back(line(self._session.reason or "vtpmd does not say why"))
-        if self._session.tail_bytes is not None:
-            wanted = {"handed-over", "go-on"} if moved else {"go-on"}
-            await self._until(lambda session: session.outcome in wanted, OUTCOME_TIMEOUT_S)
-        try:
-            if moved and self._session.outcome == "handed-over":
-                await _wait_until_started(vtpmd)
-            session = await vtpmd.query_migration()
+            if self._session.outcome == "fall-back":
+                reason = self._session.reason or "vtpmd does not say why"
+                self._fall_back(reason, self._session.refusal)
+            elif self._session.tail_bytes is not None:
+                wanted = {"handed-over", "go-on"} if moved else {"go-on"}
+                await self._until(lambda session: session.outcome in wanted, OUTCOME_TIMEOUT_S)
+            self._session = await vtpmd.query_migration()
         except ManagementError as error:
-            self._warn(f"what the vTPM's session did is known only in part: {error}")
-            session = self._session
-        await self._disarm(vtpmd)
-        return session
-
-    async def _disarm(self, vtpmd: ManagementClient) -> None:
-        """End the session if it has not ended; what it says of that is nothing new."""
-        self._session = None
+            self._see(vtpmd_lost=str(error))
+        self._see(vtpm=self._session)
+        self._session = None  # what is said of a session that is ended here is nothing new
         with suppress(ManagementError):
             await vtpmd.execute("migrate-disarm")
+
+    async def _see_guest(self, qemu: QemuFollower) -> None:
+        """See whether the guest goes on here, which is after QEMU said that its migration failed.
+
+        Nothing is seen when QEMU goes away.
+        """
+        with suppress(TimeoutError, QmpError):
+            async with asyncio.timeout(GO_ON_TIMEOUT_S):
+                while (run_state := await _run_state(qemu)) == "finish-migrate":  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_INTERVAL_S)
+                self._see(run_state=run_state)
+
+
+async def _run_state(qemu: QemuFollower) -> str | None:
+    answer = await qemu.execute("query-status")
+    return line(answer["status"]) if isinstance(answer, dict) and "status" in answer else None
 
 
 async def _to_its_end(work: Coroutine[object, object, T]) -> T:
@@ -334,53 +407,6 @@ async def _to_its_end(work: Coroutine[object, object, T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         return await task
-
-
-async def _wait_until_started(vtpmd: ManagementClient) -> None:
-    """Wait until the destination has said how long its start took, or says no more."""
-    for _ in range(STARTED_POLLS_MAX):
-        if STARTED_PHASE in (await vtpmd.query_migration()).phases_us:
-            return
-        await asyncio.sleep(POLL_INTERVAL_S)
-
-
-def _report(
-    guest: Migration | None, vtpm: Session | None, fell_back: str | None, *, interrupted: bool
-) -> Report:
-    reason = None
-    if guest is None or guest.status is not MigrationState.COMPLETED:
-        ending = Ending.INTERRUPTED if interrupted else Ending.FAILED
-        reason = None if guest is None else _failure(guest, vtpm)
-    elif vtpm is None or vtpm.tail_bytes is None:
-        ending = Ending.WHOLE_BLOBS
-        reason = fell_back or (
-            "QEMU took it although a session was armed: vtpmd did not see QEMU migrate; is its "
-            "--qmp another monitor of this QEMU?"
-        )
-    elif vtpm.outcome == "handed-over":
-        ending = Ending.TAIL
-    else:
-        ending = Ending.FAILED
-        reason = (
-            f"the destination has not taken the vTPM ({vtpm.reason or 'no word from it'}); see its "
-            "QEMU, and let the guest go on here with QEMU's cont"
-        )
-    return Report(ending=ending, reason=reason, guest=guest, vtpm=vtpm)
-
-
-def _failure(guest: Migration, vtpm: Session | None) -> str:
-    if guest.status is MigrationState.CANCELLED:
-        said = "QEMU's migration was cancelled"
-    else:
-        said = guest.error or "QEMU gives no reason; the destination's QEMU may have printed one"
-    if vtpm is None or vtpm.tail_bytes is None:
-        return said
-    if vtpm.outcome == "handed-over":
-        return (
-            f"{said}; the destination has not given the vTPM back: stop the guest there, then see "
-            "vtpmd's log here"
-        )
-    return f"{said}; the vTPM goes on here: {vtpm.reason or 'no word from the destination'}"
 
 
 class Rate:

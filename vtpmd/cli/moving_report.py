@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from vtpmd.cli.management_client import Round, Session
-from vtpmd.cli.moving import Ending, Report
+from vtpmd.cli.moving_verdict import Ending, Report
 from vtpmd.daemon.qmp import Migration
 
 # Rounds that are printed one by one; JSON has them all.
@@ -21,14 +21,15 @@ def as_json(report: Report) -> dict[str, object]:
     return {
         "ending": report.ending.value,
         "reason": report.reason,
-        "guest": None if report.guest is None else _guest_json(report.guest),
+        "guest": None if report.guest is None else _guest_json(report.guest, report.run_state),
         "vtpm": None if report.vtpm is None else _vtpm_json(report.vtpm),
     }
 
 
-def _guest_json(guest: Migration) -> dict[str, object]:
+def _guest_json(guest: Migration, run_state: str | None) -> dict[str, object]:
     return {
         "status": guest.status.value,
+        "run-state": run_state,
         "error": guest.error,
         "passes": guest.passes,
         "ram-transferred-bytes": guest.ram_transferred_bytes,
@@ -45,6 +46,9 @@ def _vtpm_json(vtpm: Session) -> dict[str, object]:
         "state": vtpm.state,
         "outcome": vtpm.outcome,
         "reason": vtpm.reason,
+        "refusal": vtpm.refusal,
+        "qemu": vtpm.qemu,
+        "peer-qemu": vtpm.peer_qemu,
         "rounds": [
             {
                 "round": each.number,
@@ -66,7 +70,7 @@ def _vtpm_json(vtpm: Session) -> dict[str, object]:
 
 def is_verified(vtpm: Session) -> bool:
     """Whether the destination's digests are the source's: else it would not have been granted."""
-    return vtpm.outcome == "handed-over"
+    return vtpm.outcome in ("granted", "handed-over")
 
 
 def text(report: Report) -> str:
@@ -87,13 +91,25 @@ def heading(report: Report) -> str:
     because = "" if report.reason is None else f": {report.reason}"
     match report.ending:
         case Ending.TAIL:
-            return "the guest has moved, and its vTPM beside it"
+            return "the guest has moved, and its vTPM beside it: both run at the destination"
         case Ending.WHOLE_BLOBS:
             return f"the guest has moved, with its vTPM's whole state in QEMU's stream{because}"
+        case Ending.UNKNOWN:
+            return f"it is not known where the guest and its vTPM are{because}"
+        case Ending.INTERRUPTED if report.guest is None:
+            return f"interrupted before QEMU began to migrate{because}"
         case Ending.INTERRUPTED:
-            return f"interrupted, the guest goes on at the source{because}"
-        case Ending.FAILED:
+            return f"interrupted, {_here(report.run_state)}{because}"
+        case Ending.FAILED if report.run_state is None:
             return f"the guest has not moved{because}"
+        case Ending.FAILED:
+            return f"the guest has not moved, {_here(report.run_state)}{because}"
+
+
+def _here(run_state: str | None) -> str:
+    if run_state is None:
+        return "QEMU's migration has ended at the source"
+    return f"the guest is {run_state} at the source"
 
 
 def rows(report: Report) -> Iterator[Row]:

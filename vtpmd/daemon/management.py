@@ -85,7 +85,7 @@ class ManagementServer:
         """
         self._listening = listening
         self._on_quit = on_quit
-        self._clients: set[_Client] = set()
+        self._clients: set[_Client] = set()  # that are served
         self._commands: dict[str, _Registered] = {}
         self.register("query-commands", {}, self._query_commands)
         self.register("query-version", {}, self._query_version)
@@ -145,8 +145,10 @@ class ManagementServer:
             self._clients.add(client)
             client.send(Greeting(_version()))
             while (received := await client.receive()) is not CLOSED:
+                client.idle_since_s = None
                 await self._answer(client, received)
                 await client.sent()
+                client.idle_since_s = time.monotonic()
         except OSError as error:
             log.debug("management socket: process %d lost: %s", client.pid, error.strerror)
         except Exception:  # one client's, whatever it is: the others must be served on
@@ -159,9 +161,31 @@ class ManagementServer:
         # The socket's mode keeps others out; this holds when somebody has changed that.
         if client.uid not in (0, os.geteuid()):
             return f"user {client.uid} may not manage this vtpmd: only root and its own user may"
-        if len(self._clients) == CLIENTS_MAX:
-            return f"there are {CLIENTS_MAX} clients already: end one of them"
+        if len(self._clients) == CLIENTS_MAX and not self._make_room():
+            return f"{CLIENTS_MAX} clients wait for an answer already: end one of them"
         return None
+
+    def _make_room(self) -> bool:
+        """Disconnect the client that nobody misses most; return False if all wait for answers."""
+        idle = [
+            (client.connection.state is State.READY, client.idle_since_s, client)
+            for client in self._clients
+            if client.idle_since_s is not None
+        ]
+        if not idle:
+            return False
+        # Who has not negotiated gets no events, and so cannot be listening to them.
+        _, since_s, client = min(idle, key=lambda each: each[:2])
+        log.warning(
+            "management socket: process %d disconnected to let another in: of %d clients it has "
+            "asked for nothing the longest, %.0f s",
+            client.pid,
+            CLIENTS_MAX,
+            time.monotonic() - since_s,
+        )
+        self._clients.discard(client)
+        client.close()
+        return True
 
     async def _answer(self, client: _Client, received: Received) -> None:
         match received:
@@ -209,6 +233,8 @@ class _Client:
 
     def __init__(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connection = Connection()
+        # Since when it waits for no answer; None: it does.
+        self.idle_since_s: float | None = time.monotonic()
         self._reader = reader
         self._writer = writer
         # sent() waits until nothing is left.
