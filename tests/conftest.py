@@ -4,10 +4,15 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.harness.lab import Lab
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes says how busy the machine is, not whether the property holds.
+settings.register_profile("vtpmd", deadline=None)
+settings.load_profile("vtpmd")
 
 
 def pytest_configure() -> None:

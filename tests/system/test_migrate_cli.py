@@ -222,7 +222,7 @@ def test_guest_goes_on_when_qemu_refuses_or_finds_nobody(lab: Lab) -> None:
     source, other = boot(host(lab)), lab.peer()
     before = source.guest.check()
     for uri, said in {
-        "no-uri": "Parameter 'uri' expects a valid migration protocol",
+        "no-uri": "migration protocol",  # the rest differs between versions
         NOBODY_URI: "Connection refused",
     }.items():
         failed = source.migrate(other.address, uri)

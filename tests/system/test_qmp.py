@@ -40,6 +40,7 @@ HELD_BACK_BYTES_S = 4096
 NONE = MigrationState.NONE
 SETUP = MigrationStatus(MigrationState.SETUP)
 ACTIVE = MigrationStatus(MigrationState.ACTIVE)
+DEVICE = MigrationStatus(MigrationState.DEVICE)
 COMPLETED = MigrationStatus(MigrationState.COMPLETED)
 FAILED = MigrationStatus(MigrationState.FAILED)
 CANCELLING = MigrationStatus(MigrationState.CANCELLING)
@@ -161,7 +162,9 @@ def test_migration(lab: Lab) -> None:
             await follower.connected()
             await follower.migrate(NOWHERE)
             events, passes = split(await follower.until(COMPLETED))
-            assert events == [SETUP, ACTIVE, STOPPED, COMPLETED]
+            # QEMU 10.0 tells of the guest's devices, 7.2 does not.
+            saving = [DEVICE] if DEVICE in events else []
+            assert events == [SETUP, ACTIVE, STOPPED, *saving, COMPLETED]
             migration = await follower.query_migration()
             assert migration.status is MigrationState.COMPLETED
             assert migration.passes == passes
