@@ -23,14 +23,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from vtpmd.cli.management_client import ManagementClient, ManagementError, Session, connect, line
 from vtpmd.config import Address
-from vtpmd.daemon.qmp import (
-    COMMAND_TIMEOUT_S,
-    Migration,
-    MigrationState,
-    QemuConnected,
-    QemuEvent,
-    QemuFollower,
-)
+from vtpmd.daemon.qemu_events import MigrationState, QemuConnected, QemuEvent
+from vtpmd.daemon.qmp import COMMAND_TIMEOUT_S, Migration, QemuFollower
 from vtpmd.errors import VtpmdError
 
 # How often QEMU is asked; it is what a person can read.

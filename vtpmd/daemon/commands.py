@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vtpmd.config import RunConfig, parse_address
 from vtpmd.daemon.management import Argument, ManagementServer
 from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.qemu import QemuView
 from vtpmd.errors import VtpmdError
 
 if TYPE_CHECKING:
@@ -19,12 +20,16 @@ Arguments = Mapping[str, object]
 
 
 async def serve_management(
-    listening: socket.socket, mobility: Mobility, config: RunConfig, stop: asyncio.Event
+    listening: socket.socket,
+    mobility: Mobility,
+    qemu: QemuView,
+    config: RunConfig,
+    stop: asyncio.Event,
 ) -> None:
     """Serve the management socket until cancelled."""
     server = ManagementServer(listening, stop.set)
     mobility.tell = server.broadcast
-    commands = _Commands(mobility, config)
+    commands = _Commands(mobility, qemu, config)
     server.register("query-status", {}, commands.query_status)
     server.register("query-vtpms", {}, commands.query_vtpms)
     server.register("migrate-arm", {"to": Argument(str)}, commands.migrate_arm)
@@ -36,12 +41,13 @@ async def serve_management(
 class _Commands:
     """One method a command; each returns what JSON can say."""
 
-    def __init__(self, mobility: Mobility, config: RunConfig) -> None:
+    def __init__(self, mobility: Mobility, qemu: QemuView, config: RunConfig) -> None:
         self._mobility = mobility
+        self._qemu = qemu
         self._config = config
 
     async def query_status(self, _: Arguments) -> object:
-        return {"running": self._mobility.is_running(), "vtpms": 1}
+        return {"running": self._mobility.is_running(), "vtpms": 1, "qemu": self._qemu.word}
 
     async def query_vtpms(self, _: Arguments) -> object:
         outgoing, incoming = self._mobility.outgoing, self._mobility.incoming
@@ -60,9 +66,10 @@ class _Commands:
 
         if self._config.credentials is None:
             raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
+        await self._qemu.check_can_arm()
         address = parse_address(str(arguments["to"]))
         to = Peer(*address, self._config.credentials, self._config.allowed)
-        return {"session": self._mobility.arm(to).session.hex()}
+        return {"session": self._mobility.arm(to).session.hex(), "qemu": self._qemu.word}
 
     async def migrate_disarm(self, _: Arguments) -> object:
         if self._mobility.outgoing is not None:

@@ -18,6 +18,7 @@ from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
+from vtpmd.daemon.qemu import Listener, QemuView, follow
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.handover import Handover
 from vtpmd.store.keys import Key
@@ -103,14 +104,45 @@ def _start_services(
         )
         log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
         _run_beside(stack, server.serve())
+    qemu = QemuView(_ToMobility(mobility), asked_for=config.qmp is not None)
     if config.qmp is not None:
-        from vtpmd.daemon.qemu import follow
-
-        _run_beside(stack, follow(config.qmp, mobility))
+        mobility.qemu_migrates = lambda: qemu.is_migrating
+        _run_beside(stack, follow(config.qmp, qemu))
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 
-        _run_beside(stack, serve_management(resources.management, mobility, config, stop))
+        _run_beside(stack, serve_management(resources.management, mobility, qemu, config, stop))
+
+
+class _ToMobility(Listener):
+    """Passes on what a vTPM's migration needs to know of its QEMU."""
+
+    def __init__(self, mobility: Mobility) -> None:
+        self._mobility = mobility
+
+    def pass_began(self) -> None:
+        self._mobility.round_due()
+
+    def guest_stopped(self) -> None:
+        self._mobility.guest_was_stopped()
+
+    def guest_resumed(self) -> None:
+        self._mobility.guest_was_resumed()
+
+    def migration_began(self) -> None:
+        """Its first pass is told by itself."""
+
+    def migration_ended(self) -> None:
+        """A session ends by what its peer says."""
+
+    def receiving(self, now: bool) -> None:
+        """The peer's session says what comes in."""
+
+    def colo_seen(self) -> None:
+        """``is_migrating`` is false from now on: QEMU gets whole blobs."""
+
+    def disconnected(self) -> None:
+        """``is_migrating`` is false from now on: QEMU gets whole blobs."""
 
 
 def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) -> None:
