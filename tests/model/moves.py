@@ -86,8 +86,9 @@ def _source_moves(world: World, without: frozenset[str]) -> Iterator[Move]:
         yield "source withdraws its offer", _withdraw(world)
     if host.resumed:
         heard = world.source(resumed=False)
-        yield "source hears that the guest runs", source_takes(heard, events.GuestResumed()) or (
-            heard
+        yield (
+            "source hears that the guest runs",
+            source_takes(heard, events.GuestResumed()) or (heard),
         )
     yield from _source_qemu(world)
 
@@ -103,9 +104,7 @@ def _source_session(world: World) -> Iterator[Move]:
         yield "source notices the loss", taken
     machine = source_machine(host)
     if host.asks and host.state in GIVEN_AWAY and world.question is None and world.answer is None:
-        question = (
-            peer.Reclaim(SESSION) if host.state is State.RECLAIMING else peer.Ask(SESSION)
-        )
+        question = peer.Reclaim(SESSION) if host.state is State.RECLAIMING else peer.Ask(SESSION)
         yield f"source asks: {type(question).__name__}", world._replace(question=question)
     if world.answer is not None:
         answered = world._replace(answer=None)
@@ -244,8 +243,10 @@ def _destination_starts(world: World, without: frozenset[str]) -> World:
         return world
     found = Found(SESSION, host.file == "granted", 0, b"")
     if host.file == "granted" and ("recover" in without or is_ours(found, host.record)):
-        record = transition(host.record, "take", SESSION, 0) if "recover" not in without else (
-            host.record._replace(whose=Whose.OURS, session="")
+        record = (
+            transition(host.record, "take", SESSION, 0)
+            if "recover" not in without
+            else (host.record._replace(whose=Whose.OURS, session=""))
         )
         own = host.staged if host.own < 0 else host.own
         return world.destination(record=record, own=own)

@@ -22,7 +22,7 @@ from vtpmd.cli.moving_verdict import Ending, Report
 from vtpmd.config import Address
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import CLIENTS_MAX, Argument, Arguments, ManagementServer
-from vtpmd.daemon.qmp import MigrationState
+from vtpmd.daemon.qemu_events import MigrationState
 from vtpmd.errors import VtpmdError
 
 TIMEOUT_S = 60.0

@@ -17,19 +17,22 @@ from qemu.qmp import QMPClient
 
 from tests.harness.program import Program
 from vtpmd.daemon import qmp
-from vtpmd.daemon.qmp import (
+from vtpmd.daemon.qemu_events import (
+    Capabilities,
     GuestResumed,
     GuestStopped,
     MigrationPass,
     MigrationState,
     MigrationStatus,
-    QemuCommandFailed,
     QemuConnected,
     QemuDisconnected,
     QemuEvent,
+    QemuShutdown,
+)
+from vtpmd.daemon.qmp import (
+    QemuCommandFailed,
     QemuFollower,
     QemuNotConnected,
-    QemuShutdown,
 )
 
 TIMEOUT_S = 60.0
@@ -140,7 +143,7 @@ def test_qemu_that_starts_later_and_is_restarted(lab: Lab) -> None:
                 running=True,
                 status="running",
                 migration_status=NONE,
-                migration_events=True,
+                capabilities=Capabilities(events=True, colo=False),
             )
             assert await follower.connected() == connected
             await follower.execute("stop")
@@ -187,7 +190,7 @@ def test_both_sides_of_a_migration(lab: Lab) -> None:
             await source.connected()
             waiting = await destination.connected()
             assert (waiting.running, waiting.status) == (False, "inmigrate")
-            assert waiting.migration_events
+            assert waiting.capabilities.events
             await source.migrate(wire)
             await source.until(COMPLETED)
             assert await destination.until(COMPLETED) == [ACTIVE, RESUMED, COMPLETED]
@@ -311,7 +314,7 @@ def test_qemu_that_migrates_already(lab: Lab, enabled: bool) -> None:
         async with lab.following("qmp") as follower:
             connected = await follower.connected()
             assert connected.migration_status is MigrationState.ACTIVE
-            assert connected.migration_events is enabled
+            assert connected.capabilities.events is enabled
 
     asyncio.run(test())
 

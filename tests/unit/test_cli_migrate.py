@@ -25,7 +25,8 @@ from vtpmd.cli.moving_display import guest_text, stage, vtpm_text
 from vtpmd.cli.moving_verdict import Ending, Report, Seen, verdict
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import Arguments, ManagementServer
-from vtpmd.daemon.qmp import Migration, MigrationState
+from vtpmd.daemon.qemu_events import MigrationState
+from vtpmd.daemon.qmp import Migration
 
 TIMEOUT_S = 60.0
 OPTIONS = {"--manage": "/m", "--to": "host:1", "--qmp": "/q", "--uri": "tcp:host:2"}

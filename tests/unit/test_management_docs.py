@@ -9,6 +9,8 @@ import pytest
 from vtpmd.daemon import management as server
 from vtpmd.daemon import qmp
 from vtpmd.daemon.listener import listen
+from vtpmd.daemon.qemu import Following
+from vtpmd.daemon.qemu_events import MigrationState
 from vtpmd.wire import management as wire
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "management.md").read_text()
@@ -57,6 +59,22 @@ def test_commands_that_every_daemon_has(tmp_path: Path) -> None:
         commands = server.ManagementServer(listening, on_quit=lambda: None)._commands
     assert dict.fromkeys(commands, "").items() <= written.items()
     assert wire.NEGOTIATE in written
+
+
+def test_how_qemu_is_followed() -> None:
+    assert table("### How QEMU is followed") == [
+        [each.name.lower().replace("_", "-"), each.value] for each in Following
+    ]
+
+
+def test_phases_of_a_migration() -> None:
+    rows = table("in these states of a migration:")
+    (_, any_other) = rows.pop()
+    written = {word: phase for words, phase in rows for word in re.findall(r"[a-z-]+", words)}
+    assert set(written) < set(MigrationState)
+    assert {state: written.get(state, any_other) for state in MigrationState} == {
+        state: state.phase.name for state in MigrationState
+    }
 
 
 def test_events_of_qemu() -> None:

@@ -5,6 +5,7 @@ even do that, by a socket that sends bytes. The real QEMU is in tests/system/tes
 """
 
 import asyncio
+import gc
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,21 +18,24 @@ from qemu.qmp import Message
 from vtpmd.daemon import qmp
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import Argument, Arguments, ManagementServer
-from vtpmd.daemon.qmp import (
-    FollowerState,
+from vtpmd.daemon.qemu_events import (
+    Capabilities,
     GuestResumed,
     GuestStopped,
-    Migration,
     MigrationPass,
     MigrationState,
     MigrationStatus,
-    QemuCommandFailed,
     QemuConnected,
     QemuDisconnected,
     QemuEvent,
+    QemuShutdown,
+)
+from vtpmd.daemon.qmp import (
+    FollowerState,
+    Migration,
+    QemuCommandFailed,
     QemuFollower,
     QemuNotConnected,
-    QemuShutdown,
     QmpError,
 )
 from vtpmd.errors import VtpmdError
@@ -39,6 +43,8 @@ from vtpmd.errors import VtpmdError
 TIMEOUT_S = 20.0
 UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
 CAPABILITY = {"capability": "events", "state": True}
+EVENTS_ON = Capabilities(events=True, colo=False)
+EVENTS_OFF = Capabilities(events=False, colo=False)
 ANSWERS: dict[str, object] = {
     "migrate-set-capabilities": {},
     "query-migrate-capabilities": [],
@@ -51,7 +57,7 @@ CONNECTED = QemuConnected(
     running=True,
     status="running",
     migration_status=MigrationState.NONE,
-    migration_events=True,
+    capabilities=EVENTS_ON,
 )
 
 
@@ -200,7 +206,7 @@ def test_state_is_asked_and_events_are_enabled(path: Path) -> None:
     async def test(qemu: Qemu, follower: Follower) -> None:
         assert await follower.noted(1) == [CONNECTED]
         assert follower.state is FollowerState.FOLLOWING
-        assert qemu.asked[0] == ("migrate-set-capabilities", {"capabilities": [CAPABILITY]})
+        assert qemu.asked[1] == ("migrate-set-capabilities", {"capabilities": [CAPABILITY]})
 
     run(path, test)
 
@@ -293,14 +299,128 @@ def test_capability_that_cannot_be_set(path: Path, capabilities: object, enabled
     async def test(_: Qemu, follower: Follower) -> None:
         (connected,) = await follower.noted(1)
         assert isinstance(connected, QemuConnected)
-        assert connected.migration_events is enabled
+        assert connected.capabilities.events is enabled
 
-    refused = VtpmdError("There's a migration process in progress")
     answers = {
-        "migrate_set_capabilities": refused,
+        "migrate_set_capabilities": REFUSED,
         "query_migrate_capabilities": capabilities,
     }
     run(path, test, **answers)
+
+
+REFUSED = VtpmdError("There's a migration process in progress")
+COLO = {"capability": "x-colo", "state": True}
+
+
+def asked(qemu: Qemu, name: str) -> int:
+    """Return how often QEMU was asked."""
+    return sum(each == name for each, _ in qemu.asked)
+
+
+def test_events_that_are_switched_off_are_switched_on_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qmp, "WATCH_INTERVAL_S", 0.01)
+
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        assert await follower.noted(1) == [CONNECTED]
+        before = asked(qemu, "query-migrate-capabilities")
+        qemu.answers["query-migrate-capabilities"] = [CAPABILITY]
+        while asked(qemu, "query-migrate-capabilities") < before + 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        sets = asked(qemu, "migrate-set-capabilities")
+        qemu.answers["query-migrate-capabilities"] = []
+        while asked(qemu, "migrate-set-capabilities") == sets:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert follower.events == [CONNECTED]
+
+    run(path, test)
+
+
+def test_qemu_is_asked_while_it_tells_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a connection in the middle of a migration; events are on as soon as it allows."""
+    monkeypatch.setattr(qmp, "WATCH_INTERVAL_S", 0.01)
+
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        active = MigrationStatus(MigrationState.ACTIVE)
+        assert (await follower.noted(1))[0] != CONNECTED
+        qemu.answers["query-migrate"] = {"status": "active", "ram": {"dirty-sync-count": 2}}
+        assert (await follower.noted(3))[1:] == [active, MigrationPass(2)]
+        qemu.answers["query-migrate"] = {"status": "active", "ram": {"dirty-sync-count": 3}}
+        assert (await follower.noted(4))[3:] == [MigrationPass(3)]
+        qemu.answers["query-migrate"] = {"status": "completed", "ram": {"dirty-sync-count": 4}}
+        completed = MigrationStatus(MigrationState.COMPLETED)
+        assert (await follower.noted(5))[4:] == [completed]
+        qemu.answers["migrate-set-capabilities"] = {}
+        assert (await follower.noted(6))[5:] == [EVENTS_ON]
+        assert caplog.text.count("gives no migration events, it is asked every") == 1
+
+    run(path, test, migrate_set_capabilities=REFUSED)
+
+
+def test_answer_that_an_event_has_overtaken_is_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has switched the events on, and QEMU's migration has gone on."""
+
+    monkeypatch.setattr(qmp, "WATCH_INTERVAL_S", 100.0)
+
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        await follower.noted(1)
+
+        def answer() -> object:
+            qemu.tell("MIGRATION", status="completed")
+            return {"status": "active", "ram": {"dirty-sync-count": 2}}
+
+        qemu.answers["query-migrate"] = answer
+        assert await follower.look() == EVENTS_OFF
+        assert follower.events[1:] == [MigrationStatus(MigrationState.COMPLETED)]
+
+    run(path, test, migrate_set_capabilities=REFUSED)
+
+
+def test_capabilities_are_asked_for_when_a_migration_is_set_up(path: Path) -> None:
+    """Somebody may have set them in this moment; later nobody can, and QEMU is left in peace."""
+
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        await follower.noted(1)
+        asked_before = len(qemu.asked)
+        qemu.answers["query-migrate-capabilities"] = [CAPABILITY, COLO]
+        qemu.tell("MIGRATION", status="setup")
+        qemu.tell("MIGRATION", status="active")
+        colo = Capabilities(events=True, colo=True)
+        events = await follower.noted(4)
+        assert events[1:] == [
+            MigrationStatus(MigrationState.SETUP),
+            MigrationStatus(MigrationState.ACTIVE),
+            colo,
+        ]
+        assert len(qemu.asked) == asked_before + 1
+        assert await follower.look() == colo
+        assert len(follower.events) == 4
+
+    run(path, test)
+
+
+def test_qemu_that_tells_of_its_migration_is_not_asked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        await follower.noted(1)
+        qemu.tell("MIGRATION", status="active")
+        await follower.noted(2)
+        monkeypatch.setattr(qmp, "WATCH_INTERVAL_S", 0.0)
+        follower._look_now.set()
+        count = asked(qemu, "query-migrate-capabilities")
+        while asked(qemu, "query-migrate-capabilities") == count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert asked(qemu, "query-migrate-capabilities") == count + 1
+
+    run(path, test)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +566,34 @@ def test_command_while_qemu_goes_away(path: Path) -> None:
     asyncio.run(test())
 
 
+def test_follower_that_ends_in_the_moment_in_which_qemu_does(path: Path) -> None:
+    """As when both are stopped at once: no error is left that nobody has asked for."""
+    forgotten: list[object] = []
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: forgotten.append(context["message"]))
+
+        def deliver(event: QemuEvent) -> None:
+            if isinstance(event, QemuDisconnected):
+                task.cancel()
+            else:
+                connected.set()
+
+        connected = asyncio.Event()
+        async with asyncio.timeout(TIMEOUT_S):
+            async with qemu_on(path):
+                task = asyncio.create_task(QemuFollower(path, deliver).run())
+                await connected.wait()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(test())
+    gc.collect()
+    assert forgotten == []
+
+
+QUERIES = ("query-uuid", "query-migrate", "query-status")
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
 NEGOTIATED = GREETING + b'{"return": {}}\n'
 
@@ -519,7 +667,7 @@ def test_bytes_that_are_no_qmp_from_a_qemu_that_is_followed(path: Path, said: by
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(NEGOTIATED)
         await reader.read(1000)  # qmp_capabilities
-        for name in ("migrate-set-capabilities", "query-uuid", "query-migrate", "query-status"):
+        for name in ("query-migrate-capabilities", "migrate-set-capabilities", *QUERIES):
             request = Message(await reader.read(1000))
             assert request["execute"] == name
             answer = Message({"return": ANSWERS[name], "id": request["id"]})

@@ -32,13 +32,11 @@ from vtpmd.cli.management_client import (
 )
 from vtpmd.cli.moving_verdict import Report, Seen, verdict
 from vtpmd.config import Address
+from vtpmd.daemon.qemu_events import MigrationState, QemuConnected, QemuEvent
 from vtpmd.daemon.qmp import (
     COMMAND_TIMEOUT_S,
     Migration,
-    MigrationState,
     QemuCommandFailed,
-    QemuConnected,
-    QemuEvent,
     QemuFollower,
     QmpError,
 )

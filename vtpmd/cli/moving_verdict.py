@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vtpmd.cli.management_client import Session
-from vtpmd.daemon.qmp import Migration, MigrationState
+from vtpmd.daemon.qemu_events import MigrationState
+from vtpmd.daemon.qmp import Migration
 
 
 class Ending(StrEnum):

@@ -19,7 +19,10 @@ Arguments = Mapping[str, object]
 
 
 async def serve_management(
-    listening: socket.socket, mobility: Mobility, config: RunConfig, stop: asyncio.Event
+    listening: socket.socket,
+    mobility: Mobility,
+    config: RunConfig,
+    stop: asyncio.Event,
 ) -> None:
     """Serve the management socket until cancelled."""
     server = ManagementServer(listening, stop.set)
@@ -41,7 +44,11 @@ class _Commands:
         self._config = config
 
     async def query_status(self, _: Arguments) -> object:
-        return {"running": self._mobility.is_running(), "vtpms": 1}
+        return {
+            "running": self._mobility.is_running(),
+            "vtpms": 1,
+            "qemu": self._mobility.qemu.word,
+        }
 
     async def query_vtpms(self, _: Arguments) -> object:
         outgoing, incoming = self._mobility.outgoing, self._mobility.incoming

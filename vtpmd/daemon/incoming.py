@@ -78,7 +78,6 @@ class Incoming:
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[bool] | None = None
-        self._heard_ns = time.monotonic_ns()
         self._took_ns = self._granted_ns = 0
         self._start_us = 0
         self._refused = ""  # why the tail was
@@ -110,8 +109,9 @@ class Incoming:
     @property
     def is_alive(self) -> bool:
         """True while the source was heard of a moment ago."""
-        silence_s = (time.monotonic_ns() - self._heard_ns) / 1e9
-        return self._connection is not None and silence_s < ALIVE_S
+        if self._connection is None:
+            return False
+        return (time.monotonic_ns() - self._connection.stream.heard_ns) / 1e9 < ALIVE_S
 
     async def run(self, decoder: peer.Decoder, first: peer.Message) -> None:
         """Take what the source says until the session needs no connection, or has none."""
@@ -126,7 +126,6 @@ class Incoming:
                 data = await connection.stream.read()
                 if not data:
                     raise ConnectionError("the source closed the connection")
-                self._heard_ns = time.monotonic_ns()
                 decoder.receive_data(data)
         except (OSError, EOFError, peer.StreamError, ImpossibleEvent, VtpmdError) as error:
             if connection is self._connection:

@@ -102,7 +102,7 @@ class Instance:
                 await self._ask(LinkOperation.RESET_ESTABLISHED, request.locality)
             case control.LockStorage():
                 # The lock itself is held from start to end. QEMU's guest runs here again.
-                await self._mobility.guest_resumed()
+                await self._mobility.guest_runs()
         return control.encode_result()
 
     async def _carry_out_bare(self, command: Command, descriptors: list[int]) -> bytes:

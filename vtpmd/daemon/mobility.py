@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from vtpmd import core
 from vtpmd.core import LinkInit, LinkOperation, LinkRetire, Store
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
@@ -23,8 +24,7 @@ from vtpmd.wire import peer
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
-    from vtpmd.daemon.outgoing import Notice, Outgoing, Peer
-    from vtpmd.daemon.qemu import QemuView
+    from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
     from vtpmd.daemon.tls import Connection
     from vtpmd.wire.peer import Decoder, Hello
 
@@ -49,7 +49,9 @@ class NotOurs(VtpmdError):
 class Mobility:
     """One vTPM's comings and goings."""
 
-    def __init__(self, engine: Engine, store: Store, files: MovingFiles, uuid: bytes) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, files: MovingFiles, uuid: bytes, *, follows_qemu: bool
+    ) -> None:
         self._engine = engine
         self._store = store
         self._files = files
@@ -64,8 +66,7 @@ class Mobility:
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
-        # None: vtpmd was not asked to follow its QEMU; an armed session is trusted to be for this.
-        self.qemu: QemuView | None = None
+        self.qemu = QemuView(self, asked_for=follows_qemu)
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
         self.is_running: Callable[[], bool] = lambda: False
@@ -114,15 +115,14 @@ class Mobility:
             )
         if not self.is_running():
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
-        if self.qemu is not None:
-            await self.qemu.check_can_arm()
+        await self.qemu.check_can_arm()
         session = self.outgoing = Outgoing(self._owner(), to)
         self._spawn(session.run())
-        if self.following() is peer.Following.NOT_ASKED_FOR:
+        if self.qemu.following is Following.NOT_ASKED_FOR:
             self._spawn(_rounds_by_time(session))
         return session
 
-    def _owner(self) -> outgoing.Owner:
+    def _owner(self) -> Owner:
         from vtpmd.daemon import outgoing
 
         return outgoing.Owner(
@@ -137,7 +137,7 @@ class Mobility:
 
     def following(self) -> peer.Following:
         """Return what is known of this side's QEMU."""
-        return peer.Following.NOT_ASKED_FOR if self.qemu is None else self.qemu.following
+        return peer.Following[self.qemu.following.name]
 
     def _tell(self, notice: Notice, data: dict[str, object]) -> None:
         self._untold.append((notice.value, data))
@@ -163,7 +163,8 @@ class Mobility:
             return None
         if session.is_fenced:
             raise NotOurs("the vTPM may be another host's: its state is not given away here")
-        if self.qemu is not None:
+        # Without a monitor an armed session is trusted to be for this migration.
+        if self.qemu.following is not Following.NOT_ASKED_FOR:
             # What QEMU's monitor said before QEMU asked may still be waiting to be read.
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
@@ -175,7 +176,7 @@ class Mobility:
         """True while the state is QEMU's tail: the other blobs are empty then."""
         return self.outgoing is not None and self.outgoing.is_frozen
 
-    async def guest_resumed(self) -> None:
+    async def guest_runs(self) -> None:
         """The guest runs here, or will; what must be found out for that is not waited for."""
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             await self.outgoing.guest_resumed()
@@ -193,7 +194,7 @@ class Mobility:
     async def stopping(self) -> None:
         """QEMU powers the TPM off: a reset, or another state comes."""
         if self.is_frozen():
-            await self.guest_resumed()
+            await self.guest_runs()
 
     # The destination's side.
 
@@ -216,7 +217,7 @@ class Mobility:
                 own=own,
                 files=self._files,
                 wakefulness=self._wakefulness,
-                is_receiving=lambda: self.qemu is not None and self.qemu.is_receiving,
+                is_receiving=lambda: self.qemu.is_receiving,
             )
             session = incoming.Incoming(owner, connection)
             if own.busy is None:
@@ -396,19 +397,35 @@ class Mobility:
 
         What is sent now, and written down, the guest does not wait for then.
         """
-        if self.qemu is None or not self.qemu.is_migrating:
+        if not self.qemu.is_migrating:
             return
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             self._spawn(self.outgoing.guest_stopped())
 
-    def guest_resumed_by_monitor(self) -> None:
+    def guest_resumed(self) -> None:
         """The guest runs."""
-        self._spawn(self.guest_resumed())
+        self._spawn(self.guest_runs())
 
-    def receiving(self, is_receiving: bool) -> None:
+    def receiving(self, now: bool) -> None:
         """A stream comes in, or does so no more."""
         if self.incoming is not None:
-            self._spawn(self.incoming.receiving(is_receiving))
+            self._spawn(self.incoming.receiving(now))
+
+    def migration_began(self) -> None:
+        """Its first pass is told by itself."""
+
+    def migration_ended(self) -> None:
+        """Whoever received it, does so no more."""
+        if self.outgoing is not None:
+            self._spawn(self.outgoing.migration_ended())
+
+    def colo_seen(self) -> None:
+        """The guest would run on both hosts."""
+        if self.outgoing is not None:
+            self._spawn(self.outgoing.fall_back("QEMU's capability x-colo is on"))
+
+    def disconnected(self) -> None:
+        """``is_migrating`` is false from now on: QEMU gets whole blobs."""
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -118,7 +118,6 @@ class Outgoing:
         self._key = os.urandom(peer.KEY_BYTES)
         self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
-        self._heard_ns = time.monotonic_ns()
         self._sent = self._acknowledged = NOTHING
         self._power = 0
         self._cipher: TailCipher | None = None
@@ -166,6 +165,13 @@ class Outgoing:
     def tail_bytes(self) -> int | None:
         """How long the tail is that QEMU got, if it got one."""
         return None if self._tail is None else len(self._tail)
+
+    @property
+    def _silence_us(self) -> int:
+        """How long ago the destination was heard of."""
+        if self._connection is None:
+            return 0
+        return (time.monotonic_ns() - self._connection.stream.heard_ns) // 1000
 
     def _hello(self) -> peer.Hello:
         return peer.Hello(
@@ -223,6 +229,10 @@ class Outgoing:
         """QEMU begins another pass, or time has passed."""
         await self._happened(events.RoundDue())
 
+    async def migration_ended(self) -> None:
+        """QEMU's migration is over: what the destination received, it does not receive any more."""
+        await self._happened(events.MigrationEnded())
+
     async def came_back(self) -> None:
         """The vTPM is this host's by another way."""
         await self._happened(events.CameBack())
@@ -251,7 +261,7 @@ class Outgoing:
         """
         if self.is_frozen:
             return self._tail
-        why = self._machine.why_no_tail((time.monotonic_ns() - self._heard_ns) // 1000)
+        why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
             return None
@@ -327,17 +337,16 @@ class Outgoing:
             if not data:
                 await self._lose("the destination closed the connection; its log says why")
                 return
-            self._heard_ns = time.monotonic_ns()
             decoder.receive_data(data)
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._events.run(message)
 
     async def _ping(self) -> None:
-        """See to it that a destination that is there is heard of, and that a dead one is noticed."""
+        """Have a destination that is there heard of, and notice one that is not."""
         while self.state is not State.ENDED:
             await asyncio.sleep(PING_INTERVAL_S)
-            silence_s = (time.monotonic_ns() - self._heard_ns) / 1e9
+            silence_s = self._silence_us / 1e6
             if self.state in (*BEFORE_BASE, *WITH_BASE) and silence_s > SILENCE_MAX_S:
                 await self._lose(f"the destination has not been heard of for {silence_s:.0f} s")
             if self.state in WITH_BASE:
@@ -405,7 +414,7 @@ class Outgoing:
     async def _tell_armed(self) -> None:
         self.armed_following = self._owner.following()
         theirs = self._machine.peer_following
-        words = {
+        words: dict[str, object] = {
             "qemu": self.armed_following.word,
             "peer-qemu": None if theirs is None else theirs.word,
         }
@@ -566,5 +575,3 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
         images.append(after._replace(digest=core.delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records
-
-

@@ -40,7 +40,7 @@ class Sessions(Protocol):
     ) -> None:
         """Serve a source; returns when its session no longer needs the connection."""
 
-    async def reclaim(self, connection: tls.Connection, session: bytes) -> None:
+    async def answer(self, connection: tls.Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Answer a source that asks for its vTPM over a new connection."""
 
 

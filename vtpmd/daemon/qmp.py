@@ -1,4 +1,4 @@
-"""Follow QEMU over QMP: whether the guest runs and how its migration goes, as typed events.
+"""Follow QEMU over QMP; what it tells goes on as the events of ``qemu_events``.
 
 The client is ``qemu.qmp``'s, which is slow to import: import this module only when there is a
 monitor to follow. What follows from there is said once, here:
@@ -10,6 +10,9 @@ monitor to follow. What follows from there is said once, here:
   needs, is taken. So whoever answers the control channel goes by the events that have come, and
   must not wait for :meth:`QemuFollower.execute`.
 - What QEMU sends is checked like any other input. Events that are unknown or malformed are ignored.
+- QEMU tells of a migration only while its capability ``events`` is on. It is switched on, and again
+  when somebody has switched it off; while that is refused, as in a migration that runs, QEMU is
+  asked at intervals, and what it answers is delivered as the event that was missed.
 
 Sources: QEMU's ``docs/interop/qmp-spec``, ``qapi/migration.json``, ``qapi/run-state.json``.
 """
@@ -24,7 +27,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +43,19 @@ from qemu.qmp import (
 )
 
 from vtpmd.daemon.listener import PATH_BYTES_MAX
+from vtpmd.daemon.qemu_events import (
+    Capabilities,
+    GuestResumed,
+    GuestStopped,
+    MigrationPass,
+    MigrationState,
+    MigrationStatus,
+    Phase,
+    QemuConnected,
+    QemuDisconnected,
+    QemuEvent,
+    QemuShutdown,
+)
 from vtpmd.errors import VtpmdError
 
 log = logging.getLogger(__name__)
@@ -54,7 +70,9 @@ GREETING_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
 # One message. The longest that is asked for here, query-migrate's, has 2 KiB.
 MESSAGE_BYTES_MAX = 256 * 1024
-# What may come while QEMU is asked for its state: four questions.
+# How late it may be seen that a capability was set, and a migration that QEMU tells nothing of.
+WATCH_INTERVAL_S = 1.0
+# What may come while QEMU is asked for its state: five questions.
 EARLY_EVENTS_MAX = 1000
 # Of QEMU's texts, in errors and in the log.
 TEXT_LENGTH_MAX = 200
@@ -65,6 +83,7 @@ NUMBER_MAX = 2**64 - 1
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORD = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_HOPED_FOR: Final = Capabilities(events=True, colo=False)
 
 
 class QmpError(VtpmdError):
@@ -81,86 +100,6 @@ class QemuCommandFailed(QmpError):
     def __init__(self, text: str, error_class: str) -> None:
         super().__init__(text)
         self.error_class = error_class
-
-
-class MigrationState(StrEnum):
-    """The states of a migration, as ``qapi/migration.json`` names them."""
-
-    NONE = "none"
-    SETUP = "setup"
-    CANCELLING = "cancelling"
-    CANCELLED = "cancelled"
-    ACTIVE = "active"
-    POSTCOPY_ACTIVE = "postcopy-active"
-    POSTCOPY_PAUSED = "postcopy-paused"
-    POSTCOPY_RECOVER = "postcopy-recover"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    COLO = "colo"
-    PRE_SWITCHOVER = "pre-switchover"
-    DEVICE = "device"
-    WAIT_UNPLUG = "wait-unplug"
-    OTHER = "other"  # a word of a later QEMU
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QemuConnected:
-    """QEMU answers. Its state is a moment old: what came since follows, and may repeat it."""
-
-    uuid: str  # all zero when QEMU was given none
-    running: bool  # the guest's processors
-    status: str  # the word of query-status
-    migration_status: MigrationState
-    migration_events: bool  # False: there will be no MigrationStatus and no MigrationPass
-
-
-@dataclass(frozen=True, slots=True)
-class QemuDisconnected:
-    """QEMU ended, or the connection did. Comes once after each QemuConnected."""
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationStatus:
-    """The migration has a new state. savevm goes from SETUP to COMPLETED, never to ACTIVE."""
-
-    status: MigrationState
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationPass:
-    """QEMU begins to go through guest memory for the ``number``-th time, counted from 1."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class GuestStopped:
-    """The guest's processors stand still; since when, by QEMU's clock (µs since 1970), if said."""
-
-    timestamp_us: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GuestResumed:
-    """The guest's processors run; since when, by QEMU's clock (µs since 1970), if said."""
-
-    timestamp_us: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QemuShutdown:
-    """The guest powered off, or QEMU was told to quit. QEMU may stay (``-no-shutdown``)."""
-
-
-QemuEvent = (
-    QemuConnected
-    | QemuDisconnected
-    | MigrationStatus
-    | MigrationPass
-    | GuestStopped
-    | GuestResumed
-    | QemuShutdown
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +147,9 @@ class QemuFollower:
         self._deliver = deliver
         self._client: QMPClient | None = None
         self._early: list[QemuEvent] = []
+        self._capabilities = _HOPED_FOR
+        self._migration = Migration(status=MigrationState.NONE)
+        self._look_now = asyncio.Event()
         self._silent_until_s = 0.0
 
     async def run(self) -> None:
@@ -233,17 +175,34 @@ class QemuFollower:
         carried the command out); QemuCommandFailed when it answers an error; QmpError when it does
         not answer within COMMAND_TIMEOUT_S, or answers what is no QMP.
         """
+        return await self._execute(self._client_for(command), command, arguments)
+
+    async def query_migration(self) -> Migration:
+        """Ask QEMU how its migration goes. Raises as :meth:`execute` does."""
+        return _migration(await self.execute("query-migrate"))
+
+    async def look(self) -> Capabilities:
+        """Ask QEMU for what its events may have left out, deliver it; return the capabilities.
+
+        Raises as :meth:`execute` does.
+        """
+        client = self._client_for("query-migrate-capabilities")
+        capabilities = await self._ask_capabilities(client)
+        if capabilities != self._capabilities:
+            self._capabilities = capabilities
+            self._hand_over(capabilities)
+        if not capabilities.events:
+            await self._look_at_migration()
+        return capabilities
+
+    def _client_for(self, command: str) -> QMPClient:
         if self.state is not FollowerState.FOLLOWING or self._client is None:
             raise QemuNotConnected(
                 f"cannot execute {command}: QEMU's monitor {self._path} is {self.state.name}, must "
                 f"be {FollowerState.FOLLOWING.name}; start QEMU with -qmp "
                 f"unix:{self._path},server=on,wait=off"
             )
-        return await self._execute(self._client, command, arguments)
-
-    async def query_migration(self) -> Migration:
-        """Ask QEMU how its migration goes. Raises as :meth:`execute` does."""
-        return _migration(await self.execute("query-migrate"))
+        return self._client
 
     def _connect(self) -> socket.socket | None:
         """Connect to the monitor's socket; None if nobody listens there."""
@@ -266,7 +225,7 @@ class QemuFollower:
             await self._greet(client, sock)
             await self._follow(client)
         except QemuNotConnected:
-            pass  # _close() says why, if there is anything to say
+            pass  # _disconnect() says why, if there is anything to say
         except QmpError as error:
             self._complain(str(error))
         finally:
@@ -290,6 +249,7 @@ class QemuFollower:
 
     async def _follow(self, client: QMPClient) -> None:
         self._early.clear()
+        self._capabilities = _HOPED_FOR
         self.state = FollowerState.CONNECTING
         connected = await self._ask_state(client)
         self._client = client
@@ -299,8 +259,41 @@ class QemuFollower:
         for event in self._early:
             self._hand_over(event)
         self._early.clear()
-        while client.runstate is Runstate.RUNNING:
-            await client.runstate_changed()
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            while client.runstate is Runstate.RUNNING:
+                await client.runstate_changed()
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Look at intervals, and when a migration is being set up."""
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_INTERVAL_S):
+                    await self._look_now.wait()
+            except TimeoutError:
+                # A migration that QEMU tells of is left in peace: nothing can be set meanwhile.
+                if self._capabilities.events and self._migration.status.phase is not Phase.IDLE:
+                    continue
+            self._look_now.clear()
+            try:
+                await self.look()
+            except QemuNotConnected:
+                return
+            except QmpError as error:
+                self._complain(str(error))
+
+    async def _look_at_migration(self) -> None:
+        before = self._migration
+        migration = await self.query_migration()
+        if self._migration is not before:
+            return  # an event has come meanwhile, and is newer
+        if migration.status is not before.status:
+            self._hand_over(MigrationStatus(migration.status))
+        under_way = migration.status.phase is Phase.UNDER_WAY
+        if under_way and migration.passes is not None and migration.passes != before.passes:
+            self._hand_over(MigrationPass(migration.passes))
+        self._migration = migration
 
     def _lose(self, client: QMPClient) -> None:
         was_following = self._client is client
@@ -315,22 +308,27 @@ class QemuFollower:
         # Nothing waits for a QEMU that does not read.
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        disconnecting = asyncio.create_task(client.disconnect())
+        disconnecting = asyncio.create_task(self._disconnect(client))
         try:
             await asyncio.shield(disconnecting)
         except asyncio.CancelledError:
             # Else the library's own tasks end with errors that nobody has asked for.
             await asyncio.wait([disconnecting], timeout=GREETING_TIMEOUT_S)
             raise
+
+    async def _disconnect(self, client: QMPClient) -> None:
+        """End the library's session; whatever made it stop reading is raised, and said, here."""
+        try:
+            await client.disconnect()
         except (EOFError, OSError):
             pass  # how a connection ends
-        except Exception as error:  # whatever made the library stop reading is raised here
+        except Exception as error:
             self._complain(_text(error))
 
     async def _ask_state(self, client: QMPClient) -> QemuConnected:
-        migration_events = await self._enable_events(client)
+        self._capabilities = await self._ask_capabilities(client)
         uuid = _fields(await self._execute(client, "query-uuid")).get("UUID")
-        migration = _migration(await self._execute(client, "query-migrate"))
+        self._migration = _migration(await self._execute(client, "query-migrate"))
         guest = _fields(await self._execute(client, "query-status"))
         running, status = guest.get("running"), guest.get("status")
         if (
@@ -345,8 +343,15 @@ class QemuFollower:
             uuid=uuid.lower(),
             running=running,
             status=status,
-            migration_status=migration.status,
-            migration_events=migration_events,
+            migration_status=self._migration.status,
+            capabilities=self._capabilities,
+        )
+
+    async def _ask_capabilities(self, client: QMPClient) -> Capabilities:
+        """Return what is switched on, with events, unless QEMU refuses them."""
+        on = _switched_on(await self._execute(client, "query-migrate-capabilities"))
+        return Capabilities(
+            events="events" in on or await self._enable_events(client), colo="x-colo" in on
         )
 
     async def _enable_events(self, client: QMPClient) -> bool:
@@ -355,11 +360,15 @@ class QemuFollower:
         try:
             await self._execute(client, "migrate-set-capabilities", {"capabilities": [capability]})
         except QemuCommandFailed as error:
-            # Refused while a migration runs; then it may have been enabled before.
-            enabled = await self._execute(client, "query-migrate-capabilities")
-            if not isinstance(enabled, list) or capability not in enabled:
-                log.warning("QEMU on %s will give no migration events: %s", self._path, error)
-                return False
+            # As while a migration runs. It is said once.
+            if self._capabilities.events:
+                log.warning(
+                    "QEMU on %s gives no migration events, it is asked every %.0f s: %s",
+                    self._path,
+                    WATCH_INTERVAL_S,
+                    error,
+                )
+            return False
         return True
 
     async def _execute(
@@ -398,6 +407,10 @@ class QemuFollower:
 
     def _hand_over(self, event: QemuEvent) -> None:
         log.debug("QEMU: %s", event)
+        if isinstance(event, MigrationStatus):
+            self._migration = Migration(status=event.status)
+            if event.status is MigrationState.SETUP:
+                self._look_now.set()
         try:
             self._deliver(event)
         except Exception:  # the consumer's fault: the reader, and the next event, must go on
@@ -429,6 +442,17 @@ def _event(message: Mapping[str, object]) -> QemuEvent | None:
             number = _number(fields.get("pass"))
             return None if number is None else MigrationPass(number)
     return None
+
+
+def _switched_on(answer: object) -> set[object]:
+    """Return the names that an answer to query-migrate-capabilities says are on."""
+    capabilities = answer if isinstance(answer, list) else []
+    return {
+        name
+        for capability in capabilities
+        if isinstance(capability, dict) and capability.get("state") is True
+        if isinstance(name := capability.get("capability"), str)
+    }
 
 
 def _migration_state(word: object) -> MigrationState | None:

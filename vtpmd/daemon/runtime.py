@@ -18,6 +18,7 @@ from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
+from vtpmd.daemon.qemu import follow
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
@@ -70,7 +71,13 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         await engine.attach(on_death=log.error)
         _warn_of_unlocked_memory(engine.locked)
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
-        mobility = Mobility(engine, resources.store, resources.files, uuid)
+        mobility = Mobility(
+            engine,
+            resources.store,
+            resources.files,
+            uuid,
+            follows_qemu=config.qmp is not None,
+        )
         instance = Instance(engine, mobility, resources.key)
         await durability.set_up(engine, resources.begun, resources.key, resources.anchor)
         await instance.load(resources.begun.states)
@@ -105,9 +112,7 @@ def _start_services(
         log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
         _run_beside(stack, server.serve())
     if config.qmp is not None:
-        from vtpmd.daemon.qemu import follow
-
-        _run_beside(stack, follow(config.qmp, mobility))
+        _run_beside(stack, follow(config.qmp, mobility.qemu))
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 

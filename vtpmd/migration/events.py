@@ -72,6 +72,10 @@ class GuestResumed(NamedTuple):
     """The guest runs at the source, or wants to."""
 
 
+class MigrationEnded(NamedTuple):
+    """QEMU's migration is over, whatever became of it."""
+
+
 class Freeze(NamedTuple):
     """QEMU asks for the state, and a tail is what it gets."""
 
@@ -199,6 +203,7 @@ LocalEvent = (
     | NothingChanged
     | GuestStopped
     | GuestResumed
+    | MigrationEnded
     | Freeze
     | TailMade
     | Retired

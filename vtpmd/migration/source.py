@@ -145,6 +145,8 @@ class Source:
                 return self._say_stopped()
             case events.NothingChanged():
                 return self._say_stopped()
+            case events.MigrationEnded():
+                self.is_received = False
             case events.TailMade(digests=digests, was_sent=was_sent):
                 self.final_digests = digests
                 return [Send(peer.Stopped(self.session))] if was_sent else []

@@ -73,6 +73,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, peer.Receiving): state for state in (State.SYNCING, *WITH_BASE)},
+    **{(state, events.MigrationEnded): state for state in (State.SYNCING, *WITH_BASE)},
     **{(state, peer.Pong): state for state in WITH_BASE},
     (State.ARMED, events.RoundDue): State.ROUND,
     (State.ROUND, events.RoundDue): State.ROUND,

@@ -15,9 +15,10 @@
     end-16  16    its tag
 
 All numbers are big-endian. A length of 0 means that the image has not changed; power is what the
-guest's last TPM2_Shutdown said (0: none since its TPM2_Startup, 1: CLEAR, 2: STATE). Associated data are
-bytes 0 to 71 and the VM's uuid: a tail of another session, another vTPM or other generations does
-not open. The key is made for the session and sent over TLS; a session seals one tail.
+guest's last TPM2_Shutdown said (0: none since its TPM2_Startup, 1: CLEAR, 2: STATE). Associated
+data are bytes 0 to 71 and the VM's uuid: a tail of another session, another vTPM or other
+generations does not open. The key is made for the session and sent over TLS; a session seals one
+tail.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.incoming import Found, IncomingStates
 from vtpmd.store.keys import Key
-from vtpmd.store.owner import OwnerRecord, Outcome, Record
+from vtpmd.store.owner import Outcome, OwnerRecord, Record
 from vtpmd.wire.control import StateType
 
 # A session that ended so leaves nothing to take up, whatever its file says: the record wins.

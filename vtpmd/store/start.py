@@ -16,8 +16,8 @@ from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.store import recovery
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.directory import StateDirectory, state_file
-from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.keys import Key
+from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.wire.control import StateType
 
 
