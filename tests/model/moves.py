@@ -149,7 +149,7 @@ def _source_starts(world: World, without: frozenset[str]) -> World:
     world = world.source(up=True, fenced=False, on=False, state=None, asks=False)
     if may_serve(host.record):
         return world
-    found = Source.found(SESSION, moved=host.record.whose is Whose.MOVED)
+    found = Source.found(SESSION)
     return world.source(fenced=True, state=found.state, asks="ask" not in without)
 
 
@@ -166,9 +166,9 @@ def _source_qemu(world: World) -> Iterator[Move]:
         if (may_serve(host.record) or goes_on) and not host.fenced:
             resumed = host.state is not None
             yield "a guest boots at the source", world.source(on=True, qemu="run", resumed=resumed)
-        elif host.state in GIVEN_AWAY and host.state is not State.RECLAIMING:
-            wants = source_takes(world, events.GuestResumed())
-            yield from _took("a guest would boot at the source", wants)
+        elif host.state in (State.GRANTED, State.MOVED, State.RECLAIMING):
+            left = source_takes(world, events.QemuLeft())
+            yield from _took("another QEMU would boot at the source", left)
 
 
 # The destination.
