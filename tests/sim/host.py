@@ -202,7 +202,8 @@ class Daemon:
             ends = isinstance(request, control.Bare) and request.command is Command.SHUTDOWN
         await self.mobility.conclude()
         await self.mobility.close()
-        self.engine.power_off()
+        if self.engine.running:
+            self.engine.power_off()
         self.is_ready = False
         self.host.stopped(self)
         self.process.kill()

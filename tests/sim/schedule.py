@@ -90,6 +90,8 @@ async def boot_at(host: Host) -> bool:
     if host.qemu is not None:
         await _end(world, host)
         await _ready(host)
+    if host.qemu is not None or not world.vm.may_boot_at(host):
+        return False
     qemu = Qemu(host, world.vm)
     world.log(f"qemu at {host.name}: boots")
     if await qemu.does(qemu.boot()):

@@ -18,6 +18,7 @@ from tests.sim.state import Permanent
 from vtpmd.daemon import incoming, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
+from vtpmd.store.owner import Whose
 from vtpmd.wire import peer
 from vtpmd.wire.control import StateType
 
@@ -64,8 +65,13 @@ class Vm:
         return host in self.places
 
     def may_boot_at(self, host: Host) -> bool:
-        """Return whether they would boot it there: a new TPM would be made where there is none."""
-        return host in self.places and (self.lineage is None or host.has_state)
+        """Return whether they would try to boot it there.
+
+        Where no vTPM is, a new one would be made; where an old one of whole blobs is, that.
+        """
+        if self.lineage is None:
+            return host in self.places
+        return host.has_state and (host in self.places or host.record.whose is not Whose.OURS)
 
     def comes_whole(self, host: Host) -> None:
         """Its stream with all of the state is at a host, which starts from it."""
@@ -145,7 +151,7 @@ class World:
 
     def captured(self, host: Host, kind: StateType, generation: int) -> None:
         """A generation is used for what is sent."""
-        if host is self.c:
+        if not self.vm.may_run_at(host):
             return
         if generation <= self._captured.get(kind, 0):
             self.violated(f"{host.name}: generation {generation} of {kind.name} is used again")
