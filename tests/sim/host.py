@@ -17,7 +17,7 @@ from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.errors import VtpmdError
 from vtpmd.store import start
 from vtpmd.store.directory import PERMANENT_NAME
-from vtpmd.store.incoming import IncomingStates
+from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
 from vtpmd.wire import control, peer
@@ -102,6 +102,9 @@ class Host:
             if generation < self.generation:
                 self.world.violated(f"{self.name}: the owner record's generation has fallen")
             self.generation = generation
+        content = self.disk.files.get(INCOMING_NAME)
+        if name == INCOMING_NAME and content is not None and HEAD.unpack_from(content)[1]:
+            self.world.granted(self)
 
     @property
     def executes(self) -> bool:

@@ -125,6 +125,7 @@ class Process(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """Leave nothing that would be missed when it is collected."""
         self.alive = False
+        self.ready.clear()
         for task in self._tasks:
             if not task.done():
                 with suppress(PowerLoss, RuntimeError):

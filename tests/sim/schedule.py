@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from tests.sim.host import Host
 from tests.sim.qemu import Qemu
@@ -54,21 +54,21 @@ async def _something(world: World) -> None:
     if qemu.busy:
         return
     if what < 0.1:
-        _do(qemu, qemu.reset())
+        _do(qemu, qemu.reset)
     elif what < 0.25:
-        _do(qemu, qemu.savevm())
-    elif what < 0.4 and world.vm.snapshot is not None:
-        _do(qemu, qemu.loadvm())
+        _do(qemu, qemu.savevm)
+    elif what < 0.4 and world.vm.snapshot is not None and host.executes:
+        _do(qemu, qemu.loadvm)
     await asyncio.sleep(0.1)
 
 
-def _do(qemu: Qemu, work: object) -> None:
+def _do(qemu: Qemu, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Have a QEMU do one thing at a time."""
 
     async def exclusively() -> None:
         qemu.busy = True
         try:
-            await work  # type: ignore[misc]
+            await work()
         finally:
             qemu.busy = False
 
@@ -242,7 +242,7 @@ def _cont(world: World) -> None:
         qemu = host.qemu
         if qemu and not qemu.vcpus and not qemu.incoming and not qemu.busy:
             if world.vm.may_run_at(host):
-                _do(qemu, qemu.cont())
+                _do(qemu, qemu.cont)
 
 
 def _restart(world: World) -> None:

@@ -39,8 +39,8 @@ class Vm:
         self.lineage: bytes | None = None
         self.acceptable = {0}  # what the last command left, and such as were not acknowledged
         self.snapshot: Saved | None = None
-        # Where its operator may have it run: where it came to, or may have. Of a guest that moved
-        # with whole blobs no owner record says where it is.
+        # Where it has come to, and so may be. Of a guest that moved with whole blobs no owner
+        # record says where it is: its operator must know.
         self.places = {home}
         self._before: set[Host] = set()
         self._value = 0
@@ -132,6 +132,11 @@ class World:
             self._violation = what
             self.log(f"VIOLATION: {what}")
 
+    def granted(self, host: Host) -> None:
+        """That a host was granted the vTPM is durable there."""
+        if host is not self.c:
+            self.vm.places.add(host)
+
     def start_failed(self, host: Host, error: VtpmdError) -> None:
         """A vtpmd has not started."""
         if self.scheduler.now_s >= host.disk_fails_until_s:
@@ -169,8 +174,6 @@ class World:
         for message in frames(data):
             if isinstance(message, peer.Ping | peer.Pong):
                 continue
-            if isinstance(message, peer.Grant) and self.c not in (host, to):
-                self.vm.places.add(to)
             self._answered(host, message)
             self.note(f"{host.name} → {to.name}: {type(message).__name__}")
             end.process.check_alive()
@@ -222,7 +225,7 @@ class World:
         if daemon is None or not daemon.is_ready or self.network.is_down:
             raise HandshakeError(f"cannot connect to {to}")
         here, there = self.network.connect(client, daemon.process)
-        daemon.process.call_soon(daemon.process.spawn, daemon.serve_peer(there, name))
+        daemon.process.call_soon(lambda: daemon.process.spawn(daemon.serve_peer(there, name)))
         return Connection(here, to)
 
 
