@@ -35,7 +35,7 @@ class Disk:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytearray] = {}
 
 
 class SimDirectory(StateDirectory):
@@ -49,32 +49,33 @@ class SimDirectory(StateDirectory):
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
         content = self._disk.files.get(name)
-        return None if content is None else content[: bytes_max + 1]
+        return None if content is None else bytes(memoryview(content)[: bytes_max + 1])
 
     def read_state(self, state_type: StateType, key: Key | None = None) -> bytes | None:
+        del key
         content = self._disk.files.get(state_file(state_type))
-        return None if content is None else swtpm_format.decode_file(content, key=None)
+        return None if content is None else swtpm_format.decode_file(bytes(content))
 
     def exists(self, name: str) -> bool:
         return name in self._disk.files
 
     def replace(self, name: str, content: bytes) -> None:
-        self._change(f"replaces {name}", name, [content])
+        self._change(f"replaces {name}", name, 1, lambda _: self._put(name, content))
 
     def remove(self, name: str) -> None:
         if name in self._disk.files:
-            self._change(f"removes {name}", name, [None])
+            self._change(f"removes {name}", name, 1, lambda _: self._put(name, None))
 
     def overwrite(self, name: str, offset: int, content: bytes) -> None:
-        old = self._disk.files.get(name)
-        if old is None:
+        if name not in self._disk.files:
             raise StateDirectoryError(f"cannot update {name}: no such file")
-        stages: list[bytes | None] = []
-        end = offset
-        while end < offset + len(content):
-            end = min(offset + len(content), (end // SECTOR_BYTES + 1) * SECTOR_BYTES)
-            stages.append(old[:offset] + content[: end - offset] + old[end:])
-        self._change(f"writes {name} at {offset}", name, stages)
+        first, last = offset // SECTOR_BYTES, (offset + len(content) - 1) // SECTOR_BYTES
+
+        def write(n_sectors: int) -> None:
+            end = min((first + n_sectors) * SECTOR_BYTES, offset + len(content))
+            self._disk.files[name][offset:end] = content[: end - offset]
+
+        self._change(f"writes {name} at {offset}", name, 1 + last - first, write)
 
     def keep_open(self, name: str) -> None:
         """Nothing is opened."""
@@ -82,23 +83,21 @@ class SimDirectory(StateDirectory):
     def forget(self, name: str) -> None:
         """Nothing is."""
 
-    def _change(self, what: str, name: str, stages: list[bytes | None]) -> None:
-        """Bring a file through stages; it ends at the last one, if nothing fails."""
+    def _change(self, what: str, name: str, n_parts: int, do: Callable[[int], None]) -> None:
+        """Change a file, which ``do`` does so many parts of: all, if nothing fails."""
         assert self._power is not None, "it is only looked at"
         outcome = self._power.before_write(what)
-        if outcome == "done":
-            self._put(name, stages[-1])
-            return
-        done = self._disk.rng.randrange(len(stages) + 1)
-        if done:
-            self._put(name, stages[done - 1])
+        n_done = n_parts if outcome == "done" else self._disk.rng.randrange(n_parts + 1)
+        if n_done:
+            do(n_done)
+            self._written(name)
         if outcome == "lost":
             self._power.lose_power()
-        raise StateDirectoryError(f"cannot update {name}: the disk fails")
+        if outcome != "done":
+            raise StateDirectoryError(f"cannot update {name}: the disk fails")
 
     def _put(self, name: str, content: bytes | None) -> None:
         if content is None:
             self._disk.files.pop(name, None)
         else:
-            self._disk.files[name] = content
-        self._written(name)
+            self._disk.files[name] = bytearray(content)

@@ -15,6 +15,7 @@ from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.outgoing import Peer
 from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.errors import VtpmdError
+from vtpmd.migration.states import OWNING
 from vtpmd.store import start
 from vtpmd.store.directory import PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
@@ -59,7 +60,8 @@ class Host:
     @property
     def record(self) -> Record:
         """What the owner record on the disk says."""
-        return parse(self.disk.files.get(OWNER_NAME))
+        content = self.disk.files.get(OWNER_NAME)
+        return parse(None if content is None else bytes(content))
 
     @property
     def has_state(self) -> bool:
@@ -67,6 +69,12 @@ class Host:
         directory = SimDirectory(self.disk, None, lambda _: None)
         found = IncomingStates(directory, directory, None).find()
         return directory.exists(PERMANENT_NAME) or (found is not None and found.granted)
+
+    @property
+    def is_entitled(self) -> bool:
+        """True while a session there has been granted the vTPM."""
+        mobility = self.daemon and self.daemon.mobility
+        return bool(mobility and mobility.incoming and mobility.incoming.state in OWNING)
 
     def start(self) -> None:
         """Start vtpmd."""

@@ -35,7 +35,7 @@ class Scheduler:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.now_s = 1000.0
-        self.running: Process | None = None
+        self.failures: list[str] = []  # what no process may do
         self._processes: list[Process] = []
         self._every: list[Process] = []
         self._timers: list[tuple[float, int, asyncio.Handle | Callable[[], None], Any]] = []
@@ -53,10 +53,6 @@ class Scheduler:
         for process in self._every:
             process.close()
 
-    def all(self) -> list[Process]:
-        """Return the processes that are alive."""
-        return [each for each in self._processes if each.alive]
-
     def after(self, delay_s: float, do: Callable[[], None]) -> None:
         """Have something happen that is no process's doing."""
         heapq.heappush(self._timers, (self.now_s + delay_s, next(self._numbers), do, None))
@@ -67,17 +63,12 @@ class Scheduler:
 
     def step(self) -> bool:
         """Run one burst, or let time pass until something is due; return False if nothing is."""
-        self._processes = [each for each in self._processes if each.alive]
-        ready = [each for each in self._processes if each.ready]
-        if ready:
-            chosen = ready[0] if len(ready) == 1 else self.rng.choice(ready)
-            self.running = chosen
-            try:
-                chosen.run_burst()
-            finally:
-                self.running = None
-            return True
-        return self._let_time_pass()
+        ready = [each for each in self._processes if each.ready and each.alive]
+        if not ready:
+            return self._let_time_pass()
+        chosen = ready[0] if len(ready) == 1 else self.rng.choice(ready)
+        chosen.run_burst()
+        return True
 
     def _let_time_pass(self) -> bool:
         while self._timers:
@@ -114,7 +105,6 @@ class Process(asyncio.AbstractEventLoop):
         self.host = host
         self.alive = True
         self.ready: deque[asyncio.Handle] = deque()
-        self.failures: list[BaseException] = []
         self._scheduler = scheduler
         self._tasks: list[_Task] = []
 
@@ -201,4 +191,4 @@ class Process(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if self.alive and error is not None and not isinstance(error, PowerLoss):
-            self.failures.append(error)
+            self._scheduler.failures.append(f"{self.name}: {type(error).__name__}: {error}")

@@ -78,6 +78,7 @@ class Qemu:
         self._waiting: asyncio.Future[bytes] | None = None
         self._event_s = 0.0
         self._comes_whole = False
+        self._waiters: list[asyncio.Future[None]] = []
         none = MigrationState.NONE
         status = "inmigrate" if incoming else "prelaunch"
         self._emit(
@@ -103,20 +104,22 @@ class Qemu:
 
     async def does(self, work: Coroutine[Any, Any, bool | None]) -> bool:
         """Have it do something, for somebody else; return False if it dies meanwhile."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiting)
         doing = self.process.spawn(work)
-        for _ in range(30_000):
-            if doing.done():
-                return bool(doing.result())
-            if not self.process.alive:
-                break
-            await asyncio.sleep(0.002)
-        return False
+        doing.add_done_callback(lambda _: waiting.done() or waiting.set_result(None))
+        if self.process.alive:
+            await waiting
+        return doing.done() and bool(doing.result())
 
     def gone(self) -> None:
         """The host died, or QEMU has ended."""
         self.process.kill()
         self.vcpus = False
         self._comes_not()
+        for waiting in self._waiters:
+            if not waiting.done():
+                waiting.set_result(None)
 
     def _leave(self) -> None:
         self._emit(QemuDisconnected())
