@@ -257,7 +257,7 @@ class Mobility:
             text = "the session is another host's: only the one that began it may ask"
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
-        if session is not None and known and session.session == question.session:
+        if session is not None and known and not session.has_ended(question.session):
             if isinstance(question, peer.Reclaim):
                 await session.reclaim(connection)
                 return
@@ -268,7 +268,7 @@ class Mobility:
         """Who asks has lost the connection of a session that is not granted yet: that is over."""
         from vtpmd.migration.states import OWNING, State
 
-        if session.state not in (*OWNING, State.RELEASING, State.ENDED):
+        if session.state not in (*OWNING, State.RELEASING):
             await session.lose("the source asks whose its vTPM is")
 
     def _outcome(self, session: bytes) -> peer.Message:
