@@ -1,4 +1,4 @@
-"""The follower and a real QEMU: what it tells of a guest and of its migration, in which order.
+"""The follower, the view and a real QEMU: what it tells of a guest and of its migration, in order.
 
 The guest has 16 MiB, a BIOS and nothing to boot: what is followed is QEMU. Migrations that must not
 end by themselves are held back by their bandwidth.
@@ -16,7 +16,9 @@ import pytest
 from qemu.qmp import QMPClient
 
 from tests.harness.program import Program
+from tests.harness.qemu_listener import Told
 from vtpmd.daemon import qmp
+from vtpmd.daemon.qemu import QemuView, follow
 from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
@@ -34,6 +36,7 @@ from vtpmd.daemon.qmp import (
     QemuFollower,
     QemuNotConnected,
 )
+from vtpmd.errors import VtpmdError
 
 TIMEOUT_S = 60.0
 NOWHERE = "exec:cat >/dev/null"
@@ -354,5 +357,213 @@ def test_errors_of_qemu(lab: Lab) -> None:
             with pytest.raises(QemuCommandFailed, match="refuses migrate") as raised:
                 await follower.execute("migrate", {"uri": "no-such:uri"})
             assert raised.value.error_class == "GenericError"
+
+    asyncio.run(test())
+
+
+class Viewed:
+    """A QEMU that a view follows on one monitor, while the test commands it on another."""
+
+    def __init__(self, view: QemuView, told: Told, client: QMPClient) -> None:
+        self.view = view
+        self.told = told
+        self._client = client
+
+    async def execute(self, command: str, **arguments: object) -> object:
+        return await self._client.execute(command, arguments)
+
+    async def set(self, **states: bool) -> None:
+        """Set capabilities, whose names have ``_`` for ``-``."""
+        capabilities = [
+            {"capability": name.replace("_", "-"), "state": state} for name, state in states.items()
+        ]
+        await self.execute("migrate-set-capabilities", capabilities=capabilities)
+
+    async def has_events(self) -> bool:
+        answer = await self.execute("query-migrate-capabilities")
+        assert isinstance(answer, list)
+        return {"capability": "events", "state": True} in answer
+
+    async def migrate(self, uri: str, *, held_back: bool = False) -> None:
+        await self.bandwidth(HELD_BACK_BYTES_S if held_back else 1 << 30)
+        await self.execute("migrate", uri=uri)
+
+    async def bandwidth(self, bytes_s: int) -> None:
+        await self.execute("migrate-set-parameters", **{"max-bandwidth": bytes_s})
+
+
+@asynccontextmanager
+async def commanded(lab: Lab, name: str, *arguments: str) -> AsyncIterator[QMPClient]:
+    """Start a QEMU with a monitor of that name, and be connected to a second one."""
+    second = lab.directory / f"{name}-2"
+    program = lab.qemu(name, "-qmp", f"unix:{second},server=on,wait=off", *arguments)
+    program.connect(second).close()
+    client = QMPClient()
+    await client.connect(str(second))
+    try:
+        yield client
+    finally:
+        await client.disconnect()
+
+
+@asynccontextmanager
+async def viewed(lab: Lab, name: str, client: QMPClient) -> AsyncIterator[Viewed]:
+    """View a QEMU, at most TIMEOUT_S; all that it has begun is ended then."""
+    told = Told()
+    view = QemuView(told, asked_for=True)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
+        task = group.create_task(follow(lab.directory / name, view))
+        while view.word == "not-reachable":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        yield Viewed(view, told, client)
+        task.cancel()
+    assert told.take()[-1] == "disconnected"
+    assert view.word == "not-reachable"
+
+
+def without_passes(calls: list[str]) -> list[str]:
+    """Leave out the passes, which come from the beginning of a migration to its end."""
+    began = calls.index("migration_began")
+    assert calls[began + 1] == "pass_began"
+    return [call for call in calls if call != "pass_began"]
+
+
+AWAY = ["migration_began", "guest_stopped", "migration_ended"]
+
+
+def test_view_of_both_sides(lab: Lab) -> None:
+    """A destination that listens does not receive; when its guest has run, it is a source."""
+
+    async def test() -> None:
+        wire = f"unix:{lab.directory / 'wire'}"
+        async with (
+            commanded(lab, "source") as first,
+            commanded(lab, "destination", "-incoming", "defer") as second,
+            viewed(lab, "source", first) as source,
+            viewed(lab, "destination", second) as destination,
+        ):
+            await destination.execute("migrate-incoming", uri=wire)
+            await destination.view.check_can_arm()  # what QEMU said before has been read then
+            assert destination.told.take() == []
+            await source.migrate(wire)
+            came = ["receiving(True)", "guest_resumed", "receiving(False)"]
+            assert await destination.told.until("receiving(False)") == came
+            assert without_passes(await source.told.until("migration_ended")) == AWAY
+            await destination.migrate(NOWHERE)
+            assert without_passes(await destination.told.until("migration_ended")) == AWAY
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_view_of_a_destination_in_the_middle(lab: Lab, paused: bool) -> None:
+    """The monitor is reached when the stream comes in already."""
+
+    async def test() -> None:
+        wire = f"unix:{lab.directory / 'wire'}"
+        options = ["-S"] if paused else []
+        async with (
+            commanded(lab, "source") as first,
+            commanded(lab, "destination", "-incoming", wire, *options) as second,
+            viewed(lab, "source", first) as source,
+        ):
+            await source.migrate(wire, held_back=True)
+            while await status_of_migration(second) != "active":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            async with viewed(lab, "destination", second) as destination:
+                assert destination.told.take() == ["receiving(True)"]
+                assert destination.view.is_receiving
+                assert not destination.view.is_migrating
+                await source.bandwidth(1 << 30)
+                calls = await destination.told.until("receiving(False)")
+                assert calls == ([] if paused else ["guest_resumed"]) + ["receiving(False)"]
+                await source.told.until("migration_ended")
+
+    asyncio.run(test())
+
+
+def test_view_of_post_copy(lab: Lab) -> None:
+    """The guest is stopped, and its state asked for, in a state of its own."""
+
+    async def test() -> None:
+        wire = f"unix:{lab.directory / 'wire'}"
+        async with (
+            commanded(lab, "source") as first,
+            commanded(lab, "destination", "-incoming", "defer") as second,
+            viewed(lab, "source", first) as source,
+            viewed(lab, "destination", second) as destination,
+        ):
+            for side in (source, destination):
+                await side.set(postcopy_ram=True, return_path=True)
+            await destination.execute("migrate-incoming", uri=wire)
+            await source.migrate(wire, held_back=True)
+            await source.told.until("pass_began")
+            await source.execute("migrate-start-postcopy")
+            await source.told.until("guest_stopped")
+            await source.bandwidth(1 << 30)
+            await source.told.until("migration_ended")
+            calls = await destination.told.until("receiving(False)")
+            assert calls == ["receiving(True)", "guest_resumed", "receiving(False)"]
+
+    asyncio.run(test())
+
+
+def test_view_of_savevm(lab: Lab) -> None:
+    disk = lab.directory / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+    drive = f"if=none,id=snapshots,format=qcow2,file={disk}"
+
+    async def test() -> None:
+        async with (
+            commanded(lab, "qmp", "-drive", drive) as client,
+            viewed(lab, "qmp", client) as qemu,
+        ):
+            for command in ("savevm one", "loadvm one"):
+                await qemu.execute("human-monitor-command", **{"command-line": command})
+                assert await qemu.told.until("guest_resumed") == ["guest_stopped", "guest_resumed"]
+
+    asyncio.run(test())
+
+
+def test_view_of_a_migration_without_events(lab: Lab) -> None:
+    """QEMU is asked, and told to say more as soon as it lets itself be."""
+
+    async def test() -> None:
+        async with commanded(lab, "qmp") as client:
+            await client.execute("migrate-set-parameters", {"max-bandwidth": HELD_BACK_BYTES_S})
+            await client.execute("migrate", {"uri": NOWHERE})
+            while await status_of_migration(client) != "active":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            async with viewed(lab, "qmp", client) as qemu:
+                assert qemu.view.word == "without-events"
+                assert qemu.view.is_migrating
+                await qemu.execute("migrate_cancel")
+                assert (await qemu.told.until("migration_ended"))[0] == "migration_began"
+                while qemu.view.word != "following":  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                qemu.told.take()
+                await qemu.migrate(NOWHERE)
+                assert without_passes(await qemu.told.until("migration_ended")) == AWAY
+
+    asyncio.run(test())
+
+
+def test_capabilities_that_somebody_else_sets(lab: Lab) -> None:
+    """Events are on again by themselves, and when somebody arms; x-colo keeps from arming."""
+
+    async def test() -> None:
+        async with commanded(lab, "qmp") as client, viewed(lab, "qmp", client) as qemu:
+            await qemu.set(events=False)
+            while not await qemu.has_events():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await qemu.set(events=False)
+            await qemu.view.check_can_arm()
+            assert await qemu.has_events()
+            await qemu.set(x_colo=True)
+            await qemu.told.until("colo_seen")
+            with pytest.raises(VtpmdError, match="x-colo is on"):
+                await qemu.view.check_can_arm()
+            await qemu.set(x_colo=False)
+            await qemu.view.check_can_arm()
 
     asyncio.run(test())

@@ -41,6 +41,13 @@ N_HOPS = 100
 POLL_S = 0.005
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have connections that say nothing stay for longer than a test: only others make them go."""
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 10 * TIMEOUT_S)
+    monkeypatch.setattr(peer_server, "HELLO_TIMEOUT_S", 10 * TIMEOUT_S)
+
+
 class FakeSessions:
     """Welcomes sources until they leave, and answers Reclaims when it may."""
 

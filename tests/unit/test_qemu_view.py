@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtpmd.daemon.qemu import Following, Listener, QemuView
+from tests.harness.qemu_listener import Told
+from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
@@ -307,42 +308,6 @@ TRANSCRIPTS = {
         connect running none colo  -        colo_seen
     """,
 }
-
-
-class Told(Listener):
-    """Notes what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def migration_began(self) -> None:
-        self.calls.append("migration_began")
-
-    def pass_began(self) -> None:
-        self.calls.append("pass_began")
-
-    def migration_ended(self) -> None:
-        self.calls.append("migration_ended")
-
-    def guest_stopped(self) -> None:
-        self.calls.append("guest_stopped")
-
-    def guest_resumed(self) -> None:
-        self.calls.append("guest_resumed")
-
-    def receiving(self, now: bool) -> None:
-        self.calls.append(f"receiving({now})")
-
-    def colo_seen(self) -> None:
-        self.calls.append("colo_seen")
-
-    def disconnected(self) -> None:
-        self.calls.append("disconnected")
-
-    def take(self) -> list[str]:
-        """Return what was told since the last call."""
-        calls, self.calls = self.calls, []
-        return calls
 
 
 def state(word: str) -> MigrationState:

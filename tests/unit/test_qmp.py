@@ -360,6 +360,22 @@ def test_qemu_is_asked_while_it_tells_nothing(
     run(path, test, migrate_set_capabilities=REFUSED)
 
 
+def test_migration_that_ended_before_events_were_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is why they could be switched on, and nobody else will tell of it."""
+    monkeypatch.setattr(qmp, "WATCH_INTERVAL_S", 100.0)
+
+    async def test(qemu: Qemu, follower: Follower) -> None:
+        await follower.noted(1)
+        qemu.answers |= {"query-migrate": {"status": "cancelled"}, "migrate-set-capabilities": {}}
+        await follower.look()
+        cancelled = MigrationStatus(MigrationState.CANCELLED)
+        assert follower.events[1:] == [EVENTS_ON, cancelled]
+
+    run(path, test, migrate_set_capabilities=REFUSED, query_migrate={"status": "active"})
+
+
 def test_answer_that_an_event_has_overtaken_is_dropped(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

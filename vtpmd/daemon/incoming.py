@@ -102,6 +102,11 @@ class Incoming:
         """True from the Grant until that is durable."""
         return self.state in (State.ENTITLED, State.STARTED)
 
+    @property
+    def is_releasing(self) -> bool:
+        """True while the vTPM is on its way back to the source."""
+        return self.state is State.RELEASING
+
     def has_ended(self, session: bytes) -> bool:
         """Return whether a session of this name is not, or no more, what this one is about."""
         return self.session != session or self.state is State.ENDED

@@ -36,8 +36,8 @@ NO_UUID: Final = bytes(16)
 QEMU_FIRST_S: Final = 0.001
 # Longer than a hand-over takes, and nothing to a person.
 TELL_AFTER_S: Final = 0.02
-# A boot waits for the host that has the vTPM, and QEMU's main loop with it.
-RECLAIM_TIMEOUT_S: Final = 2.0
+# A boot waits for the word of the host that may have the vTPM, and QEMU's main loop with it.
+ANSWER_TIMEOUT_S: Final = 2.0
 
 Tell = Callable[[str, dict[str, object]], None]
 
@@ -95,7 +95,7 @@ class Mobility:
         from vtpmd.daemon.outgoing import Outgoing, Peer
         from vtpmd.migration.source import Source
 
-        machine = Source.found(bytes.fromhex(line.session), moved=record.whose is Whose.MOVED)
+        machine = Source.found(bytes.fromhex(line.session))
         to = Peer(*parse_address(line.peer), credentials, allowed)
         self.outgoing = Outgoing(self._owner(), to, machine)
         self._spawn(self.outgoing.run())
@@ -187,8 +187,10 @@ class Mobility:
     @property
     def _is_fenced(self) -> bool:
         """True while the vTPM may be another host's."""
-        if self.outgoing is not None:
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
             return self.outgoing.is_fenced
+        if self.incoming is not None and self.incoming.is_releasing:
+            return True
         return self._files.owner.read().whose is not Whose.OURS
 
     async def stopping(self) -> None:
@@ -255,7 +257,7 @@ class Mobility:
             text = "the session is another host's: only the one that began it may ask"
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
-        if session is not None and known and session.session == question.session:
+        if session is not None and known and not session.has_ended(question.session):
             if isinstance(question, peer.Reclaim):
                 await session.reclaim(connection)
                 return
@@ -266,7 +268,7 @@ class Mobility:
         """Who asks has lost the connection of a session that is not granted yet: that is over."""
         from vtpmd.migration.states import OWNING, State
 
-        if session.state not in (*OWNING, State.RELEASING, State.ENDED):
+        if session.state not in (*OWNING, State.RELEASING):
             await session.lose("the source asks whose its vTPM is")
 
     def _outcome(self, session: bytes) -> peer.Message:
@@ -341,7 +343,7 @@ class Mobility:
         session = self.outgoing
         if session is not None and not session.ended.is_set():
             await session.guest_resumed()
-            await session.wait_until_served(RECLAIM_TIMEOUT_S)
+            await session.wait_until_served(ANSWER_TIMEOUT_S)
         record = self._files.owner.read()
         if record.whose is Whose.OFFERED and session is not None and not session.is_fenced:
             return  # not granted, and never will be
@@ -358,24 +360,29 @@ class Mobility:
             await self.outgoing.came_back()
         self.outgoing = None
 
-    def qemu_connected(self) -> None:
+    async def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
         self._tail_came = False
+        if self.outgoing is not None:
+            await self.outgoing.qemu_left()
 
     async def finish(self) -> None:
         """Do what an answer to QEMU did not have to wait for."""
         if self.incoming is not None:
             await self.incoming.init_answered()
 
+    async def conclude(self) -> None:
+        """End what can be ended, and wait a moment for what is about to end."""
+        if self.outgoing is not None:
+            await self.outgoing.close()
+        if self.incoming is not None:
+            await self.incoming.close()
+
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
         self._wakefulness.release()
         if self._round is not None:
             self._round.cancel()
-        if self.outgoing is not None:
-            await self.outgoing.close()
-        if self.incoming is not None:
-            await self.incoming.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -229,6 +229,10 @@ class Outgoing:
         """QEMU begins another pass, or time has passed."""
         await self._happened(events.RoundDue())
 
+    async def qemu_left(self) -> None:
+        """Another QEMU uses the TPM."""
+        await self._happened(events.QemuLeft())
+
     async def migration_ended(self) -> None:
         """QEMU's migration is over: what the destination received, it does not receive any more."""
         await self._happened(events.MigrationEnded())

@@ -187,11 +187,11 @@ class QemuFollower:
         Raises as :meth:`execute` does.
         """
         client = self._client_for("query-migrate-capabilities")
-        capabilities = await self._ask_capabilities(client)
-        if capabilities != self._capabilities:
+        before, capabilities = self._capabilities, await self._ask_capabilities(client)
+        if capabilities != before:
             self._capabilities = capabilities
             self._hand_over(capabilities)
-        if not capabilities.events:
+        if not (before.events and capabilities.events):
             await self._look_at_migration()
         return capabilities
 

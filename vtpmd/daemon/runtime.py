@@ -85,7 +85,9 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)
-            stack.callback(mobility.tell_now)  # while there is somebody to tell
+            # While there is somebody to tell.
+            stack.callback(mobility.tell_now)
+            stack.push_async_callback(mobility.conclude)
             await _serve_control(ControlServer(resources.control, instance), stop)
     finally:
         await engine.stop()

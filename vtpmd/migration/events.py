@@ -72,6 +72,10 @@ class GuestResumed(NamedTuple):
     """The guest runs at the source, or wants to."""
 
 
+class QemuLeft(NamedTuple):
+    """Another QEMU uses the TPM: the guest that was handed over can run here no more."""
+
+
 class MigrationEnded(NamedTuple):
     """QEMU's migration is over, whatever became of it."""
 
@@ -203,6 +207,7 @@ LocalEvent = (
     | NothingChanged
     | GuestStopped
     | GuestResumed
+    | QemuLeft
     | MigrationEnded
     | Freeze
     | TailMade

@@ -85,11 +85,11 @@ class Source:
         self._key = key
 
     @classmethod
-    def found(cls, session: bytes, *, moved: bool) -> Source:
-        """Return the session that an owner record tells of: it says offered, or moved."""
+    def found(cls, session: bytes) -> Source:
+        """Return the session of an owner record that says offered or moved."""
         nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", 0, 0, 0)
         found = cls(hello=nobody, key=b"")
-        found.state = State.MOVED if moved else State.GRANTED
+        found.state = State.LEFT
         return found
 
     @property
@@ -158,7 +158,7 @@ class Source:
                 return [Do.CLOSE]
             case events.Remembered():
                 return [Do.SERVE, GoOn("the destination has let go of it"), Do.CLOSE]
-            case events.RecordFailed():
+            case events.RecordFailed() | events.QemuLeft():
                 return [Do.ASK]
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
@@ -201,9 +201,11 @@ class Source:
                 return [Do.RETIRE]
             case peer.Released() if before is State.FROZEN:
                 return [GoOn("the destination has let go of it"), *_GOODBYE]
+            case peer.Released() if before not in GIVEN_AWAY:
+                return [FallBack("the destination has ended the session"), *_GOODBYE]
             case peer.Released():
                 return [Do.RECORD_RELEASED]
-            case peer.Running() | peer.Kept() if before is State.GRANTED:
+            case peer.Running() | peer.Kept() if before in (State.GRANTED, State.LEFT):
                 return [Do.RECORD_MOVED]
             case peer.Kept() if before is State.RECLAIMING:
                 return [Do.RECORD_MOVED, Do.FAIL_COMMANDS]
@@ -241,10 +243,10 @@ class Source:
         return []
 
     def _lost(self, reason: str, before: State) -> list[Action]:
-        if before in (State.GRANTED, State.RECLAIMING):
-            return [Do.CLOSE, Do.ASK]
         if before is State.MOVED:
             return [Do.CLOSE]
+        if before in GIVEN_AWAY:
+            return [Do.CLOSE, Do.ASK]
         return [*self._parting(reason, before), *_GOODBYE]
 
     def _parting(self, reason: str, before: State) -> list[Action]:

@@ -32,6 +32,7 @@ class State(Enum):
     GRANTED = "source: fenced; the vTPM is the destination's, or may be: it has not said so yet"
     MOVED = "source: fenced; the destination has said that it has the vTPM"
     RECLAIMING = "source: fenced; the guest runs here again; the destination is asked to let go"
+    LEFT = "source: fenced; QEMU has left, or vtpmd was restarted: whose the vTPM is, is asked"
     RELEASED = "source: fenced; the destination has let go; the record is to say so first"
     WELCOMING = "destination: connected; nothing is known of the peer yet"
     RECEIVING = "destination: there is no whole state yet"
@@ -56,7 +57,7 @@ Event = type[peer.Message] | type[LocalEvent]
 BEFORE_BASE: Final = (State.CONNECTING, State.GREETING, State.SYNCING)
 WITH_BASE: Final = (State.ARMED, State.ROUND, State.STOPPING, State.LAST_ROUND, State.OFFERED)
 # The vTPM is, or may be, the destination's.
-GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING)
+GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING, State.LEFT)
 # The destination has what the source may still grant to somebody else, or keep.
 ON_APPROVAL: Final = (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING, State.WAITING)
 OWNING: Final = (State.ENTITLED, State.STARTED, State.ADMITTED, State.SETTLED)
@@ -70,6 +71,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{(state, events.GuestStopped): state for state in BEFORE_BASE},
     **{(state, events.GuestResumed): state for state in BEFORE_BASE},
     **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *WITH_BASE)},
+    **{(state, peer.Released): State.ENDED for state in (State.SYNCING, *WITH_BASE)},
     **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, peer.Receiving): state for state in (State.SYNCING, *WITH_BASE)},
@@ -118,7 +120,11 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{(state, peer.Refuse): state for state in GIVEN_AWAY},
     **{(state, peer.Released): State.RELEASED for state in GIVEN_AWAY},
     **{(state, events.CameBack): State.ENDED for state in GIVEN_AWAY},
-    **{(state, events.GuestResumed): State.RECLAIMING for state in GIVEN_AWAY},
+    **{(state, events.QemuLeft): State.LEFT for state in GIVEN_AWAY},
+    **{(state, events.GuestResumed): State.RECLAIMING for state in GIVEN_AWAY[:3]},
+    (State.LEFT, events.GuestResumed): State.LEFT,  # another QEMU's
+    (State.LEFT, peer.Running): State.LEFT,
+    (State.LEFT, peer.Kept): State.LEFT,
     (State.GRANTED, peer.Running): State.MOVED,
     (State.GRANTED, peer.Kept): State.MOVED,
     (State.MOVED, peer.Running): State.MOVED,
@@ -126,7 +132,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.RECLAIMING, peer.Running): State.RECLAIMING,  # crossed the Reclaim
     (State.RECLAIMING, peer.Kept): State.RECLAIMING,
     (State.RELEASED, events.Remembered): State.ENDED,
-    (State.RELEASED, events.RecordFailed): State.RECLAIMING,
+    (State.RELEASED, events.RecordFailed): State.LEFT,  # asked again, it says so again
 }
 
 _DESTINATION: Final[dict[tuple[State, Event], State]] = {
