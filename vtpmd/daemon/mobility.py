@@ -19,7 +19,7 @@ from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import Outcome, Whose
+from vtpmd.store.owner import Outcome, Whose, name_text
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Mobility:
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
-        name = str(connection.name)
+        name = name_text(str(connection.name))
         session = self.incoming
         line = self._files.owner.read().find(question.session.hex())
         known = line is not None and line.outcome is not Outcome.SENT
