@@ -3,16 +3,21 @@
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from qemu.qmp import ExecuteError
 
 from tests.harness.facts import Facts, verify_signature
 from tests.harness.monitor import Monitor
 from tests.harness.program import Program
 from vtpmd.closing import Closing
 
+RESUME_TIMEOUT_S = 20.0
+POLL_S = 0.01
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
 COMMAND_TIMEOUT_S = 60.0
 QMP_TIMEOUT_S = 30.0
@@ -125,8 +130,16 @@ class Guest(Closing):
         self.qmp("stop")
 
     def resume(self) -> None:
-        """Let the guest's processors run."""
-        self.qmp("cont")
+        """Let the guest's processors run, as soon as QEMU has done with a migration."""
+        deadline_s = time.monotonic() + RESUME_TIMEOUT_S
+        while True:
+            try:
+                self.qmp("cont")
+                return
+            except ExecuteError as error:
+                if "not finalized" not in str(error) or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(POLL_S)
 
     def wait_for_workload(self) -> None:
         """Wait until the guest has booted and the workload says that it is ready."""
