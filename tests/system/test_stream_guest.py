@@ -490,7 +490,7 @@ def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
     source.guest.command("work 5")
     source.guest.pause()
     wait_until(lambda: source.vtpmd.program.output.count("GuestStopped") == 3)
-    stream.send(peer.Ack(*first))
+    stream.acknowledge(first)
 
     second = stream.receive_round()
     assert second.round == first.round + 1

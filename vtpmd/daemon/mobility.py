@@ -173,6 +173,7 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
+                await self.stopping()
                 return None
         return await session.freeze()
 
@@ -198,7 +199,7 @@ class Mobility:
         return self._files.owner.read().whose is not Whose.OURS
 
     async def stopping(self) -> None:
-        """QEMU powers the TPM off: a reset, or another state comes."""
+        """QEMU powers the TPM off, or saves its state: the migration that took a tail is over."""
         if self.is_frozen():
             await self.guest_runs()
 

@@ -220,7 +220,6 @@ class OwnerRecord:
             generation=floor + GENERATIONS_RESERVED,
             sessions=_with(known, line),
         )
-        self._in_place.keep_open(OWNER_NAME)
         return floor
 
     def offer(self, session: bytes) -> None:
