@@ -44,10 +44,13 @@ class _Commands:
         self._config = config
 
     async def query_status(self, _: Arguments) -> object:
+        record = self._mobility.owner_record()
         return {
             "running": self._mobility.is_running(),
             "vtpms": 1,
             "qemu": self._mobility.qemu.word,
+            "owner": record.whose.value,
+            "possible-fork": [fork._asdict() for fork in record.forks],
         }
 
     async def query_vtpms(self, _: Arguments) -> object:

@@ -19,7 +19,7 @@ from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import Outcome, Whose, name_text
+from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class Mobility:
         to = Peer(*parse_address(line.peer), credentials, allowed)
         self.outgoing = Outgoing(self._owner(), to, machine)
         self._spawn(self.outgoing.run())
+
+    def owner_record(self) -> Record:
+        """Return what the owner record says. Raises VtpmdError."""
+        return self._files.owner.read()
 
     # The source's side.
 

@@ -29,6 +29,7 @@ OWNER_BYTES_MAX: Final = 512 * 1024
 SESSIONS_MAX: Final = 64
 FORKS_MAX: Final = 64  # each is an operator's decision; a person reads them all
 TEXT_LENGTH_MAX: Final = 300  # HOST:PORT, or a peer's names
+LOOKS_MAX: Final = 100  # a move writes it four times, in milliseconds
 TEXT_LENGTH_CUT: Final = 200  # what is left of a longer one, before the digest of all of it
 # Of one session: a capture every microsecond would take an hour to use them up.
 GENERATIONS_RESERVED: Final = 1 << 32
@@ -134,11 +135,15 @@ class OwnerRecordError(VtpmdError):
     exit_status = 5
 
 
-class Directory(Protocol):
-    """Where the record is kept: a state directory."""
+class Readable(Protocol):
+    """Where the record is read."""
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
         """Return a file's content, or None."""
+
+
+class Directory(Readable, Protocol):
+    """Where the record is kept: a state directory."""
 
     def replace(self, name: str, content: bytes) -> None:
         """Replace a file, durably."""
@@ -415,6 +420,20 @@ def encode(record: Record) -> bytes:
     lines += [json.dumps(line._asdict()) for line in record.sessions]
     lines += [json.dumps({"fork": fork._asdict()}) for fork in record.forks]
     return "".join(line + "\n" for line in lines).encode()
+
+
+def look(directory: Readable) -> Record:
+    """Return what the record says, of which somebody else may be the writer. Raises VtpmdError.
+
+    What is read while a sector is written may be part of each: what is read twice alike is not.
+    """
+    before = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+    for _ in range(LOOKS_MAX):
+        content = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+        if content == before:
+            return parse(content)
+        before = content
+    raise OwnerRecordError(f"{OWNER_NAME} is written all the time: ask again")
 
 
 def parse(content: bytes | None) -> Record:
