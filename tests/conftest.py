@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.lab import Lab
+from tests.harness.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +33,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what emulators, QEMU and guests said to the report of a test that failed."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and report.when == "call" and isinstance(lab, Lab):
-        report.sections += lab.logs()
+    if report.failed and report.when == "call":
+        for resource in getattr(item, "funcargs", {}).values():
+            if isinstance(resource, Lab | Testbed):
+                report.sections += resource.logs()
     return report
