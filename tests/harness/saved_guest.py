@@ -28,6 +28,7 @@ def save(lab: Lab) -> SavedGuest:
     facts = guest.check()
     path = lab.new_path("saved-guest")
     migration.set_capabilities(guest, return_path=False)
+    guest.pause()
     guest.qmp("migrate", uri=f"exec:cat >{path}")
     assert migration.wait_until_ended(guest) == "completed"
     guest.close()
@@ -37,4 +38,5 @@ def save(lab: Lab) -> SavedGuest:
 def load(saved: SavedGuest, guest: Guest) -> None:
     """Let a QEMU that waits for a guest go on with this one; return when it runs."""
     guest.qmp("migrate-incoming", uri=f"exec:cat {saved.path}")
-    migration.wait_until(guest, "running")
+    migration.wait_until(guest, "paused")
+    guest.resume()
