@@ -17,9 +17,9 @@ enum {
     SESSION_HMAC = 0x00,
     SESSION_POLICY = 0x01,
     ATTRIBUTE_CONTINUE_SESSION = 0x01,
-    RC_RETRY = 0x922,     /* "not now": what runs on Linux or TSS2 sends the command again */
-    RETRY_FIRST_MS = 20,  /* as in TSS2's ESAPI, whose waits grow, too */
-    RETRY_MAX_MS = 30000, /* a host of the TPM that is asked for may be away for seconds */
+    RC_RETRY = 0x922,        /* "not now": the command can be sent again as it is */
+    RETRY_PAUSE_US = 20000,  /* Linux has sent it again several times, with longer pauses */
+    RETRY_US_MAX = 15000000, /* a vTPM's hosts may have to find out which of them has it */
 };
 
 static int device = -1;
@@ -208,16 +208,11 @@ static int take_authorization(const struct request *request, struct message *rec
     return 0;
 }
 
-/* Wait before a command is sent again, longer each time; return false when it was enough. */
-static bool wait_to_retry(uint32_t *waited_ms)
+/* Pause before a command is sent again, as TSS2 does; return false when it was enough. */
+static bool wait_to_retry(uint64_t began_us)
 {
-    uint32_t next_ms = *waited_ms + RETRY_FIRST_MS;
-
-    if (*waited_ms >= RETRY_MAX_MS)
-        return false;
-    usleep(next_ms * 1000);
-    *waited_ms += next_ms;
-    return true;
+    usleep(RETRY_PAUSE_US);
+    return now_us() - began_us < RETRY_US_MAX;
 }
 
 int tpm_try(struct request *request, struct response *response)
@@ -225,7 +220,8 @@ int tpm_try(struct request *request, struct response *response)
     uint8_t nonce_caller[DIGEST_SIZE] = {0};
     struct message command, received;
     struct span parameters;
-    uint32_t code, size, retry_ms = 0;
+    uint64_t began_us = now_us();
+    uint32_t code, size;
 
     if (request->session != NULL)
         next_nonce(request->session, nonce_caller);
@@ -236,7 +232,7 @@ int tpm_try(struct request *request, struct response *response)
         take_u16(&received);
         size = take_u32(&received);
         code = take_u32(&received);
-    } while (code == RC_RETRY && wait_to_retry(&retry_ms));
+    } while (code == RC_RETRY && wait_to_retry(began_us));
     if (received.broken || size != received.size || code > INT32_MAX)
         return failure("command %#x: the response's header is malformed", request->code);
     if (code != 0)

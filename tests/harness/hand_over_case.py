@@ -62,6 +62,21 @@ class HandOver:
         source.qmp("migrate", uri=uri)
         self._has_begun = True
 
+    def resume_source(self) -> list[Owner]:
+        """Say cont at host a as soon as QEMU takes it, as somebody who is mistaken does.
+
+        Return who serves the vTPM then: both guests run, and later one boots where none is served.
+        """
+        source, destination = self._testbed.a, self._testbed.b
+        assert migration.wait_until_ended(_guest_of(source)) == "completed"
+        _guest_of(source).resume()
+        migration.wait_until(_guest_of(destination), "running")
+        owners = self._checked(destination) + self._checked(source)
+        idle = self._without(owners)
+        for host in idle:
+            host.restart_vtpmd()  # what is on its disk is what counts
+        return owners + self._boots(idle)
+
     def restart(self) -> None:
         """Start what has ended, as a supervisor does."""
         for host in self._testbed.hosts.values():
@@ -73,20 +88,24 @@ class HandOver:
 
         A guest that goes on has checked its TPM, and found all that it had acknowledged.
         """
-        hosts = list(self._testbed.hosts.values())
         self.restart()
         if self._has_begun:
             wait_until(self._qemu_has_decided)
         owners = self._guests()
         if self._moved_in_whole_blobs:
             return owners  # as with swtpm: vtpmd has nothing to say of whose they are
-        idle = [host for host in hosts if host.side not in [owner.side for owner in owners]]
+        idle = self._without(owners)
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         booted: list[Owner] = []
         while not (owners or booted) and time.monotonic() < deadline:
             booted = self._boots(idle)
             time.sleep(RETRY_S)
         return owners + (self._boots(idle) if owners else booted)
+
+    def _without(self, owners: list[Owner]) -> list[Host]:
+        """Return the hosts that serve no guest."""
+        sides = [owner.side for owner in owners]
+        return [host for side, host in self._testbed.hosts.items() if side not in sides]
 
     @property
     def _moved_in_whole_blobs(self) -> bool:

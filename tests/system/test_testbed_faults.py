@@ -151,3 +151,11 @@ def test_invariant_3_one_owner_when_link_and_process_fail(
         hand_over.restart()
         time.sleep(LINK_DOWN_S)  # how long the fault is; nothing is waited for
     assert_one(hand_over.settle(), testbed, record_property)
+
+
+def test_invariant_3_one_owner_when_the_source_is_resumed_after_all(
+    testbed: Testbed, hand_over: HandOver, record_property: Callable[[str, object], None]
+) -> None:
+    """The guest may have run already where it came to, or not; it runs twice, its TPM does not."""
+    hand_over.begin(over_link=False)
+    assert_one(hand_over.resume_source(), testbed, record_property)
