@@ -107,7 +107,8 @@ def test_link_loses_some_frames(testbed: Testbed) -> None:
 
 
 def test_link_is_silent_in_one_direction(testbed: Testbed) -> None:
-    run_in(testbed.a, DATAGRAMS, testbed.b.address)
+    for host, other in ((testbed.a, testbed.b), (testbed.b, testbed.a)):
+        run_in(host, DATAGRAMS, other.address)  # each knows then where the other is
     testbed.wire.drop(Side.B)
     before = testbed.wire.count()
     run_in(testbed.a, DATAGRAMS, testbed.b.address)
