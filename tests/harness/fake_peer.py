@@ -12,6 +12,7 @@ from vtpmd.wire import peer
 
 TIMEOUT_S = 20.0
 RECEIVE_BYTES_MAX = 1 << 16
+WELCOME = peer.Welcome(peer.VERSION, 0, peer.Following.NOT_ASKED_FOR)
 NO_UUID = bytes(peer.UUID_BYTES)
 
 Wanted = TypeVar("Wanted", bound=peer.Message)
@@ -62,12 +63,16 @@ class Stream:
             assert isinstance(message, peer.Record), f"{message} came, not a Record or a Commit"
         return message
 
+    def acknowledge(self, commit: peer.Commit) -> None:
+        """Say that a round is durable."""
+        self.send(peer.Ack(commit.round, commit.permanent_generation, commit.volatile_generation))
+
     def acknowledge_until_stopped(self) -> None:
         """Acknowledge rounds until the source says that its guest stands still."""
         while not isinstance(message := self._next_message(), peer.Stopped):
             assert isinstance(message, peer.Record | peer.Commit), f"{message} came"
             if isinstance(message, peer.Commit):
-                self.send(peer.Ack(*message))
+                self.acknowledge(message)
 
     def wait_for_end(self) -> list[peer.Message]:
         """Wait until the other side closes; return what it said before."""
@@ -77,6 +82,11 @@ class Stream:
         return said
 
     def _next_message(self) -> peer.Message | None:
+        while isinstance(message := self._any_message(), peer.Ping):
+            self.send(peer.Pong(message.session))
+        return message
+
+    def _any_message(self) -> peer.Message | None:
         while (message := self._decoder.next_message()) is None:
             try:
                 data = self._tls.recv(RECEIVE_BYTES_MAX)
@@ -129,9 +139,9 @@ class FakeDestination:
         """Take the next source's base, and acknowledge it; return the session's name, too."""
         stream = self.accept()
         session = stream.receive(peer.Hello).session
-        stream.send(peer.Welcome(peer.VERSION, 0))
+        stream.send(WELCOME)
         stream.receive(peer.Key)
-        stream.send(peer.Ack(*stream.receive_round()))
+        stream.acknowledge(stream.receive_round())
         return stream, session
 
     def close(self) -> None:

@@ -80,6 +80,11 @@ class Link:
             self._held = direction
             self._changed.notify_all()
 
+    def heal(self) -> None:
+        """Forward again after a silence: what was dropped is lost."""
+        with self._changed:
+            self._silent = False
+
     def close(self) -> None:
         """Cut what is open, and end; nothing happens if that was done."""
         with self._changed:

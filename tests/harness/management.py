@@ -35,6 +35,11 @@ class Management:
         answer: dict[str, Any] = self.command("query-migration")
         return answer
 
+    def vtpm(self) -> dict[str, Any]:
+        """Return what query-vtpms says of the one that there is."""
+        (answer,) = self.command("query-vtpms")
+        return dict(answer)
+
     def arm(self, address: str) -> dict[str, Any]:
         """Begin a session; return the event that says that it is armed, or why it is not."""
         self.command("migrate-arm", to=address)

@@ -13,17 +13,18 @@ from tests.model.world import (
     send_to_s,
     source_closes,
     source_takes,
+    tag,
     transition,
 )
 from vtpmd.migration import destination, events, source
-from vtpmd.wire import peer
+from vtpmd.store.owner import Outcome
 
 DIGESTS = (b"p", b"v")
 
 
 def source_acts(world: World, without: frozenset[str]) -> World:
     """Do the first thing that the source has to do."""
-    action, *rest = world.s.todo
+    (_, action), *rest = world.s.todo
     world = world.source(todo=tuple(rest))
     if isinstance(action, events.LocalEvent):
         return source_takes(world, action) or world
@@ -36,7 +37,7 @@ def source_acts(world: World, without: frozenset[str]) -> World:
 
 
 def _later_s(world: World, event: events.LocalEvent) -> World:
-    return world.source(todo=(*world.s.todo, event))
+    return world.source(todo=(*world.s.todo, tag(event)))
 
 
 def _source_record(world: World, name: str) -> World:
@@ -78,7 +79,7 @@ def _source_does(world: World, action: source.Do, without: frozenset[str]) -> Wo
 
 def destination_acts(world: World, without: frozenset[str]) -> World:
     """Do the first thing that the destination has to do."""
-    action, *rest = world.d.todo
+    (_, action), *rest = world.d.todo
     world = world.destination(todo=tuple(rest))
     if isinstance(action, events.LocalEvent):
         return destination_takes(world, action) or world
@@ -101,14 +102,14 @@ def destination_acts(world: World, without: frozenset[str]) -> World:
 
 
 def _next(world: World, *steps: Any) -> World:
-    return world.destination(todo=(*steps, *world.d.todo))
+    return world.destination(todo=(*map(tag, steps), *world.d.todo))
 
 
 def _use_tail(world: World) -> World:
     host = world.d
     held = world.destination(file="staged", staged=world.tail, engine="held", value=world.tail)
     assert host.file != "granted"
-    return held.destination(todo=(*host.todo, events.TailApplied(DIGESTS, 0, 0, 0)))
+    return held.destination(todo=(*host.todo, tag(events.TailApplied(DIGESTS, 0, 0, 0))))
 
 
 def _destination_does(world: World, action: destination.Do, without: frozenset[str]) -> World:
@@ -116,17 +117,17 @@ def _destination_does(world: World, action: destination.Do, without: frozenset[s
     match action:
         case destination.Do.START:
             held = world.destination(engine="held", value=host.staged)
-            return held.destination(todo=(*host.todo, events.HeldStarted()))
+            return held.destination(todo=(*host.todo, tag(events.HeldStarted())))
         case destination.Do.ADMIT:
             return _next(world, "grant: file", "grant: engine", events.Admitted(0, 0))
         case destination.Do.SETTLE if "settle" in without:
-            return world.destination(settles=True, todo=(*host.todo, events.Settled()))
+            return world.destination(settles=True, todo=(*host.todo, tag(events.Settled())))
         case destination.Do.SETTLE:
             settled = events.Settled()
             return _next(world, "settle: own file", "settle: record", "file removed", settled)
         case destination.Do.RELEASE:
             if host.served:
-                return world.destination(todo=(*host.todo, events.Served()))
+                return world.destination(todo=(*host.todo, tag(events.Served())))
             steps: list[Any] = ["release: record", "file removed", events.Remembered()]
             return _next(world.destination(engine="fenced"), *steps)
         case destination.Do.CLOSE:
@@ -156,12 +157,7 @@ def _destination_step(world: World, step: str, without: frozenset[str]) -> World
         case "release: record":
             if "remember" in without:
                 forgotten = transition(host.record, "give_back", SESSION)
-                lines = tuple(each._replace(outcome="open") for each in forgotten.sessions)
+                lines = tuple(each._replace(outcome=Outcome.OPEN) for each in forgotten.sessions)
                 return world.destination(record=forgotten._replace(sessions=lines))
             return world.destination(record=transition(host.record, "give_back", SESSION))
     raise AssertionError(step)
-
-
-def is_question(message: peer.Message) -> bool:
-    """Return whether a message is what a source asks over a connection of its own."""
-    return isinstance(message, peer.Ask | peer.Reclaim)

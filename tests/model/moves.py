@@ -8,6 +8,7 @@ from tests.model.actions import destination_acts, source_acts
 from tests.model.world import (
     SESSION,
     UP,
+    Tagged,
     World,
     destination_can,
     destination_closes,
@@ -17,6 +18,7 @@ from tests.model.world import (
     source_closes,
     source_machine,
     source_takes,
+    tag,
     transition,
 )
 from vtpmd.migration import events
@@ -24,7 +26,7 @@ from vtpmd.migration.source import Source
 from vtpmd.migration.states import GIVEN_AWAY, OWNING, ImpossibleEvent, State
 from vtpmd.store.incoming import Found
 from vtpmd.store.moving import is_ours
-from vtpmd.store.owner import OwnerRecordError, Outcome, Whose
+from vtpmd.store.owner import Outcome, OwnerRecordError, Whose
 from vtpmd.wire import peer
 
 Move = tuple[str, World]
@@ -37,11 +39,11 @@ def moves(world: World, without: frozenset[str]) -> Iterator[Move]:
     a crash may come at each step.
     """
     if world.s.todo:
-        action = world.s.todo[0]
+        action = world.s.todo[0].value
         yield f"source: {_name(action)}", source_acts(world, without)
         return
     if world.d.todo:
-        action = world.d.todo[0]
+        action = world.d.todo[0].value
         yield f"destination: {_name(action)}", destination_acts(world, without)
         return
     yield from _source_moves(world, without)
@@ -96,20 +98,20 @@ def _source_moves(world: World, without: frozenset[str]) -> Iterator[Move]:
 def _source_session(world: World) -> Iterator[Move]:
     host = world.s
     if world.s_link and world.to_s:
-        message, rest = world.to_s[0], world.to_s[1:]
+        message, rest = world.to_s[0].value, world.to_s[1:]
         yield from _message_to_source(f"source: {type(message).__name__}", message, world, rest)
     if world.s_link == 2 and not world.to_s:
         lost = world._replace(s_link=0)
         taken = source_takes(lost, events.LinkLost("")) or lost
         yield "source notices the loss", taken
     machine = source_machine(host)
-    if host.asks and host.state in GIVEN_AWAY and world.question is None and world.answer is None:
+    if host.asks and host.state in GIVEN_AWAY and not _is_asking(world):
         question = peer.Reclaim(SESSION) if host.state is State.RECLAIMING else peer.Ask(SESSION)
-        yield f"source asks: {type(question).__name__}", world._replace(question=question)
+        yield f"source asks: {type(question).__name__}", world._replace(question=tag(question))
     if world.answer is not None:
         answered = world._replace(answer=None)
-        label = f"source is answered {type(world.answer).__name__}"
-        yield label, _or_dropped(answered, world.answer)
+        label = f"source is answered {world.answer.kind}"
+        yield label, _or_dropped(answered, world.answer.value)
     if host.qemu == "run" and host.on and world.stops:
         standing = world._replace(stops=world.stops - 1).source(qemu="stop")
         stopped = source_takes(standing, events.GuestStopped())
@@ -118,8 +120,12 @@ def _source_session(world: World) -> Iterator[Move]:
         yield from _took("QEMU takes the tail", source_takes(world, events.Freeze()))
 
 
+def _is_asking(world: World) -> bool:
+    return world.question is not None or world.answer is not None or world.asked
+
+
 def _message_to_source(
-    label: str, message: peer.Message, world: World, rest: tuple[peer.Message, ...]
+    label: str, message: peer.Message, world: World, rest: tuple[Tagged, ...]
 ) -> Iterator[Move]:
     world = world._replace(to_s=rest)
     try:
@@ -180,13 +186,13 @@ def _destination_moves(world: World, without: frozenset[str]) -> Iterator[Move]:
         yield "destination's vtpmd starts", _destination_starts(world, without)
         return
     if world.d_link and world.to_d:
-        message, rest = world.to_d[0], world.to_d[1:]
+        message, rest = world.to_d[0].value, world.to_d[1:]
         yield _destination_hears(world._replace(to_d=rest), message)
     if world.d_link == 2 and not world.to_d:
         lost = world._replace(d_link=0)
         yield "destination notices the loss", destination_takes(lost, events.LinkLost("")) or lost
     if world.question is not None:
-        yield from _answer(world, world.question, without)
+        yield from _answer(world, world.question.value, without)
     yield from _destination_qemu(world)
 
 
@@ -205,7 +211,7 @@ def _answer(world: World, question: peer.Message, without: frozenset[str]) -> It
     host = world.d
     if host.state not in (None, State.ENDED):
         if isinstance(question, peer.Reclaim):
-            yield label, _reclaimed(destination_closes(world))
+            yield label, _reclaimed(destination_closes(world)._replace(question=None, asked=True))
             return
         if host.state not in (*OWNING, State.RELEASING):
             over = destination_takes(destination_closes(world), events.LinkLost(""))
@@ -216,21 +222,19 @@ def _answer(world: World, question: peer.Message, without: frozenset[str]) -> It
     asked = world._replace(question=None)
     if outcome is Outcome.OPEN and host.state not in OWNING and "remember" not in without:
         remembered = asked.destination(record=transition(host.record, "decline", SESSION))
-        yield label, remembered._replace(answer=peer.Released(SESSION))
+        yield label, remembered._replace(answer=tag(peer.Released(SESSION)))
     elif outcome in (Outcome.DECLINED, Outcome.RELEASED):
-        yield f"{label}: Released", asked._replace(answer=peer.Released(SESSION))
+        yield f"{label}: Released", asked._replace(answer=tag(peer.Released(SESSION)))
     else:
-        yield f"{label}: Kept", asked._replace(answer=peer.Kept(SESSION))
+        yield f"{label}: Kept", asked._replace(answer=tag(peer.Kept(SESSION)))
 
 
 def _reclaimed(world: World) -> World:
-    """The session takes a Reclaim, and its answer goes over the connection that brought it."""
-    connected = world._replace(d_link=UP, to_s=())
+    """The session takes a Reclaim; its answer goes over the connection that brought it."""
     try:
-        taken = destination_takes(connected, peer.Reclaim(SESSION))
+        taken = destination_takes(world, peer.Reclaim(SESSION))
     except ImpossibleEvent:
-        lost = destination_takes(connected, events.LinkLost(""))
-        return (lost or connected)._replace(d_link=0)
+        taken = destination_takes(world, events.LinkLost(""))
     return taken or world
 
 
@@ -268,8 +272,10 @@ def _destination_qemu(world: World) -> Iterator[Move]:
     if host.qemu == "tail":
         came = destination_takes(world.destination(qemu="init"), events.InitCame())
         yield "INIT", came or world.destination(qemu="dead")
-    if host.qemu == "init" and host.state is State.STARTED:
-        answered = destination_takes(world.destination(qemu="run"), events.InitAnswered())
+    if host.qemu in ("init", "dead") and host.state is State.STARTED:
+        # Also when QEMU has died over it: vtpmd has done what INIT asks for.
+        qemu = "run" if host.qemu == "init" else "dead"
+        answered = destination_takes(world.destination(qemu=qemu), events.InitAnswered())
         yield from _took("INIT is answered", answered)
     if host.qemu == "init" and host.state is not State.WAITING and host.state is not State.STARTED:
         yield "INIT is refused", world.destination(qemu="dead")
@@ -316,15 +322,23 @@ def faults(world: World, without: frozenset[str]) -> Iterator[Move]:
         yield "QUESTION LOST", less._replace(question=None)
     if world.answer is not None:
         yield "ANSWER LOST", less._replace(answer=None)
+    if world.asked:
+        yield "CUT of the connection that asks", less._replace(asked=False, answer=None)
     if world.s.up:
         dead = less.source(
             up=False, on=False, qemu="dead", todo=(), resumed=False, withdraws=False, worked=False
         )
-        yield "CRASH of the source", source_closes(dead)._replace(question=None, answer=None)
+        yield (
+            "CRASH of the source",
+            source_closes(dead)._replace(question=None, answer=None, asked=False),
+        )
     if world.d.up:
         qemu = "wait" if world.d.qemu == "wait" else "dead"
         dead = less.destination(up=False, qemu=qemu, todo=(), engine="off", settles=False)
-        yield "CRASH of the destination", destination_closes(dead)._replace(question=None)
+        yield (
+            "CRASH of the destination",
+            destination_closes(dead)._replace(question=None, asked=False),
+        )
     if world.d.qemu in ("tail", "init", "run"):
         yield "QEMU at the destination dies", less.destination(qemu="dead")
     if world.s.qemu in ("run", "stop") and world.s.on:

@@ -25,12 +25,24 @@ ROUND = events.Round(1, 1, 1, 0)
 UP, BROKEN = 1, 2  # an end of the link; 0: none
 
 
+class Tagged(NamedTuple):
+    """A message, an event or an action, with its kind: tuples of two kinds may be equal."""
+
+    kind: str
+    value: Any
+
+
+def tag(value: Any) -> Tagged:
+    """Tell a value from those of other kinds."""
+    return Tagged(type(value).__name__, value)
+
+
 class SourceHost(NamedTuple):
     """The source: vtpmd, its engine, its QEMU, its disk."""
 
     up: bool = True
     state: State | None = State.ARMED  # of the session; None: there is none
-    todo: tuple[Any, ...] = ()  # actions, and events that they led to
+    todo: tuple[Tagged, ...] = ()  # actions, and events that they led to
     record: Record = Record()
     on: bool = True
     fenced: bool = False
@@ -48,7 +60,7 @@ class DestinationHost(NamedTuple):
 
     up: bool = True
     state: State | None = State.HOLDING
-    todo: tuple[Any, ...] = ()
+    todo: tuple[Tagged, ...] = ()
     record: Record = Record()
     file: str = "staged"  # tpm2-00.incoming: none, staged, granted
     staged: int = 0
@@ -67,10 +79,11 @@ class World(NamedTuple):
     d: DestinationHost = DestinationHost()
     s_link: int = UP
     d_link: int = UP
-    to_d: tuple[peer.Message, ...] = ()
-    to_s: tuple[peer.Message, ...] = ()
-    question: peer.Message | None = None  # over a connection of its own
-    answer: peer.Message | None = None
+    to_d: tuple[Tagged, ...] = ()
+    to_s: tuple[Tagged, ...] = ()
+    question: Tagged | None = None  # over a connection of its own
+    answer: Tagged | None = None
+    asked: bool = False  # the destination speaks over that connection
     tail: int = -1
     last: int = 0
     commands: int = 2
@@ -154,8 +167,7 @@ def source_takes(world: World, event: source.Event) -> World | None:
     if isinstance(event, events.LocalEvent) and not machine.can_take(type(event)):
         return None
     actions = machine.step(event)
-    rest = tuple(each for each in world.s.todo)
-    return world.source(state=machine.state, todo=(*actions, *rest))
+    return world.source(state=machine.state, todo=(*map(tag, actions), *world.s.todo))
 
 
 def destination_takes(world: World, event: destination.Event) -> World | None:
@@ -166,17 +178,19 @@ def destination_takes(world: World, event: destination.Event) -> World | None:
     if isinstance(event, events.LocalEvent) and not machine.can_take(type(event)):
         return None
     actions = machine.step(event)
-    return world.destination(state=machine.state, todo=(*actions, *world.d.todo))
+    return world.destination(state=machine.state, todo=(*map(tag, actions), *world.d.todo))
 
 
 def send_to_d(world: World, message: peer.Message) -> World:
     """The source says something."""
-    return world._replace(to_d=(*world.to_d, message)) if world.s_link == UP else world
+    return world._replace(to_d=(*world.to_d, tag(message))) if world.s_link == UP else world
 
 
 def send_to_s(world: World, message: peer.Message) -> World:
-    """The destination says something."""
-    return world._replace(to_s=(*world.to_s, message)) if world.d_link == UP else world
+    """The destination says something, over the connection that is its session's now."""
+    if world.asked:
+        return world._replace(answer=tag(message), asked=False)
+    return world._replace(to_s=(*world.to_s, tag(message))) if world.d_link == UP else world
 
 
 def source_closes(world: World) -> World:

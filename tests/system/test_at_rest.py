@@ -26,9 +26,9 @@ from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
 from vtpmd.core import Image, delta_encode
 from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
-from vtpmd.store.handover import Handover
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import INFO_JOURNAL, Key
+from vtpmd.store.moving import MovingFiles
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 
@@ -296,11 +296,13 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
     work_with_secret(guest)
     state = lab.new_path("state")
     with StateDirectory.open(state) as directory:
-        files = Handover(directory, Key(bytearray(sealed.key)))
-        files.prepare_to_take(b"s" * 16)
+        files = MovingFiles(directory, Key(bytearray(sealed.key)))
+        files.owner.expect(b"s" * 16, "host1.example.org")
+        files.incoming.make(b"s" * 16)
         image = Image(1, 1, swtpm_format.decode_blob(guest.save().permanent))
-        files.stage(delta_encode(NO_STATE, image), image)
-        files.take()
+        files.incoming.append(delta_encode(NO_STATE, image), image)
+        files.incoming.grant()
+        files.close()
     assert all(SECRET not in content for content in read_anywhere(state))
     before = snapshot(state)
     for options, reason in [

@@ -79,7 +79,7 @@ def reclaim(host: Host) -> None:
     stream = connect(host.vtpmd.port, credentials())
     try:
         stream.send(peer.Reclaim(SESSION))
-        stream.receive(peer.Kept)
+        stream.receive(peer.Unknown)
     finally:
         stream.close()
 

@@ -12,8 +12,8 @@ import pytest
 from tests.unit.test_journal import IDENTITY, IMAGES, build
 from vtpmd.core import Image, delta_encode
 from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME, StateDirectory, StateDirectoryError
-from vtpmd.store.handover import Handover
 from vtpmd.store.incoming import NO_STATE
+from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import Start, start
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
@@ -43,7 +43,7 @@ def put(path: Path, *, continued: bool = True, identity: bytes = IDENTITY) -> No
 
 def recover(opened: StateDirectory) -> Start:
     """Do what vtpmd run does before it starts an engine."""
-    return start(opened, Handover(opened), None, None)
+    return start(opened, MovingFiles(opened), None, None)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -150,22 +150,30 @@ def test_a_journal_that_was_being_made_is_removed(path: Path) -> None:
     assert content(path) == {".lock": b""}
 
 
-def test_invariant_10_numbers_go_on_from_the_file_and_the_record(opened: StateDirectory) -> None:
-    handover = Handover(opened)
-    assert handover.generation_used(7) == 7
-    assert handover.reserve_generations(0) == 7
-    assert Handover(opened).generation_used(7) > 7
-    assert Handover(opened).generation_used(1 << 60) == 1 << 60
+def test_invariant_10_numbers_go_on_from_the_file_and_the_record(
+    path: Path, opened: StateDirectory
+) -> None:
+    put(path, continued=False)
+    assert recover(opened).generation == FIRST.generation
+    files = MovingFiles(opened)
+    assert files.owner.reserve(bytes(16), "b:1", 7) == 7
+    files.close()
+    used = recover(opened).generation
+    assert used == MovingFiles(opened).owner.read().generation > 7
+    lineage = Lineage(IDENTITY, 1 << 60)
+    (path / PERMANENT_NAME).write_bytes(swtpm_format.encode_file(FIRST.data, lineage))
+    assert recover(opened).generation == 1 << 60
 
 
-def granted(opened: StateDirectory, state: bytes) -> Handover:
+def granted(opened: StateDirectory, state: bytes) -> MovingFiles:
     """Have a peer send a state, and grant it."""
-    handover = Handover(opened)
-    handover.prepare_to_take(bytes(16))
+    files = MovingFiles(opened)
+    files.owner.expect(bytes(16), "a")
+    files.incoming.make(bytes(16))
     image = Image(1, 1, state)
-    handover.stage(delta_encode(NO_STATE, image), image)
-    handover.take()
-    return handover
+    files.incoming.append(delta_encode(NO_STATE, image), image)
+    files.incoming.grant()
+    return files
 
 
 def test_a_granted_state_takes_the_place_of_what_was_there_before(

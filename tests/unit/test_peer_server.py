@@ -62,14 +62,14 @@ class FakeSessions:
         """Say Welcome to whatever the source says, until it leaves."""
         del decoder
         self.n_welcomed += 1
-        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
+        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
         while await connection.stream.read():
-            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
+            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
 
-    async def reclaim(self, connection: tls.Connection, session: bytes) -> None:
+    async def answer(self, connection: tls.Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Say Kept."""
         await self.reclaims_may_go_on.wait()
-        connection.stream.write(peer.encode(peer.Kept(session)))
+        connection.stream.write(peer.encode(peer.Kept(question.session)))
 
 
 class Site:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vtpmd import __version__
-from vtpmd.cli import fold, migrate, pki, recover, rekey, run
+from vtpmd.cli import fold, migrate, owner, pki, recover, rekey, run
 from vtpmd.errors import VtpmdError
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands)
     migrate.add_parser(commands)
+    owner.add_parser(commands)
     pki.add_parser(commands)
     fold.add_parser(commands)
     recover.add_parser(commands)

@@ -19,7 +19,7 @@ from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import Outcome, Whose
+from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Mobility:
         self.outgoing = Outgoing(self._owner(), to, machine)
         self._spawn(self.outgoing.run())
 
+    def owner_record(self) -> Record:
+        """Return what the owner record says. Raises VtpmdError."""
+        return self._files.owner.read()
+
     # The source's side.
 
     async def arm(self, to: Peer) -> Outgoing:
@@ -169,6 +173,7 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
+                await self.stopping()
                 return None
         return await session.freeze()
 
@@ -194,7 +199,7 @@ class Mobility:
         return self._files.owner.read().whose is not Whose.OURS
 
     async def stopping(self) -> None:
-        """QEMU powers the TPM off: a reset, or another state comes."""
+        """QEMU powers the TPM off, or saves its state: the migration that took a tail is over."""
         if self.is_frozen():
             await self.guest_runs()
 
@@ -248,7 +253,7 @@ class Mobility:
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
-        name = str(connection.name)
+        name = name_text(str(connection.name))
         session = self.incoming
         line = self._files.owner.read().find(question.session.hex())
         known = line is not None and line.outcome is not Outcome.SENT
@@ -257,7 +262,7 @@ class Mobility:
             text = "the session is another host's: only the one that began it may ask"
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
-        if session is not None and known and session.session == question.session:
+        if session is not None and known and not session.has_ended(question.session):
             if isinstance(question, peer.Reclaim):
                 await session.reclaim(connection)
                 return
@@ -268,7 +273,7 @@ class Mobility:
         """Who asks has lost the connection of a session that is not granted yet: that is over."""
         from vtpmd.migration.states import OWNING, State
 
-        if session.state not in (*OWNING, State.RELEASING, State.ENDED):
+        if session.state not in (*OWNING, State.RELEASING):
             await session.lose("the source asks whose its vTPM is")
 
     def _outcome(self, session: bytes) -> peer.Message:

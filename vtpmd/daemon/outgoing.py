@@ -263,6 +263,9 @@ class Outgoing:
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
+        if self.is_frozen and await self._guest_has_run():
+            await self._happened(events.GuestResumed())
+            return None
         if self.is_frozen:
             return self._tail
         why = self._machine.why_no_tail(self._silence_us)
@@ -272,6 +275,11 @@ class Outgoing:
         self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
         return self._tail if self.is_frozen else None
+
+    async def _guest_has_run(self) -> bool:
+        """Return whether a guest that nobody has told of has used the TPM since the freeze."""
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        return reply.result != Result.SUCCESS or bool(reply.argument & LinkCapture.CHANGED)
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""

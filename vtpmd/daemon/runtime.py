@@ -22,6 +22,7 @@ from vtpmd.daemon.qemu import follow
 from vtpmd.store.anchor import Anchor
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
+from vtpmd.store.owner import Record
 from vtpmd.store.start import Start
 
 log = logging.getLogger("vtpmd")
@@ -82,6 +83,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         await durability.set_up(engine, resources.begun, resources.key, resources.anchor)
         await instance.load(resources.begun.states)
         await mobility.begin(config.credentials, config.allowed)
+        _warn_of_forks(mobility.owner_record())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)
@@ -149,6 +151,15 @@ async def _serve_control(server: ControlServer, stop: asyncio.Event) -> None:
         for task in (serving, stopping):
             task.cancel()
         await asyncio.gather(serving, stopping, return_exceptions=True)
+
+
+def _warn_of_forks(record: Record) -> None:
+    for fork in record.forks:
+        log.warning(
+            "possible fork: the vTPM was claimed at %s without the word of %s, which may have "
+            "served it, too; vtpmd owner DIR has more",
+            *(fork.at, fork.peer or "the other host"),
+        )
 
 
 def _warn_of_unlocked_memory(locked: LinkLocked) -> None:

@@ -70,12 +70,79 @@ class StateKeyError(StateDirectoryError):
     exit_status = 4
 
 
-class StateDirectory(Closing):
-    """An open state directory. Everything is looked up relative to its descriptor."""
+class OpenDirectory(Closing):
+    """A state directory that is looked into; who uses it may be writing meanwhile.
 
-    def __init__(self, path: Path, directory_fd: int, lock_fd: int) -> None:
+    Everything is looked up relative to its descriptor.
+    """
+
+    def __init__(self, path: Path, directory_fd: int) -> None:
         self.path = path
         self.directory_fd = directory_fd
+
+    def close(self) -> None:
+        """Close its descriptor."""
+        os.close(self.directory_fd)
+
+    def read(self, name: str, bytes_max: int) -> bytes | None:
+        """Return a file's content, at most one byte more than ``bytes_max``, or None without it.
+
+        Raises StateDirectoryError.
+        """
+        try:
+            return read_regular_file(self.directory_fd, name, bytes_max)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateDirectoryError(
+                f"cannot read {self.path / name}: {error.strerror}; repair the file system"
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is something of that name."""
+        try:
+            os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_in_use(self) -> bool:
+        """Return whether somebody holds the lock. Raises StateDirectoryError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            lock_fd = os.open(LOCK_NAME, flags, dir_fd=self.directory_fd)
+            try:
+                wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                found = fcntl.fcntl(lock_fd, fcntl.F_OFD_GETLK, wanted)
+            finally:
+                os.close(lock_fd)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StateDirectoryError(
+                f"cannot read {self.path / LOCK_NAME}: {error.strerror}; be the user that vtpmd "
+                "runs as"
+            ) from error
+        return bool(FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+def look_into(path: Path) -> OpenDirectory:
+    """Open a state directory that is there, and do not lock it. Raises StateDirectoryError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateDirectoryError(
+            f"cannot read state directory {path}: {error.strerror}; give one that is there, and "
+            "that this user may read"
+        ) from error
+    return OpenDirectory(path, fd)
+
+
+class StateDirectory(OpenDirectory):
+    """A state directory that is locked: it is this process's, and its engine's."""
+
+    def __init__(self, path: Path, directory_fd: int, lock_fd: int) -> None:
+        super().__init__(path, directory_fd)
         self.lock_fd = lock_fd
 
     @classmethod
@@ -107,7 +174,7 @@ class StateDirectory(Closing):
     def close(self) -> None:
         """Close both descriptors; the lock stays for as long as the engine has its copy."""
         os.close(self.lock_fd)
-        os.close(self.directory_fd)
+        super().close()
 
     def read_states(self, key: Key | None = None) -> dict[StateType, bytes]:
         """Return the states that there are files of, as libtpms marshalled them.
@@ -137,20 +204,6 @@ class StateDirectory(Closing):
             if isinstance(error, tuple(KEY_REMEDIES)):
                 kind, remedy = StateKeyError, KEY_REMEDIES[type(error)]
         raise kind(f"cannot read state file {self.path / name}: {reason}; {remedy}")
-
-    def read(self, name: str, bytes_max: int) -> bytes | None:
-        """Return a file's content, at most one byte more than ``bytes_max``, or None without it.
-
-        Raises StateDirectoryError.
-        """
-        try:
-            return read_regular_file(self.directory_fd, name, bytes_max)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StateDirectoryError(
-                f"cannot read {self.path / name}: {error.strerror}; repair the file system"
-            ) from error
 
     def read_lineage(self) -> Lineage | None:
         """Return where the permanent state's file says that it stands, or None if it does not.
@@ -220,14 +273,6 @@ class StateDirectory(Closing):
             os.fsync(self.directory_fd)
         except OSError as error:
             raise self.failed(name, error) from error
-
-    def exists(self, name: str) -> bool:
-        """Return whether there is something of that name."""
-        try:
-            os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
 
     def failed(self, name: str, error: OSError) -> StateDirectoryError:
         """Return the error for a file that could not be written."""

@@ -9,9 +9,6 @@ from vtpmd.store.keys import Key
 from vtpmd.store.owner import Outcome, OwnerRecord, Record
 from vtpmd.wire.control import StateType
 
-# A session that ended so leaves nothing to take up, whatever its file says: the record wins.
-_OVER = (Outcome.DECLINED, Outcome.RELEASED)
-
 
 class MovingFiles:
     """The owner record, and the states that are on their way in."""
@@ -36,15 +33,23 @@ class MovingFiles:
 
 
 def is_ours(found: Found, record: Record) -> bool:
-    """Return whether what a session has left was granted, and not let go of since."""
+    """Return whether what a session has left was granted, and is still to be taken up.
+
+    Once the record says how the session ended, it wins, whatever the file says: the vTPM may have
+    been given back, or have moved on, since.
+    """
+    return found.granted and _is_open(found, record)
+
+
+def _is_open(found: Found, record: Record) -> bool:
     line = record.find(found.session.hex())
-    return found.granted and (line is None or line.outcome not in _OVER)
+    return line is None or line.outcome is Outcome.OPEN
 
 
 def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> bool:
     """After a crash: make a state that was granted the vTPM's, and forget one that was not.
 
-    Return True if there was one that was granted. If the TPM has written its own file since, that
+    Return True if there was one to take up. If the TPM has written its own file since, that
     is the newer one. Raises VtpmdError for a granted state that cannot be read; it stays as it is.
     """
     found = files.incoming.find()
@@ -65,6 +70,5 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> b
 
 def forget(files: MovingFiles, found: Found) -> None:
     """Remember that a session was not granted, unless it is known how it ended."""
-    line = files.owner.read().find(found.session.hex())
-    if line is None or line.outcome not in _OVER:
+    if _is_open(found, files.owner.read()):
         files.owner.decline(found.session)

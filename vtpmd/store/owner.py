@@ -11,9 +11,11 @@ writes no metadata: a disk writes a sector whole. Any other makes the file anew.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from vtpmd.errors import VtpmdError
@@ -21,11 +23,14 @@ from vtpmd.errors import VtpmdError
 OWNER_NAME: Final = "tpm2-00.owner"
 OWNER_VERSION: Final = 2
 SECTOR_BYTES: Final = 512
-OWNER_BYTES_MAX: Final = 64 * 1024
+# All the lines that there may be, with texts whose every character JSON writes with twelve.
+OWNER_BYTES_MAX: Final = 512 * 1024
 # What is forgotten cannot be answered for. A source asks within minutes, hops are rarer than that.
 SESSIONS_MAX: Final = 64
-FORKS_MAX: Final = 64
+FORKS_MAX: Final = 64  # each is an operator's decision; a person reads them all
 TEXT_LENGTH_MAX: Final = 300  # HOST:PORT, or a peer's names
+LOOKS_MAX: Final = 100  # a move writes it four times, in milliseconds
+TEXT_LENGTH_CUT: Final = 200  # what is left of a longer one, before the digest of all of it
 # Of one session: a capture every microsecond would take an hour to use them up.
 GENERATIONS_RESERVED: Final = 1 << 32
 GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
@@ -130,11 +135,15 @@ class OwnerRecordError(VtpmdError):
     exit_status = 5
 
 
-class Directory(Protocol):
-    """Where the record is kept: a state directory."""
+class Readable(Protocol):
+    """Where the record is read."""
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
         """Return a file's content, or None."""
+
+
+class Directory(Readable, Protocol):
+    """Where the record is kept: a state directory."""
 
     def replace(self, name: str, content: bytes) -> None:
         """Replace a file, durably."""
@@ -160,7 +169,8 @@ class OwnerRecord:
     """The record of one state directory, and its only writer.
 
     All methods raise VtpmdError: OwnerRecordError for what the table or the session forbids, with
-    nothing written; StateDirectoryError when the disk fails, and then it may say either.
+    nothing written; StateDirectoryError when the disk fails. The disk may say either then, and this
+    object what it said before: the next transition first writes that again.
     """
 
     def __init__(
@@ -169,13 +179,25 @@ class OwnerRecord:
         self._directory = directory
         self._in_place = in_place
         self._now = now or _now
-        self._record: Record | None = None  # as it is on the disk, once that is known
+        self._record: Record | None = None  # what it says, once that is known
+        self._rest: bytes | None = None  # what follows the first sector on the disk, if known
+        self._is_in_doubt = False  # a write has failed: the disk may say otherwise
 
     def read(self) -> Record:
         """Return what it says."""
         if self._record is None:
-            self._record = parse(self._directory.read(OWNER_NAME, OWNER_BYTES_MAX))
+            content = self._directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+            self._record = parse(content)
+            if content is not None and len(content) >= SECTOR_BYTES:
+                self._rest = content[SECTOR_BYTES:]
         return self._record
+
+    def _known(self) -> Record:
+        """Return what it says, and make sure that the disk says so, too."""
+        known = self.read()
+        if self._is_in_doubt:
+            self._write(known)
+        return known
 
     # The source's.
 
@@ -185,24 +207,29 @@ class OwnerRecord:
         ``used`` is the highest that is known to have been used. Return what all that come in the
         session must be above.
         """
-        known = self.read()
+        known = self._known()
+        self._check_new(known, session)
         floor = max(used, known.generation)
-        line = Session(session.hex(), Outcome.SENT, peer[:TEXT_LENGTH_MAX], self._now())
+        if floor + GENERATIONS_RESERVED > GENERATION_MAX:
+            raise OwnerRecordError(
+                "the vTPM's generation numbers are used up: no session can begin"
+            )
+        line = Session(session.hex(), Outcome.SENT, name_text(peer), self._now())
         self._go(
             Transition.RESERVE,
             generation=floor + GENERATIONS_RESERVED,
             sessions=_with(known, line),
         )
-        self._in_place.keep_open(OWNER_NAME)
         return floor
 
     def offer(self, session: bytes) -> None:
         """From now on it is this host's only if the peer has not taken it."""
-        known = self.read()
+        known = self._known()
         if known.whose is Whose.OFFERED:
             self._check_session(known, session, Transition.OFFER)
             return
-        if known.find(session.hex()) is None:
+        line = known.find(session.hex())
+        if line is None or line.outcome is not Outcome.SENT:
             raise OwnerRecordError("the vTPM is offered in a session that was not begun")
         self._go(Transition.OFFER, session=session.hex())
 
@@ -211,30 +238,29 @@ class OwnerRecord:
 
         Nothing happens unless it was offered in this session.
         """
-        known = self.read()
+        known = self._known()
         if known.whose is Whose.OFFERED and known.session == session.hex():
             self._go(Transition.WITHDRAW, session="")
 
     def confirm(self, session: bytes) -> None:
         """The peer has said that it has the vTPM."""
-        known = self.read()
+        known = self._known()
         self._check_session(known, session, Transition.CONFIRM)
         if known.whose is not Whose.MOVED:
             self._go(Transition.CONFIRM)
 
     def release(self, session: bytes) -> None:
         """The peer has said that it has let go of it, for ever: it is this host's."""
-        self._check_session(self.read(), session, Transition.RELEASE)
+        self._check_session(self._known(), session, Transition.RELEASE)
         self._go(Transition.RELEASE, session="")
 
     # The destination's.
 
     def expect(self, session: bytes, peer: str) -> None:
         """A peer has begun a session: who may ask for its outcome is known from now on."""
-        known = self.read()
-        if known.find(session.hex()) is not None:
-            raise OwnerRecordError("there was a session of that name before")
-        line = Session(session.hex(), Outcome.OPEN, peer[:TEXT_LENGTH_MAX], self._now())
+        known = self._known()
+        self._check_new(known, session)
+        line = Session(session.hex(), Outcome.OPEN, name_text(peer), self._now())
         self._go(Transition.EXPECT, sessions=_with(known, line))
 
     def decline(self, session: bytes) -> None:
@@ -243,8 +269,9 @@ class OwnerRecord:
 
     def take(self, session: bytes, used: int) -> int:
         """The peer has granted it: it is this host's. ``used`` and the result as in reserve()."""
-        floor = max(used, self.read().generation)
-        generation = floor + GENERATIONS_RESERVED
+        floor = max(used, self._known().generation)
+        # Whatever number it came with, it has come.
+        generation = min(floor + GENERATIONS_RESERVED, GENERATION_MAX)
         self._end(Transition.TAKE, session, Outcome.TAKEN, generation=generation, new_session="")
         return floor
 
@@ -256,16 +283,18 @@ class OwnerRecord:
 
     def arrive(self) -> None:
         """The vTPM has come whole, by QEMU's stream: whoever migrated or restored it decided."""
-        if self.read().whose is not Whose.OURS:
+        if self._known().whose is not Whose.OURS:
             self._go(Transition.ARRIVE, session="")
 
     def claim(self) -> Fork:
         """An operator takes it without the peer's word; that is never forgotten."""
-        known = self.read()
+        known = self._known()
         fork = Fork(known.session, known.peer, self._now())
         forks = (*known.forks, fork)
         if len(forks) > FORKS_MAX:
-            raise OwnerRecordError(f"the vTPM was claimed {FORKS_MAX} times: it is not known here")
+            raise OwnerRecordError(
+                f"the vTPM was claimed {FORKS_MAX} times: no more are remembered"
+            )
         self._go(Transition.CLAIM, session="", forks=forks)
         return fork
 
@@ -278,13 +307,17 @@ class OwnerRecord:
         new_session: str | None = None,
     ) -> None:
         """Remember what became of a peer's session."""
-        known = self.read()
+        known = self._known()
         found = known.find(session.hex()) or Session(session.hex(), Outcome.OPEN, "", "")
         if found.outcome is outcome and transition is not Transition.TAKE:
             return
         if found.outcome not in _ENDS_FROM[outcome]:
             raise OwnerRecordError(
                 f"the session was {found.outcome} before: it cannot be {outcome} now"
+            )
+        if found.outcome is Outcome.TAKEN and known.whose is not Whose.OURS:
+            raise OwnerRecordError(
+                f"the vTPM has left since it was taken in that session: no {transition}"
             )
         line = found._replace(outcome=outcome, at=self._now())
         self._go(
@@ -293,6 +326,10 @@ class OwnerRecord:
             session=known.session if new_session is None else new_session,
             sessions=_with(known, line),
         )
+
+    def _check_new(self, known: Record, session: bytes) -> None:
+        if known.find(session.hex()) is not None:
+            raise OwnerRecordError("there was a session of that name before")
 
     def _check_session(self, known: Record, session: bytes, transition: Transition) -> None:
         if known.session != session.hex():
@@ -310,25 +347,33 @@ class OwnerRecord:
         forks: tuple[Fork, ...] | None = None,
     ) -> None:
         """Make a transition, durably."""
-        known = self.read()
+        known = self._known()
         whose = TABLE.get((known.whose, transition))
         if whose is None:
             raise OwnerRecordError(f"the owner record says {known.whose}: no {transition}")
-        record = Record(
-            whose=whose,
-            session=known.session if session is None else session,
-            since=known.since if known.since and whose is known.whose else self._now(),
-            generation=known.generation if generation is None else generation,
-            sessions=known.sessions if sessions is None else sessions,
-            forks=known.forks if forks is None else forks,
+        if session is None:
+            session = known.session
+        is_as_before = known.since and (whose, session) == (known.whose, known.session)
+        self._write(
+            Record(
+                whose=whose,
+                session=session,
+                since=known.since if is_as_before else self._now(),
+                generation=known.generation if generation is None else generation,
+                sessions=known.sessions if sessions is None else sessions,
+                forks=known.forks if forks is None else forks,
+            )
         )
-        self._record = None  # until it is durable
-        lines = encode(record)
-        if record[4:] == known[4:] and known.since:
-            self._in_place.overwrite(OWNER_NAME, 0, lines[:SECTOR_BYTES])
+
+    def _write(self, record: Record) -> None:
+        content = encode(record)
+        on_disk, self._rest = self._rest, None
+        self._is_in_doubt = True  # until it is durable
+        if content[SECTOR_BYTES:] == on_disk:
+            self._in_place.overwrite(OWNER_NAME, 0, content[:SECTOR_BYTES])
         else:
-            self._directory.replace(OWNER_NAME, lines)
-        self._record = record
+            self._directory.replace(OWNER_NAME, content)
+        self._record, self._rest, self._is_in_doubt = record, content[SECTOR_BYTES:], False
 
 
 # What a session must have been for an outcome to be true.
@@ -351,6 +396,17 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def name_text(name: str) -> str:
+    """Return a peer's names as the record has them; names that differ stay different.
+
+    What is too long, or not printable, ends in the digest of all of it.
+    """
+    if len(name) <= TEXT_LENGTH_MAX and name.isprintable():
+        return name
+    shown = "".join(c if c.isprintable() else "?" for c in name[:TEXT_LENGTH_CUT])
+    return f"{shown}… (SHA-256 {sha256(name.encode(errors='surrogatepass')).hexdigest()})"
+
+
 def encode(record: Record) -> bytes:
     """Return the bytes of the file."""
     first = {
@@ -364,6 +420,20 @@ def encode(record: Record) -> bytes:
     lines += [json.dumps(line._asdict()) for line in record.sessions]
     lines += [json.dumps({"fork": fork._asdict()}) for fork in record.forks]
     return "".join(line + "\n" for line in lines).encode()
+
+
+def look(directory: Readable) -> Record:
+    """Return what the record says, of which somebody else may be the writer. Raises VtpmdError.
+
+    What is read while a sector is written may be part of each: what is read twice alike is not.
+    """
+    before = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+    for _ in range(LOOKS_MAX):
+        content = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+        if content == before:
+            return parse(content)
+        before = content
+    raise OwnerRecordError(f"{OWNER_NAME} is written all the time: ask again")
 
 
 def parse(content: bytes | None) -> Record:
@@ -391,9 +461,10 @@ def _parse(content: bytes) -> Record:
     forks = [Fork(*_texts(line["fork"], Fork._fields)) for line in rest if "fork" in line]
     session, since = _texts(first, ("session", "since"))
     whose = Whose(first["whose"])
-    if (whose is Whose.OURS) != (session == ""):
-        raise ValueError("whose it is does not agree with the session")
-    if len(sessions) > SESSIONS_MAX + 1 or len(forks) > FORKS_MAX:
+    names = [line.session for line in sessions]
+    if session not in ([""] if whose is Whose.OURS else names):
+        raise ValueError("whose it is does not agree with the sessions")
+    if len(names) > SESSIONS_MAX or len(forks) > FORKS_MAX or len(set(names)) != len(names):
         raise ValueError("it has too many lines")
     generation = _generation(first["generation"])
     return Record(whose, session, since, generation, tuple(sessions), tuple(forks))
@@ -412,10 +483,13 @@ def _parse_first_version(first: dict[str, object]) -> Record:
 
 
 _UNKNOWN: Final = "unknown"
+_SESSION: Final = re.compile(rf"[0-9a-f]{{32}}|{_UNKNOWN}")
 
 
 def _session(line: dict[str, object]) -> Session:
     session, peer, at = _texts(line, ("session", "peer", "at"))
+    if not _SESSION.fullmatch(session):
+        raise ValueError("a session's name is none")
     return Session(session, Outcome(str(line["outcome"])), peer, at)
 
 
