@@ -15,7 +15,6 @@ from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.outgoing import Peer
 from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.errors import VtpmdError
-from vtpmd.migration.states import OWNING
 from vtpmd.store import start
 from vtpmd.store.directory import PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
@@ -74,7 +73,7 @@ class Host:
     def is_entitled(self) -> bool:
         """True while a session there has been granted the vTPM."""
         mobility = self.daemon and self.daemon.mobility
-        return bool(mobility and mobility.incoming and mobility.incoming.state in OWNING)
+        return bool(mobility and mobility.incoming and mobility.incoming.is_granted)
 
     def start(self) -> None:
         """Start vtpmd."""

@@ -72,10 +72,8 @@ class Vm:
 
         Where no vTPM is, a new one would be made; where an old one of whole blobs is, that.
         """
-        if self.lineage is None:
-            return host in self.places
         known = host in self.places or host.record.whose is not Whose.OURS
-        return host.is_entitled or (known and host.has_state)
+        return host.is_entitled or (known and (self.lineage is None or host.has_state))
 
     def comes_whole(self, host: Host) -> None:
         """Its stream with all of the state is at a host, which starts from it."""
