@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from tests.sim.host import Host
 from tests.sim.qemu import Qemu
 from tests.sim.world import World
 from vtpmd.migration.states import WITH_BASE
+
+Fault = Callable[[World], None]
 
 FAULTS_MAX: Final = 4
 # A schedule without a fault has about so many steps.
@@ -171,52 +173,52 @@ async def _afterwards(source: Host, qemu: Qemu) -> None:
 # What goes wrong.
 
 
-def _crash(world: World) -> None:
+def crash(world: World) -> None:
     _either(world).crash()
 
 
-def _crash_in_write(world: World) -> None:
+def crash_in_write(world: World) -> None:
     world.loses_power.add(_either(world).name)
 
 
-def _disk_fails(world: World) -> None:
+def disk_fails(world: World) -> None:
     host = _either(world)
     host.disk_fails_until_s = world.scheduler.now_s + world.rng.choice((0.01, 0.5, 3.0))
     world.log(f"{host.name}: DISK FAILS")
 
 
-def _cut(world: World) -> None:
+def cut(world: World) -> None:
     world.log("CUT")
     world.network.cut(world.rng.choice((0.0, 0.1, 3.0)))
 
 
-def _silence(world: World) -> None:
+def silence(world: World) -> None:
     world.log("SILENCE")
     world.network.silence(world.rng.choice((0.1, 0.9, 2.5, 6.0)))
 
 
-def _dead_flows(world: World) -> None:
+def dead_flows(world: World) -> None:
     world.log("DEAD FLOWS")
     world.network.kill_flows()
 
 
-def _qemu_dies(world: World) -> None:
+def qemu_dies(world: World) -> None:
     qemu = _either(world).qemu
     if qemu is not None:
         qemu.kill()
 
 
-def _stream_cut(world: World) -> None:
+def stream_cut(world: World) -> None:
     world.stream_cut = True
 
 
-def _arm_again(world: World) -> None:
+def arm_again(world: World) -> None:
     host = _either(world)
     if host.daemon is not None:
         host.daemon.arm(world.rng.choice(("c", "b" if host is world.a else "a")))
 
 
-def _other_host(world: World) -> None:
+def other_host(world: World) -> None:
     """A third host, with a vTPM of its own, arms a session with one of the two."""
     host = _either(world)
 
@@ -232,11 +234,19 @@ def _other_host(world: World) -> None:
     world.operator.spawn(arm())
 
 
-def _guest_does_something(world: World) -> None:
+def guest_does_something(world: World) -> None:
     world.operator.spawn(_something(world))
 
 
-def _cont(world: World) -> None:
+def go_back(world: World) -> None:
+    """Somebody has the guest go back to a snapshot, or takes one first."""
+    host = running_at(world)
+    if host is not None and not host.qemu.busy and host.executes:
+        qemu = host.qemu
+        _do(qemu, qemu.savevm if world.vm.snapshot is None else qemu.loadvm)
+
+
+def cont(world: World) -> None:
     """Somebody has a guest run on that stands still."""
     for host in (world.a, world.b):
         qemu = host.qemu
@@ -245,7 +255,7 @@ def _cont(world: World) -> None:
                 _do(qemu, qemu.cont)
 
 
-def _restart(world: World) -> None:
+def restart(world: World) -> None:
     """Somebody boots the guest, as they believe that it runs nowhere."""
 
     async def restart() -> None:
@@ -259,29 +269,30 @@ def _either(world: World) -> Host:
     return world.rng.choice((world.a, world.b))
 
 
-FAULTS: Final[tuple[Callable[[World], None], ...]] = (
-    _crash,
-    _crash,
-    _crash_in_write,
-    _crash_in_write,
-    _disk_fails,
-    _disk_fails,
-    _cut,
-    _cut,
-    _silence,
-    _dead_flows,
-    _qemu_dies,
-    _stream_cut,
-    _stream_cut,
-    _arm_again,
-    _other_host,
-    _guest_does_something,
-    _cont,
-    _restart,
+FAULTS: Final[tuple[Fault, ...]] = (
+    crash,
+    crash,
+    crash_in_write,
+    crash_in_write,
+    disk_fails,
+    disk_fails,
+    cut,
+    cut,
+    silence,
+    dead_flows,
+    qemu_dies,
+    stream_cut,
+    stream_cut,
+    arm_again,
+    other_host,
+    guest_does_something,
+    go_back,
+    cont,
+    restart,
 )
 
 
-def draw_faults(world: World) -> None:
+def draw_faults(world: World, faults: Sequence[Fault]) -> None:
     """Draw what goes wrong, and at which steps: most of it near to each other."""
     rng = world.rng
     n_faults = rng.randrange(FAULTS_MAX + 1)
@@ -291,15 +302,15 @@ def draw_faults(world: World) -> None:
         step = rng.randrange(1, STEPS) if far else near + rng.randrange(30)
         while step in world.faults:
             step += 1
-        world.faults[step] = rng.choice(FAULTS)
+        world.faults[step] = rng.choice(faults)
 
 
 # The end.
 
 
-def run(world: World) -> None:
+def run(world: World, faults: Sequence[Fault] = FAULTS) -> None:
     """Play a schedule, then have everything heal. Raises Violation."""
-    draw_faults(world)
+    draw_faults(world, faults)
     for host in (world.a, world.b):
         host.start()
     played = world.operator.spawn(play(world))
