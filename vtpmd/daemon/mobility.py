@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,14 @@ class NotOurs(VtpmdError):
     """The vTPM is another host's, and must not be served here."""
 
 
+class Brought(Enum):
+    """What QEMU has brought, and not started yet."""
+
+    NOTHING = "nothing"
+    TAIL = "a tail: the TPM starts from that or not at all, as the directory holds another state"
+    BLOB = "whole blobs: what a source sends must not take their place"
+
+
 class Mobility:
     """One vTPM's comings and goings."""
 
@@ -60,9 +69,7 @@ class Mobility:
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
         self._welcoming = asyncio.Lock()
-        # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
-        # holds is not what QEMU's guest had.
-        self._tail_came = False
+        self._brought = Brought.NOTHING
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
@@ -240,6 +247,8 @@ class Mobility:
         session = self.incoming
         if self.is_running():
             return "a guest uses the TPM there already"
+        if self._brought is Brought.BLOB:
+            return "QEMU brings a guest there, with whole blobs"
         if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
             return None
         if session.state is State.SETTLED:
@@ -291,7 +300,7 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        self._tail_came = True
+        self._brought = Brought.TAIL
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
@@ -302,8 +311,9 @@ class Mobility:
     async def set_aside(self) -> None:
         """QEMU brings a whole blob: what a peer may have sent is of no use. Raises NotOurs."""
         self._wakefulness.hold()
-        self._tail_came = False
-        await self._end_incoming("QEMU brings whole blobs")
+        async with self._welcoming:
+            self._brought = Brought.BLOB
+            await self._end_incoming("QEMU brings whole blobs")
 
     async def _end_incoming(self, reason: str) -> None:
         """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
@@ -331,13 +341,20 @@ class Mobility:
             raise NotOurs(
                 "the source has not granted the vTPM; the guest goes on there: migrate again"
             )
-        if self._tail_came and is_incoming:
+        if self._brought is Brought.TAIL and is_incoming:
             raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
+        # A source that is welcomed meanwhile would have the TPM start from its state.
+        async with self._welcoming:
+            return await self._start(has_blob=has_blob)
+
+    async def _start(self, *, has_blob: bool) -> int:
         await self._end_incoming("QEMU starts the TPM without the tail")
         if not has_blob:
             await self._check_ours()
         start = LinkInit.CAME if has_blob else LinkInit(0)
         reply = await self._engine.request(LinkOperation.INIT, start)
+        if has_blob:
+            self._brought = Brought.NOTHING
         if has_blob and not reply.result:
             self._files.owner.arrive()
             await self._has_come()
@@ -360,14 +377,14 @@ class Mobility:
 
     async def _has_come(self) -> None:
         """A vTPM that has come to this host runs: what went out before is history."""
-        self._tail_came = False
+        self._brought = Brought.NOTHING
         if self.outgoing is not None:
             await self.outgoing.came_back()
         self.outgoing = None
 
     async def qemu_connected(self, *, had_blob: bool) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
-        self._tail_came = False
+        self._brought = Brought.NOTHING
         if had_blob and (self.incoming is None or self.incoming.is_over):
             await self._engine.request(LinkOperation.FORGET_STATE)
         if self.outgoing is not None:
