@@ -41,7 +41,9 @@ class Disk:
 class SimDirectory(StateDirectory):
     """The state directory, and what writes in place: of one process, on a host's disk."""
 
-    def __init__(self, disk: Disk, power: Power | None, written: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self, disk: Disk, power: Power | None, written: Callable[[str, bool], None]
+    ) -> None:
         super().__init__(Path("state"), -1, -1)
         self._disk = disk
         self._power = power

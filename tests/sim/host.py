@@ -284,5 +284,3 @@ class Daemon:
             self._mistake(error)
         finally:
             stream.close()
-
-

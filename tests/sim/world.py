@@ -183,8 +183,9 @@ class World:
     def _answered(self, host: Host, message: peer.Message) -> None:
         if isinstance(message, peer.Released):
             self._released.add((host.name, message.session))
-        if isinstance(message, peer.Kept | peer.Unknown):
-            if (host.name, message.session) in self._released:
+        elif isinstance(message, peer.Kept | peer.Unknown):
+            is_other = (host.name, message.session) in self._released
+            if is_other:
                 self.violated(f"{host.name}: {type(message).__name__}, after Released")
 
     # Disks.
