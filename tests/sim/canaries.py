@@ -133,7 +133,7 @@ def _retires_in_vain(patch: Patch) -> None:
 def _blob_outlives_its_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
 
-    async def connected(self: Mobility, *, had_blob: bool) -> None:
+    async def connected(self: Mobility, **_: bool) -> None:
         self._brought = mobility.Brought.NOTHING
 
     handle = mobility.Mobility.init

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.sim.disk import Disk, SimDirectory
 from tests.sim.engine import SimEngine
-from tests.sim.loop import PowerLoss, Process
+from tests.sim.loop import PowerLoss
 from tests.sim.network import Connection, Stream
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import Mobility

@@ -379,8 +379,12 @@ class Qemu:
         self.incoming = False
         if saved is None:
             self.process.spawn(self._fail())
-        else:
-            self.process.spawn(self._start(saved, answer))
+            return
+        if not saved.is_tail:
+            # Whoever migrates without a tail has but one QEMU's word for where the guest is.
+            self._comes_whole = True
+            self.vm.comes_whole(self.host)
+        self.process.spawn(self._start(saved, answer))
 
     async def _fail(self) -> None:
         self.log("no guest comes")
@@ -396,10 +400,6 @@ class Qemu:
             self.vm.comes_not()
 
     async def _start(self, saved: Saved, answer: Any) -> None:
-        if not saved.is_tail:
-            # Whoever migrates without a tail has but one QEMU's word for where the guest is.
-            self._comes_whole = True
-            self.vm.comes_whole(self.host)
         if not await self._load(saved):
             self._comes_not()
             answer(False)

@@ -308,9 +308,11 @@ class Mobility:
             )
         await self.incoming.apply_tail(blob)
 
-    async def set_aside(self) -> None:
+    async def set_aside(self, *, is_permanent: bool) -> None:
         """QEMU brings a whole blob: what a peer may have sent is of no use. Raises NotOurs."""
         self._wakefulness.hold()
+        if self._brought is Brought.TAIL and not is_permanent:
+            raise NotOurs("QEMU's stream has a tail and whole blobs; migrate again")
         async with self._welcoming:
             self._brought = Brought.BLOB
             await self._end_incoming("QEMU brings whole blobs")
