@@ -263,11 +263,10 @@ class Outgoing:
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
-        if self.is_frozen and await self._guest_has_run():
-            await self._happened(events.GuestResumed())
-            return None
         if self.is_frozen:
-            return self._tail
+            # Nobody may have said that the guest has run since.
+            await self._happened(events.Freeze())
+            return self._tail if self.is_frozen else None
         why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
@@ -275,11 +274,6 @@ class Outgoing:
         self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
         return self._tail if self.is_frozen else None
-
-    async def _guest_has_run(self) -> bool:
-        """Return whether a guest that nobody has told of has used the TPM since the freeze."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
-        return reply.result != Result.SUCCESS or bool(reply.argument & LinkCapture.CHANGED)
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
@@ -453,6 +447,11 @@ class Outgoing:
             else:
                 return
 
+    async def _look_again(self) -> None:
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        if reply.result or reply.argument & LinkCapture.CHANGED:
+            self._events.put(events.GuestResumed())
+
     async def _make_tail(self) -> None:
         began_ns = time.perf_counter_ns()
         final = await self._capture() or self._sent
@@ -560,6 +559,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,
+    Do.LOOK_AGAIN: Outgoing._look_again,
     Do.RETIRE: Outgoing._retire,
     Do.TELL_GRANTED: Outgoing._tell_granted,
     Do.RECORD_MOVED: Outgoing._record_moved,

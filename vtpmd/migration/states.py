@@ -101,7 +101,15 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.FREEZING, events.Disarmed): State.ENDED,
     **{
         (State.FROZEN, event): State.FROZEN
-        for event in (peer.Ack, peer.Receiving, peer.Pong, events.RoundDue, events.GuestStopped)
+        for event in (
+            peer.Ack,
+            peer.Receiving,
+            peer.Pong,
+            events.RoundDue,
+            events.GuestStopped,
+            events.MigrationEnded,
+            events.Freeze,
+        )
     },
     (State.FROZEN, peer.Take): State.RETIRING,
     **{
