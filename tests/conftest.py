@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness.lab import Lab
+from tests.harness.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +38,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what emulators, QEMU and guests said to the report of a test that failed."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and report.when == "call" and isinstance(lab, Lab):
-        report.sections += lab.logs()
+    if report.failed and report.when == "call":
+        for resource in getattr(item, "funcargs", {}).values():
+            if isinstance(resource, Lab | Testbed):
+                report.sections += resource.logs()
     return report

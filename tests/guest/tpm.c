@@ -17,6 +17,9 @@ enum {
     SESSION_HMAC = 0x00,
     SESSION_POLICY = 0x01,
     ATTRIBUTE_CONTINUE_SESSION = 0x01,
+    RC_RETRY = 0x922,        /* "not now": the command can be sent again as it is */
+    RETRY_PAUSE_US = 20000,  /* Linux has sent it again several times, with longer pauses */
+    RETRY_US_MAX = 15000000, /* a vTPM's hosts may have to find out which of them has it */
 };
 
 static int device = -1;
@@ -205,21 +208,31 @@ static int take_authorization(const struct request *request, struct message *rec
     return 0;
 }
 
+/* Pause before a command is sent again, as TSS2 does; return false when it was enough. */
+static bool wait_to_retry(uint64_t began_us)
+{
+    usleep(RETRY_PAUSE_US);
+    return now_us() - began_us < RETRY_US_MAX;
+}
+
 int tpm_try(struct request *request, struct response *response)
 {
     uint8_t nonce_caller[DIGEST_SIZE] = {0};
     struct message command, received;
     struct span parameters;
+    uint64_t began_us = now_us();
     uint32_t code, size;
 
     if (request->session != NULL)
         next_nonce(request->session, nonce_caller);
     command = marshal(request, nonce_caller);
-    if (transact(request->code, &command, &received) < 0)
-        return -1;
-    take_u16(&received);
-    size = take_u32(&received);
-    code = take_u32(&received);
+    do {
+        if (transact(request->code, &command, &received) < 0)
+            return -1;
+        take_u16(&received);
+        size = take_u32(&received);
+        code = take_u32(&received);
+    } while (code == RC_RETRY && wait_to_retry(began_us));
     if (received.broken || size != received.size || code > INT32_MAX)
         return failure("command %#x: the response's header is malformed", request->code);
     if (code != 0)

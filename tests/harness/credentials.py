@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+from tests.harness import leftovers
 from vtpmd import pki
 
 # All peers of the tests are on this machine. Peers connect to this name, and allow it.
@@ -59,7 +60,7 @@ def _vtpmd_pki(action: str, *arguments: Path | str) -> None:
 
 @cache
 def _directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="vtpmd-pki-", dir="/tmp"))
+    directory = leftovers.new_directory()
     atexit.register(shutil.rmtree, directory)
     return directory
 
@@ -80,6 +81,12 @@ def other_authority() -> Authority:
 def credentials() -> Path:
     """Return the credentials directory of the tests' peers."""
     return authority().issue(HOST)
+
+
+@cache
+def credentials_for(name: str) -> Path:
+    """Return the credentials directory of a peer that others find by another name than HOST."""
+    return authority().issue(name)
 
 
 @cache

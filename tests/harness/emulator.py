@@ -33,6 +33,8 @@ class Peering:
     credentials: Path
     allow: tuple[str, ...] = (HOST,)
     listens: bool = True
+    listens_at: str = "127.0.0.1"  # which others find by the name in its certificate
+    name: str = HOST
     port: int = 0  # 0: one that is free
     follows_qemu: bool = False
     uuid: str | None = None
@@ -54,7 +56,7 @@ def _arguments(
     arguments += ["--tls-creds", peering.credentials]
     arguments += [word for name in peering.allow for word in ("--allow", name)]
     if peering.listens:
-        arguments += ["--listen", f"127.0.0.1:{peering.port}"]
+        arguments += ["--listen", f"{peering.listens_at}:{peering.port}"]
     if peering.follows_qemu:
         arguments += ["--qmp", directory / "qmp"]
     if peering.uuid is not None:
@@ -72,11 +74,13 @@ class Emulator:
         state: Path | None = None,
         peering: Peering | None = None,
         options: Sequence[str] = (),
+        network: Path | None = None,
     ) -> None:
         """Start an emulator and wait until it accepts control connections.
 
         `directory` is the emulator's own, short as socket paths must be; `state` is the state
         directory, by default a new one in there; `options` are put at the end of the command line.
+        `network` is the network namespace that it has.
         RuntimeError when the emulator ends instead.
         """
         self.kind = kind
@@ -88,7 +92,8 @@ class Emulator:
         directory.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
         arguments = [*_arguments(kind, self.state, directory, peering), *options]
-        self.program = Program(kind.value, arguments, directory)
+        self._name = HOST if peering is None else peering.name
+        self.program = Program(kind.value, arguments, directory, network)
         self.program.connect(self.control_path).close()
 
     @property
@@ -102,7 +107,7 @@ class Emulator:
     @property
     def address(self) -> str:
         """Where a peer finds it, for migrate-arm."""
-        return f"{HOST}:{self.port}"
+        return f"{self._name}:{self.port}"
 
     def stop(self) -> int:
         """Stop cleanly; return the exit code."""

@@ -1,12 +1,12 @@
 """Everything that one test runs: emulators, guests, proxies, in a private directory."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+from tests.harness import leftovers
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.guest import Guest, Machine
@@ -29,11 +29,13 @@ class Closable(Protocol):
 class Lab(Closing):
     """Start what a test needs, and end it all when the test is over, however that went.
 
-    The directory is /tmp/vtpmd-XXXXXXXX, as the path of a UNIX socket has at most 107 bytes.
+    The directory is /tmp/vtpmd-PROCESS-XXXXXXXX, as the path of a UNIX socket has at most 107
+    bytes. With `network`, a network namespace, emulators and guests are started in that.
     """
 
-    def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="vtpmd-", dir="/tmp"))
+    def __init__(self, network: Path | None = None) -> None:
+        self.directory = leftovers.new_directory()
+        self._network = network
         self._emulators: list[Emulator] = []
         self._guests: list[Guest] = []
         self._names = 0
@@ -57,7 +59,8 @@ class Lab(Closing):
         options: Sequence[str] = (),
     ) -> Emulator:
         """Start an emulator, with a new state directory unless one is given."""
-        emulator = Emulator(kind, self.new_path(kind.value), state, peering, options)
+        directory = self.new_path(kind.value)
+        emulator = Emulator(kind, directory, state, peering, options, self._network)
         self._emulators.append(emulator)
         self._ending.callback(emulator.kill)
         return emulator
@@ -98,7 +101,7 @@ class Lab(Closing):
         if control.qmp_path is not None:
             monitor = f"unix:{control.qmp_path},server=on,wait=off"
             arguments = (*arguments, "-qmp", monitor)
-        guest = Guest(directory, control.control_path, machine, arguments)
+        guest = Guest(directory, control.control_path, machine, arguments, self._network)
         self._guests.append(guest)
         self.close_at_end(guest)
         return guest

@@ -12,6 +12,7 @@ POLL_S = 0.01
 BANDWIDTH_BYTES_S_MAX = 1 << 30  # QEMU's default would make tests wait for memory
 CRB_CONTROL_START = 0xFED4_004C  # 1 while a command runs (TCG PC Client Platform TPM Profile)
 INCOMING = ("-incoming", "defer")
+ENDED = ("completed", "failed", "cancelled")  # what query-migrate says
 
 Show = Callable[[str, dict[str, int]], None]
 
@@ -54,31 +55,33 @@ def listen_unix(destination: Guest, path: Path) -> str:
     return f"unix:{path}"
 
 
-def listen_tcp(destination: Guest) -> str:
-    """Let the destination wait on a free port of 127.0.0.1; return the source's URI."""
-    destination.qmp("migrate-incoming", uri="tcp:127.0.0.1:0")
+def listen_tcp(destination: Guest, host: str = "127.0.0.1") -> str:
+    """Let the destination wait on a free port of its own `host`; return the source's URI."""
+    destination.qmp("migrate-incoming", uri=f"tcp:{host}:0")
     address = destination.qmp("query-migrate")["socket-address"][0]
     return f"tcp:{address['host']}:{address['port']}"
 
 
-def wait_until_ended(source: Guest, show: Show | None = None) -> str:
+def wait_until_ended(
+    source: Guest, show: Show | None = None, timeout_s: float = MIGRATION_TIMEOUT_S
+) -> str:
     """Wait until the migration is over; return its status: completed, failed or cancelled.
 
     When QEMU has stopped the guest, let it go on as soon as its TPM has answered. `show` is called
     with the status and what query-migrate says of RAM, many times in a second.
     """
-    deadline = time.monotonic() + MIGRATION_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         info = source.qmp("query-migrate")
         status = str(info["status"])
         if show is not None and "ram" in info:
             show(status, info["ram"])
-        if status in ("completed", "failed", "cancelled"):
+        if status in ENDED:
             return status
         if status == "pre-switchover" and not crb_is_busy(source):
             source.qmp("migrate-continue", state="pre-switchover")
         time.sleep(POLL_S)
-    raise TimeoutError(f"the migration is still {status} after {MIGRATION_TIMEOUT_S} s")
+    raise TimeoutError(f"the migration is still {status} after {timeout_s:.0f} s")
 
 
 def crb_is_busy(guest: Guest) -> bool:
@@ -116,7 +119,11 @@ def report(source: Guest) -> MigrationReport:
 
 
 def migrate(
-    source: Guest, destination: Guest, uri: str, show: Show | None = None
+    source: Guest,
+    destination: Guest,
+    uri: str,
+    show: Show | None = None,
+    timeout_s: float = MIGRATION_TIMEOUT_S,
 ) -> MigrationReport:
     """Migrate to a destination that listens on `uri`; return when the guest runs there.
 
@@ -124,7 +131,7 @@ def migrate(
     MigrationFailedError when QEMU says that it failed.
     """
     source.qmp("migrate", uri=uri)
-    status = wait_until_ended(source, show)
+    status = wait_until_ended(source, show, timeout_s)
     if status != "completed":
         description = source.qmp("query-migrate").get("error-desc", "no reason given")
         raise MigrationFailedError(f"the migration {status}: {description}")

@@ -20,13 +20,24 @@ class Program:
     and the kernel kills it when the test's process dies without having stopped it.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str | Path], directory: Path) -> None:
-        """Start a program; `name` is for people, and names the log in `directory`."""
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str | Path],
+        directory: Path,
+        network: Path | None = None,
+    ) -> None:
+        """Start a program; `name` is for people, and names the log in `directory`.
+
+        `network` is the network namespace to start it in, by default that of the test.
+        """
         self.name = name
         self._log = directory / f"{name}.log"
+        # nsenter, too, replaces itself.
+        enter = [] if network is None else ["nsenter", f"--net={network}"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *map(str, arguments)],
+                [*enter, "setpriv", "--pdeathsig", "KILL", "--", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

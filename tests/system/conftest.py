@@ -1,11 +1,15 @@
 """What the system tests need before they can run."""
 
 import os
+from collections.abc import Callable, Iterator
 from random import Random, SystemRandom
 
 import pytest
 
 from tests.harness.guest import IMAGE
+from tests.harness.lab import Lab
+from tests.harness.saved_guest import SavedGuest, save
+from tests.harness.testbed import Testbed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,6 +17,23 @@ def guest_image() -> None:
     """Fail clearly when the guest image has not been built."""
     if not (IMAGE / "initramfs.cpio.gz").exists():
         pytest.fail("there is no guest image in build/guest; run scripts/setup")
+
+
+@pytest.fixture(scope="session")
+def saved_guest() -> Iterator[SavedGuest]:
+    """Boot a guest once for all tests of a process that go on with it."""
+    with Lab() as lab:
+        yield save(lab)
+
+
+@pytest.fixture
+def testbed(record_property: Callable[[str, object], None]) -> Iterator[Testbed]:
+    """Give a test two hosts and a link of 1 Gbit/s; say for how long QEMU was not to be asked."""
+    with Testbed() as testbed:
+        yield testbed
+        longest_ms = max(host.longest_blocked_ms for host in testbed.hosts.values())
+        record_property("longest time that QEMU's monitor was blocked, in ms", longest_ms)
+        print(f"longest time that QEMU's monitor was blocked: {longest_ms} ms")
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ class _Commands:
             raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
         address = parse_address(str(arguments["to"]))
         to = Peer(*address, self._config.credentials, self._config.allowed)
-        return {"session": (await self._mobility.arm(to)).session.hex()}
+        session = await self._mobility.arm(to)
+        return {"session": session.session.hex(), "qemu": self._mobility.qemu.word}
 
     async def migrate_disarm(self, _: Arguments) -> object:
         if self._mobility.outgoing is not None:

@@ -107,6 +107,11 @@ class Incoming:
         """True while the vTPM is on its way back to the source."""
         return self.state is State.RELEASING
 
+    @property
+    def is_over(self) -> bool:
+        """True once nothing that the source has sent waits in the engine."""
+        return self.state in (State.SETTLED, State.ENDED)
+
     def has_ended(self, session: bytes) -> bool:
         """Return whether a session of this name is not, or no more, what this one is about."""
         return self.session != session or self.state is State.ENDED

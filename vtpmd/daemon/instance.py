@@ -122,7 +122,8 @@ class Instance:
                 return control.encode_result() if self._mobility.is_frozen() else await self._stop()
             case Command.SET_DATAFD:
                 await self._ask(LinkOperation.SET_DATA_SOCKET, descriptor=descriptors[0])
-                await self._mobility.qemu_connected()
+                await self._mobility.qemu_connected(had_blob=self._has_blob)
+                self._has_blob = False
             case _:
                 await self._ask(_PASSED_ON[command])
         return control.encode_result()

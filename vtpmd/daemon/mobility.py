@@ -365,9 +365,11 @@ class Mobility:
             await self.outgoing.came_back()
         self.outgoing = None
 
-    async def qemu_connected(self) -> None:
+    async def qemu_connected(self, *, had_blob: bool) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
         self._tail_came = False
+        if had_blob and (self.incoming is None or self.incoming.is_over):
+            await self._engine.request(LinkOperation.FORGET_STATE)
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
 

@@ -1,0 +1,60 @@
+"""Move a guest from one host of the testbed to the other, and say what was seen of it."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tests.harness import migration
+from tests.harness.testbed import Host, Testbed
+
+# The source knows of the hand-over when it has heard of the guest's first command there.
+OUTCOME_TIMEOUT_S = 20.0
+POLL_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What QEMU and the source's vtpmd said of a move that has succeeded."""
+
+    guest: migration.MigrationReport
+    session: dict[str, Any]  # the answer to query-migration
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether the vTPM was handed over, and QEMU's stream carried a tail."""
+        return self.session.get("outcome") == "handed-over"
+
+
+def move(
+    testbed: Testbed,
+    source: Host,
+    destination: Host,
+    *,
+    armed: bool = True,
+    show: migration.Show | None = None,
+    timeout_s: float = migration.MIGRATION_TIMEOUT_S,
+) -> Move:
+    """Move the guest, over the link; return when it runs at the destination.
+
+    Both QEMU live afterwards; the destination's is new. MigrationFailedError or TimeoutError when
+    it does not come to run there.
+    """
+    guest = source.guest
+    assert guest is not None
+    incoming = destination.await_guest(guest.machine)
+    migration.set_capabilities(guest)
+    if armed:
+        source.manage.arm(destination.peer_address)
+    uri = testbed.listen(destination)
+    report = migration.migrate(guest, incoming, uri, show, timeout_s)
+    return Move(guest=report, session=_concluded(source) if armed else {"state": "none"})
+
+
+def _concluded(source: Host) -> dict[str, Any]:
+    """Return what a session was when its outcome is known."""
+    deadline = time.monotonic() + OUTCOME_TIMEOUT_S
+    while (session := source.manage.migration())["outcome"] is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"host {source.side} does not say what became of the vTPM")
+        time.sleep(POLL_S)
+    return session

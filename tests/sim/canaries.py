@@ -1,0 +1,185 @@
+"""Faults on purpose: each takes out one thing that the hand-over rests on. All must be found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.sim import schedule
+from tests.sim.engine import SimEngine
+from tests.sim.world import World
+from vtpmd.core import LinkOperation, LinkRetire
+from vtpmd.daemon import incoming, mobility, outgoing
+from vtpmd.daemon.asking import Asking
+from vtpmd.daemon.incoming import Incoming
+from vtpmd.daemon.mobility import Mobility
+from vtpmd.migration import destination, events, source
+from vtpmd.migration.source import Source
+from vtpmd.store import moving, owner
+from vtpmd.store.incoming import IncomingStates
+from vtpmd.store.owner import Outcome, OwnerRecord, Transition, Whose
+from vtpmd.wire import peer
+
+Patch = pytest.MonkeyPatch
+
+
+class Canary(NamedTuple):
+    """One thing taken out, and what has to go wrong for that to matter."""
+
+    apply: Callable[[Patch], None]
+    faults: tuple[Callable[[World], None], ...]
+
+
+async def _nothing(*_: object) -> None:
+    """Do not do it."""
+
+
+def _offers_nothing(patch: Patch) -> None:
+    patch.setitem(outgoing._DO, source.Do.OFFER, _nothing)
+
+
+def _remembers_no_session(patch: Patch) -> None:
+    patch.setattr(OwnerRecord, "expect", lambda *_: None)
+    patch.setattr(OwnerRecord, "decline", lambda *_: None)
+
+
+def _settles_in_its_own_time(patch: Patch) -> None:
+    settle = Incoming._settle
+
+    async def later(session: Incoming) -> None:
+        await asyncio.sleep(0.1)
+        await settle(session)
+
+    async def apart(session: Incoming) -> None:
+        session._settling = asyncio.create_task(later(session))  # type: ignore[attr-defined]
+        session._events.put(events.Settled())
+
+    patch.setitem(incoming._DO, destination.Do.SETTLE, apart)
+    patch.setitem(owner._ENDS_FROM, Outcome.TAKEN, tuple(Outcome))
+
+
+def _arming_strikes_out(patch: Patch) -> None:
+    arm = Mobility.arm
+
+    async def blindly(self: Mobility, to: Any) -> Any:
+        if self._files.owner.read().whose is not Whose.OURS:
+            self._files.owner._go(Transition.CLAIM, session="")
+        return await arm(self, to)
+
+    patch.setattr(Mobility, "arm", blindly)
+
+
+def _loadvm_undoes_that_commands_were_served(patch: Patch) -> None:
+    init = SimEngine._init
+
+    def forgetting(engine: SimEngine, argument: int) -> Any:
+        engine.served = False
+        return init(engine, argument)
+
+    patch.setattr(SimEngine, "_init", forgetting)
+
+
+def _granted_file_wins(patch: Patch) -> None:
+    patch.setattr(moving, "is_ours", lambda found, _: found.granted)
+
+
+def _restarted_source_does_not_ask(patch: Patch) -> None:
+    async def begin(self: Mobility, *_: object) -> None:
+        if self._files.owner.read().whose is not Whose.OURS:
+            await self._engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+
+    patch.setattr(Mobility, "begin", begin)
+
+
+def _first_answer_ends_the_asking(patch: Patch) -> None:
+    asks = Asking._ask_again_and_again
+
+    async def once(self: Asking) -> None:
+        question, answered = self._question, self._answered
+        has_answer = False
+
+        async def answer(message: peer.Message) -> None:
+            nonlocal has_answer
+            has_answer = True
+            await answered(message)
+
+        self._answered, self._question = answer, lambda: None if has_answer else question()
+        await asks(self)
+
+    patch.setattr(Asking, "_ask_again_and_again", once)
+
+
+def _grant_is_not_durable(patch: Patch) -> None:
+    patch.setattr(IncomingStates, "grant", lambda _: None)
+
+
+def _orphan_goes_on(patch: Patch) -> None:
+    """A session that another took the place of still stages, and digests are not compared."""
+    patch.setattr(Incoming, "set_aside", _nothing)
+    patch.setattr(Mobility, "_why_busy", lambda *_: None)
+    step = Source.step
+
+    def believing(self: Source, event: Any) -> Any:
+        if isinstance(event, peer.Take):
+            self.final_digests = (event.permanent_digest, event.volatile_digest)
+        return step(self, event)
+
+    patch.setattr(Source, "step", believing)
+
+
+def _generations_are_not_raised(patch: Patch) -> None:
+    patch.setattr(SimEngine, "raise_generations", _nothing)
+
+
+def _retires_in_vain(patch: Patch) -> None:
+    """The source's engine goes on serving."""
+
+    async def retire(session: outgoing.Outgoing) -> None:
+        session._events.put(events.Retired())
+
+    patch.setitem(outgoing._DO, source.Do.RETIRE, retire)
+
+
+def _blob_outlives_its_qemu(patch: Patch) -> None:
+    """As it was: the next QEMU boots from what another has brought."""
+
+    async def connected(self: Mobility, *, had_blob: bool) -> None:
+        self._tail_came = False
+
+    handle = mobility.Mobility.init
+
+    async def init(self: Mobility, *, has_blob: bool, is_incoming: bool) -> int:
+        given = self._engine._set_permanent is not None  # type: ignore[attr-defined]
+        return await handle(self, has_blob=has_blob or given, is_incoming=is_incoming)
+
+    patch.setattr(Mobility, "qemu_connected", connected)
+    patch.setattr(Mobility, "init", init)
+
+
+Awaiting = Callable[[Any], Awaitable[None]]
+CANARIES: Final[dict[str, Canary]] = {
+    "the record says offered only after the tail": Canary(_offers_nothing, schedule.FAULTS),
+    "no session is remembered": Canary(_remembers_no_session, schedule.FAULTS),
+    "settling is not part of the session": Canary(_settles_in_its_own_time, schedule.FAULTS),
+    "arming strikes out": Canary(
+        _arming_strikes_out, (schedule.arm_again, schedule.crash, schedule.qemu_dies)
+    ),
+    "loadvm undoes that commands were served": Canary(
+        _loadvm_undoes_that_commands_were_served, (schedule.go_back, schedule.cont)
+    ),
+    "a granted file wins over the record": Canary(_granted_file_wins, schedule.FAULTS),
+    "a restarted source does not ask": Canary(_restarted_source_does_not_ask, schedule.FAULTS),
+    "the first answer ends the asking": Canary(_first_answer_ends_the_asking, schedule.FAULTS),
+    "commands run before the grant is durable": Canary(_grant_is_not_durable, schedule.FAULTS),
+    "an orphan session goes on, and digests are not compared": Canary(
+        _orphan_goes_on, (schedule.other_host,)
+    ),
+    "generations are not raised": Canary(_generations_are_not_raised, schedule.FAULTS),
+    "the source goes on serving": Canary(_retires_in_vain, schedule.FAULTS),
+    "a state outlives the QEMU that brought it": Canary(
+        _blob_outlives_its_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
+    ),
+}

@@ -1,0 +1,49 @@
+"""Run one schedule: all of it follows from its seed."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import pytest
+
+from tests.sim import schedule
+from tests.sim.canaries import Canary
+from tests.sim.loop import Livelock
+from tests.sim.world import Violation, World, inside
+
+
+class Outcome(NamedTuple):
+    """How a schedule went."""
+
+    seed: int
+    violation: str | None
+    transcript: list[str]
+    steps: int
+    executed: int
+
+    def __str__(self) -> str:
+        return "\n".join((*self.transcript, f"seed {self.seed}: {self.violation or 'fine'}"))
+
+
+def simulate(seed: int, canary: Canary | None = None) -> Outcome:
+    """Run the schedule of a seed, with one thing taken out if a canary is given."""
+    world = World(seed)
+    violation: str | None = None
+    quiet = logging.getLogger("vtpmd")
+    before, quiet.disabled = quiet.level, True
+    quiet.setLevel(logging.CRITICAL + 1)
+    try:
+        with inside(world), pytest.MonkeyPatch.context() as patch:
+            if canary is not None:
+                canary.apply(patch)
+            try:
+                schedule.run(world, schedule.FAULTS if canary is None else canary.faults)
+            finally:
+                world.scheduler.close()
+    except (Violation, Livelock) as error:
+        violation = str(error)
+    finally:
+        quiet.disabled = False
+        quiet.setLevel(before)
+    return Outcome(seed, violation, world.transcript, world.step, world.vm.executed)

@@ -1,0 +1,257 @@
+"""Two hosts that hand a vTPM to and fro, a third with another one, and what must always hold."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pytest
+
+from tests.sim.host import Host
+from tests.sim.loop import PowerLoss, Process, Scheduler
+from tests.sim.network import Connection, Network, Stream, frames
+from tests.sim.qemu import Qemu, Saved
+from tests.sim.state import Permanent
+from vtpmd.daemon import incoming, outgoing, tls
+from vtpmd.daemon.tls import HandshakeError
+from vtpmd.errors import VtpmdError
+from vtpmd.store import incoming as incoming_states
+from vtpmd.store.owner import Whose
+from vtpmd.wire import peer
+from vtpmd.wire.control import StateType
+
+UUID: Final = b"u" * 16
+OTHER_UUID: Final = b"v" * 16
+NO_UUID: Final = bytes(16)
+# Room for some rounds only: then the file is made anew.
+INCOMING_BYTES: Final = incoming_states.ENTRIES_OFFSET + 8 * incoming_states.ENTRY_ALIGNMENT
+
+
+class Violation(AssertionError):
+    """Something that must hold does not."""
+
+
+class Vm:
+    """A guest, as its operator knows it."""
+
+    def __init__(self, world: World, home: Host) -> None:
+        self.world = world
+        self.lineage: bytes | None = None
+        self.acceptable = {0}  # what the last command left, and such as were not acknowledged
+        self.snapshot: Saved | None = None
+        # Where it has come to, and so may be. Of a guest that moved with whole blobs no owner
+        # record says where it is: its operator must know.
+        self.places = {home}
+        self._before: set[Host] = set()
+        self._value = 0
+        self.executed = 0
+
+    def next_value(self) -> int:
+        """Return what the next command leaves."""
+        self._value += 1
+        return self._value
+
+    def acknowledged(self, value: int) -> None:
+        """The guest has the response to a command."""
+        self.executed += 1
+        self.acceptable = {value}
+
+    def loaded(self, acceptable: frozenset[int]) -> None:
+        """The guest is as it was; a command since then decides."""
+        self.acceptable |= acceptable
+
+    def may_run_at(self, host: Host) -> bool:
+        """Return whether its operator would have it run there."""
+        return host in self.places
+
+    def may_boot_at(self, host: Host) -> bool:
+        """Return whether they would try to boot it there.
+
+        Where no vTPM is, a new one would be made; where an old one of whole blobs is, that.
+        """
+        known = host in self.places or host.record.whose is not Whose.OURS
+        return host.is_entitled or (known and (self.lineage is None or host.has_state))
+
+    def comes_whole(self, host: Host) -> None:
+        """Its stream with all of the state is at a host, which starts from it."""
+        self._before = self.places
+        self.places = {host}
+        self.world.numbering_begins()
+
+    def comes_not(self) -> None:
+        """It did not start, or nobody heard that it did: it runs on where it was."""
+        self.places = self._before - self.places
+
+
+class World:
+    """All of it, for one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.scheduler = Scheduler(self.rng)
+        self.network = Network(self.scheduler, self.sent)
+        self.transcript: list[str] = []
+        self.step = 0
+        self.slowness = 1.0
+        self.stream_cut = False
+        self.healing = False
+        self.faults: dict[int, Any] = {}
+        self.loses_power: set[str] = set()
+        self._violation: str | None = None
+        self._released: set[tuple[str, bytes]] = set()
+        self._captured: dict[StateType, int] = {}
+        uuids = self.rng.choice(((UUID, UUID), (UUID, UUID), (UUID, NO_UUID), (NO_UUID, NO_UUID)))
+        follows = self.rng.choice(((True, True), (True, True), (False, False), (True, False)))
+        self.a = Host(self, "a", uuids[0], follows_qemu=follows[0])
+        self.b = Host(self, "b", uuids[1], follows_qemu=follows[1])
+        self.c = Host(self, "c", self.rng.choice((OTHER_UUID, NO_UUID)), follows_qemu=False)
+        self.hosts = {"a": self.a, "b": self.b, "c": self.c}
+        self.vm = Vm(self, self.a)
+        self.other = Vm(self, self.c)
+        self.operator = self.scheduler.process("operator")
+
+    # What is told.
+
+    def log(self, text: str) -> None:
+        """Write a line of the transcript."""
+        self.transcript.append(f"{self.scheduler.now_s - 1000:9.4f}  {text}")
+
+    def note(self, text: str) -> None:
+        """Something happens that counts as a step; a fault may come with it."""
+        self.step += 1
+        self.log(f"{self.step:4}  {text}")
+        fault = self.faults.pop(self.step, None)
+        if fault is not None:
+            fault(self)
+
+    def violated(self, what: str) -> None:
+        """Something that must hold does not: the first is the one that counts."""
+        if self._violation is None:
+            self._violation = what
+            self.log(f"VIOLATION: {what}")
+
+    def granted(self, host: Host) -> None:
+        """That a host was granted the vTPM is durable there."""
+        if host is not self.c:
+            self.vm.places.add(host)
+
+    def start_failed(self, host: Host, error: VtpmdError) -> None:
+        """A vtpmd has not started."""
+        if self.scheduler.now_s >= host.disk_fails_until_s:
+            self.violated(f"{host.name}: vtpmd does not start: {error}")
+
+    def executes(self, host: Host, vm: Vm, permanent: Permanent) -> None:
+        """A command of a guest is about to be executed."""
+        if vm.lineage is None:
+            vm.lineage = permanent.lineage
+        if permanent.lineage != vm.lineage:
+            self.violated(f"{host.name}: a command runs on another vTPM's state")
+        elif permanent.value not in vm.acceptable:
+            self.violated(
+                f"{host.name}: LOST: a command runs on {permanent.value}, not on "
+                f"{sorted(vm.acceptable)}"
+            )
+
+    def captured(self, host: Host, kind: StateType, generation: int) -> None:
+        """A generation is used for what is sent."""
+        if not self.vm.may_run_at(host):
+            return
+        if generation <= self._captured.get(kind, 0):
+            self.violated(f"{host.name}: generation {generation} of {kind.name} is used again")
+        self._captured[kind] = generation
+
+    def numbering_begins(self) -> None:
+        """A vTPM that comes in whole blobs has no number: those of its new host count."""
+        self._captured.clear()
+
+    def sent(self, end: Stream, data: bytes) -> None:
+        """A daemon says something to another."""
+        host = end.process.host.host
+        assert end.other is not None
+        to = end.other.process.host.host
+        for message in frames(data):
+            if isinstance(message, peer.Ping | peer.Pong):
+                continue
+            self._answered(host, message)
+            self.note(f"{host.name} → {to.name}: {type(message).__name__}")
+            end.process.check_alive()
+
+    def _answered(self, host: Host, message: peer.Message) -> None:
+        if isinstance(message, peer.Released):
+            self._released.add((host.name, message.session))
+        if isinstance(message, peer.Kept | peer.Unknown):
+            if (host.name, message.session) in self._released:
+                self.violated(f"{host.name}: {type(message).__name__}, after Released")
+
+    # Disks.
+
+    def write_outcome(self, host: Host) -> str:
+        """Return what becomes of a write."""
+        if host.name in self.loses_power:
+            self.loses_power.discard(host.name)
+            return "lost"
+        if self.scheduler.now_s < host.disk_fails_until_s:
+            return "fails"
+        return "done"
+
+    # Running.
+
+    def run_until(self, done: Any, for_s: float) -> None:
+        """Run until something is true, or for so long. Raises Violation."""
+        until_s = self.scheduler.now_s + for_s
+        while not done() and self.scheduler.now_s < until_s:
+            if not self.scheduler.step():
+                return
+            self.check()
+
+    def check(self) -> None:
+        """Raise Violation unless all that must hold does."""
+        if self.a.executes and self.b.executes:
+            self.violated("TWO: both hosts would execute a command")
+        for failure in self.scheduler.failures:
+            self.violated(failure)
+        if self._violation is not None:
+            raise Violation(self._violation)
+
+    async def connect(self, to: str, name: str, client: Process) -> Connection:
+        """Connect one daemon to another, as ``tls.connect`` does. Raises VtpmdError."""
+        await asyncio.sleep(self.network.handshake_s())
+        client.check_alive()
+        daemon = self.hosts[to].daemon
+        if daemon is None or not daemon.is_ready or self.network.is_down:
+            raise HandshakeError(f"cannot connect to {to}")
+        here, there = self.network.connect(client, daemon.process)
+        daemon.process.call_soon(lambda: daemon.process.spawn(daemon.serve_peer(there, name)))
+        return Connection(here, to)
+
+
+class _Time:
+    """The world's clock, in place of the module ``time``."""
+
+    def __init__(self, world: World) -> None:
+        self.monotonic_ns = self.perf_counter_ns = world.network.now_ns
+
+
+@contextmanager
+def inside(world: World) -> Iterator[None]:
+    """Have the daemons' sessions use this world's clock and network."""
+
+    async def connect(host: str, *_: object) -> Connection:
+        process = asyncio.get_running_loop()
+        assert isinstance(process, Process)
+        return await world.connect(host, process.host.host.name, process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outgoing, "time", _Time(world))
+        patch.setattr(incoming, "time", _Time(world))
+        patch.setattr(incoming_states, "INCOMING_BYTES", INCOMING_BYTES)
+        patch.setattr(tls, "connect", connect)
+        patch.setattr(tls, "client_context", lambda _: None)
+        yield
+
+
+__all__ = ["PowerLoss", "Qemu", "Violation", "Vm", "World", "inside"]
