@@ -27,6 +27,7 @@ from vtpmd.migration.states import ImpossibleEvent, State
 from vtpmd.migration.tail import TailCipher
 from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.moving import MovingFiles
+from vtpmd.store.owner import OwnerRecordError
 from vtpmd.wire import peer
 from vtpmd.wire.control import StateType
 
@@ -101,6 +102,11 @@ class Incoming:
     def is_granted(self) -> bool:
         """True from the Grant until that is durable."""
         return self.state in (State.ENTITLED, State.STARTED)
+
+    @property
+    def is_settled(self) -> bool:
+        """True once nothing of the session's is under way."""
+        return self.state in (State.WELCOMING, State.SETTLED, State.ENDED)
 
     @property
     def is_releasing(self) -> bool:
@@ -435,6 +441,10 @@ class Incoming:
         try:
             self._owner.files.owner.give_back(self.session)
             self._owner.files.incoming.remove()
+        except OwnerRecordError:
+            # It has been used, or has moved on, though its guest sent no command here.
+            self._events.put(events.Served())
+            return
         except VtpmdError as error:
             log.error("the vTPM cannot be given back yet: %s", error)
             self._events.put(events.RecordFailed(str(error)))

@@ -124,6 +124,8 @@ class Mobility:
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             raise VtpmdError("a session is armed already; disarm it first")
+        if self.incoming is not None and not self.incoming.is_settled:
+            raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
         record = self._files.owner.read()
         if record.whose is not Whose.OURS:
             raise VtpmdError(
@@ -184,7 +186,7 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
-                await self.stopping()
+                await self.end_freeze()
                 return None
         return await session.freeze()
 
@@ -209,10 +211,15 @@ class Mobility:
             return True
         return self._files.owner.read().whose is not Whose.OURS
 
-    async def stopping(self) -> None:
-        """QEMU powers the TPM off, or saves its state: the migration that took a tail is over."""
+    async def end_freeze(self) -> None:
+        """The migration that took a tail is over, though nobody has said so."""
         if self.is_frozen():
             await self.guest_runs()
+
+    async def stopping(self) -> None:
+        """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
+        await self._forget_brought()
+        await self.end_freeze()
         if self.incoming is not None and self.incoming.is_granted:
             # What was started ahead of time is the only state there is, until that is durable.
             await self._end_incoming("QEMU stops the TPM")
@@ -407,11 +414,14 @@ class Mobility:
 
     async def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
+        await self._forget_brought()
+        if self.outgoing is not None:
+            await self.outgoing.qemu_left()
+
+    async def _forget_brought(self) -> None:
         brought, self._brought = self._brought, Brought.NOTHING
         if brought is Brought.BLOBS:
             await self._engine.request(LinkOperation.FORGET_STATE)
-        if self.outgoing is not None:
-            await self.outgoing.qemu_left()
 
     async def finish(self) -> None:
         """Do what an answer to QEMU did not have to wait for."""
