@@ -40,12 +40,16 @@ from tests.harness.link import Cut, Direction, Ending
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
+from tests.support.tpm2 import StartupType, TpmError
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
 from vtpmd.wire import swtpm_format
 
 REFUSED = "the tail is refused: "
+
+
+SAVED_PCR = 10  # one that TPM2_Shutdown(STATE) keeps
 
 
 def hand_over(pair: Pair) -> dict[str, Any]:
@@ -703,6 +707,40 @@ def test_invariant_3_destination_that_cannot_record_the_grant_serves_nothing(lab
     assert pair.source.guest.facts() == facts
     assert_serves(pair.source.guest)
     assert_serves_nothing(pair.destination.guest)
+
+
+@pytest.mark.parametrize("when", ["before the base", "after the base"])
+def test_invariant_12_guest_that_sleeps_finds_its_pcrs_at_the_host_it_moved_to(
+    lab: Lab, when: str
+) -> None:
+    """It said TPM2_Shutdown(STATE) at the source, and wakes up at the destination, by an INIT."""
+    pair = make_pair(lab)
+    pair.source.guest.tpm.extend(SAVED_PCR, bytes(range(32)))
+    before = pair.source.guest.tpm.pcr(SAVED_PCR)
+    if when == "before the base":
+        pair.source.guest.tpm.shutdown(StartupType.STATE)
+    pair.arm()
+    if when == "after the base":
+        pair.source.guest.tpm.shutdown(StartupType.STATE)
+    # Some guests still read something before they sleep.
+    pair.source.guest.tpm.pcr(SAVED_PCR)
+    hand_over(pair)
+
+    pair.destination.guest.control.init()
+    pair.destination.guest.tpm.startup(StartupType.STATE)
+
+    assert pair.destination.guest.tpm.pcr(SAVED_PCR) == before
+
+
+def test_invariant_12_guest_that_did_not_sleep_finds_no_pcrs_after_a_reset(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    pair.source.guest.tpm.extend(SAVED_PCR, bytes(range(32)))
+    hand_over(pair)
+    pair.destination.guest.control.init()
+    with pytest.raises(TpmError):
+        pair.destination.guest.tpm.startup(StartupType.STATE)
+    pair.destination.guest.tpm.startup()
+    assert pair.destination.guest.tpm.pcr(SAVED_PCR) == bytes(32)
 
 
 def test_invariant_3_command_before_the_grant_waits_for_it(lab: Lab) -> None:
