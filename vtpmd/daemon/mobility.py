@@ -122,8 +122,6 @@ class Mobility:
 
         await self.qemu.check_can_arm()
         # From here to the session there is no wait: who asks at the same time finds it.
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            raise VtpmdError("a session is armed already; disarm it first")
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
         record = self._files.owner.read()
@@ -131,6 +129,8 @@ class Mobility:
             raise VtpmdError(
                 f"the vTPM is not this host's: it is {record.whose} to {record.peer}; arm it there"
             )
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            raise VtpmdError("a session is armed already; disarm it first")
         if not self.is_running():
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         session = self.outgoing = Outgoing(self._owner(), to)
