@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -146,20 +147,28 @@ def _retires_in_vain(patch: Patch) -> None:
 def _blob_outlives_its_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
 
-    async def connected(self: Mobility, *, had_blob: bool) -> None:
-        self._tail_came = False
-
-    handle = mobility.Mobility.init
-
-    async def init(self: Mobility, *, has_blob: bool, is_incoming: bool) -> int:
-        given = self._engine._set_permanent is not None  # type: ignore[attr-defined]
-        return await handle(self, has_blob=has_blob or given, is_incoming=is_incoming)
-
-    patch.setattr(Mobility, "qemu_connected", connected)
-    patch.setattr(Mobility, "init", init)
+    patch.setattr(Mobility, "_forget_brought", _nothing)
 
 
-Awaiting = Callable[[Any], Awaitable[None]]
+def _welcomes_at_any_time(patch: Patch) -> None:
+    """As it was: a source's state takes the place of what QEMU brings, or starts."""
+    begins, why_busy = Mobility.__init__, Mobility._why_busy
+
+    def without_lock(self: Mobility, *arguments: Any, **named: Any) -> None:
+        begins(self, *arguments, **named)
+        self._starting = nullcontext()  # type: ignore[assignment]
+
+    def blind(self: Mobility, name: Any) -> str | None:
+        brought, self._brought = self._brought, mobility.Brought.NOTHING
+        try:
+            return why_busy(self, name)
+        finally:
+            self._brought = brought
+
+    patch.setattr(Mobility, "__init__", without_lock)
+    patch.setattr(Mobility, "_why_busy", blind)
+
+
 CANARIES: Final[dict[str, Canary]] = {
     "the record says offered only after the tail": Canary(_offers_nothing, schedule.FAULTS),
     "no session is remembered": Canary(_remembers_no_session, schedule.FAULTS),
@@ -179,6 +188,9 @@ CANARIES: Final[dict[str, Canary]] = {
     ),
     "generations are not raised": Canary(_generations_are_not_raised, schedule.FAULTS),
     "the source goes on serving": Canary(_retires_in_vain, schedule.FAULTS),
+    "a source is welcomed while QEMU brings its guest": Canary(
+        _welcomes_at_any_time, (schedule.silence, schedule.arm_again, schedule.other_host)
+    ),
     "a state outlives the QEMU that brought it": Canary(
         _blob_outlives_its_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
     ),

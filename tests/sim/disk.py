@@ -41,7 +41,9 @@ class Disk:
 class SimDirectory(StateDirectory):
     """The state directory, and what writes in place: of one process, on a host's disk."""
 
-    def __init__(self, disk: Disk, power: Power | None, written: Callable[[str], None]) -> None:
+    def __init__(
+        self, disk: Disk, power: Power | None, written: Callable[[str, bool], None]
+    ) -> None:
         super().__init__(Path("state"), -1, -1)
         self._disk = disk
         self._power = power
@@ -90,7 +92,7 @@ class SimDirectory(StateDirectory):
         n_done = n_parts if outcome == "done" else self._disk.rng.randrange(n_parts + 1)
         if n_done:
             do(n_done)
-            self._written(name)
+            self._written(name, outcome == "done")
         if outcome == "lost":
             self._power.lose_power()
         if outcome != "done":

@@ -20,7 +20,6 @@ from vtpmd.core import Image, LinkCapture, LinkInit, LinkOperation, LinkRetire
 from vtpmd.daemon.engine import EngineDied, Meanwhile, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
-from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import Result, StateType
 from vtpmd.wire.swtpm_format import Lineage
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.sim.disk import Disk, SimDirectory
 from tests.sim.engine import SimEngine
-from tests.sim.loop import PowerLoss, Process
+from tests.sim.loop import PowerLoss
 from tests.sim.network import Connection, Stream
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import Mobility
@@ -65,7 +65,7 @@ class Host:
     @property
     def has_state(self) -> bool:
         """True if its directory holds a vTPM."""
-        directory = SimDirectory(self.disk, None, lambda _: None)
+        directory = SimDirectory(self.disk, None, lambda *_: None)
         found = IncomingStates(directory, directory, None).find()
         return directory.exists(PERMANENT_NAME) or (found is not None and found.granted)
 
@@ -102,9 +102,9 @@ class Host:
                 self.qemu.lost_tpm()
             self.world.scheduler.after(RESTART_S, self.start)
 
-    def written(self, name: str) -> None:
-        """A file has changed."""
-        if name == OWNER_NAME:
+    def written(self, name: str, is_told: bool) -> None:
+        """A file has changed; whoever wrote it was told so, or was told that it failed."""
+        if name == OWNER_NAME and is_told:
             generation = self.record.generation
             if generation < self.generation:
                 self.world.violated(f"{self.name}: the owner record's generation has fallen")
@@ -284,5 +284,3 @@ class Daemon:
             self._mistake(error)
         finally:
             stream.close()
-
-

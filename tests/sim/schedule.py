@@ -382,5 +382,3 @@ async def _try(world: World) -> None:
             await _end(world, host)
     await asyncio.sleep(5.0)
     await boot_somewhere(world)
-
-

@@ -332,6 +332,8 @@ class Mobility:
         self._wakefulness.hold()
         if self._brought is Brought.TAIL:
             raise NotOurs("QEMU has brought a tail before: the blob is not of the same stream")
+        if self.outgoing is not None and self.outgoing.is_its_qemus:
+            raise NotOurs("the vTPM may be at another host: load a snapshot there")
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
             reply = await self._engine.request(LinkOperation.SET_STATE, kind, state)
@@ -398,6 +400,11 @@ class Mobility:
         record = self._files.owner.read()
         if record.whose is Whose.OFFERED and session is not None and not session.is_fenced:
             return  # not granted, and never will be
+        if record.whose is Whose.OURS and self._files.is_without_a_state():
+            raise NotOurs(
+                "a peer's vTPM was not taken, and there is no other here; boot its guest where it "
+                "came from, or remove tpm2-00.owner for a new TPM"
+            )
         if record.whose is not Whose.OURS:
             raise NotOurs(
                 f"the vTPM was {record.whose} to {record.peer} at {record.since}, which has not "

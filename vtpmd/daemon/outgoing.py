@@ -157,6 +157,11 @@ class Outgoing:
         return self._machine.is_fenced
 
     @property
+    def is_its_qemus(self) -> bool:
+        """True while the vTPM may be the destination's, and the QEMU here is the one it left."""
+        return self.state in (State.RETIRING, State.GRANTED, State.MOVED, State.RECLAIMING)
+
+    @property
     def peer_following(self) -> peer.Following | None:
         """What the destination knew of its QEMU when it welcomed the session."""
         return self._machine.peer_following
