@@ -87,7 +87,7 @@ class Connection:
 
     def __init__(self, stream: Stream, name: str) -> None:
         self.stream = stream
-        self.name = name
+        self.name = PeerName((name,), None)
 
 
 class Network:
