@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tests.sim.loop import Process, Scheduler
+from vtpmd.daemon.tls import PeerName
 
 # A frame takes this long, as a rule; some take much longer.
 LATENCY_S: Final = (0.0001, 0.0003, 0.001, 0.02)
