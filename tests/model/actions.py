@@ -44,9 +44,10 @@ RECORDS: Final = {
     Do.RECORD_MOVED: "confirm",
     Do.RECORD_RELEASED: "release",
 }
+PREPARE: Final = ("expect", "make file")
 # Of the destination's actions that are made of steps. "decline" comes with a reason.
 STEPS: Final[dict[Theirs, tuple[Any, ...]]] = {
-    Theirs.PREPARE: ("expect", "make file"),
+    Theirs.PREPARE: PREPARE,
     Theirs.ADMIT: ("grant", "admit", events.Admitted(0, 0)),
     Theirs.SETTLE: ("own file", "take", "remove file", events.Settled()),
 }
@@ -101,6 +102,8 @@ def _source_does(project: Project, world: World, action: Do) -> World:
             return world.source(withdraws=True)
         case Do.MAKE_TAIL:
             made = world.source(worked=False)._replace(tail=host.value)
+            if world.rounds:
+                made = _starts_round(made)
             return _later(made, events.TailMade(DIGESTS, was_sent=True))
         case Do.RETIRE:
             if host.worked or not host.on:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from tests.model.actions import FAILURES, RECORDS, destination_acts, source_acts
+from tests.model.actions import FAILURES, PREPARE, RECORDS, destination_acts, source_acts
 from tests.model.moves import Move, took
 from tests.model.world import (
     BROKEN,
+    SESSION,
     THIRD,
     Project,
     Tagged,
@@ -19,9 +21,11 @@ from tests.model.world import (
     source_takes,
     tag,
 )
-from vtpmd.migration import events, source
+from vtpmd.migration import destination, events, source
+from vtpmd.migration.destination import Do
 from vtpmd.migration.states import GIVEN_AWAY, State
 from vtpmd.wire import peer
+from vtpmd.wire.peer import Reason
 
 
 def faults(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
@@ -91,13 +95,16 @@ def _disks(project: Project, world: World, without: frozenset[str]) -> Iterator[
         steps = [each.value for each in world.d.todo]
         end = next((i for i, step in enumerate(steps) if not isinstance(step, str)), len(steps))
         conclusion = steps[end] if end < len(steps) else None
-        failure = FAILURES.get(type(conclusion))
+        failure = _STORAGE if steps[0] in PREPARE else FAILURES.get(type(conclusion))
         if failure is None:
             return
         rest = (*world.d.todo[end + 1 :], tag(failure))
         written = destination_acts(project, world, without)
         for label, done in _with_and_without(world, written):
             yield f"DISK of the destination, {label}", done.destination(todo=rest)
+
+
+_STORAGE: Final = events.StageFailed(Reason.STORAGE, "")
 
 
 def _with_and_without(before: World, after: World) -> Iterator[Move]:
@@ -141,10 +148,24 @@ def _at_destination(project: Project, world: World, without: frozenset[str]) -> 
     if host.state not in (None, State.ENDED):
         aside = destination_takes(project, world, events.SetAside(""))
         yield from took("QEMU at the destination boots, or brings whole blobs", aside)
+    if world.d_link and world.to_d and host.session == SESSION:
+        yield from _refused(project, world)
     yield from _third(project, world, without)
     if destination_can(world) and host.served:
         served = "served" not in without
         yield "LOADVM at the destination", world.destination(served=served)
+
+
+def _refused(project: Project, world: World) -> Iterator[Move]:
+    """libtpms does not take a round, or does not start from it."""
+    message = world.to_d[0].value
+    taken = destination_takes(project, world._replace(to_d=world.to_d[1:]), message)
+    actions = () if taken is None else [each.value for each in taken.d.todo]
+    if taken is not None and any(
+        each is Do.START or isinstance(each, destination.Stage) for each in actions
+    ):
+        refused = tag(events.StageFailed(Reason.STATE, ""))
+        yield "REFUSED by libtpms", taken.destination(todo=(refused,))
 
 
 def _third(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:

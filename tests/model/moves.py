@@ -110,7 +110,7 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         answered = world._replace(answer=None)
         label = f"source is answered {world.answer.kind}"
         yield label, source_takes(project, answered, world.answer.value) or answered
-    if host.state is State.ARMED and world.rounds:
+    if host.state is State.ARMED:
         yield from took("a round is due", source_takes(project, world, events.RoundDue()))
     yield from _source_guest(project, world)
 
@@ -229,10 +229,12 @@ def _answer(project: Project, world: World, question: Any, without: frozenset[st
     host = world.d
     asked = world._replace(question=None)
     if _is_its(world) and host.state is not None:
-        is_due = isinstance(question, peer.Reclaim) or host.state is State.RELEASING
+        is_due = isinstance(question, peer.Reclaim) or (
+            host.state is State.RELEASING and "releasing" not in without
+        )
         if is_due and host.state is not State.ENDED:
             return label, _reclaimed(project, destination_closes(asked)._replace(asked=True))
-        if host.state not in (*OWNING, State.ENDED):
+        if host.state not in (*OWNING, State.RELEASING, State.ENDED):
             over = destination_takes(project, world, events.LinkLost(""))
             return label, destination_closes(over or world)
     line = host.record.value.find(SESSION.hex())

@@ -111,7 +111,7 @@ class World(NamedTuple):
     answer: Tagged | None = None
     asked: bool = False  # the destination speaks over that connection
     tail: int = NOTHING
-    rounds: int = 1  # how many more may find that something has changed
+    rounds: int = 2  # how many more may find that something has changed
     stops: int = 2  # how often QEMU may still stop the guest at the source
 
     def source(self, **changes: Any) -> World:
@@ -322,7 +322,7 @@ def executed(world: World, *, at_source: bool) -> World:
     return world._replace(s=s, d=d, tail=old(world.tail))
 
 
-_BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE)
+_BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE, State.FREEZING)
 
 
 def forget(world: World) -> World:
