@@ -286,4 +286,3 @@ def is_open(record: Tagged, session: bytes) -> bool:
     """Return whether a session is remembered without what became of it."""
     line = record.value.find(session.hex())
     return line is not None and line.outcome is Outcome.OPEN
-

@@ -167,4 +167,3 @@ def _is_held(world: World) -> bool:
     return NEWEST in (world.s.value, world.d.own) or (
         world.d.file == "granted" and world.d.staged == NEWEST
     )
-

@@ -357,4 +357,3 @@ def forget(world: World) -> World:
     if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
         world = world._replace(tail=NOTHING)  # a QEMU takes one stream
     return world._replace(s=s, d=d)
-
