@@ -55,6 +55,7 @@ class Brought(Enum):
     NOTHING = "the TPM starts from what the directory holds"
     BLOBS = "it starts from the permanent state that QEMU has set, whoever's the vTPM was"
     TAIL = "it starts from what a peer's session and the tail made, or not at all"
+    UNUSABLE = "what it has brought was refused: it does not start for a guest that came so"
 
 
 class Mobility:
@@ -285,7 +286,7 @@ class Mobility:
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
         if session is not None and known and not session.has_ended(question.session):
-            # One that is on its way back is asked to go on with that.
+            # What is on its way back is fenced for who asks: its record may be written now.
             if isinstance(question, peer.Reclaim) or session.is_releasing:
                 await session.reclaim(connection)
                 return
@@ -371,8 +372,8 @@ class Mobility:
             raise NotOurs(
                 "the source has not granted the vTPM; the guest goes on there: migrate again"
             )
-        if self._brought is Brought.TAIL and is_incoming:
-            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
+        if self._brought in (Brought.TAIL, Brought.UNUSABLE) and is_incoming:
+            raise NotOurs("QEMU's guest came with a state that could not be used; migrate again")
         if self._brought is Brought.BLOBS:
             return await self._start_from_blobs()
         await self._end_incoming("QEMU starts the TPM without the tail")
@@ -381,6 +382,7 @@ class Mobility:
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
+        self._brought = Brought.UNUSABLE  # until it has started
         reply = await self._engine.request(LinkOperation.INIT, LinkInit.CAME)
         if not reply.result:
             try:
