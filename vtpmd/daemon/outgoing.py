@@ -55,6 +55,8 @@ TAKE_TIMEOUT_S: Final = 2.0
 # Of a disk that did not take what the record has to say.
 RECORD_RETRY_S: Final = 1.0
 
+_WRITE_RECORD: Final = "source: write the owner record"
+
 
 class RoundReport(NamedTuple):
     """What one round moved."""
@@ -432,7 +434,12 @@ class Outgoing:
         self._owner.tell(Notice.ARMED, words)
 
     async def _offer(self) -> None:
+        began_ns = time.perf_counter_ns()
         self._owner.record.offer(self.session)
+        took_us = (time.perf_counter_ns() - began_ns) // 1000
+        # The second time, when QEMU asks for the state, it says so already.
+        before_us = self.phases_us.get(_WRITE_RECORD, 0)
+        self.phases_us[_WRITE_RECORD] = max(before_us, took_us)
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
