@@ -4,6 +4,8 @@ TLS hides the messages, not the records that they are in: a record begins with a
 the length of what follows (RFC 8446, 5.1). Nothing here goes by the clock.
 """
 
+from __future__ import annotations
+
 import contextlib
 import socket
 import struct
@@ -57,6 +59,7 @@ class Link:
         self._held: Direction | None = None
         self._silent = self._closing = False
         self._connections: list[_Connection] = []
+        self._forgotten: set[_Connection] = set()
         self._thread = threading.Thread(target=self._accept)
         self.forwarded = 0  # records, since cut_after() was called last
         self.was_cut = threading.Event()
@@ -84,6 +87,14 @@ class Link:
         """Forward again after a silence: what was dropped is lost."""
         with self._changed:
             self._silent = False
+
+    def forget(self) -> None:
+        """Drop all that comes on the connections that there are, as a firewall does; tell nobody.
+
+        New ones are forwarded.
+        """
+        with self._changed:
+            self._forgotten.update(self._connections)
 
     def close(self) -> None:
         """Cut what is open, and end; nothing happens if that was done."""
@@ -113,11 +124,11 @@ class Link:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connections.append(_Connection(self, source, destination))
 
-    def before_record(self, direction: Direction) -> Ending | None:
+    def before_record(self, connection: _Connection, direction: Direction) -> Ending | None:
         """Wait while records are held; say whether to cut before the next one, and how."""
         with self._changed:
             self._changed.wait_for(lambda: self._held is not direction or self._closing)
-            if self._silent:
+            if self._silent or connection in self._forgotten:
                 return Ending.SILENCE
             if self._closing or self._cut is None or self.forwarded < self._cut.records:
                 self.forwarded += 1
@@ -127,6 +138,11 @@ class Link:
             self._cut = None
             self.was_cut.set()
             return ending
+
+    def before_end(self, connection: _Connection) -> None:
+        """Wait while the other side must not be told that this one has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: connection not in self._forgotten or self._closing)
 
 
 class _Connection:
@@ -158,6 +174,7 @@ class _Connection:
         with contextlib.suppress(OSError), source.makefile("rb") as stream:
             while (record := _read_record(stream)) and self._pass_on(record, target, way):
                 pass
+        self._link.before_end(self)
         self._end()
         with self._lock:
             self._n_running -= 1
@@ -168,7 +185,7 @@ class _Connection:
 
     def _pass_on(self, record: bytes, target: socket.socket, way: Direction) -> bool:
         """Forward a record, if it is not the one to cut at; return False after a cut."""
-        match self._link.before_record(way):
+        match self._link.before_record(self, way):
             case None:
                 target.sendall(record)
             case Ending.RESET:
