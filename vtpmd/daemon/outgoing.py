@@ -263,23 +263,13 @@ class Outgoing:
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
-        if self.is_frozen and await self._guest_has_run():
-            await self._happened(events.GuestResumed())
-            return None
-        if self.is_frozen:
-            return self._tail
-        why = self._machine.why_no_tail(self._silence_us)
+        why = None if self.is_frozen else self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
             return None
         self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
         return self._tail if self.is_frozen else None
-
-    async def _guest_has_run(self) -> bool:
-        """Return whether a guest that nobody has told of has used the TPM since the freeze."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
-        return reply.result != Result.SUCCESS or bool(reply.argument & LinkCapture.CHANGED)
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
@@ -453,6 +443,12 @@ class Outgoing:
             else:
                 return
 
+    async def _look(self) -> None:
+        """Find out whether a guest that nobody has told of runs: it has used its TPM."""
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        if reply.result != Result.SUCCESS or reply.argument & LinkCapture.CHANGED:
+            self._events.put(events.GuestResumed())
+
     async def _make_tail(self) -> None:
         began_ns = time.perf_counter_ns()
         final = await self._capture() or self._sent
@@ -559,6 +555,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.TELL_ARMED: Outgoing._tell_armed,
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
+    Do.LOOK: Outgoing._look,
     Do.MAKE_TAIL: Outgoing._make_tail,
     Do.RETIRE: Outgoing._retire,
     Do.TELL_GRANTED: Outgoing._tell_granted,

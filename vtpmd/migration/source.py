@@ -53,6 +53,7 @@ class Do(Enum):
     TELL_ARMED = "tell people that a tail will do from now on"
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
+    LOOK = "has the guest used its TPM since the freeze? then GuestResumed"
     MAKE_TAIL = "seal what changed since the base; then TailMade"
     RETIRE = "have the engine serve no more; then Retired or RetireFailed"
     TELL_GRANTED = "tell people that the destination may have the vTPM"
@@ -175,6 +176,8 @@ class Source:
                 return [Do.OFFER, Do.START_ROUND]
             case events.GuestStopped() if before is State.ROUND:
                 return [Do.OFFER]
+            case events.Freeze() if before is State.FROZEN:
+                return [Do.LOOK]
             case events.Freeze():
                 return [Do.OFFER, Do.MAKE_TAIL]
             case events.GuestResumed() if before in WITH_BASE:

@@ -103,6 +103,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
         (State.FROZEN, event): State.FROZEN
         for event in (peer.Ack, peer.Receiving, peer.Pong, events.RoundDue, events.GuestStopped)
     },
+    (State.FROZEN, events.Freeze): State.FROZEN,  # QEMU asks again
     (State.FROZEN, peer.Take): State.RETIRING,
     **{
         (State.FROZEN, event): State.ENDED
