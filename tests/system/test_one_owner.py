@@ -6,12 +6,8 @@ nothing. Clients of the control socket stand for QEMU, as in test_stream_handove
 """
 
 import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,6 @@ from qemu.qmp import ExecuteError
 from tests.harness.credentials import HOST, authority, credentials
 from tests.harness.disk import Disk
 from tests.harness.emulator import Peering
-from tests.harness.fake_peer import WELCOME, FakeDestination, Stream, connect, hello
 from tests.harness.handover import (
     WAIT_TIMEOUT_S,
     Host,
@@ -39,87 +34,37 @@ from tests.harness.handover import (
 )
 from tests.harness.lab import Lab
 from tests.harness.link import Cut, Direction, Ending
-from tests.harness.raw_guest import NV_INDEX, NV_SIZE, PCR, Blobs
+from tests.harness.owners import (
+    assert_comes_back,
+    assert_refuses_to_boot,
+    base_of,
+    boot,
+    call,
+    engine_stands_still,
+    files_of,
+    freeze,
+    give,
+    greet,
+    hand_over,
+    incoming,
+    outgoing,
+    reconnected,
+    record_of,
+    session_of,
+)
+from tests.harness.raw_guest import NV_INDEX, NV_SIZE, PCR
 from tests.support.emulator_client import Blob, Control, ControlError
 from tests.support.tpm2 import ReturnCode, TpmError, get_random
 from vtpmd.daemon.peer_server import PEERS_MAX
 from vtpmd.migration.source import HEARD_US_MAX
-from vtpmd.store import owner
 from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import OWNER_NAME, Outcome, Record, Whose
+from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer
 
 HOPS = 100
 STATEBLOB_HEADER_BYTES = 12  # that come after the result of a GET_STATEBLOB, also of a refused one
 RACES = 10
-
-
-def record_of(host: Host) -> Record:
-    """Return what a host's owner record says."""
-    path = host.vtpmd.state / OWNER_NAME
-    return owner.parse(path.read_bytes() if path.exists() else None)
-
-
-def files_of(host: Host) -> dict[str, bytes]:
-    """Return all that a host's state directory holds."""
-    return {path.name: path.read_bytes() for path in host.vtpmd.state.iterdir()}
-
-
-def session_of(blobs: Blobs) -> bytes:
-    """Return the session's name: it is in the clear in QEMU's stream."""
-    return blobs.permanent[12 : 12 + peer.SESSION_BYTES]
-
-
-def outgoing(host: Host) -> str:
-    """Return where a host's session as a source is."""
-    return str(host.manage.migration()["state"])
-
-
-def incoming(host: Host) -> str:
-    """Return where a host's session as a destination is."""
-    return str(host.manage.vtpm()["incoming"])
-
-
-def freeze(pair: Pair) -> Blobs:
-    """Have QEMU take the tail; no round is under way then."""
-    blobs = pair.source.guest.save()
-    assert_tail(blobs)
-    pair.source.manage.wait_for_acknowledgement()
-    return blobs
-
-
-def hand_over(pair: Pair) -> None:
-    """Move an armed pair's vTPM, and wait until the destination has its own files."""
-    pair.destination.guest.load(freeze(pair))
-    pair.source.manage.wait_for("VTPM_HANDED_OVER")
-    wait_until(lambda: incoming(pair.destination) == "settled")
-
-
-def give(pair: Pair) -> None:
-    """Bring the tail, and wait for the Grant; the destination's QEMU has not sent INIT."""
-    pair.destination.guest.give(freeze(pair))
-    pair.source.manage.wait_for("VTPM_GRANTED")
-    wait_until(lambda: incoming(pair.destination) == "entitled")
-
-
-def boot(host: Host) -> None:
-    """Power a TPM on and start it as a guest that boots does."""
-    host.guest.control.init()
-    host.guest.tpm.startup()
-
-
-def assert_refuses_to_boot(host: Host) -> None:
-    with pytest.raises(ControlError):
-        host.guest.control.init()
-    assert_serves_nothing(host.guest)
-
-
-def assert_comes_back(pair: Pair) -> None:
-    """Wait until the source serves its guest again, and check that it alone does."""
-    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
-    assert_serves(pair.source.guest)
-    assert_serves_nothing(pair.destination.guest)
 
 
 def assert_one_serves_after_restarts(lab: Lab, *hosts: Host) -> None:
@@ -239,17 +184,6 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
 
 
 # A Reclaim that meets an admission.
-
-
-@contextmanager
-def engine_stands_still(host: Host) -> Iterator[None]:
-    """Have a host's engine not scheduled while the block runs."""
-    (engine,) = host.vtpmd.engines()
-    os.kill(engine, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(engine, signal.SIGCONT)
 
 
 def test_reclaim_that_comes_while_the_destination_admits(lab: Lab) -> None:
@@ -387,36 +321,6 @@ def test_source_that_is_shut_down_and_gets_no_take_starts_again(lab: Lab) -> Non
 # Other hosts.
 
 
-def base_of(lab: Lab, host: Host) -> list[peer.Message]:
-    """Return what a host sends from Key to Commit, to a destination that says no more."""
-    fake = FakeDestination(credentials())
-    lab.close_at_end(fake)
-    host.manage.command("migrate-arm", to=fake.address)
-    stream = fake.accept()
-    stream.receive(peer.Hello)
-    stream.send(WELCOME)
-    messages: list[peer.Message] = [stream.receive(peer.Key)]
-    while not isinstance(messages[-1], peer.Commit):
-        message = stream.next_message()
-        assert message is not None
-        messages.append(message)
-    return messages
-
-
-def call(lab: Lab, host: Host, directory: Path | None = None) -> Stream:
-    """Connect to a host as a source."""
-    stream = connect(host.vtpmd.port, directory or credentials())
-    lab.close_at_end(stream)
-    return stream
-
-
-def greet(lab: Lab, host: Host) -> tuple[Stream, peer.Hello]:
-    """Connect to a host as a source, and say Hello."""
-    stream, greeting = call(lab, host), hello()
-    stream.send(greeting)
-    return stream, greeting
-
-
 def test_two_hellos_at_once_never_mix_two_vtpms(lab: Lab) -> None:
     """Both come while the session before them is being set aside, and the engine stands still."""
     other, pair = make_host(lab), make_pair(lab)
@@ -470,12 +374,6 @@ def test_another_hello_finds_a_granted_destination_busy(lab: Lab) -> None:
     assert stream.receive(peer.Refuse).reason == peer.Reason.BUSY
     pair.source.guest.resume()
     assert_comes_back(pair)
-
-
-def reconnected(lab: Lab, host: Host) -> Host:
-    """Connect to a host's vtpmd as another QEMU."""
-    host.guest.close()
-    return host._replace(guest=lab.raw_guest(host.vtpmd))
 
 
 def test_another_hello_does_not_make_a_destination_forget(lab: Lab) -> None:

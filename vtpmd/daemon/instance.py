@@ -44,7 +44,6 @@ class Instance:
         self._mobility = mobility
         self._key = key
         self._running = False
-        self._has_blob = False
         mobility.is_running = lambda: self._running
 
     async def load(self, states: Mapping[StateType, bytes]) -> None:
@@ -144,8 +143,7 @@ class Instance:
         self._running = False
         # QEMU says so after a stream; a boot says nothing.
         is_incoming = bool(request.flags & control.InitFlag.DELETE_VOLATILE)
-        result = await self._mobility.init(has_blob=self._has_blob, is_incoming=is_incoming)
-        self._has_blob = False
+        result = await self._mobility.init(is_incoming=is_incoming)
         if result:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
@@ -193,9 +191,9 @@ class Instance:
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error
-        await self._mobility.set_aside()
-        await self._ask(LinkOperation.SET_STATE, request.state_type, state)
-        self._has_blob |= request.state_type == StateType.PERMANENT
+        result = await self._mobility.set_blob(request.state_type, state)
+        if result:
+            raise CommandFailed(result)
         return control.encode_result()
 
     async def _set_tail(self, blob: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,8 +20,9 @@ from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import Outcome, Whose
+from vtpmd.store.owner import TEXT_LENGTH_MAX, Outcome, Whose
 from vtpmd.wire import peer
+from vtpmd.wire.control import StateType
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
@@ -46,6 +48,14 @@ class NotOurs(VtpmdError):
     """The vTPM is another host's, and must not be served here."""
 
 
+class Brought(Enum):
+    """What QEMU has brought that the next INIT starts from."""
+
+    NOTHING = "what the directory holds is what QEMU's guest had"
+    TAIL = "it is not: the TPM starts from the tail, or not at all"
+    WHOLE = "it is not: the TPM starts from whole blobs"
+
+
 class Mobility:
     """One vTPM's comings and goings."""
 
@@ -59,10 +69,10 @@ class Mobility:
         self._tasks: set[asyncio.Task[None]] = set()
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
-        self._welcoming = asyncio.Lock()
-        # QEMU has brought a tail: the TPM starts from that or not at all, as what the directory
-        # holds is not what QEMU's guest had.
-        self._tail_came = False
+        # The engine keeps one state for the next start: a source is welcomed, QEMU brings a state
+        # or starts one after the other.
+        self._coming = asyncio.Lock()
+        self._brought = Brought.NOTHING
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
@@ -106,16 +116,17 @@ class Mobility:
         """Begin a session with a destination. Raises VtpmdError while that may not be."""
         from vtpmd.daemon.outgoing import Outgoing
 
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            raise VtpmdError("a session is armed already; disarm it first")
+        await self.qemu.check_can_arm()
         record = self._files.owner.read()
         if record.whose is not Whose.OURS:
             raise VtpmdError(
                 f"the vTPM is not this host's: it is {record.whose} to {record.peer}; arm it there"
             )
+        # Nothing is waited for from here on: who else arms finds this session.
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            raise VtpmdError("a session is armed already; disarm it first")
         if not self.is_running():
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
-        await self.qemu.check_can_arm()
         session = self.outgoing = Outgoing(self._owner(), to)
         self._spawn(session.run())
         if self.qemu.following is Following.NOT_ASKED_FOR:
@@ -205,7 +216,7 @@ class Mobility:
         from vtpmd.daemon import incoming
         from vtpmd.migration.destination import Own
 
-        async with self._welcoming:
+        async with self._coming:
             own = Own(
                 busy=self._why_busy(str(connection.name)),
                 uuid=self._uuid,
@@ -235,6 +246,8 @@ class Mobility:
         session = self.incoming
         if self.is_running():
             return "a guest uses the TPM there already"
+        if self._brought is Brought.WHOLE:
+            return "QEMU brings a vTPM there already"
         if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
             return None
         if session.state is State.SETTLED:
@@ -248,7 +261,7 @@ class Mobility:
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
-        name = str(connection.name)
+        name = str(connection.name)[:TEXT_LENGTH_MAX]
         session = self.incoming
         line = self._files.owner.read().find(question.session.hex())
         known = line is not None and line.outcome is not Outcome.SENT
@@ -286,7 +299,7 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        self._tail_came = True
+        self._brought = Brought.TAIL
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
@@ -294,11 +307,20 @@ class Mobility:
             )
         await self.incoming.apply_tail(blob)
 
-    async def set_aside(self) -> None:
-        """QEMU brings a whole blob: what a peer may have sent is of no use. Raises NotOurs."""
+    async def set_blob(self, kind: int, state: bytes) -> int:
+        """Take a whole blob that QEMU has brought; return the engine's result. Raises NotOurs.
+
+        What a peer may have sent is of no use then.
+        """
         self._wakefulness.hold()
-        self._tail_came = False
-        await self._end_incoming("QEMU brings whole blobs")
+        if kind != StateType.PERMANENT and self._brought is Brought.TAIL:
+            raise NotOurs("QEMU brings a whole blob beside a tail; migrate again")
+        async with self._coming:
+            await self._end_incoming("QEMU brings whole blobs")
+            reply = await self._engine.request(LinkOperation.SET_STATE, kind, state)
+            if kind == StateType.PERMANENT and not reply.result:
+                self._brought = Brought.WHOLE
+        return reply.result
 
     async def _end_incoming(self, reason: str) -> None:
         """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
@@ -313,30 +335,37 @@ class Mobility:
         # It was on, ahead of time: its guest has lost power now.
         await self._engine.request(LinkOperation.STOP)
 
-    async def init(self, *, has_blob: bool, is_incoming: bool) -> int:
+    async def init(self, *, is_incoming: bool) -> int:
         """Start the TPM from what there is; return libtpms' result.
 
         ``is_incoming``: QEMU says that its guest came with a stream. Raises NotOurs: it may not
         start.
         """
-        if self.incoming is not None and is_incoming and self.incoming.awaits_init:
-            if await self.incoming.start():
-                await self._has_come()
+        async with self._coming:
+            if self._brought is Brought.TAIL and is_incoming:
+                await self._init_from_tail()
                 return 0
+            await self._end_incoming("QEMU starts the TPM without the tail")
+            is_whole = self._brought is Brought.WHOLE
+            if not is_whole:
+                await self._check_ours()
+            start = LinkInit.CAME if is_whole else LinkInit(0)
+            reply = await self._engine.request(LinkOperation.INIT, start)
+            self._brought = Brought.NOTHING
+            if is_whole and not reply.result:
+                self._files.owner.arrive()
+                await self._has_come()
+            return reply.result
+
+    async def _init_from_tail(self) -> None:
+        if self.incoming is None or not self.incoming.awaits_init:
+            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
+        if not await self.incoming.start():
             raise NotOurs(
                 "the source has not granted the vTPM; the guest goes on there: migrate again"
             )
-        if self._tail_came and is_incoming:
-            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
-        await self._end_incoming("QEMU starts the TPM without the tail")
-        if not has_blob:
-            await self._check_ours()
-        start = LinkInit.CAME if has_blob else LinkInit(0)
-        reply = await self._engine.request(LinkOperation.INIT, start)
-        if has_blob and not reply.result:
-            self._files.owner.arrive()
-            await self._has_come()
-        return reply.result
+        self._brought = Brought.NOTHING
+        await self._has_come()
 
     async def _check_ours(self) -> None:
         """Raise NotOurs unless the vTPM is, or becomes, this host's."""
@@ -354,15 +383,20 @@ class Mobility:
             )
 
     async def _has_come(self) -> None:
-        """A vTPM that has come to this host runs: what went out before is history."""
-        self._tail_came = False
+        """A vTPM that has come to this host runs: what was given away before is history.
+
+        A session that is armed goes on: it is a snapshot of the same guest that was loaded.
+        """
         if self.outgoing is not None:
             await self.outgoing.came_back()
-        self.outgoing = None
+            if self.outgoing.ended.is_set():
+                self.outgoing = None
 
     async def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
-        self._tail_came = False
+        if self._brought is Brought.WHOLE:
+            await self._engine.request(LinkOperation.FORGET_STATE)
+        self._brought = Brought.NOTHING
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
 
