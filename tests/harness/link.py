@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -132,12 +133,26 @@ class Link:
         with self._changed:
             self._silent = False
 
+    def forget(self) -> None:
+        """Drop all that comes on the connections that there are, as a firewall does; tell nobody.
+
+        New ones are forwarded.
+        """
+        for connection in self._connections:
+            connection.forget()
+
+    def wait_for_close(self) -> None:
+        """Return when all connections are to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing)
+
     def close(self) -> None:
         """Cut what is open, and end; nothing happens if that was done."""
         with self._changed:
             if self._closing:
                 return
             self._closing = True
+            self._changed.notify_all()
         self._listener.shutdown(socket.SHUT_RDWR)  # accept() ends
         self._thread.join()
         self._listener.close()
@@ -313,7 +328,9 @@ class _Connection:
     """Two ends, and a thread for each direction; both finish when one does."""
 
     def __init__(self, link: Link, source: _End, destination: _End) -> None:
+        self._link = link
         self._ends = (source, destination)
+        self._forgotten = threading.Event()
         self._lock = threading.Lock()
         self._n_running = 2
         self._ways = (
@@ -330,6 +347,14 @@ class _Connection:
         for thread in self._threads:
             thread.join()
 
+    def forget(self) -> None:
+        """Drop what comes from now on; no side is told of the other's end."""
+        self._forgotten.set()
+
+    def is_forgotten(self) -> bool:
+        """Return whether what comes is dropped."""
+        return self._forgotten.is_set()
+
     def let_go(self) -> None:
         """Forward what was kept, unless it is still to be."""
         for way in self._ways:
@@ -342,7 +367,9 @@ class _Connection:
     def _run(self, way: "_Way") -> None:
         # A reset by one side is passed on as an end.
         with contextlib.suppress(OSError):
-            way.forward()
+            way.forward(self.is_forgotten)
+        if self.is_forgotten():
+            self._link.wait_for_close()
         self._end()
         with self._lock:
             self._n_running -= 1
@@ -369,9 +396,11 @@ class _Way:
         self._lock = threading.Lock()
         self._kept: list[Unit] = []
 
-    def forward(self) -> None:
+    def forward(self, is_forgotten: Callable[[], bool]) -> None:
         """Forward, until the end or a cut. Raises OSError."""
         while (unit := self._source.read()) is not None:
+            if is_forgotten():
+                continue
             with self._lock:
                 is_kept = bool(self._kept) or self._link.is_held(self._direction)
                 if is_kept and not unit.is_sign_of_life:

@@ -11,7 +11,6 @@ from tests.model.world import (
     SESSION,
     THIRD,
     Project,
-    Tagged,
     World,
     destination_can,
     destination_closes,

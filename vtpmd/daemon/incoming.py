@@ -456,8 +456,8 @@ class Incoming:
     async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
         self._forget_images()
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
         try:
+            await self._owner.engine.request(LinkOperation.FORGET_STATE)
             self._owner.files.owner.decline(self.session)
             self._owner.files.incoming.remove()
         except VtpmdError as error:
@@ -469,8 +469,8 @@ class Incoming:
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)
         self._forget_images()
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
         try:
+            await self._owner.engine.request(LinkOperation.FORGET_STATE)
             self._owner.files.owner.decline(self.session)
             self._owner.files.incoming.remove()
         except VtpmdError as error:
