@@ -266,6 +266,8 @@ class Incoming:
             self._owner.files.incoming.make(self.session)
         except VtpmdError as error:
             self._events.put(events.StageFailed(peer.Reason.STORAGE, str(error)))
+        else:
+            self._events.put(events.Prepared())
 
     def _apply_record(self, record: bytes) -> None:
         kind = StateType(core.delta_inspect(record).type)

@@ -146,6 +146,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
 _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.WELCOMING, peer.Hello): State.RECEIVING,
     (State.WELCOMING, events.LinkLost): State.ENDED,
+    (State.RECEIVING, events.Prepared): State.RECEIVING,
     (State.RECEIVING, peer.Key): State.RECEIVING,
     (State.RECEIVING, peer.Record): State.RECEIVING,
     (State.RECEIVING, peer.Commit): State.STAGING,
