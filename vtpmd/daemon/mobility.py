@@ -258,7 +258,8 @@ class Mobility:
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
         if session is not None and known and session.session == question.session:
-            if isinstance(question, peer.Reclaim):
+            # What is on its way back is fenced for whoever asks: its record may be written now.
+            if isinstance(question, peer.Reclaim) or session.is_releasing:
                 await session.reclaim(connection)
                 return
             await self._ask(session)
