@@ -2,8 +2,8 @@
 
 Steps that nothing can be told apart by are done in one go (``go_on``). A host that crashes leaves
 what it would have left before a step that changed no disk; nobody else sees such a step, but for
-what is said. What was said a moment ago may be lost with the host, or with the link: that is part of
-a crash and of a cut, and so sending, too, is such a step. What is left, and comes one by one, is
+what is said. What was said a moment ago may be lost with the host, or with the link: that is part
+of a crash and of a cut, and so sending, too, is such a step. What is left, and comes one by one, is
 what is *durable*: a record or a file that is written. No run of steps begins and ends serving.
 """
 
@@ -55,12 +55,12 @@ DECLINE: Final = ("decline", "remove file", events.Remembered())
 RELEASE: Final = ("give back", "remove file", events.Remembered())
 
 
-def go_on(project: Project, world: World, without: frozenset[str]) -> World:
+def go_on(project: Project, world: World) -> World:
     """Have both sides do what they have to, up to what is durable."""
     while world.s.todo and not _is_durable(world, world.s.todo[0].value):
-        world = source_acts(project, world, without)
+        world = source_acts(project, world)
     while world.d.todo and not _is_durable(world, world.d.todo[0].value):
-        world = destination_acts(project, world, without)
+        world = destination_acts(project, world)
     return world
 
 
@@ -71,7 +71,7 @@ def _is_durable(world: World, action: object) -> bool:
     return action in RECORDS or (isinstance(action, str) and action not in ("admit", "third"))
 
 
-def source_acts(project: Project, world: World, without: frozenset[str]) -> World:
+def source_acts(project: Project, world: World) -> World:
     """Do the first thing that the source has to do."""
     action, *rest = world.s.todo
     world = world.source(todo=tuple(rest))
@@ -134,7 +134,7 @@ _ROUND: Final = events.Round(1, 1, 1, 0)
 _COMMIT: Final = tag(source.Send(peer.Commit(*_ROUND)))
 
 
-def destination_acts(project: Project, world: World, without: frozenset[str]) -> World:
+def destination_acts(project: Project, world: World) -> World:
     """Do the first thing that the destination has to do."""
     action, *rest = world.d.todo
     world = world.destination(todo=tuple(rest))
@@ -143,7 +143,7 @@ def destination_acts(project: Project, world: World, without: frozenset[str]) ->
         return destination_takes(project, world, value) or world
     match value:
         case str():
-            return _STEPS[value](project, world, without)
+            return _STEPS[value](project, world)
         case destination.Send(message=message):
             return send_to_s(world, message)
         case destination.Stage():
@@ -151,14 +151,14 @@ def destination_acts(project: Project, world: World, without: frozenset[str]) ->
             held = world.destination(file="staged", file_of=world.d.session, staged=staged)
             return _afterwards(held, events.Staged())
         case destination.UseTail():
-            return _use_tail(world, without)
+            return _use_tail(project, world)
         case destination.Decline():
             engine = "fenced" if world.d.engine == "fenced" else "off"
             return _next(world.destination(engine=engine), *DECLINE)
         case destination.Discard():
             return _next(world, *DECLINE[:2])
         case Theirs():
-            return _destination_does(world, value, without)
+            return _destination_does(project, world, value)
     return world
 
 
@@ -170,14 +170,14 @@ def _afterwards(world: World, *steps: Any) -> World:
     return world.destination(todo=(*world.d.todo, *map(tag, steps)))
 
 
-def _use_tail(world: World, without: frozenset[str]) -> World:
+def _use_tail(project: Project, world: World) -> World:
     host = world.d
     if not _opens(host.session):
         return _afterwards(world, events.TailRefused(Reason.STATE, ""))
     # A session that is not the current one, for a canary, has left its images in the engine; the
     # tail finds nothing new in those of its own.
     value = FOREIGN if host.staged == FOREIGN else world.tail
-    from_engine = "digests" not in without
+    from_engine = "digests" not in project.without
     digests = (b"of", b"another") if value == FOREIGN and from_engine else DIGESTS
     held = world.destination(file="staged", staged=value, engine="held", value=value)
     return _afterwards(held, events.TailApplied(digests, 0, 0, 0))
@@ -196,7 +196,7 @@ def _opens(session: bytes) -> bool:
     return True
 
 
-def _destination_does(world: World, action: Theirs, without: frozenset[str]) -> World:
+def _destination_does(project: Project, world: World, action: Theirs) -> World:
     host = world.d
     match action:
         case Theirs.START:
@@ -204,7 +204,7 @@ def _destination_does(world: World, action: Theirs, without: frozenset[str]) -> 
             return _afterwards(held, events.HeldStarted())
         case Theirs.LET_GO:
             return world.destination(engine="off")
-        case Theirs.SETTLE if "settle" in without:
+        case Theirs.SETTLE if "settle" in project.without:
             return _afterwards(world.destination(settles=True), events.Settled())
         case Theirs.RELEASE:
             if host.served:
@@ -215,8 +215,8 @@ def _destination_does(world: World, action: Theirs, without: frozenset[str]) -> 
     return _next(world, *STEPS.get(action, ()))
 
 
-def _writes(name: str, *arguments: Any) -> Callable[[Project, World, frozenset[str]], World]:
-    def write(project: Project, world: World, without: frozenset[str]) -> World:
+def _writes(name: str, *arguments: Any) -> Callable[[Project, World], World]:
+    def write(project: Project, world: World) -> World:
         host = world.d
         record = project.transition(host.record, name, host.session, *arguments)
         return world.destination(record=record)
@@ -224,31 +224,31 @@ def _writes(name: str, *arguments: Any) -> Callable[[Project, World, frozenset[s
     return write
 
 
-def _makes_file(_: Project, world: World, without: frozenset[str]) -> World:
+def _makes_file(_: Project, world: World) -> World:
     return world.destination(file="staged", file_of=world.d.session, staged=OLD)
 
 
-def _removes_file(_: Project, world: World, without: frozenset[str]) -> World:
+def _removes_file(_: Project, world: World) -> World:
     return world.destination(file="none")
 
 
-def _grants(_: Project, world: World, without: frozenset[str]) -> World:
+def _grants(_: Project, world: World) -> World:
     return world.destination(file="granted")
 
 
-def _admits(_: Project, world: World, without: frozenset[str]) -> World:
+def _admits(_: Project, world: World) -> World:
     return world.destination(engine="active", served=False)
 
 
-def _writes_own_file(_: Project, world: World, without: frozenset[str]) -> World:
+def _writes_own_file(_: Project, world: World) -> World:
     return world.destination(own=world.d.value, file="written")
 
 
-def _third_begins(project: Project, world: World, without: frozenset[str]) -> World:
+def _third_begins(project: Project, world: World) -> World:
     """Another host's session is armed here, with a base of its own vTPM."""
     host = world.d
     record = project.transition(host.record, "expect", THIRD, "third")
-    if "orphan" in without and host.state not in (None, State.ENDED):
+    if "orphan" in project.without and host.state not in (None, State.ENDED):
         # As it was: the session before goes on, and both stage into one engine and one file.
         return world.destination(record=record, file_of=THIRD, staged=FOREIGN)
     began = destination_closes(world).destination(record=record, engine="off", served=False)
@@ -257,7 +257,7 @@ def _third_begins(project: Project, world: World, without: frozenset[str]) -> Wo
     )
 
 
-_STEPS: Final[dict[str, Callable[[Project, World, frozenset[str]], World]]] = {
+_STEPS: Final[dict[str, Callable[[Project, World], World]]] = {
     "expect": _writes("expect", "a"),
     "make file": _makes_file,
     "decline": _writes("decline"),

@@ -28,15 +28,15 @@ from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 
 
-def faults(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def faults(project: Project, world: World) -> Iterator[Move]:
     """Yield what can go wrong."""
     yield from _cuts(world)
     yield from _crashes(world)
-    yield from _disks(project, world, without)
+    yield from _disks(project, world)
     if not world.s.todo:
         yield from _at_source(project, world)
     if not world.d.todo:
-        yield from _at_destination(project, world, without)
+        yield from _at_destination(project, world)
 
 
 def _cuts(world: World) -> Iterator[Move]:
@@ -83,11 +83,11 @@ def _crashes(world: World) -> Iterator[Move]:
         yield "QEMU at the source dies", world.source(qemu="dead", on=False, resumed=False)
 
 
-def _disks(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def _disks(project: Project, world: World) -> Iterator[Move]:
     """A disk says that it failed: what was to be written is there, or is not."""
     if world.s.todo and (action := world.s.todo[0].value) in RECORDS:
         for label, done in _with_and_without(
-            world.source(todo=world.s.todo[1:]), source_acts(project, world, without)
+            world.source(todo=world.s.todo[1:]), source_acts(project, world)
         ):
             yield f"DISK of the source, {label}", _source_fails(project, done, action)
         return
@@ -99,7 +99,7 @@ def _disks(project: Project, world: World, without: frozenset[str]) -> Iterator[
         if failure is None:
             return
         rest = (*world.d.todo[end + 1 :], tag(failure))
-        written = destination_acts(project, world, without)
+        written = destination_acts(project, world)
         for label, done in _with_and_without(world, written):
             yield f"DISK of the destination, {label}", done.destination(todo=rest)
 
@@ -137,7 +137,7 @@ def _at_source(project: Project, world: World) -> Iterator[Move]:
         yield from took("DISARM at the source", ended)
 
 
-def _at_destination(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def _at_destination(project: Project, world: World) -> Iterator[Move]:
     """What operators, other hosts and clocks do."""
     host = world.d
     if not host.up:
@@ -150,9 +150,9 @@ def _at_destination(project: Project, world: World, without: frozenset[str]) -> 
         yield from took("QEMU at the destination boots, or brings whole blobs", aside)
     if world.d_link and world.to_d and host.session == SESSION:
         yield from _refused(project, world)
-    yield from _third(project, world, without)
+    yield from _third(project, world)
     if destination_can(world) and host.served:
-        served = "served" not in without
+        served = "served" not in project.without
         yield "LOADVM at the destination", world.destination(served=served)
 
 
@@ -168,7 +168,7 @@ def _refused(project: Project, world: World) -> Iterator[Move]:
         yield "REFUSED by libtpms", taken.destination(todo=(refused,))
 
 
-def _third(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def _third(project: Project, world: World) -> Iterator[Move]:
     """Another host's source begins, or ends, a session of another vTPM."""
     host = world.d
     if host.session == THIRD and host.state not in (None, State.ENDED):
@@ -181,7 +181,7 @@ def _third(project: Project, world: World, without: frozenset[str]) -> Iterator[
     if not first or host.qemu == "run" or host.state not in (*welcome, *silent):
         return
     aside = world
-    if "orphan" not in without:
+    if "orphan" not in project.without:
         aside = destination_takes(project, world, events.SetAside("")) or world
     began = aside.destination(todo=(*aside.d.todo, tag("third")))
     yield "HELLO of another host", began

@@ -34,7 +34,7 @@ from vtpmd.wire import peer
 Move = tuple[str, World]
 
 
-def moves(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def moves(project: Project, world: World) -> Iterator[Move]:
     """Yield what can happen without a fault.
 
     What a side has to do by itself comes before what others do, the source's first: the two change
@@ -43,14 +43,14 @@ def moves(project: Project, world: World, without: frozenset[str]) -> Iterator[M
     """
     if world.s.todo:
         action = world.s.todo[0].value
-        yield f"source: {_name(action)}", source_acts(project, world, without)
+        yield f"source: {_name(action)}", source_acts(project, world)
         return
     if world.d.todo:
         action = world.d.todo[0].value
-        yield f"destination: {_name(action)}", destination_acts(project, world, without)
+        yield f"destination: {_name(action)}", destination_acts(project, world)
         return
-    yield from _source_moves(project, world, without)
-    yield from _destination_moves(project, world, without)
+    yield from _source_moves(project, world)
+    yield from _destination_moves(project, world)
     yield from _commands(world)
     if world.d.settles:
         # The canary's: settling that is not part of the session, and so not stopped by its end.
@@ -76,10 +76,10 @@ def took(label: str, world: World | None) -> Iterator[Move]:
 # The source.
 
 
-def _source_moves(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def _source_moves(project: Project, world: World) -> Iterator[Move]:
     host = world.s
     if not host.up:
-        yield "source's vtpmd starts", _source_starts(world, without)
+        yield "source's vtpmd starts", _source_starts(project, world)
         return
     if host.state is not None:
         yield from _source_session(project, world)
@@ -148,13 +148,13 @@ def _withdraw(project: Project, world: World) -> World:
     return world.source(withdraws=False, record=record)
 
 
-def _source_starts(world: World, without: frozenset[str]) -> World:
+def _source_starts(project: Project, world: World) -> World:
     host = world.s
     world = world.source(up=True)
     if may_serve(host.record):
         return world
     found = Source.found(SESSION)
-    return world.source(fenced=True, state=found.state, asks="ask" not in without)
+    return world.source(fenced=True, state=found.state, asks="ask" not in project.without)
 
 
 def _source_qemu(project: Project, world: World) -> Iterator[Move]:
@@ -178,10 +178,10 @@ def _source_qemu(project: Project, world: World) -> Iterator[Move]:
 # The destination.
 
 
-def _destination_moves(project: Project, world: World, without: frozenset[str]) -> Iterator[Move]:
+def _destination_moves(project: Project, world: World) -> Iterator[Move]:
     host = world.d
     if not host.up:
-        yield "destination's vtpmd starts", _destination_starts(project, world, without)
+        yield "destination's vtpmd starts", _destination_starts(project, world)
         return
     if world.d_link and world.to_d:
         yield _destination_hears(project, world)
@@ -190,7 +190,7 @@ def _destination_moves(project: Project, world: World, without: frozenset[str]) 
         taken = destination_takes(project, lost, events.LinkLost("")) if _is_its(world) else None
         yield "destination notices the loss", taken or lost
     if world.question is not None:
-        yield _answer(project, world, world.question.value, without)
+        yield _answer(project, world, world.question.value)
     if host.session == THIRD and host.state is State.HOLDING:
         stopped = destination_takes(project, world, peer.Stopped(THIRD))
         yield from took("the third host's guest stops", stopped)
@@ -222,14 +222,14 @@ def _destination_tries_again(project: Project, world: World) -> Iterator[Move]:
         yield from took("it admits", destination_takes(project, world, events.InitAnswered()))
 
 
-def _answer(project: Project, world: World, question: Any, without: frozenset[str]) -> Move:
+def _answer(project: Project, world: World, question: Any) -> Move:
     """As Mobility.answer() does, and what the answer then is."""
     label = f"destination is asked: {type(question).__name__}"
     host = world.d
     asked = world._replace(question=None)
     if _is_its(world) and host.state is not None:
         is_due = isinstance(question, peer.Reclaim) or (
-            host.state is State.RELEASING and "releasing" not in without
+            host.state is State.RELEASING and "releasing" not in project.without
         )
         if is_due and host.state is not State.ENDED:
             return label, _reclaimed(project, destination_closes(asked)._replace(asked=True))
@@ -256,7 +256,7 @@ def _reclaimed(project: Project, world: World) -> World:
     return taken or destination_takes(project, world, events.LinkLost("")) or world
 
 
-def _destination_starts(project: Project, world: World, without: frozenset[str]) -> World:
+def _destination_starts(project: Project, world: World) -> World:
     """As vtpmd.store.moving.take_up() does."""
     host = world.d
     world = world.destination(up=True, file="none")

@@ -65,8 +65,7 @@ class _Search:
     """Worlds by number, in the order in which they were come to."""
 
     def __init__(self, without: frozenset[str]) -> None:
-        self.project = Project()
-        self.without = without
+        self.project = Project(without)
         self.numbers: dict[World, int] = {}
         self.worlds: list[World] = []
         self.parents = array("i")
@@ -82,7 +81,7 @@ class _Search:
         while self.n_spread < len(self.worlds):
             number, world = self.n_spread, self.worlds[self.n_spread]
             self.n_spread += 1
-            for label, after in self._following(moves(self.project, world, self.without)):
+            for label, after in self._following(moves(self.project, world)):
                 self.edges_from.append(number)
                 self.edges_to.append(self._come_to(after, number, label))
 
@@ -90,13 +89,13 @@ class _Search:
         """Come to all worlds that one fault leads to."""
         for number in range(self.n_failed, self.n_spread):
             world = self.worlds[number]
-            for label, after in self._following(faults(self.project, world, self.without)):
+            for label, after in self._following(faults(self.project, world)):
                 self._come_to(after, number, label)
         self.n_failed = self.n_spread
 
     def _following(self, found: Iterable[Move]) -> Iterable[Move]:
         for label, world in found:
-            yield label, forget(go_on(self.project, world, self.without))
+            yield label, forget(go_on(self.project, world))
 
     def _come_to(self, world: World, parent: int, label: str) -> int:
         number = self.numbers.get(world)

@@ -32,7 +32,7 @@ NOTHING, OLD, NEWEST, FOREIGN = -1, 0, 1, 2  # what a place holds of the vTPM
 
 
 class Tagged:
-    """A value of any kind, one object for all that are equal: compared and hashed as fast as can be.
+    """A value of any kind, one object for all that are equal, which is fast to compare.
 
     Tuples of two kinds may be equal; two of these never are.
     """
@@ -99,7 +99,7 @@ class DestinationHost(NamedTuple):
 
 
 class World(NamedTuple):
-    """All of it. Faults are not part of it: who has more of them left can do all that others can."""
+    """All of it. The faults that are left are not part of it: more of them only add to it."""
 
     s: SourceHost
     d: DestinationHost
@@ -127,7 +127,7 @@ class _Nowhere:
     """A disk that takes everything; the record is part of the world."""
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
-        raise AssertionError
+        raise AssertionError((name, bytes_max))
 
     def replace(self, name: str, content: bytes) -> None:
         pass
@@ -148,10 +148,12 @@ class _Nowhere:
 class Project:
     """The project's own code, which is asked each question once in a search.
 
-    ``rows`` are the rows of the sessions' TABLE that it was asked for.
+    ``rows`` are the rows of the sessions' TABLE that it was asked for, ``without`` the repairs that
+    the model leaves out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self.without = without
         self.rows: set[tuple[State, type]] = set()
         self._steps: dict[Any, tuple[State, tuple[Tagged, ...]] | None] = {}
         self._transitions: dict[Any, Tagged] = {}

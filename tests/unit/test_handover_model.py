@@ -164,7 +164,7 @@ def test_canary_is_found(name: str) -> None:
 
 
 # What the search does not come to, and why.
-UNREACHED = {
+UNREACHED: dict[tuple[State, Any], str] = {
     (State.GREETING, peer.Refuse): "before anything has moved: the same as a link that is lost",
     **{
         (state, events.CameBack): "the vTPM's way back is another session's" for state in GIVEN_AWAY

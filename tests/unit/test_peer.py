@@ -50,10 +50,15 @@ def decode(*pieces: bytes) -> list[peer.Message]:
     return messages
 
 
+def kinds(messages: list[peer.Message]) -> list[tuple[type, peer.Message]]:
+    """Tell messages apart: tuples of two kinds may be equal."""
+    return [(type(message), message) for message in messages]
+
+
 @given(st.lists(MESSAGES, max_size=5))
 def test_round_trip(messages: list[peer.Message]) -> None:
     """Several in one read."""
-    assert decode(b"".join(map(peer.encode, messages))) == messages
+    assert kinds(decode(b"".join(map(peer.encode, messages)))) == kinds(messages)
 
 
 @given(MESSAGES)
