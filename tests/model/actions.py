@@ -47,7 +47,7 @@ RECORDS: Final = {
 PREPARE: Final = ("expect", "make file")
 # Of the destination's actions that are made of steps. "decline" comes with a reason.
 STEPS: Final[dict[Theirs, tuple[Any, ...]]] = {
-    Theirs.PREPARE: PREPARE,
+    Theirs.PREPARE: (*PREPARE, events.Prepared()),
     Theirs.ADMIT: ("grant", "admit", events.Admitted(0, 0)),
     Theirs.SETTLE: ("own file", "take", "remove file", events.Settled()),
 }

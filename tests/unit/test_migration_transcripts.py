@@ -65,6 +65,7 @@ EVENTS: dict[str, Any] = {
     "Disarmed": events.Disarmed("a reason"),
     "Remembered": events.Remembered(),
     "RecordFailed": events.RecordFailed("a reason"),
+    "Prepared": events.Prepared(),
     "Staged": events.Staged(),
     "StageFailed": events.StageFailed(peer.Reason.STATE, "a reason"),
     "HeldStarted": events.HeldStarted(),
@@ -513,7 +514,8 @@ SOURCE = {
 
 
 TO_HOLDING = """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Record                  RECEIVING   apply
     Commit                  STAGING     stage
@@ -546,7 +548,8 @@ TO_SETTLED = f"""{TO_STARTED}
 
 DESTINATION = {
     "the vTPM comes": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Record                  RECEIVING   apply
     Record                  RECEIVING   apply
@@ -621,7 +624,8 @@ DESTINATION = {
     Settled                 SETTLED     CLOSE
     """,
     "is it there?": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Ping                    RECEIVING   send Pong
     Key                     RECEIVING
     Commit                  STAGING     stage
@@ -660,43 +664,51 @@ DESTINATION = {
     LinkLost                ENDED       CLOSE
     """,
     "the session cannot be written down": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     StageFailed             ENDED       send Refuse, discard, CLOSE
     """,
     "the link is lost before a base": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     LinkLost                ENDED       discard, CLOSE
     """,
     "disarmed before a base": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Disarm                  ENDED       discard, CLOSE
     """,
     "another source begins before a base": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     SetAside                ENDED       send Refuse, discard, CLOSE
     """,
     "libtpms refuses the round": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Commit                  STAGING     stage
     StageFailed             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Commit                  STAGING     stage
     LinkLost                DECLINING   decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages, and the source gives up": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Commit                  STAGING     stage
     Disarm                  DECLINING   decline
     """,
     "the engine fails while it stages, and another source begins": """
-    Hello                   RECEIVING   send Welcome, PREPARE
+    Hello                   RECEIVING   PREPARE
+    Prepared                RECEIVING   send Welcome
     Key                     RECEIVING
     Commit                  STAGING     stage
     SetAside                DECLINING   send Refuse, decline

@@ -20,7 +20,7 @@ from vtpmd.wire import peer
 
 # Two of the largest images in records: the first round. More is under way at no time.
 UNSENT_BYTES_MAX: Final = 4 * peer.FRAME_BYTES_MAX
-# For the other side to read the last word, and to close: a round trip, and a base that is under way.
+# For the other side to read the last word, and to close: a round trip, with a base under way.
 LINGER_S: Final = 1.0
 
 # A flow that a firewall has forgotten, or whose other end has lost its power, ends without a word.
