@@ -1,4 +1,4 @@
-"""Run schedules by hand: ``python -m tests.sim [SEED [COUNT]]``; one alone prints its transcript."""
+"""Run schedules by hand: ``python -m tests.sim [SEED [COUNT]]``; one prints its transcript."""
 
 from __future__ import annotations
 

@@ -11,10 +11,8 @@ import pytest
 
 from tests.sim import schedule
 from tests.sim.engine import SimEngine
-from tests.sim.world import World
 from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon import incoming, mobility, outgoing
-from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration import destination, events, source
@@ -26,12 +24,18 @@ from vtpmd.wire import peer
 
 Patch = pytest.MonkeyPatch
 
+# So many schedules must be enough to find one, as a rule.
+SEEDS: Final = range(1000)
+
 
 class Canary(NamedTuple):
     """One thing taken out, and what has to go wrong for that to matter."""
 
     apply: Callable[[Patch], None]
-    faults: tuple[Callable[[World], None], ...]
+    faults: tuple[schedule.Fault, ...] = schedule.FAULTS
+    steps: range = schedule.STEPS
+    seeds: range = SEEDS
+    numbers: bool = False  # it is about generations
 
 
 async def _nothing(*_: object) -> None:
@@ -95,24 +99,6 @@ def _restarted_source_does_not_ask(patch: Patch) -> None:
     patch.setattr(Mobility, "begin", begin)
 
 
-def _first_answer_ends_the_asking(patch: Patch) -> None:
-    asks = Asking._ask_again_and_again
-
-    async def once(self: Asking) -> None:
-        question, answered = self._question, self._answered
-        has_answer = False
-
-        async def answer(message: peer.Message) -> None:
-            nonlocal has_answer
-            has_answer = True
-            await answered(message)
-
-        self._answered, self._question = answer, lambda: None if has_answer else question()
-        await asks(self)
-
-    patch.setattr(Asking, "_ask_again_and_again", once)
-
-
 def _grant_is_not_durable(patch: Patch) -> None:
     patch.setattr(IncomingStates, "grant", lambda _: None)
 
@@ -170,24 +156,28 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 
 
 CANARIES: Final[dict[str, Canary]] = {
-    "the record says offered only after the tail": Canary(_offers_nothing, schedule.FAULTS),
-    "no session is remembered": Canary(_remembers_no_session, schedule.FAULTS),
-    "settling is not part of the session": Canary(_settles_in_its_own_time, schedule.FAULTS),
+    "the record says offered only after the tail": Canary(_offers_nothing),
+    "no session is remembered": Canary(_remembers_no_session),
+    "settling is not part of the session": Canary(_settles_in_its_own_time),
     "arming strikes out": Canary(
         _arming_strikes_out, (schedule.arm_again, schedule.crash, schedule.qemu_dies)
     ),
     "loadvm undoes that commands were served": Canary(
-        _loadvm_undoes_that_commands_were_served, (schedule.go_back, schedule.cont)
+        _loadvm_undoes_that_commands_were_served,
+        (schedule.go_back, schedule.go_back, schedule.cont),
     ),
-    "a granted file wins over the record": Canary(_granted_file_wins, schedule.FAULTS),
-    "a restarted source does not ask": Canary(_restarted_source_does_not_ask, schedule.FAULTS),
-    "the first answer ends the asking": Canary(_first_answer_ends_the_asking, schedule.FAULTS),
-    "commands run before the grant is durable": Canary(_grant_is_not_durable, schedule.FAULTS),
+    "a granted file wins over the record": Canary(
+        _granted_file_wins,
+        (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
+        schedule.HAND_OVER,
+    ),
+    "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
+    "commands run before the grant is durable": Canary(_grant_is_not_durable),
     "an orphan session goes on, and digests are not compared": Canary(
         _orphan_goes_on, (schedule.other_host,)
     ),
-    "generations are not raised": Canary(_generations_are_not_raised, schedule.FAULTS),
-    "the source goes on serving": Canary(_retires_in_vain, schedule.FAULTS),
+    "generations are not raised": Canary(_generations_are_not_raised, numbers=True),
+    "the source goes on serving": Canary(_retires_in_vain),
     "a source is welcomed while QEMU brings its guest": Canary(
         _welcomes_at_any_time, (schedule.silence, schedule.arm_again, schedule.other_host)
     ),

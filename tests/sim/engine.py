@@ -147,15 +147,15 @@ class SimEngine:
         idle = self.held or self.retired or self.failed or self.must_wait
         return self._process.alive and self.running and not idle
 
-    def execute(self, value: int, check: Callable[[Permanent, Volatile], None]) -> Response:
-        """Execute a command, which leaves a value; ``check`` sees the states that it finds."""
+    def execute(self, value: int, check: Callable[[int, Permanent, Volatile], None]) -> Response:
+        """Execute a command, which leaves a value; ``check`` sees that, and what it finds."""
         self._process.check_alive()
         if self.must_wait:
             return Response.WAIT
         if not self.executes:
             return Response.FAILURE
         assert self.permanent is not None and self.volatile is not None
-        check(self.permanent, self.volatile)
+        check(value, self.permanent, self.volatile)
         self._run_on()
         self.worked = self.served = True
         self.permanent = self.permanent._replace(value=value)

@@ -43,7 +43,7 @@ class Scheduler:
 
     def process(self, name: str, host: Any = None) -> Process:
         """Start a process."""
-        process = Process(self, name, host)
+        process = Process(self, name, host)  # type: ignore[abstract] # all that is needed is there
         self._processes.append(process)
         self._every.append(process)
         return process
@@ -158,19 +158,19 @@ class Process(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return not self.alive
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self.ready.append(handle)
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, list(args), self, context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from tests.sim.loop import Process, Scheduler
@@ -141,9 +142,8 @@ class Network:
             pieces = [data[:middle], data[middle:]]
         for piece in pieces:
             flow.under_way += 1
-            self._scheduler.after(
-                end._arrives_s - self._scheduler.now_s, lambda piece=piece: flow.deliver(end, piece)
-            )
+            in_s = end._arrives_s - self._scheduler.now_s
+            self._scheduler.after(in_s, partial(flow.deliver, end, piece))
 
     def _flow_of(self, end: Stream) -> Flow | None:
         return next((each for each in self._flows if end in each.ends), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.sim.engine import Response
@@ -40,11 +41,18 @@ COMMAND_INTERVAL_S: Final = (0.002, 0.02, 0.1, 0.4)
 WAITS: Final = 20
 WAIT_S: Final = 0.05
 STREAM_TIMEOUT_S: Final = 15.0
+# How often a migration is cancelled when the guest stands still already.
+CANCELLED: Final = 0.05
 TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
 
 
 class TpmLost(Exception):
     """The TPM does not answer, or answers with an error."""
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Saved(NamedTuple):
@@ -107,7 +115,7 @@ class Qemu:
         waiting = asyncio.get_running_loop().create_future()
         self._waiters.append(waiting)
         doing = self.process.spawn(work)
-        doing.add_done_callback(lambda _: waiting.done() or waiting.set_result(None))
+        doing.add_done_callback(lambda _: _wake(waiting))
         if self.process.alive:
             await waiting
         return doing.done() and bool(doing.result())
@@ -118,8 +126,7 @@ class Qemu:
         self.vcpus = False
         self._comes_not()
         for waiting in self._waiters:
-            if not waiting.done():
-                waiting.set_result(None)
+            _wake(waiting)
 
     def _leave(self) -> None:
         self._emit(QemuDisconnected())
@@ -131,10 +138,8 @@ class Qemu:
         """End, and say so."""
         self.vcpus = False
         self.log("quits")
-        try:
+        with suppress(TpmLost):
             await self.control(Bare(Command.SHUTDOWN))
-        except TpmLost:
-            pass
         self._leave()
 
     def lost_tpm(self) -> None:
@@ -169,7 +174,7 @@ class Qemu:
                 waiting.set_result(answer)
 
         daemon.control(request, answered)
-        answer = await waiting
+        answer: bytes = await waiting
         (result,) = struct.unpack_from(">I", answer)
         self.world.note(f"qemu at {self.host.name}: {request.command.name} → {result:#x}")
         if result:
@@ -219,10 +224,8 @@ class Qemu:
         self._emit(GuestResumed())
         if self.saved:
             self.saved = False
-            try:
+            with suppress(TpmLost):
                 await self.control(control.LockStorage(300))
-            except TpmLost:
-                pass
         self.vcpus = True
 
     async def save(self) -> Saved:
@@ -263,7 +266,7 @@ class Qemu:
             if not self.vcpus or daemon is None or daemon.engine is None or not self.has_tpm:
                 return False
             value = self.vm.next_value()
-            response = daemon.engine.execute(value, lambda *found: self._check(value, *found))
+            response = daemon.engine.execute(value, self._check)
             if response is Response.DONE:
                 self.vm.acknowledged(value)
                 assert self.memory is not None
@@ -275,7 +278,7 @@ class Qemu:
         return False
 
     def _check(self, value: int, permanent: Permanent, volatile: Volatile) -> None:
-        """Compare what the TPM finds with what the guest knows."""
+        """Compare what the TPM finds with what the guest knows, before a command leaves a value."""
         self.world.executes(self.host, self.vm, permanent)
         if self.memory is None:
             self.memory = volatile
@@ -323,10 +326,14 @@ class Qemu:
         await asyncio.sleep(self.rng.choice((0.001, 0.01)))
         self.stop()
         await asyncio.sleep(self.rng.choice((0.0, 0.001, 0.01)))
+        if self.rng.random() < CANCELLED:
+            self.log("the migration is cancelled")
+            to.arrives(None, self.process.create_future())
+            return await self._not_migrated()
         try:
             saved = await self.save()
         except TpmLost:
-            return await self._not_migrated(to)
+            return await self._not_migrated()
         what = "a tail" if saved.is_tail else "whole blobs"
         self.world.note(f"qemu at {self.host.name}: stream with {what}")
         came = self.process.create_future()
@@ -335,7 +342,7 @@ class Qemu:
             self.world.stream_cut = False
             self.log("the stream is cut")
             to.arrives(None, came)
-            return await self._not_migrated(to)
+            return await self._not_migrated()
         to.arrives(saved, came)
         if return_path or not saved.is_tail:
             try:
@@ -347,12 +354,12 @@ class Qemu:
                 self.world.stream_cut = succeeded = False
                 self.log("the return path is cut")
             if not succeeded:
-                return await self._not_migrated(to)
+                return await self._not_migrated()
         self._emit(MigrationStatus(MigrationState.COMPLETED))
         self.log("completed")
         return True
 
-    async def _not_migrated(self, to: Qemu) -> bool:
+    async def _not_migrated(self) -> bool:
         self._emit(MigrationStatus(MigrationState.FAILED))
         self.log("migration failed")
         if self.vm.may_run_at(self.host):
@@ -372,8 +379,12 @@ class Qemu:
         self.incoming = False
         if saved is None:
             self.process.spawn(self._fail())
-        else:
-            self.process.spawn(self._start(saved, answer))
+            return
+        if not saved.is_tail:
+            # Whoever migrates without a tail has but one QEMU's word for where the guest is.
+            self._comes_whole = True
+            self.vm.comes_whole(self.host)
+        self.process.spawn(self._start(saved, answer))
 
     async def _fail(self) -> None:
         self.log("no guest comes")
@@ -389,10 +400,6 @@ class Qemu:
             self.vm.comes_not()
 
     async def _start(self, saved: Saved, answer: Any) -> None:
-        if not saved.is_tail:
-            # Whoever migrates without a tail has but one QEMU's word for where the guest is.
-            self._comes_whole = True
-            self.vm.comes_whole(self.host)
         if not await self._load(saved):
             self._comes_not()
             answer(False)

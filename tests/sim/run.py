@@ -35,10 +35,12 @@ def simulate(seed: int, canary: Canary | None = None) -> Outcome:
     quiet.setLevel(logging.CRITICAL + 1)
     try:
         with inside(world), pytest.MonkeyPatch.context() as patch:
-            if canary is not None:
-                canary.apply(patch)
             try:
-                schedule.run(world, schedule.FAULTS if canary is None else canary.faults)
+                if canary is None:
+                    schedule.run(world)
+                else:
+                    canary.apply(patch)
+                    schedule.run(world, canary.faults, canary.steps)
             finally:
                 world.scheduler.close()
     except (Violation, Livelock) as error:

@@ -14,8 +14,9 @@ from vtpmd.migration.states import WITH_BASE
 Fault = Callable[[World], None]
 
 FAULTS_MAX: Final = 4
-# A schedule without a fault has about so many steps.
-STEPS: Final = 260
+# A schedule without a fault has about so many steps; its first hand-over is between these.
+STEPS: Final = range(1, 260)
+HAND_OVER: Final = range(20, 60)
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 1.0, 4.0)
 
 
@@ -250,9 +251,9 @@ def cont(world: World) -> None:
     """Somebody has a guest run on that stands still."""
     for host in (world.a, world.b):
         qemu = host.qemu
-        if qemu and not qemu.vcpus and not qemu.incoming and not qemu.busy:
-            if world.vm.may_run_at(host):
-                _do(qemu, qemu.cont)
+        stands = qemu and not qemu.vcpus and not qemu.incoming and not qemu.busy
+        if stands and world.vm.may_run_at(host):
+            _do(qemu, qemu.cont)
 
 
 def restart(world: World) -> None:
@@ -292,14 +293,14 @@ FAULTS: Final[tuple[Fault, ...]] = (
 )
 
 
-def draw_faults(world: World, faults: Sequence[Fault]) -> None:
+def draw_faults(world: World, faults: Sequence[Fault], steps: range) -> None:
     """Draw what goes wrong, and at which steps: most of it near to each other."""
     rng = world.rng
     n_faults = rng.randrange(FAULTS_MAX + 1)
-    near = rng.randrange(1, STEPS)
+    near = rng.choice(steps)
     for _ in range(n_faults):
         far = rng.random() < 0.3
-        step = rng.randrange(1, STEPS) if far else near + rng.randrange(30)
+        step = rng.choice(steps) if far else near + rng.randrange(30)
         while step in world.faults:
             step += 1
         world.faults[step] = rng.choice(faults)
@@ -308,9 +309,9 @@ def draw_faults(world: World, faults: Sequence[Fault]) -> None:
 # The end.
 
 
-def run(world: World, faults: Sequence[Fault] = FAULTS) -> None:
+def run(world: World, faults: Sequence[Fault] = FAULTS, steps: range = STEPS) -> None:
     """Play a schedule, then have everything heal. Raises Violation."""
-    draw_faults(world, faults)
+    draw_faults(world, faults, steps)
     for host in (world.a, world.b):
         host.start()
     played = world.operator.spawn(play(world))

@@ -72,7 +72,7 @@ class Vm:
 
         Where no vTPM is, a new one would be made; where an old one of whole blobs is, that.
         """
-        known = host in self.places or host.record.whose is not Whose.OURS
+        known = host in self.places or host.record.whose is Whose.MOVED
         return host.is_entitled or (known and (self.lineage is None or host.has_state))
 
     def comes_whole(self, host: Host) -> None:
@@ -183,9 +183,11 @@ class World:
     def _answered(self, host: Host, message: peer.Message) -> None:
         if isinstance(message, peer.Released):
             self._released.add((host.name, message.session))
-        if isinstance(message, peer.Kept | peer.Unknown):
-            if (host.name, message.session) in self._released:
-                self.violated(f"{host.name}: {type(message).__name__}, after Released")
+            return
+        if not isinstance(message, peer.Kept | peer.Unknown):
+            return
+        if (host.name, message.session) in self._released:
+            self.violated(f"{host.name}: {type(message).__name__}, after Released")
 
     # Disks.
 

@@ -44,6 +44,7 @@ class Instance:
         self._mobility = mobility
         self._key = key
         self._running = False
+        self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
         mobility.is_running = lambda: self._running
 
     async def load(self, states: Mapping[StateType, bytes]) -> None:
@@ -101,6 +102,7 @@ class Instance:
                 await self._ask(LinkOperation.RESET_ESTABLISHED, request.locality)
             case control.LockStorage():
                 # The lock itself is held from start to end. QEMU's guest runs here again.
+                self._gave_tail = False
                 await self._mobility.guest_runs()
         return control.encode_result()
 
@@ -156,6 +158,7 @@ class Instance:
 
     async def _stop(self) -> bytes:
         # QEMU stops the TPM before it loads a state, with the guest standing still.
+        self._gave_tail = False
         await self._mobility.stopping()
         if self._running or self._engine.death is not None:
             self._running = False
@@ -165,11 +168,15 @@ class Instance:
     async def _get_state_blob(self, request: control.GetStateBlob) -> bytes:
         if request.state_type == StateType.PERMANENT:
             tail = await self._mobility.tail()
+            self._gave_tail = tail is not None
             if tail is not None:
                 return control.encode_state_blob(tail, request.offset)
         elif self._mobility.is_frozen():
             # The tail has it all. QEMU sets no empty blob at the other side.
             return control.encode_state_blob(b"", 0)
+        elif self._gave_tail:
+            log.error("the session ended while QEMU took the state: its migration fails; try again")
+            raise CommandFailed(Result.FAIL)
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
         if self._key is None or request.flags & control.StateFlag.DECRYPTED:
             return control.encode_state_blob(
