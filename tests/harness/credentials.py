@@ -30,6 +30,12 @@ class Authority:
         _vtpmd_pki("issue", self.directory, name)
         return self.directory / name
 
+    def issue_named(self, *names: str) -> Path:
+        """Return a new credentials directory for a host of several names."""
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        _vtpmd_pki("issue", self.directory, *names, "--out", directory)
+        return directory
+
     def issue_until(self, not_after: datetime) -> Path:
         """Return a new credentials directory for HOST that is valid up to a moment.
 

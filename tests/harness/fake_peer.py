@@ -53,13 +53,13 @@ class Stream:
 
     def receive(self, kind: type[Wanted]) -> Wanted:
         """Return the next message, which has to be of this kind."""
-        message = self._next_message()
+        message = self.next_message()
         assert isinstance(message, kind), f"{message} came, not a {kind.__name__}"
         return message
 
     def receive_round(self) -> peer.Commit:
         """Take the records of a round, and return what it ends with."""
-        while not isinstance(message := self._next_message(), peer.Commit):
+        while not isinstance(message := self.next_message(), peer.Commit):
             assert isinstance(message, peer.Record), f"{message} came, not a Record or a Commit"
         return message
 
@@ -69,7 +69,7 @@ class Stream:
 
     def acknowledge_until_stopped(self) -> None:
         """Acknowledge rounds until the source says that its guest stands still."""
-        while not isinstance(message := self._next_message(), peer.Stopped):
+        while not isinstance(message := self.next_message(), peer.Stopped):
             assert isinstance(message, peer.Record | peer.Commit), f"{message} came"
             if isinstance(message, peer.Commit):
                 self.acknowledge(message)
@@ -77,11 +77,12 @@ class Stream:
     def wait_for_end(self) -> list[peer.Message]:
         """Wait until the other side closes; return what it said before."""
         said = []
-        while (message := self._next_message()) is not None:
+        while (message := self.next_message()) is not None:
             said.append(message)
         return said
 
-    def _next_message(self) -> peer.Message | None:
+    def next_message(self) -> peer.Message | None:
+        """Return the next message, or None at the end; a Ping is answered."""
         while isinstance(message := self._any_message(), peer.Ping):
             self.send(peer.Pong(message.session))
         return message

@@ -68,17 +68,21 @@ def restarted(lab: Lab, host: Host) -> Host:
 
 
 def make_pair(
-    lab: Lab, *, source: Peering | None = None, destination: Peering | None = None
+    lab: Lab,
+    *,
+    source: Peering | None = None,
+    destination: Peering | None = None,
+    link: type[Link] = Link,
 ) -> Pair:
     """Start two hosts; the source's TPM runs and was used."""
     first, second = make_host(lab, source), make_host(lab, destination)
     first.guest.boot()
-    return Pair(first, second, lab.link(second.vtpmd))
+    return Pair(first, second, lab.link(second.vtpmd, link))
 
 
-def make_armed_pair(lab: Lab) -> Pair:
+def make_armed_pair(lab: Lab, *, link: type[Link] = Link) -> Pair:
     """Start two hosts between which a session is armed; the TPM was used since."""
-    pair = make_pair(lab)
+    pair = make_pair(lab, link=link)
     assert pair.arm()["event"] == "VTPM_ARMED"
     pair.source.guest.work()
     return pair

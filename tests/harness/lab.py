@@ -87,9 +87,9 @@ class Lab(Closing):
         self.close_at_end(guest)
         return guest
 
-    def link(self, emulator: Emulator) -> Link:
+    def link(self, emulator: Emulator, kind: type[Link] = Link) -> Link:
         """Put a link that can be cut in front of a vtpmd that waits for vTPMs."""
-        link = Link(emulator.port)
+        link = kind(emulator.port)
         self.close_at_end(link)
         return link
 

@@ -1,26 +1,33 @@
-"""A TCP link between two vtpmd that can be cut, or held up, at any record of TLS.
+"""A TCP link between two vtpmd that can be cut, or held up, at any record of TLS or any message.
 
 TLS hides the messages, not the records that they are in: a record begins with a type, a version and
-the length of what follows (RFC 8446, 5.1). Nothing here goes by the clock.
+the length of what follows (RFC 8446, 5.1). A MessageLink has the tests' certificates, is the other
+end of TLS to both sides, and sees messages. Nothing here goes by the clock.
 """
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO
+from typing import NamedTuple, Protocol
 
-from tests.harness.credentials import HOST
+from tests.harness.credentials import HOST, credentials
+from vtpmd.daemon import tls
+from vtpmd.wire import peer
 
 RECORD_HEADER_BYTES = 5
+RECEIVE_BYTES_MAX = 1 << 16
 CONNECT_TIMEOUT_S = 10.0
+HELD_TIMEOUT_S = 20.0
 NO_LINGERING = struct.pack("ii", 1, 0)  # struct linger: closing resets the connection
 
 
 class Direction(Enum):
-    """Which way a record goes."""
+    """Which way a unit goes."""
 
     TO_DESTINATION = "from the side that has connected"
     TO_SOURCE = "from the side that listens"
@@ -29,16 +36,29 @@ class Direction(Enum):
 class Ending(Enum):
     """How a link ends."""
 
-    RESET = "before a record; both sides are told by a reset, as when a host is gone"
+    RESET = "before a unit; both sides are told by a reset, as when a host is gone"
     HALFWAY = "within a record; both sides are told by an orderly end"
-    SILENCE = "before a record; nobody is told, and no later connection gets through"
+    SILENCE = "before a unit; nobody is told, and no later connection gets through"
+
+
+class Unit(NamedTuple):
+    """What is forwarded as a whole: a record, of which no more is known, or a message."""
+
+    data: bytes
+    kind: type[peer.Message] | None = None
+
+    @property
+    def is_sign_of_life(self) -> bool:
+        """True for what comes at any time, and is neither counted nor held."""
+        return self.kind in (peer.Ping, peer.Pong)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Cut the link once `records` more records have been forwarded, both ways together."""
+    """Cut the link after so many units, both ways together, at the next one that is `before`."""
 
-    records: int
+    after: int = 0
+    before: type[peer.Message] | None = None  # None: whatever it is
     ending: Ending = Ending.RESET
 
 
@@ -58,7 +78,7 @@ class Link:
         self._silent = self._closing = False
         self._connections: list[_Connection] = []
         self._thread = threading.Thread(target=self._accept)
-        self.forwarded = 0  # records, since cut_after() was called last
+        self._forwarded = 0  # units, since cut_at() was called last
         self.was_cut = threading.Event()
         self._thread.start()
 
@@ -67,23 +87,64 @@ class Link:
         """Where the source has to connect to, for migrate-arm."""
         return f"{HOST}:{self._listener.getsockname()[1]}"
 
-    def cut_after(self, cut: Cut | None) -> None:
-        """Plan a cut, or none, in place of one that has not come."""
+    def cut_at(self, cut: Cut) -> None:
+        """Plan a cut, in place of one that has not come."""
         with self._changed:
             self._cut = cut
-            self.forwarded = 0
+            self._forwarded = 0
             self.was_cut.clear()
 
+    def spare(self) -> bool:
+        """Take the planned cut back; return False if it has come."""
+        with self._changed:
+            is_spared = self._cut is not None
+            self._cut = None
+            return is_spared
+
     def hold(self, direction: Direction | None) -> None:
-        """Keep records that go one way until this is called again; None forwards them all."""
+        """Keep what goes one way, but for signs of life, until this is called again.
+
+        What was kept goes on then, in its order.
+        """
         with self._changed:
             self._held = direction
+            self._changed.notify_all()
+        for connection in self._connections:
+            connection.let_go()
+
+    def is_held(self, direction: Direction) -> bool:
+        """Return whether what goes this way is kept."""
+        with self._changed:
+            return self._held is direction
+
+    def wait_for_held(self, kind: type[peer.Message]) -> None:
+        """Wait until a message of a kind is kept. TimeoutError when none comes."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._keeps(kind), HELD_TIMEOUT_S):
+                raise TimeoutError(f"no {kind.__name__} has come")
+
+    def was_kept(self) -> None:
+        """Take note that a unit is kept."""
+        with self._changed:
             self._changed.notify_all()
 
     def heal(self) -> None:
         """Forward again after a silence: what was dropped is lost."""
         with self._changed:
             self._silent = False
+
+    def forget(self) -> None:
+        """Drop all that comes on the connections that there are, as a firewall does; tell nobody.
+
+        New ones are forwarded.
+        """
+        for connection in self._connections:
+            connection.forget()
+
+    def wait_for_close(self) -> None:
+        """Return when all connections are to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing)
 
     def close(self) -> None:
         """Cut what is open, and end; nothing happens if that was done."""
@@ -98,6 +159,28 @@ class Link:
         for connection in self._connections:
             connection.close()
 
+    def before_unit(self, unit: Unit) -> Ending | None:
+        """Say whether to cut before a unit, and how."""
+        with self._changed:
+            if self._silent:
+                return Ending.SILENCE
+            if self._closing or self._cut is None or not self._is_cut_at(unit, self._cut):
+                self._forwarded += not unit.is_sign_of_life
+                return None
+            ending = self._cut.ending
+            self._silent = ending is Ending.SILENCE
+            self._cut = None
+            self.was_cut.set()
+            return ending
+
+    def _is_cut_at(self, unit: Unit, cut: Cut) -> bool:
+        if unit.is_sign_of_life or self._forwarded < cut.after:
+            return False
+        return cut.before in (None, unit.kind)
+
+    def _keeps(self, kind: type[peer.Message]) -> bool:
+        return any(connection.keeps(kind) for connection in self._connections)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # close() has ended it
             while True:
@@ -107,43 +190,154 @@ class Link:
                 except OSError:
                     source.close()  # what the source sees when nobody is there
                     continue
-                destination.settimeout(None)
-                for sock in (source, destination):
-                    # A record at a time, as vtpmd's own sockets send them.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._connections.append(_Connection(self, source, destination))
+                self._connect(source, destination)
 
-    def before_record(self, direction: Direction) -> Ending | None:
-        """Wait while records are held; say whether to cut before the next one, and how."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._held is not direction or self._closing)
-            if self._silent:
-                return Ending.SILENCE
-            if self._closing or self._cut is None or self.forwarded < self._cut.records:
-                self.forwarded += 1
+    def _connect(self, source: socket.socket, destination: socket.socket) -> None:
+        """Forward between two sides, unless they do not shake hands with the link."""
+        sockets = (source, destination)
+        for sock in sockets:
+            # A unit at a time, as vtpmd's own sockets send them.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            ends = self._ends(source, destination)
+        except OSError:
+            for sock in sockets:
+                sock.close()
+            return
+        for sock in sockets:
+            sock.settimeout(None)
+        self._connections.append(_Connection(self, *ends))
+
+    def _ends(self, source: socket.socket, destination: socket.socket) -> tuple["_End", "_End"]:
+        return _RecordEnd(source), _RecordEnd(destination)
+
+
+class MessageLink(Link):
+    """A link that forwards message by message.
+
+    Each side sees the tests' certificate in place of the other side's.
+    """
+
+    def _ends(self, source: socket.socket, destination: socket.socket) -> tuple["_End", "_End"]:
+        directory = credentials()
+        return (
+            _MessageEnd(source, tls.server_context(directory), None),
+            _MessageEnd(destination, tls.client_context(directory), HOST),
+        )
+
+
+class _End(Protocol):
+    """A side of a connection; one thread reads, one writes."""
+
+    socket: socket.socket
+
+    def read(self) -> Unit | None:
+        """Return the next unit, or None at the end."""
+
+    def encode(self, unit: Unit) -> bytes:
+        """Return what a unit is on the wire; it is sent next."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+class _RecordEnd:
+    """A side whose TLS ends at the other side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._stream = sock.makefile("rb")
+
+    def read(self) -> Unit | None:
+        header = self._stream.read(RECORD_HEADER_BYTES)
+        if len(header) < RECORD_HEADER_BYTES:
+            return None
+        n_bytes = int.from_bytes(header[3:], "big")
+        body = self._stream.read(n_bytes)
+        return Unit(header + body) if len(body) == n_bytes else None
+
+    def encode(self, unit: Unit) -> bytes:
+        return unit.data
+
+    def close(self) -> None:
+        self._stream.close()
+        self.socket.close()
+
+
+class _MessageEnd:
+    """A side whose TLS ends here. OpenSSL's connections are not for two threads at a time."""
+
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None
+    ) -> None:
+        self.socket = sock
+        self._decoder = peer.Decoder()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
+        )
+        self._lock = threading.Lock()
+        self._shake_hands()
+
+    def read(self) -> Unit | None:
+        while (message := self._decoder.next_message()) is None:
+            if not (data := self._decrypt()):
                 return None
-            ending = self._cut.ending
-            self._silent = ending is Ending.SILENCE
-            self._cut = None
-            self.was_cut.set()
-            return ending
+            self._decoder.receive_data(data)
+        return Unit(peer.encode(message), type(message))
+
+    def encode(self, unit: Unit) -> bytes:
+        with self._lock:
+            self._tls.write(unit.data)
+            return self._outgoing.read()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _shake_hands(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                pass
+            finally:
+                self.socket.sendall(self._outgoing.read())
+            if not self._receive():
+                raise ConnectionError("the other side has left")
+
+    def _decrypt(self) -> bytes:
+        while True:
+            with self._lock, contextlib.suppress(ssl.SSLWantReadError):
+                return self._tls.read(RECEIVE_BYTES_MAX)
+            if not self._receive():
+                return b""
+
+    def _receive(self) -> bool:
+        received = self.socket.recv(RECEIVE_BYTES_MAX)
+        with self._lock:
+            self._incoming.write(received)
+        return bool(received)
 
 
 class _Connection:
-    """Two sockets, and a thread for each direction; both end when one does."""
+    """Two ends, and a thread for each direction; both finish when one does."""
 
-    def __init__(self, link: Link, source: socket.socket, destination: socket.socket) -> None:
+    def __init__(self, link: Link, source: _End, destination: _End) -> None:
         self._link = link
-        self._sockets = (source, destination)
+        self._ends = (source, destination)
+        self._forgotten = threading.Event()
         self._lock = threading.Lock()
         self._n_running = 2
-        self._threads = [
-            threading.Thread(target=self._forward, args=arguments)
-            for arguments in (
-                (source, destination, Direction.TO_DESTINATION),
-                (destination, source, Direction.TO_SOURCE),
-            )
-        ]
+        self._ways = (
+            _Way(link, source, destination, Direction.TO_DESTINATION),
+            _Way(link, destination, source, Direction.TO_SOURCE),
+        )
+        self._threads = [threading.Thread(target=self._run, args=(way,)) for way in self._ways]
         for thread in self._threads:
             thread.start()
 
@@ -153,45 +347,90 @@ class _Connection:
         for thread in self._threads:
             thread.join()
 
-    def _forward(self, source: socket.socket, target: socket.socket, way: Direction) -> None:
+    def forget(self) -> None:
+        """Drop what comes from now on; no side is told of the other's end."""
+        self._forgotten.set()
+
+    def is_forgotten(self) -> bool:
+        """Return whether what comes is dropped."""
+        return self._forgotten.is_set()
+
+    def let_go(self) -> None:
+        """Forward what was kept, unless it is still to be."""
+        for way in self._ways:
+            way.let_go()
+
+    def keeps(self, kind: type[peer.Message]) -> bool:
+        """Return whether a message of a kind is kept."""
+        return any(way.keeps(kind) for way in self._ways)
+
+    def _run(self, way: "_Way") -> None:
         # A reset by one side is passed on as an end.
-        with contextlib.suppress(OSError), source.makefile("rb") as stream:
-            while (record := _read_record(stream)) and self._pass_on(record, target, way):
-                pass
+        with contextlib.suppress(OSError):
+            way.forward(self.is_forgotten)
+        if self.is_forgotten():
+            self._link.wait_for_close()
         self._end()
         with self._lock:
             self._n_running -= 1
             is_last = self._n_running == 0
         if is_last:
-            for sock in self._sockets:
-                sock.close()
-
-    def _pass_on(self, record: bytes, target: socket.socket, way: Direction) -> bool:
-        """Forward a record, if it is not the one to cut at; return False after a cut."""
-        match self._link.before_record(way):
-            case None:
-                target.sendall(record)
-            case Ending.RESET:
-                for sock in self._sockets:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGERING)
-                return False
-            case Ending.HALFWAY:
-                target.sendall(record[: len(record) // 2])
-                return False
-        return True
+            for end in self._ends:
+                end.close()
 
     def _end(self) -> None:
         """Have both threads read the end; the other sides see nothing of it yet."""
-        for sock in self._sockets:
+        for end in self._ends:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
+                end.socket.shutdown(socket.SHUT_RD)
 
 
-def _read_record(stream: BinaryIO) -> bytes | None:
-    """Return the next whole record, or None at the end."""
-    header = stream.read(RECORD_HEADER_BYTES)
-    if len(header) < RECORD_HEADER_BYTES:
-        return None
-    n_bytes = int.from_bytes(header[3:], "big")
-    body = stream.read(n_bytes)
-    return header + body if len(body) == n_bytes else None
+class _Way:
+    """One direction of a connection."""
+
+    def __init__(self, link: Link, source: _End, target: _End, direction: Direction) -> None:
+        self._link = link
+        self._source = source
+        self._target = target
+        self._direction = direction
+        self._lock = threading.Lock()
+        self._kept: list[Unit] = []
+
+    def forward(self, is_forgotten: Callable[[], bool]) -> None:
+        """Forward, until the end or a cut. Raises OSError."""
+        while (unit := self._source.read()) is not None:
+            if is_forgotten():
+                continue
+            with self._lock:
+                is_kept = bool(self._kept) or self._link.is_held(self._direction)
+                if is_kept and not unit.is_sign_of_life:
+                    self._kept.append(unit)
+                elif not self._pass_on(unit):
+                    return
+            if is_kept:
+                self._link.was_kept()
+
+    def let_go(self) -> None:
+        """Forward what was kept, unless it is still to be."""
+        with self._lock, contextlib.suppress(OSError):
+            while self._kept and not self._link.is_held(self._direction):
+                self._pass_on(self._kept.pop(0))
+
+    def keeps(self, kind: type[peer.Message]) -> bool:
+        """Return whether a message of a kind is kept."""
+        return any(unit.kind is kind for unit in self._kept)
+
+    def _pass_on(self, unit: Unit) -> bool:
+        """Forward a unit, if it is not the one to cut at; return False after a cut."""
+        match self._link.before_unit(unit):
+            case None:
+                self._target.socket.sendall(self._target.encode(unit))
+            case Ending.RESET:
+                for end in (self._source, self._target):
+                    end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGERING)
+                return False
+            case Ending.HALFWAY:
+                data = self._target.encode(unit)
+                self._target.socket.sendall(data[: len(data) // 2])
+                return False
+        return True

@@ -1,106 +1,168 @@
-"""Search the model breadth first, and say what it finds, by the shortest way to each kind."""
+"""Search the model, fewest faults first, and say what it finds, by the shortest way to each kind.
+
+A world is searched once, with as few faults as it can be come to: what follows from it with fewer
+faults left follows with more, too.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from tests.model.moves import faults, moves
-from tests.model.world import World, began, destination_can, source_can
+from tests.model.actions import go_on
+from tests.model.faults import faults
+from tests.model.moves import Move, moves
+from tests.model.world import (
+    FOREIGN,
+    NEWEST,
+    Project,
+    World,
+    began,
+    destination_can,
+    forget,
+    source_can,
+)
+from vtpmd.migration.states import State
+
+# Of a kind: enough to work with; the shortest come first.
+WAYS_MAX: Final = 3
 
 
 class Found(NamedTuple):
-    """What a search has found: kinds of fault, each with the shortest way to it."""
+    """What a search has found."""
 
-    states: int
-    two: list[str]
-    lost: list[str]
-    stuck: list[str]
+    n_worlds: int
+    n_faults: int  # how many the search went up to
+    ways: dict[str, list[str]]  # from a kind of fault to ways to it
+    rows: frozenset[tuple[State, type]]  # of the sessions' TABLE, that were walked
 
     @property
-    def nothing(self) -> bool:
-        """True if the vTPM has one owner, whatever happens."""
-        return not (self.two or self.lost or self.stuck)
+    def kinds(self) -> set[str]:
+        """The kinds of what is wrong; none, if the vTPM has one owner whatever happens."""
+        return set(self.ways)
 
 
-def search(n_faults: int, without: Iterable[str] = ()) -> Found:
-    """Search all that can happen with so many faults; ``without`` names repairs left out."""
-    left_out = frozenset(without)
-    start = began()._replace(faults=n_faults)
-    parents: dict[World, tuple[World, str] | None] = {start: None}
-    edges: dict[World, list[World]] = {}
-    two: list[str] = []
-    lost: list[str] = []
-    queue = deque([start])
-    while queue:
-        world = queue.popleft()
-        _judge(world, parents, two, lost)
-        usual = list(moves(world, left_out))
-        edges[world] = [following for _, following in usual]
-        for label, following in (*usual, *faults(world, left_out)):
-            if following not in parents:
-                parents[following] = (world, label)
-                queue.append(following)
-    return Found(len(parents), two, lost, _stuck(edges, parents))
+def search(n_faults: int, without: Iterable[str] = (), *, until_found: bool = False) -> Found:
+    """Search all that can happen with so many faults; ``without`` names repairs left out.
+
+    ``until_found``: search no further than with the fewest faults that show something.
+    """
+    searching = _Search(frozenset(without))
+    found = Found(0, 0, {}, frozenset())
+    for n in range(n_faults + 1):
+        searching.spread()
+        if until_found or n == n_faults:
+            found = searching.found(n)
+            if found.ways:
+                break
+        if n < n_faults:
+            searching.fail()
+    return found
 
 
-def _judge(
-    world: World,
-    parents: dict[World, tuple[World, str] | None],
-    two: list[str],
-    lost: list[str],
-) -> None:
-    source, destination = source_can(world), destination_can(world)
-    if source and destination and len(two) < KINDS_MAX:
-        two.append(way(parents, world))
-    stale = (source and world.s.value != world.last) or (
-        destination and world.d.value != world.last
-    )
-    if stale and len(lost) < KINDS_MAX:
-        lost.append(way(parents, world))
+class _Search:
+    """Worlds by number, in the order in which they were come to."""
 
+    def __init__(self, without: frozenset[str]) -> None:
+        self.project = Project(without)
+        self.numbers: dict[World, int] = {}
+        self.worlds: list[World] = []
+        self.parents = array("i")
+        self.labels: list[str] = []
+        self.edges_from, self.edges_to = array("i"), array("i")
+        self.n_spread = self.n_failed = 0
+        self.ways: dict[str, list[str]] = {}
+        for came_from_there in (False, True):
+            self._come_to(began(self.project, came_from_there=came_from_there), -1, "")
 
-# Enough to work with; the shortest come first.
-KINDS_MAX = 5
+    def spread(self) -> None:
+        """Come to all worlds that follow without one more fault."""
+        while self.n_spread < len(self.worlds):
+            number, world = self.n_spread, self.worlds[self.n_spread]
+            self.n_spread += 1
+            for label, after in self._following(moves(self.project, world)):
+                self.edges_from.append(number)
+                self.edges_to.append(self._come_to(after, number, label))
 
+    def fail(self) -> None:
+        """Come to all worlds that one fault leads to."""
+        for number in range(self.n_failed, self.n_spread):
+            world = self.worlds[number]
+            for label, after in self._following(faults(self.project, world)):
+                self._come_to(after, number, label)
+        self.n_failed = self.n_spread
 
-def _stuck(
-    edges: dict[World, list[World]], parents: dict[World, tuple[World, str] | None]
-) -> list[str]:
-    """Return ways to worlds from which, without more faults, nobody will ever serve."""
-    back: dict[World, list[World]] = {}
-    for world, following in edges.items():
-        for each in following:
-            back.setdefault(each, []).append(world)
-    alive = {world for world in edges if _serves(world)}
-    queue = deque(alive)
-    while queue:
-        for world in back.get(queue.popleft(), ()):
-            if world not in alive:
-                alive.add(world)
-                queue.append(world)
-    found = [world for world in parents if world not in alive and _is_held(world)]
-    return [way(parents, world) for world in found[:KINDS_MAX]]
+    def _following(self, found: Iterable[Move]) -> Iterable[Move]:
+        for label, world in found:
+            yield label, forget(go_on(self.project, world))
+
+    def _come_to(self, world: World, parent: int, label: str) -> int:
+        number = self.numbers.get(world)
+        if number is None:
+            number = self.numbers[world] = len(self.worlds)
+            self.worlds.append(world)
+            self.parents.append(parent)
+            self.labels.append(label)
+            self._judge(world, number)
+        return number
+
+    def _judge(self, world: World, number: int) -> None:
+        by_source, by_destination = source_can(world), destination_can(world)
+        if not by_source and not by_destination:
+            return
+        if by_source and by_destination:
+            self._note("TWO", number)
+        values = {world.s.value} if by_source else set()
+        if by_destination:
+            values.add(world.d.value)
+        if FOREIGN in values:
+            self._note("FOREIGN", number)
+        if values - {NEWEST, FOREIGN}:
+            self._note("LOST", number)
+
+    def _note(self, kind: str, number: int) -> None:
+        ways = self.ways.setdefault(kind, [])
+        if len(ways) < WAYS_MAX:
+            ways.append(self._way(number))
+
+    def found(self, n_faults: int) -> Found:
+        """Return what was found, and worlds from which nobody will ever serve without a fault."""
+        self._note_stuck()
+        return Found(len(self.worlds), n_faults, self.ways, frozenset(self.project.rows))
+
+    def _note_stuck(self) -> None:
+        alive = bytearray(map(_serves, self.worlds))
+        changed = True
+        edges = list(zip(self.edges_from, self.edges_to, strict=True))
+        # Most edges lead to later worlds: few passes are needed, the last edges first.
+        edges.reverse()
+        while changed:
+            changed = False
+            for before, after in edges:
+                if alive[after] and not alive[before]:
+                    alive[before] = changed = True
+        for number, world in enumerate(self.worlds):
+            if not alive[number] and _is_held(world):
+                self._note("STUCK", number)
+
+    def _way(self, number: int) -> str:
+        """Return how a world is come to."""
+        labels = []
+        while self.parents[number] >= 0:
+            labels.append(self.labels[number])
+            number = self.parents[number]
+        return " · ".join(reversed(labels))
 
 
 def _serves(world: World) -> bool:
-    return (source_can(world) and world.s.value == world.last) or (
-        destination_can(world) and world.d.value == world.last
+    return (source_can(world) and world.s.value == NEWEST) or (
+        destination_can(world) and world.d.value == NEWEST
     )
 
 
 def _is_held(world: World) -> bool:
     """Return whether the newest state is on a disk somewhere: then somebody must get to serve."""
-    return world.last in (world.s.value, world.d.own) or (
-        world.d.file == "granted" and world.d.staged == world.last
+    return NEWEST in (world.s.value, world.d.own) or (
+        world.d.file == "granted" and world.d.staged == NEWEST
     )
-
-
-def way(parents: dict[World, tuple[World, str] | None], world: World) -> str:
-    """Return how a world is come to."""
-    labels = []
-    while (step := parents[world]) is not None:
-        world, label = step
-        labels.append(label)
-    return " · ".join(reversed(labels))

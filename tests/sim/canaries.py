@@ -134,17 +134,7 @@ def _retires_in_vain(patch: Patch) -> None:
 def _blob_outlives_its_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
 
-    async def connected(self: Mobility, **_: bool) -> None:
-        self._brought = mobility.Brought.NOTHING
-
-    handle = mobility.Mobility.init
-
-    async def init(self: Mobility, *, has_blob: bool, is_incoming: bool) -> int:
-        given = self._engine._set_permanent is not None  # type: ignore[attr-defined]
-        return await handle(self, has_blob=has_blob or given, is_incoming=is_incoming)
-
-    patch.setattr(Mobility, "qemu_connected", connected)
-    patch.setattr(Mobility, "init", init)
+    patch.setattr(Mobility, "_forget_brought", _nothing)
 
 
 def _welcomes_at_any_time(patch: Patch) -> None:
@@ -153,9 +143,9 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 
     def without_lock(self: Mobility, *arguments: Any, **named: Any) -> None:
         begins(self, *arguments, **named)
-        self._welcoming = nullcontext()  # type: ignore[assignment]
+        self._starting = nullcontext()  # type: ignore[assignment]
 
-    def blind(self: Mobility, name: str) -> str | None:
+    def blind(self: Mobility, name: Any) -> str | None:
         brought, self._brought = self._brought, mobility.Brought.NOTHING
         try:
             return why_busy(self, name)

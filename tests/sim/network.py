@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from tests.sim.loop import Process, Scheduler
+from vtpmd.daemon.tls import PeerName
 
 # A frame takes this long, as a rule; some take much longer.
 LATENCY_S: Final = (0.0001, 0.0003, 0.001, 0.02)
@@ -90,7 +91,7 @@ class Connection:
 
     def __init__(self, stream: Stream, name: str) -> None:
         self.stream = stream
-        self.name = name
+        self.name = PeerName((name,), None)
 
 
 class Network:

@@ -5,6 +5,7 @@ makes it this host's.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ import pytest
 from tests.harness.command import Ended, vtpmd
 from tests.harness.credentials import HOST, credentials
 from tests.harness.emulator import Emulator, Peering
+from tests.harness.fake_peer import FakeDestination
 from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from vtpmd.store.directory import StateDirectory, look_into
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecord, Record, Whose, look
+from vtpmd.wire import peer as messages
 
 SESSION = b"s" * 16
 Act = Callable[[OwnerRecord], object]
@@ -121,6 +124,22 @@ def test_nobody_there_changes_nothing(lab: Lab) -> None:
     for to in (f"{'x' * 300}:1", "a\nb:1", "[::1:2"):
         ended = ask(offered(lab, to))
         assert (ended.status, ended.output) == (8, ""), ended
+    assert read(state) == before
+
+
+def test_an_answer_about_another_session_is_none(lab: Lab) -> None:
+    destination = FakeDestination(credentials())
+    lab.close_at_end(destination)
+    state = offered(lab, destination.address)
+    before = read(state)
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(ask, state)
+        stream = destination.accept()
+        assert stream.receive(messages.Ask).session == SESSION
+        stream.send(messages.Released(b"x" * 16))
+        ended = asking.result()
+    assert (ended.status, ended.output) == (8, "")
+    assert "of another session" in ended.error
     assert read(state) == before
 
 

@@ -36,16 +36,20 @@ from tests.harness.handover import (
     wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Cut, Direction, Ending
+from tests.harness.link import Cut, Direction, Ending, MessageLink
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
+from tests.support.tpm2 import StartupType, TpmError
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
-from vtpmd.wire import swtpm_format
+from vtpmd.wire import peer, swtpm_format
 
 REFUSED = "the tail is refused: "
+
+
+SAVED_PCR = 10  # one that TPM2_Shutdown(STATE) keeps
 
 
 def hand_over(pair: Pair) -> dict[str, Any]:
@@ -328,15 +332,13 @@ def test_tail_given_twice_is_refused_the_second_time(lab: Lab) -> None:
 
 def test_round_that_the_freeze_overtakes_may_come_before_the_tail(lab: Lab) -> None:
     """The destination has made a round its base; the source did not know that when it froze."""
-    pair = make_pair(lab)
+    pair = make_pair(lab, link=MessageLink)
     pair.arm()
     pair.link.hold(Direction.TO_SOURCE)
-    incoming = pair.destination.vtpmd.state / "tpm2-00.incoming"
-    first = incoming.read_bytes()
     pair.source.guest.work()
     facts = pair.source.guest.facts()
-    pair.source.manage.wait_for("VTPM_ROUND")
-    wait_until(lambda: incoming.read_bytes() != first)
+    # Of what the TPM was used for the round may have only the first half.
+    pair.link.wait_for_held(peer.Ack)
     blobs = pair.source.guest.save()
     assert_tail(blobs)
 
@@ -350,12 +352,12 @@ def test_round_that_the_freeze_overtakes_may_come_before_the_tail(lab: Lab) -> N
 
 def test_round_that_the_freeze_overtakes_may_come_after_the_tail(lab: Lab) -> None:
     """QEMU's stream is faster than ours: the destination gets a round that is of no use now."""
-    pair = make_pair(lab)
+    pair = make_pair(lab, link=MessageLink)
     pair.arm()
     pair.link.hold(Direction.TO_DESTINATION)
     pair.source.guest.work()
     facts = pair.source.guest.facts()
-    pair.source.manage.wait_for("VTPM_ROUND")
+    pair.link.wait_for_held(peer.Commit)
     blobs = pair.source.guest.save()
     assert_tail(blobs)
 
@@ -398,12 +400,12 @@ def test_resumed_guest_gets_its_tpm_at_once_when_nobody_has_asked_for_it(lab: La
 def load_with_cut(pair: Pair, cut: Cut) -> bool:
     """Freeze, cut the link, and load the tail; return whether the destination's TPM started.
 
-    The first record to be counted is the Take: the link has no round under way.
+    The link has no round under way: what comes next is Take.
     """
     blobs = pair.source.guest.save()
     assert_tail(blobs)
     pair.source.manage.wait_for_acknowledgement()
-    pair.link.cut_after(cut)
+    pair.link.cut_at(cut)
     try:
         pair.destination.guest.load(blobs)
     except ControlError:
@@ -413,18 +415,18 @@ def load_with_cut(pair: Pair, cut: Cut) -> bool:
 
 @pytest.mark.parametrize("ending", [Ending.RESET, Ending.HALFWAY])
 def test_link_cut_after_the_freeze_leaves_exactly_one_owner(lab: Lab, ending: Ending) -> None:
-    """Cut at the first record after the freeze, at the second, until there is no more."""
-    pair = make_pair(lab)
-    for records in count():
+    """Cut at the first message after the freeze, at the second, until there is no more."""
+    pair = make_pair(lab, link=MessageLink)
+    for messages in count():
         assert pair.arm()["event"] == "VTPM_ARMED"
         pair.source.guest.work()
         facts = pair.source.guest.facts()
-        started = load_with_cut(pair, Cut(records=records, ending=ending))
+        started = load_with_cut(pair, Cut(after=messages, ending=ending))
         if started:
             break
         assert pair.link.was_cut.is_set()
         assert_stays(pair, facts)
-    assert records >= 2  # Take, Grant
+    assert messages >= 2  # Take, Grant
     assert pair.destination.guest.facts() == facts
     pair.source.guest.resume()
     assert_serves_nothing(pair.source.guest)
@@ -433,17 +435,17 @@ def test_link_cut_after_the_freeze_leaves_exactly_one_owner(lab: Lab, ending: En
 
 def test_silent_link_before_the_tail_leaves_the_source_as_owner(lab: Lab) -> None:
     """Nothing passes and nobody is told: the destination gives up waiting for the grant."""
-    pair = make_armed_pair(lab)
+    pair = make_armed_pair(lab, link=MessageLink)
     facts = pair.source.guest.facts()
-    assert not load_with_cut(pair, Cut(records=0, ending=Ending.SILENCE))
+    assert not load_with_cut(pair, Cut(before=peer.Take, ending=Ending.SILENCE))
     assert_stays(pair, facts)
 
 
 def test_silent_link_after_the_grant_leaves_the_source_as_owner_once_it_is_well(lab: Lab) -> None:
     """The source cannot find out whether its Grant arrived: nobody serves until it can."""
-    pair = make_armed_pair(lab)
+    pair = make_armed_pair(lab, link=MessageLink)
     facts = pair.source.guest.facts()
-    assert not load_with_cut(pair, Cut(records=1, ending=Ending.SILENCE))
+    assert not load_with_cut(pair, Cut(before=peer.Grant, ending=Ending.SILENCE))
     assert_cannot_start(pair.destination)
     pair.source.guest.resume()
     assert_serves_nothing(pair.source.guest)
@@ -457,10 +459,10 @@ def test_silent_link_after_the_grant_leaves_the_source_as_owner_once_it_is_well(
 @pytest.mark.parametrize("cut", [False, True], ids=["the-same-link", "a-new-connection"])
 def test_source_reclaims_a_tpm_that_no_guest_has_used(lab: Lab, cut: bool) -> None:
     """QEMU's destination died before its guest ran; QEMU resumes the source."""
-    pair = make_armed_pair(lab)
+    pair = make_armed_pair(lab, link=MessageLink)
     facts = pair.source.guest.facts()
     if cut:
-        assert load_with_cut(pair, Cut(records=2))
+        assert load_with_cut(pair, Cut(before=peer.Running))
         assert pair.link.was_cut.wait(WAIT_TIMEOUT_S)
     else:
         hand_over(pair)
@@ -492,9 +494,9 @@ def test_reclaimed_tpm_can_migrate_again(lab: Lab) -> None:
 @pytest.mark.parametrize("cut", [False, True], ids=["the-same-link", "a-new-connection"])
 def test_source_gets_nothing_back_that_a_guest_has_used(lab: Lab, cut: bool) -> None:
     """The guest at the destination has sent a command; then somebody resumes the source."""
-    pair = make_armed_pair(lab)
+    pair = make_armed_pair(lab, link=MessageLink)
     if cut:
-        assert load_with_cut(pair, Cut(records=2))
+        assert load_with_cut(pair, Cut(before=peer.Running))
     else:
         hand_over(pair)
     assert_serves(pair.destination.guest)
@@ -705,9 +707,43 @@ def test_invariant_3_destination_that_cannot_record_the_grant_serves_nothing(lab
     assert_serves_nothing(pair.destination.guest)
 
 
+@pytest.mark.parametrize("when", ["before the base", "after the base"])
+def test_invariant_12_guest_that_sleeps_finds_its_pcrs_at_the_host_it_moved_to(
+    lab: Lab, when: str
+) -> None:
+    """It said TPM2_Shutdown(STATE) at the source, and wakes up at the destination, by an INIT."""
+    pair = make_pair(lab)
+    pair.source.guest.tpm.extend(SAVED_PCR, bytes(range(32)))
+    before = pair.source.guest.tpm.pcr(SAVED_PCR)
+    if when == "before the base":
+        pair.source.guest.tpm.shutdown(StartupType.STATE)
+    pair.arm()
+    if when == "after the base":
+        pair.source.guest.tpm.shutdown(StartupType.STATE)
+    # Some guests still read something before they sleep.
+    pair.source.guest.tpm.pcr(SAVED_PCR)
+    hand_over(pair)
+
+    pair.destination.guest.control.init()
+    pair.destination.guest.tpm.startup(StartupType.STATE)
+
+    assert pair.destination.guest.tpm.pcr(SAVED_PCR) == before
+
+
+def test_invariant_12_guest_that_did_not_sleep_finds_no_pcrs_after_a_reset(lab: Lab) -> None:
+    pair = make_armed_pair(lab)
+    pair.source.guest.tpm.extend(SAVED_PCR, bytes(range(32)))
+    hand_over(pair)
+    pair.destination.guest.control.init()
+    with pytest.raises(TpmError):
+        pair.destination.guest.tpm.startup(StartupType.STATE)
+    pair.destination.guest.tpm.startup()
+    assert pair.destination.guest.tpm.pcr(SAVED_PCR) == bytes(32)
+
+
 def test_invariant_3_command_before_the_grant_waits_for_it(lab: Lab) -> None:
     """The TPM is on before the source has decided, but executes nothing."""
-    pair = make_armed_pair(lab)
+    pair = make_armed_pair(lab, link=MessageLink)
     facts, blobs = pair.source.guest.facts(), pair.source.guest.save()
     assert pair.source.manage.wait_for_acknowledgement()
     pair.link.hold(Direction.TO_SOURCE)  # the Take

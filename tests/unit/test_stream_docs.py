@@ -3,11 +3,14 @@
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
-from vtpmd.migration import tail
-from vtpmd.migration.states import TABLE, Local
+from vtpmd.daemon import asking, incoming, outgoing, peer_server
+from vtpmd.migration import destination, events, source, tail
+from vtpmd.migration.states import TABLE, State
 from vtpmd.wire import peer
 
+LOCAL_EVENTS = get_args(events.LocalEvent)
 TEXT = (Path(__file__).parents[2] / "docs/stream-format.md").read_text()
 
 
@@ -20,12 +23,17 @@ def table(heading: str, which: int = 0) -> list[list[str]]:
 
 
 def test_states() -> None:
-    """Every transition, and no other."""
-    rows = {
-        (state.name, event.name if isinstance(event, Local) else event.__name__, after.name)
-        for (state, event), after in TABLE.items()
-    }
-    assert {tuple(row) for row in table("States")} == rows
+    """Every state in its words, every transition, and no other."""
+    meanings = {tuple(row) for row in table("States")}
+    assert meanings == {(each.name, *each.value.split(": ", 1)) for each in State}
+    rows = [(state.name, event.__name__, after.name) for (state, event), after in TABLE.items()]
+    assert sorted(map(tuple, table("States", 1))) == sorted(rows)
+
+
+def test_own_events() -> None:
+    """With the first line of what they say of themselves."""
+    rows = {kind.__name__: (kind.__doc__ or "").partition("\n")[0] for kind in LOCAL_EVENTS}
+    assert {row[0]: row[1] for row in table("States", 2)} == rows
 
 
 def test_messages() -> None:
@@ -33,7 +41,7 @@ def test_messages() -> None:
     for number, name, _, body in table("Messages"):
         kind = getattr(peer, name)
         assert peer.TYPE_NUMBERS[kind] == int(number)
-        if name in ("Refuse", "Record", "Ack"):
+        if name in ("Refuse", "Record"):
             continue
         sizes = [
             (int(bits) // 8 if bits else int(size)) * int(times or 1)
@@ -51,6 +59,34 @@ def test_reasons() -> None:
     assert rows == {reason.name: reason.value for reason in peer.Reason}
 
 
+def test_what_is_known_of_a_qemu() -> None:
+    rows = {row[1]: int(row[0]) for row in table("Messages", 2)}
+    assert rows == {following.name: following.value for following in peer.Following}
+
+
+def test_waits() -> None:
+    """With their values; those that both questions have are the same."""
+    modules = {
+        "source": (source, outgoing, asking),
+        "destination": (destination, incoming, peer_server),
+    }
+    for side, name, value, _ in table("Waits"):
+        values = {
+            getattr(module, name.strip("`"))
+            for module in modules[side]
+            if hasattr(module, name.strip("`"))
+        }
+        assert values == {float(value)}, name
+
+
+def test_power_loss_names_states() -> None:
+    """Of the side that the column is about."""
+    for row in table("What a power loss costs"):
+        for side, cell in zip(("source", "destination"), row, strict=False):
+            for name in re.findall(r"\b[A-Z]{2,}\b", cell):
+                assert State[name].value.startswith((side, "both")), name
+
+
 def test_limits() -> None:
     for name, value, _ in table("Limits"):
         module = tail if name.strip("`").startswith("TAIL") else peer
@@ -63,4 +99,6 @@ def test_tail() -> None:
     for (offset, size), (following, _) in pairwise(rows):
         assert offset + size == following
     assert sum(rows[-1]) == tail.HEADER.size
+    version = next(field for offset, _, field in table("The tail") if offset == "8")
+    assert version == f"version, {tail.VERSION}"
     assert [size for _, size in rows] == [8, 2, 2, peer.SESSION_BYTES, 8, 8, 8, 8, tail.NONCE_BYTES]

@@ -10,7 +10,7 @@ from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 KEY, UUID, SESSION = os.urandom(32), os.urandom(16), os.urandom(16)
 NONCE = os.urandom(tail.NONCE_BYTES)
 CIPHER = TailCipher(key=KEY, uuid=UUID)
-TAIL = Tail(Header(SESSION, 1, 2, 3, 4), b"a permanent record", b"a volatile one")
+TAIL = Tail(Header(SESSION, 1, 2, 3, 4), 1, b"a permanent record", b"a volatile one")
 SEALED = CIPHER.seal(TAIL, NONCE)
 
 
@@ -54,6 +54,20 @@ def test_tail_of_another_session_vm_or_key_is_refused() -> None:
         open_it(SEALED, uuid=os.urandom(16))
     with pytest.raises(TailError, match="altered"):
         open_it(SEALED, key=os.urandom(32))
+
+
+def test_invariant_12_the_guests_last_word_on_power_comes_with_it() -> None:
+    """Each that there is, and no other."""
+    for power in range(tail.POWER_MAX + 1):
+        assert open_it(CIPHER.seal(TAIL._replace(power=power), NONCE)).power == power
+    with pytest.raises(TailError, match="says 3"):
+        open_it(CIPHER.seal(TAIL._replace(power=tail.POWER_MAX + 1), NONCE))
+
+
+def test_tail_of_another_version_is_refused() -> None:
+    """The first had no word on power."""
+    with pytest.raises(TailError, match="format 1, flags 0x0; this vtpmd knows 2"):
+        open_it(SEALED[:8] + b"\0\1" + SEALED[10:])
 
 
 def test_invariant_7_state_and_key_are_not_shown() -> None:

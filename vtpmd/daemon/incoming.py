@@ -27,6 +27,7 @@ from vtpmd.migration.states import ImpossibleEvent, State
 from vtpmd.migration.tail import TailCipher
 from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.moving import MovingFiles
+from vtpmd.store.owner import OwnerRecordError
 from vtpmd.wire import peer
 from vtpmd.wire.control import StateType
 
@@ -103,14 +104,14 @@ class Incoming:
         return self.state in (State.ENTITLED, State.STARTED)
 
     @property
+    def is_settled(self) -> bool:
+        """True once nothing of the session's is under way."""
+        return self.state in (State.WELCOMING, State.SETTLED, State.ENDED)
+
+    @property
     def is_releasing(self) -> bool:
         """True while the vTPM is on its way back to the source."""
         return self.state is State.RELEASING
-
-    @property
-    def is_over(self) -> bool:
-        """True once nothing that the source has sent waits in the engine."""
-        return self.state in (State.SETTLED, State.ENDED)
 
     def has_ended(self, session: bytes) -> bool:
         """Return whether a session of this name is not, or no more, what this one is about."""
@@ -265,6 +266,8 @@ class Incoming:
             self._owner.files.incoming.make(self.session)
         except VtpmdError as error:
             self._events.put(events.StageFailed(peer.Reason.STORAGE, str(error)))
+        else:
+            self._events.put(events.Prepared())
 
     def _apply_record(self, record: bytes) -> None:
         kind = StateType(core.delta_inspect(record).type)
@@ -440,6 +443,10 @@ class Incoming:
         try:
             self._owner.files.owner.give_back(self.session)
             self._owner.files.incoming.remove()
+        except OwnerRecordError:
+            # It has been used, or has moved on, though its guest sent no command here.
+            self._events.put(events.Served())
+            return
         except VtpmdError as error:
             log.error("the vTPM cannot be given back yet: %s", error)
             self._events.put(events.RecordFailed(str(error)))
@@ -451,8 +458,8 @@ class Incoming:
     async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
         self._forget_images()
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
         try:
+            await self._owner.engine.request(LinkOperation.FORGET_STATE)
             self._owner.files.owner.decline(self.session)
             self._owner.files.incoming.remove()
         except VtpmdError as error:
@@ -464,8 +471,8 @@ class Incoming:
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)
         self._forget_images()
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
         try:
+            await self._owner.engine.request(LinkOperation.FORGET_STATE)
             self._owner.files.owner.decline(self.session)
             self._owner.files.incoming.remove()
         except VtpmdError as error:

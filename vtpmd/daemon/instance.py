@@ -44,7 +44,6 @@ class Instance:
         self._mobility = mobility
         self._key = key
         self._running = False
-        self._has_blob = False
         self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
         mobility.is_running = lambda: self._running
 
@@ -124,8 +123,7 @@ class Instance:
                 return control.encode_result() if self._mobility.is_frozen() else await self._stop()
             case Command.SET_DATAFD:
                 await self._ask(LinkOperation.SET_DATA_SOCKET, descriptor=descriptors[0])
-                await self._mobility.qemu_connected(had_blob=self._has_blob)
-                self._has_blob = False
+                await self._mobility.qemu_connected()
             case _:
                 await self._ask(_PASSED_ON[command])
         return control.encode_result()
@@ -147,8 +145,7 @@ class Instance:
         self._running = False
         # QEMU says so after a stream; a boot says nothing.
         is_incoming = bool(request.flags & control.InitFlag.DELETE_VOLATILE)
-        result = await self._mobility.init(has_blob=self._has_blob, is_incoming=is_incoming)
-        self._has_blob = False
+        result = await self._mobility.init(is_incoming=is_incoming)
         if result:
             log.error(
                 "the TPM does not start: libtpms refuses its state with %#x; the state files are "
@@ -201,10 +198,9 @@ class Instance:
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error
-        is_permanent = request.state_type == StateType.PERMANENT
-        await self._mobility.set_aside(is_permanent=is_permanent)
-        await self._ask(LinkOperation.SET_STATE, request.state_type, state)
-        self._has_blob |= is_permanent
+        result = await self._mobility.set_blob(request.state_type, state)
+        if result:
+            raise CommandFailed(result)
         return control.encode_result()
 
     async def _set_tail(self, blob: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Callable, Coroutine
 from enum import Enum
 from pathlib import Path
@@ -22,11 +23,12 @@ from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
+from vtpmd.wire.control import StateType
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
-    from vtpmd.daemon.tls import Connection
+    from vtpmd.daemon.tls import Connection, PeerName
     from vtpmd.wire.peer import Decoder, Hello
 
 log = logging.getLogger(__name__)
@@ -48,11 +50,12 @@ class NotOurs(VtpmdError):
 
 
 class Brought(Enum):
-    """What QEMU has brought, and not started yet."""
+    """What the QEMU that uses the TPM has brought for its next INIT."""
 
-    NOTHING = "nothing"
-    TAIL = "a tail: the TPM starts from that or not at all, as the directory holds another state"
-    BLOB = "whole blobs: what a source sends must not take their place"
+    NOTHING = "the TPM starts from what the directory holds"
+    BLOBS = "it starts from the permanent state that QEMU has set, whoever's the vTPM was"
+    TAIL = "it starts from what a peer's session and the tail made, or not at all"
+    UNUSABLE = "what it has brought was refused: it does not start for a guest that came so"
 
 
 class Mobility:
@@ -68,7 +71,8 @@ class Mobility:
         self._tasks: set[asyncio.Task[None]] = set()
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
-        self._welcoming = asyncio.Lock()
+        # Held while it is decided what the TPM starts from: no source is welcomed meanwhile.
+        self._starting = asyncio.Lock()
         self._brought = Brought.NOTHING
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
@@ -117,16 +121,19 @@ class Mobility:
         """Begin a session with a destination. Raises VtpmdError while that may not be."""
         from vtpmd.daemon.outgoing import Outgoing
 
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            raise VtpmdError("a session is armed already; disarm it first")
+        await self.qemu.check_can_arm()
+        # From here to the session there is no wait: who asks at the same time finds it.
+        if self.incoming is not None and not self.incoming.is_settled:
+            raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
         record = self._files.owner.read()
         if record.whose is not Whose.OURS:
             raise VtpmdError(
                 f"the vTPM is not this host's: it is {record.whose} to {record.peer}; arm it there"
             )
+        if self.outgoing is not None and not self.outgoing.ended.is_set():
+            raise VtpmdError("a session is armed already; disarm it first")
         if not self.is_running():
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
-        await self.qemu.check_can_arm()
         session = self.outgoing = Outgoing(self._owner(), to)
         self._spawn(session.run())
         if self.qemu.following is Following.NOT_ASKED_FOR:
@@ -180,7 +187,7 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
-                await self.stopping()
+                await self.end_freeze()
                 return None
         return await session.freeze()
 
@@ -205,10 +212,18 @@ class Mobility:
             return True
         return self._files.owner.read().whose is not Whose.OURS
 
-    async def stopping(self) -> None:
-        """QEMU powers the TPM off, or saves its state: the migration that took a tail is over."""
+    async def end_freeze(self) -> None:
+        """The migration that took a tail is over, though nobody has said so."""
         if self.is_frozen():
             await self.guest_runs()
+
+    async def stopping(self) -> None:
+        """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
+        await self._forget_brought()
+        await self.end_freeze()
+        if self.incoming is not None and self.incoming.is_granted:
+            # What was started ahead of time is the only state there is, until that is durable.
+            await self._end_incoming("QEMU stops the TPM")
 
     # The destination's side.
 
@@ -217,9 +232,9 @@ class Mobility:
         from vtpmd.daemon import incoming
         from vtpmd.migration.destination import Own
 
-        async with self._welcoming:
+        async with self._starting:
             own = Own(
-                busy=self._why_busy(str(connection.name)),
+                busy=self._why_busy(connection.name),
                 uuid=self._uuid,
                 tpm_version=peer.TPM_VERSION,
                 libtpms_version=self._engine.libtpms_version,
@@ -240,15 +255,15 @@ class Mobility:
                 self.incoming = session
         await session.run(decoder, hello)
 
-    def _why_busy(self, name: str) -> str | None:
+    def _why_busy(self, name: PeerName) -> str | None:
         """Return why no source can be welcomed now, or None."""
         from vtpmd.migration.states import ON_APPROVAL, State
 
         session = self.incoming
         if self.is_running():
             return "a guest uses the TPM there already"
-        if self._brought is Brought.BLOB:
-            return "QEMU brings a guest there, with whole blobs"
+        if self._brought is Brought.BLOBS:
+            return "QEMU brings a guest's whole state there"
         if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
             return None
         if session.state is State.SETTLED:
@@ -256,23 +271,23 @@ class Mobility:
         if session.state not in (State.STAGING, State.HOLDING, State.STANDBY):
             return "a vTPM is being handed over to it"
         assert session.state in ON_APPROVAL  # noqa: S101 - else it could not be set aside
-        if session.peer != name and session.is_alive:
+        if not is_named(session.peer, name) and session.is_alive:
             return "another host's session is armed there"
         return None
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
-        name = name_text(str(connection.name))
         session = self.incoming
         line = self._files.owner.read().find(question.session.hex())
         known = line is not None and line.outcome is not Outcome.SENT
-        if line is not None and known and line.peer != name:
+        if line is not None and known and not is_named(line.peer, connection.name):
             reason = peer.Reason.NOT_ALLOWED
             text = "the session is another host's: only the one that began it may ask"
             connection.stream.write(peer.encode(peer.Refuse(reason, text)))
             return
         if session is not None and known and not session.has_ended(question.session):
-            if isinstance(question, peer.Reclaim):
+            # What is on its way back is fenced for who asks: its record may be written now.
+            if isinstance(question, peer.Reclaim) or session.is_releasing:
                 await session.reclaim(connection)
                 return
             await self._ask(session)
@@ -280,9 +295,9 @@ class Mobility:
 
     async def _ask(self, session: Incoming) -> None:
         """Who asks has lost the connection of a session that is not granted yet: that is over."""
-        from vtpmd.migration.states import OWNING, State
+        from vtpmd.migration.states import OWNING
 
-        if session.state not in (*OWNING, State.RELEASING):
+        if session.state not in OWNING:
             await session.lose("the source asks whose its vTPM is")
 
     def _outcome(self, session: bytes) -> peer.Message:
@@ -300,7 +315,9 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        self._brought = Brought.TAIL
+        before, self._brought = self._brought, Brought.TAIL
+        if before is not Brought.NOTHING:
+            raise VtpmdError("the tail is refused: QEMU has brought a state before; migrate again")
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
@@ -308,14 +325,22 @@ class Mobility:
             )
         await self.incoming.apply_tail(blob)
 
-    async def set_aside(self, *, is_permanent: bool) -> None:
-        """QEMU brings a whole blob: what a peer may have sent is of no use. Raises NotOurs."""
+    async def set_blob(self, kind: int, state: bytes) -> int:
+        """Take a whole blob that QEMU has brought; return libtpms' result.
+
+        What a peer may have sent is of no use then. Raises NotOurs; the blob is not used.
+        """
         self._wakefulness.hold()
-        if self._brought is Brought.TAIL and not is_permanent:
-            raise NotOurs("QEMU's stream has a tail and whole blobs; migrate again")
-        async with self._welcoming:
-            self._brought = Brought.BLOB
+        if self._brought is Brought.TAIL:
+            raise NotOurs("QEMU has brought a tail before: the blob is not of the same stream")
+        if self.outgoing is not None and self.outgoing.is_its_qemus:
+            raise NotOurs("the vTPM may be at another host: load a snapshot there")
+        async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
+            reply = await self._engine.request(LinkOperation.SET_STATE, kind, state)
+            if not reply.result and kind == StateType.PERMANENT:
+                self._brought = Brought.BLOBS
+        return reply.result
 
     async def _end_incoming(self, reason: str) -> None:
         """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
@@ -330,12 +355,16 @@ class Mobility:
         # It was on, ahead of time: its guest has lost power now.
         await self._engine.request(LinkOperation.STOP)
 
-    async def init(self, *, has_blob: bool, is_incoming: bool) -> int:
+    async def init(self, *, is_incoming: bool) -> int:
         """Start the TPM from what there is; return libtpms' result.
 
         ``is_incoming``: QEMU says that its guest came with a stream. Raises NotOurs: it may not
         start.
         """
+        async with self._starting:
+            return await self._init(is_incoming=is_incoming)
+
+    async def _init(self, *, is_incoming: bool) -> int:
         if self.incoming is not None and is_incoming and self.incoming.awaits_init:
             if await self.incoming.start():
                 await self._has_come()
@@ -343,22 +372,24 @@ class Mobility:
             raise NotOurs(
                 "the source has not granted the vTPM; the guest goes on there: migrate again"
             )
-        if self._brought is Brought.TAIL and is_incoming:
-            raise NotOurs("QEMU's guest came with a tail that could not be used; migrate again")
-        # A source that is welcomed meanwhile would have the TPM start from its state.
-        async with self._welcoming:
-            return await self._start(has_blob=has_blob)
-
-    async def _start(self, *, has_blob: bool) -> int:
+        if self._brought in (Brought.TAIL, Brought.UNUSABLE) and is_incoming:
+            raise NotOurs("QEMU's guest came with a state that could not be used; migrate again")
+        if self._brought is Brought.BLOBS:
+            return await self._start_from_blobs()
         await self._end_incoming("QEMU starts the TPM without the tail")
-        if not has_blob:
-            await self._check_ours()
-        start = LinkInit.CAME if has_blob else LinkInit(0)
-        reply = await self._engine.request(LinkOperation.INIT, start)
-        if has_blob:
-            self._brought = Brought.NOTHING
-        if has_blob and not reply.result:
-            self._files.owner.arrive()
+        await self._check_ours()
+        return (await self._engine.request(LinkOperation.INIT)).result
+
+    async def _start_from_blobs(self) -> int:
+        """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
+        self._brought = Brought.UNUSABLE  # until it has started
+        reply = await self._engine.request(LinkOperation.INIT, LinkInit.CAME)
+        if not reply.result:
+            try:
+                self._files.owner.arrive()
+            except VtpmdError:
+                await self._engine.request(LinkOperation.STOP)
+                raise
             await self._has_come()
         return reply.result
 
@@ -371,6 +402,11 @@ class Mobility:
         record = self._files.owner.read()
         if record.whose is Whose.OFFERED and session is not None and not session.is_fenced:
             return  # not granted, and never will be
+        if record.whose is Whose.OURS and self._files.is_without_a_state():
+            raise NotOurs(
+                "a peer's vTPM was not taken, and there is no other here; boot its guest where it "
+                "came from, or remove tpm2-00.owner for a new TPM"
+            )
         if record.whose is not Whose.OURS:
             raise NotOurs(
                 f"the vTPM was {record.whose} to {record.peer} at {record.since}, which has not "
@@ -382,15 +418,19 @@ class Mobility:
         self._brought = Brought.NOTHING
         if self.outgoing is not None:
             await self.outgoing.came_back()
-        self.outgoing = None
+            if self.outgoing.ended.is_set():
+                self.outgoing = None
 
-    async def qemu_connected(self, *, had_blob: bool) -> None:
+    async def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
-        self._brought = Brought.NOTHING
-        if had_blob and (self.incoming is None or self.incoming.is_over):
-            await self._engine.request(LinkOperation.FORGET_STATE)
+        await self._forget_brought()
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
+
+    async def _forget_brought(self) -> None:
+        brought, self._brought = self._brought, Brought.NOTHING
+        if brought is Brought.BLOBS:
+            await self._engine.request(LinkOperation.FORGET_STATE)
 
     async def finish(self) -> None:
         """Do what an answer to QEMU did not have to wait for."""
@@ -478,3 +518,15 @@ async def _rounds_by_time(session: Outgoing) -> None:
     while not session.ended.is_set():
         await asyncio.sleep(ROUND_INTERVAL_S)
         await session.round_due()
+
+
+def is_named(recorded: str, name: PeerName) -> bool:
+    """Return whether a peer is the one that was written down, or has one of its names.
+
+    Certificates are renewed, with more names or fewer. A name with a comma in it is quoted, and so
+    is none of those that a comma divides.
+    """
+    names = recorded.split(", ")
+    return recorded == name_text(str(name)) or any(
+        shlex.quote(each) in names for each in name.names
+    )

@@ -55,6 +55,8 @@ TAKE_TIMEOUT_S: Final = 2.0
 # Of a disk that did not take what the record has to say.
 RECORD_RETRY_S: Final = 1.0
 
+_WRITE_RECORD: Final = "source: write the owner record"
+
 
 class RoundReport(NamedTuple):
     """What one round moved."""
@@ -155,6 +157,11 @@ class Outgoing:
     def is_fenced(self) -> bool:
         """True while the vTPM may be the destination's: it is not served here."""
         return self._machine.is_fenced
+
+    @property
+    def is_its_qemus(self) -> bool:
+        """True while the vTPM may be the destination's, and the QEMU here is the one it left."""
+        return self.state in (State.RETIRING, State.GRANTED, State.MOVED, State.RECLAIMING)
 
     @property
     def peer_following(self) -> peer.Following | None:
@@ -263,11 +270,10 @@ class Outgoing:
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
-        if self.is_frozen and await self._guest_has_run():
-            await self._happened(events.GuestResumed())
-            return None
         if self.is_frozen:
-            return self._tail
+            # Nobody may have said that the guest has run since.
+            await self._happened(events.Freeze())
+            return self._tail if self.is_frozen else None
         why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
@@ -275,11 +281,6 @@ class Outgoing:
         self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
         return self._tail if self.is_frozen else None
-
-    async def _guest_has_run(self) -> bool:
-        """Return whether a guest that nobody has told of has used the TPM since the freeze."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
-        return reply.result != Result.SUCCESS or bool(reply.argument & LinkCapture.CHANGED)
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
@@ -433,7 +434,12 @@ class Outgoing:
         self._owner.tell(Notice.ARMED, words)
 
     async def _offer(self) -> None:
+        began_ns = time.perf_counter_ns()
         self._owner.record.offer(self.session)
+        took_us = (time.perf_counter_ns() - began_ns) // 1000
+        # The second time, when QEMU asks for the state, it says so already.
+        before_us = self.phases_us.get(_WRITE_RECORD, 0)
+        self.phases_us[_WRITE_RECORD] = max(before_us, took_us)
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
@@ -452,6 +458,11 @@ class Outgoing:
                 await asyncio.sleep(RECORD_RETRY_S)
             else:
                 return
+
+    async def _look_again(self) -> None:
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        if reply.result or reply.argument & LinkCapture.CHANGED:
+            self._events.put(events.GuestResumed())
 
     async def _make_tail(self) -> None:
         began_ns = time.perf_counter_ns()
@@ -560,6 +571,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,
+    Do.LOOK_AGAIN: Outgoing._look_again,
     Do.RETIRE: Outgoing._retire,
     Do.TELL_GRANTED: Outgoing._tell_granted,
     Do.RECORD_MOVED: Outgoing._record_moved,

@@ -8,6 +8,7 @@ without the alert that tells the peer why (CPython's issue 98078); OpenSSL by it
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -19,8 +20,8 @@ from vtpmd.wire import peer
 
 # Two of the largest images in records: the first round. More is under way at no time.
 UNSENT_BYTES_MAX: Final = 4 * peer.FRAME_BYTES_MAX
-# Before a close: more than a socket's buffer holds.
-UNREAD_READS_MAX: Final = 128
+# For the other side to read the last word, and to close: a round trip, with a base under way.
+LINGER_S: Final = 1.0
 
 # A flow that a firewall has forgotten, or whose other end has lost its power, ends without a word.
 # The kernel asks an idle peer after KEEPALIVE_IDLE_S and then each KEEPALIVE_INTERVAL_S, and gives
@@ -144,11 +145,8 @@ class TlsStream:
         with suppress(OSError):
             self.socket.unwrap()  # says so; raises, as the other side has not said so yet
         with suppress(OSError), socket.socket(fileno=self.socket.detach()) as plain:
-            # TCP takes back what is still on its way if something is left unread.
             plain.shutdown(socket.SHUT_WR)
-            for _ in range(UNREAD_READS_MAX):
-                if not plain.recv(peer.READ_BYTES_MAX):
-                    break
+            _linger(self._loop, plain.detach())
 
     def abort(self) -> None:
         """End the connection at once, as a crash would. May be repeated."""
@@ -202,3 +200,29 @@ class TlsStream:
             await writable.wait()
         finally:
             self._loop.remove_writer(self.socket)
+
+
+def _linger(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    """Close a socket when the other side has; until then, drop what it still sends.
+
+    TCP takes back what is on its way to the other side if something is left unread here, or comes
+    afterwards: a refusal would be lost to a source that is sending its base.
+    """
+
+    def end() -> None:
+        loop.remove_reader(descriptor)
+        timer.cancel()
+        os.close(descriptor)
+
+    def drop() -> None:
+        try:
+            if os.read(descriptor, peer.READ_BYTES_MAX):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # it is gone
+        end()
+
+    timer = loop.call_later(LINGER_S, end)
+    loop.add_reader(descriptor, drop)

@@ -88,7 +88,7 @@ class Discard(NamedTuple):
 class Do(Enum):
     """Actions without anything more to say."""
 
-    PREPARE = "make the session's file, and have the owner record know it; or StageFailed"
+    PREPARE = "make the session's file, have the owner record know it; Prepared or StageFailed"
     LET_GO = "have the engine let go of the TPM that it started ahead of time"
     START = "start the TPM from the last round, held; then HeldStarted or StageFailed"
     EXPECT = "the guest may use the held TPM: its commands wait"
@@ -111,6 +111,7 @@ class Destination:
         self.uuid = own.uuid
         self.key: bytes | None = None
         self._own = own
+        self._version = peer.VERSION
         self._commit = peer.Commit(0, 0, 0, 0)
 
     def can_take(self, kind: type[LocalEvent]) -> bool:
@@ -139,6 +140,9 @@ class Destination:
 
     def _local(self, event: LocalEvent, before: State) -> list[Action]:
         match event:
+            case events.Prepared():
+                own = self._own
+                return [Send(peer.Welcome(self._version, own.libtpms_version, own.following))]
             case events.Staged():
                 return [Send(peer.Ack(*self._commit[:3]))]
             case events.StageFailed() | events.TailRefused():
@@ -237,9 +241,8 @@ class Destination:
             return [Send(refusal), Do.CLOSE]
         # Either side may have been given none: the tail is bound to the source's.
         self.uuid = hello.uuid
-        version = min(hello.version, peer.VERSION)
-        welcome = peer.Welcome(version, self._own.libtpms_version, self._own.following)
-        return [Send(welcome), Do.PREPARE]
+        self._version = min(hello.version, peer.VERSION)
+        return [Do.PREPARE]
 
     def _refusal(self, hello: peer.Hello) -> peer.Refuse | None:
         """Return why this side could not run the source's state, or None."""

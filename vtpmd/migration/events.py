@@ -106,6 +106,10 @@ class CameBack(NamedTuple):
 # The destination's.
 
 
+class Prepared(NamedTuple):
+    """There is a file for what the source sends, and the owner record knows the session."""
+
+
 class Staged(NamedTuple):
     """The round is durable, and libtpms takes the state."""
 
@@ -214,6 +218,7 @@ LocalEvent = (
     | Retired
     | RetireFailed
     | CameBack
+    | Prepared
     | Staged
     | StageFailed
     | HeldStarted

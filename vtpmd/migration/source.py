@@ -54,6 +54,7 @@ class Do(Enum):
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
     MAKE_TAIL = "seal what changed since the base; then TailMade"
+    LOOK_AGAIN = "if the guest has used its TPM since the tail was made: GuestResumed"
     RETIRE = "have the engine serve no more; then Retired or RetireFailed"
     TELL_GRANTED = "tell people that the destination may have the vTPM"
     RECORD_MOVED = "have the owner record say moved, and tell people: the destination has said so"
@@ -175,6 +176,8 @@ class Source:
                 return [Do.OFFER, Do.START_ROUND]
             case events.GuestStopped() if before is State.ROUND:
                 return [Do.OFFER]
+            case events.Freeze() if before is State.FROZEN:
+                return [Do.LOOK_AGAIN]
             case events.Freeze():
                 return [Do.OFFER, Do.MAKE_TAIL]
             case events.GuestResumed() if before in WITH_BASE:

@@ -101,7 +101,15 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.FREEZING, events.Disarmed): State.ENDED,
     **{
         (State.FROZEN, event): State.FROZEN
-        for event in (peer.Ack, peer.Receiving, peer.Pong, events.RoundDue, events.GuestStopped)
+        for event in (
+            peer.Ack,
+            peer.Receiving,
+            peer.Pong,
+            events.RoundDue,
+            events.GuestStopped,
+            events.MigrationEnded,
+            events.Freeze,
+        )
     },
     (State.FROZEN, peer.Take): State.RETIRING,
     **{
@@ -138,6 +146,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
 _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.WELCOMING, peer.Hello): State.RECEIVING,
     (State.WELCOMING, events.LinkLost): State.ENDED,
+    (State.RECEIVING, events.Prepared): State.RECEIVING,
     (State.RECEIVING, peer.Key): State.RECEIVING,
     (State.RECEIVING, peer.Record): State.RECEIVING,
     (State.RECEIVING, peer.Commit): State.STAGING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
+from vtpmd.store.directory import JOURNAL_NAME, StateDirectory, state_file
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.incoming import Found, IncomingStates
 from vtpmd.store.keys import Key
@@ -15,6 +15,7 @@ class MovingFiles:
 
     def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
         """With a key what holds state is sealed with it, and must be."""
+        self._directory = directory
         self._in_place = InPlace(directory)
         self.owner = OwnerRecord(directory, self._in_place)
         self.incoming = IncomingStates(directory, self._in_place, key)
@@ -22,6 +23,12 @@ class MovingFiles:
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
         self._in_place.close()
+
+    def is_without_a_state(self) -> bool:
+        """Return whether all that this host has of a vTPM is that peers' were not taken here."""
+        ends = {line.outcome for line in self.owner.read().sessions}
+        has_state = self._directory.exists(state_file(StateType.PERMANENT))
+        return bool(ends & {Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
     def granted(self) -> bytes | None:
         """Return the state that take_up() would make the vTPM's; nothing is written.

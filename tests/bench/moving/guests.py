@@ -26,7 +26,7 @@ from tests.harness.migration import MigrationReport
 from tests.harness.monitor import Monitor
 from tests.harness.program import Program
 
-MACHINE = Machine(memory_mib=512)
+MACHINE = Machine(memory_mib=512, counts_ticks=False)
 # What Ethernet of 1 Gbit/s carries of TCP's content, so that the time is the stream's, and not that
 # of copying memory on a machine whose cores both QEMUs need; and little memory for stop-and-copy.
 LINK = {"max-bandwidth": 117_700_000, "downtime-limit": 30}

@@ -1,0 +1,187 @@
+"""What can go wrong in the model, at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tests.model.actions import FAILURES, PREPARE, RECORDS, destination_acts, source_acts
+from tests.model.moves import Move, took
+from tests.model.world import (
+    BROKEN,
+    SESSION,
+    THIRD,
+    Project,
+    Tagged,
+    World,
+    destination_can,
+    destination_closes,
+    destination_takes,
+    source_closes,
+    source_takes,
+    tag,
+)
+from vtpmd.migration import destination, events, source
+from vtpmd.migration.destination import Do
+from vtpmd.migration.states import GIVEN_AWAY, State
+from vtpmd.wire import peer
+from vtpmd.wire.peer import Reason
+
+
+def faults(project: Project, world: World) -> Iterator[Move]:
+    """Yield what can go wrong."""
+    yield from _cuts(world)
+    yield from _crashes(world)
+    yield from _disks(project, world)
+    if not world.s.todo:
+        yield from _at_source(project, world)
+    if not world.d.todo:
+        yield from _at_destination(project, world)
+
+
+def _cuts(world: World) -> Iterator[Move]:
+    """The link breaks, and what was said last is lost: also of what a closed end had said."""
+    if (world.s_link and world.d_link) or world.to_d or world.to_s:
+        cut = world._replace(
+            s_link=world.s_link and BROKEN,
+            d_link=world.d_link and BROKEN,
+        )
+        for to_d in _beginnings(world.to_d):
+            for to_s in _beginnings(world.to_s):
+                yield "CUT", cut._replace(to_d=to_d, to_s=to_s)
+    if world.question is not None:
+        yield "QUESTION LOST", world._replace(question=None)
+    if world.answer is not None:
+        yield "ANSWER LOST", world._replace(answer=None)
+    if world.asked:
+        yield "CUT of the connection that asks", world._replace(asked=False)
+
+
+def _beginnings(said: tuple[Tagged, ...]) -> Iterator[tuple[Tagged, ...]]:
+    return (said[:n] for n in range(len(said) + 1))
+
+
+def _crashes(world: World) -> Iterator[Move]:
+    """A host dies; what it said last is lost, or is not."""
+    if world.s.up:
+        dead = source_closes(world.source(up=False, todo=()))
+        dead = dead._replace(question=None, answer=None, asked=False)
+        for to_d in _beginnings(world.to_d):
+            yield "CRASH of the source", dead._replace(to_d=to_d)
+    if world.d.up:
+        qemu = "wait" if world.d.qemu == "wait" else "dead"
+        dead = world.destination(up=False, state=None, qemu=qemu, todo=(), engine="off")
+        dead = destination_closes(dead.destination(settles=False))
+        dead = dead._replace(question=None, asked=False)
+        for to_s in _beginnings(world.to_s):
+            for answer in {world.answer, None}:
+                yield "CRASH of the destination", dead._replace(to_s=to_s, answer=answer)
+    if world.d.qemu != "dead":
+        yield "QEMU at the destination dies", world.destination(qemu="dead")
+    if world.s.qemu in ("run", "stop") and world.s.on:
+        # Its vtpmd goes on, and its TPM is as it was until the next QEMU's INIT.
+        yield "QEMU at the source dies", world.source(qemu="dead", on=False, resumed=False)
+
+
+def _disks(project: Project, world: World) -> Iterator[Move]:
+    """A disk says that it failed: what was to be written is there, or is not."""
+    if world.s.todo and (action := world.s.todo[0].value) in RECORDS:
+        for label, done in _with_and_without(
+            world.source(todo=world.s.todo[1:]), source_acts(project, world)
+        ):
+            yield f"DISK of the source, {label}", _source_fails(project, done, action)
+        return
+    if world.d.todo and isinstance(world.d.todo[0].value, str):
+        steps = [each.value for each in world.d.todo]
+        end = next((i for i, step in enumerate(steps) if not isinstance(step, str)), len(steps))
+        conclusion = steps[end] if end < len(steps) else None
+        failure = _STORAGE if steps[0] in PREPARE else FAILURES.get(type(conclusion))
+        if failure is None:
+            return
+        rest = (*world.d.todo[end + 1 :], tag(failure))
+        written = destination_acts(project, world)
+        for label, done in _with_and_without(world, written):
+            yield f"DISK of the destination, {label}", done.destination(todo=rest)
+
+
+_STORAGE: Final = events.StageFailed(Reason.STORAGE, "")
+
+
+def _with_and_without(before: World, after: World) -> Iterator[Move]:
+    yield "not written", before
+    yield "written after all", after
+
+
+def _source_fails(project: Project, world: World, action: source.Do) -> World:
+    """As Outgoing._take() does: what can be ended is, and nothing more is done of this event."""
+    state = world.s.state
+    assert state is not None
+    if action is source.Do.RECORD_RELEASED:
+        return world.source(todo=(tag(events.RecordFailed("")),))
+    ended = source_takes(project, world.source(todo=()), events.Disarmed(""))
+    return world if ended is None or state is State.ENDED else ended
+
+
+def _at_source(project: Project, world: World) -> Iterator[Move]:
+    """What operators and clocks do at the wrong moment."""
+    host = world.s
+    if not host.up:
+        return
+    if host.state in (None, *GIVEN_AWAY, State.ENDED):
+        # Another session is armed, and falls back: nobody is there.
+        record = project.transition(host.record, "reserve", b"x" * 16, "c:1", 0)
+        armed = record.value._replace(sessions=host.record.value.sessions)
+        yield "MIGRATE-ARM at the source", world.source(record=tag(armed))
+    if host.state not in (None, State.ENDED):
+        ended = source_takes(project, world, events.Disarmed(""))
+        yield from took("DISARM at the source", ended)
+
+
+def _at_destination(project: Project, world: World) -> Iterator[Move]:
+    """What operators, other hosts and clocks do."""
+    host = world.d
+    if not host.up:
+        return
+    if host.state is State.WAITING:
+        late = destination_takes(project, world, events.GrantTimedOut())
+        yield from took("SILENCE: no Grant in time", late)
+    if host.state not in (None, State.ENDED):
+        aside = destination_takes(project, world, events.SetAside(""))
+        yield from took("QEMU at the destination boots, or brings whole blobs", aside)
+    if world.d_link and world.to_d and host.session == SESSION:
+        yield from _refused(project, world)
+    yield from _third(project, world)
+    if destination_can(world) and host.served:
+        served = "served" not in project.without
+        yield "LOADVM at the destination", world.destination(served=served)
+
+
+def _refused(project: Project, world: World) -> Iterator[Move]:
+    """libtpms does not take a round, or does not start from it."""
+    message = world.to_d[0].value
+    taken = destination_takes(project, world._replace(to_d=world.to_d[1:]), message)
+    actions = () if taken is None else [each.value for each in taken.d.todo]
+    if taken is not None and any(
+        each is Do.START or isinstance(each, destination.Stage) for each in actions
+    ):
+        refused = tag(events.StageFailed(Reason.STATE, ""))
+        yield "REFUSED by libtpms", taken.destination(todo=(refused,))
+
+
+def _third(project: Project, world: World) -> Iterator[Move]:
+    """Another host's source begins, or ends, a session of another vTPM."""
+    host = world.d
+    if host.session == THIRD and host.state not in (None, State.ENDED):
+        gone = destination_takes(project, world, peer.Disarm(THIRD))
+        yield from took("the third host goes", gone)
+        return
+    welcome = (None, State.ENDED, State.WELCOMING, State.RECEIVING, State.SETTLED)
+    silent = (State.HOLDING, State.STANDBY)
+    first = host.record.value.find(THIRD.hex()) is None
+    if not first or host.qemu == "run" or host.state not in (*welcome, *silent):
+        return
+    aside = world
+    if "orphan" not in project.without:
+        aside = destination_takes(project, world, events.SetAside("")) or world
+    began = aside.destination(todo=(*aside.d.todo, tag("third")))
+    yield "HELLO of another host", began

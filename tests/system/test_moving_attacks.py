@@ -1,0 +1,243 @@
+"""What comes at the wrong moment, or from a QEMU that is gone, gives nobody a vTPM.
+
+Invariants of the design that are checked: 2 (never a fresh TPM in place of another), 3 (one owner,
+nothing acknowledged is lost) and 13 (a vTPM only takes a state that is its own). Clients of the
+control socket stand for QEMU, as in test_one_owner.
+"""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from qemu.qmp import ExecuteError
+
+from tests.harness.credentials import HOST, authority, credentials
+from tests.harness.emulator import Peering
+from tests.harness.fake_peer import FakeDestination, Stream
+from tests.harness.handover import (
+    WAIT_TIMEOUT_S,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    assert_whole,
+    killed,
+    make_armed_pair,
+    make_host,
+    make_pair,
+    restarted,
+    stopped,
+    wait_until,
+)
+from tests.harness.lab import Lab
+from tests.harness.link import Cut, Direction
+from tests.harness.owners import (
+    assert_comes_back,
+    assert_refuses_to_boot,
+    base_of,
+    boot,
+    engine_stands_still,
+    freeze,
+    greet,
+    hand_over,
+    outgoing,
+    reconnected,
+    record_of,
+)
+from tests.support.emulator_client import Blob, ControlError
+from tests.system.test_arming import qemu_of
+from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
+from vtpmd.wire import peer
+
+A_MOMENT_S = 0.5  # in which a fault shows itself, if it is there
+
+
+@pytest.fixture
+def fake(lab: Lab) -> FakeDestination:
+    """Give a test a destination that says what the test says."""
+    destination = FakeDestination(credentials())
+    lab.close_at_end(destination)
+    return destination
+
+
+def test_blobs_of_a_qemu_that_is_gone_are_not_the_next_ones(lab: Lab) -> None:
+    """They came whole, to a host that had given the vTPM away; its guest goes on elsewhere."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    snapshot = pair.destination.guest.save()
+    assert_whole(snapshot)
+    source = restarted(lab, stopped(pair.source))
+    source.guest.give(snapshot)
+    pair.destination.guest.resume()  # that migration failed
+    assert_serves(pair.destination.guest)
+
+    source = reconnected(lab, source)
+
+    assert_refuses_to_boot(source)
+    assert record_of(source).whose is Whose.MOVED
+
+
+@pytest.mark.parametrize("kind", [Blob.VOLATILE, Blob.SAVESTATE])
+def test_invariant_2_tail_with_a_whole_blob_beside_it_starts_nothing(lab: Lab, kind: Blob) -> None:
+    """The session ended at the source between two of QEMU's questions."""
+    pair = make_pair(lab)
+    whole = pair.source.guest.save().volatile
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    blobs = freeze(pair)
+    pair.link.hold(Direction.TO_SOURCE)  # nothing is granted meanwhile
+    pair.destination.guest.give(blobs)
+    with suppress(ControlError):
+        pair.destination.guest.control.set_state_blob(kind, whole)
+    with pytest.raises(ControlError):
+        pair.destination.guest.start()
+    assert_serves_nothing(pair.destination.guest)
+    assert any("migrate again" in line for line in pair.destination.log)
+    pair.link.hold(None)
+    pair.source.guest.resume()
+    assert_comes_back(pair)
+
+
+def test_snapshot_that_is_loaded_while_armed_leaves_the_session_armed(lab: Lab) -> None:
+    """Else it would go on beside the next one, and each would miss what the other captures."""
+    pair = make_pair(lab)
+    snapshot = pair.source.guest.save()
+    pair.source.guest.work()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    pair.source.guest.load(snapshot)
+    assert outgoing(pair.source) in ("armed", "round")
+    facts = pair.source.guest.facts()
+    hand_over(pair)
+    assert pair.destination.guest.facts() == facts
+
+
+def test_vtpm_is_armed_once_when_two_ask_at_once(lab: Lab) -> None:
+    """QEMU is asked in between whether x-colo is on."""
+    following = Peering(credentials=credentials(), follows_qemu=True)
+    pair = make_pair(lab, source=following)
+    second = lab.management(pair.source.vtpmd)
+    with qemu_of(lab, pair.source), ThreadPoolExecutor(2) as executor:
+        wait_until(lambda: pair.source.manage.command("query-status")["qemu"] == "following")
+        both = [
+            executor.submit(manage.command, "migrate-arm", to=pair.link.address)
+            for manage in (pair.source.manage, second)
+        ]
+        failures = [arming.exception(WAIT_TIMEOUT_S) for arming in both]
+    assert sorted(map(type, failures), key=str) == [type(None), ExecuteError]
+
+
+def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not_granted(
+    lab: Lab, fake: FakeDestination
+) -> None:
+    """The Take comes in the very moment in which QEMU asks again."""
+    source = make_host(lab)
+    source.guest.boot()
+    source.manage.command("migrate-arm", to=fake.address)
+    stream, session = fake.hold_base()
+    source.manage.wait_for("VTPM_ARMED")
+    assert_tail(source.guest.save())
+    stream.receive(peer.Stopped)
+    said = source.manage.migration()["digests"]
+    take = peer.Take(
+        session, bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"]), 0, 0, 0
+    )
+    source.guest.work()
+    facts = source.guest.facts()
+    with ThreadPoolExecutor(1) as executor:
+        with engine_stands_still(source):
+            saving = executor.submit(source.guest.control.get_state_blob, Blob.PERMANENT)
+            time.sleep(A_MOMENT_S)  # the question is with the engine
+            stream.send(take)
+            phase = "destination: make durable"
+            wait_until(lambda: phase in source.manage.migration()["phases-us"])
+        saving.result(WAIT_TIMEOUT_S)
+    assert not any(isinstance(message, peer.Grant) for message in stream.wait_for_end())
+    assert source.guest.facts() == facts
+    assert_serves(source.guest)
+
+
+def bring(stream: Stream, base: list[peer.Message]) -> None:
+    """Send a base if the Hello is welcomed."""
+    if isinstance(stream.next_message(), peer.Welcome):
+        stream.send(*base)
+        stream.next_message()
+
+
+def test_invariant_13_hello_while_a_boot_waits_does_not_become_its_state(
+    lab: Lab, fake: FakeDestination
+) -> None:
+    """A restarted source asks whose its vTPM is; another host's comes meanwhile."""
+    other, source = make_host(lab), make_host(lab)
+    other.guest.boot()
+    other.guest.work()
+    base = base_of(lab, other)
+    source.guest.boot()
+    nv = source.guest.facts().nv
+    source.manage.command("migrate-arm", to=fake.address)
+    stream, session = fake.hold_base()
+    source.manage.wait_for("VTPM_ARMED")
+    assert_tail(source.guest.save())
+    stream.receive(peer.Stopped)
+    source = restarted(lab, killed(source))
+    asking = fake.accept()
+    asking.receive(peer.Ask)
+    with ThreadPoolExecutor(2) as executor:
+        booting = executor.submit(source.guest.control.init)
+        visitor, _ = greet(lab, source)
+        bringing = executor.submit(bring, visitor, base)
+        with suppress(TimeoutError):
+            bringing.result(A_MOMENT_S)
+        asking.send(peer.Released(session))
+        booting.result(WAIT_TIMEOUT_S)
+        bringing.result(WAIT_TIMEOUT_S)
+    source.guest.tpm.startup()
+    assert source.guest.facts().nv == nv
+
+
+def test_invariant_2_hello_between_qemus_blobs_and_init_does_not_undo_them(lab: Lab) -> None:
+    other, source, destination = make_host(lab), make_host(lab), make_host(lab)
+    other.guest.boot()
+    base = base_of(lab, other)
+    source.guest.boot()
+    facts = source.guest.facts()
+    destination.guest.give(source.guest.save())
+    visitor, _ = greet(lab, destination)
+    bring(visitor, base)
+    destination.guest.start()
+    assert destination.guest.facts() == facts
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["reclaims", "asks"])
+def test_destination_whose_engine_has_died_lets_go(lab: Lab, restart: bool) -> None:
+    """It had the tail; the Grant is lost with the link."""
+    pair = make_armed_pair(lab)
+    facts, blobs = pair.source.guest.facts(), freeze(pair)
+    pair.link.hold(Direction.TO_DESTINATION)
+    pair.destination.guest.give(blobs)
+    pair.source.manage.wait_for("VTPM_GRANTED")
+    (engine,) = pair.destination.vtpmd.engines()
+    os.kill(engine, signal.SIGKILL)
+    if restart:
+        killed(pair.source)
+    pair.link.cut_at(Cut(after=0))
+    pair.link.hold(None)
+    if restart:
+        source = restarted(lab, pair.source)
+        wait_until(lambda: record_of(source).whose is Whose.OURS)
+        boot(source)
+        assert source.guest.facts().nv == facts.nv
+        return
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+    assert pair.source.guest.facts() == facts
+
+
+def test_host_with_more_names_than_a_record_keeps_gets_its_vtpm_back(lab: Lab) -> None:
+    names = [f"host{number:02}.a-long-name.of-a-cluster.example" for number in range(10)]
+    assert len("".join(names)) > TEXT_LENGTH_MAX
+    pair = make_pair(lab, source=Peering(credentials=authority().issue_named(HOST, *names)))
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    hand_over(pair)
+    pair.source.guest.resume()
+    assert_comes_back(pair)
