@@ -75,6 +75,12 @@ class Host:
         mobility = self.daemon and self.daemon.mobility
         return bool(mobility and mobility.incoming and mobility.incoming.is_granted)
 
+    @property
+    def knows_sessions(self) -> bool:
+        """True if its vtpmd remembers that there were sessions."""
+        mobility = self.daemon and self.daemon.mobility
+        return bool(mobility and mobility.owner_record().sessions)
+
     def start(self) -> None:
         """Start vtpmd."""
         if self.daemon is None:

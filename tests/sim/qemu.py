@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -86,6 +86,7 @@ class Qemu:
         self._waiting: asyncio.Future[bytes] | None = None
         self._event_s = 0.0
         self._comes_whole = False
+        self._answer: Callable[[bool], None] | None = None  # of a stream that is being loaded
         self._waiters: list[asyncio.Future[None]] = []
         none = MigrationState.NONE
         status = "inmigrate" if incoming else "prelaunch"
@@ -125,6 +126,8 @@ class Qemu:
         self.process.kill()
         self.vcpus = False
         self._comes_not()
+        if self._answer is not None:
+            self._answer(False)
         for waiting in self._waiters:
             _wake(waiting)
 
@@ -399,7 +402,8 @@ class Qemu:
             self._comes_whole = False
             self.vm.comes_not()
 
-    async def _start(self, saved: Saved, answer: Any) -> None:
+    async def _start(self, saved: Saved, answer: Callable[[bool], None]) -> None:
+        self._answer = answer
         if not await self._load(saved):
             self._comes_not()
             answer(False)

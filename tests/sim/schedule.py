@@ -17,6 +17,8 @@ FAULTS_MAX: Final = 4
 # A schedule without a fault has about so many steps; its first hand-over is between these.
 STEPS: Final = range(1, 260)
 HAND_OVER: Final = range(20, 60)
+# What a QEMU has asked for before it died is done by then.
+SETTLES_S: Final = 0.1
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 1.0, 4.0)
 
 
@@ -93,6 +95,7 @@ async def boot_at(host: Host) -> bool:
     if host.qemu is not None:
         await _end(world, host)
         await _ready(host)
+    await asyncio.sleep(SETTLES_S)
     if host.qemu is not None or not world.vm.may_boot_at(host):
         return False
     qemu = Qemu(host, world.vm)
@@ -300,7 +303,7 @@ def draw_faults(world: World, faults: Sequence[Fault], steps: range) -> None:
     near = rng.choice(steps)
     for _ in range(n_faults):
         far = rng.random() < 0.3
-        step = rng.choice(steps) if far else near + rng.randrange(30)
+        step = rng.choice(steps) if far else near + rng.randrange(min(30, len(steps)))
         while step in world.faults:
             step += 1
         world.faults[step] = rng.choice(faults)

@@ -65,7 +65,7 @@ def test_seed_that_found_something_once(seed: int) -> None:
 
 
 def test_seed_repeats_its_schedule() -> None:
-    for seed in (3, 10, 2152):
+    for seed in (3, 10, 358):
         assert simulate(seed).transcript == simulate(seed).transcript
 
 

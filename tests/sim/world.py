@@ -68,12 +68,15 @@ class Vm:
         return host in self.places
 
     def may_boot_at(self, host: Host) -> bool:
-        """Return whether they would try to boot it there.
+        """Return whether they would try to boot it there, rightly or wrongly.
 
-        Where no vTPM is, a new one would be made; where an old one of whole blobs is, that.
+        Where nobody ever had a vTPM a new one is made, where whole blobs left an old one, that.
         """
-        known = host in self.places or host.record.whose is Whose.MOVED
-        return host.is_entitled or (known and (self.lineage is None or host.has_state))
+        if host.is_entitled or host.record.whose is Whose.MOVED:
+            return True
+        if self.lineage is not None and not host.has_state:
+            return host.knows_sessions
+        return host in self.places
 
     def comes_whole(self, host: Host) -> None:
         """Its stream with all of the state is at a host, which starts from it."""

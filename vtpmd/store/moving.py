@@ -25,10 +25,14 @@ class MovingFiles:
         self._in_place.close()
 
     def is_without_a_state(self) -> bool:
-        """Return whether all that this host has of a vTPM is that peers' were not taken here."""
+        """Return whether all that this host has of a vTPM is that peers' were not taken here.
+
+        To be asked when no session is under way: one that is open then has ended, and the disk did
+        not take it.
+        """
         ends = {line.outcome for line in self.owner.read().sessions}
         has_state = self._directory.exists(state_file(StateType.PERMANENT))
-        return bool(ends & {Outcome.DECLINED, Outcome.RELEASED}) and not has_state
+        return bool(ends & {Outcome.OPEN, Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
     def granted(self) -> bytes | None:
         """Return the state that take_up() would make the vTPM's; nothing is written.
