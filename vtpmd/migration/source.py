@@ -204,8 +204,6 @@ class Source:
                 return [Do.RETIRE]
             case peer.Released() if before is State.FROZEN:
                 return [GoOn("the destination has let go of it"), *_GOODBYE]
-            case peer.Released() if before not in GIVEN_AWAY:
-                return [FallBack("the destination has ended the session"), *_GOODBYE]
             case peer.Released():
                 return [Do.RECORD_RELEASED]
             case peer.Running() | peer.Kept() if before in (State.GRANTED, State.LEFT):
