@@ -103,6 +103,8 @@ class Asking:
             self._hurry.clear()
             try:
                 answer = await ask(self._to, question)
+                if isinstance(answer, peer.Kept) and type(question) is not type(self._question()):
+                    continue  # it need not be kept from who asks for it now
                 self._say(f"the host that the vTPM went to, {self._to}, says {_words(answer)}")
                 # Whoever has it will not give it back soon.
                 if isinstance(answer, peer.Kept):
