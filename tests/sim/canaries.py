@@ -14,6 +14,7 @@ from tests.sim.engine import SimEngine
 from vtpmd.core import LinkOperation, LinkRetire
 from vtpmd.daemon import incoming, mobility, outgoing
 from vtpmd.daemon.incoming import Incoming
+from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.source import Source
@@ -155,6 +156,19 @@ def _welcomes_at_any_time(patch: Patch) -> None:
     patch.setattr(Mobility, "_why_busy", blind)
 
 
+def _blobs_are_mixed(patch: Patch) -> None:
+    """As it was: a session that ends between two blobs makes the second one a whole one."""
+    set_aside = Mobility.set_aside
+
+    async def blindly(self: Mobility, *, is_permanent: bool) -> None:
+        self._brought = mobility.Brought.NOTHING
+        await set_aside(self, is_permanent=is_permanent)
+
+    never = property(lambda _: False, lambda *_: None)
+    patch.setattr(Instance, "_gave_tail", never, raising=False)
+    patch.setattr(Mobility, "set_aside", blindly)
+
+
 CANARIES: Final[dict[str, Canary]] = {
     "the record says offered only after the tail": Canary(_offers_nothing),
     "no session is remembered": Canary(_remembers_no_session),
@@ -180,6 +194,9 @@ CANARIES: Final[dict[str, Canary]] = {
     "the source goes on serving": Canary(_retires_in_vain),
     "a source is welcomed while QEMU brings its guest": Canary(
         _welcomes_at_any_time, (schedule.silence, schedule.arm_again, schedule.other_host)
+    ),
+    "a tail is mixed with whole blobs": Canary(
+        _blobs_are_mixed, (schedule.cut, schedule.crash), schedule.HAND_OVER
     ),
     "a state outlives the QEMU that brought it": Canary(
         _blob_outlives_its_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)

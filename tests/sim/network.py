@@ -13,7 +13,9 @@ from vtpmd.daemon.tls import PeerName
 # A frame takes this long, as a rule; some take much longer.
 LATENCY_S: Final = (0.0001, 0.0003, 0.001, 0.02)
 # TCP notices a flow that has gone silent: USER_TIMEOUT_S and some more.
-DEAD_S: Final = (5.0, 8.0)
+DEAD_S: Final = (5.0, 6.0, 8.0)
+# An end of a connection that was reset.
+NOTICED_S: Final = (0.0, 0.0001, 0.001, 0.02)
 
 
 class Stream:
@@ -178,10 +180,10 @@ class Network:
         """Be a good network from now on."""
         self._held_until_s = self._down_until_s = 0.0
 
-    def _ends_notice(self, flow: Flow, within_s: tuple[float, float] = (0.0, 0.05)) -> None:
+    def _ends_notice(self, flow: Flow, after_s: tuple[float, ...] = NOTICED_S) -> None:
         flow.dead = True
         for end in flow.ends:
-            self._scheduler.after(self._rng.uniform(*within_s), end.fail)
+            self._scheduler.after(self._rng.choice(after_s), end.fail)
 
 
 class Flow:
