@@ -133,7 +133,6 @@ def _retires_in_vain(patch: Patch) -> None:
 
 def _blob_outlives_its_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
-
     patch.setattr(Mobility, "_forget_brought", _nothing)
 
 
@@ -158,15 +157,15 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 
 def _blobs_are_mixed(patch: Patch) -> None:
     """As it was: a session that ends between two blobs makes the second one a whole one."""
-    set_aside = Mobility.set_aside
+    set_blob = Mobility.set_blob
 
-    async def blindly(self: Mobility, *, is_permanent: bool) -> None:
+    async def blindly(self: Mobility, kind: int, state: bytes) -> int:
         self._brought = mobility.Brought.NOTHING
-        await set_aside(self, is_permanent=is_permanent)
+        return await set_blob(self, kind, state)
 
     never = property(lambda _: False, lambda *_: None)
     patch.setattr(Instance, "_gave_tail", never, raising=False)
-    patch.setattr(Mobility, "set_aside", blindly)
+    patch.setattr(Mobility, "set_blob", blindly)
 
 
 CANARIES: Final[dict[str, Canary]] = {
