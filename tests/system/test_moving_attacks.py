@@ -47,6 +47,7 @@ from tests.harness.owners import (
     record_of,
 )
 from tests.support.emulator_client import Blob, ControlError
+from tests.support.tpm2 import ReturnCode, get_random
 from tests.system.test_arming import qemu_of
 from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
 from vtpmd.wire import peer
@@ -154,6 +155,32 @@ def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not
         saving.result(WAIT_TIMEOUT_S)
     assert not any(isinstance(message, peer.Grant) for message in stream.wait_for_end())
     assert source.guest.facts() == facts
+    assert_serves(source.guest)
+
+
+def test_answer_to_an_earlier_question_fails_no_command(lab: Lab, fake: FakeDestination) -> None:
+    """The link is lost, so the source asks; its guest resumes before it is told."""
+    source = make_host(lab)
+    source.guest.boot()
+    source.manage.command("migrate-arm", to=fake.address)
+    stream, session = fake.hold_base()
+    source.manage.wait_for("VTPM_ARMED")
+    assert_tail(source.guest.save())
+    stream.receive(peer.Stopped)
+    said = source.manage.migration()["digests"]
+    both = bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
+    stream.send(peer.Take(session, *both, 0, 0, 0))
+    stream.receive(peer.Grant)
+    stream.close()
+    first = fake.accept()
+    first.receive(peer.Ask)
+    source.guest.resume()
+    first.send(peer.Kept(session))
+    second = fake.accept()
+    second.receive(peer.Reclaim)
+    response = source.guest.data.transact(get_random(8))
+    assert int.from_bytes(response[6:10], "big") == ReturnCode.RETRY
+    second.send(peer.Released(session))
     assert_serves(source.guest)
 
 

@@ -165,10 +165,10 @@ def test_canary_is_found(name: str) -> None:
 
 # What the search does not come to, and why.
 UNREACHED: dict[tuple[State, Any], str] = {
-    (State.GREETING, peer.Refuse): "before anything has moved: the same as a link that is lost",
     **{
         (state, events.CameBack): "the vTPM's way back is another session's" for state in GIVEN_AWAY
     },
+    (State.FROZEN, events.Freeze): "QEMU asks again, which changes nothing by itself",
     (State.STANDBY, peer.Record): "changes images in memory; its Commit is in the model",
     # Validating is done within the event that asks for it; these come after an engine that failed.
     (State.STAGING, events.LinkLost): "the engine could not be asked",

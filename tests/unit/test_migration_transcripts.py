@@ -410,33 +410,6 @@ SOURCE = {
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
-    "the destination has no more of it, before a base": """
-    Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
-    "the destination has no more of it, while armed": f"""{TO_ARMED}
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
-    "the destination has no more of it, in a round": f"""{TO_ARMED}
-    RoundDue                ROUND       START_ROUND
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
-    "the destination has no more of it, and the guest stopped in a round": f"""{TO_ARMED}
-    RoundDue                ROUND       START_ROUND
-    RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
-    "the destination has no more of it, in the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
-    "the destination has no more of it, after the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
     "QEMU asks again, and its migration is over": f"""{TO_FROZEN}
     Freeze                  FROZEN      LOOK_AGAIN
     MigrationEnded          FROZEN

@@ -89,6 +89,11 @@ class Asking:
         self._pause_s = PAUSE_MIN_S
         self._hurry.set()
 
+    def end(self) -> None:
+        """Ask no more. May be repeated."""
+        if self._task is not None:
+            self._task.cancel()
+
     async def finished(self) -> None:
         """Wait until there is nothing more to ask; cancelled, no more is asked."""
         if self._task is None:
@@ -103,6 +108,8 @@ class Asking:
             self._hurry.clear()
             try:
                 answer = await ask(self._to, question)
+                if isinstance(answer, peer.Kept) and type(self._question()) is not type(question):
+                    continue  # something else is to be asked by now
                 self._say(f"the host that the vTPM went to, {self._to}, says {_words(answer)}")
                 # Whoever has it will not give it back soon.
                 if isinstance(answer, peer.Kept):

@@ -217,7 +217,8 @@ class Incoming:
         """Do no more; what is not settled stays in the session's file."""
         await self.settle_now()
         self._cancel_retry()
-        await self.lose("vtpmd stops")
+        await self.set_aside("its vtpmd stops")
+        self._close()
 
     async def _take_message(self, message: peer.Message) -> None:
         if isinstance(message, peer.Grant):

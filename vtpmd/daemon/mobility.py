@@ -315,9 +315,10 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        before, self._brought = self._brought, Brought.TAIL
-        if before is not Brought.NOTHING:
+        if self._brought is not Brought.NOTHING:
+            await self._forget_brought(Brought.UNUSABLE)
             raise VtpmdError("the tail is refused: QEMU has brought a state before; migrate again")
+        self._brought = Brought.TAIL
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
@@ -382,16 +383,18 @@ class Mobility:
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
-        self._brought = Brought.UNUSABLE  # until it has started
         reply = await self._engine.request(LinkOperation.INIT, LinkInit.CAME)
-        if not reply.result:
-            try:
-                self._files.owner.arrive()
-            except VtpmdError:
-                await self._engine.request(LinkOperation.STOP)
-                raise
-            await self._has_come()
-        return reply.result
+        if reply.result:
+            await self._forget_brought(Brought.UNUSABLE)
+            return reply.result
+        try:
+            self._files.owner.arrive()
+        except VtpmdError:
+            self._brought = Brought.UNUSABLE
+            await self._engine.request(LinkOperation.STOP)
+            raise
+        await self._has_come()
+        return 0
 
     async def _check_ours(self) -> None:
         """Raise NotOurs unless the vTPM is, or becomes, this host's."""
@@ -427,8 +430,8 @@ class Mobility:
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
 
-    async def _forget_brought(self) -> None:
-        brought, self._brought = self._brought, Brought.NOTHING
+    async def _forget_brought(self, then: Brought = Brought.NOTHING) -> None:
+        brought, self._brought = self._brought, then
         if brought is Brought.BLOBS:
             await self._engine.request(LinkOperation.FORGET_STATE)
 

@@ -284,6 +284,7 @@ class Outgoing:
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
+        self._asking.end()
         if self.is_frozen:
             await self._events.wait_for(lambda: not self.is_frozen, TAKE_TIMEOUT_S)
         await self._happened(events.Disarmed("vtpmd stops"))

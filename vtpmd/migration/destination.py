@@ -120,14 +120,14 @@ class Destination:
 
     def step(self, event: Event) -> list[Action]:
         """Take an event. Raises ImpossibleEvent, with nothing changed."""
+        if self.state is State.ENDED:
+            return []
         if not isinstance(event, LocalEvent | peer.Hello):
             check_session(event, self.session)
         if isinstance(event, peer.Commit):
             self._check_commit(event)
         before = self.state
         self.state = advance(before, type(event))
-        if before is State.ENDED:
-            return []
         if isinstance(event, LocalEvent):
             return self._local(event, before)
         return self._message(event, before)

@@ -125,12 +125,12 @@ class Source:
 
     def step(self, event: Event) -> list[Action]:
         """Take an event. Raises ImpossibleEvent, with nothing changed."""
+        if self.state is State.ENDED:
+            return []
         if not isinstance(event, LocalEvent):
             check_session(event, self.session)
         before = self.state
         self.state = advance(before, type(event))
-        if before is State.ENDED:
-            return []
         if isinstance(event, LocalEvent):
             return self._local(event, before)
         return self._message(event, before)
@@ -204,8 +204,6 @@ class Source:
                 return [Do.RETIRE]
             case peer.Released() if before is State.FROZEN:
                 return [GoOn("the destination has let go of it"), *_GOODBYE]
-            case peer.Released() if before not in GIVEN_AWAY:
-                return [FallBack("the destination has ended the session"), *_GOODBYE]
             case peer.Released():
                 return [Do.RECORD_RELEASED]
             case peer.Running() | peer.Kept() if before in (State.GRANTED, State.LEFT):

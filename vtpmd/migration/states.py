@@ -71,7 +71,6 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{(state, events.GuestStopped): state for state in BEFORE_BASE},
     **{(state, events.GuestResumed): state for state in BEFORE_BASE},
     **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *WITH_BASE)},
-    **{(state, peer.Released): State.ENDED for state in (State.SYNCING, *WITH_BASE)},
     **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
     **{(state, peer.Receiving): state for state in (State.SYNCING, *WITH_BASE)},
