@@ -76,6 +76,7 @@ class Asking:
         self._task: asyncio.Task[None] | None = None
         self._pause_s = PAUSE_MIN_S
         self._hurry = asyncio.Event()
+        self._is_over = False
         self._said: str | None = None
 
     def begin(self) -> None:
@@ -90,9 +91,9 @@ class Asking:
         self._hurry.set()
 
     def end(self) -> None:
-        """Ask no more. May be repeated."""
-        if self._task is not None:
-            self._task.cancel()
+        """Ask no more; what has been answered is carried out. May be repeated."""
+        self._is_over = True
+        self._hurry.set()
 
     async def finished(self) -> None:
         """Wait until there is nothing more to ask; cancelled, no more is asked."""
@@ -104,7 +105,7 @@ class Asking:
             self._task.cancel()
 
     async def _ask_again_and_again(self) -> None:
-        while (question := self._question()) is not None:
+        while not self._is_over and (question := self._question()) is not None:
             self._hurry.clear()
             try:
                 answer = await ask(self._to, question)
