@@ -268,3 +268,14 @@ def test_host_with_more_names_than_a_record_keeps_gets_its_vtpm_back(lab: Lab) -
     hand_over(pair)
     pair.source.guest.resume()
     assert_comes_back(pair)
+
+
+def test_signal_to_end_leaves_no_command_half_carried_out(lab: Lab) -> None:
+    """Else the session's next request takes the answer of that one, and the engine is killed."""
+    destination = make_armed_pair(lab).destination
+    with ThreadPoolExecutor(1) as executor, engine_stands_still(destination):
+        executor.submit(destination.guest.control.set_locality, 0)
+        time.sleep(A_MOMENT_S)  # the command is with the engine
+        os.kill(destination.vtpmd.program.pid, signal.SIGTERM)
+        time.sleep(A_MOMENT_S)
+    assert destination.vtpmd.program.wait() == 0

@@ -60,19 +60,21 @@ class ControlServer:
         """Take a socket that is bound and listens; it stays the caller's."""
         self._listening = listening
         self._handler = handler
+        # Who cancels holds it: no command is left half carried out.
+        self.between_commands = asyncio.Lock()
 
     async def serve(self) -> None:
         """Serve one client after another; the others wait in the socket's backlog.
 
-        Returns after a SHUTDOWN was answered, with whatever result. May be cancelled: then the
-        client's connection and every descriptor are closed.
+        Returns after a SHUTDOWN was answered, with whatever result. May be cancelled between
+        commands: then the client's connection and every descriptor are closed.
         """
         self._listening.setblocking(False)
         acceptor = Acceptor(self._listening, "the control socket")
         while True:
             client, _ = await acceptor.accept()
             with client:
-                connection = _Connection(client, self._handler)
+                connection = _Connection(client, self._handler, self.between_commands)
                 try:
                     if await connection.serve():
                         return
@@ -85,9 +87,12 @@ class ControlServer:
 class _Connection:
     """One client's connection."""
 
-    def __init__(self, client: socket.socket, handler: Handler) -> None:
+    def __init__(
+        self, client: socket.socket, handler: Handler, between_commands: asyncio.Lock
+    ) -> None:
         self._socket = client
         self._handler = handler
+        self._between_commands = between_commands
         self._receiver = control.Receiver()
         self._descriptors: list[int] = []
         self._readiness = Readiness(client)
@@ -95,18 +100,24 @@ class _Connection:
     async def serve(self) -> bool:
         """Answer commands until the connection is of no more use; return True for a SHUTDOWN."""
         while (event := await self._next_event()) is not None:
-            start = time.perf_counter_ns()
-            answer = await self._answer(event)
-            self.close_descriptors()
-            sent = await self._send(answer)
-            if log.isEnabledFor(logging.DEBUG):
-                _log_command(event, answer, time.perf_counter_ns() - start)
-            await self._finish()
+            async with self._between_commands:
+                sent = await self._carry_out(event)
             if isinstance(event, control.Bare) and event.command is Command.SHUTDOWN:
                 return True
             if not sent or (isinstance(event, ProtocolError) and event.close):
                 return False
         return False
+
+    async def _carry_out(self, event: control.Request | ProtocolError) -> bool:
+        """Answer a command, and do what it leads to; return False if the answer was not sent."""
+        start = time.perf_counter_ns()
+        answer = await self._answer(event)
+        self.close_descriptors()
+        sent = await self._send(answer)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_command(event, answer, time.perf_counter_ns() - start)
+        await self._finish()
+        return sent
 
     async def _next_event(self) -> control.Request | ProtocolError | None:
         """Wait for a command; None if the client closes, or leaves one incomplete for too long."""

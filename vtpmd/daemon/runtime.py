@@ -148,8 +148,9 @@ async def _serve_control(server: ControlServer, stop: asyncio.Event) -> None:
         if serving.done():
             serving.result()
     finally:
-        for task in (serving, stopping):
-            task.cancel()
+        stopping.cancel()
+        async with server.between_commands:
+            serving.cancel()
         await asyncio.gather(serving, stopping, return_exceptions=True)
 
 
