@@ -52,13 +52,13 @@ def _remembers_no_session(patch: Patch) -> None:
 
 
 def _settles_in_its_own_time(patch: Patch) -> None:
-    settle = Incoming._settle
-
     async def later(session: Incoming) -> None:
-        await asyncio.sleep(0.1)
-        await settle(session)
+        await asyncio.sleep(0.5)
+        session._owner.files.owner.take(session.session, session._generation)
+        session._owner.files.incoming.remove()
 
     async def apart(session: Incoming) -> None:
+        await session._owner.engine.request(LinkOperation.STORE_PERMANENT)
         session._settling = asyncio.create_task(later(session))  # type: ignore[attr-defined]
         session._events.put(events.Settled())
 
