@@ -56,7 +56,7 @@ enum link_operation {
     LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
                               link_journal */
     LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
-                              second at most, and are answered TPM_RC_RETRY then */
+                              moment at most, and are answered TPM_RC_RETRY then */
     LINK_AWAIT = 30,       /* argument 1: the retired TPM is asked back, and commands wait for
                               LINK_UNRETIRE in the same way; 0: not any more */
 };

@@ -34,8 +34,9 @@ enum {
     TPM2_RC_COMMAND_SIZE = 0x142,
     TPM2_RC_RETRY = 0x922,
     /* How long a command waits until it is known whose the vTPM is: longer than most hosts need to
-     * agree, and nothing to a driver's own time limits. Linux and TSS2 send it again then. */
-    COMMAND_WAIT_MS = 1000,
+     * agree. Linux and TSS2 send it again then, for some seconds; but Linux's driver gives up on an
+     * answer after 750 ms for some commands (tpm2_calc_ordinal_duration() in tpm2-cmd.c). */
+    COMMAND_WAIT_MS = 250,
 };
 
 struct anchor;

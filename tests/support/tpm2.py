@@ -135,7 +135,7 @@ NV_COUNTER = NV_ORDINARY | NvAttribute.COUNTER
 NV_CHAIN = NV_ORDINARY | NvAttribute.EXTEND
 NV_CHUNK_BYTES_MAX = 1024  # libtpms' MAX_NV_BUFFER_SIZE: what one NV_Read or NV_Write moves
 
-SUBMISSIONS_MAX = 20  # of one command that the TPM answers with TPM_RC_RETRY
+SUBMISSIONS_MAX = 80  # of one command that the TPM answers with TPM_RC_RETRY
 PROPERTIES_CAPABILITY = 6  # TPM_CAP_TPM_PROPERTIES
 PCR_SELECTION_BYTES = 3  # 24 PCRs, a bit each
 SIGNING_KEY_ATTRIBUTES = (

@@ -511,13 +511,18 @@ def test_invariant_3_source_that_leaves_after_stopped_starts_nothing(
 ) -> None:
     """The TPM that was started ahead is let go of, and the host's own one is as it was."""
     host = make_host(lab, QUIET)
+    host.guest.boot()
+    own = host.guest.facts().nv
+    host.guest.control.stop()
     stream = speak(lab, host)
     stream.send(peer.Stopped(hold(stream, state).session))
     assert_serves_nothing(host.guest)
     stream.close()
     host.vtpmd.program.wait_for_output("is set aside: the source closed the connection")
     assert_serves_nothing(host.guest)
-    host.guest.boot()
+    host.guest.control.init()
+    host.guest.tpm.startup()
+    assert host.guest.facts().nv == own
     assert_serves(host.guest)
 
 
