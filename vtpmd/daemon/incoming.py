@@ -154,7 +154,6 @@ class Incoming:
         except ImpossibleEvent:
             # It was not granted, and who asks has forgotten what it was about.
             await self._happened(events.LinkLost("the source asks for its vTPM"))
-            self._send(peer.Released(self.session))
         finally:
             self._connection = None
 
@@ -458,11 +457,8 @@ class Incoming:
 
     async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
-        self._forget_images()
         try:
-            await self._owner.engine.request(LinkOperation.FORGET_STATE)
-            self._owner.files.owner.decline(self.session)
-            self._owner.files.incoming.remove()
+            await self._forget()
         except VtpmdError as error:
             log.error("that a state was set aside is not remembered: %s", error)
             self._events.put(events.RecordFailed(str(error)))
@@ -471,13 +467,20 @@ class Incoming:
 
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)
-        self._forget_images()
         try:
-            await self._owner.engine.request(LinkOperation.FORGET_STATE)
-            self._owner.files.owner.decline(self.session)
-            self._owner.files.incoming.remove()
+            await self._forget()
         except VtpmdError as error:
             log.error("%s", error)
+
+    async def _forget(self) -> None:
+        """Remember that the session was not granted, then forget what it brought.
+
+        Raises VtpmdError: its file is still there then.
+        """
+        self._forget_images()
+        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        self._owner.files.owner.decline(self.session)
+        self._owner.files.incoming.remove()
 
     async def _close_link(self) -> None:
         self._close()

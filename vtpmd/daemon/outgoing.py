@@ -21,7 +21,7 @@ from vtpmd import core
 from vtpmd.core import LinkCapture, LinkOperation, LinkRetire, Store
 from vtpmd.daemon import tls
 from vtpmd.daemon.asking import Asking
-from vtpmd.daemon.engine import Engine, Meanwhile
+from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -270,15 +270,12 @@ class Outgoing:
 
         The guest stands still. The same tail is returned again until the guest resumes.
         """
-        if self.is_frozen:
-            # Nobody may have said that the guest has run since.
-            await self._happened(events.Freeze())
-            return self._tail if self.is_frozen else None
-        why = self._machine.why_no_tail(self._silence_us)
-        if why is not None:
-            await self.fall_back(why)
-            return None
-        self._owner.wakefulness.hold()
+        if not self.is_frozen:
+            why = self._machine.why_no_tail(self._silence_us)
+            if why is not None:
+                await self.fall_back(why)
+                return None
+            self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
         return self._tail if self.is_frozen else None
 
@@ -407,9 +404,9 @@ class Outgoing:
         self._events.put(events.RoundSent(sent))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
-    async def _capture(self, meanwhile: Meanwhile | None = None) -> Images | None:
+    async def _capture(self) -> Images | None:
         """Return the state as it is now, or None if nothing ran since it was captured last."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE, meanwhile=meanwhile)
+        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
         if reply.result == Result.BAD_ORDINAL and self._sent is not NOTHING:
             return None  # the guest restarts, and its TPM with it
         if reply.result == Result.BAD_ORDINAL:
