@@ -15,10 +15,13 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from tests.harness.credentials import HOST, authority, credentials
+from tests.harness.disk import Disk
 from tests.harness.emulator import Peering
 from tests.harness.fake_peer import FakeDestination, Stream
 from tests.harness.handover import (
     WAIT_TIMEOUT_S,
+    Host,
+    Pair,
     assert_serves,
     assert_serves_nothing,
     assert_tail,
@@ -49,6 +52,7 @@ from tests.harness.owners import (
 from tests.support.emulator_client import Blob, ControlError
 from tests.support.tpm2 import ReturnCode, get_random
 from tests.system.test_arming import qemu_of
+from vtpmd.migration.tail import is_tail
 from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
 from vtpmd.wire import peer
 
@@ -279,3 +283,38 @@ def test_signal_to_end_leaves_no_command_half_carried_out(lab: Lab) -> None:
         os.kill(destination.vtpmd.program.pid, signal.SIGTERM)
         time.sleep(A_MOMENT_S)
     assert destination.vtpmd.program.wait() == 0
+
+
+def test_session_that_ends_between_two_blobs_gives_no_second_one(lab: Lab) -> None:
+    """QEMU has a tail for the permanent state: a whole volatile blob does not go with it."""
+    pair = make_armed_pair(lab)
+    facts = pair.source.guest.facts()
+    assert is_tail(pair.source.guest.control.get_state_blob(Blob.PERMANENT))
+    pair.destination.vtpmd.kill()
+    pair.source.manage.wait_for("VTPM_GO_ON")
+    with pytest.raises(ControlError):
+        pair.source.guest.control.get_state_blob(Blob.VOLATILE)
+    assert pair.source.guest.facts() == facts
+
+
+def test_vtpm_on_its_way_back_is_given_to_a_source_that_was_restarted(lab: Lab) -> None:
+    """The destination's disk did not take that it lets go; the source then only asks."""
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    source, vtpmd = make_host(lab), lab.peer(None, disk.path / "state")
+    source.guest.boot()
+    destination = Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
+    pair = Pair(source, destination, lab.link(vtpmd))
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    destination.guest.load(source.guest.save())
+    source.manage.wait_for("VTPM_HANDED_OVER")
+    wait_until(lambda: destination.manage.vtpm()["incoming"] == "settled")
+    disk.fill()
+    source.guest.resume()
+    wait_until(lambda: destination.manage.vtpm()["incoming"] == "releasing")
+    again = restarted(lab, killed(source))
+    disk.make_room()
+    wait_until(lambda: again.manage.command("query-status")["owner"] == "ours")
+    again.guest.control.init()
+    again.guest.tpm.startup()
+    assert_serves(again.guest)
