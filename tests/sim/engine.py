@@ -58,7 +58,13 @@ class SimEngine:
     libtpms_version = LIBTPMS_VERSION
 
     def __init__(
-        self, process: Process, directory: SimDirectory, begun: Start, watcher: Watcher
+        self,
+        process: Process,
+        directory: SimDirectory,
+        begun: Start,
+        watcher: Watcher,
+        *,
+        fenced: bool,
     ) -> None:
         self.death: str | None = None
         self._process = process
@@ -69,15 +75,16 @@ class SimEngine:
         self._lock = asyncio.Lock()
         # tpm.c
         self.running = self.held = self.expected = False
-        self.retired = self.awaited = self.given = False
+        self.retired = fenced
+        self.awaited = self.given = False
         self.worked = self.served = self.failed = False
         self.permanent: Permanent | None = None  # libtpms'
         self.volatile: Volatile | None = None
         self._set_permanent: bytes | None = None  # what SET_STATE gave
         self._set_volatile: bytes | None = None
         # durable.c
-        self._current: bytes | None = None
-        self._is_in_file = False
+        self._current = begun.states.get(StateType.PERMANENT)
+        self._is_in_file = self._current is not None
         self._held_image = b""
         self._held_has_changed = False
         # the store
@@ -281,11 +288,6 @@ class SimEngine:
         self._is_in_file = True
         return True
 
-    def _load(self, kind: int, payload: bytes) -> int:
-        if kind == StateType.PERMANENT:
-            self._current, self._is_in_file = payload, True
-        return Result.SUCCESS
-
     def _set_state(self, kind: int, payload: bytes) -> int:
         if self.running:
             return Result.BAD_ORDINAL
@@ -369,7 +371,6 @@ class SimEngine:
 
 
 _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] = {
-    LinkOperation.LOAD_STATE: SimEngine._load,
     LinkOperation.SET_STATE: SimEngine._set_state,
     LinkOperation.SET_BOTH_STATES: SimEngine._set_both,
     LinkOperation.SET_DATA_SOCKET: lambda *_: 0,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkInit, LinkOperation, LinkRetire, Store
+from vtpmd.core import LinkInit, LinkOperation, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -83,14 +83,13 @@ class Mobility:
         self.is_running: Callable[[], bool] = lambda: False
 
     async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
-        """Fence a vTPM that the owner record says may be another host's, and ask that host.
+        """Ask the host that the owner record says may have the vTPM, which is fenced then.
 
         Raises VtpmdError for a record that cannot be read.
         """
         record = self._files.owner.read()
         if record.whose is Whose.OURS:
             return
-        await self._engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
         line = record.find(record.session)
         if line is None or line.outcome is not Outcome.SENT:
             log.warning("the vTPM was given back to %s: it is not served here", record.peer)
