@@ -4,9 +4,9 @@
  * is why it holds nothing but declarations. Numbers are in the machine's own order: both ends are
  * one build on one machine.
  *
- * What the TPM starts from, and how it keeps it, is in the boot record: requests, one after another,
- * in a memfd that is sealed. The engine carries them out before it says LINK_READY, and ends if one
- * of them fails.
+ * What the TPM starts from, and how it keeps it, is in the boot record: requests, one after
+ * another, in a memfd that is sealed. The engine carries them out before it says LINK_READY, and
+ * ends if one of them fails.
  *
  * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
  * operation. One request is under way at a time. The engine answers in order and never speaks
