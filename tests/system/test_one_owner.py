@@ -63,6 +63,7 @@ from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer
 
 HOPS = 100
+FIRST_HOPS = 10
 STATEBLOB_HEADER_BYTES = 12  # that come after the result of a GET_STATEBLOB, also of a refused one
 RACES = 10
 
@@ -177,10 +178,11 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
         here.guest.control.stop()
         wait_until(lambda there=there: incoming(there) == "settled")  # type: ignore[misc]
         here, there = there, here
-        seen.append(descriptors(here) + descriptors(there))
+        if len(seen) < FIRST_HOPS:
+            seen.append(descriptors(here) + descriptors(there))
     assert_serves(here.guest)
-    # The first hops open what is kept open.
-    assert max(seen[-8:]) <= max(seen[2:10])
+    # The first hops open what is kept open; the connection of the last may still be closing.
+    wait_until(lambda: descriptors(here) + descriptors(there) <= max(seen))
 
 
 # A Reclaim that meets an admission.
