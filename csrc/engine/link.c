@@ -15,7 +15,6 @@
 #include "error.h"
 #include "journal.h"
 #include "message.h"
-#include "nvram.h"
 #include "pages.h"
 #include "tpm.h"
 
@@ -30,12 +29,9 @@ typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
 static TPM_RESULT do_load_state(struct link *link, struct message *request,
                                 struct message *response)
 {
-    (void)link, (void)response;
-    uint32_t type = request->header.argument;
-    if (type < LINK_STATE_PERMANENT || type > LINK_STATE_SAVESTATE)
-        return TPM_BAD_PARAMETER;
-    return nvram_load(type, request->payload, request->header.payload_bytes) < 0 ? TPM_SIZE
-                                                                                 : TPM_SUCCESS;
+    (void)response;
+    return tpm_load_state(link->tpm, request->header.argument, request->payload,
+                          request->header.payload_bytes);
 }
 
 static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
@@ -64,7 +60,7 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_held(link->tpm, from & LINK_INIT_CAME, said, digests);
+    TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
     if (result == TPM_SUCCESS)
         response->header.payload_bytes = sizeof(*digests);
     return result;
