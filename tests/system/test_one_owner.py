@@ -167,7 +167,7 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
     assert HOPS > 2 * PEERS_MAX
     here, there = make_host(lab), make_host(lab)
     here.guest.boot()
-    seen = []
+    seen: list[int] = []
     for _ in range(HOPS):
         assert here.manage.arm(there.vtpmd.address)["event"] == "VTPM_ARMED"
         here.guest.work()
