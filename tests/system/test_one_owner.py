@@ -112,6 +112,76 @@ def test_arming_where_the_vtpm_was_given_back_is_refused(lab: Lab) -> None:
     assert_serves(pair.source.guest)
 
 
+def test_destination_that_is_armed_and_gives_back_serves_no_more(lab: Lab) -> None:
+    """Its own session says nothing of whose the vTPM is; that of the source does."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    base_of(lab, pair.destination)  # armed to go to a third host
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+
+    pair.destination.guest.resume()  # by mistake: somebody says cont at its QEMU
+
+    assert_serves_nothing(pair.destination.guest)
+    assert_serves(pair.source.guest)
+
+
+def test_snapshot_brings_back_no_vtpm_that_was_given_back(lab: Lab) -> None:
+    pair = make_pair(lab)
+    snapshot = pair.source.guest.save()
+    assert_whole(snapshot)
+    pair.source.guest.resume()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    pair.source.guest.work()
+    hand_over(pair)
+    pair.source.guest.resume()
+    assert_comes_back(pair)
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.load(snapshot)
+
+    assert_serves_nothing(pair.destination.guest)
+    assert record_of(pair.destination).whose is Whose.MOVED
+    assert_serves(pair.source.guest)
+    # Another QEMU's snapshot is its operator's decision, as where the vTPM has never been.
+    reconnected(lab, pair.destination).guest.load(snapshot)
+
+
+def test_give_back_while_a_snapshot_is_loaded_counts(lab: Lab) -> None:
+    pair = make_pair(lab)
+    snapshot = pair.source.guest.save()
+    pair.source.guest.resume()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    hand_over(pair)
+    pair.destination.guest.give(snapshot)
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.start()
+
+    assert_serves_nothing(pair.destination.guest)
+    assert_serves(pair.source.guest)
+
+
+def test_boot_that_takes_up_a_vtpm_ends_the_session_in_which_it_left(lab: Lab) -> None:
+    """It comes back, and its QEMU dies before INIT: it can be saved, and move again."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    source = reconnected(lab, pair.source)
+    source.guest.control.stop()  # as a QEMU says that starts
+    assert pair.destination.manage.arm(source.vtpmd.address)["event"] == "VTPM_ARMED"
+    give(Pair(pair.destination, source, pair.link))
+    source = reconnected(lab, source)
+
+    boot(source)
+
+    assert_whole(source.guest.save())
+    source.guest.resume()
+    base_of(lab, source)
+    assert_serves(source.guest)
+
+
 # What became of a session is remembered.
 
 
@@ -447,7 +517,10 @@ def test_source_that_gave_its_vtpm_away_writes_nothing(lab: Lab) -> None:
 @pytest.mark.parametrize("state", ["holding", "standby", "taking", "entitled"])
 def test_destination_executes_no_command_out_of_turn(lab: Lab, state: str) -> None:
     """Whatever QEMU's order is: before INIT nothing is executed, given away or written."""
-    pair = make_armed_pair(lab)
+    pair = make_pair(lab)
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    if state != "holding":  # the round of it would be written at any moment
+        pair.source.guest.work()
     facts = pair.source.guest.facts()
     if state != "holding":
         blobs = freeze(pair)
