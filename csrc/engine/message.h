@@ -15,10 +15,7 @@ struct message {
     int descriptor;   /* or -1 */
 };
 
-#define MESSAGE_NONE                                                                               \
-    {                                                                                              \
-        .descriptor = -1                                                                           \
-    }
+#define MESSAGE_NONE ((struct message){.descriptor = -1})
 
 /* Overwrite and free the payload, and close the descriptor. */
 void message_deinit(struct message *message);
