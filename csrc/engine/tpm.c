@@ -226,16 +226,43 @@ static TPM_RESULT power_on(struct tpm *tpm, enum link_shutdown said)
     return result;
 }
 
+/* Our own from now on, and off. */
+static void begin_init(struct tpm *tpm)
+{
+    run_on(tpm);
+    if (tpm->running)
+        power_off(tpm);
+    set_owner(tpm, false, false);
+}
+
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
 {
     locked(tpm);
     if (tpm->retired && !has_come)
         return TPM_FAIL;
-    run_on(tpm);
-    if (tpm->running)
-        power_off(tpm);
-    set_owner(tpm, false, false);
+    begin_init(tpm);
     return power_on(tpm, LINK_SHUTDOWN_NONE);
+}
+
+TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
+{
+    locked(tpm);
+    begin_init(tpm);
+    if (nvram_expect(lineage) < 0)
+        return TPM_FAIL;
+    TPM_RESULT result = power_on(tpm, LINK_SHUTDOWN_NONE);
+    /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
+    if (!nvram_has_come() && result == TPM_SUCCESS) {
+        power_off(tpm);
+        result = TPM_FAIL;
+    }
+    return result;
+}
+
+void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
+{
+    locked(tpm);
+    nvram_get_lineage(lineage);
 }
 
 /* A TPM that is off tells what it was given to start from; of a volatile state there may be none.
@@ -287,12 +314,12 @@ TPM_RESULT tpm_expect(struct tpm *tpm)
     return TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_admit(struct tpm *tpm)
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage)
 {
     locked(tpm);
     if (!tpm->held)
         return TPM_BAD_ORDINAL;
-    if (nvram_admit() < 0)
+    if (nvram_admit(lineage) < 0)
         return TPM_FAIL;
     tpm->served = false;
     set_owner(tpm, false, false);
@@ -569,12 +596,12 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm)
 }
 
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store)
+                           struct store *store, uint64_t loaded)
 {
     locked(tpm);
     if (tpm->running)
         return TPM_BAD_ORDINAL;
-    nvram_set_journal(settings, store);
+    nvram_set_journal(settings, store, loaded);
     return TPM_SUCCESS;
 }
 

@@ -40,6 +40,7 @@ enum {
 };
 
 struct anchor;
+struct checkpoint_lineage;
 struct cipher_key;
 struct io;
 struct journal_settings;
@@ -67,9 +68,10 @@ struct tpm *tpm_new(struct io *io);
 void tpm_free(struct tpm *tpm);
 
 /* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
- * gives the numbers, and has to outlive the TPM. */
+ * gives the numbers, and has to outlive the TPM. `loaded` is the generation of the state that its
+ * files hold, or 0. */
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store);
+                           struct store *store, uint64_t loaded);
 
 /* Encrypt the state files of a TPM that is stopped with a key, which is copied. */
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key);
@@ -87,6 +89,13 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
  * back to this host. */
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come);
 
+/* Power the TPM on from what tpm_set_state() was given, which has come as a state of this lineage:
+ * if the TPM starts, its files are of that one. Otherwise as tpm_init(). */
+TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage);
+
+/* Get where the permanent state stands in its vTPM's history. */
+void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
+
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
  * so last: neither its images nor its files change, it answers as one that is stopped, and a
  * retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
@@ -96,9 +105,9 @@ TPM_RESULT tpm_init_held(struct tpm *tpm, bool has_come, enum link_shutdown said
 /* The guest may use a held TPM: its commands wait until it is admitted or let go. */
 TPM_RESULT tpm_expect(struct tpm *tpm);
 
-/* Execute the commands of a held TPM from now on; its state is the image, and its files' next. When
- * it fails, the TPM stays held, and it may be asked again. */
-TPM_RESULT tpm_admit(struct tpm *tpm);
+/* Execute the commands of a held TPM from now on; its state is the image, and its files' next, and
+ * of this lineage. When it fails, the TPM stays held, and it may be asked again. */
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage);
 
 /* Power a held TPM off, as if it had not been on. No command waits after that, here or for
  * tpm_unretire(). */

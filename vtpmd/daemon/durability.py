@@ -17,7 +17,7 @@ async def set_up(engine: Engine, begun: Start, key: Key | None, anchor: Anchor |
     It gets copies, also of the anchor's descriptor. Raises EngineDied, or VtpmdError if it refuses.
     """
     secret = None if key is None else key.derive(INFO_JOURNAL)
-    journal = core.pack_link_journal(begun.identity, begun.generation, secret)
+    journal = core.pack_link_journal(begun.identity, begun.generation, begun.loaded, secret)
     try:
         reply = await engine.request(LinkOperation.SET_JOURNAL, payload=journal)
     finally:
