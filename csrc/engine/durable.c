@@ -39,6 +39,13 @@ struct fold {
     bool has_failed; /* the last one: not tried again until there is no other way */
 };
 
+/* What is to be committed next, if it has come from elsewhere. */
+struct coming {
+    bool is_expected;
+    bool must_be_written;                      /* also if the image is the same */
+    uint8_t before[CHECKPOINT_IDENTITY_BYTES]; /* the identity, should it not be committed */
+};
+
 struct durable {
     struct io *io;
     struct store *store; /* NULL: no journals */
@@ -50,7 +57,9 @@ struct durable {
     pthread_mutex_t lock; /* over what follows */
     struct image current;
     struct image next; /* room for what is being committed */
-    bool is_in_file;   /* the file has the image, and no journal continues it */
+    uint64_t loaded;   /* generation of an image that is not numbered anew yet */
+    struct coming coming;
+    bool is_in_file; /* the file has the image, and no journal continues it */
     struct journal *journal;
     bool is_broken; /* the journal, or the file, may not have its name: to be closed first */
     struct fold fold;
@@ -163,6 +172,29 @@ int durable_set_anchor(struct durable *durable, const struct anchor *anchor)
         return -EINVAL;
     durable->anchor = *anchor;
     return 0;
+}
+
+void durable_set_loaded(struct durable *durable, uint64_t generation)
+{
+    check(!durable->on);
+    durable->loaded = generation;
+}
+
+static void set_identity(struct durable *durable, const uint8_t *identity)
+{
+    memcpy(durable->settings.identity, identity, sizeof(durable->settings.identity));
+    memcpy(durable->anchor.identity, identity, sizeof(durable->anchor.identity));
+}
+
+struct checkpoint_lineage durable_lineage(const struct durable *durable)
+{
+    const struct image *image = &durable->current;
+    struct checkpoint_lineage lineage = {
+        .generation = image->is_numbered ? image->generation : durable->loaded,
+    };
+
+    memcpy(lineage.identity, durable->settings.identity, sizeof(lineage.identity));
+    return lineage;
 }
 
 /* The one place where the permanent state's file is made. */
@@ -489,6 +521,7 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
         struct image before = durable->current;
         durable->current = durable->next;
         durable->next = before;
+        durable->coming = (struct coming){0};
         if (durable->journal)
             fold_if_worn(durable);
     }
@@ -501,9 +534,11 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
     const struct image *current = &durable->current;
 
     /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
-    if (current->exists && current->n_bytes == n_bytes &&
-        memcmp(current->bytes, bytes, n_bytes) == 0)
+    if (current->exists && current->n_bytes == n_bytes && !durable->coming.must_be_written &&
+        memcmp(current->bytes, bytes, n_bytes) == 0) {
+        durable->coming = (struct coming){0};
         return 0;
+    }
     pthread_mutex_lock(&durable->lock);
     int r = commit(durable, bytes, n_bytes);
     pthread_mutex_unlock(&durable->lock);
@@ -536,11 +571,13 @@ static int drop_journal(struct durable *durable)
     return 0;
 }
 
-static int adopt(struct durable *durable, bool is_elsewhere)
+static int adopt(struct durable *durable, bool is_elsewhere, const uint8_t *identity)
 {
     int r = durable->store ? image_number(&durable->next, durable->store) : 0;
     if (r >= 0)
         r = drop_journal(durable);
+    if (r >= 0)
+        set_identity(durable, identity);
     if (r >= 0 && !is_elsewhere)
         r = expect_next(durable);
     if (r >= 0 && !is_elsewhere)
@@ -548,13 +585,17 @@ static int adopt(struct durable *durable, bool is_elsewhere)
     return r < 0 ? r : show_anchor(durable, &durable->next);
 }
 
-int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere)
+int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere,
+                  const uint8_t identity[CHECKPOINT_IDENTITY_BYTES])
 {
     pthread_mutex_lock(&durable->lock);
+    struct checkpoint_lineage ours = durable_lineage(durable);
     int r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
-        r = adopt(durable, is_elsewhere);
-    if (r >= 0) {
+        r = adopt(durable, is_elsewhere, identity);
+    if (r < 0) {
+        set_identity(durable, ours.identity);
+    } else {
         struct image before = durable->current;
         durable->current = durable->next;
         durable->next = before;
@@ -563,6 +604,36 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
     image_wipe(&durable->next);
     pthread_mutex_unlock(&durable->lock);
     return r;
+}
+
+int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage)
+{
+    struct coming *coming = &durable->coming;
+
+    check(!durable->on);
+    pthread_mutex_lock(&durable->lock);
+    /* What the journal continues is still the other's. */
+    int r = close_journal(durable);
+    if (r >= 0) {
+        struct checkpoint_lineage ours = durable_lineage(durable);
+        bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
+        coming->is_expected = true;
+        coming->must_be_written = !is_same || lineage->generation > ours.generation;
+        memcpy(coming->before, ours.identity, sizeof(coming->before));
+        set_identity(durable, lineage->identity);
+    }
+    pthread_mutex_unlock(&durable->lock);
+    return r;
+}
+
+bool durable_has_come(struct durable *durable)
+{
+    bool has_come = !durable->coming.is_expected;
+
+    if (!has_come)
+        set_identity(durable, durable->coming.before);
+    durable->coming = (struct coming){0};
+    return has_come;
 }
 
 bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n_bytes)

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "anchor.h"
+#include "checkpoint.h"
 #include "cipher.h"
 #include "io.h"
 #include "journal.h"
@@ -47,6 +48,9 @@ void durable_free(struct durable *durable);
 void durable_set_journal(struct durable *durable, const struct journal_settings *settings,
                          struct store *store, bool in_thread);
 
+/* The generation of the image that durable_load() gives, as its file has it; 0: not known. */
+void durable_set_loaded(struct durable *durable, uint64_t generation);
+
 /* Encrypt the file with a key, which is copied. Only while off. */
 void durable_set_key(struct durable *durable, const struct cipher_key *key);
 
@@ -59,9 +63,23 @@ int durable_set_anchor(struct durable *durable, const struct anchor *anchor);
 int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_in_file);
 
 /* Take a state that has come in place of the image, and of its journal: none of that is of use any
- * more. It is durable elsewhere, until durable_store(), or is put into its file now. Returns 0 or a
- * negative errno; then the image is the one before, and the disk may have either. */
-int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere);
+ * more. It is durable elsewhere, until durable_store(), or is put into its file now. What is
+ * written from now on says that it is the vTPM of this identity. Returns 0 or a negative errno;
+ * then the image is the one before, and the disk may have either. */
+int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere,
+                  const uint8_t identity[CHECKPOINT_IDENTITY_BYTES]);
+
+/* What is committed next has come from elsewhere, and is this lineage's: it is written even if it
+ * is what the image holds, where that would lose what the lineage says. Only while off. Returns 0
+ * or a negative errno: a journal could not be closed. */
+int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage);
+
+/* Return true if it has been committed; else it is not expected any more, and the image is whose it
+ * was. */
+bool durable_has_come(struct durable *durable);
+
+/* Return where the image stands in its vTPM's history, as far as that is known. */
+struct checkpoint_lineage durable_lineage(const struct durable *durable);
 
 /* Returns false if there is no image. */
 bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n_bytes);

@@ -10,6 +10,7 @@
 #include "anchor.h"
 #include "bytes.h"
 #include "check.h"
+#include "checkpoint.h"
 #include "cipher.h"
 #include "data.h"
 #include "error.h"
@@ -46,6 +47,31 @@ static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
     return TPM_SUCCESS;
 }
 
+static bool get_lineage(const struct message *request, struct checkpoint_lineage *lineage)
+{
+    struct link_lineage says;
+
+    if (request->header.payload_bytes != sizeof(says))
+        return false;
+    memcpy(&says, request->payload, sizeof(says));
+    lineage->generation = says.generation;
+    memcpy(lineage->identity, says.identity, sizeof(lineage->identity));
+    return says.generation <= GENERATION_MAX;
+}
+
+static TPM_RESULT init_now(struct link *link, struct message *request)
+{
+    struct checkpoint_lineage lineage = {0};
+    bool has_come = request->header.argument & LINK_INIT_CAME;
+
+    if (request->header.payload_bytes == 0)
+        return tpm_init(link->tpm, has_come);
+    if (!has_come || !get_lineage(request, &lineage))
+        return TPM_BAD_PARAMETER;
+    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, lineage.generation);
+    return tpm_init_come(link->tpm, &lineage);
+}
+
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
     uint32_t from = request->header.argument;
@@ -53,7 +79,7 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     struct link_digests *digests;
 
     if (!(from & LINK_INIT_HELD))
-        return said ? TPM_BAD_PARAMETER : tpm_init(link->tpm, from & LINK_INIT_CAME);
+        return said ? TPM_BAD_PARAMETER : init_now(link, request);
     if (said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
@@ -228,8 +254,27 @@ static TPM_RESULT do_expect(struct link *link, struct message *request, struct m
 
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_admit(link->tpm);
+    struct checkpoint_lineage lineage = {0};
+
+    (void)response;
+    return get_lineage(request, &lineage) ? tpm_admit(link->tpm, &lineage) : TPM_BAD_PARAMETER;
+}
+
+static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    struct checkpoint_lineage lineage;
+    struct link_lineage *says = calloc(1, sizeof(*says));
+
+    (void)request;
+    if (!says)
+        return TPM_SIZE;
+    tpm_get_lineage(link->tpm, &lineage);
+    says->generation = lineage.generation;
+    memcpy(says->identity, lineage.identity, sizeof(says->identity));
+    response->payload = (uint8_t *)says;
+    response->header.payload_bytes = sizeof(*says);
+    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
@@ -272,13 +317,13 @@ static TPM_RESULT do_set_journal(struct link *link, struct message *request,
     if (request->header.payload_bytes != sizeof(journal))
         return TPM_BAD_PARAMETER;
     memcpy(&journal, request->payload, sizeof(journal));
-    if (journal.generation > GENERATION_MAX)
+    if (journal.generation > GENERATION_MAX || journal.loaded > journal.generation)
         return TPM_BAD_PARAMETER;
     settings.sealed = journal.is_sealed;
     memcpy(settings.identity, journal.identity, sizeof(settings.identity));
     memcpy(settings.secret, journal.secret, sizeof(settings.secret));
     tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
-    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store);
+    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store, journal.loaded);
     explicit_bzero(&journal, sizeof(journal));
     explicit_bzero(&settings, sizeof(settings));
     return result;
@@ -349,6 +394,7 @@ static const operation operations[] = {
     [LINK_SET_JOURNAL] = do_set_journal,
     [LINK_EXPECT] = do_expect,
     [LINK_AWAIT] = do_await,
+    [LINK_GET_LINEAGE] = do_get_lineage,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */

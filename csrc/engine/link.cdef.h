@@ -21,7 +21,9 @@ enum link_operation {
     LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed;
                                    argument: enum link_init and, with LINK_INIT_HELD, enum
                                    link_shutdown, as the host says that it comes from; then there
-                                   is an answer: payload, struct link_digests */
+                                   is an answer: payload, struct link_digests; with LINK_INIT_CAME
+                                   alone there may be a payload: struct link_lineage, of what has
+                                   come; without it the directory's vTPM is the same as before */
     LINK_STOP = 5,              /* TPM2_Shutdown as the guest needs it, then power off */
     LINK_GET_ESTABLISHED = 6,   /* answer: argument */
     LINK_RESET_ESTABLISHED = 7, /* argument: locality */
@@ -52,7 +54,8 @@ enum link_operation {
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
     LINK_ADMIT = 25,   /* the vTPM is this host's: commands are executed, its files may be written;
-                          may be asked again after it failed */
+                          payload: struct link_lineage, of what has come; may be asked again after
+                          it failed */
     LINK_SET_KEY = 26, /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
                           before anything is written */
     LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
@@ -63,6 +66,8 @@ enum link_operation {
                               moment at most, and are answered TPM_RC_RETRY then */
     LINK_AWAIT = 30,       /* argument 1: the retired TPM is asked back, and commands wait for
                               LINK_UNRETIRE in the same way; 0: not any more */
+    LINK_GET_LINEAGE = 31, /* after LINK_SET_JOURNAL; answer: payload, struct link_lineage, of the
+                              permanent state as it is durable */
 };
 
 /* What LINK_INIT starts from; may be added up. */
@@ -137,9 +142,16 @@ struct link_digests {
 /* What LINK_SET_JOURNAL brings. */
 struct link_journal {
     uint64_t generation;  /* none above it has been used */
+    uint64_t loaded;      /* that of the state which LINK_LOAD_STATE gives; 0: it is not known */
     uint32_t is_sealed;   /* if not, there is no secret */
     uint8_t identity[16]; /* of the vTPM */
     uint8_t secret[32];   /* of its journals */
+};
+
+/* Which vTPM's state something is, and of which generation; 0: that is not known. */
+struct link_lineage {
+    uint64_t generation;
+    uint8_t identity[16];
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

@@ -108,9 +108,11 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
     return image_load(&images[type], state, state_bytes);
 }
 
-void nvram_set_journal(const struct journal_settings *settings, struct store *store)
+void nvram_set_journal(const struct journal_settings *settings, struct store *store,
+                       uint64_t loaded)
 {
     durable_set_journal(permanent, settings, store, true);
+    durable_set_loaded(permanent, loaded);
 }
 
 void nvram_set_key(const struct cipher_key *key)
@@ -206,12 +208,28 @@ int nvram_hold(const uint8_t *state, size_t state_bytes)
     return image_load(&held, state, state_bytes);
 }
 
-int nvram_admit(void)
+int nvram_expect(const struct checkpoint_lineage *lineage)
+{
+    return durable_expect(permanent, lineage);
+}
+
+bool nvram_has_come(void)
+{
+    return durable_has_come(permanent);
+}
+
+void nvram_get_lineage(struct checkpoint_lineage *lineage)
+{
+    *lineage = durable_lineage(permanent);
+}
+
+int nvram_admit(const struct checkpoint_lineage *lineage)
 {
     int r = image_remove(&images[LINK_STATE_VOLATILE]);
 
     if (r >= 0)
-        r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed);
+        r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed,
+                          lineage->identity);
     if (r >= 0)
         nvram_let_go();
     return r;

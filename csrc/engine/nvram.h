@@ -14,6 +14,7 @@
 #include "link_types.h"
 
 struct anchor;
+struct checkpoint_lineage;
 struct cipher_key;
 struct journal_settings;
 struct store;
@@ -25,8 +26,10 @@ void nvram_register(struct io *io);
  * Returns 0 or a negative errno. */
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
-/* Keep journals of the permanent state from now on. `store` has to outlive this. */
-void nvram_set_journal(const struct journal_settings *settings, struct store *store);
+/* Keep journals of the permanent state from now on. `store` has to outlive this. The generation
+ * that nvram_load() gives is `loaded`, or 0. */
+void nvram_set_journal(const struct journal_settings *settings, struct store *store,
+                       uint64_t loaded);
 
 /* Encrypt every state file that is written from now on. The key is copied. */
 void nvram_set_key(const struct cipher_key *key);
@@ -64,9 +67,19 @@ int nvram_remove(enum link_state_type type);
  * nvram_let_go(); `state` is durable elsewhere. Returns 0 or -ENOMEM. */
 int nvram_hold(const uint8_t *state, size_t state_bytes);
 
-/* Make what was held the image, and remove the volatile one, which is of no use any more. Returns
- * 0, with the state durable in one file or another, or a negative errno; then it is still held. */
-int nvram_admit(void);
+/* What is stored as the permanent state next is of this lineage. Returns 0 or a negative errno. */
+int nvram_expect(const struct checkpoint_lineage *lineage);
+
+/* Return true if that was stored; else it is expected no more. */
+bool nvram_has_come(void);
+
+/* Get where the permanent state stands in its vTPM's history. */
+void nvram_get_lineage(struct checkpoint_lineage *lineage);
+
+/* Make what was held the image, of this lineage, and remove the volatile one, which is of no use
+ * any more. Returns 0, with the state durable in one file or another, or a negative errno; then it
+ * is still held. */
+int nvram_admit(const struct checkpoint_lineage *lineage);
 
 /* Overwrite and free what is held, if anything is; the image is as it was before. */
 void nvram_let_go(void);

@@ -276,19 +276,50 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     return TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
+/* Our own from now on, and off. Returns false if that is refused: `*result` is the answer. */
+static bool begin_init(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
 {
-    enum tpm_operation operation = has_come ? OP_INIT_CAME : OP_INIT;
-    TPM_RESULT result;
-
-    locked(tpm);
-    if (!may(tpm, operation, &result))
-        return result;
+    if (!may(tpm, operation, result))
+        return false;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
     if (is_on(tpm))
         power_off(tpm);
     has_done(tpm, operation);
+    return true;
+}
+
+TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &result))
+        return result;
     return power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+}
+
+TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!begin_init(tpm, OP_INIT_CAME, &result))
+        return result;
+    if (nvram_expect(lineage) < 0)
+        return TPM_FAIL;
+    result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
+    if (!nvram_has_come() && result == TPM_SUCCESS) {
+        power_off(tpm);
+        result = TPM_FAIL;
+    }
+    return result;
+}
+
+void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
+{
+    locked(tpm);
+    nvram_get_lineage(lineage);
 }
 
 /* A TPM that is off tells what it was given to start from; of a volatile state there may be none.
@@ -344,14 +375,14 @@ TPM_RESULT tpm_expect(struct tpm *tpm)
     return result;
 }
 
-TPM_RESULT tpm_admit(struct tpm *tpm)
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage)
 {
     TPM_RESULT result;
 
     locked(tpm);
     if (!may(tpm, OP_ADMIT, &result))
         return result;
-    if (nvram_admit() < 0)
+    if (nvram_admit(lineage) < 0)
         return TPM_FAIL;
     tpm->served = false;
     has_done(tpm, OP_ADMIT);
@@ -643,14 +674,14 @@ TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, 
 }
 
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store)
+                           struct store *store, uint64_t loaded)
 {
     TPM_RESULT result;
 
     locked(tpm);
     if (!may(tpm, OP_SET_UP, &result))
         return result;
-    nvram_set_journal(settings, store);
+    nvram_set_journal(settings, store, loaded);
     return TPM_SUCCESS;
 }
 

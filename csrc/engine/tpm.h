@@ -42,6 +42,7 @@ enum {
 };
 
 struct anchor;
+struct checkpoint_lineage;
 struct cipher_key;
 struct io;
 struct journal_settings;
@@ -72,9 +73,10 @@ void tpm_free(struct tpm *tpm);
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
 /* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
- * gives the numbers, and has to outlive the TPM. */
+ * gives the numbers, and has to outlive the TPM. `loaded` is the generation of the state that its
+ * files hold, or 0. */
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store);
+                           struct store *store, uint64_t loaded);
 
 /* Encrypt the state files of a TPM that is stopped with a key, which is copied. */
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key);
@@ -92,6 +94,13 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
  * back to this host. */
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come);
 
+/* Power the TPM on from what tpm_set_state() was given, which has come as a state of this lineage:
+ * if the TPM starts, its files are of that one. Otherwise as tpm_init(). */
+TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage);
+
+/* Get where the permanent state stands in its vTPM's history. */
+void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
+
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
  * so last: neither its images nor its files change, it answers as one that is stopped, and a
  * retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
@@ -102,8 +111,8 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown s
 TPM_RESULT tpm_expect(struct tpm *tpm);
 
 /* Execute the commands of a TPM on standby from now on; its state is the image, and its files'
- * next. When it fails, the TPM stays on standby, and it may be asked again. */
-TPM_RESULT tpm_admit(struct tpm *tpm);
+ * next, and of this lineage. When it fails, the TPM stays on standby, and it may be asked again. */
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage);
 
 /* Power a TPM on standby off, as if it had not been on. No command waits after that, here or for
  * tpm_unretire(). */

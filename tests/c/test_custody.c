@@ -17,6 +17,7 @@
 #include <libtpms/tpm_error.h>
 
 #include "bytes.h"
+#include "checkpoint.h"
 #include "cipher.h"
 #include "custody.h"
 #include "io_memory.h"
@@ -36,6 +37,8 @@ static const struct journal_settings settings = {
     .file_bytes = JOURNAL_BYTES,
 };
 
+static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
+
 static struct io_memory io;
 static struct store *own_store, *store;
 static struct tpm *tpm;
@@ -47,7 +50,7 @@ static void begin(void)
     tpm = tpm_new(&io.io);
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store), TPM_SUCCESS);
+    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0), TPM_SUCCESS);
 }
 
 static void end(void)
@@ -155,7 +158,7 @@ static TPM_RESULT do_expect(void)
 
 static TPM_RESULT do_admit(void)
 {
-    return tpm_admit(tpm);
+    return tpm_admit(tpm, &own);
 }
 
 static TPM_RESULT do_let_go(void)

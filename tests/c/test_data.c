@@ -14,9 +14,12 @@
 #include <libtpms/tpm_error.h>
 
 #include "bytes.h"
+#include "checkpoint.h"
 #include "data.h"
 #include "io_memory.h"
 #include "tpm.h"
+
+static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
 
 static struct io_memory io;
 static struct tpm *tpm;
@@ -194,7 +197,7 @@ static void a_socket_is_taken_while_a_command_waits(void **state)
         close(guest);
         connect_guest();
     }
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &own), TPM_SUCCESS);
     say(get_random, sizeof(get_random));
     assert_int_equal(hear(), 0x100); /* TPM_RC_INITIALIZE: it was executed */
 }

@@ -5,6 +5,7 @@
  * Invariant 3: one that is another host's, or not yet this one's, executes and writes nothing.
  * Invariant 5: a state that was taken out and put in is bit-exact.
  * Invariant 12: what the guest's TPM2_Shutdown said holds over a stop, a reset and a move.
+ * Invariant 13: a file says of which vTPM the state is that it holds, whatever fails.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -35,6 +36,7 @@ static struct io_memory io;
 static struct tpm *tpm;
 static struct tpm_response response;
 static struct link_digests digests; /* of the last held start */
+static const struct checkpoint_lineage came = {.identity = "this vTPM's own.", .generation = 9};
 static atomic_bool time_stands_still;
 
 static int set_up(void **state)
@@ -468,7 +470,7 @@ static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
     /* One that has come with a session may be, until it serves. */
     init_held(moved, n_moved);
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
@@ -617,7 +619,7 @@ static void a_tpm_that_is_held_ahead_of_time_answers_as_a_stopped_one(void **sta
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
     assert_int_equal(io.calls, 0);
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -633,9 +635,9 @@ static void invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admit
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &held, &n_held), TPM_BAD_ORDINAL);
     assert_int_equal(io.calls, 0);
 
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(answer_to(&command), 0);
-    assert_int_equal(tpm_admit(tpm), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_BAD_ORDINAL);
 }
 
 static void invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace(void **state)
@@ -674,7 +676,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
         }
     }
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     free(moved);
     store_free(writable);
@@ -699,7 +701,7 @@ static void a_command_to_a_held_tpm_waits_only_so_long(void **state)
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_RETRY);
     assert_int_equal(io.calls, 0);
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -818,7 +820,7 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         free(moved[type]);
     }
     assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE */
@@ -937,7 +939,7 @@ static int set_up_journal(void **state)
     set_up(state);
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&writable_store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store), TPM_SUCCESS);
+    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0), TPM_SUCCESS);
     return 0;
 }
 
@@ -1000,7 +1002,7 @@ static void a_journal_is_there_while_the_tpm_is_on(void **state)
     assert_false(has_journal());
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     assert_true(has_journal());
-    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0), TPM_BAD_ORDINAL);
     /* A guest's reset. */
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_false(has_journal());
@@ -1121,7 +1123,7 @@ static void invariant_3_a_retired_tpm_waits_for_its_folding(void **state)
 
     (void)state;
     settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
-    assert_int_equal(tpm_set_journal(tpm, &settings, writable_store), TPM_SUCCESS);
+    assert_int_equal(tpm_set_journal(tpm, &settings, writable_store, 0), TPM_SUCCESS);
     start();
     /* The first one opens the journal, each shutdown is a record: some of these are worn ones. */
     for (int i = 0; i < 60; i++) {
@@ -1271,7 +1273,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
             assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
         assert_int_equal(tpm_init_standby(tpm, true, said_there, &digests), TPM_SUCCESS);
-        assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+        assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
         assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* it wakes up */
@@ -1299,7 +1301,7 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
-    assert_int_equal(tpm_admit(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
@@ -1323,7 +1325,7 @@ static void a_tpm_that_could_not_be_admitted_is_admitted_later(void **state)
     io.fail_error = ENOSPC;
     for (;;) {
         io.fail_from = io.calls + 1 + failures;
-        TPM_RESULT result = tpm_admit(tpm);
+        TPM_RESULT result = tpm_admit(tpm, &came);
         io.fail_from = 0;
         if (result == TPM_SUCCESS)
             break;
@@ -1343,6 +1345,108 @@ static void a_tpm_that_could_not_be_admitted_is_admitted_later(void **state)
     lose_power();
     start();
     assert_int_not_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+}
+
+/* Return the identity that the permanent state's file has behind it. */
+static const uint8_t *identity_in_file(void)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    assert_true(io_memory_read_durable(&io, "tpm2-00.permall", &bytes, &n_bytes));
+    return bytes + n_bytes - (sizeof(came.identity) + sizeof(came.generation));
+}
+
+static void assert_lineage(const uint8_t *identity)
+{
+    struct checkpoint_lineage lineage;
+
+    tpm_get_lineage(tpm, &lineage);
+    assert_memory_equal(lineage.identity, identity, sizeof(lineage.identity));
+    assert_memory_equal(identity_in_file(), identity, sizeof(lineage.identity));
+}
+
+static const struct checkpoint_lineage another = {.identity = "another vTPM's..", .generation = 99};
+
+static void invariant_13_what_comes_is_of_its_own_lineage(void **state)
+{
+    uint8_t *moved;
+    size_t n_moved;
+    int failures = 0;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+    assert_lineage(journal_settings.identity);
+    io.fail_error = ENOSPC;
+    for (;; failures++) {
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+        io.fail_from = io.calls + 1 + failures;
+        TPM_RESULT result = tpm_init_come(tpm, &another);
+        io.fail_from = 0;
+        if (result == TPM_SUCCESS)
+            break;
+        assert_int_equal(result, TPM_FAIL);
+        assert_lineage(journal_settings.identity);
+    }
+    assert_true(failures >= 2);
+    assert_lineage(another.identity);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    assert_lineage(another.identity);
+    /* What comes with nothing said of it is the same vTPM's. */
+    tpm_stop(tpm);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_lineage(another.identity);
+    free(moved);
+}
+
+static void invariant_13_the_same_state_of_another_lineage_is_written(void **state)
+{
+    struct checkpoint_lineage lineage = came;
+    uint8_t *moved;
+    size_t n_moved;
+    int calls;
+
+    (void)state;
+    start();
+    tpm_stop(tpm);
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    for (int i = 0; i < 2; i++) {
+        tpm_stop(tpm);
+        tpm_get_lineage(tpm, &lineage);
+        calls = io.calls;
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+        assert_int_equal(tpm_init_come(tpm, i == 0 ? &lineage : &another), TPM_SUCCESS);
+        assert_int_equal(io.calls > calls, i != 0);
+    }
+    assert_lineage(another.identity);
+    free(moved);
+}
+
+static void invariant_13_what_is_admitted_is_of_its_own_lineage(void **state)
+{
+    uint8_t *moved;
+    size_t n_moved;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
+    retire_captured(); /* with a journal of its own */
+    init_held(moved, n_moved);
+    assert_lineage(journal_settings.identity);
+    tpm_let_go(tpm);
+    assert_lineage(journal_settings.identity);
+    init_held(moved, n_moved);
+    assert_int_equal(tpm_admit(tpm, &another), TPM_SUCCESS);
+    assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
+    assert_lineage(another.identity);
+    free(moved);
 }
 
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
@@ -1396,6 +1500,9 @@ int main(void)
         JOURNAL_TEST(invariant_12_that_a_guest_sleeps_travels_with_its_state),
         JOURNAL_TEST(invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more),
         JOURNAL_TEST(a_tpm_that_could_not_be_admitted_is_admitted_later),
+        JOURNAL_TEST(invariant_13_what_comes_is_of_its_own_lineage),
+        JOURNAL_TEST(invariant_13_the_same_state_of_another_lineage_is_written),
+        JOURNAL_TEST(invariant_13_what_is_admitted_is_of_its_own_lineage),
         TEST(an_h_crtm_event_sets_the_established_bit_until_it_is_reset),
     };
 

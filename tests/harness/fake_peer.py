@@ -14,17 +14,21 @@ TIMEOUT_S = 20.0
 RECEIVE_BYTES_MAX = 1 << 16
 WELCOME = peer.Welcome(peer.VERSION, 0, peer.Following.NOT_ASKED_FOR)
 NO_UUID = bytes(peer.UUID_BYTES)
+LINEAGE = b"of a fake peer's"  # its vTPM's identity
 
 Wanted = TypeVar("Wanted", bound=peer.Message)
 
 
-def hello(libtpms_version: int = 0, session: bytes | None = None) -> peer.Hello:
+def hello(
+    libtpms_version: int = 0, session: bytes | None = None, lineage: bytes = LINEAGE
+) -> peer.Hello:
     """Return a Hello that a destination welcomes."""
     return peer.Hello(
         version=peer.VERSION,
         version_minimum=peer.VERSION_MINIMUM,
         session=os.urandom(peer.SESSION_BYTES) if session is None else session,
         uuid=NO_UUID,
+        lineage=lineage,
         tpm_version=2,
         libtpms_version=libtpms_version,
         image_bytes_max=core.IMAGE_BYTES_MAX,

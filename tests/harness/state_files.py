@@ -6,6 +6,7 @@ from vtpmd import core
 from vtpmd.core import Recovery
 from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import Lineage
 
 TRIES = 100
 
@@ -28,14 +29,21 @@ def look(state: Path) -> Recovery:
             continue
         if permanent is None:
             return core.journal_recover(None, None if journal is None else journal[1])
-        lineage = swtpm_format.read_lineage(permanent[1])
+        found = swtpm_format.read_lineage(permanent[1])
         return core.journal_recover(
             swtpm_format.decode_file(permanent[1]),
             None if journal is None else journal[1],
-            continued=lineage is not None and lineage.continued,
-            identity=None if lineage is None else lineage.identity,
+            continued=found is not None and found.continued,
+            identity=None if found is None else found.identity,
         )
     raise TimeoutError(f"the files in {state} are replaced all the time")
+
+
+def lineage(state: Path) -> Lineage:
+    """Return of which vTPM the file in a state directory says that it is."""
+    found = swtpm_format.read_lineage((state / PERMANENT_NAME).read_bytes())
+    assert found is not None
+    return found
 
 
 def durable_state(state: Path) -> bytes:

@@ -183,7 +183,7 @@ def _use_tail(project: Project, world: World) -> World:
     return _afterwards(held, events.TailApplied(digests, 0, 0, 0))
 
 
-_TAIL_CIPHER: Final = TailCipher(key=bytes(32), uuid=bytes(16))
+_TAIL_CIPHER: Final = TailCipher(key=bytes(32), uuid=bytes(16), lineage=bytes(16))
 _TAIL: Final = _TAIL_CIPHER.seal(Tail(Header(SESSION, 0, 0, 0, 0), 0, b"", b""), bytes(12))
 
 

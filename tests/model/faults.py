@@ -9,6 +9,8 @@ from tests.model.actions import FAILURES, PREPARE, RECORDS, destination_acts, so
 from tests.model.moves import Move, took
 from tests.model.world import (
     BROKEN,
+    FOREIGN,
+    NOTHING,
     SESSION,
     THIRD,
     Project,
@@ -20,6 +22,7 @@ from tests.model.world import (
     source_closes,
     source_takes,
     tag,
+    third_is_refused,
 )
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do
@@ -177,7 +180,16 @@ def _third(project: Project, world: World) -> Iterator[Move]:
         return
     welcome = (None, State.ENDED, State.WELCOMING, State.RECEIVING, State.SETTLED)
     silent = (State.HOLDING, State.STANDBY)
+    if third_is_refused(world):
+        return
     first = host.record.value.find(THIRD.hex()) is None
+    over = (None, State.ENDED, State.SETTLED)
+    if host.own != NOTHING and host.qemu == "dead" and host.state in over:
+        # For a canary: its guest comes, is served for a while, and stops.
+        taken = destination_closes(world).destination(
+            state=None, session=SESSION, own=FOREIGN, file="none", engine="off", qemu="dead"
+        )
+        yield "ANOTHER vTPM in place of this one", taken
     if not first or host.qemu == "run" or host.state not in (*welcome, *silent):
         return
     aside = world

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.model.actions import blind, destination_acts, is_open, source_acts
 from tests.model.world import (
+    LINEAGE,
     NOTHING,
     SESSION,
     THIRD,
@@ -263,7 +264,7 @@ def _destination_starts(project: Project, world: World) -> World:
     if host.file == "none":
         return world
     granted = host.file in ("granted", "written")
-    found = Found(host.file_of, granted, 0, b"")
+    found = Found(host.file_of, LINEAGE, granted, 0, b"")
     if moving.is_ours(found, host.record.value):
         record = project.transition(host.record, "take", host.file_of, 0)
         own = host.staged if host.file == "granted" else host.own

@@ -23,8 +23,9 @@ from vtpmd.wire import peer
 
 SESSION: Final = b"s" * peer.SESSION_BYTES
 THIRD: Final = b"t" * peer.SESSION_BYTES  # another host's, of another vTPM
+LINEAGE: Final = b"l" * peer.LINEAGE_BYTES
 EARLIER: Final = b"r" * peer.SESSION_BYTES  # by which the vTPM once went the other way
-HELLO: Final = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, SESSION, b"u" * 16, 2, 0, 0)
+HELLO: Final = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, SESSION, b"u" * 16, LINEAGE, 2, 0, 0)
 ROUND: Final = events.Round(1, 1, 1, 0)
 DIGESTS: Final = (b"p", b"v")  # of the state that the tail was made of
 UP, BROKEN = 1, 2  # an end of the link; 0: none
@@ -224,10 +225,22 @@ def source_machine(state: State) -> Source:
     return machine
 
 
+OWN: Final = destination.Own(None, b"u" * 16, None, 2, 0, 0, peer.Following.NOT_ASKED_FOR)
+# A Hello of another host's, of a VM that was given no uuid.
+THIRD_HELLO: Final = HELLO._replace(
+    session=THIRD, uuid=bytes(peer.UUID_BYTES), lineage=b"m" * peer.LINEAGE_BYTES
+)
+
+
+def third_is_refused(world: World) -> bool:
+    """Return whether the destination refuses another host's vTPM, as it holds a state."""
+    own = OWN._replace(lineage=None if world.d.own == NOTHING else LINEAGE)
+    return destination.why_refused(own, THIRD_HELLO) is not None
+
+
 def destination_machine(state: State, session: bytes) -> Destination:
     """Return a destination's session that is in a state."""
-    own = destination.Own(None, b"u" * 16, 2, 0, 0, peer.Following.NOT_ASKED_FOR)
-    machine = Destination(own)
+    machine = Destination(OWN)
     machine.state = state
     machine.session = session
     machine.key = b"k"

@@ -19,6 +19,7 @@ from vtpmd.migration import destination, events, source
 from vtpmd.migration.source import Source
 from vtpmd.store import moving, owner
 from vtpmd.store.incoming import IncomingStates
+from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, OwnerRecord, Transition, Whose
 from vtpmd.wire import peer
 
@@ -80,9 +81,9 @@ def _arming_strikes_out(patch: Patch) -> None:
 def _loadvm_undoes_that_commands_were_served(patch: Patch) -> None:
     init = SimEngine._init
 
-    def forgetting(engine: SimEngine, argument: int) -> Any:
+    def forgetting(engine: SimEngine, argument: int, payload: bytes) -> Any:
         engine.served = False
-        return init(engine, argument)
+        return init(engine, argument, payload)
 
     patch.setattr(SimEngine, "_init", forgetting)
 
@@ -177,6 +178,11 @@ def _session_outlives_its_vtpm(patch: Patch) -> None:
     patch.setattr(Mobility, "_end_outgoing", _nothing)
 
 
+def _directory_is_anybodys(patch: Patch) -> None:
+    """As it was: nobody looks of which vTPM the state is that a source would replace."""
+    patch.setattr(MovingFiles, "lineage", lambda _: None)
+
+
 CANARIES: Final[dict[str, Canary]] = {
     "the record says offered only after the tail": Canary(_offers_nothing),
     "no session is remembered": Canary(_remembers_no_session),
@@ -192,6 +198,7 @@ CANARIES: Final[dict[str, Canary]] = {
         _granted_file_wins,
         (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
         schedule.HAND_OVER,
+        range(4000, 12_000),  # one in a thousand or two
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
     "commands run before the grant is durable": Canary(_grant_is_not_durable),
@@ -202,6 +209,9 @@ CANARIES: Final[dict[str, Canary]] = {
     "the source goes on serving": Canary(_retires_in_vain),
     "a source is welcomed while QEMU brings its guest": Canary(
         _welcomes_at_any_time, (schedule.arm_again,), schedule.HAND_OVER
+    ),
+    "another vTPM is welcomed in place of the one that is there": Canary(
+        _directory_is_anybodys, (schedule.other_host,)
     ),
     "a state outlives the QEMU that brought it": Canary(
         _blobs_outlive_their_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)

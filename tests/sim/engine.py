@@ -16,7 +16,15 @@ from tests.sim import state
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
 from tests.sim.state import Permanent, Volatile
-from vtpmd.core import Image, LinkCapture, LinkInit, LinkOperation, LinkRetire
+from vtpmd.core import (
+    Image,
+    LinkCapture,
+    LinkInit,
+    LinkOperation,
+    LinkRetire,
+    pack_link_lineage,
+    unpack_link_lineage,
+)
 from vtpmd.daemon.engine import EngineDied, Meanwhile, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
@@ -102,6 +110,8 @@ class SimEngine:
         # durable.c
         self._current = begun.states.get(StateType.PERMANENT)
         self._is_in_file = self._current is not None
+        self._must_be_written = False
+        self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
         # the store
@@ -148,7 +158,9 @@ class SimEngine:
     def _do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
         match operation:
             case LinkOperation.INIT:
-                return self._init(argument)
+                return self._init(argument, payload)
+            case LinkOperation.GET_LINEAGE:
+                return self._get_lineage()
             case LinkOperation.GET_STATE:
                 return self._get_state(StateType(argument))
             case LinkOperation.CAPTURE:
@@ -208,7 +220,7 @@ class SimEngine:
         if self.custody is Custody.RECLAIMING:
             self.custody = Custody.FENCED
 
-    def _init(self, argument: int) -> Reply:
+    def _init(self, argument: int, payload: bytes) -> Reply:
         has_come = bool(argument & LinkInit.CAME)
         own = self._before if self.custody in AHEAD else self.custody
         if own in AWAY and not has_come:
@@ -221,7 +233,21 @@ class SimEngine:
         if self.running:
             self.power_off()
         self.custody = Custody.ACTIVE
-        return Reply(self._power_on(), 0, bytearray())
+        if not payload:
+            return Reply(self._power_on(), 0, bytearray())
+        before, (self._identity, generation) = self._identity, unpack_link_lineage(payload)
+        newer = generation > self._generation
+        self._must_be_written = newer or before != self._identity
+        self._last[StateType.PERMANENT] = max(self._last[StateType.PERMANENT], generation)
+        result = self._power_on()
+        self._must_be_written = False
+        if result:
+            self._identity = before
+        return Reply(result, 0, bytearray())
+
+    def _get_lineage(self) -> Reply:
+        lineage = pack_link_lineage(self._identity, self._generation)
+        return Reply(0, 0, bytearray(lineage))
 
     def _init_standby(self) -> Reply:
         if self.running:
@@ -292,7 +318,7 @@ class SimEngine:
             return True
         if self.custody is not Custody.ACTIVE:
             return False
-        if image == self._current:
+        if image == self._current and not self._must_be_written:
             return True
         written = self._write(image)
         if written:
@@ -307,7 +333,7 @@ class SimEngine:
             self._directory.write_state(StateType.PERMANENT, image, None, lineage)
         except VtpmdError:
             return False
-        self._is_in_file = True
+        self._is_in_file, self._generation = True, lineage.generation
         return True
 
     def _set_state(self, kind: int, payload: bytes) -> int:
@@ -348,15 +374,18 @@ class SimEngine:
         self.custody = Custody.PENDING
         return Result.SUCCESS
 
-    def _admit(self, *_: Any) -> int:
+    def _admit(self, _: int, payload: bytes) -> int:
         if self.custody not in AHEAD:
             return Result.BAD_ORDINAL
         assert self.permanent is not None
         image = self.permanent.encode()
+        self._identity, _ = unpack_link_lineage(payload)
         if self._held_has_changed and not self._write(image):
             return Result.FAIL
         if not self._held_has_changed:
             self._is_in_file = False  # it is in tpm2-00.incoming
+            self._last[StateType.PERMANENT] += 1
+            self._generation = self._last[StateType.PERMANENT]
         self._current = image
         self.served = False
         self.custody = Custody.ACTIVE

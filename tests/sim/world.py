@@ -180,8 +180,13 @@ class World:
             if isinstance(message, peer.Ping | peer.Pong):
                 continue
             self._answered(host, message)
+            self._welcomed(host, to, message)
             self.note(f"{host.name} → {to.name}: {type(message).__name__}")
             end.process.check_alive()
+
+    def _welcomed(self, host: Host, to: Host, message: peer.Message) -> None:
+        if isinstance(message, peer.Welcome) and to is self.c and host.has_state:
+            self.violated(f"{host.name}: another vTPM is welcomed in place of the one there")
 
     def _answered(self, host: Host, message: peer.Message) -> None:
         if isinstance(message, peer.Released):

@@ -121,11 +121,11 @@ def expected_row(mark: Mark | None, found: Found) -> int:
         return 1
     if found.digest is None:
         return 2 if mark.digest == NO_DIGEST else 3
-    if found.identity == OTHER:
-        return 4
     if found.digest == mark.digest:
-        return 5
+        return 4
     if found.digest == mark.expected:
+        return 5
+    if found.identity == OTHER:
         return 6
     return 7 if found.generation is not None and found.generation > mark.generation else 8
 
@@ -148,9 +148,9 @@ def test_all_combinations(
     marks(path, directory, *([] if mark is None else [mark]))
     with Anchor.open(path, directory, is_new=False) as file:
         match expected_row(mark, found):
-            case 1 | 2 | 5 | 6 | 7:
+            case 1 | 2 | 4 | 5 | 7:
                 file.check(found)
-            case 4:
+            case 6:
                 with pytest.raises(StateDirectoryError, match="another vTPM's") as caught:
                     file.check(found)
                 assert caught.value.exit_status == 1

@@ -95,11 +95,12 @@ def test_digests_of_a_start_are_taken_as_c_declares_them() -> None:
 @pytest.mark.parametrize("secret", [None, b"s" * 32])
 def test_journal_settings_are_packed_as_c_declares_them(secret: bytes | None) -> None:
     """struct link_journal."""
-    packed = core.pack_link_journal(b"i" * 16, 7, secret)
+    packed = core.pack_link_journal(b"i" * 16, 7, 5, secret)
     order = sys.byteorder
     assert packed[:8] == (7).to_bytes(8, order)
-    assert packed[8:12] == int(secret is not None).to_bytes(4, order)
-    assert packed[12:60] == b"i" * 16 + (secret or bytes(32))
+    assert packed[8:16] == (5).to_bytes(8, order)
+    assert packed[16:20] == int(secret is not None).to_bytes(4, order)
+    assert packed[20:68] == b"i" * 16 + (secret or bytes(32))
 
 
 def test_an_anchor_is_packed_as_c_declares_it() -> None:
@@ -112,9 +113,22 @@ def test_an_anchor_is_packed_as_c_declares_it() -> None:
 def test_what_has_another_size_is_not_packed() -> None:
     for identity, secret in [(15, 32), (17, 32), (16, 31), (16, 33)]:
         with pytest.raises(ValueError, match="bytes, not"):
-            core.pack_link_journal(bytes(identity), 1, bytes(secret))
+            core.pack_link_journal(bytes(identity), 1, 1, bytes(secret))
         with pytest.raises(ValueError, match="bytes, not"):
             core.pack_link_anchor(bytes(identity), 1, 1, bytes(secret))
     for generation in (-1, core.GENERATION_MAX + 1):
-        with pytest.raises(ValueError, match="is no generation"):
+        with pytest.raises(ValueError, match="are no generations"):
             core.pack_link_journal(bytes(16), generation)
+        with pytest.raises(ValueError, match="is no generation"):
+            core.pack_link_lineage(bytes(16), generation)
+    with pytest.raises(ValueError, match="are no generations"):
+        core.pack_link_journal(bytes(16), 1, 2)
+    with pytest.raises(ValueError, match="bytes, not"):
+        core.pack_link_lineage(bytes(15), 1)
+    with pytest.raises(ValueError, match="bytes, not"):
+        core.unpack_link_lineage(bytes(23))
+
+
+def test_a_lineage_comes_back_as_it_was_packed() -> None:
+    lineage = (b"i" * 16, 7)
+    assert core.unpack_link_lineage(core.pack_link_lineage(*lineage)) == lineage

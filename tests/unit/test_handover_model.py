@@ -34,7 +34,7 @@ import pytest
 
 from tests.model.search import search
 from tests.model.world import SESSION, destination_machine, source_machine
-from vtpmd.migration import events
+from vtpmd.migration import destination, events
 from vtpmd.migration.destination import Destination, Send
 from vtpmd.migration.destination import Do as Theirs
 from vtpmd.migration.source import Do, Source
@@ -137,6 +137,12 @@ CANARIES: dict[str, tuple[int, str, tuple[str, ...], tuple[AbstractContextManage
         "STUCK",
         (),
         (without(Destination, Theirs.RELEASE),),
+    ),
+    "lineage: another vTPM takes the place of the one whose state is there": (
+        2,
+        "FOREIGN",
+        (),
+        (patch.object(destination, "why_refused", nothing),),
     ),
     # Of what the daemon and the engine do, which the model has its own words for.
     "ask: a start does not ask": (1, "STUCK", ("ask",), ()),

@@ -13,6 +13,7 @@ from vtpmd.store.moving import MovingFiles
 from vtpmd.wire.control import StateType
 
 SESSION = b"session of tests"
+LINEAGE = bytes(range(16, 32))
 STATE_BYTES = 1000
 ROOM_BYTES = 4096  # for two such states
 
@@ -26,14 +27,15 @@ def image(generation: int) -> Image:
 def granted(path: Path) -> bytes | None:
     """Return the state that a start would find granted."""
     with StateDirectory.open(path) as directory:
-        return MovingFiles(directory).granted()
+        found = MovingFiles(directory).granted()
+        return None if found is None else found.state
 
 
 def test_record_that_skips_one_is_written_whole(tmp_path: Path) -> None:
     """A round with two records of a kind: what it begins at is not in the file."""
     with StateDirectory.open(tmp_path) as directory:
         states = MovingFiles(directory).incoming
-        states.make(SESSION)
+        states.make(SESSION, LINEAGE)
         states.append(core.delta_encode(NO_STATE, image(1)), image(1))
         states.append(core.delta_encode(image(2), image(3)), image(3))
         states.grant()
@@ -47,7 +49,7 @@ def test_tail_that_continues_the_round_before_a_file_was_made_anew(
     monkeypatch.setattr(incoming, "INCOMING_BYTES", ENTRIES_OFFSET + ROOM_BYTES)
     with StateDirectory.open(tmp_path) as directory:
         states = MovingFiles(directory).incoming
-        states.make(SESSION)
+        states.make(SESSION, LINEAGE)
         states.append(core.delta_encode(NO_STATE, image(1)), image(1))
         states.append(core.delta_encode(image(1), image(2)), image(2))
         states.append(core.delta_encode(image(2), image(3)), image(3))  # whole, in a new file

@@ -56,7 +56,9 @@ def test_a_journal_is_folded_into_the_state_file(path: Path, opened: StateDirect
     (path / JOURNAL_NAME).write_bytes(build())
     begun = recover(opened)
     states = {StateType.PERMANENT: LAST.data}
-    assert begun == Start(states, False, IDENTITY, LAST.generation, len(IMAGES) - 1)
+    assert begun == Start(
+        states, False, IDENTITY, LAST.generation, LAST.generation, len(IMAGES) - 1
+    )
     file = swtpm_format.encode_file(LAST.data, Lineage(IDENTITY, LAST.generation))
     assert content(path) == {".lock": b"", PERMANENT_NAME: file}
     assert recover(opened) == begun._replace(changes=0)
@@ -169,7 +171,7 @@ def granted(opened: StateDirectory, state: bytes) -> MovingFiles:
     """Have a peer send a state, and grant it."""
     files = MovingFiles(opened)
     files.owner.expect(bytes(16), "a")
-    files.incoming.make(bytes(16))
+    files.incoming.make(bytes(16), IDENTITY)
     image = Image(1, 1, state)
     files.incoming.append(delta_encode(NO_STATE, image), image)
     files.incoming.grant()

@@ -20,8 +20,9 @@ from vtpmd.wire import peer
 
 SESSION, UUID, KEY = b"s" * 16, b"u" * 16, b"k" * 32
 DIGESTS = (b"p" * 32, b"v" * 32)
-HELLO = peer.Hello(2, 2, SESSION, UUID, 2, 0x000902, 262144)
-OWN = destination.Own(None, UUID, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
+LINEAGE = b"l" * 16
+HELLO = peer.Hello(3, 3, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
+OWN = destination.Own(None, UUID, None, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
 ROUND = events.Round(1, 10, 20, 0)
 
 EVENTS: dict[str, Any] = {
@@ -1002,6 +1003,7 @@ def test_a_session_that_was_found_asks_at_once() -> None:
         ({"tpm_version": 1}, peer.Reason.TPM_VERSION),
         ({"libtpms_version": 0x000A00}, peer.Reason.LIBTPMS_VERSION),
         ({"uuid": b"x" * 16}, peer.Reason.UUID),
+        ({"lineage": b"m" * 16}, peer.Reason.LINEAGE),
         ({"image_bytes_max": 262145}, peer.Reason.LIMIT),
     ],
 )
@@ -1009,7 +1011,7 @@ def test_unfit_destination_refuses_before_anything_moves(
     changed: dict[str, Any], reason: peer.Reason
 ) -> None:
     """It says which of the source's properties it cannot match."""
-    machine = Destination(OWN)
+    machine = Destination(OWN._replace(lineage=LINEAGE))
     actions = machine.step(HELLO._replace(**changed))
     assert machine.state is State.ENDED
     assert isinstance(actions[0], destination.Send)
@@ -1026,10 +1028,16 @@ def test_destination_in_use_refuses() -> None:
 
 
 @pytest.mark.parametrize(
-    "fine", [{"uuid": bytes(16)}, {"libtpms_version": 0x000905}, {"libtpms_version": 0x000801}]
+    "fine",
+    [
+        {"uuid": bytes(16)},
+        {"lineage": b"m" * 16},
+        {"libtpms_version": 0x000905},
+        {"libtpms_version": 0x000801},
+    ],
 )
 def test_fit_destination_welcomes(fine: dict[str, Any]) -> None:
-    """A VM without a UUID, another patch release of libtpms, an older libtpms."""
+    """A VM without a UUID, no state in the directory, another patch release, an older libtpms."""
     machine = Destination(OWN)
     machine.step(HELLO._replace(**fine))
     assert machine.state is State.RECEIVING

@@ -15,12 +15,12 @@ from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming, sealing
 from vtpmd.store.directory import StateDirectory, StateKeyError
 from vtpmd.store.keys import Key
-from vtpmd.store.moving import MovingFiles, take_up
+from vtpmd.store.moving import Granted, MovingFiles, take_up
 from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 
-SESSION, AWAY = b"s" * 16, b"a" * 16
+SESSION, AWAY, LINEAGE = b"s" * 16, b"a" * 16, b"l" * 16
 SOURCE = "host1.example.org"
 KEY = bytes(range(32))
 OLD, NEW, NEWEST = b"old" * 500, b"new" * 500, b"newest" * 500
@@ -56,7 +56,7 @@ class Files(MovingFiles):
         """A source begins a session."""
         if self.owner.read().find(SESSION.hex()) is None:
             self.owner.expect(SESSION, SOURCE)
-        self.incoming.make(SESSION)
+        self.incoming.make(SESSION, LINEAGE)
 
     def move_away(self) -> None:
         """Give the vTPM to another host."""
@@ -172,7 +172,7 @@ def test_state_is_taken_up_without_a_line_in_the_record(
     files: Files, path: Path, key: Key | None
 ) -> None:
     """Somebody has removed the record, or it was forgotten."""
-    files.incoming.make(SESSION)
+    files.incoming.make(SESSION, LINEAGE)
     Sender(files).stage(NEW)
     files.incoming.grant()
     assert files.take_up()
@@ -216,7 +216,7 @@ def test_granted_is_what_would_be_taken_up(files: Files, path: Path, key: Key | 
     assert files.granted() is None
     files.incoming.grant()
     before = {each.name: each.read_bytes() for each in path.iterdir()}
-    assert files.granted() == NEW
+    assert files.granted() == Granted(LINEAGE, NEW)
     assert {each.name: each.read_bytes() for each in path.iterdir()} == before
     assert files.take_up()
 

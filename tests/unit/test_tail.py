@@ -7,15 +7,21 @@ import pytest
 from vtpmd.migration import tail
 from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 
-KEY, UUID, SESSION = os.urandom(32), os.urandom(16), os.urandom(16)
+KEY, UUID, LINEAGE, SESSION = os.urandom(32), *(os.urandom(16) for _ in range(3))
 NONCE = os.urandom(tail.NONCE_BYTES)
-CIPHER = TailCipher(key=KEY, uuid=UUID)
+CIPHER = TailCipher(key=KEY, uuid=UUID, lineage=LINEAGE)
 TAIL = Tail(Header(SESSION, 1, 2, 3, 4), 1, b"a permanent record", b"a volatile one")
 SEALED = CIPHER.seal(TAIL, NONCE)
 
 
-def open_it(data: bytes, key: bytes = KEY, uuid: bytes = UUID, session: bytes = SESSION) -> Tail:
-    return TailCipher(key=key, uuid=uuid).open(data, session)
+def open_it(
+    data: bytes,
+    key: bytes = KEY,
+    uuid: bytes = UUID,
+    session: bytes = SESSION,
+    lineage: bytes = LINEAGE,
+) -> Tail:
+    return TailCipher(key=key, uuid=uuid, lineage=lineage).open(data, session)
 
 
 def test_round_trip() -> None:
@@ -52,6 +58,8 @@ def test_tail_of_another_session_vm_or_key_is_refused() -> None:
         open_it(SEALED, session=os.urandom(16))
     with pytest.raises(TailError, match="another VM"):
         open_it(SEALED, uuid=os.urandom(16))
+    with pytest.raises(TailError, match="another VM"):
+        open_it(SEALED, lineage=os.urandom(16))
     with pytest.raises(TailError, match="altered"):
         open_it(SEALED, key=os.urandom(32))
 
@@ -66,7 +74,7 @@ def test_invariant_12_the_guests_last_word_on_power_comes_with_it() -> None:
 
 def test_tail_of_another_version_is_refused() -> None:
     """The first had no word on power."""
-    with pytest.raises(TailError, match="format 1, flags 0x0; this vtpmd knows 2"):
+    with pytest.raises(TailError, match="format 1, flags 0x0; this vtpmd knows 3"):
         open_it(SEALED[:8] + b"\0\1" + SEALED[10:])
 
 

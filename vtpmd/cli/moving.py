@@ -65,7 +65,7 @@ IDLE: Final = {MigrationState.NONE, *ENDED}
 ONE_WAY: Final = ("exec", "fd", "file")
 # Why a destination refuses what QEMU's stream would bring it as well.
 UNFIT: Final = frozenset(
-    ("version", "tpm-version", "libtpms-version", "uuid", "limit", "state", "storage")
+    ("version", "tpm-version", "libtpms-version", "uuid", "lineage", "limit", "state", "storage")
 )
 # How vtpmd follows QEMU, where it will not see QEMU migrate.
 BLIND: Final = {

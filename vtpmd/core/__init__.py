@@ -55,8 +55,10 @@ from vtpmd.core.link import (
     pack_link_anchor,
     pack_link_header,
     pack_link_journal,
+    pack_link_lineage,
     unpack_link_digests,
     unpack_link_header,
+    unpack_link_lineage,
 )
 from vtpmd.core.memory import (
     forbid_core_dumps,
@@ -119,6 +121,8 @@ __all__ = [
     "pack_link_anchor",
     "pack_link_header",
     "pack_link_journal",
+    "pack_link_lineage",
     "unpack_link_digests",
     "unpack_link_header",
+    "unpack_link_lineage",
 ]

@@ -39,6 +39,7 @@ class LinkOperation(IntEnum):
     ADMIT = lib.LINK_ADMIT
     EXPECT = lib.LINK_EXPECT
     AWAIT = lib.LINK_AWAIT
+    GET_LINEAGE = lib.LINK_GET_LINEAGE
     SET_JOURNAL = lib.LINK_SET_JOURNAL
     SET_KEY = lib.LINK_SET_KEY
     SET_ANCHOR = lib.LINK_SET_ANCHOR
@@ -113,6 +114,7 @@ class LinkHeader(NamedTuple):
 LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
+LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
 
 
 def link_held(said: LinkShutdown) -> int:
@@ -152,17 +154,48 @@ def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
     return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
 
 
-def pack_link_journal(identity: bytes, generation: int, secret: bytes | None = None) -> bytearray:
+def pack_link_lineage(identity: bytes, generation: int) -> bytes:
+    """Return the payload of ADMIT, or of INIT for what has come (``struct link_lineage``).
+
+    Raises ValueError for what is no identity or generation.
+    """
+    check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
+    if not 0 <= generation <= GENERATION_MAX:
+        raise ValueError(f"{generation} is no generation")
+    return bytes(ffi.buffer(ffi.new("struct link_lineage *", (generation, identity))))
+
+
+def unpack_link_lineage(payload: bytes | bytearray) -> tuple[bytes, int]:
+    """Return the identity and the generation that GET_LINEAGE answers; of a state without, 0.
+
+    Raises ValueError for another length than LINK_LINEAGE_BYTES.
+    """
+    check_length("answer to GET_LINEAGE", bytes(payload), LINK_LINEAGE_BYTES)
+    lineage = ffi.new("struct link_lineage *")
+    ffi.memmove(lineage, payload, LINK_LINEAGE_BYTES)
+    return bytes(ffi.buffer(lineage.identity)), lineage.generation
+
+
+def pack_link_journal(
+    identity: bytes, generation: int, loaded: int = 0, secret: bytes | None = None
+) -> bytearray:
     """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
 
+    ``loaded`` is the generation of the state that LOAD_STATE gives, or 0, and not above the other.
     Overwrite it after use. Raises ValueError for what is no identity, generation or secret.
     """
     check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
     if secret is not None:
         check_length("secret", secret, JOURNAL_SECRET_BYTES)
-    if not 0 <= generation <= GENERATION_MAX:
-        raise ValueError(f"{generation} is no generation")
-    fields = (generation, secret is not None, identity, secret or bytes(JOURNAL_SECRET_BYTES))
+    if not 0 <= loaded <= generation <= GENERATION_MAX:
+        raise ValueError(f"{loaded} and {generation} are no generations")
+    fields = (
+        generation,
+        loaded,
+        secret is not None,
+        identity,
+        secret or bytes(JOURNAL_SECRET_BYTES),
+    )
     journal = ffi.new("struct link_journal *", fields)
     packed = bytearray(ffi.buffer(journal))
     lib.explicit_bzero(journal, ffi.sizeof("struct link_journal"))

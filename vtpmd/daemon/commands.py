@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vtpmd.config import RunConfig, parse_address
+from vtpmd.daemon.engine import EngineDied
 from vtpmd.daemon.management import Argument, ManagementServer
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.errors import VtpmdError
@@ -44,14 +45,23 @@ class _Commands:
         self._config = config
 
     async def query_status(self, _: Arguments) -> object:
-        record = self._mobility.owner_record()
+        record, restored = self._mobility.owner_record(), self._mobility.lineages.restored
         return {
             "running": self._mobility.is_running(),
             "vtpms": 1,
             "qemu": self._mobility.qemu.word,
             "owner": record.whose.value,
             "possible-fork": [fork._asdict() for fork in record.forks],
+            "lineage": await self._lineage(),
+            "restored": None if restored is None else restored._asdict(),
         }
+
+    async def _lineage(self) -> object:
+        try:
+            own = await self._mobility.lineages.own()
+        except EngineDied:
+            return None
+        return {"identity": own.identity.hex(), "generation": own.generation}
 
     async def query_vtpms(self, _: Arguments) -> object:
         outgoing, incoming = self._mobility.outgoing, self._mobility.incoming

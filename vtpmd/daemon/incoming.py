@@ -225,7 +225,8 @@ class Incoming:
         await self._events.run(message)
         if isinstance(message, peer.Key):
             # Made before the guest stands still.
-            self._cipher = TailCipher(key=message.key, uuid=self._machine.uuid)
+            machine = self._machine
+            self._cipher = TailCipher(key=message.key, uuid=machine.uuid, lineage=machine.lineage)
         if isinstance(message, peer.Hello) and self._owner.is_receiving():
             await self.receiving(True)
 
@@ -263,7 +264,7 @@ class Incoming:
     async def _prepare(self) -> None:
         try:
             self._owner.files.owner.expect(self.session, self.peer)
-            self._owner.files.incoming.make(self.session)
+            self._owner.files.incoming.make(self.session, self._machine.lineage)
         except VtpmdError as error:
             self._events.put(events.StageFailed(peer.Reason.STORAGE, str(error)))
         else:
@@ -402,7 +403,8 @@ class Incoming:
             self._owner.files.incoming.grant()
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
-            await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
+            lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
+            await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served", lineage)
         except VtpmdError as error:
             log.error("%s; the guest's commands wait, and it is tried again", error)
             self._events.put(events.AdmitFailed())
@@ -492,9 +494,11 @@ class Incoming:
         self._staged = self._staged_before = Staged(NOTHING, 0)
         self._digests = None
 
-    async def _ask_engine(self, operation: LinkOperation, failure: str) -> None:
+    async def _ask_engine(
+        self, operation: LinkOperation, failure: str, payload: bytes = b""
+    ) -> None:
         """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
-        reply = await self._owner.engine.request(operation)
+        reply = await self._owner.engine.request(operation, payload=payload)
         if reply.result:
             raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
 

@@ -167,12 +167,13 @@ class Instance:
             log.error("the session ended while QEMU took the state: its migration fails; try again")
             raise CommandFailed(Result.FAIL)
         reply = await self._ask(LinkOperation.GET_STATE, request.state_type)
+        is_permanent = request.state_type == StateType.PERMANENT
+        lineage = await self._mobility.lineages.own() if is_permanent else None
         if self._key is None or request.flags & control.StateFlag.DECRYPTED:
-            return control.encode_state_blob(
-                swtpm_format.encode_blob(reply.payload), request.offset
-            )
+            blob = swtpm_format.encode_blob(reply.payload, lineage)
+            return control.encode_state_blob(blob, request.offset)
         key, iv = self._key.material, self._key.new_iv()
-        blob = swtpm_format.encode_blob(reply.payload, key=key, iv=iv)
+        blob = swtpm_format.encode_blob(reply.payload, lineage, key=key, iv=iv)
         return control.encode_state_blob(blob, request.offset, encrypted=True)
 
     async def _set_state_blob(self, request: control.SetStateBlob) -> bytes:
@@ -184,10 +185,11 @@ class Instance:
             encrypted = bool(request.flags & control.StateFlag.ENCRYPTED)
             key = None if self._key is None else self._key.material
             state = swtpm_format.decode_blob(request.blob, encrypted=encrypted, key=key)
+            lineage = swtpm_format.read_blob_lineage(request.blob) if request.blob else None
         except swtpm_format.FormatError as error:
             log.error("the state blob of type %d is refused: %s", request.state_type, error)
             raise CommandFailed(error.result) from error
-        result = await self._mobility.set_blob(request.state_type, state)
+        result = await self._mobility.set_blob(request.state_type, state, lineage)
         if result:
             raise CommandFailed(result)
         return control.encode_result()

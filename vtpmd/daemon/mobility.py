@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkInit, LinkOperation, Store
+from vtpmd.core import LinkOperation, Store
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
@@ -24,6 +25,7 @@ from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
@@ -74,6 +76,8 @@ class Mobility:
         # Held while it is decided what the TPM starts from: no source is welcomed meanwhile.
         self._starting = asyncio.Lock()
         self._brought = Brought.NOTHING
+        self.lineages = Lineages(engine, files)
+        self._has_started = False  # the TPM, for the QEMU that uses it
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
@@ -107,7 +111,7 @@ class Mobility:
 
         machine = Source.found(bytes.fromhex(line.session))
         to = Peer(*parse_address(line.peer), credentials, allowed)
-        self.outgoing = Outgoing(self._owner(), to, machine)
+        self.outgoing = Outgoing(await self._owner(), to, machine)
         self._spawn(self.outgoing.run())
 
     def owner_record(self) -> Record:
@@ -121,6 +125,7 @@ class Mobility:
         from vtpmd.daemon.outgoing import Outgoing
 
         await self.qemu.check_can_arm()
+        owner = await self._owner()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
@@ -133,19 +138,20 @@ class Mobility:
             raise VtpmdError("a session is armed already; disarm it first")
         if not self.is_running():
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
-        session = self.outgoing = Outgoing(self._owner(), to)
+        session = self.outgoing = Outgoing(owner, to)
         self._spawn(session.run())
         if self.qemu.following is Following.NOT_ASKED_FOR:
             self._spawn(_rounds_by_time(session))
         return session
 
-    def _owner(self) -> Owner:
+    async def _owner(self) -> Owner:
         from vtpmd.daemon import outgoing
 
         return outgoing.Owner(
             engine=self._engine,
             store=self._store,
             uuid=self._uuid,
+            lineage=(await self.lineages.own()).identity,
             record=self._files.owner,
             wakefulness=self._wakefulness,
             following=self.following,
@@ -157,7 +163,10 @@ class Mobility:
         return peer.Following[self.qemu.following.name]
 
     def _tell(self, notice: Notice, data: dict[str, object]) -> None:
-        self._untold.append((notice.value, data))
+        self._tell_soon(notice.value, data)
+
+    def _tell_soon(self, event: str, data: dict[str, object]) -> None:
+        self._untold.append((event, data))
         if len(self._untold) == 1:
             # Who listens is told when the guest does not wait for it.
             asyncio.get_running_loop().call_later(TELL_AFTER_S, self.tell_now)
@@ -236,12 +245,13 @@ class Mobility:
     async def welcome(self, connection: Connection, decoder: Decoder, hello: Hello) -> None:
         """Serve a source until its session needs the connection no more."""
         from vtpmd.daemon import incoming
-        from vtpmd.migration.destination import Own
+        from vtpmd.migration.destination import Own, why_refused
 
         async with self._starting:
             own = Own(
                 busy=self._why_busy(connection.name),
                 uuid=self._uuid,
+                lineage=self._files.lineage(),
                 tpm_version=peer.TPM_VERSION,
                 libtpms_version=self._engine.libtpms_version,
                 image_bytes_max=core.IMAGE_BYTES_MAX,
@@ -255,7 +265,8 @@ class Mobility:
                 is_receiving=lambda: self.qemu.is_receiving,
             )
             session = incoming.Incoming(owner, connection)
-            if own.busy is None:
+            # One that is refused takes nothing's place.
+            if why_refused(own, hello) is None:
                 if self.incoming is not None:
                     await self.incoming.set_aside("a source begins a new session")
                 self.incoming = session
@@ -332,10 +343,11 @@ class Mobility:
             )
         await self.incoming.apply_tail(blob)
 
-    async def set_blob(self, kind: int, state: bytes) -> int:
+    async def set_blob(self, kind: int, state: bytes, lineage: Lineage | None = None) -> int:
         """Take a whole blob that QEMU has brought; return libtpms' result.
 
-        What a peer may have sent is of no use then. Raises NotOurs; the blob is not used.
+        ``lineage`` is what a permanent one says of itself. What a peer may have sent is of no use
+        then. Raises NotOurs; the blob is not used.
         """
         self._wakefulness.hold()
         if self._brought is Brought.TAIL:
@@ -345,10 +357,20 @@ class Mobility:
         self._check_not_given_back()
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
+            if kind == StateType.PERMANENT:
+                await self._check_lineage(lineage)
             reply = await self._engine.request(LinkOperation.SET_STATE, kind, state)
             if not reply.result and kind == StateType.PERMANENT:
                 self._brought = Brought.BLOBS
         return reply.result
+
+    async def _check_lineage(self, lineage: Lineage | None) -> None:
+        # A QEMU that has started the TPM here loads a snapshot of its own.
+        by_migration = not self._has_started
+        refused = await self.lineages.bring(lineage, by_migration=by_migration)
+        if refused is not None:
+            await self._forget_brought(Brought.UNUSABLE)
+            raise NotOurs(refused)
 
     async def _end_incoming(self, reason: str) -> None:
         """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
@@ -371,7 +393,9 @@ class Mobility:
         start.
         """
         async with self._starting:
-            return await self._init(is_incoming=is_incoming)
+            result = await self._init(is_incoming=is_incoming)
+        self._has_started = self._has_started or not result
+        return result
 
     async def _init(self, *, is_incoming: bool) -> int:
         if self.incoming is not None and is_incoming and self.incoming.awaits_init:
@@ -392,7 +416,7 @@ class Mobility:
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
         self._check_not_given_back()
-        reply = await self._engine.request(LinkOperation.INIT, LinkInit.CAME)
+        reply = await self.lineages.start()
         if reply.result:
             await self._forget_brought(Brought.UNUSABLE)
             return reply.result
@@ -404,6 +428,8 @@ class Mobility:
             await self._engine.request(LinkOperation.STOP)
             raise
         await self._has_come()
+        if (restored := self.lineages.has_started()) is not None:
+            self._tell_soon("VTPM_RESTORED", restored._asdict())
         return 0
 
     def _check_not_given_back(self) -> None:
@@ -450,6 +476,7 @@ class Mobility:
 
     async def qemu_connected(self) -> None:
         """Another QEMU has connected: what the last one brought is not its guest's."""
+        self._has_started = False
         await self._forget_brought()
         if self.incoming is not None and self.incoming.has_ended(self.incoming.session):
             self.incoming = None

@@ -104,6 +104,7 @@ class Owner(NamedTuple):
     engine: Engine
     store: Store
     uuid: bytes
+    lineage: bytes  # the vTPM's identity
     record: OwnerRecord
     wakefulness: Wakefulness
     following: Callable[[], peer.Following]
@@ -186,6 +187,7 @@ class Outgoing:
             version_minimum=peer.VERSION_MINIMUM,
             session=os.urandom(peer.SESSION_BYTES),
             uuid=self._owner.uuid,
+            lineage=self._owner.lineage,
             tpm_version=peer.TPM_VERSION,
             libtpms_version=self._owner.engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
@@ -204,7 +206,8 @@ class Outgoing:
         try:
             # Made before the guest stands still: the record, and what seals the tail.
             await self._reserve()
-            self._cipher = TailCipher(key=self._key, uuid=self._owner.uuid)
+            owner = self._owner
+            self._cipher = TailCipher(key=self._key, uuid=owner.uuid, lineage=owner.lineage)
             self._connection = await self._peer.connect()
             await self._events.run(events.Connected(), self._is_connecting)
             await self._read()

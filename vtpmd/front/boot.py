@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation, LinkRetire
@@ -21,8 +22,11 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 Message = tuple[LinkOperation, int, bytes | bytearray]
 
 
-def make_boot_record(begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool) -> int:
-    """Return the descriptor of a boot record, which is the caller's, closed by execve().
+@contextmanager
+def boot_record(
+    begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool
+) -> Iterator[int]:
+    """Make a boot record, and close its descriptor afterwards.
 
     ``fenced``: the vTPM may be another host's, and is not to be served. Raises OSError.
     """
@@ -33,10 +37,9 @@ def make_boot_record(begun: Start, key: Key | None, anchor: Anchor | None, *, fe
             os.writev(fd, [core.pack_link_header(header), payload])
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
+        yield fd
+    finally:
         os.close(fd)
-        raise
-    return fd
 
 
 def _messages(
@@ -44,7 +47,7 @@ def _messages(
 ) -> Iterator[Message]:
     """Yield what the engine is to do, in this order."""
     secret = None if key is None else key.derive(INFO_JOURNAL)
-    journal = core.pack_link_journal(begun.identity, begun.generation, secret)
+    journal = core.pack_link_journal(begun.identity, begun.generation, begun.loaded, secret)
     yield LinkOperation.SET_JOURNAL, 0, journal
     journal[:] = bytes(len(journal))
     if key is not None:

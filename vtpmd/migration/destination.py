@@ -31,6 +31,7 @@ class Own(NamedTuple):
 
     busy: str | None  # why no vTPM can be taken now
     uuid: bytes  # all zero: the operator gave none
+    lineage: bytes | None  # of the vTPM whose state it holds; None: of none that is known
     tpm_version: int
     libtpms_version: int
     image_bytes_max: int
@@ -109,6 +110,7 @@ class Destination:
         self.state = State.WELCOMING
         self.session = bytes(peer.SESSION_BYTES)
         self.uuid = own.uuid
+        self.lineage = bytes(peer.LINEAGE_BYTES)
         self.key: bytes | None = None
         self._own = own
         self._version = peer.VERSION
@@ -235,46 +237,53 @@ class Destination:
 
     def _hello(self, hello: peer.Hello) -> list[Action]:
         self.session = hello.session
-        refusal = self._refusal(hello)
+        refusal = why_refused(self._own, hello)
         if refusal is not None:
             self.state = State.ENDED
             return [Send(refusal), Do.CLOSE]
         # Either side may have been given none: the tail is bound to the source's.
-        self.uuid = hello.uuid
+        self.uuid, self.lineage = hello.uuid, hello.lineage
         self._version = min(hello.version, peer.VERSION)
         return [Do.PREPARE]
 
-    def _refusal(self, hello: peer.Hello) -> peer.Refuse | None:
-        """Return why this side could not run the source's state, or None."""
-        own = self._own
-        if hello.version_minimum > peer.VERSION or hello.version < peer.VERSION_MINIMUM:
-            return peer.Refuse(
-                Reason.VERSION,
-                f"it speaks versions {hello.version_minimum} to {hello.version}, this vtpmd "
-                f"{peer.VERSION_MINIMUM} to {peer.VERSION}: install the same vtpmd on both hosts",
-            )
-        if hello.tpm_version != own.tpm_version:
-            return peer.Refuse(
-                Reason.TPM_VERSION,
-                f"its TPM is of version {hello.tpm_version}, this one of {own.tpm_version}",
-            )
-        # libtpms reads its own and older states; patch releases do not change the format.
-        if hello.libtpms_version >> 8 > own.libtpms_version >> 8:
-            return peer.Refuse(
-                Reason.LIBTPMS_VERSION,
-                f"its libtpms is {_version(hello.libtpms_version)}, newer than "
-                f"{_version(own.libtpms_version)} here: upgrade libtpms on this host",
-            )
-        if own.busy is not None:
-            return peer.Refuse(Reason.BUSY, own.busy)
-        if NO_UUID not in (hello.uuid, own.uuid) and hello.uuid != own.uuid:
-            return peer.Refuse(Reason.UUID, "it is another VM: the UUIDs differ")
-        if hello.image_bytes_max > own.image_bytes_max:
-            return peer.Refuse(
-                Reason.LIMIT,
-                f"its state may have {hello.image_bytes_max} bytes, here {own.image_bytes_max} fit",
-            )
-        return None
+
+def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
+    """Return why this side could not run the source's state, or None."""
+    if hello.version_minimum > peer.VERSION or hello.version < peer.VERSION_MINIMUM:
+        return peer.Refuse(
+            Reason.VERSION,
+            f"it speaks versions {hello.version_minimum} to {hello.version}, this vtpmd "
+            f"{peer.VERSION_MINIMUM} to {peer.VERSION}: install the same vtpmd on both hosts",
+        )
+    if hello.tpm_version != own.tpm_version:
+        return peer.Refuse(
+            Reason.TPM_VERSION,
+            f"its TPM is of version {hello.tpm_version}, this one of {own.tpm_version}",
+        )
+    # libtpms reads its own and older states; patch releases do not change the format.
+    if hello.libtpms_version >> 8 > own.libtpms_version >> 8:
+        return peer.Refuse(
+            Reason.LIBTPMS_VERSION,
+            f"its libtpms is {_version(hello.libtpms_version)}, newer than "
+            f"{_version(own.libtpms_version)} here: upgrade libtpms on this host",
+        )
+    if own.busy is not None:
+        return peer.Refuse(Reason.BUSY, own.busy)
+    if NO_UUID not in (hello.uuid, own.uuid) and hello.uuid != own.uuid:
+        return peer.Refuse(Reason.UUID, "it is another VM: the UUIDs differ")
+    # Invariant 13. A vTPM that left, and comes back, is the one whose state is here.
+    if own.lineage not in (None, hello.lineage):
+        return peer.Refuse(
+            Reason.LINEAGE,
+            "the state directory there holds another vTPM, which must not be lost: give that "
+            "host's vtpmd a directory of this vTPM's own",
+        )
+    if hello.image_bytes_max > own.image_bytes_max:
+        return peer.Refuse(
+            Reason.LIMIT,
+            f"its state may have {hello.image_bytes_max} bytes, here {own.image_bytes_max} fit",
+        )
+    return None
 
 
 def _version(number: int) -> str:

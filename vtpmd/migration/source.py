@@ -88,7 +88,7 @@ class Source:
     @classmethod
     def found(cls, session: bytes) -> Source:
         """Return the session of an owner record that says offered or moved."""
-        nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", 0, 0, 0)
+        nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", b"", 0, 0, 0)
         found = cls(hello=nobody, key=b"")
         found.state = State.LEFT
         return found

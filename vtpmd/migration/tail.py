@@ -2,7 +2,7 @@
 
     Offset  Size  Field
     0       8     magic, "VTPMTAIL"
-    8       2     version, 2
+    8       2     version, 3
     10      2     incompatible flags, 0
     12      16    session
     28      8     permanent: generation that the destination has acknowledged
@@ -16,9 +16,9 @@
 
 All numbers are big-endian. A length of 0 means that the image has not changed; power is what the
 guest's last TPM2_Shutdown said (0: none since its TPM2_Startup, 1: CLEAR, 2: STATE). Associated
-data are bytes 0 to 71 and the VM's uuid: a tail of another session, another vTPM or other
-generations does not open. The key is made for the session and sent over TLS; a session seals one
-tail.
+data are bytes 0 to 71, the VM's uuid and the vTPM's lineage: a tail of another session, another
+vTPM or other generations does not open. The key is made for the session and sent over TLS; a
+session seals one tail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"VTPMTAIL"
-VERSION: Final = 2
+VERSION: Final = 3
 HEADER: Final = Struct(">8sHH16sQQQQ12s")
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
@@ -71,21 +71,21 @@ def is_tail(blob: bytes) -> bool:
 
 
 class TailCipher:
-    """Seals and opens the tail of one session, of the VM of one uuid.
+    """Seals and opens the tail of one session, of one vTPM.
 
     It is made before the guest stands still, as that takes longer than using it.
     """
 
-    def __init__(self, *, key: bytes, uuid: bytes) -> None:
+    def __init__(self, *, key: bytes, uuid: bytes, lineage: bytes) -> None:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        self._uuid = uuid
+        self._whose = uuid + lineage
         self._cipher = AESGCM(key)
         self._forged: type[Exception] = InvalidTag
         # Code is fetched when it runs first: with another key, as a nonce serves once.
         other, nonce = AESGCM(bytes(len(key))), bytes(NONCE_BYTES)
-        other.decrypt(nonce, other.encrypt(nonce, b"", uuid), uuid)
+        other.decrypt(nonce, other.encrypt(nonce, b"", nonce), nonce)
 
     def seal(self, tail: Tail, nonce: bytes) -> bytes:
         """Return the bytes of a tail; ``nonce`` has NONCE_BYTES random bytes."""
@@ -93,7 +93,7 @@ class TailCipher:
         content = bytes([tail.power]) + b"".join(
             _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
         )
-        return head + self._cipher.encrypt(nonce, content, head + self._uuid)
+        return head + self._cipher.encrypt(nonce, content, head + self._whose)
 
     def open(self, data: bytes, session: bytes) -> Tail:
         """Return the tail that ``data`` is. Raises TailError; then nothing in it may be used."""
@@ -109,7 +109,7 @@ class TailCipher:
             raise TailError("the tail is of another session: it is an old one, or another vTPM's")
         head = data[: HEADER.size]
         try:
-            content = self._cipher.decrypt(nonce, data[HEADER.size :], head + self._uuid)
+            content = self._cipher.decrypt(nonce, data[HEADER.size :], head + self._whose)
         except self._forged:
             raise TailError("the tail was altered on its way, or is for another VM") from None
         permanent, rest = _take_record(content[1:])

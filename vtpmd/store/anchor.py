@@ -8,14 +8,15 @@ format); this opens and begins it, and refuses a directory that has fallen behin
     1  anything              not begun          begin it
     2  no state              has seen none      start
     3  no state              has seen one       refuse: fallen behind
-    4  another identity      there              refuse: another vTPM's anchor
-    5  what it has seen      there              start
-    6  what it expected      there              start: the crash came between file and anchor
+    4  what it has seen      there              start
+    5  what it expected      there              start: the crash came between file and anchor
+    6  another identity      there              refuse: another vTPM's anchor
     7  a later generation    there              start: the crash came between journal and anchor
     8  anything else         there              refuse: fallen behind
 
 The first row that fits decides. A generation counts only if a journal says it: what stands beside
-the state in its file is not sealed. So a file that takes another's place is announced before.
+the state in its file is not sealed. So a file that takes another's place is announced before. What
+has come in place of the state may have brought its identity: the state itself says more than that.
 """
 
 from __future__ import annotations
@@ -136,13 +137,13 @@ class Anchor(Closing):
         if mark is None or (found.digest is None and mark.digest == NO_DIGEST):
             return
         if found.digest is not None:
+            if self.has_seen(found.digest):
+                return
             if found.identity not in (None, mark.identity):
                 raise StateDirectoryError(
                     f"anchor {self.path} is another vTPM's: give this one its own, or restore the "
                     "state directory"
                 )
-            if self.has_seen(found.digest):
-                return
             if found.generation is not None and found.generation > mark.generation:
                 return
         holds = "nothing" if found.digest is None else "an older or another state"
@@ -150,6 +151,14 @@ class Anchor(Closing):
             f"the state directory holds {holds}, but anchor {self.path} has seen generation "
             f"{mark.generation}: it was put back; restore what is newer, or see `vtpmd recover`"
         )
+
+    def expect(self, identity: bytes, digest: bytes) -> None:
+        """Write down that a state, of the vTPM of this identity, is about to take the place of all.
+
+        Raises StateDirectoryError.
+        """
+        mark = self.mark or Mark(identity, 0, NO_DIGEST)
+        self.write(mark._replace(identity=identity, expected=digest))
 
     def trust(self, found: Found, identity: bytes) -> None:
         """Write down what a directory holds, with the vTPM's identity, unless that stands there.

@@ -2,12 +2,13 @@
 
     tpm2-00.incoming
         Offset  Size     Content
-        0       8        magic, "VTPMDIN1", or "VTPMDIN2": sealed
+        0       8        magic, "VTPMDIN3", or "VTPMDIN4": sealed
         8       8        serial of the entry that ends at the vTPM's state, by the source's Grant
         16      32       SHA-256 of tpm2-00.permall when this file was made
         48      16       session
-        64      32       sealed: random bytes, which the file's keys are derived with
-        96      32       sealed: HMAC-SHA256 of the bytes before
+        64      16       lineage: the identity of the vTPM
+        80      32       sealed: random bytes, which the file's keys are derived with
+        112     32       sealed: HMAC-SHA256 of the bytes before
         4096    1048576  entries, each at a multiple of 512: u64 serial, u32 length, delta record
 
 An entry continues the last one before it that ends at the generation that it begins at; one from
@@ -40,9 +41,9 @@ from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 INCOMING_NAME: Final = "tpm2-00.incoming"
 PERMANENT_NAME: Final = "tpm2-00.permall"
 
-MAGIC: Final = b"VTPMDIN1"
-MAGIC_SEALED: Final = b"VTPMDIN2"
-HEAD: Final = Struct(">8sQ32s16s32s")  # what a sealed file's HMAC covers
+MAGIC: Final = b"VTPMDIN3"
+MAGIC_SEALED: Final = b"VTPMDIN4"
+HEAD: Final = Struct(">8sQ32s16s16s32s")  # what a sealed file's HMAC covers
 DIGEST_BYTES: Final = 32
 SERIAL: Final = Struct(">Q")
 ENTRY_HEADER: Final = Struct(">QI")
@@ -65,6 +66,7 @@ class _Head(NamedTuple):
     granted: int  # 0: nothing is
     made_with: bytes  # SHA-256 of the permanent state's file
     session: bytes
+    lineage: bytes
     salt: bytes
 
 
@@ -72,6 +74,7 @@ class Found(NamedTuple):
     """What a session has left behind."""
 
     session: bytes
+    lineage: bytes  # the identity of the vTPM
     granted: bool
     generation: int  # the highest that the source is known to have used, if it was granted
     state: bytes | None  # granted, and the TPM has not written its own file since
@@ -91,13 +94,13 @@ class IncomingStates:
         self._end = ENTRIES_OFFSET
         self._ends_at = {NO_STATE.generation}  # which generations a record can continue
 
-    def make(self, session: bytes) -> None:
-        """Make the file for a session, with nothing in it."""
+    def make(self, session: bytes, lineage: bytes) -> None:
+        """Make the file for a session of the vTPM of this identity, with nothing in it."""
         magic, salt = MAGIC, bytes(SALT_BYTES)
         if self._key is not None:
             magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
             self._sealing = Sealing(self._key, salt)
-        self._head = _Head(magic, 0, self._permanent_digest(), session, salt)
+        self._head = _Head(magic, 0, self._permanent_digest(), session, lineage, salt)
         self._end, self._ends_at = ENTRIES_OFFSET, {NO_STATE.generation}
         content = _encode_head(self._head, self._sealing)
         self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
@@ -113,7 +116,7 @@ class IncomingStates:
         continues = core.delta_inspect(record).from_generation in self._ends_at
         entry = self._entry(record)
         if not continues or self._end + len(entry) > INCOMING_BYTES:
-            self.make(self._head.session)
+            self.make(self._head.session, self._head.lineage)
             entry = self._entry(core.delta_encode(NO_STATE, state))
         self._in_place.overwrite(INCOMING_NAME, self._end, entry)
         self._serial += 1
@@ -150,7 +153,7 @@ class IncomingStates:
                     "copy"
                 ) from error
         state = None if image is NO_STATE else image.data
-        return Found(head.session, bool(head.granted), image.generation, state)
+        return Found(head.session, head.lineage, bool(head.granted), image.generation, state)
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1

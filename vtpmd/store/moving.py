@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vtpmd.store.directory import JOURNAL_NAME, StateDirectory, state_file
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.incoming import Found, IncomingStates
 from vtpmd.store.keys import Key
 from vtpmd.store.owner import Outcome, OwnerRecord, Record
 from vtpmd.wire.control import StateType
+from vtpmd.wire.swtpm_format import Lineage
+
+
+class Granted(NamedTuple):
+    """A state that is to be taken up."""
+
+    lineage: bytes  # the identity of its vTPM
+    state: bytes
+
+    def __repr__(self) -> str:
+        """Leave the state out."""
+        return f"Granted({self.lineage.hex()})"
 
 
 class MovingFiles:
@@ -34,13 +48,24 @@ class MovingFiles:
         has_state = self._directory.exists(state_file(StateType.PERMANENT))
         return bool(ends & {Outcome.OPEN, Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
-    def granted(self) -> bytes | None:
+    def granted(self) -> Granted | None:
         """Return the state that take_up() would make the vTPM's; nothing is written.
 
         Raises VtpmdError.
         """
         found = self.incoming.find()
-        return found.state if found is not None and is_ours(found, self.owner.read()) else None
+        if found is None or found.state is None or not is_ours(found, self.owner.read()):
+            return None
+        return Granted(found.lineage, found.state)
+
+    def lineage(self) -> bytes | None:
+        """Return the identity of the vTPM whose state the directory holds; None: there is none.
+
+        None, too, for a state that no vtpmd has changed yet: swtpm writes no identity. Raises
+        StateDirectoryError.
+        """
+        found = self._directory.read_lineage()
+        return None if found is None else found.identity
 
 
 def is_ours(found: Found, record: Record) -> bool:
@@ -71,7 +96,8 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> b
         if found.state is not None:
             # One that is left continues a state that this host had before.
             directory.remove(JOURNAL_NAME)
-            directory.write_state(StateType.PERMANENT, found.state, key)
+            lineage = Lineage(found.lineage, found.generation)
+            directory.write_state(StateType.PERMANENT, found.state, key, lineage)
         files.owner.take(found.session, found.generation)
     else:
         forget(files, found)

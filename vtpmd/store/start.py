@@ -1,8 +1,8 @@
 """What happens to a state directory before a vTPM starts from it, in the order that matters.
 
-First the anchor is compared, and nothing is written until that is right; then a state that a peer
-has granted is taken up, what a crash has left is recovered, the anchor hears of it, and the journal
-is folded.
+First the anchor is compared, and nothing is written until that is right; then it hears of a state
+that a peer has granted, and that is taken up; what a crash has left is recovered, the anchor hears
+of it, and the journal is folded.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Start(NamedTuple):
     took_up: bool  # a state that had been granted to this host
     identity: bytes  # of the vTPM: 16 bytes, made here if it has none
     generation: int  # none above it has been used
+    loaded: int  # that of the permanent state, as far as it is known
     changes: int  # how many the journal had that the state file did not
 
     def __repr__(self) -> str:
@@ -47,7 +48,7 @@ def open_anchor(
     has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
     anchor = Anchor.open(path, directory.path, is_new=not has_state)
     try:
-        if granted is None or not anchor.has_seen(sha256(granted).digest()):
+        if granted is None or not anchor.has_seen(sha256(granted.state).digest()):
             anchor.check(recovery.recover(directory, key).found)
     except BaseException:
         anchor.close()
@@ -62,6 +63,9 @@ def start(
 
     Raises StateKeyError, RecoveryRefused or StateDirectoryError.
     """
+    granted = files.granted()
+    if granted is not None and anchor is not None:
+        anchor.expect(granted.lineage, sha256(granted.state).digest())
     took_up = take_up(directory, files, key)
     examined = recovery.recover(directory, key)
     identity = examined.identity
@@ -76,4 +80,4 @@ def start(
     used = max(generation, files.owner.read().generation)
     recovery.fold(directory, examined, key)
     states, changes = examined.states_to_start_from(), examined.recovery.applied
-    return Start(states, took_up, identity, used, changes)
+    return Start(states, took_up, identity, used, examined.generation, changes)

@@ -12,11 +12,12 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 2
-VERSION_MINIMUM: Final = 2
+VERSION: Final = 3
+VERSION_MINIMUM: Final = 3
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16
+LINEAGE_BYTES: Final = 16
 KEY_BYTES: Final = 32
 DIGEST_BYTES: Final = 32
 # The longest frame is a record of a whole image: 256 KiB and its header.
@@ -42,6 +43,7 @@ class Reason(IntEnum):
     STATE = 7
     STORAGE = 8
     NOT_ALLOWED = 9
+    LINEAGE = 10
 
     @property
     def word(self) -> str:
@@ -70,6 +72,7 @@ class Hello(NamedTuple):
     version_minimum: int
     session: bytes
     uuid: bytes  # all zero: the operator gave none
+    lineage: bytes  # the vTPM's identity, which it keeps wherever it goes
     tpm_version: int  # 2
     libtpms_version: int  # as TPMLIB_GetVersion() has it
     image_bytes_max: int
@@ -243,7 +246,7 @@ Message = (
 )
 
 _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
-    1: (Hello, Struct(f">HH{SESSION_BYTES}s{UUID_BYTES}sHII")),
+    1: (Hello, Struct(f">HH{SESSION_BYTES}s{UUID_BYTES}s{LINEAGE_BYTES}sHII")),
     2: (Welcome, Struct(">HIB")),
     3: (Refuse, None),
     4: (Key, Struct(f">{KEY_BYTES}s")),

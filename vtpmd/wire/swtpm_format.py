@@ -3,6 +3,8 @@
     file:  header, TLV DATA (state)                              flags 0
     blob:  header, TLV MIGRATION_DATA (TLV DATA (state))         flags MIGRATION_DATA
 
+A TLV LINEAGE may be the last, which swtpm does not look at.
+
 With a key, the TLVs ENCRYPTED_DATA, HMAC and IVEC_ENCRYPTED_DATA stand in place of DATA, and the
 flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_nvstore.c`` and
 ``tlv.c``. What is encrypted with the migration key is recognised and refused.
@@ -42,9 +44,11 @@ LINEAGE = Struct(">16sQ")
 # What encryption adds: padding, and the TLVs of HMAC and IV.
 ENCRYPTION_BYTES_MAX = PADDING_BYTES_MAX + 2 * TLV.size + MAC_BYTES + IV_BYTES_MAX
 LINEAGE_BYTES = TLV.size + LINEAGE.size
-# What both wraps and encryption leave of the control channel's limit: a state that fits a file can
-# migrate.
-STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size - ENCRYPTION_BYTES_MAX
+# Of a blob's: what would use up the numbers of its vTPM is none of vtpmd's. A session takes 2^32.
+LINEAGE_GENERATION_MAX = 1 << 62
+# What both wraps, a lineage and encryption leave of the control channel's limit: a state that fits
+# a file can migrate.
+STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size - ENCRYPTION_BYTES_MAX - LINEAGE_BYTES
 FILE_BYTES_MAX = HEADER.size + TLV.size + STATE_BYTES_MAX + ENCRYPTION_BYTES_MAX + LINEAGE_BYTES
 
 
@@ -179,11 +183,33 @@ def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
 
 
 def encode_blob(
-    state: bytes | bytearray, *, key: bytes | bytearray | None = None, iv: bytes = b""
+    state: bytes | bytearray,
+    lineage: Lineage | None = None,
+    *,
+    key: bytes | bytearray | None = None,
+    iv: bytes = b"",
 ) -> bytes:
     """Return the blob that carries a state; ``key`` and ``iv`` are as for a file."""
-    flags, body = _wrap(state, key, iv)
-    return _with_header(HeaderFlag.MIGRATION_DATA | flags, _tlv(Tag.MIGRATION_DATA, body))
+    flags, inner = _wrap(state, key, iv)
+    body = _tlv(Tag.MIGRATION_DATA, inner)
+    if lineage is not None:
+        body += _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
+    return _with_header(HeaderFlag.MIGRATION_DATA | flags, body)
+
+
+def read_blob_lineage(data: bytes) -> Lineage | None:
+    """Return the lineage that a blob has, or None if it is another program's.
+
+    Raises FormatError.
+    """
+    version, _, body = _split_header(data)
+    found = b"" if version < VERSION else _lineage(body)
+    if len(found) != LINEAGE.size:
+        return None
+    identity, generation = LINEAGE.unpack(found)
+    if generation > LINEAGE_GENERATION_MAX:
+        raise FormatError(f"it is of generation {generation}, which is none", Result.BAD_PARAMETER)
+    return Lineage(identity, generation)
 
 
 def decode_blob(
