@@ -75,7 +75,7 @@ int checkpoint_remove(struct io *io, const char *name)
 
     format_name(final, "tpm", name);
     int r = io->unlink(io, final);
-    if (r == -ENOENT)
-        return 0;
-    return r < 0 ? r : io->sync_directory(io);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    return io->sync_directory(io); /* a removal before may not have been synced */
 }
