@@ -46,14 +46,16 @@ static int seal(struct swtpm_wrapped *wrapped, const struct cipher_key *key)
     return 0;
 }
 
-/* After all else, as it has the lengths. */
-static void format_before(struct swtpm_wrapped *wrapped, uint16_t flags, uint8_t minimum_version)
+/* After all else, as it has the lengths. Those of the TLVs before the lineage are `content_bytes`.
+ */
+static void format_before(struct swtpm_wrapped *wrapped, uint16_t flags, uint8_t minimum_version,
+                          size_t content_bytes)
 {
     uint8_t *header = wrapped->before, *out = header + SWTPM_HEADER_BYTES;
     bool is_blob = flags & SWTPM_MIGRATION_DATA;
-    size_t content_bytes = SWTPM_TLV_BYTES + wrapped->data_bytes + wrapped->after_bytes;
-    size_t total_bytes = SWTPM_HEADER_BYTES + (is_blob ? SWTPM_TLV_BYTES : 0) + content_bytes;
 
+    wrapped->before_bytes = SWTPM_HEADER_BYTES + (is_blob ? 2 : 1) * SWTPM_TLV_BYTES;
+    size_t total_bytes = wrapped->before_bytes + wrapped->data_bytes + wrapped->after_bytes;
     check(total_bytes <= UINT32_MAX);
     header[SWTPM_AT_VERSION] = SWTPM_VERSION;
     header[SWTPM_AT_MINIMUM_VERSION] = minimum_version;
@@ -66,7 +68,6 @@ static void format_before(struct swtpm_wrapped *wrapped, uint16_t flags, uint8_t
     }
     format_tlv(out, flags & SWTPM_ENCRYPTED ? SWTPM_TAG_ENCRYPTED_DATA : SWTPM_TAG_DATA,
                wrapped->data_bytes);
-    wrapped->before_bytes = (size_t)(out - header) + SWTPM_TLV_BYTES;
 }
 
 int swtpm_wrap(enum swtpm_kind kind, const struct cipher_key *key, const uint8_t *state,
@@ -84,10 +85,12 @@ int swtpm_wrap(enum swtpm_kind kind, const struct cipher_key *key, const uint8_t
             return r;
         flags |= SWTPM_ENCRYPTED | (key->n_bytes == 32 ? SWTPM_ENCRYPTED_256_BIT_KEY : 0);
     }
+    size_t content_bytes = SWTPM_TLV_BYTES + wrapped->data_bytes + wrapped->after_bytes;
     if (lineage)
         add_lineage(wrapped, lineage);
     format_before(wrapped, flags,
-                  continued ? SWTPM_MINIMUM_VERSION_CONTINUED : SWTPM_MINIMUM_VERSION);
+                  continued ? SWTPM_MINIMUM_VERSION_CONTINUED : SWTPM_MINIMUM_VERSION,
+                  content_bytes);
     return 0;
 }
 

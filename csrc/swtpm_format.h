@@ -1,10 +1,10 @@
 /* swtpm's format for a state: what libtpms marshalled, wrapped for the disk or for the way.
  *
- *     file    header, content                            (checkpoint.h)
- *     blob    header, TLV MIGRATION_DATA (content)       (engine/blob.h)
+ *     file    header, content, lineage                          (checkpoint.h)
+ *     blob    header, TLV MIGRATION_DATA (content), lineage     (engine/blob.h)
  *
- * The content is the TLV DATA, or, when encrypted, ENCRYPTED_DATA, HMAC and IV; and behind that, if
- * the state has a lineage, the TLV LINEAGE, which swtpm does not look at. Numbers are big-endian:
+ * The content is the TLV DATA, or, when encrypted, ENCRYPTED_DATA, HMAC and IV. The lineage is the
+ * TLV LINEAGE, which swtpm does not look at, or nothing. Numbers are big-endian:
  *
  *     Offset  Size  Field of the header
  *     0       1     version, 2
