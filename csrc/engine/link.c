@@ -47,7 +47,8 @@ enum {
 };
 
 /* Receive exactly n_bytes, and the descriptor that comes with them. Returns 0, LINK_CLOSED or a
- * negative errno. */
+ * negative errno.
+ * sandbox: recvmsg */
 static int receive_exactly(int fd, void *bytes, size_t n_bytes, int *descriptor)
 {
     union {
@@ -96,6 +97,7 @@ static int receive_request(int fd, struct message *request)
     return r == LINK_CLOSED ? -EPIPE : r;
 }
 
+/* sandbox: sendmsg */
 static int send_message(int fd, struct message *message)
 {
     struct iovec vectors[2] = {

@@ -28,6 +28,16 @@ static int is_started_by_vtpmd(void)
            fstat(LINK_FD_DIRECTORY, &directory) == 0 && S_ISDIR(directory.st_mode);
 }
 
+static int seal(void)
+{
+    int r = sandbox_seal();
+
+    if (r < 0)
+        error_report("cannot give up system calls: %s; the kernel needs CONFIG_SECCOMP_FILTER",
+                     strerror(-r));
+    return r;
+}
+
 static int serve(void)
 {
     struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
@@ -40,7 +50,10 @@ static int serve(void)
     struct tpm *tpm = tpm_new(&io.io);
     r = data_channel_new(&channel, tpm);
     if (r >= 0) {
-        r = link_serve(LINK_FD_SOCKET, tpm, store, channel, sandbox_lock_memory());
+        enum link_locked locked = sandbox_lock_memory();
+        r = seal();
+        if (r >= 0)
+            r = link_serve(LINK_FD_SOCKET, tpm, store, channel, locked);
         tpm_let_go(tpm); /* the other thread may wait for it */
         data_channel_free(channel);
     }
@@ -49,6 +62,7 @@ static int serve(void)
     return r;
 }
 
+/* sandbox: exit_group */
 int main(void)
 {
     if (!is_started_by_vtpmd()) {
