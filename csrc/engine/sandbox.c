@@ -70,7 +70,7 @@ enum link_locked sandbox_lock_memory(void)
 }
 
 /* What the sanitizers' own code calls, in builds that have it.
- * sandbox(sanitizers): mprotect mremap sigaltstack sched_yield */
+ * sandbox(sanitizers): mprotect sigaltstack sched_yield */
 int sandbox_seal(void)
 {
     struct sock_filter filter[] = {SANDBOX_FILTER};

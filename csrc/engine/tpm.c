@@ -119,9 +119,10 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
     put_be32(response->bytes + 6, code);
 }
 
-/* libtpms' clock, its random numbers by way of libcrypto, and its log: glibc asks what the log is,
- * and takes no for an answer. sandbox: clock_gettime gettimeofday? getrandom getpid write
- * fstat=EBADF newfstatat=EBADF lseek=ESPIPE */
+/* libtpms has a clock, libcrypto's random numbers and a log. The C library asks what that log is, and
+ * goes on without an answer.
+ * sandbox: clock_gettime gettimeofday?=EFAULT getrandom getpid
+ *          write fstat=EBADF newfstatat=EBADF lseek=ESPIPE */
 static void process(uint8_t *command, size_t command_bytes, struct tpm_response *response)
 {
     TPM_RESULT result = TPMLIB_Process(&response->bytes, &response->n_bytes, &response->n_allocated,

@@ -35,9 +35,9 @@ def build_engine(canary: Path, output: Path, options: list[str]) -> None:
     """
     lines = (ROOT / "csrc/sources.txt").read_text().splitlines()
     sources = [ROOT / "csrc" / line for line in lines if line and not line.startswith("#")]
-    make_filter = [sys.executable, ROOT / "csrc/sandbox_build.py"]
     made = output.parent / "sandbox_filter.h"
-    subprocess.run([*make_filter, made, "--", "gcc"], check=True, timeout=BUILD_TIMEOUT_S)
+    make_filter = [sys.executable, str(ROOT / "csrc/sandbox_build.py"), str(made), "--", "gcc"]
+    subprocess.run(make_filter, check=True, timeout=BUILD_TIMEOUT_S)
     libraries = subprocess.run(
         ["pkg-config", "--cflags", "--libs", "libtpms", "libcrypto"],
         check=True,
