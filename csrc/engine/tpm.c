@@ -119,7 +119,7 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
     put_be32(response->bytes + 6, code);
 }
 
-/* libtpms has a clock, libcrypto's random numbers and a log. The C library asks what that log is, and
+/* libtpms has a clock, a log, and libcrypto's random numbers. The C library asks what a log is, and
  * goes on without an answer.
  * sandbox: clock_gettime gettimeofday?=EFAULT getrandom getpid
  *          write fstat=EBADF newfstatat=EBADF lseek=ESPIPE */
