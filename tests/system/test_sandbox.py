@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from vtpmd.daemon.engine_process import EXECUTABLE
 
 # Of which each was seen to be needed. A call that is answered with an error is none of them.
 CALLS_MAX = 32
+COMMAND_SIZE = 0x142  # TPM_RC_COMMAND_SIZE
+WAIT_TIMEOUT_S = 20.0
 CALL_NUMBERS = range(1024)  # the highest of Linux 6.18 is 470
 UPROBES = {335: -signal.SIGILL, 336: errno.ENXIO}  # Linux lets these pass, for its own code alone
 X32 = 0x40000000  # the second set of numbers that x86-64 has
@@ -135,6 +138,32 @@ def test_engine_is_sealed_by_one_filter(emulator: Emulator) -> None:
     for task in tasks:
         status = status_of(task)
         assert (status["Seccomp"], status["Seccomp_filters"]) == ("2", "1")
+
+
+def wait_until_polling(engine: int) -> None:
+    """Wait until a thread of the engine waits for the rest of a command."""
+    (poll,) = numbers_of({"poll"}).values()
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    while not any(
+        (task / "syscall").read_text().startswith(f"{poll} ")
+        for task in Path(f"/proc/{engine}/task").iterdir()
+    ):
+        assert time.monotonic() < deadline, "no thread of the engine polls"
+
+
+def test_engine_that_was_stopped_goes_on(emulator: Emulator) -> None:
+    """Linux restarts what waited for a time by a call of its own, which no program makes."""
+    engine = serving_engine(emulator)
+    with ControlClient(emulator.control_path) as control:
+        control.init()
+        data = control.attach_data()
+        data.send(tpm2.startup()[:4])
+        wait_until_polling(engine)
+        os.kill(engine, signal.SIGSTOP)
+        os.kill(engine, signal.SIGCONT)
+        assert tpm2.parse_response(data.receive()).return_code == COMMAND_SIZE
+        assert tpm2.parse_response(data.transact(tpm2.startup())).return_code == 0
+    assert emulator.engines() == [engine]
 
 
 def test_engine_whose_tpm_does_what_it_need_not_is_killed(
