@@ -17,6 +17,7 @@ static inline void close_descriptor(int *fd)
 {
     if (*fd >= 0)
         close(*fd);
+    *fd = -1;
 }
 
 static inline uint16_t get_be16(const uint8_t *bytes)

@@ -25,7 +25,8 @@ struct data_channel {
     pthread_t thread;
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
-    int fd;
+    int fd;   /* being served */
+    int next; /* to be served then */
     bool ending;
 };
 
@@ -79,15 +80,59 @@ static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
     return n < 0 ? -errno : n;
 }
 
+/* The socket is as its owner made it: without blocking, or with a time limit. Nobody limits how
+ * long a guest may be silent.
+ * sandbox: poll|ppoll */
+static ssize_t receive_patiently(int fd, uint8_t *bytes, size_t n_bytes)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+
+    for (;;) {
+        ssize_t n = receive(fd, bytes, n_bytes, 0);
+        if (n != -EAGAIN)
+            return n;
+        if (poll(&entry, 1, -1) < 0 && errno != EINTR)
+            return -errno;
+    }
+}
+
+static bool is_ending(struct data_channel *channel)
+{
+    pthread_mutex_lock(&channel->lock);
+    bool ending = channel->ending;
+    pthread_mutex_unlock(&channel->lock);
+    return ending;
+}
+
+/* Who does not read is waited for, but not at the end.
+ * sandbox: poll|ppoll */
+static int wait_writable(struct data_channel *channel, int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLOUT};
+
+    for (;;) {
+        int n = poll(&entry, 1, DATA_ANSWER_TIMEOUT_MS);
+        if (n > 0)
+            return 0;
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && is_ending(channel))
+            return -ETIMEDOUT;
+    }
+}
+
 /* sandbox: sendto */
-static int send_all(int fd, const uint8_t *bytes, size_t n_bytes)
+static int send_all(struct data_channel *channel, int fd, const uint8_t *bytes, size_t n_bytes)
 {
     while (n_bytes > 0) {
-        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+        int r = n < 0 && errno != EINTR ? -errno : 0;
+        if (r == -EAGAIN)
+            r = wait_writable(channel, fd);
+        if (r < 0)
+            return r;
         if (n < 0)
-            return -errno;
+            continue;
         bytes += n;
         n_bytes -= (size_t)n;
     }
@@ -105,7 +150,7 @@ static int read_command(int fd, uint8_t *buffer, size_t *n_bytes, size_t *comman
     int64_t deadline_ms = 0;
 
     for (*n_bytes = 0;;) {
-        ssize_t n = receive(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes, 0);
+        ssize_t n = receive_patiently(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes);
         if (n <= 0)
             return READ_HANG_UP;
         *n_bytes += (size_t)n;
@@ -148,7 +193,7 @@ static void serve_socket(struct data_channel *channel, int fd)
             drop_pending(fd, buffer);
             tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
         }
-        r = send_all(fd, response.bytes, response.n_bytes);
+        r = send_all(channel, fd, response.bytes, response.n_bytes);
         explicit_bzero(buffer, n_bytes);
         tpm_response_wipe(&response);
     }
@@ -162,17 +207,16 @@ static void *serve(void *argument)
 
     pthread_mutex_lock(&channel->lock);
     while (!channel->ending) {
-        if (channel->fd == NO_SOCKET) {
+        if (channel->next == NO_SOCKET) {
             pthread_cond_wait(&channel->changed, &channel->lock);
             continue;
         }
-        int fd = channel->fd;
+        int fd = channel->fd = channel->next;
+        channel->next = NO_SOCKET;
         pthread_mutex_unlock(&channel->lock);
         serve_socket(channel, fd);
         pthread_mutex_lock(&channel->lock);
-        close(fd);
-        channel->fd = NO_SOCKET;
-        pthread_cond_broadcast(&channel->changed);
+        close_descriptor(&channel->fd);
     }
     pthread_mutex_unlock(&channel->lock);
     return NULL;
@@ -185,7 +229,7 @@ int data_channel_new(struct data_channel **out, struct tpm *tpm)
     if (!channel)
         return -ENOMEM;
     channel->tpm = tpm;
-    channel->fd = NO_SOCKET;
+    channel->fd = channel->next = NO_SOCKET;
     check(pthread_mutex_init(&channel->lock, NULL) == 0);
     check(pthread_cond_init(&channel->changed, NULL) == 0);
     int r = thread_start(&channel->thread, THREAD_STACK_BYTES, serve, channel);
@@ -211,13 +255,13 @@ int data_channel_set_socket(struct data_channel *channel, int fd)
     int r = 0;
 
     pthread_mutex_lock(&channel->lock);
-    if (channel->fd != NO_SOCKET && !has_hung_up(channel->fd)) {
+    int newest = channel->next != NO_SOCKET ? channel->next : channel->fd;
+    if (newest != NO_SOCKET && !has_hung_up(newest)) {
         r = DATA_SOCKET_BUSY;
     } else {
-        while (channel->fd != NO_SOCKET)
-            pthread_cond_wait(&channel->changed, &channel->lock);
-        channel->fd = fd;
-        pthread_cond_broadcast(&channel->changed);
+        close_descriptor(&channel->next);
+        channel->next = fd;
+        pthread_cond_signal(&channel->changed);
     }
     pthread_mutex_unlock(&channel->lock);
     return r;
@@ -231,9 +275,10 @@ void data_channel_free(struct data_channel *channel)
     /* Wakes the thread from its read; a command that runs is answered first. */
     if (channel->fd != NO_SOCKET)
         shutdown(channel->fd, SHUT_RD);
-    pthread_cond_broadcast(&channel->changed);
+    pthread_cond_signal(&channel->changed);
     pthread_mutex_unlock(&channel->lock);
     pthread_join(channel->thread, NULL);
+    close_descriptor(&channel->next);
     pthread_cond_destroy(&channel->changed);
     pthread_mutex_destroy(&channel->lock);
     free(channel);

@@ -29,7 +29,7 @@ int sandbox_enter(void)
 {
     struct rlimit no_core = {0, 0};
 
-    if (close_range(LINK_FD_STORE + 1, ~0U, 0) < 0)
+    if (close_range(LINK_FD_ANCHOR + 1, ~0U, 0) < 0)
         return -errno;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;

@@ -154,6 +154,29 @@ def _welcomes_at_any_time(patch: Patch) -> None:
     patch.setattr(Mobility, "_why_busy", blind)
 
 
+def _session_hides_whose_it_is(patch: Patch) -> None:
+    """As it was: what goes out decides alone whether the vTPM is fenced, while it is armed."""
+    fenced = Mobility._is_fenced.fget  # type: ignore[attr-defined]
+
+    def is_fenced(self: Mobility) -> bool:
+        session = self.outgoing
+        if session is not None and not session.ended.is_set():
+            return session.is_fenced
+        return bool(fenced(self))
+
+    patch.setattr(Mobility, "_is_fenced", property(is_fenced))
+
+
+def _snapshot_brings_it_back(patch: Patch) -> None:
+    """As it was: a snapshot starts a vTPM that was given back."""
+    patch.setattr(Mobility, "_check_not_given_back", lambda _: None)
+
+
+def _session_outlives_its_vtpm(patch: Patch) -> None:
+    """As it was after some boots: what went out is asked for, though it has come again."""
+    patch.setattr(Mobility, "_end_outgoing", _nothing)
+
+
 CANARIES: Final[dict[str, Canary]] = {
     "the record says offered only after the tail": Canary(_offers_nothing),
     "no session is remembered": Canary(_remembers_no_session),
@@ -183,4 +206,13 @@ CANARIES: Final[dict[str, Canary]] = {
     "a state outlives the QEMU that brought it": Canary(
         _blobs_outlive_their_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
     ),
+    "an armed session hides whose the vTPM is": Canary(
+        # One in ten thousand, so where it was found.
+        _session_hides_whose_it_is,
+        seeds=range(1009557, 1009558),
+    ),
+    "a snapshot starts a vTPM that was given back": Canary(
+        _snapshot_brings_it_back, (schedule.go_back, schedule.go_back, schedule.cont)
+    ),
+    "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
 }

@@ -6,6 +6,7 @@ said of power travels. What each operation does to the TPM is tested in C (``tes
 
 import asyncio
 import hashlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ from vtpmd import core
 from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, Reply
+from vtpmd.front.boot import make_boot_record
 from vtpmd.store.directory import StateDirectory
+from vtpmd.store.moving import MovingFiles
+from vtpmd.store.start import start
 from vtpmd.wire.control import Result, StateType
 
 
@@ -49,9 +53,15 @@ def with_engine(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
     """Run a test with an engine on a state directory; stop it in order."""
 
     async def run(directory: StateDirectory, store: Store) -> None:
+        begun = start(directory, MovingFiles(directory), None, None)
+        boot_fd = make_boot_record(begun, None, None, fenced=False)
         process = engine_process.spawn(
-            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
+            directory_fd=directory.directory_fd,
+            lock_fd=directory.lock_fd,
+            store_fd=store.fd,
+            boot_fd=boot_fd,
         )
+        os.close(boot_fd)
         engine = Engine(process)
         deaths: list[str] = []
         await engine.attach(deaths.append)

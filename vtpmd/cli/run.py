@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -112,9 +113,11 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
+    from vtpmd.front.boot import make_boot_record
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.owner import Whose
     from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
@@ -132,9 +135,18 @@ def run(options: argparse.Namespace) -> int:
             opened = open_anchor(options.anchor, directory, files, key)
             anchor = stack.enter_context(opened)
         begun = start(directory, files, key, anchor)
-        process = engine_process.spawn(
-            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
-        )
+        record = files.owner.read()
+        boot_fd = make_boot_record(begun, key, anchor, fenced=record.whose is not Whose.OURS)
+        try:
+            process = engine_process.spawn(
+                directory_fd=directory.directory_fd,
+                lock_fd=directory.lock_fd,
+                store_fd=store.fd,
+                boot_fd=boot_fd,
+                anchor_fd=None if anchor is None else anchor.fd,
+            )
+        finally:
+            os.close(boot_fd)
         control = stack.enter_context(listener.listen(path))
         management = peers = None
         if config.manage is not None:
@@ -149,9 +161,7 @@ def run(options: argparse.Namespace) -> int:
             print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
         if begun.changes:
             print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
-        resources = runtime.Resources(
-            process, store, begun, files, control, peers, management, key, anchor
-        )
+        resources = runtime.Resources(process, store, files, control, peers, management, key)
         return runtime.serve(resources, config)
 
 
