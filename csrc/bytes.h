@@ -12,6 +12,7 @@
 
 #define cleanup(function) __attribute__((cleanup(function)))
 
+/* sandbox: close */
 static inline void close_descriptor(int *fd)
 {
     if (*fd >= 0)

@@ -50,6 +50,8 @@ static int authenticate(const struct cipher_key *key, struct cipher_output *outp
     return 0;
 }
 
+/* libcrypto's random numbers: from the kernel, and again in a process that was forked.
+ * sandbox: getrandom getpid clock_gettime gettimeofday?=EFAULT time?=EFAULT futex */
 int cipher_encrypt(const struct cipher_key *key, const uint8_t *bytes, size_t n_bytes,
                    struct cipher_output *output)
 {

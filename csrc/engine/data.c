@@ -12,6 +12,7 @@
 #include "bytes.h"
 #include "check.h"
 #include "error.h"
+#include "thread.h"
 #include "tpm.h"
 
 enum {
@@ -44,6 +45,8 @@ int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes)
     return DATA_COMMAND;
 }
 
+/* The kernel's code in the process, or its call where the clock cannot be read by that.
+ * sandbox: clock_gettime */
 static int64_t now_ms(void)
 {
     struct timespec now;
@@ -52,6 +55,8 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* A process that was stopped and goes on restarts what waited for a time; or that is interrupted.
+ * sandbox: poll|ppoll restart_syscall=EINTR */
 static bool wait_readable(int fd, int64_t deadline_ms)
 {
     struct pollfd entry = {.fd = fd, .events = POLLIN};
@@ -64,6 +69,7 @@ static bool wait_readable(int fd, int64_t deadline_ms)
     }
 }
 
+/* sandbox: recvfrom */
 static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
 {
     ssize_t n;
@@ -75,7 +81,8 @@ static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
 }
 
 /* The socket is as its owner made it: without blocking, or with a time limit. Nobody limits how
- * long a guest may be silent. */
+ * long a guest may be silent.
+ * sandbox: poll|ppoll */
 static ssize_t receive_patiently(int fd, uint8_t *bytes, size_t n_bytes)
 {
     struct pollfd entry = {.fd = fd, .events = POLLIN};
@@ -97,7 +104,8 @@ static bool is_ending(struct data_channel *channel)
     return ending;
 }
 
-/* Who does not read is waited for, but not at the end. */
+/* Who does not read is waited for, but not at the end.
+ * sandbox: poll|ppoll */
 static int wait_writable(struct data_channel *channel, int fd)
 {
     struct pollfd entry = {.fd = fd, .events = POLLOUT};
@@ -113,6 +121,7 @@ static int wait_writable(struct data_channel *channel, int fd)
     }
 }
 
+/* sandbox: sendto */
 static int send_all(struct data_channel *channel, int fd, const uint8_t *bytes, size_t n_bytes)
 {
     while (n_bytes > 0) {
@@ -191,6 +200,7 @@ static void serve_socket(struct data_channel *channel, int fd)
     tpm_response_deinit(&response);
 }
 
+/* sandbox: futex close */
 static void *serve(void *argument)
 {
     struct data_channel *channel = argument;
@@ -215,7 +225,6 @@ static void *serve(void *argument)
 int data_channel_new(struct data_channel **out, struct tpm *tpm)
 {
     struct data_channel *channel = calloc(1, sizeof(*channel));
-    pthread_attr_t attributes;
 
     if (!channel)
         return -ENOMEM;
@@ -223,18 +232,16 @@ int data_channel_new(struct data_channel **out, struct tpm *tpm)
     channel->fd = channel->next = NO_SOCKET;
     check(pthread_mutex_init(&channel->lock, NULL) == 0);
     check(pthread_cond_init(&channel->changed, NULL) == 0);
-    check(pthread_attr_init(&attributes) == 0);
-    check(pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES) == 0);
-    int error = pthread_create(&channel->thread, &attributes, serve, channel);
-    pthread_attr_destroy(&attributes);
-    if (error) {
+    int r = thread_start(&channel->thread, THREAD_STACK_BYTES, serve, channel);
+    if (r < 0) {
         free(channel);
-        return -error;
+        return r;
     }
     *out = channel;
     return 0;
 }
 
+/* sandbox: poll|ppoll */
 static bool has_hung_up(int fd)
 {
     struct pollfd entry = {.fd = fd, .events = POLLRDHUP};
@@ -242,6 +249,7 @@ static bool has_hung_up(int fd)
     return poll(&entry, 1, 0) > 0 && entry.revents & (POLLRDHUP | POLLHUP | POLLERR);
 }
 
+/* sandbox: futex */
 int data_channel_set_socket(struct data_channel *channel, int fd)
 {
     int r = 0;
@@ -259,6 +267,7 @@ int data_channel_set_socket(struct data_channel *channel, int fd)
     return r;
 }
 
+/* sandbox: shutdown futex */
 void data_channel_free(struct data_channel *channel)
 {
     pthread_mutex_lock(&channel->lock);

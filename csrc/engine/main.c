@@ -28,6 +28,16 @@ static int is_started_by_vtpmd(void)
            fstat(LINK_FD_DIRECTORY, &directory) == 0 && S_ISDIR(directory.st_mode);
 }
 
+static int seal(void)
+{
+    int r = sandbox_seal();
+
+    if (r < 0)
+        error_report("cannot give up system calls: %s; the kernel needs CONFIG_SECCOMP_FILTER",
+                     strerror(-r));
+    return r;
+}
+
 static int serve_link(struct tpm *tpm, struct store *store, struct data_channel *channel)
 {
     struct link link = {LINK_FD_SOCKET, tpm, store, channel};
@@ -38,6 +48,9 @@ static int serve_link(struct tpm *tpm, struct store *store, struct data_channel 
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
         return r;
     }
+    r = seal(); /* all threads run */
+    if (r < 0)
+        return r;
     r = link_serve(&link, locked);
     if (r < 0)
         error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
@@ -67,6 +80,7 @@ static int serve(void)
     return r;
 }
 
+/* sandbox: exit_group */
 int main(void)
 {
     if (!is_started_by_vtpmd()) {

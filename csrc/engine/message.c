@@ -16,7 +16,8 @@ void message_deinit(struct message *message)
     close_descriptor(&message->descriptor);
 }
 
-/* Reads once, and keeps the first descriptor that comes along. */
+/* Reads once, and keeps the first descriptor that comes along.
+ * sandbox: recvmsg */
 static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
 {
     union {
@@ -42,6 +43,7 @@ static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor
     return n;
 }
 
+/* Of the boot record alone, which is read before the sandbox is sealed. */
 static ssize_t read_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
 {
     (void)descriptor;
@@ -97,6 +99,7 @@ int message_read(int fd, struct message *message)
     return take(read_some, fd, message);
 }
 
+/* sandbox: sendmsg */
 int message_send(int fd, const struct message *message)
 {
     struct iovec vectors[2] = {
