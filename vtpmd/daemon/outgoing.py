@@ -511,7 +511,7 @@ class Outgoing:
     async def _record_moved(self) -> None:
         if self.outcome != "handed-over":
             self.outcome = "handed-over"
-            log.info("the vTPM is at %s now", self._peer)
+            log.info("%s says that it has the vTPM", self._peer)
             self._owner.tell(Notice.HANDED_OVER, {"to": str(self._peer)})
         self._owner.record.confirm(self.session)
 
