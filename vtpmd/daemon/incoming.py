@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from vtpmd import core
 from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine, Meanwhile
+from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -436,12 +436,14 @@ class Incoming:
     async def _release(self) -> None:
         """Give the vTPM back, unless the guest has used it here."""
         self._cancel_retry()
-        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
-        if reply.result:
-            self._events.put(events.Served())
-            return
+        record = self._owner.files.owner
         try:
-            self._owner.files.owner.give_back(self.session)
+            # Before the engine is fenced: what is not to be given back is served on.
+            record.check_give_back(self.session)
+            if not await self._fence():
+                self._events.put(events.Served())
+                return
+            record.give_back(self.session)
             self._owner.files.incoming.remove()
         except OwnerRecordError:
             # It has been used, or has moved on, though its guest sent no command here.
@@ -454,6 +456,21 @@ class Incoming:
         log.warning("the vTPM was given back: its guest runs on at the source")
         self._forget_images()
         self._events.put(events.Remembered())
+
+    async def _fence(self) -> bool:
+        """Have the engine serve no more; return False if a guest's command was served.
+
+        Raises VtpmdError where that is not known.
+        """
+        try:
+            reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        except EngineDied:
+            # What is dead serves no more, and executed nothing before the file said granted.
+            found = self._owner.files.incoming.find()
+            if found is None or found.granted:
+                raise
+            return True
+        return not reply.result
 
     async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)
