@@ -133,6 +133,7 @@ class Incoming:
                 message = decoder.next_message()
                 if message is not None:
                     await self._take_message(message)
+                    await connection.stream.give_way()
                     continue
                 data = await connection.stream.read()
                 if not data:

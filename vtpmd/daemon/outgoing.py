@@ -352,6 +352,7 @@ class Outgoing:
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._events.run(message)
+                await connection.stream.give_way()
 
     async def _ping(self) -> None:
         """Have a destination that is there heard of, and notice one that is not."""
