@@ -410,6 +410,7 @@ class Mobility:
         if self._brought is Brought.BLOBS:
             return await self._start_from_blobs()
         await self._end_incoming("QEMU starts the TPM without the tail")
+        self._check_not_releasing()
         await self._check_ours()
         return (await self._engine.request(LinkOperation.INIT)).result
 
@@ -441,6 +442,16 @@ class Mobility:
         was_given_back = record.whose is Whose.MOVED and record.session == session.session.hex()
         if was_given_back or session.is_releasing:
             raise NotOurs("the vTPM was given back to where it came from: load a snapshot there")
+
+    def _check_not_releasing(self) -> None:
+        """Raise NotOurs while a vTPM is fenced that is still to be given back."""
+        session = self.incoming
+        if session is not None and session.is_releasing:
+            raise NotOurs(
+                f"{session.peer} has asked for the vTPM back, and that it has it back is not "
+                "written down yet: boot its guest there; or see to this host's disk, and if the "
+                "other host is gone for good start vtpmd again"
+            )
 
     async def _check_ours(self) -> None:
         """Raise NotOurs unless the vTPM is, or becomes, this host's."""

@@ -141,19 +141,23 @@ class IncomingStates:
         if content is None:
             return None
         head, sealing = self._open_head(content)
-        image = NO_STATE
-        if head.granted and head.made_with == self._permanent_digest():
-            try:
-                if head.magic not in (MAGIC, MAGIC_SEALED):
-                    raise Damaged
-                image = _replay(_records(content, head.granted, sealing))
-            except (Damaged, core.DeltaError, SealBroken) as error:
-                raise StateDirectoryError(
-                    f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a "
-                    "copy"
-                ) from error
-        state = None if image is NO_STATE else image.data
-        return Found(head.session, head.lineage, bool(head.granted), image.generation, state)
+        if not head.granted:
+            return Found(head.session, head.lineage, granted=False, generation=0, state=None)
+        is_only_state = head.made_with == self._permanent_digest()
+        try:
+            if head.magic not in (MAGIC, MAGIC_SEALED):
+                raise Damaged
+            image = _replay(_records(content, head.granted, sealing))
+        except (Damaged, core.DeltaError, SealBroken) as error:
+            if not is_only_state:
+                return Found(head.session, head.lineage, granted=True, generation=0, state=None)
+            raise StateDirectoryError(
+                f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a copy"
+            ) from error
+        state = image.data if is_only_state else None
+        return Found(
+            head.session, head.lineage, granted=True, generation=image.generation, state=state
+        )
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1
