@@ -26,12 +26,14 @@ from tests.harness.handover import (
     stopped,
 )
 from tests.harness.lab import Lab
+from tests.harness.link import Direction
 from tests.harness.owners import (
     assert_comes_back,
     boot,
     call,
     files_of,
     freeze,
+    give,
     hand_over,
     incoming,
     reconnected,
@@ -128,14 +130,21 @@ def test_invariant_13_a_refused_source_ends_no_other_session(lab: Lab) -> None:
 # Whole blobs.
 
 
-def test_invariant_13_whole_blobs_of_another_vm_are_refused(lab: Lab) -> None:
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["same", "restarted"])
+def test_invariant_13_whole_blobs_of_another_vm_are_refused(
+    lab: Lab, *, is_restarted: bool
+) -> None:
     """The guest goes on at the source, and that of the directory boots as before."""
     source, destination = make_host(lab), make_host(lab)
     for host in (source, destination):
         host.guest.boot()
     destination.guest.work()
     nv = nv_of(destination)
-    destination = restarted(lab, stopped(destination))
+    destination.guest.control.stop()
+    if is_restarted:
+        destination = restarted(lab, stopped(destination))
+    else:
+        destination = reconnected(lab, destination)
     before = files_of(destination)
 
     with pytest.raises(ControlError):
@@ -283,7 +292,7 @@ def by_swtpm(lab: Lab, source: Host, target: Host) -> Host:
     ],
     ids=lambda ways: "-".join(way.__name__.removeprefix("by_") for way in ways),
 )
-@pytest.mark.parametrize("is_restarted", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["same", "restarted"])
 def test_invariant_13_a_vtpm_that_goes_to_and_fro_is_the_same(
     lab: Lab, ways: tuple[Callable[[Lab, Host, Host], Host], ...], is_restarted: bool
 ) -> None:
@@ -336,10 +345,21 @@ def test_invariant_13_a_state_that_was_declined_leaves_no_lineage(lab: Lab) -> N
     """What is there stays what it was."""
     pair = make_armed_pair(lab)
     own = told(pair.destination)
-    pair.destination.guest.give(freeze(pair))
+    blobs = freeze(pair)
+    pair.link.hold(Direction.TO_SOURCE)  # nothing is granted
+    pair.destination.guest.give(blobs)
     pair.source.guest.resume()
+    pair.link.hold(None)
     assert_comes_back(pair)
     assert told(pair.destination) == own
+
+
+def test_whole_blobs_come_to_where_a_vtpm_was_given_back(lab: Lab) -> None:
+    """It was granted, and QEMU there had not started it."""
+    pair = make_armed_pair(lab)
+    give(pair)
+    pair.source.guest.resume()
+    assert_comes_back(pair)
     blobs = pair.source.guest.save()
     assert_whole(blobs)
     pair = pair._replace(destination=reconnected(lab, pair.destination))
