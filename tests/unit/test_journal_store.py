@@ -14,7 +14,7 @@ from vtpmd.core import Image, delta_encode
 from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME, StateDirectory, StateDirectoryError
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.start import Start, start
+from vtpmd.store.start import Start, open_anchor, start
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
@@ -167,12 +167,14 @@ def test_invariant_10_numbers_go_on_from_the_file_and_the_record(
     assert recover(opened).generation == 1 << 60
 
 
-def granted(opened: StateDirectory, state: bytes) -> MovingFiles:
+def granted(
+    opened: StateDirectory, state: bytes, lineage: bytes = IDENTITY, generation: int = 1
+) -> MovingFiles:
     """Have a peer send a state, and grant it."""
     files = MovingFiles(opened)
     files.owner.expect(bytes(16), "a")
-    files.incoming.make(bytes(16), IDENTITY)
-    image = Image(1, 1, state)
+    files.incoming.make(bytes(16), lineage)
+    image = Image(1, generation, state)
     files.incoming.append(delta_encode(NO_STATE, image), image)
     files.incoming.grant()
     return files
@@ -188,6 +190,62 @@ def test_a_granted_state_takes_the_place_of_what_was_there_before(
     begun = recover(opened)
     assert (begun.states[StateType.PERMANENT], begun.took_up) == (b"granted", True)
     assert not opened.exists(JOURNAL_NAME)
+
+
+OTHER = b"another vTPM's.."
+
+
+def test_invariant_13_a_granted_state_brings_its_lineage(
+    path: Path, opened: StateDirectory
+) -> None:
+    put(path, continued=False)
+    granted(opened, b"granted", OTHER, 77).close()
+    begun = recover(opened)
+    assert (begun.identity, begun.loaded) == (OTHER, 77)
+    assert begun.generation > 77
+    assert opened.read_lineage() == Lineage(OTHER, 77)
+
+
+@pytest.mark.parametrize("had_a_state", [False, True])
+@pytest.mark.parametrize("step", ["write_state", "take", "remove", "trust"])
+def test_invariant_13_an_anchored_start_survives_a_crash_at_each_step(
+    path: Path,
+    opened: StateDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    *,
+    had_a_state: bool,
+) -> None:
+    """While a granted state is taken up, which comes before the step or after it."""
+    where = tmp_path / "anchor"
+    if had_a_state:
+        put(path, continued=False)
+        where.touch()
+    files = MovingFiles(opened)
+    with open_anchor(where, opened, files, None) as anchor:
+        start(opened, files, None, anchor)
+    files = granted(opened, b"granted", OTHER, 77)
+    with open_anchor(where, opened, files, None) as anchor:
+        owners: dict[str, object] = {
+            "write_state": opened,
+            "take": files.owner,
+            "remove": files.incoming,
+            "trust": anchor,
+        }
+
+        def crash(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owners[step], step, crash)
+            start(opened, files, None, anchor)
+    files = MovingFiles(opened)
+    with open_anchor(where, opened, files, None) as anchor:
+        begun = start(opened, files, None, anchor)
+        assert anchor.mark is not None
+        assert anchor.mark.identity == begun.identity == OTHER
+    assert begun.states[StateType.PERMANENT] == b"granted"
 
 
 def test_a_granted_state_counts_only_if_no_journal_was_begun(

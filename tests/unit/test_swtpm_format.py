@@ -55,7 +55,7 @@ def test_layout() -> None:
 @pytest.mark.parametrize("key", [None, bytes(16), bytes(32)])
 def test_a_state_of_the_largest_size_fits_file_and_blob(key: bytes | None) -> None:
     state, iv = bytes(STATE_BYTES_MAX), key or b""
-    blob = swtpm_format.encode_blob(state, key=key, iv=iv)
+    blob = swtpm_format.encode_blob(state, Lineage(b"i" * 16, 7), key=key, iv=iv)
     assert BLOB_BYTES_MAX - 2 * 108 < len(blob) <= BLOB_BYTES_MAX
     assert swtpm_format.decode_blob(blob, key=key) == state
     file = swtpm_format.encode_file(state, key=key, iv=iv)
@@ -126,6 +126,20 @@ def test_lineage_is_behind_the_state() -> None:
 )
 def test_what_is_no_lineage_is_none(file: bytes) -> None:
     assert swtpm_format.read_lineage(file) is None
+
+
+def test_invariant_13_a_blob_says_whose_state_it_is() -> None:
+    lineage = Lineage(b"i" * 16, 7)
+    for key in (None, bytes(32)):
+        blob = swtpm_format.encode_blob(STATE, lineage, key=key, iv=b"" if key is None else key)
+        assert swtpm_format.read_blob_lineage(blob) == lineage
+        assert swtpm_format.decode_blob(blob, key=key) == STATE
+    assert swtpm_format.read_blob_lineage(BLOB) is None
+    largest = lineage._replace(generation=swtpm_format.LINEAGE_GENERATION_MAX)
+    assert swtpm_format.read_blob_lineage(swtpm_format.encode_blob(STATE, largest)) == largest
+    more = largest._replace(generation=largest.generation + 1)
+    with pytest.raises(FormatError, match="which is none"):
+        swtpm_format.read_blob_lineage(swtpm_format.encode_blob(STATE, more))
 
 
 def test_a_file_that_is_continued_by_nobody_knows_what_is_refused() -> None:

@@ -459,6 +459,8 @@ class Incoming:
             self._events.put(events.RecordFailed(str(error)))
             return
         log.warning("the vTPM was given back: its guest runs on at the source")
+        # It may have been on without QEMU's knowing: nothing else could be started then.
+        await self._owner.engine.request(LinkOperation.STOP)
         self._forget_images()
         self._events.put(events.Remembered())
 
