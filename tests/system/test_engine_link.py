@@ -99,7 +99,8 @@ def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_pat
 
     async def test(vtpm: Vtpm) -> None:
         await start_held(vtpm, LinkShutdown.STATE)
-        await vtpm.ask(LinkOperation.ADMIT)
+        lineage = core.pack_link_lineage(bytes(16), 1)
+        await vtpm.ask(LinkOperation.ADMIT, payload=lineage)
         reply = await vtpm.ask(LinkOperation.CAPTURE)
         assert core.link_said(reply.argument) is LinkShutdown.STATE
         reply = await vtpm.ask(LinkOperation.CAPTURE)
