@@ -1,4 +1,4 @@
-"""A destination that is asked for the vTPM back, while something keeps it from giving it.
+"""A destination whose disk, engine or record is in the way of what the source asks of it.
 
 Invariant 3 of the design (one owner, and no guest left without its vTPM for longer than it must)
 and that what is said of it is what was seen.
@@ -6,6 +6,7 @@ and that what is said of it is what was seen.
 
 import os
 import signal
+import time
 
 from tests.harness.credentials import credentials
 from tests.harness.fake_peer import FakeDestination
@@ -13,12 +14,14 @@ from tests.harness.handover import assert_serves, killed, make_armed_pair, wait_
 from tests.harness.lab import Lab
 from tests.harness.owners import (
     assert_refuses_to_boot,
+    freeze,
     give,
     hand_over,
     incoming,
     reconnected,
     record_of,
 )
+from vtpmd.daemon.incoming import RETRY_S
 from vtpmd.store.owner import Whose
 
 # A replacement of the owner record begins with removing this one, which a directory resists.
@@ -69,3 +72,17 @@ def test_destination_whose_engine_died_before_init_lets_go(lab: Lab) -> None:
     pair.source.guest.resume()
     wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
     assert pair.source.guest.facts() == facts
+
+
+def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
+    """It may stay so for days, and is tried every second; room is all that it needs then."""
+    pair = make_armed_pair(lab)
+    blocked = pair.destination.vtpmd.state / OWNER_TEMPORARY
+    blocked.mkdir()
+    pair.destination.guest.load(freeze(pair))
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    time.sleep(3 * RETRY_S)
+    assert sum("the state stays in" in line for line in pair.destination.log) == 1
+    blocked.rmdir()
+    wait_until(lambda: incoming(pair.destination) == "settled")
+    assert_serves(pair.destination.guest)

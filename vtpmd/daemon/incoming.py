@@ -18,6 +18,7 @@ from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
+from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
@@ -82,6 +83,7 @@ class Incoming:
         self._took_ns = self._granted_ns = 0
         self._start_us = 0
         self._refused = ""  # why the tail was
+        self._news = NewsLog(log.error)  # of what is tried again
 
     @property
     def state(self) -> State:
@@ -405,7 +407,7 @@ class Incoming:
             await self._owner.engine.raise_generations(self._generation)
             await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served")
         except VtpmdError as error:
-            log.error("%s; the guest's commands wait, and it is tried again", error)
+            self._news.write(f"{error}; the guest's commands wait, and it is tried again")
             self._events.put(events.AdmitFailed())
             self._try_again(events.InitAnswered())
             return
@@ -427,7 +429,7 @@ class Incoming:
             await self._owner.engine.raise_generations(floor)
             files.incoming.remove()
         except VtpmdError as error:
-            log.error("the state stays in tpm2-00.incoming: %s; trying again", error)
+            self._news.write(f"the state stays in tpm2-00.incoming: {error}; trying again")
             self._events.put(events.SettleFailed())
             self._try_again(events.SettleDue())
             return
@@ -451,7 +453,7 @@ class Incoming:
             self._events.put(events.Served())
             return
         except VtpmdError as error:
-            log.error("the vTPM cannot be given back yet: %s", error)
+            self._news.write(f"the vTPM cannot be given back yet: {error}")
             self._events.put(events.RecordFailed(str(error)))
             return
         log.warning("the vTPM was given back: its guest runs on at the source")

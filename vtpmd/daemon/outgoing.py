@@ -23,6 +23,7 @@ from vtpmd.daemon import tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
@@ -446,6 +447,7 @@ class Outgoing:
             self._withdrawing = asyncio.create_task(self._withdraw_until_done())
 
     async def _withdraw_until_done(self) -> None:
+        news = NewsLog(log.error)
         while self._machine.may_withdraw:
             try:
                 self._owner.record.withdraw(self.session)
@@ -453,7 +455,8 @@ class Outgoing:
                 log.error("%s", error)
                 return
             except VtpmdError as error:
-                log.error("the owner record still says offered: %s; trying again", error)
+                text = f"the owner record still says offered: {error}; trying again"
+                news.write(text)
                 await asyncio.sleep(RECORD_RETRY_S)
             else:
                 return
