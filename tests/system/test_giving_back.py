@@ -75,7 +75,7 @@ def test_destination_whose_engine_died_before_init_lets_go(lab: Lab) -> None:
 
 
 def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
-    """It may stay so for days, and is tried every second; with room again all is as it was."""
+    """It may stay so for days, and is tried every second; room is all that it needs then."""
     pair = make_armed_pair(lab)
     blocked = pair.destination.vtpmd.state / OWNER_TEMPORARY
     blocked.mkdir()

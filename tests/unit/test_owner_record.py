@@ -282,7 +282,7 @@ def test_the_session_that_counts_is_never_forgotten(
             record.decline(name(number))
             assert again().read().peer == TO
         else:
-            record.reserve(name(number), TO, 0)
+            record.reserve(name(number), f"host{number}:4433", 0)
     known = again().read()
     assert len(known.sessions) == SESSIONS_MAX
     kept = [name(number).hex() for number in range(SESSIONS_MAX + 1, 2 * SESSIONS_MAX)]
@@ -291,6 +291,18 @@ def test_the_session_that_counts_is_never_forgotten(
     if begin == "expect":
         record.release(OUT)
         assert record.read().whose is Whose.OURS
+
+
+def test_peer_that_begins_sessions_without_end_has_its_own_forgotten(record: OwnerRecord) -> None:
+    """Others still ask what became of theirs."""
+    record.expect(IN, SENDER)
+    record.decline(IN)
+    for number in range(2 * SESSIONS_MAX):
+        record.expect(name(number), "talker.example.org")
+    known = record.read()
+    assert len(known.sessions) == SESSIONS_MAX
+    line = known.find(IN.hex())
+    assert line is not None and line.outcome is Outcome.DECLINED
 
 
 def test_claim_is_never_forgotten(record: OwnerRecord, again: Again, path: Path) -> None:

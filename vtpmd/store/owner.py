@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from hashlib import sha256
@@ -398,10 +399,17 @@ _ENDS_FROM: Final = {
 
 
 def _with(known: Record, line: Session) -> tuple[Session, ...]:
-    """Return the sessions with one more, the oldest forgotten, but for the one that counts."""
+    """Return the sessions with one more. For that one is forgotten, but never the one that counts.
+
+    The oldest of the peer that has the most: one that begins sessions without end makes this host
+    forget its own.
+    """
     others = [each for each in known.sessions if each.session != line.session]
     while len(others) >= SESSIONS_MAX:
-        others.remove(next(each for each in others if each.session != known.session))
+        old = [each for each in others if each.session != known.session]
+        # Of equals the one that was counted first, which has the oldest.
+        ((crowd, _),) = Counter(each.peer for each in old).most_common(1)
+        others.remove(next(each for each in old if each.peer == crowd))
     return (*others, line)
 
 
