@@ -5,39 +5,16 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "bytes.h"
 #include "check.h"
-#include "checkpoint.h"
 #include "error.h"
+#include "fold.h"
+#include "image.h"
 #include "link_types.h"
-#include "pages.h"
-
-enum {
-    FOLD_STACK_BYTES = 256 << 10,
-};
+#include "state_files.h"
 
 _Static_assert(JOURNAL_IMAGE_TYPE == (int)LINK_STATE_PERMANENT, "types are the link's");
-_Static_assert((int)CHECKPOINT_IDENTITY_BYTES == (int)JOURNAL_IDENTITY_BYTES, "the same identity");
-
-struct image {
-    uint8_t *bytes;
-    size_t n_bytes, n_allocated;
-    bool exists;
-    bool is_numbered; /* what follows is known */
-    uint64_t generation;
-    uint8_t digest[DIGEST_BYTES];
-};
-
-struct fold {
-    struct image base;
-    struct journal *journal; /* its successor, unnamed */
-    pthread_t thread;
-    bool is_running; /* a thread is to be joined */
-    bool is_over;    /* it will not wait for the lock any more */
-    bool has_failed; /* the last one: not tried again until there is no other way */
-};
 
 /* What is to be committed next, if it has come from elsewhere. */
 struct coming {
@@ -47,13 +24,12 @@ struct coming {
 };
 
 struct durable {
-    struct io *io;
+    struct state_files files;
     struct store *store; /* NULL: no journals */
-    struct journal_settings settings;
-    struct cipher_key key; /* of no bytes: the file is in the clear */
     struct anchor anchor;
-    bool in_thread;
+    bool is_anchor_unsure; /* it may have seen a change that was not acknowledged */
     bool on;
+    bool is_cramped;      /* there was no room for a journal, since the TPM is on */
     pthread_mutex_t lock; /* over what follows */
     struct image current;
     struct image next; /* room for what is being committed */
@@ -61,66 +37,10 @@ struct durable {
     struct coming coming;
     bool is_in_file; /* the file has the image, and no journal continues it */
     struct journal *journal;
-    bool is_broken; /* the journal, or the file, may not have its name: to be closed first */
+    bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
+    const char *target; /* the file that was written last */
     struct fold fold;
 };
-
-static void image_deinit(struct image *image)
-{
-    if (image->bytes)
-        explicit_bzero(image->bytes, image->n_bytes);
-    free(image->bytes);
-    *image = (struct image){0};
-}
-
-static void image_wipe(struct image *image)
-{
-    if (image->bytes)
-        explicit_bzero(image->bytes, image->n_bytes);
-    image->n_bytes = 0;
-    image->exists = image->is_numbered = false;
-}
-
-/* Memory first: without it the image stays as it is. */
-static int image_set(struct image *image, const uint8_t *bytes, size_t n_bytes)
-{
-    uint8_t *larger = NULL;
-
-    if (n_bytes > image->n_allocated || !image->bytes) {
-        larger = malloc(n_bytes ? n_bytes : 1);
-        if (!larger)
-            return -ENOMEM;
-    }
-    image_wipe(image);
-    if (larger) {
-        free(image->bytes);
-        image->bytes = larger;
-        image->n_allocated = n_bytes;
-    }
-    if (n_bytes > 0)
-        memcpy(image->bytes, bytes, n_bytes);
-    image->n_bytes = n_bytes;
-    image->exists = true;
-    return 0;
-}
-
-static int image_number(struct image *image, struct store *store)
-{
-    if (image->is_numbered)
-        return 0;
-    if (image->n_bytes > IMAGE_BYTES_MAX)
-        return -EMSGSIZE;
-    int r = digest_compute(image->bytes, image->n_bytes, image->digest);
-    if (r >= 0)
-        r = store_take_generation(store, LINK_STATE_PERMANENT, &image->generation);
-    image->is_numbered = r >= 0;
-    return r;
-}
-
-static struct delta_image as_delta_image(const struct image *image)
-{
-    return (struct delta_image){image->bytes, image->n_bytes, image->generation, image->digest};
-}
 
 int durable_new(struct durable **out, struct io *io)
 {
@@ -128,48 +48,46 @@ int durable_new(struct durable **out, struct io *io)
 
     if (!durable)
         return -ENOMEM;
-    durable->io = io;
+    durable->files.io = io;
     durable->anchor.fd = -1;
+    durable->target = TPM_PERMANENT_ALL_NAME;
     check(pthread_mutex_init(&durable->lock, NULL) == 0);
     *out = durable;
     return 0;
 }
 
+static void close_anchor(struct durable *durable)
+{
+    if (durable->anchor.fd >= 0)
+        durable->files.io->close(durable->files.io, durable->anchor.fd);
+    durable->anchor.fd = -1;
+}
+
 void durable_free(struct durable *durable)
 {
-    check(!durable->fold.is_running);
+    fold_deinit(&durable->fold, &durable->lock);
     journal_free(durable->journal);
-    journal_free(durable->fold.journal);
     image_deinit(&durable->current);
     image_deinit(&durable->next);
-    image_deinit(&durable->fold.base);
-    explicit_bzero(&durable->settings, sizeof(durable->settings));
-    explicit_bzero(&durable->key, sizeof(durable->key));
-    close_descriptor(&durable->anchor.fd);
+    close_anchor(durable);
+    explicit_bzero(&durable->files, sizeof(durable->files));
     pthread_mutex_destroy(&durable->lock);
     free(durable);
 }
 
-void durable_set_journal(struct durable *durable, const struct journal_settings *settings,
-                         struct store *store, bool in_thread)
+int durable_set_key(struct durable *durable, const struct cipher_key *key)
 {
-    check(!durable->on && !durable->journal);
-    durable->settings = *settings;
-    durable->store = store;
-    durable->in_thread = in_thread;
-}
-
-void durable_set_key(struct durable *durable, const struct cipher_key *key)
-{
-    check(!durable->on);
-    durable->key = *key;
+    if (durable->on || durable->journal)
+        return -EBUSY;
+    durable->files.key = *key;
+    return 0;
 }
 
 int durable_set_anchor(struct durable *durable, const struct anchor *anchor)
 {
-    check(!durable->on);
-    if (!durable->store)
+    if (durable->on || !durable->store)
         return -EINVAL;
+    close_anchor(durable);
     durable->anchor = *anchor;
     return 0;
 }
@@ -182,7 +100,7 @@ void durable_set_loaded(struct durable *durable, uint64_t generation)
 
 static void set_identity(struct durable *durable, const uint8_t *identity)
 {
-    memcpy(durable->settings.identity, identity, sizeof(durable->settings.identity));
+    memcpy(durable->files.settings.identity, identity, sizeof(durable->files.settings.identity));
     memcpy(durable->anchor.identity, identity, sizeof(durable->anchor.identity));
 }
 
@@ -193,54 +111,35 @@ struct checkpoint_lineage durable_lineage(const struct durable *durable)
         .generation = image->is_numbered ? image->generation : durable->loaded,
     };
 
-    memcpy(lineage.identity, durable->settings.identity, sizeof(lineage.identity));
+    memcpy(lineage.identity, durable->files.settings.identity, sizeof(lineage.identity));
     return lineage;
-}
-
-/* The one place where the permanent state's file is made. */
-static int prepare_file(struct durable *durable, const struct image *image, bool is_continued)
-{
-    struct checkpoint_lineage lineage = {
-        .generation = image->generation,
-        .continued = is_continued,
-    };
-
-    memcpy(lineage.identity, durable->settings.identity, sizeof(lineage.identity));
-    return checkpoint_prepare(durable->io, durable->key.n_bytes ? &durable->key : NULL,
-                              TPM_PERMANENT_ALL_NAME, image->bytes, image->n_bytes,
-                              durable->store ? &lineage : NULL);
-}
-
-static int publish_file(struct durable *durable)
-{
-    return checkpoint_publish(durable->io, TPM_PERMANENT_ALL_NAME);
 }
 
 static int write_file(struct durable *durable, const struct image *image, bool is_continued)
 {
-    int r = prepare_file(durable, image, is_continued);
-
-    return r < 0 ? r : publish_file(durable);
+    durable->target = TPM_PERMANENT_ALL_NAME;
+    return state_file_write(&durable->files, image, is_continued);
 }
 
-/* sandbox: getrandom */
-static int create_journal(struct durable *durable, const struct image *image,
-                          struct journal **journal)
+static int report_anchor(int r)
 {
-    uint8_t salt[JOURNAL_SALT_BYTES];
-    struct delta_image base = as_delta_image(image);
-
-    if (getrandom(salt, sizeof(salt), 0) != sizeof(salt))
-        return -EIO;
-    return journal_create(durable->io, &durable->settings, salt, &base, journal);
+    if (r < 0)
+        error_report("cannot write the anchor: %s; make room or mount what holds it", strerror(-r));
+    return r;
 }
 
+/* Returns 0 with or without a journal: where there is no room for one, files are replaced. */
 static int open_journal(struct durable *durable)
 {
-    int r = create_journal(durable, &durable->current, &durable->journal);
-
-    if (r < 0)
-        return r;
+    durable->target = "journal";
+    int r = state_journal_create(&durable->files, &durable->current, &durable->journal);
+    if (r < 0) {
+        durable->is_cramped = true;
+        error_report("cannot make tpm2-00.journal: %s; each change replaces tpm2-00.permall, which "
+                     "is slower: make room, then restart the guest",
+                     strerror(-r));
+        return 0;
+    }
     durable->is_in_file = false;
     r = journal_publish(durable->journal);
     if (r >= 0)
@@ -249,18 +148,35 @@ static int open_journal(struct durable *durable)
     return r;
 }
 
+/* The anchor may have seen what will be nowhere: it would take the file for an older one. */
+static int settle_anchor(struct durable *durable)
+{
+    if (!durable->is_anchor_unsure)
+        return 0;
+    int r = anchor_write(durable->files.io, &durable->anchor, durable->current.generation,
+                         durable->current.digest);
+    durable->is_anchor_unsure = r < 0;
+    return report_anchor(r);
+}
+
 /* The file has the image afterwards, and nothing continues it. */
 static int close_journal(struct durable *durable)
 {
+    fold_join(&durable->fold, &durable->lock);
+    fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
-    int r = prepare_file(durable, &durable->current, false);
+    int r = settle_anchor(durable);
     if (r < 0)
         return r; /* it goes on as it is */
+    durable->target = TPM_PERMANENT_ALL_NAME;
+    r = state_file_prepare(&durable->files, &durable->current, false);
+    if (r < 0)
+        return r;
     durable->is_broken = true;
-    r = publish_file(durable);
+    r = state_file_publish(&durable->files);
     if (r >= 0)
-        r = journal_remove(durable->io);
+        r = journal_remove(durable->files.io);
     if (r < 0)
         return r;
     journal_free(durable->journal);
@@ -269,169 +185,113 @@ static int close_journal(struct durable *durable)
     return 0;
 }
 
-static int begin_fold(struct durable *durable)
-{
-    struct image *base = &durable->fold.base;
-
-    int r = image_set(base, durable->current.bytes, durable->current.n_bytes);
-    if (r < 0)
-        return r;
-    base->is_numbered = true;
-    base->generation = durable->current.generation;
-    memcpy(base->digest, durable->current.digest, DIGEST_BYTES);
-    return 0;
-}
-
-static int write_fold(struct durable *durable)
-{
-    struct fold *fold = &durable->fold;
-
-    int r = write_file(durable, &fold->base, true);
-    return r < 0 ? r : create_journal(durable, &fold->base, &fold->journal);
-}
-
-/* What was committed since folding began. */
-static void abandon_fold(struct durable *durable)
-{
-    struct fold *fold = &durable->fold;
-
-    if (fold->journal)
-        journal_remove_temporary(durable->io);
-    journal_free(fold->journal);
-    fold->journal = NULL;
-    image_wipe(&fold->base);
-}
-
-/* What was committed since folding began. */
-static int catch_up(struct durable *durable)
-{
-    struct delta_image base = as_delta_image(&durable->fold.base);
-    struct delta_image current = as_delta_image(&durable->current);
-
-    if (base.generation == current.generation)
-        return 0;
-    int r = journal_append(durable->fold.journal, &base, &current);
-    check(r != JOURNAL_FULL); /* a new journal has room for any record */
-    return r;
-}
-
 static int switch_fold(struct durable *durable)
 {
-    struct fold *fold = &durable->fold;
+    struct journal *before = durable->journal;
 
-    int r = catch_up(durable);
-    if (r < 0)
-        return r;
-    r = journal_publish(fold->journal);
-    journal_free(durable->journal);
-    durable->journal = fold->journal;
-    fold->journal = NULL;
+    int r = fold_switch(&durable->fold, &durable->current, &durable->journal);
     /* If it is not known which of the two has the name, neither takes more. */
-    durable->is_broken = r < 0;
-    return r;
-}
-
-/* All of folding that is not done yet. */
-static int finish_fold(struct durable *durable)
-{
-    int r = durable->fold.base.exists ? 0 : begin_fold(durable);
-
-    if (r >= 0 && !durable->fold.journal)
-        r = write_fold(durable);
-    if (r >= 0)
-        r = switch_fold(durable);
-    abandon_fold(durable);
+    if (durable->journal != before)
+        durable->is_broken = r < 0;
+    fold_abandon(&durable->fold, durable->files.io);
     return r;
 }
 
 int durable_begin_fold(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
-    int r = durable->journal && !durable->is_broken ? begin_fold(durable) : -EINVAL;
+    int r = durable->journal && !durable->is_broken ? fold_begin(&durable->fold, &durable->current)
+                                                    : -EINVAL;
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
 
 int durable_write_fold(struct durable *durable)
 {
-    return durable->fold.base.exists ? write_fold(durable) : -EINVAL;
+    return durable->fold.base.exists ? fold_write(&durable->fold, &durable->files) : -EINVAL;
 }
 
 int durable_switch_fold(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
     int r = durable->fold.journal ? switch_fold(durable) : -EINVAL;
-    abandon_fold(durable);
+    fold_abandon(&durable->fold, durable->files.io);
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
 
-static void *run_fold(void *argument)
+/* With the lock, which is given up while it writes. */
+static void do_fold(struct durable *durable)
 {
-    struct durable *durable = argument;
-
-    int r = write_fold(durable);
+    pthread_mutex_unlock(&durable->lock);
+    int r = fold_write(&durable->fold, &durable->files);
     pthread_mutex_lock(&durable->lock);
     if (r >= 0)
         r = switch_fold(durable);
-    abandon_fold(durable);
+    fold_abandon(&durable->fold, durable->files.io);
     durable->fold.has_failed = r < 0;
-    durable->fold.is_over = true;
-    pthread_mutex_unlock(&durable->lock);
+    fold_is_done(&durable->fold);
     if (r < 0)
         error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the guest is served "
                      "on until the journal is full: make room or repair the file system",
                      strerror(-r));
+}
+
+static void *run_fold_thread(void *argument)
+{
+    struct durable *durable = argument;
+
+    pthread_mutex_lock(&durable->lock);
+    while (fold_wait_for_work(&durable->fold, &durable->lock))
+        do_fold(durable);
+    pthread_mutex_unlock(&durable->lock);
     return NULL;
 }
 
-/* clone3() has its flags in memory, where no filter sees them: the C library then takes clone().
- * sandbox: clone3=ENOSYS mprotect(arg2 lacks PROT_EXEC) set_robust_list rseq
- *          clone(arg0 == CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND |
- *                CLONE_THREAD | CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID) */
-static void start_fold(struct durable *durable)
+int durable_set_journal(struct durable *durable, const struct journal_settings *settings,
+                        struct store *store, bool in_thread)
 {
-    pthread_attr_t attributes;
-
-    check(pthread_attr_init(&attributes) == 0);
-    check(pthread_attr_setstacksize(&attributes, FOLD_STACK_BYTES) == 0);
-    /* Without memory it is tried again when the journal is full. */
-    durable->fold.is_running =
-        begin_fold(durable) >= 0 &&
-        pthread_create(&durable->fold.thread, &attributes, run_fold, durable) == 0;
-    durable->fold.has_failed = !durable->fold.is_running;
-    pthread_attr_destroy(&attributes);
-}
-
-/* With the lock, which the thread needs to get done. */
-/* sandbox: futex */
-static void join_fold(struct durable *durable)
-{
-    if (!durable->fold.is_running)
-        return;
-    pthread_mutex_unlock(&durable->lock);
-    pthread_join(durable->fold.thread, NULL);
-    pthread_mutex_lock(&durable->lock);
-    durable->fold.is_running = durable->fold.is_over = false;
+    if (durable->on || durable->journal)
+        return -EBUSY;
+    durable->files.settings = *settings;
+    durable->files.keeps_journals = true;
+    durable->store = store;
+    return in_thread ? fold_start_thread(&durable->fold, run_fold_thread, durable) : 0;
 }
 
 static void fold_if_worn(struct durable *durable)
 {
     struct fold *fold = &durable->fold;
 
-    if (fold->is_over)
-        join_fold(durable);
-    if (durable->in_thread && !fold->is_running && !fold->has_failed &&
-        journal_is_worn(durable->journal))
-        start_fold(durable);
+    if (!fold->has_thread || fold->is_wanted || fold->has_failed ||
+        !journal_is_worn(durable->journal))
+        return;
+    /* Without memory it is tried again when the journal is full. */
+    fold->has_failed = fold_begin(fold, &durable->current) < 0;
+    if (!fold->has_failed)
+        fold_want(fold);
+}
+
+/* All of folding that is not done yet. */
+static int finish_fold(struct durable *durable)
+{
+    struct fold *fold = &durable->fold;
+
+    int r = fold->base.exists ? 0 : fold_begin(fold, &durable->current);
+    if (r >= 0 && !fold->journal)
+        r = fold_write(fold, &durable->files);
+    if (r >= 0)
+        r = switch_fold(durable);
+    fold_abandon(fold, durable->files.io);
+    return r;
 }
 
 /* The journal is full: wait for its successor, or make it now. */
 static int make_room(struct durable *durable)
 {
-    bool was_folding = durable->fold.is_running;
+    bool was_folding = durable->fold.is_wanted;
 
-    join_fold(durable);
+    fold_join(&durable->fold, &durable->lock);
     if (was_folding && !durable->fold.has_failed)
         return 0;
     int r = finish_fold(durable);
@@ -444,28 +304,18 @@ static bool is_usable(const struct durable *durable)
     return !durable->is_broken && !journal_is_broken(durable->journal);
 }
 
+/* Returns JOURNAL_FULL if there is no room for another. */
 static int append(struct durable *durable)
 {
-    int r = durable->journal ? 0 : open_journal(durable);
+    struct delta_image base = image_as_delta(&durable->current);
+    struct delta_image next = image_as_delta(&durable->next);
 
-    if (r < 0)
-        return r;
-    struct delta_image base = as_delta_image(&durable->current);
-    struct delta_image next = as_delta_image(&durable->next);
-    r = journal_append(durable->journal, &base, &next);
-    if (r == JOURNAL_FULL) {
-        r = make_room(durable);
-        if (r >= 0)
-            r = journal_append(durable->journal, &base, &next);
+    durable->target = "journal";
+    int r = journal_append(durable->journal, &base, &next);
+    if (r == JOURNAL_FULL && make_room(durable) >= 0) {
+        r = journal_append(durable->journal, &base, &next);
         check(r != JOURNAL_FULL);
     }
-    return r;
-}
-
-static int report_anchor(int r)
-{
-    if (r < 0)
-        error_report("cannot write the anchor: %s; make room or mount what holds it", strerror(-r));
     return r;
 }
 
@@ -474,7 +324,7 @@ static int expect_next(struct durable *durable)
 {
     if (durable->anchor.fd < 0)
         return 0;
-    return report_anchor(anchor_expect(durable->io, &durable->anchor, durable->next.digest));
+    return report_anchor(anchor_expect(durable->files.io, &durable->anchor, durable->next.digest));
 }
 
 /* A change that the anchor has not seen could be rolled back unseen: it is none. */
@@ -484,7 +334,8 @@ static int show_anchor(struct durable *durable, struct image *image)
         return 0;
     int r = image_number(image, durable->store);
     if (r >= 0)
-        r = anchor_write(durable->io, &durable->anchor, image->generation, image->digest);
+        r = anchor_write(durable->files.io, &durable->anchor, image->generation, image->digest);
+    durable->is_anchor_unsure = r < 0; /* it may have seen it all the same */
     if (report_anchor(r) < 0) {
         durable->is_broken = durable->journal != NULL;
         durable->is_in_file = false;
@@ -492,27 +343,49 @@ static int show_anchor(struct durable *durable, struct image *image)
     return r;
 }
 
+static int replace_file(struct durable *durable)
+{
+    durable->target = TPM_PERMANENT_ALL_NAME;
+    int r = state_file_prepare(&durable->files, &durable->next, false);
+    if (r >= 0)
+        r = expect_next(durable);
+    if (r < 0)
+        return r;
+    r = state_file_publish(&durable->files);
+    durable->is_in_file = r >= 0; /* else it may have either */
+    return r;
+}
+
+/* Returns 0 once there is a journal, or none is to be. */
+static int see_to_journal(struct durable *durable)
+{
+    /* In this order: a later image has the higher number. */
+    int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
+    if (r >= 0)
+        r = image_number(&durable->next, durable->store);
+    if (r >= 0 && durable->journal && !is_usable(durable))
+        r = close_journal(durable);
+    if (r >= 0 && !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped)
+        r = open_journal(durable);
+    return r;
+}
+
 /* Make the next image durable, however that is done now. */
 static int write_next(struct durable *durable)
 {
-    if (durable->store) {
-        /* In this order: a later image has the higher number. */
-        int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
-        if (r >= 0)
-            r = image_number(&durable->next, durable->store);
-        if (r >= 0 && durable->journal && !is_usable(durable))
-            r = close_journal(durable);
-        if (r < 0)
-            return r;
-        if (durable->journal || (durable->on && durable->is_in_file))
-            return append(durable);
-    }
-    int r = expect_next(durable);
+    int r = durable->store ? see_to_journal(durable) : 0;
     if (r < 0)
         return r;
-    r = write_file(durable, &durable->next, false);
-    durable->is_in_file = r >= 0; /* else it may have either */
-    return r;
+    if (durable->journal) {
+        r = append(durable);
+        if (r != JOURNAL_FULL)
+            return r;
+        r = close_journal(durable);
+        if (r < 0)
+            return r;
+        durable->is_cramped = true;
+    }
+    return replace_file(durable);
 }
 
 static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
@@ -524,9 +397,7 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
     if (r >= 0)
         r = show_anchor(durable, &durable->next);
     if (r >= 0) {
-        struct image before = durable->current;
-        durable->current = durable->next;
-        durable->next = before;
+        image_swap(&durable->current, &durable->next);
         durable->coming = (struct coming){0};
         if (durable->journal)
             fold_if_worn(durable);
@@ -537,11 +408,8 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
 
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
 {
-    const struct image *current = &durable->current;
-
     /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
-    if (current->exists && current->n_bytes == n_bytes && !durable->coming.must_be_written &&
-        memcmp(current->bytes, bytes, n_bytes) == 0) {
+    if (!durable->coming.must_be_written && image_is(&durable->current, bytes, n_bytes)) {
         durable->coming = (struct coming){0};
         return 0;
     }
@@ -563,11 +431,12 @@ int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, 
 /* The journal first: without it the state that is elsewhere is still found. */
 static int drop_journal(struct durable *durable)
 {
-    join_fold(durable);
+    fold_join(&durable->fold, &durable->lock);
+    fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
     durable->is_broken = true;
-    int r = journal_remove(durable->io);
+    int r = journal_remove(durable->files.io);
     if (r < 0)
         return r;
     journal_free(durable->journal);
@@ -599,13 +468,10 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
     int r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
         r = adopt(durable, is_elsewhere, identity);
-    if (r < 0) {
+    if (r < 0)
         set_identity(durable, ours.identity);
-    } else {
-        struct image before = durable->current;
-        durable->current = durable->next;
-        durable->next = before;
-    }
+    else
+        image_swap(&durable->current, &durable->next);
     durable->is_in_file = r >= 0 && !is_elsewhere;
     image_wipe(&durable->next);
     pthread_mutex_unlock(&durable->lock);
@@ -615,14 +481,15 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
 int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage)
 {
     struct coming *coming = &durable->coming;
+    int r = 0;
 
     check(!durable->on);
     pthread_mutex_lock(&durable->lock);
-    /* What the journal continues is still the other's. */
-    int r = close_journal(durable);
+    struct checkpoint_lineage ours = durable_lineage(durable);
+    bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
+    if (!is_same) /* what the journal continues is still the other's */
+        r = close_journal(durable);
     if (r >= 0) {
-        struct checkpoint_lineage ours = durable_lineage(durable);
-        bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
         coming->is_expected = true;
         coming->must_be_written = !is_same || lineage->generation > ours.generation;
         memcpy(coming->before, ours.identity, sizeof(coming->before));
@@ -665,30 +532,37 @@ int durable_store(struct durable *durable)
     return r;
 }
 
-void durable_begin(struct durable *durable)
+const char *durable_target(const struct durable *durable)
 {
-    durable->on = true;
+    return durable->target;
 }
 
-static void leave(struct durable *durable)
+void durable_begin(struct durable *durable)
+{
+    if (durable->on)
+        return;
+    durable->on = true;
+    durable->is_cramped = durable->fold.has_failed = false;
+}
+
+void durable_pause(struct durable *durable)
 {
     durable->on = false;
-    join_fold(durable);
-    abandon_fold(durable);
-    durable->fold.has_failed = false;
 }
 
 void durable_leave(struct durable *durable)
 {
+    durable->on = false;
     pthread_mutex_lock(&durable->lock);
-    leave(durable);
+    fold_join(&durable->fold, &durable->lock);
+    fold_abandon(&durable->fold, durable->files.io);
     pthread_mutex_unlock(&durable->lock);
 }
 
 int durable_end(struct durable *durable)
 {
+    durable->on = false;
     pthread_mutex_lock(&durable->lock);
-    leave(durable);
     int r = close_journal(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;

@@ -1,12 +1,14 @@
 /* The permanent state: its image in memory, and where on the disk it is safe.
  *
- *     off ──durable_begin──► on ──a change──► on, with a journal ──durable_end──► off
+ *     off ──durable_begin──► on ──a change──► with a journal ──durable_end──► off
  *                                                  │      ▲
  *                                                  └─fold─┘
  *
- * Off, or without settings for a journal, a change replaces the whole file (checkpoint.h). On, it
- * is appended to a journal (journal.h), which is opened at the first change that finds the image in
- * its file, and folded into a new file when it is worn. What is acknowledged is on the disk:
+ * Off, or without settings for a journal, a change that finds none replaces the whole file
+ * (checkpoint.h). On, it is appended to a journal (journal.h), which is opened at the first change
+ * that finds the image in its file, and folded into a new file when it is worn. It stays when the
+ * TPM is off for a moment (durable_pause()), as in a guest's reset. Where there is no room for a
+ * journal, files are replaced. What is acknowledged is on the disk:
  *
  *     open     journal of the image that the file holds · the file again, which says from now on
  *              that a journal continues it
@@ -20,7 +22,9 @@
  *
  * Folding writes beside the commits, in a thread of its own; only to put the new journal in place
  * does it keep them waiting. After a write or sync that failed, a journal takes no more: the commit
- * fails, libtpms stops the TPM, and the next commit or durable_end() closes it first.
+ * fails, libtpms stops the TPM, and the next commit or durable_end() closes it first. An anchor
+ * that may have seen a change that failed is told of the image before, before a file is all that
+ * has it.
  */
 #pragma once
 
@@ -43,19 +47,20 @@ int durable_new(struct durable **durable, struct io *io);
 /* Overwrite and free the image and the keys; nothing is written. */
 void durable_free(struct durable *durable);
 
-/* Keep journals from now on, in a thread of its own or by hand. The numbers of generations come
- * from `store`, which has to outlive this. Only while off. */
-void durable_set_journal(struct durable *durable, const struct journal_settings *settings,
-                         struct store *store, bool in_thread);
+/* Keep journals from now on, folded in a thread of its own or by hand. The numbers of generations
+ * come from `store`, which has to outlive this. Returns 0, -EBUSY while on or with a journal, or
+ * another negative errno if there is no thread. */
+int durable_set_journal(struct durable *durable, const struct journal_settings *settings,
+                        struct store *store, bool in_thread);
 
 /* The generation of the image that durable_load() gives, as its file has it; 0: not known. */
 void durable_set_loaded(struct durable *durable, uint64_t generation);
 
-/* Encrypt the file with a key, which is copied. Only while off. */
-void durable_set_key(struct durable *durable, const struct cipher_key *key);
+/* Encrypt the file with a key, which is copied. Returns 0, or -EBUSY while on or with a journal. */
+int durable_set_key(struct durable *durable, const struct cipher_key *key);
 
 /* Write an anchor (anchor.h), whose descriptor is durable's then, after each change. Returns 0, or
- * -EINVAL before durable_set_journal(). Only while off. */
+ * -EINVAL before durable_set_journal() or while on. */
 int durable_set_anchor(struct durable *durable, const struct anchor *anchor);
 
 /* Take an image that is durable: in its file, or elsewhere. Returns 0, -EBUSY with a journal that
@@ -91,14 +96,20 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
 /* Put the image into its file, if it is durable elsewhere. Returns 0 or a negative errno. */
 int durable_store(struct durable *durable);
 
-/* The TPM is on: changes may be appended. */
+/* The name, without "tpm2-00.", of the file that was written last, or could not be. */
+const char *durable_target(const struct durable *durable);
+
+/* The TPM is on: journals may be opened. */
 void durable_begin(struct durable *durable);
 
-/* It is off, or its files must not change: wait for a folding, and leave the journal as it is. */
+/* It is off: none is. One that is there goes on. */
+void durable_pause(struct durable *durable);
+
+/* Its files must not change: wait for a folding, and leave the journal as it is. */
 void durable_leave(struct durable *durable);
 
-/* It is off. Wait for a folding, and close the journal. Returns 0, also if there is none, or a
- * negative errno: the journal is still there then, and goes on with the next durable_begin(). */
+/* Wait for a folding, and close the journal. Returns 0, also if there is none, or a negative errno:
+ * the journal is still there then, and goes on. */
 int durable_end(struct durable *durable);
 
 /* The three parts of folding, for who folds by hand: commits may come between them. The first and

@@ -11,19 +11,20 @@
 #include "checkpoint.h"
 #include "durable.h"
 #include "error.h"
+#include "image.h"
 #include "tpm.h"
 
-struct image {
+/* A state file: not the permanent one's, which `permanent` has. */
+struct state_file {
     const char *name;
-    uint8_t *bytes; /* NULL: there is none. The permanent one is in `permanent` */
-    size_t n_bytes;
-    bool is_unsure; /* there is none, but to write the file has failed: it may be there */
+    struct image image;
+    bool is_unsure; /* there is no image, but to write the file has failed: it may be there */
 };
 
 static struct io *store_io;
 static struct durable *permanent;
 static struct cipher_key file_key; /* of no bytes: state files are in the clear */
-static struct image images[] = {
+static struct state_file state_files[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
@@ -32,7 +33,7 @@ static struct image images[] = {
 #define NO_TYPE ((enum link_state_type)0)
 
 /* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
-static struct image held = {.name = TPM_PERMANENT_ALL_NAME};
+static struct image held;
 static bool held_has_changed;
 
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
@@ -40,85 +41,51 @@ static bool is_read_only; /* the vTPM is, or may be, another host's: its files s
 static enum link_state_type type_by_name(const char *name)
 {
     for (enum link_state_type i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
-        if (strcmp(images[i].name, name) == 0)
+        if (strcmp(state_files[i].name, name) == 0)
             return i;
     return NO_TYPE;
 }
 
-static void image_clear(struct image *image)
+static int store_file(struct state_file *file, const uint8_t *state, size_t state_bytes)
 {
-    if (image->bytes)
-        explicit_bzero(image->bytes, image->n_bytes);
-    free(image->bytes);
-    image->bytes = NULL;
-    image->n_bytes = 0;
-}
+    const struct cipher_key *key = file_key.n_bytes ? &file_key : NULL;
+    struct image next = {0};
 
-static int image_reserve(uint8_t **out, size_t n_bytes)
-{
-    *out = malloc(n_bytes ? n_bytes : 1);
-    return *out ? 0 : -ENOMEM;
-}
-
-static void image_replace(struct image *image, uint8_t *bytes, const uint8_t *from, size_t n_bytes)
-{
-    memcpy(bytes, from, n_bytes);
-    image_clear(image);
-    image->bytes = bytes;
-    image->n_bytes = n_bytes;
-}
-
-static int image_load(struct image *image, const uint8_t *state, size_t state_bytes)
-{
-    uint8_t *bytes;
-
-    int r = image_reserve(&bytes, state_bytes);
-    if (r < 0)
-        return r;
-    image_replace(image, bytes, state, state_bytes);
-    return 0;
-}
-
-static int image_store(struct image *image, const uint8_t *state, size_t state_bytes)
-{
-    uint8_t *bytes;
-
-    if (image->bytes && image->n_bytes == state_bytes &&
-        memcmp(image->bytes, state, state_bytes) == 0)
+    if (image_is(&file->image, state, state_bytes))
         return 0;
     /* Memory first: once the file is durable, nothing may fail. */
-    int r = image_reserve(&bytes, state_bytes);
+    int r = image_set(&next, state, state_bytes);
     if (r < 0)
         return r;
-    const struct cipher_key *key = file_key.n_bytes ? &file_key : NULL;
-    r = checkpoint_write(store_io, key, image->name, state, state_bytes, NULL);
-    image->is_unsure = r < 0;
-    if (r < 0) {
-        free(bytes);
-        return r;
-    }
-    image_replace(image, bytes, state, state_bytes);
-    return 0;
+    r = checkpoint_write(store_io, key, file->name, state, state_bytes, NULL);
+    file->is_unsure = r < 0;
+    if (r >= 0)
+        image_swap(&file->image, &next);
+    image_deinit(&next);
+    return r;
 }
 
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
     if (type == LINK_STATE_PERMANENT)
         return durable_load(permanent, state, state_bytes, true);
-    return image_load(&images[type], state, state_bytes);
+    return image_set(&state_files[type].image, state, state_bytes);
 }
 
-void nvram_set_journal(const struct journal_settings *settings, struct store *store,
-                       uint64_t loaded)
+int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded)
 {
-    durable_set_journal(permanent, settings, store, true);
-    durable_set_loaded(permanent, loaded);
+    int r = durable_set_journal(permanent, settings, store, true);
+    if (r >= 0)
+        durable_set_loaded(permanent, loaded);
+    return r;
 }
 
-void nvram_set_key(const struct cipher_key *key)
+int nvram_set_key(const struct cipher_key *key)
 {
-    file_key = *key;
-    durable_set_key(permanent, key);
+    int r = durable_set_key(permanent, key);
+    if (r >= 0)
+        file_key = *key;
+    return r;
 }
 
 int nvram_set_anchor(const struct anchor *anchor)
@@ -138,10 +105,12 @@ void nvram_set_read_only(bool is_so)
     is_read_only = is_so;
 }
 
-void nvram_begin(void)
+void nvram_set_on(bool is_so)
 {
-    if (!is_read_only)
+    if (is_so && !is_read_only)
         durable_begin(permanent);
+    else
+        durable_pause(permanent);
 }
 
 int nvram_end(void)
@@ -153,9 +122,9 @@ static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_byt
 {
     if (type == LINK_STATE_PERMANENT)
         return durable_get(permanent, bytes, n_bytes);
-    *bytes = images[type].bytes;
-    *n_bytes = images[type].n_bytes;
-    return *bytes != NULL;
+    *bytes = state_files[type].image.bytes;
+    *n_bytes = state_files[type].image.n_bytes;
+    return state_files[type].image.exists;
 }
 
 bool nvram_may_have(enum link_state_type type)
@@ -163,7 +132,7 @@ bool nvram_may_have(enum link_state_type type)
     const uint8_t *bytes;
     size_t n_bytes;
 
-    return find(type, &bytes, &n_bytes) || images[type].is_unsure;
+    return find(type, &bytes, &n_bytes) || state_files[type].is_unsure;
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
@@ -172,25 +141,25 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
         return -EROFS;
     if (type == LINK_STATE_PERMANENT)
         return durable_commit(permanent, state, state_bytes);
-    return image_store(&images[type], state, state_bytes);
+    return store_file(&state_files[type], state, state_bytes);
 }
 
-static int image_remove(struct image *image)
+static int remove_file(struct state_file *file)
 {
-    if (!image->bytes && !image->is_unsure)
+    if (!file->image.exists && !file->is_unsure)
         return 0;
-    int r = checkpoint_remove(store_io, image->name);
+    int r = checkpoint_remove(store_io, file->name);
     if (r < 0)
         return r;
-    image_clear(image);
-    image->is_unsure = false;
+    image_deinit(&file->image);
+    file->is_unsure = false;
     return 0;
 }
 
 int nvram_remove(enum link_state_type type)
 {
     check(type != LINK_STATE_PERMANENT); /* it is replaced, never removed */
-    return is_read_only ? -EROFS : image_remove(&images[type]);
+    return is_read_only ? -EROFS : remove_file(&state_files[type]);
 }
 
 void nvram_deinit(void)
@@ -198,14 +167,14 @@ void nvram_deinit(void)
     nvram_let_go();
     durable_free(permanent);
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
-        image_clear(&images[i]);
+        image_deinit(&state_files[i].image);
     explicit_bzero(&file_key, sizeof(file_key));
 }
 
 int nvram_hold(const uint8_t *state, size_t state_bytes)
 {
     held_has_changed = false;
-    return image_load(&held, state, state_bytes);
+    return image_set(&held, state, state_bytes);
 }
 
 int nvram_expect(const struct checkpoint_lineage *lineage)
@@ -225,7 +194,7 @@ void nvram_get_lineage(struct checkpoint_lineage *lineage)
 
 int nvram_admit(const struct checkpoint_lineage *lineage)
 {
-    int r = image_remove(&images[LINK_STATE_VOLATILE]);
+    int r = remove_file(&state_files[LINK_STATE_VOLATILE]);
 
     if (r >= 0)
         r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed,
@@ -237,7 +206,7 @@ int nvram_admit(const struct checkpoint_lineage *lineage)
 
 void nvram_let_go(void)
 {
-    image_clear(&held);
+    image_deinit(&held);
 }
 
 /* libtpms' callbacks. It has one TPM, number 0. */
@@ -257,10 +226,11 @@ static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_n
 
     (void)tpm_number;
     /* What files hold is not the held TPM's: that starts from what it was given alone. */
-    if (type == NO_TYPE || (held.bytes && type != LINK_STATE_PERMANENT) ||
+    if (type == NO_TYPE || (held.exists && type != LINK_STATE_PERMANENT) ||
         !find(type, &bytes, &n_bytes))
         return TPM_RETRY; /* "there is no such file" */
-    if (image_reserve(&copy, n_bytes) < 0)
+    copy = malloc(n_bytes ? n_bytes : 1);
+    if (!copy)
         return TPM_SIZE;
     memcpy(copy, bytes, n_bytes);
     *data = copy;
@@ -270,10 +240,10 @@ static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_n
 
 static int hold_more(const uint8_t *state, size_t state_bytes)
 {
-    if (held.n_bytes == state_bytes && memcmp(held.bytes, state, state_bytes) == 0)
+    if (image_is(&held, state, state_bytes))
         return 0;
     held_has_changed = true;
-    return image_load(&held, state, state_bytes);
+    return image_set(&held, state, state_bytes);
 }
 
 static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t tpm_number,
@@ -284,14 +254,15 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     (void)tpm_number;
     if (type == NO_TYPE)
         return TPM_FAIL;
-    if (held.bytes && type == LINK_STATE_PERMANENT)
+    if (held.exists && type == LINK_STATE_PERMANENT)
         return hold_more(data, length) < 0 ? TPM_SIZE : TPM_SUCCESS;
     int r = nvram_store(type, data, length);
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
+        const char *target = type == LINK_STATE_PERMANENT ? durable_target(permanent) : name;
         error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
                      "restarts: make room or repair the file system, then restart the guest",
-                     name, strerror(-r));
+                     target, strerror(-r));
         return TPM_FAIL;
     }
     return TPM_SUCCESS;
@@ -330,7 +301,7 @@ void nvram_register(struct io *io)
     store_io = io;
     is_read_only = false;
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
-        images[i].is_unsure = false;
+        state_files[i].is_unsure = false;
     check(durable_new(&permanent, io) == 0);
     check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
 }

@@ -26,13 +26,14 @@ void nvram_register(struct io *io);
  * Returns 0 or a negative errno. */
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
-/* Keep journals of the permanent state from now on. `store` has to outlive this. The generation
- * that nvram_load() gives is `loaded`, or 0. */
-void nvram_set_journal(const struct journal_settings *settings, struct store *store,
-                       uint64_t loaded);
+/* Keep journals of the permanent state from now on. `store` has to outlive this. Returns 0 or a
+ * negative errno, -EBUSY with a journal. */
+int nvram_set_journal(const struct journal_settings *settings, struct store *store,
+                      uint64_t loaded);
 
-/* Encrypt every state file that is written from now on. The key is copied. */
-void nvram_set_key(const struct cipher_key *key);
+/* Encrypt every state file that is written from now on. The key is copied. Returns 0, or -EBUSY
+ * with a journal. */
+int nvram_set_key(const struct cipher_key *key);
 
 /* Write an anchor, whose descriptor is nvram's then, after each commit of the permanent state.
  * Returns 0, or -EINVAL before nvram_set_journal(). */
@@ -47,9 +48,10 @@ int nvram_store_permanent(void);
  * Waits for a folding that is under way. */
 void nvram_set_read_only(bool is_so);
 
-/* The TPM is on from now on, or off. The latter closes the journal: it returns 0, or a negative
- * errno with the journal left as it is. */
-void nvram_begin(void);
+/* Whether the TPM is on: journals are opened only then. */
+void nvram_set_on(bool is_so);
+
+/* Close the journal. Returns 0, or a negative errno with the journal left as it is. */
 int nvram_end(void);
 
 /* True if there is an image of that type, or a file that could not be written wholly. */

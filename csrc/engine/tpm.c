@@ -170,8 +170,7 @@ static void set_condition(struct tpm *tpm, enum tpm_power power, enum tpm_custod
 {
     tpm->condition = (struct condition){power, custody};
     nvram_set_read_only(custody != TPM_ACTIVE);
-    if (power == TPM_ON)
-        nvram_begin();
+    nvram_set_on(power == TPM_ON);
     if (!custody_is_ahead(custody))
         nvram_let_go();
     pthread_cond_broadcast(&tpm->settled);
@@ -228,7 +227,6 @@ static void power_off(struct tpm *tpm)
     if (now.custody == TPM_ACTIVE)
         shut_down(tpm);
     TPMLIB_Terminate();
-    close_journal();
     set_condition(tpm, TPM_OFF, custody_after(OP_STOP, now.custody, &tpm->before));
 }
 
@@ -426,7 +424,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
 void tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
-    close_journal(); /* once more, if the disk was full */
+    close_journal();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);
     pthread_mutex_destroy(&tpm->lock);
@@ -602,7 +600,7 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     /* The directory then is one that swtpm can resume from. */
     if (r >= 0)
         r = close_journal();
-    nvram_begin();
+    nvram_set_on(true);
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
@@ -685,8 +683,7 @@ TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *setti
     locked(tpm);
     if (!may(tpm, OP_SET_UP, &result))
         return result;
-    nvram_set_journal(settings, store, loaded);
-    return TPM_SUCCESS;
+    return nvram_set_journal(settings, store, loaded) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
@@ -696,8 +693,7 @@ TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
     locked(tpm);
     if (!may(tpm, OP_SET_UP, &result))
         return result;
-    nvram_set_key(key);
-    return TPM_SUCCESS;
+    return nvram_set_key(key) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor)

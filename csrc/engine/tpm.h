@@ -66,7 +66,7 @@ void tpm_response_deinit(struct tpm_response *response);
 /* Make the TPM of this process, stopped, with its state in `io`. */
 struct tpm *tpm_new(struct io *io);
 
-/* Stop the TPM if it runs, overwrite what it held and free it. */
+/* Stop the TPM if it runs, close its journal, overwrite what it held and free it. */
 void tpm_free(struct tpm *tpm);
 
 /* Take what a state file holds as the image that a stopped TPM starts from next. */

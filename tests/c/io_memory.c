@@ -103,7 +103,9 @@ static int memory_create(struct io *io, const char *name, mode_t mode)
     struct io_memory *memory = (struct io_memory *)io;
 
     (void)mode;
-    if (fails(io) || memory->fails_to_create)
+    bool no_room = memory->no_room_for && strcmp(name, memory->no_room_for) == 0;
+
+    if (fails(io) || memory->fails_to_create || no_room)
         return failure(io);
     int number = find_unused_file(memory);
     struct io_memory_file *file = &memory->files[number];
@@ -182,9 +184,10 @@ static int memory_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n
         check((uintptr_t)bytes % IO_DIRECT_ALIGNMENT == 0);
         check(offset % IO_DIRECT_SECTOR_BYTES == 0 && n_bytes % IO_DIRECT_SECTOR_BYTES == 0);
     }
-    if (failing && !memory->fail_half)
+    if (failing && !memory->fail_half && !memory->fail_late)
         return failure(io);
-    put(&memory->files[fd], bytes, failing ? n_bytes / 2 : n_bytes, (size_t)offset);
+    put(&memory->files[fd], bytes, failing && memory->fail_half ? n_bytes / 2 : n_bytes,
+        (size_t)offset);
     return failing ? failure(io) : 0;
 }
 
@@ -196,16 +199,16 @@ static void memory_set_direct(struct io *io, int fd)
 
 static int memory_sync(struct io *io, int fd)
 {
-    struct io_memory_file *file = &((struct io_memory *)io)->files[fd];
+    struct io_memory *memory = (struct io_memory *)io;
+    struct io_memory_file *file = &memory->files[fd];
+    int r = fails(io) ? failure(io) : 0;
 
-    if (fails(io))
-        return failure(io);
-    if (!syncs(io) || file->n_bytes == 0)
-        return 0;
+    if ((r < 0 && !memory->fail_late) || !syncs(io) || file->n_bytes == 0)
+        return r;
     memcpy(file->durable_bytes, file->bytes, file->n_bytes);
     file->n_durable_bytes = file->n_bytes;
     file->n_writes = 0;
-    return 0;
+    return r;
 }
 
 static void memory_close(struct io *io, int fd)
@@ -242,14 +245,13 @@ static int memory_unlink(struct io *io, const char *name)
 static int memory_sync_directory(struct io *io)
 {
     struct io_memory *memory = (struct io_memory *)io;
+    int r = fails(io) ? failure(io) : 0;
 
-    if (fails(io))
-        return failure(io);
-    if (!syncs(io))
-        return 0;
+    if ((r < 0 && !memory->fail_late) || !syncs(io))
+        return r;
     memcpy(memory->durable_entries, memory->entries, sizeof(memory->entries));
     memory->n_changes = 0;
-    return 0;
+    return r;
 }
 
 void io_memory_init(struct io_memory *memory)

@@ -64,9 +64,11 @@ struct io_memory {
     int off_from;   /* the same for good: the power is off; 0: never */
     int fail_error; /* with this errno */
     bool fail_half; /* a write that fails has written its first half */
+    bool fail_late; /* a write or sync that fails has done all of it */
     bool fails_to_create;
-    int syncs;     /* of a file or the directory, so far */
-    int skip_sync; /* the canary: this one does nothing; 0: none */
+    const char *no_room_for; /* a file of this name cannot be created; NULL: all can */
+    int syncs;               /* of a file or the directory, so far */
+    int skip_sync;           /* the canary: this one does nothing; 0: none */
 };
 
 void io_memory_init(struct io_memory *io);

@@ -103,7 +103,7 @@ static void world_init(struct world *world)
     store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, 1);
     assert_int_equal(durable_new(&world->durable, io), 0);
     assert_int_equal(durable_set_anchor(world->durable, &anchor), -EINVAL);
-    durable_set_journal(world->durable, &settings, world->writable, false);
+    assert_int_equal(durable_set_journal(world->durable, &settings, world->writable, false), 0);
     assert_int_equal(durable_set_anchor(world->durable, &anchor), 0);
     assert_int_equal(durable_load(world->durable, image, IMAGE_BYTES, true), 0);
     world->io.calls = world->io.syncs = 0;
@@ -111,11 +111,7 @@ static void world_init(struct world *world)
 
 static void world_deinit(struct world *world)
 {
-    /* The anchor's descriptor is one of io_memory's numbers, which nobody may close. */
-    struct anchor none = {.fd = -1};
-
     durable_end(world->durable);
-    durable_set_anchor(world->durable, &none);
     durable_free(world->durable);
     store_free(world->writable);
     store_free(world->store);
@@ -266,6 +262,39 @@ static void a_commit_that_the_anchor_has_not_seen_is_none(void **state)
     }
 }
 
+/* A disk that says that a sync failed, and did it: so for each call of a commit, and then a stop in
+ * order, a loss of power, or a guest that goes on. */
+static void a_failure_that_came_too_late_locks_nobody_out(void **state)
+{
+    static struct io_choices choices;
+
+    (void)state;
+    for (int call = 1; call <= 12; call++)
+        for (char then = 'a'; then <= 'c'; then++) {
+            struct io_memory after;
+            struct world world;
+            world_init(&world);
+            durable_begin(world.durable);
+            assert_true(commit(&world) && commit(&world));
+            world.io.fail_late = true;
+            world.io.fail_from = world.io.calls + call;
+            world.io.fail_to = world.io.fail_from + 1;
+            commit(&world);
+            world.io.fail_from = world.io.fail_to = 0;
+            if (then == 'a')
+                assert_int_equal(durable_end(world.durable), 0);
+            if (then == 'b')
+                assert_true(commit(&world));
+            io_memory_init(&after);
+            io_choices_init(&choices);
+            io_memory_lose_power(&world.io, &choices, &after);
+            if (!goes_on(&world, &after))
+                fail_msg("call %d, then %c", call, then);
+            io_memory_deinit(&after);
+            world_deinit(&world);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -273,6 +302,7 @@ int main(void)
         cmocka_unit_test(files_in_place_of_files_are_gone_on_from),
         cmocka_unit_test(canary_a_skipped_sync_is_caught),
         cmocka_unit_test(a_commit_that_the_anchor_has_not_seen_is_none),
+        cmocka_unit_test(a_failure_that_came_too_late_locks_nobody_out),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

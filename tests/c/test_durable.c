@@ -603,6 +603,42 @@ static void a_journal_that_cannot_be_folded_goes_on_until_it_is_full(void **stat
     world_deinit(&world);
 }
 
+static bool has_journal(const struct world *world)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return io_memory_read(&world->io, JOURNAL_NAME, &bytes, &n_bytes);
+}
+
+/* A disk with room for files, and none for a journal; or not for another one beside it. */
+static void where_a_journal_has_no_room_files_are_replaced(void **state)
+{
+    (void)state;
+    for (int opened = 0; opened <= 1; opened++) {
+        struct world world;
+        world_init(&world, SEALED, true);
+        world.io.fail_error = ENOSPC;
+        begin(&world);
+        if (opened)
+            assert_int_equal(commit(&world), 0);
+        assert_int_equal(has_journal(&world), opened);
+        world.io.no_room_for = JOURNAL_TEMPORARY_NAME;
+        for (int n = 0; n < 100; n++)
+            assert_int_equal(commit(&world), 0);
+        assert_false(has_journal(&world));
+        check_every_power_loss(&world);
+        /* There is room again, and the guest restarts. */
+        world.io.no_room_for = NULL;
+        durable_pause(world.durable);
+        begin(&world);
+        assert_int_equal(commit(&world), 0);
+        assert_true(has_journal(&world));
+        check_every_power_loss(&world);
+        world_deinit(&world);
+    }
+}
+
 /* The real thing: files, and a thread that folds beside the commits. */
 
 struct directory {
@@ -756,6 +792,7 @@ int main(void)
         cmocka_unit_test(a_small_commit_writes_one_sector_and_syncs_once),
         cmocka_unit_test(an_image_that_is_elsewhere_is_put_into_its_file),
         cmocka_unit_test(a_journal_that_cannot_be_folded_goes_on_until_it_is_full),
+        cmocka_unit_test(where_a_journal_has_no_room_files_are_replaced),
         cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
         cmocka_unit_test(folding_beside_the_commits_loses_none),
     };

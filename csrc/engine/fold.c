@@ -1,0 +1,118 @@
+#include "fold.h"
+
+#include <string.h>
+
+#include "check.h"
+#include "thread.h"
+
+enum {
+    THREAD_STACK_BYTES = 256 << 10,
+};
+
+int fold_begin(struct fold *fold, const struct image *image)
+{
+    struct image *base = &fold->base;
+
+    int r = image_set(base, image->bytes, image->n_bytes);
+    if (r < 0)
+        return r;
+    base->is_numbered = true;
+    base->generation = image->generation;
+    memcpy(base->digest, image->digest, DIGEST_BYTES);
+    return 0;
+}
+
+int fold_write(struct fold *fold, struct state_files *files)
+{
+    int r = state_file_write(files, &fold->base, true);
+
+    return r < 0 ? r : state_journal_create(files, &fold->base, &fold->journal);
+}
+
+/* What was committed since folding began. */
+static int catch_up(struct fold *fold, const struct image *image)
+{
+    struct delta_image base = image_as_delta(&fold->base);
+    struct delta_image current = image_as_delta(image);
+
+    if (base.generation == current.generation)
+        return 0;
+    int r = journal_append(fold->journal, &base, &current);
+    check(r != JOURNAL_FULL); /* a new journal has room for any record */
+    return r;
+}
+
+int fold_switch(struct fold *fold, const struct image *image, struct journal **journal)
+{
+    int r = catch_up(fold, image);
+
+    if (r < 0)
+        return r;
+    r = journal_publish(fold->journal);
+    journal_free(*journal);
+    *journal = fold->journal;
+    fold->journal = NULL;
+    return r;
+}
+
+void fold_abandon(struct fold *fold, struct io *io)
+{
+    if (fold->journal)
+        journal_remove_temporary(io);
+    journal_free(fold->journal);
+    fold->journal = NULL;
+    image_wipe(&fold->base);
+}
+
+int fold_start_thread(struct fold *fold, void *(*run)(void *), void *argument)
+{
+    if (fold->has_thread)
+        return 0;
+    check(pthread_cond_init(&fold->changed, NULL) == 0);
+    int r = thread_start(&fold->thread, THREAD_STACK_BYTES, run, argument);
+    if (r < 0)
+        pthread_cond_destroy(&fold->changed);
+    fold->has_thread = r >= 0;
+    return r;
+}
+
+/* sandbox: futex */
+void fold_want(struct fold *fold)
+{
+    check(fold->has_thread && !fold->is_wanted);
+    fold->is_wanted = true;
+    pthread_cond_broadcast(&fold->changed);
+}
+
+void fold_join(struct fold *fold, pthread_mutex_t *lock)
+{
+    while (fold->is_wanted)
+        pthread_cond_wait(&fold->changed, lock);
+}
+
+bool fold_wait_for_work(struct fold *fold, pthread_mutex_t *lock)
+{
+    while (!fold->is_wanted && !fold->is_ending)
+        pthread_cond_wait(&fold->changed, lock);
+    return fold->is_wanted;
+}
+
+void fold_is_done(struct fold *fold)
+{
+    fold->is_wanted = false;
+    pthread_cond_broadcast(&fold->changed);
+}
+
+void fold_deinit(struct fold *fold, pthread_mutex_t *lock)
+{
+    if (fold->has_thread) {
+        pthread_mutex_lock(lock);
+        fold->is_ending = true;
+        pthread_cond_broadcast(&fold->changed);
+        pthread_mutex_unlock(lock);
+        pthread_join(fold->thread, NULL);
+        pthread_cond_destroy(&fold->changed);
+    }
+    journal_free(fold->journal);
+    image_deinit(&fold->base);
+}

@@ -1,0 +1,47 @@
+#include "state_files.h"
+
+#include <errno.h>
+#include <libtpms/tpm_nvfilename.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "checkpoint.h"
+
+_Static_assert((int)CHECKPOINT_IDENTITY_BYTES == (int)JOURNAL_IDENTITY_BYTES, "the same identity");
+
+int state_file_prepare(struct state_files *files, const struct image *image, bool is_continued)
+{
+    struct checkpoint_lineage lineage = {
+        .generation = image->generation,
+        .continued = is_continued,
+    };
+
+    memcpy(lineage.identity, files->settings.identity, sizeof(lineage.identity));
+    return checkpoint_prepare(files->io, files->key.n_bytes ? &files->key : NULL,
+                              TPM_PERMANENT_ALL_NAME, image->bytes, image->n_bytes,
+                              files->keeps_journals ? &lineage : NULL);
+}
+
+int state_file_publish(struct state_files *files)
+{
+    return checkpoint_publish(files->io, TPM_PERMANENT_ALL_NAME);
+}
+
+int state_file_write(struct state_files *files, const struct image *image, bool is_continued)
+{
+    int r = state_file_prepare(files, image, is_continued);
+
+    return r < 0 ? r : state_file_publish(files);
+}
+
+/* sandbox: getrandom */
+int state_journal_create(struct state_files *files, const struct image *image,
+                         struct journal **journal)
+{
+    struct delta_image base = image_as_delta(image);
+    uint8_t salt[JOURNAL_SALT_BYTES];
+
+    if (getrandom(salt, sizeof(salt), 0) != sizeof(salt))
+        return -EIO;
+    return journal_create(files->io, &files->settings, salt, &base, journal);
+}

@@ -1,0 +1,29 @@
+/* How the permanent state's file and its journal are made: with which identity, key and secret. */
+#pragma once
+
+#include "cipher.h"
+#include "image.h"
+#include "io.h"
+#include "journal.h"
+
+struct state_files {
+    struct io *io;
+    bool keeps_journals;
+    struct journal_settings settings; /* if it does */
+    struct cipher_key key;            /* of no bytes: the file is in the clear */
+};
+
+/* Write the file, durable but for its name; `is_continued` says that a journal goes on from it.
+ * Returns 0 or a negative errno, and then there is none. */
+int state_file_prepare(struct state_files *files, const struct image *image, bool is_continued);
+
+/* Give it its name. Returns 0 once that is durable, or a negative errno: it may have it or not. */
+int state_file_publish(struct state_files *files);
+
+/* Both, one after the other. */
+int state_file_write(struct state_files *files, const struct image *image, bool is_continued);
+
+/* Make a journal that goes on from a numbered image, durable but for its name. Returns 0 or a
+ * negative errno, and then there is none. */
+int state_journal_create(struct state_files *files, const struct image *image,
+                         struct journal **journal);
