@@ -96,6 +96,23 @@ def test_invariant_13_a_session_of_another_vm_takes_no_stopped_vtpms_place(lab: 
     assert_serves(pair.source.guest)
 
 
+def test_invariant_13_a_session_takes_no_place_of_a_vtpm_that_swtpm_has_left(lab: Lab) -> None:
+    """Nobody has written down of which lineage it is: it may be another VM's only state."""
+    swtpm = lab.emulator(EmulatorKind.SWTPM)
+    lab.raw_guest(swtpm).boot()
+    assert swtpm.stop() == 0
+    vtpmd = lab.peer(state=swtpm.state)
+    before = (vtpmd.state / PERMANENT_NAME).read_bytes()
+    source = make_host(lab)
+    source.guest.boot()
+
+    event = source.manage.arm(vtpmd.address)
+
+    assert (event["event"], event["data"]["refusal"]) == ("VTPM_FALL_BACK", "lineage")
+    assert (vtpmd.state / PERMANENT_NAME).read_bytes() == before
+    assert_serves(source.guest)
+
+
 def test_invariant_13_a_session_of_another_vm_takes_no_settled_ones_place(lab: Lab) -> None:
     """Its guest has not used its TPM yet, and runs on at the source, which gets it back."""
     pair = make_armed_pair(lab)

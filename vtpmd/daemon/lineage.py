@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vtpmd import core
 from vtpmd.core import LinkInit, LinkOperation
 from vtpmd.daemon.engine import Engine, Reply
-from vtpmd.store.moving import MovingFiles
+from vtpmd.store.moving import NOT_KNOWN, MovingFiles
 from vtpmd.wire.swtpm_format import Lineage
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Lineages:
         """
         self._brought, self._is_older_than = brought, 0
         held = self._files.lineage()
-        if brought is None or held is None:
+        if brought is None or held in (None, NOT_KNOWN):
             return None
         if brought.identity == held:
             own = await self.own()

@@ -31,7 +31,7 @@ class Own(NamedTuple):
 
     busy: str | None  # why no vTPM can be taken now
     uuid: bytes  # all zero: the operator gave none
-    lineage: bytes | None  # of the vTPM whose state it holds; None: of none that is known
+    lineage: bytes | None  # of the vTPM whose state it holds, empty if not known; None: of none
     tpm_version: int
     libtpms_version: int
     image_bytes_max: int
@@ -275,8 +275,9 @@ def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
     if own.lineage not in (None, hello.lineage):
         return peer.Refuse(
             Reason.LINEAGE,
-            "the state directory there holds another vTPM, which must not be lost: give that "
-            "host's vtpmd a directory of this vTPM's own",
+            "the state directory there holds another vTPM, or one of which nobody knows whether it "
+            "is this one, and which must not be lost: give that host's vtpmd a directory of this "
+            "vTPM's own",
         )
     if hello.image_bytes_max > own.image_bytes_max:
         return peer.Refuse(

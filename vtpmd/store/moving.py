@@ -12,6 +12,9 @@ from vtpmd.store.owner import Outcome, OwnerRecord, Record
 from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
 
+# Like no identity: whose it is nobody has written down.
+NOT_KNOWN = b""
+
 
 class Granted(NamedTuple):
     """A state that is to be taken up."""
@@ -61,11 +64,14 @@ class MovingFiles:
     def lineage(self) -> bytes | None:
         """Return the identity of the vTPM whose state the directory holds; None: there is none.
 
-        None, too, for a state that no vtpmd has changed yet: swtpm writes no identity. Raises
+        NOT_KNOWN of a state that no vtpmd has changed yet: swtpm writes no identity. Raises
         StateDirectoryError.
         """
         found = self._directory.read_lineage()
-        return None if found is None else found.identity
+        if found is not None:
+            return found.identity
+        has_state = self._directory.exists(state_file(StateType.PERMANENT))
+        return NOT_KNOWN if has_state else None
 
 
 def is_ours(found: Found, record: Record) -> bool:
