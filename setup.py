@@ -5,6 +5,7 @@
 """
 
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -28,6 +29,12 @@ def pkg_config(flag: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
+def make_sandbox_filter(directory: Path, compiler: list[str]) -> None:
+    """Make the header of the system calls that the engine's comments allow."""
+    command = [sys.executable, CSRC / "sandbox_build.py", directory / "sandbox_filter.h", "--"]
+    subprocess.run([*command, *compiler], check=True)
+
+
 class BuildExt(build_ext):
     """Build the engine beside the extensions: an executable, linked by the same compiler."""
 
@@ -40,10 +47,11 @@ class BuildExt(build_ext):
         if ext.name != ENGINE:
             super().build_extension(ext)
             return
+        make_sandbox_filter(Path(self.build_temp), self.compiler.compiler)
         objects = self.compiler.compile(
             ext.sources,
             output_dir=self.build_temp,
-            include_dirs=ext.include_dirs,
+            include_dirs=[*ext.include_dirs, self.build_temp],
             extra_postargs=ext.extra_compile_args,
             depends=ext.depends,
         )

@@ -12,10 +12,12 @@
 
 #define cleanup(function) __attribute__((cleanup(function)))
 
+/* sandbox: close */
 static inline void close_descriptor(int *fd)
 {
     if (*fd >= 0)
         close(*fd);
+    *fd = -1;
 }
 
 static inline uint16_t get_be16(const uint8_t *bytes)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* sandbox: write rt_sigprocmask=0 getpid gettid tgkill(arg0 == getpid(), arg2 == SIGABRT) */
 #define check(condition)                                                                           \
     do {                                                                                           \
         if (__builtin_expect(!(condition), 0)) {                                                   \

@@ -1,6 +1,7 @@
 #include "cipher.h"
 
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
@@ -15,16 +16,20 @@ static size_t padding_bytes(const struct cipher_key *key, size_t n_bytes)
     return key->n_bytes - n_bytes % key->n_bytes;
 }
 
+static const EVP_CIPHER *cipher_of(const struct cipher_key *key)
+{
+    return key->n_bytes == 16 ? EVP_aes_128_cbc() : EVP_aes_256_cbc();
+}
+
 static int encrypt(EVP_CIPHER_CTX *context, const struct cipher_key *key, const uint8_t *bytes,
                    size_t n_bytes, struct cipher_output *output)
 {
-    const EVP_CIPHER *cipher = key->n_bytes == 16 ? EVP_aes_128_cbc() : EVP_aes_256_cbc();
     uint8_t padding[CIPHER_KEY_BYTES_MAX];
     size_t n_padding = padding_bytes(key, n_bytes);
     int first = 0, second = 0;
 
     memset(padding, (int)n_padding, sizeof(padding));
-    if (EVP_EncryptInit_ex(context, cipher, NULL, key->bytes, output->iv) != 1 ||
+    if (EVP_EncryptInit_ex(context, cipher_of(key), NULL, key->bytes, output->iv) != 1 ||
         EVP_CIPHER_CTX_set_padding(context, 0) != 1 ||
         EVP_EncryptUpdate(context, output->ciphertext, &first, bytes, (int)n_bytes) != 1 ||
         EVP_EncryptUpdate(context, output->ciphertext + first, &second, padding, (int)n_padding) !=
@@ -45,6 +50,8 @@ static int authenticate(const struct cipher_key *key, struct cipher_output *outp
     return 0;
 }
 
+/* libcrypto's random numbers: from the kernel, and again in a process that was forked.
+ * sandbox: getrandom getpid clock_gettime gettimeofday?=EFAULT time?=EFAULT futex */
 int cipher_encrypt(const struct cipher_key *key, const uint8_t *bytes, size_t n_bytes,
                    struct cipher_output *output)
 {
@@ -69,4 +76,72 @@ void cipher_output_deinit(struct cipher_output *output)
 {
     free(output->ciphertext);
     output->ciphertext = NULL;
+}
+
+enum {
+    AES_BLOCK_BYTES = 16,
+};
+
+/* Returns 0, CIPHER_DOES_NOT_OPEN or -ENOMEM. */
+static int verify(const struct cipher_key *key, const struct cipher_input *input)
+{
+    uint8_t mac[DIGEST_BYTES];
+
+    /* Without the lengths, what ends the ciphertext and what begins the IV could be moved about. */
+    if (input->iv_bytes != AES_BLOCK_BYTES && input->iv_bytes != key->n_bytes)
+        return CIPHER_DOES_NOT_OPEN;
+    EVP_MAC *algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL);
+    EVP_MAC_CTX *context = algorithm ? EVP_MAC_CTX_new(algorithm) : NULL;
+    OSSL_PARAM parameters[] = {
+        OSSL_PARAM_construct_utf8_string("digest", "SHA256", 0),
+        OSSL_PARAM_construct_end(),
+    };
+    bool made = context && EVP_MAC_init(context, key->bytes, key->n_bytes, parameters) == 1 &&
+                EVP_MAC_update(context, input->ciphertext, input->n_bytes) == 1 &&
+                EVP_MAC_update(context, input->iv, input->iv_bytes) == 1 &&
+                EVP_MAC_final(context, mac, NULL, sizeof(mac)) == 1;
+    EVP_MAC_CTX_free(context);
+    EVP_MAC_free(algorithm);
+    if (!made)
+        return -ENOMEM;
+    return CRYPTO_memcmp(mac, input->mac, sizeof(mac)) == 0 ? 0 : CIPHER_DOES_NOT_OPEN;
+}
+
+/* Padding under a right MAC tells nobody anything: its time need not be constant. */
+static int remove_padding(const struct cipher_key *key, const uint8_t *bytes, size_t *n_bytes)
+{
+    uint8_t padding = bytes[*n_bytes - 1];
+
+    if (padding == 0 || padding > key->n_bytes)
+        return CIPHER_DOES_NOT_OPEN;
+    for (size_t i = *n_bytes - padding; i < *n_bytes; i++)
+        if (bytes[i] != padding)
+            return CIPHER_DOES_NOT_OPEN;
+    *n_bytes -= padding;
+    return 0;
+}
+
+int cipher_decrypt(const struct cipher_key *key, const struct cipher_input *input, uint8_t *out,
+                   size_t *n_bytes)
+{
+    int n = 0;
+
+    check(key->n_bytes == 16 || key->n_bytes == 32);
+    check(input->n_bytes <= INT32_MAX);
+    int r = verify(key, input);
+    if (r != 0)
+        return r;
+    if (input->n_bytes == 0 || input->n_bytes % key->n_bytes != 0)
+        return CIPHER_DOES_NOT_OPEN;
+    EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
+    bool made = context &&
+                EVP_DecryptInit_ex(context, cipher_of(key), NULL, key->bytes, input->iv) == 1 &&
+                EVP_CIPHER_CTX_set_padding(context, 0) == 1 &&
+                EVP_DecryptUpdate(context, out, &n, input->ciphertext, (int)input->n_bytes) == 1;
+    EVP_CIPHER_CTX_free(context);
+    if (!made)
+        return -ENOMEM;
+    check((size_t)n == input->n_bytes);
+    *n_bytes = input->n_bytes;
+    return remove_padding(key, out, n_bytes);
 }

@@ -32,3 +32,22 @@ int cipher_encrypt(const struct cipher_key *key, const uint8_t *bytes, size_t n_
                    struct cipher_output *output);
 
 void cipher_output_deinit(struct cipher_output *output);
+
+/* What is to be decrypted. */
+struct cipher_input {
+    const uint8_t *ciphertext;
+    size_t n_bytes;
+    const uint8_t *iv; /* as long as the key, or 16 bytes; else it does not open */
+    size_t iv_bytes;
+    const uint8_t *mac; /* of DIGEST_BYTES */
+};
+
+enum {
+    CIPHER_DOES_NOT_OPEN = 1, /* it was altered, or the key is another one */
+};
+
+/* Decrypt into `out`, which has room for as much as the ciphertext has; the result is shorter. The
+ * MAC is checked before all else. Returns 0, CIPHER_DOES_NOT_OPEN or -ENOMEM; what is in `out` then
+ * is for the caller to wipe, too. */
+int cipher_decrypt(const struct cipher_key *key, const struct cipher_input *input, uint8_t *out,
+                   size_t *n_bytes);

@@ -7,25 +7,33 @@ import cffi
 CSRC = Path(__file__).resolve().parent
 SOURCES = [
     "aead.c",
+    "cipher.c",
     "crc32c.c",
     "delta.c",
     "digest.c",
+    "engine/blob.c",
+    "engine/control.c",
     "journal_format.c",
     "journal_recover.c",
     "pages.c",
+    "swtpm_format.c",
 ]
 HEADERS = [
     "aead.h",
     "bytes.h",
     "check.h",
+    "cipher.h",
     "crc32c.h",
     "delta.h",
     "digest.h",
+    "engine/blob.h",
+    "engine/control.h",
     "journal_format.h",
     "journal_recover.h",
     "pages.h",
+    "swtpm_format.h",
 ]
-DECLARATIONS = ["engine/link.cdef.h", "core.cdef.h"]
+DECLARATIONS = ["engine/link.cdef.h", "engine/codecs.cdef.h", "core.cdef.h"]
 
 # CPython's own flags carry -DNDEBUG, and leave a declaration that has drifted a mere warning.
 FLAGS = [
@@ -47,6 +55,8 @@ ffibuilder.set_source(
     #include <sys/prctl.h>
     #include "crc32c.h"
     #include "delta.h"
+    #include "engine/blob.h"
+    #include "engine/control.h"
     #include "engine/link_types.h"
     #include "journal_recover.h"
     #include "pages.h"

@@ -13,6 +13,9 @@ static int directory_of(struct io *io)
     return ((struct io_posix *)io)->directory_fd;
 }
 
+/* sandbox: unlinkat(arg0 == LINK_FD_DIRECTORY, arg2 == 0) fchmod close
+ *          openat(arg0 == LINK_FD_DIRECTORY,
+ *                 arg2 == O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC) */
 static int posix_create(struct io *io, const char *name, mode_t mode)
 {
     /* A link or a foreign file in this place is removed, never written through. */
@@ -31,6 +34,7 @@ static int posix_create(struct io *io, const char *name, mode_t mode)
     return fd;
 }
 
+/* sandbox: writev */
 static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)
 {
     (void)io;
@@ -53,7 +57,8 @@ static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vecto
     return 0;
 }
 
-/* Returns false if it was not set. */
+/* Returns false if it was not set.
+ * sandbox: fcntl(arg1 == F_GETFL or F_SETFL) */
 static bool leave_direct(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -61,6 +66,7 @@ static bool leave_direct(int fd)
     return flags >= 0 && flags & O_DIRECT && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
 }
 
+/* sandbox: fcntl(arg1 == F_GETFL or F_SETFL) */
 static void posix_set_direct(struct io *io, int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -70,6 +76,7 @@ static void posix_set_direct(struct io *io, int fd)
         fcntl(fd, F_SETFL, flags | O_DIRECT); /* a file system that cannot refuses */
 }
 
+/* sandbox: pwrite64 */
 static int posix_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset)
 {
     (void)io;
@@ -89,34 +96,40 @@ static int posix_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_
     return 0;
 }
 
+/* sandbox: fsync */
 static int posix_sync(struct io *io, int fd)
 {
     (void)io;
     return fsync(fd) < 0 ? -errno : 0;
 }
 
+/* sandbox: fdatasync */
 static int posix_sync_data(struct io *io, int fd)
 {
     (void)io;
     return fdatasync(fd) < 0 ? -errno : 0;
 }
 
+/* sandbox: close */
 static void posix_close(struct io *io, int fd)
 {
     (void)io;
     close(fd);
 }
 
+/* sandbox: renameat|renameat2(arg0 == LINK_FD_DIRECTORY, arg2 == LINK_FD_DIRECTORY) */
 static int posix_rename(struct io *io, const char *from, const char *to)
 {
     return renameat(directory_of(io), from, directory_of(io), to) < 0 ? -errno : 0;
 }
 
+/* sandbox: unlinkat(arg0 == LINK_FD_DIRECTORY, arg2 == 0) */
 static int posix_unlink(struct io *io, const char *name)
 {
     return unlinkat(directory_of(io), name, 0) < 0 ? -errno : 0;
 }
 
+/* sandbox: fsync */
 static int posix_sync_directory(struct io *io)
 {
     return fsync(directory_of(io)) < 0 ? -errno : 0;

@@ -182,6 +182,7 @@ int store_new(struct store **out)
     return 0;
 }
 
+/* sandbox: munmap */
 void store_free(struct store *store)
 {
     if (!store)

@@ -12,6 +12,7 @@
 #include "bytes.h"
 #include "check.h"
 #include "error.h"
+#include "thread.h"
 #include "tpm.h"
 
 enum {
@@ -24,7 +25,8 @@ struct data_channel {
     pthread_t thread;
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
-    int fd;
+    int fd;   /* being served */
+    int next; /* to be served then */
     bool ending;
 };
 
@@ -43,6 +45,8 @@ int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes)
     return DATA_COMMAND;
 }
 
+/* The kernel's code in the process, or its call where the clock cannot be read by that.
+ * sandbox: clock_gettime */
 static int64_t now_ms(void)
 {
     struct timespec now;
@@ -51,6 +55,8 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* A process that was stopped and goes on restarts what waited for a time; or that is interrupted.
+ * sandbox: poll|ppoll restart_syscall=EINTR */
 static bool wait_readable(int fd, int64_t deadline_ms)
 {
     struct pollfd entry = {.fd = fd, .events = POLLIN};
@@ -63,6 +69,7 @@ static bool wait_readable(int fd, int64_t deadline_ms)
     }
 }
 
+/* sandbox: recvfrom */
 static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
 {
     ssize_t n;
@@ -73,14 +80,59 @@ static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
     return n < 0 ? -errno : n;
 }
 
-static int send_all(int fd, const uint8_t *bytes, size_t n_bytes)
+/* The socket is as its owner made it: without blocking, or with a time limit. Nobody limits how
+ * long a guest may be silent.
+ * sandbox: poll|ppoll */
+static ssize_t receive_patiently(int fd, uint8_t *bytes, size_t n_bytes)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+
+    for (;;) {
+        ssize_t n = receive(fd, bytes, n_bytes, 0);
+        if (n != -EAGAIN)
+            return n;
+        if (poll(&entry, 1, -1) < 0 && errno != EINTR)
+            return -errno;
+    }
+}
+
+static bool is_ending(struct data_channel *channel)
+{
+    pthread_mutex_lock(&channel->lock);
+    bool ending = channel->ending;
+    pthread_mutex_unlock(&channel->lock);
+    return ending;
+}
+
+/* Who does not read is waited for, but not at the end.
+ * sandbox: poll|ppoll */
+static int wait_writable(struct data_channel *channel, int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLOUT};
+
+    for (;;) {
+        int n = poll(&entry, 1, DATA_ANSWER_TIMEOUT_MS);
+        if (n > 0)
+            return 0;
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && is_ending(channel))
+            return -ETIMEDOUT;
+    }
+}
+
+/* sandbox: sendto */
+static int send_all(struct data_channel *channel, int fd, const uint8_t *bytes, size_t n_bytes)
 {
     while (n_bytes > 0) {
-        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+        int r = n < 0 && errno != EINTR ? -errno : 0;
+        if (r == -EAGAIN)
+            r = wait_writable(channel, fd);
+        if (r < 0)
+            return r;
         if (n < 0)
-            return -errno;
+            continue;
         bytes += n;
         n_bytes -= (size_t)n;
     }
@@ -98,7 +150,7 @@ static int read_command(int fd, uint8_t *buffer, size_t *n_bytes, size_t *comman
     int64_t deadline_ms = 0;
 
     for (*n_bytes = 0;;) {
-        ssize_t n = receive(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes, 0);
+        ssize_t n = receive_patiently(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes);
         if (n <= 0)
             return READ_HANG_UP;
         *n_bytes += (size_t)n;
@@ -141,30 +193,30 @@ static void serve_socket(struct data_channel *channel, int fd)
             drop_pending(fd, buffer);
             tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
         }
-        r = send_all(fd, response.bytes, response.n_bytes);
+        r = send_all(channel, fd, response.bytes, response.n_bytes);
         explicit_bzero(buffer, n_bytes);
         tpm_response_wipe(&response);
     }
     tpm_response_deinit(&response);
 }
 
+/* sandbox: futex close */
 static void *serve(void *argument)
 {
     struct data_channel *channel = argument;
 
     pthread_mutex_lock(&channel->lock);
     while (!channel->ending) {
-        if (channel->fd == NO_SOCKET) {
+        if (channel->next == NO_SOCKET) {
             pthread_cond_wait(&channel->changed, &channel->lock);
             continue;
         }
-        int fd = channel->fd;
+        int fd = channel->fd = channel->next;
+        channel->next = NO_SOCKET;
         pthread_mutex_unlock(&channel->lock);
         serve_socket(channel, fd);
         pthread_mutex_lock(&channel->lock);
-        close(fd);
-        channel->fd = NO_SOCKET;
-        pthread_cond_broadcast(&channel->changed);
+        close_descriptor(&channel->fd);
     }
     pthread_mutex_unlock(&channel->lock);
     return NULL;
@@ -173,26 +225,23 @@ static void *serve(void *argument)
 int data_channel_new(struct data_channel **out, struct tpm *tpm)
 {
     struct data_channel *channel = calloc(1, sizeof(*channel));
-    pthread_attr_t attributes;
 
     if (!channel)
         return -ENOMEM;
     channel->tpm = tpm;
-    channel->fd = NO_SOCKET;
+    channel->fd = channel->next = NO_SOCKET;
     check(pthread_mutex_init(&channel->lock, NULL) == 0);
     check(pthread_cond_init(&channel->changed, NULL) == 0);
-    check(pthread_attr_init(&attributes) == 0);
-    check(pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES) == 0);
-    int error = pthread_create(&channel->thread, &attributes, serve, channel);
-    pthread_attr_destroy(&attributes);
-    if (error) {
+    int r = thread_start(&channel->thread, THREAD_STACK_BYTES, serve, channel);
+    if (r < 0) {
         free(channel);
-        return -error;
+        return r;
     }
     *out = channel;
     return 0;
 }
 
+/* sandbox: poll|ppoll */
 static bool has_hung_up(int fd)
 {
     struct pollfd entry = {.fd = fd, .events = POLLRDHUP};
@@ -200,23 +249,25 @@ static bool has_hung_up(int fd)
     return poll(&entry, 1, 0) > 0 && entry.revents & (POLLRDHUP | POLLHUP | POLLERR);
 }
 
+/* sandbox: futex */
 int data_channel_set_socket(struct data_channel *channel, int fd)
 {
     int r = 0;
 
     pthread_mutex_lock(&channel->lock);
-    if (channel->fd != NO_SOCKET && !has_hung_up(channel->fd)) {
+    int newest = channel->next != NO_SOCKET ? channel->next : channel->fd;
+    if (newest != NO_SOCKET && !has_hung_up(newest)) {
         r = DATA_SOCKET_BUSY;
     } else {
-        while (channel->fd != NO_SOCKET)
-            pthread_cond_wait(&channel->changed, &channel->lock);
-        channel->fd = fd;
-        pthread_cond_broadcast(&channel->changed);
+        close_descriptor(&channel->next);
+        channel->next = fd;
+        pthread_cond_signal(&channel->changed);
     }
     pthread_mutex_unlock(&channel->lock);
     return r;
 }
 
+/* sandbox: shutdown futex */
 void data_channel_free(struct data_channel *channel)
 {
     pthread_mutex_lock(&channel->lock);
@@ -224,9 +275,10 @@ void data_channel_free(struct data_channel *channel)
     /* Wakes the thread from its read; a command that runs is answered first. */
     if (channel->fd != NO_SOCKET)
         shutdown(channel->fd, SHUT_RD);
-    pthread_cond_broadcast(&channel->changed);
+    pthread_cond_signal(&channel->changed);
     pthread_mutex_unlock(&channel->lock);
     pthread_join(channel->thread, NULL);
+    close_descriptor(&channel->next);
     pthread_cond_destroy(&channel->changed);
     pthread_mutex_destroy(&channel->lock);
     free(channel);

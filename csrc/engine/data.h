@@ -21,6 +21,8 @@ struct data_channel;
 enum {
     /* As swtpm gives a message on its control channel. QEMU writes a command with one call. */
     DATA_REST_TIMEOUT_MS = 500,
+    /* How long the end waits for who does not read its answer. */
+    DATA_ANSWER_TIMEOUT_MS = 500,
 };
 
 enum data_verdict {
@@ -35,13 +37,13 @@ int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes);
 /* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
 int data_channel_new(struct data_channel **channel, struct tpm *tpm);
 
-/* End the thread and free the channel. */
+/* End the thread, when the command that runs is answered, and free the channel. */
 void data_channel_free(struct data_channel *channel);
 
 enum {
     DATA_SOCKET_BUSY = 1, /* the one it has is in use; `fd` stays the caller's */
 };
 
-/* Serve this socket from now on; the channel owns `fd` then. A socket whose other end has hung up
- * gives way. Returns 0 or DATA_SOCKET_BUSY. */
+/* Serve this socket from now on, or when the command that runs is done; the channel owns `fd` then.
+ * A socket whose other end has hung up gives way. Never waits. Returns 0 or DATA_SOCKET_BUSY. */
 int data_channel_set_socket(struct data_channel *channel, int fd);

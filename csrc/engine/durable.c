@@ -223,6 +223,7 @@ static int write_file(struct durable *durable, const struct image *image, bool i
     return r < 0 ? r : publish_file(durable);
 }
 
+/* sandbox: getrandom */
 static int create_journal(struct durable *durable, const struct image *image,
                           struct journal **journal)
 {
@@ -384,6 +385,10 @@ static void *run_fold(void *argument)
     return NULL;
 }
 
+/* clone3() has its flags in memory, where no filter sees them: the C library then takes clone().
+ * sandbox: clone3=ENOSYS mprotect(arg2 lacks PROT_EXEC) set_robust_list rseq
+ *          clone(arg0 == CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SIGHAND |
+ *                CLONE_THREAD | CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID) */
 static void start_fold(struct durable *durable)
 {
     pthread_attr_t attributes;
@@ -399,6 +404,7 @@ static void start_fold(struct durable *durable)
 }
 
 /* With the lock, which the thread needs to get done. */
+/* sandbox: futex */
 static void join_fold(struct durable *durable)
 {
     if (!durable->fold.is_running)

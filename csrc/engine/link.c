@@ -1,10 +1,11 @@
 #include "link.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <libtpms/tpm_error.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
+#include <unistd.h>
 
 #include "anchor.h"
 #include "bytes.h"
@@ -14,115 +15,13 @@
 #include "data.h"
 #include "error.h"
 #include "journal.h"
-#include "nvram.h"
+#include "message.h"
 #include "pages.h"
 #include "tpm.h"
-
-struct link {
-    int fd;
-    struct tpm *tpm;
-    struct store *store;
-    struct data_channel *channel;
-};
-
-struct message {
-    struct link_header header;
-    uint8_t *payload; /* on the heap, or NULL */
-    int descriptor;   /* or -1 */
-};
-
-static void message_deinit(struct message *message)
-{
-    if (message->payload)
-        explicit_bzero(message->payload, message->header.payload_bytes);
-    free(message->payload);
-    close_descriptor(&message->descriptor);
-}
 
 _Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
                    sizeof(((struct link_journal *)0)->secret) == JOURNAL_SECRET_BYTES,
                "as a journal has them");
-
-enum {
-    LINK_CLOSED = 1,
-};
-
-/* Receive exactly n_bytes, and the descriptor that comes with them. Returns 0, LINK_CLOSED or a
- * negative errno. */
-static int receive_exactly(int fd, void *bytes, size_t n_bytes, int *descriptor)
-{
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-
-    for (size_t received = 0; received < n_bytes;) {
-        struct iovec vector = {(char *)bytes + received, n_bytes - received};
-        struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
-        if (descriptor) {
-            header.msg_control = &control;
-            header.msg_controllen = sizeof(control);
-        }
-        ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            return received ? -EPIPE : LINK_CLOSED;
-        struct cmsghdr *first = descriptor ? CMSG_FIRSTHDR(&header) : NULL;
-        if (first && first->cmsg_type == SCM_RIGHTS && *descriptor < 0)
-            memcpy(descriptor, CMSG_DATA(first), sizeof(int));
-        received += (size_t)n;
-    }
-    return 0;
-}
-
-static int receive_request(int fd, struct message *request)
-{
-    int r = receive_exactly(fd, &request->header, sizeof(request->header), &request->descriptor);
-    if (r != 0)
-        return r;
-    size_t n_bytes = request->header.payload_bytes;
-    request->header.payload_bytes = 0; /* until it is there */
-    if (n_bytes > LINK_PAYLOAD_BYTES_MAX)
-        return -EMSGSIZE;
-    if (n_bytes == 0)
-        return 0;
-    request->payload = malloc(n_bytes);
-    if (!request->payload)
-        return -ENOMEM;
-    request->header.payload_bytes = (uint32_t)n_bytes;
-    r = receive_exactly(fd, request->payload, n_bytes, NULL);
-    return r == LINK_CLOSED ? -EPIPE : r;
-}
-
-static int send_message(int fd, struct message *message)
-{
-    struct iovec vectors[2] = {
-        {&message->header, sizeof(message->header)},
-        {message->payload, message->header.payload_bytes},
-    };
-    struct msghdr header = {.msg_iov = vectors, .msg_iovlen = 2};
-
-    while (header.msg_iovlen > 0) {
-        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        while (header.msg_iovlen > 0 && (size_t)n >= header.msg_iov->iov_len) {
-            n -= (ssize_t)header.msg_iov->iov_len;
-            header.msg_iov++;
-            header.msg_iovlen--;
-        }
-        if (header.msg_iovlen > 0) {
-            header.msg_iov->iov_base = (char *)header.msg_iov->iov_base + n;
-            header.msg_iov->iov_len -= (size_t)n;
-        }
-    }
-    return 0;
-}
 
 /* One function an operation: takes the request, fills the response, returns its result. */
 typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
@@ -131,12 +30,9 @@ typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
 static TPM_RESULT do_load_state(struct link *link, struct message *request,
                                 struct message *response)
 {
-    (void)link, (void)response;
-    uint32_t type = request->header.argument;
-    if (type < LINK_STATE_PERMANENT || type > LINK_STATE_SAVESTATE)
-        return TPM_BAD_PARAMETER;
-    return nvram_load(type, request->payload, request->header.payload_bytes) < 0 ? TPM_SIZE
-                                                                                 : TPM_SUCCESS;
+    (void)response;
+    return tpm_load_state(link->tpm, request->header.argument, request->payload,
+                          request->header.payload_bytes);
 }
 
 static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
@@ -190,7 +86,7 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_held(link->tpm, from & LINK_INIT_CAME, said, digests);
+    TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
     if (result == TPM_SUCCESS)
         response->header.payload_bytes = sizeof(*digests);
     return result;
@@ -501,26 +397,32 @@ static const operation operations[] = {
     [LINK_GET_LINEAGE] = do_get_lineage,
 };
 
-static int serve_request(struct link *link)
+/* Carry out a request. Returns 0, or -EPROTO for one that is none. */
+static int carry_out(struct link *link, struct message *request, struct message *response)
 {
-    cleanup(message_deinit) struct message request = {.descriptor = -1};
-    cleanup(message_deinit) struct message response = {.descriptor = -1};
+    uint32_t number = request->header.operation;
 
-    int r = receive_request(link->fd, &request);
-    if (r != 0)
-        return r;
-    uint32_t number = request.header.operation;
     if (number >= sizeof(operations) / sizeof(*operations) || !operations[number])
         return -EPROTO;
-    response.header.operation = number;
-    response.header.result = operations[number](link, &request, &response);
-    return send_message(link->fd, &response);
+    response->header.operation = number;
+    response->header.result = operations[number](link, request, response);
+    return 0;
 }
 
-int link_serve(int fd, struct tpm *tpm, struct store *store, struct data_channel *channel,
-               enum link_locked locked)
+static int serve_request(struct link *link)
 {
-    struct link link = {.fd = fd, .tpm = tpm, .store = store, .channel = channel};
+    cleanup(message_deinit) struct message request = MESSAGE_NONE;
+    cleanup(message_deinit) struct message response = MESSAGE_NONE;
+
+    int r = message_receive(link->fd, &request);
+    if (r != 0)
+        return r;
+    r = carry_out(link, &request, &response);
+    return r < 0 ? r : message_send(link->fd, &response);
+}
+
+int link_serve(struct link *link, enum link_locked locked)
+{
     uint32_t version = TPMLIB_GetVersion();
     struct message ready = {
         .header = {LINK_READY, .argument = locked, .payload_bytes = sizeof(version)},
@@ -528,8 +430,43 @@ int link_serve(int fd, struct tpm *tpm, struct store *store, struct data_channel
         .descriptor = -1,
     };
 
-    int r = send_message(fd, &ready);
+    int r = message_send(link->fd, &ready);
     while (r == 0)
-        r = serve_request(&link);
-    return r == LINK_CLOSED ? 0 : r;
+        r = serve_request(link);
+    return r == MESSAGE_END ? 0 : r;
+}
+
+/* The record is complete and stays so: what wrote it has sealed it. */
+static bool is_sealed(int fd)
+{
+    enum { SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
+
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & SEALS) == SEALS;
+}
+
+static int boot_from_next(struct link *link, int fd)
+{
+    cleanup(message_deinit) struct message request = MESSAGE_NONE;
+    cleanup(message_deinit) struct message response = MESSAGE_NONE;
+
+    int r = message_read(fd, &request);
+    if (r != 0)
+        return r;
+    if (request.header.operation == LINK_SET_ANCHOR)
+        request.descriptor = LINK_FD_ANCHOR;
+    r = carry_out(link, &request, &response);
+    if (r == 0 && response.header.result != TPM_SUCCESS)
+        r = -EINVAL;
+    return r;
+}
+
+int link_boot(struct link *link, int fd)
+{
+    int r = is_sealed(fd) ? 0 : -EPERM;
+
+    while (r == 0)
+        r = boot_from_next(link, fd);
+    close(fd);
+    return r == MESSAGE_END ? 0 : r;
 }

@@ -4,6 +4,10 @@
  * is why it holds nothing but declarations. Numbers are in the machine's own order: both ends are
  * one build on one machine.
  *
+ * What the TPM starts from, and how it keeps it, is in the boot record: requests, one after
+ * another, in a memfd that is sealed. The engine carries them out before it says LINK_READY, and
+ * ends if one of them fails.
+ *
  * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
  * operation. One request is under way at a time. The engine answers in order and never speaks
  * unasked, but for the one LINK_READY that it sends when it can serve.
@@ -55,7 +59,7 @@ enum link_operation {
     LINK_SET_KEY = 26, /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
                           before anything is written */
     LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
-                              descriptor, the anchor's */
+                              descriptor, the anchor's: LINK_FD_ANCHOR in a boot record */
     LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
                               link_journal */
     LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
@@ -121,6 +125,8 @@ enum link_descriptor {
     LINK_FD_DIRECTORY = 4,   /* the state directory */
     LINK_FD_LOCK = 5,        /* .lock: held for as long as the engine lives */
     LINK_FD_STORE = 6,       /* the store's memfd (pages.h), to be mapped writable */
+    LINK_FD_BOOT = 7,        /* the boot record */
+    LINK_FD_ANCHOR = 8,      /* the anchor, if there is one */
 };
 
 enum link_limit {

@@ -1,4 +1,4 @@
-/* The engine's end of the link to vtpmd: reads requests, calls the TPM, answers. */
+/* The engine's end of the link to vtpmd: takes requests, calls the TPM, answers. */
 #pragma once
 
 #include "link_types.h"
@@ -7,7 +7,18 @@ struct data_channel;
 struct store;
 struct tpm;
 
-/* Serve requests until vtpmd closes the link. Returns 0 then, or a negative errno if the link
- * broke or carried what cannot be a request. */
-int link_serve(int fd, struct tpm *tpm, struct store *store, struct data_channel *channel,
-               enum link_locked locked);
+/* What requests are about. */
+struct link {
+    int fd;
+    struct tpm *tpm;
+    struct store *store;
+    struct data_channel *channel;
+};
+
+/* Carry out the requests of a boot record, and close it. Returns 0 if all of them succeeded, or a
+ * negative errno. */
+int link_boot(struct link *link, int fd);
+
+/* Say that the engine can serve, then serve requests until vtpmd closes the link. Returns 0 then,
+ * or a negative errno if the link broke or carried what cannot be a request. */
+int link_serve(struct link *link, enum link_locked locked);

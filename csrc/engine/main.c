@@ -28,6 +28,35 @@ static int is_started_by_vtpmd(void)
            fstat(LINK_FD_DIRECTORY, &directory) == 0 && S_ISDIR(directory.st_mode);
 }
 
+static int seal(void)
+{
+    int r = sandbox_seal();
+
+    if (r < 0)
+        error_report("cannot give up system calls: %s; the kernel needs CONFIG_SECCOMP_FILTER",
+                     strerror(-r));
+    return r;
+}
+
+static int serve_link(struct tpm *tpm, struct store *store, struct data_channel *channel)
+{
+    struct link link = {LINK_FD_SOCKET, tpm, store, channel};
+    enum link_locked locked = sandbox_lock_memory();
+
+    int r = link_boot(&link, LINK_FD_BOOT);
+    if (r < 0) {
+        error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
+        return r;
+    }
+    r = seal(); /* all threads run */
+    if (r < 0)
+        return r;
+    r = link_serve(&link, locked);
+    if (r < 0)
+        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    return r;
+}
+
 static int serve(void)
 {
     struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
@@ -35,12 +64,14 @@ static int serve(void)
     struct store *store;
 
     int r = store_map(&store, LINK_FD_STORE, true);
-    if (r < 0)
+    if (r < 0) {
+        error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
         return r;
+    }
     struct tpm *tpm = tpm_new(&io.io);
     r = data_channel_new(&channel, tpm);
     if (r >= 0) {
-        r = link_serve(LINK_FD_SOCKET, tpm, store, channel, sandbox_lock_memory());
+        r = serve_link(tpm, store, channel);
         tpm_let_go(tpm); /* the other thread may wait for it */
         data_channel_free(channel);
     }
@@ -49,6 +80,7 @@ static int serve(void)
     return r;
 }
 
+/* sandbox: exit_group */
 int main(void)
 {
     if (!is_started_by_vtpmd()) {
@@ -63,8 +95,5 @@ int main(void)
         error_report("cannot give up privileges: %s; is the kernel older than 5.9?", strerror(-r));
         return 1;
     }
-    r = serve();
-    if (r < 0)
-        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
-    return r < 0 ? 1 : 0;
+    return serve() < 0 ? 1 : 0;
 }

@@ -17,6 +17,7 @@ struct image {
     const char *name;
     uint8_t *bytes; /* NULL: there is none. The permanent one is in `permanent` */
     size_t n_bytes;
+    bool is_unsure; /* there is none, but to write the file has failed: it may be there */
 };
 
 static struct io *store_io;
@@ -91,6 +92,7 @@ static int image_store(struct image *image, const uint8_t *state, size_t state_b
         return r;
     const struct cipher_key *key = file_key.n_bytes ? &file_key : NULL;
     r = checkpoint_write(store_io, key, image->name, state, state_bytes, NULL);
+    image->is_unsure = r < 0;
     if (r < 0) {
         free(bytes);
         return r;
@@ -156,12 +158,12 @@ static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_byt
     return *bytes != NULL;
 }
 
-bool nvram_has(enum link_state_type type)
+bool nvram_may_have(enum link_state_type type)
 {
     const uint8_t *bytes;
     size_t n_bytes;
 
-    return find(type, &bytes, &n_bytes);
+    return find(type, &bytes, &n_bytes) || images[type].is_unsure;
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
@@ -175,11 +177,14 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
 
 static int image_remove(struct image *image)
 {
+    if (!image->bytes && !image->is_unsure)
+        return 0;
     int r = checkpoint_remove(store_io, image->name);
-
-    if (r >= 0)
-        image_clear(image);
-    return r;
+    if (r < 0)
+        return r;
+    image_clear(image);
+    image->is_unsure = false;
+    return 0;
 }
 
 int nvram_remove(enum link_state_type type)
@@ -297,7 +302,7 @@ static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must
     enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_has(type)))
+    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_may_have(type)))
         return TPM_FAIL;
     return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
@@ -323,6 +328,9 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
+    is_read_only = false;
+    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
+        images[i].is_unsure = false;
     check(durable_new(&permanent, io) == 0);
     check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
 }

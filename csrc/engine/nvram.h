@@ -52,8 +52,8 @@ void nvram_set_read_only(bool is_so);
 void nvram_begin(void);
 int nvram_end(void);
 
-/* True if there is an image of that type. */
-bool nvram_has(enum link_state_type type);
+/* True if there is an image of that type, or a file that could not be written wholly. */
+bool nvram_may_have(enum link_state_type type);
 
 /* Make an image durable and keep it. Returns 0 or a negative errno; then the image is the one
  * before. */

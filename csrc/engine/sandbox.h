@@ -9,3 +9,8 @@ int sandbox_enter(void);
 
 /* Keep state out of swap, as far as RLIMIT_MEMLOCK allows. */
 enum link_locked sandbox_lock_memory(void);
+
+/* From here on all threads have the system calls that the comments beside their places name, and
+ * the process is killed (SIGSYS) by any other. All threads run by then. Returns 0 or a negative
+ * errno. */
+int sandbox_seal(void);

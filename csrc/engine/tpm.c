@@ -4,12 +4,14 @@
 #include <libtpms/tpm_error.h>
 #include <libtpms/tpm_tis.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "custody.h"
 #include "digest.h"
 #include "error.h"
 #include "nvram.h"
@@ -23,28 +25,31 @@ enum {
     TPM2_SU_STATE = 1,
 };
 
+/* In one word, as some look without the lock. */
+struct condition {
+    uint8_t power;   /* enum tpm_power */
+    uint8_t custody; /* enum tpm_custody */
+};
+
 struct tpm {
     pthread_mutex_t lock;
     pthread_cond_t settled; /* waiting commands have to look again whether they wait */
-    bool running;
-    bool held;     /* on, but not this host's yet */
-    bool expected; /* held, and the guest has been told that it is on: commands wait */
-    bool retired;  /* another host's: nothing is executed, and nothing written */
-    bool awaited;  /* retired, and asked back from there: commands wait */
-    bool given;    /* QEMU has the state and may start it elsewhere: nothing is written until the
-                      guest is seen to run on */
-    bool worked;   /* something ran since the last capture */
-    bool served;   /* something ran since the vTPM came to this host, or ever */
-    enum link_shutdown said; /* the guest's last TPM2_Shutdown that libtpms accepted since its
-                                TPM2_Startup */
-    bool shut_down;          /* nothing ran since that */
+    _Atomic struct condition condition;
+    enum tpm_custody before;   /* of one on standby: what it goes back to */
+    bool worked;               /* something ran since the last capture */
+    bool served;               /* something ran since the vTPM came to this host, or ever */
+    enum link_shutdown said;   /* the guest's last TPM2_Shutdown that libtpms accepted since its
+                                  TPM2_Startup */
+    bool shut_down;            /* nothing ran since that */
+    atomic_bool established;   /* as libtpms had it last */
+    _Atomic uint32_t locality; /* of commands from the next one on */
 };
 
 _Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BYTES &&
                    sizeof(((struct link_digests *)0)->volatile_digest) == DIGEST_BYTES,
                "SHA-256 as digest.h has it");
 
-/* libtpms' callback has no room for a pointer. */
+/* Of the running command; libtpms' callback has no room for a pointer. */
 static TPM_MODIFIER_INDICATOR current_locality;
 
 static void unlock(pthread_mutex_t **lock)
@@ -53,8 +58,8 @@ static void unlock(pthread_mutex_t **lock)
 }
 
 #define locked(tpm)                                                                                \
-    cleanup(unlock) pthread_mutex_t *held __attribute__((unused)) = &(tpm)->lock;                  \
-    pthread_mutex_lock(held)
+    cleanup(unlock) pthread_mutex_t *lock __attribute__((unused)) = &(tpm)->lock;                  \
+    pthread_mutex_lock(lock)
 
 static const enum TPMLIB_StateType library_types[] = {
     [LINK_STATE_PERMANENT] = TPMLIB_STATE_PERMANENT,
@@ -119,6 +124,10 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
     put_be32(response->bytes + 6, code);
 }
 
+/* libtpms has a clock, a log, and libcrypto's random numbers. The C library asks what a log is, and
+ * goes on without an answer.
+ * sandbox: clock_gettime gettimeofday?=EFAULT getrandom getpid
+ *          write fstat=EBADF newfstatat=EBADF lseek=ESPIPE */
 static void process(uint8_t *command, size_t command_bytes, struct tpm_response *response)
 {
     TPM_RESULT result = TPMLIB_Process(&response->bytes, &response->n_bytes, &response->n_allocated,
@@ -156,30 +165,40 @@ static void shut_down(struct tpm *tpm)
         send_shutdown(TPM2_SU_CLEAR);
 }
 
-/* Whose the vTPM is, is decided here alone. */
-static void set_owner(struct tpm *tpm, bool retired, bool given)
+/* The one writer of power and custody. */
+static void set_condition(struct tpm *tpm, enum tpm_power power, enum tpm_custody custody)
 {
-    tpm->retired = retired;
-    tpm->given = given;
-    tpm->awaited = false;
-    nvram_set_read_only(retired || given);
-    if (tpm->running)
+    tpm->condition = (struct condition){power, custody};
+    nvram_set_read_only(custody != TPM_ACTIVE);
+    if (power == TPM_ON)
         nvram_begin();
+    if (!custody_is_ahead(custody))
+        nvram_let_go();
     pthread_cond_broadcast(&tpm->settled);
 }
 
-/* The guest runs on here, so nobody has started what tpm_get_state() gave. */
-static void run_on(struct tpm *tpm)
+static enum tpm_verdict verdict_on(struct tpm *tpm, enum tpm_operation operation)
 {
-    if (tpm->given)
-        set_owner(tpm, tpm->retired, false);
+    struct condition now = tpm->condition;
+
+    return custody_verdict(operation, now.power, now.custody);
 }
 
-static void end_hold(struct tpm *tpm)
+static bool is_on(struct tpm *tpm)
 {
-    tpm->held = tpm->expected = false;
-    nvram_let_go();
-    pthread_cond_broadcast(&tpm->settled);
+    struct condition now = tpm->condition;
+
+    return now.power == TPM_ON;
+}
+
+/* The operation is done, as far as custody goes. */
+static void has_done(struct tpm *tpm, enum tpm_operation operation)
+{
+    struct condition now = tpm->condition;
+    enum tpm_custody after = custody_after(operation, now.custody, &tpm->before);
+
+    if (after != now.custody)
+        set_condition(tpm, now.power, after);
 }
 
 /* Returns 0, also if there is none, or a negative errno. */
@@ -194,63 +213,105 @@ static int close_journal(void)
     return r;
 }
 
-static void power_off(struct tpm *tpm)
+static void note_established(struct tpm *tpm)
 {
-    if (!tpm->retired && !tpm->given && !tpm->held)
-        shut_down(tpm);
-    TPMLIB_Terminate();
-    tpm->running = tpm->awaited = false;
-    close_journal();
-    end_hold(tpm);
+    TPM_BOOL bit = FALSE;
+
+    if (TPM_IO_TpmEstablished_Get(&bit) == TPM_SUCCESS)
+        tpm->established = bit;
 }
 
-static TPM_RESULT power_on(struct tpm *tpm, enum link_shutdown said)
+static void power_off(struct tpm *tpm)
 {
-    bool resumes = nvram_has(LINK_STATE_VOLATILE) && !tpm->held;
+    struct condition now = tpm->condition;
+
+    if (now.custody == TPM_ACTIVE)
+        shut_down(tpm);
+    TPMLIB_Terminate();
+    close_journal();
+    set_condition(tpm, TPM_OFF, custody_after(OP_STOP, now.custody, &tpm->before));
+}
+
+/* As if it had not been on. */
+static void let_go(struct tpm *tpm)
+{
+    TPMLIB_Terminate();
+    set_condition(tpm, TPM_OFF, tpm->before);
+}
+
+/* Returns true if an operation is to be done now; else `*result` is its answer. */
+static bool may(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
+{
+    enum tpm_verdict verdict = verdict_on(tpm, operation);
+
+    if (verdict == VERDICT_LET_GO) {
+        let_go(tpm);
+        verdict = verdict_on(tpm, operation);
+    }
+    *result = TPM_SUCCESS;
+    if (verdict == VERDICT_NOT_NOW)
+        *result = TPM_BAD_ORDINAL;
+    if (verdict == VERDICT_FAIL)
+        *result = TPM_FAIL;
+    return verdict == VERDICT_DO;
+}
+
+static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_shutdown said)
+{
+    struct condition before = tpm->condition;
+    bool resumes = custody == TPM_ACTIVE && nvram_may_have(LINK_STATE_VOLATILE);
 
     TPM_RESULT result = TPMLIB_MainInit();
     /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
      * guest has extended since. */
     if (result == TPM_SUCCESS && resumes && nvram_remove(LINK_STATE_VOLATILE) < 0)
         result = TPM_FAIL;
-    if (result == TPM_SUCCESS)
-        nvram_begin();
-    else
+    if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
-    tpm->running = result == TPM_SUCCESS;
     tpm->said = said;
     tpm->shut_down = false;
     tpm->worked = true;
-    if (!tpm->running)
-        end_hold(tpm);
-    return result;
+    if (result != TPM_SUCCESS) {
+        set_condition(tpm, TPM_OFF, before.custody);
+        return result;
+    }
+    note_established(tpm);
+    set_condition(tpm, TPM_ON, custody);
+    return TPM_SUCCESS;
 }
 
-/* Our own from now on, and off. */
-static void begin_init(struct tpm *tpm)
+/* Our own from now on, and off. Returns false if that is refused: `*result` is the answer. */
+static bool begin_init(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
 {
-    run_on(tpm);
-    if (tpm->running)
+    if (!may(tpm, operation, result))
+        return false;
+    has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
+    if (is_on(tpm))
         power_off(tpm);
-    set_owner(tpm, false, false);
+    has_done(tpm, operation);
+    return true;
 }
 
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->retired && !has_come)
-        return TPM_FAIL;
-    begin_init(tpm);
-    return power_on(tpm, LINK_SHUTDOWN_NONE);
+    if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &result))
+        return result;
+    return power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
 }
 
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    begin_init(tpm);
+    if (!begin_init(tpm, OP_INIT_CAME, &result))
+        return result;
     if (nvram_expect(lineage) < 0)
         return TPM_FAIL;
-    TPM_RESULT result = power_on(tpm, LINK_SHUTDOWN_NONE);
+    result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
     /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
     if (!nvram_has_come() && result == TPM_SUCCESS) {
         power_off(tpm);
@@ -286,81 +347,80 @@ static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_init_held(struct tpm *tpm, bool has_come, enum link_shutdown said,
-                         struct link_digests *digests)
+TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown said,
+                            struct link_digests *digests)
 {
+    enum tpm_operation operation = has_come ? OP_INIT_STANDBY_CAME : OP_INIT_STANDBY;
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->retired && !has_come)
-        return TPM_FAIL;
-    if (tpm->running)
+    if (!may(tpm, operation, &result))
+        return result;
+    if (is_on(tpm))
         power_off(tpm);
-    TPM_RESULT result = hold_given_state(LINK_STATE_PERMANENT, digests->permanent_digest);
+    result = hold_given_state(LINK_STATE_PERMANENT, digests->permanent_digest);
     if (result == TPM_SUCCESS)
         result = hold_given_state(LINK_STATE_VOLATILE, digests->volatile_digest);
     if (result != TPM_SUCCESS) {
         nvram_let_go();
         return result;
     }
-    tpm->held = true;
-    return power_on(tpm, said);
+    struct condition now = tpm->condition;
+    return power_on(tpm, custody_after(operation, now.custody, &tpm->before), said);
 }
 
 TPM_RESULT tpm_expect(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (!tpm->held)
-        return TPM_BAD_ORDINAL;
-    tpm->expected = true;
-    return TPM_SUCCESS;
+    if (may(tpm, OP_EXPECT, &result))
+        has_done(tpm, OP_EXPECT);
+    return result;
 }
 
 TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (!tpm->held)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_ADMIT, &result))
+        return result;
     if (nvram_admit(lineage) < 0)
         return TPM_FAIL;
     tpm->served = false;
-    set_owner(tpm, false, false);
-    end_hold(tpm);
-    return TPM_SUCCESS;
-}
-
-static void let_go(struct tpm *tpm)
-{
-    if (tpm->held)
-        power_off(tpm);
-}
-
-static TPM_RESULT await_return(struct tpm *tpm, bool is_so)
-{
-    if (!tpm->retired)
-        return TPM_BAD_ORDINAL;
-    tpm->awaited = is_so;
-    pthread_cond_broadcast(&tpm->settled);
+    has_done(tpm, OP_ADMIT);
     return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_await(struct tpm *tpm, bool is_so)
 {
+    enum tpm_operation operation = is_so ? OP_AWAIT : OP_AWAIT_NO_MORE;
+    TPM_RESULT result;
+
     locked(tpm);
-    return await_return(tpm, is_so);
+    if (may(tpm, operation, &result))
+        has_done(tpm, operation);
+    return result;
 }
 
 void tpm_let_go(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    let_go(tpm);
-    await_return(tpm, false);
+    if (may(tpm, OP_LET_GO, &result))
+        has_done(tpm, OP_LET_GO);
 }
 
 TPM_RESULT tpm_stop(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->running)
+    if (may(tpm, OP_STOP, &result))
         power_off(tpm);
-    return TPM_SUCCESS;
+    return result;
 }
 
 void tpm_free(struct tpm *tpm)
@@ -373,16 +433,15 @@ void tpm_free(struct tpm *tpm)
     free(tpm);
 }
 
-static bool must_wait(const struct tpm *tpm)
+/* Returns the verdict on a command, once it need not wait; VERDICT_WAIT if that took too long. */
+static enum tpm_verdict wait_until_settled(struct tpm *tpm)
 {
-    return tpm->expected || (tpm->awaited && tpm->running && !tpm->held);
-}
-
-/* Returns false if that took too long. */
-static bool wait_until_settled(struct tpm *tpm)
-{
+    enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
     struct timespec until;
+    int r = 0;
 
+    if (verdict != VERDICT_WAIT)
+        return verdict;
     check(clock_gettime(CLOCK_MONOTONIC, &until) == 0);
     until.tv_sec += COMMAND_WAIT_MS / 1000;
     until.tv_nsec += COMMAND_WAIT_MS % 1000 * 1000000;
@@ -390,10 +449,11 @@ static bool wait_until_settled(struct tpm *tpm)
         until.tv_sec++;
         until.tv_nsec -= 1000000000;
     }
-    while (must_wait(tpm))
-        if (pthread_cond_timedwait(&tpm->settled, &tpm->lock, &until) == ETIMEDOUT)
-            return !must_wait(tpm);
-    return true;
+    while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
+        r = pthread_cond_timedwait(&tpm->settled, &tpm->lock, &until);
+        verdict = verdict_on(tpm, OP_EXECUTE);
+    }
+    return verdict;
 }
 
 static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type)
@@ -406,12 +466,22 @@ static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type)
     }
 }
 
-/* Something of the guest's is about to run. */
-static void note_work(struct tpm *tpm)
+/* Something of the guest's is about to run. Returns 0 or a negative errno: then it must not. */
+static int begin_work(struct tpm *tpm, enum tpm_operation operation)
 {
-    run_on(tpm);
+    has_done(tpm, operation); /* it is seen to run on */
+    /* A volatile state that was stored serves once: not after a crash, if the guest went on. */
+    int r = nvram_may_have(LINK_STATE_VOLATILE) ? nvram_remove(LINK_STATE_VOLATILE) : 0;
+    if (r < 0) {
+        error_report("cannot remove tpm2-00.volatilestate: %s; the TPM answers TPM_RC_RETRY until "
+                     "it can: repair the file system",
+                     strerror(-r));
+        return r;
+    }
     tpm->worked = tpm->served = true;
     tpm->shut_down = false;
+    current_locality = tpm->locality;
+    return 0;
 }
 
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
@@ -419,68 +489,49 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
     locked(tpm);
-    if (!wait_until_settled(tpm)) {
-        tpm_respond_error(response, TPM2_RC_RETRY);
+    enum tpm_verdict verdict = wait_until_settled(tpm);
+    if (verdict == VERDICT_FAIL) {
+        tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
     }
-    if (!tpm->running || tpm->held || tpm->retired) {
-        tpm_respond_error(response, TPM2_RC_FAILURE);
+    if (verdict == VERDICT_WAIT || begin_work(tpm, OP_EXECUTE) < 0) {
+        tpm_respond_error(response, TPM2_RC_RETRY);
         return;
     }
     uint32_t command_code = get_be32(command + 6);
     /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
     uint16_t last_parameter = get_be16(command + command_bytes - 2);
-    note_work(tpm);
     process(command, command_bytes, response);
+    note_established(tpm);
     if (response_code(response) == 0)
         note_power(tpm, command_code, last_parameter);
 }
 
 TPM_RESULT tpm_cancel(struct tpm *tpm)
 {
-    bool idle = pthread_mutex_trylock(&tpm->lock) == 0;
-    bool stopped = idle && !tpm->running;
-
-    if (idle)
-        pthread_mutex_unlock(&tpm->lock);
-    return stopped ? TPM_BAD_ORDINAL : TPMLIB_CancelCommand();
+    return verdict_on(tpm, OP_CANCEL) == VERDICT_DO ? TPMLIB_CancelCommand() : TPM_BAD_ORDINAL;
 }
 
 TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established)
 {
-    TPM_BOOL bit = FALSE;
-
-    locked(tpm);
-    if (!tpm->running || (tpm->held && !tpm->expected))
-        return TPM_BAD_ORDINAL;
-    TPM_RESULT result = TPM_IO_TpmEstablished_Get(&bit);
-    *established = bit;
-    return result;
-}
-
-/* Before what changes a running TPM's state other than by a command. */
-static TPM_RESULT begin_work(struct tpm *tpm)
-{
-    if (!tpm->running || tpm->held)
-        return TPM_BAD_ORDINAL;
-    if (tpm->retired)
-        return TPM_FAIL;
-    note_work(tpm);
-    return TPM_SUCCESS;
+    *established = tpm->established;
+    return verdict_on(tpm, OP_GET_ESTABLISHED) == VERDICT_DO ? TPM_SUCCESS : TPM_BAD_ORDINAL;
 }
 
 TPM_RESULT tpm_reset_established(struct tpm *tpm, uint32_t locality)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    TPM_RESULT result = begin_work(tpm);
-    if (result != TPM_SUCCESS)
+    if (!may(tpm, OP_RESET_ESTABLISHED, &result))
         return result;
     if (locality > TPM_LOCALITY_MAX)
         return TPM_BAD_LOCALITY;
-    TPM_MODIFIER_INDICATOR previous = current_locality;
+    if (begin_work(tpm, OP_RESET_ESTABLISHED) < 0)
+        return TPM_FAIL;
     current_locality = locality;
     result = TPM_IO_TpmEstablished_Reset();
-    current_locality = previous;
+    note_established(tpm);
     return result;
 }
 
@@ -488,46 +539,59 @@ TPM_RESULT tpm_set_locality(struct tpm *tpm, uint32_t locality)
 {
     if (locality > TPM_LOCALITY_MAX)
         return TPM_BAD_LOCALITY;
-    locked(tpm);
-    current_locality = locality;
+    tpm->locality = locality;
     return TPM_SUCCESS;
+}
+
+static bool may_hash(struct tpm *tpm, TPM_RESULT *result)
+{
+    if (!may(tpm, OP_HASH, result))
+        return false;
+    *result = begin_work(tpm, OP_HASH) < 0 ? TPM_FAIL : TPM_SUCCESS;
+    return *result == TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_hash_start(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    TPM_RESULT result = begin_work(tpm);
-    return result == TPM_SUCCESS ? TPM_IO_Hash_Start() : result;
+    return may_hash(tpm, &result) ? TPM_IO_Hash_Start() : result;
 }
 
 TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    TPM_RESULT result = begin_work(tpm);
-    return result == TPM_SUCCESS ? TPM_IO_Hash_Data(data, (uint32_t)data_bytes) : result;
+    return may_hash(tpm, &result) ? TPM_IO_Hash_Data(data, (uint32_t)data_bytes) : result;
 }
 
 TPM_RESULT tpm_hash_end(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    TPM_RESULT result = begin_work(tpm);
-    return result == TPM_SUCCESS ? TPM_IO_Hash_End() : result;
+    if (!may_hash(tpm, &result))
+        return result;
+    result = TPM_IO_Hash_End();
+    note_established(tpm);
+    return result;
 }
 
 TPM_RESULT tpm_store_volatile(struct tpm *tpm)
 {
     unsigned char *state = NULL;
     uint32_t state_bytes = 0;
+    TPM_RESULT result;
 
     locked(tpm);
-    if (!tpm->running || tpm->held)
-        return TPM_BAD_ORDINAL;
-    if (tpm->retired)
-        return TPM_FAIL;
-    TPM_RESULT result = TPMLIB_VolatileAll_Store(&state, &state_bytes);
+    if (!may(tpm, OP_STORE_VOLATILE, &result))
+        return result;
+    result = TPMLIB_VolatileAll_Store(&state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
-    run_on(tpm);
+    has_done(tpm, OP_STORE_VOLATILE);
     int r = nvram_store(LINK_STATE_VOLATILE, state, state_bytes);
     if (r < 0)
         error_report("cannot store tpm2-00.volatilestate: %s; make room or repair the file system, "
@@ -544,29 +608,31 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
 
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes)
 {
+    enum tpm_operation operation = type == LINK_STATE_PERMANENT ? OP_GET_PERMANENT : OP_GET_OTHER;
     uint32_t length = 0;
+    TPM_RESULT result;
 
     locked(tpm);
-    if (!tpm->running || tpm->held)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, operation, &result))
+        return result;
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
-    if (tpm->retired)
-        return TPM_FAIL;
-    TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
+    result = TPMLIB_GetState(library_types[type], state, &length);
     *state_bytes = length;
     if (result == TPM_SUCCESS && length == 0)
         result = TPM_BLOB_NOT_FOUND;
-    if (result == TPM_SUCCESS && type == LINK_STATE_PERMANENT)
-        set_owner(tpm, false, true);
+    if (result == TPM_SUCCESS)
+        has_done(tpm, operation);
     return result;
 }
 
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->running)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_SET_STATE, &result))
+        return result;
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
     /* libtpms would make a new TPM from an empty permanent state. */
@@ -577,49 +643,71 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
 
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
+    if (!may(tpm, OP_STORE_PERMANENT, &result))
+        return result;
     return nvram_store_permanent() < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_forget_state(struct tpm *tpm)
 {
     static const unsigned char no_state = 0;
+    TPM_RESULT result;
 
     locked(tpm);
-    let_go(tpm);
-    if (tpm->running)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_FORGET_STATE, &result))
+        return result;
     /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL
      * would be an empty state, from which it makes a new TPM. */
     TPMLIB_SetState(TPMLIB_STATE_PERMANENT, &no_state, sizeof(no_state));
     return TPM_SUCCESS;
 }
 
+TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!may(tpm, OP_SET_UP, &result))
+        return result;
+    if (!is_state_type(type))
+        return TPM_BAD_PARAMETER;
+    return nvram_load(type, state, state_bytes) < 0 ? TPM_SIZE : TPM_SUCCESS;
+}
+
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
                            struct store *store, uint64_t loaded)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->running)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_SET_UP, &result))
+        return result;
     nvram_set_journal(settings, store, loaded);
     return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->running)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_SET_UP, &result))
+        return result;
     nvram_set_key(key);
     return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (tpm->running || nvram_set_anchor(anchor) < 0)
-        return TPM_BAD_ORDINAL;
-    return TPM_SUCCESS;
+    if (!may(tpm, OP_SET_UP, &result))
+        return result;
+    return nvram_set_anchor(anchor) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
 }
 
 void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor)
@@ -645,14 +733,16 @@ static TPM_RESULT capture(struct store *store, enum link_state_type type)
 
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum link_shutdown *said)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    if (!tpm->running || tpm->retired || tpm->held)
-        return TPM_BAD_ORDINAL;
+    if (!may(tpm, OP_CAPTURE, &result))
+        return result;
     *worked = tpm->worked;
     *said = tpm->said;
     if (!tpm->worked)
         return TPM_SUCCESS;
-    TPM_RESULT result = capture(store, LINK_STATE_PERMANENT);
+    result = capture(store, LINK_STATE_PERMANENT);
     if (result == TPM_SUCCESS)
         result = capture(store, LINK_STATE_VOLATILE);
     tpm->worked = result != TPM_SUCCESS;
@@ -661,28 +751,35 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
 
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 {
+    enum tpm_operation operation = unserved ? OP_RETIRE_UNSERVED : OP_RETIRE_UNCHANGED;
+    TPM_RESULT result;
+
     locked(tpm);
-    /* What is held has served nobody, whatever this host did with the vTPM before. */
-    bool served = tpm->served && !tpm->held;
-    if (unserved ? served : !tpm->running || tpm->worked)
+    if (!may(tpm, operation, &result))
+        return result;
+    /* What is on standby has served nobody, whatever this host did with the vTPM before. */
+    struct condition now = tpm->condition;
+    bool served = tpm->served && !custody_is_ahead(now.custody);
+    if (unserved ? served : tpm->worked)
         return TPM_FAIL;
     tpm->served = served;
-    set_owner(tpm, true, tpm->given);
-    end_hold(tpm);
+    has_done(tpm, operation);
     return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_unretire(struct tpm *tpm)
 {
+    TPM_RESULT result;
+
     locked(tpm);
-    set_owner(tpm, false, false);
-    return TPM_SUCCESS;
+    if (may(tpm, OP_UNRETIRE, &result))
+        has_done(tpm, OP_UNRETIRE);
+    return result;
 }
 
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3])
 {
-    locked(tpm);
-    if (wanted && tpm->running)
+    if (wanted && verdict_on(tpm, OP_SET_BUFFER_SIZE) != VERDICT_DO)
         return TPM_BAD_ORDINAL;
     sizes[0] = TPMLIB_SetBufferSize(wanted, &sizes[1], &sizes[2]);
     return TPM_SUCCESS;

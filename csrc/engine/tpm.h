@@ -1,17 +1,19 @@
 /* The TPM: libtpms behind one lock, with the state machine that swtpm has around it.
  *
- *     stopped ──tpm_init──► running ──tpm_stop──► stopped
- *        │                     └──tpm_init──► running (a guest's reset)
- *        ├── tpm_init failed ──► stopped
- *        └──tpm_init_held──► held ──tpm_admit──► running
- *                              └──tpm_let_go──► stopped, as if it had not been
+ *     off ──tpm_init──► on ──tpm_stop──► off
+ *      │                 └──tpm_init──► on (a guest's reset)
+ *      ├── tpm_init failed ──► off
+ *      └──tpm_init_standby──► on, standby ──tpm_admit──► on, active
+ *                                       └──tpm_let_go──► off, as if it had not been
  *
- * Beside it stands whose the vTPM is. Of one that is another host's (tpm_retire), or may be
- * (tpm_get_state), no file is written, whatever is asked: what is left is a directory with its
+ * Beside it stands whose the vTPM is. custody.h has both, and what is done or refused in which:
+ * what is said of a function here is for the states in which it is done. Of a vTPM that is another
+ * host's, or may be, no file is written, whatever is asked: what is left is a directory with its
  * journal, which the next start takes up.
  *
- * Two threads call in: one executes the guest's commands, the other serves vtpmd. Every function
- * waits for the lock but tpm_cancel(), whose purpose is to reach a command that holds it.
+ * Two threads call in: one executes the guest's commands, the other serves vtpmd. Functions wait
+ * for the lock, and with it for the command that runs and for the disk; but tpm_cancel(),
+ * tpm_set_locality(), tpm_get_established() and tpm_set_buffer_size() never do.
  *
  * Results are libtpms' TPM_RESULTs: 0 is success.
  */
@@ -67,6 +69,9 @@ struct tpm *tpm_new(struct io *io);
 /* Stop the TPM if it runs, overwrite what it held and free it. */
 void tpm_free(struct tpm *tpm);
 
+/* Take what a state file holds as the image that a stopped TPM starts from next. */
+TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
+
 /* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
  * gives the numbers, and has to outlive the TPM. `loaded` is the generation of the state that its
  * files hold, or 0. */
@@ -99,17 +104,17 @@ void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
  * so last: neither its images nor its files change, it answers as one that is stopped, and a
  * retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
-TPM_RESULT tpm_init_held(struct tpm *tpm, bool has_come, enum link_shutdown said,
-                         struct link_digests *digests);
+TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown said,
+                            struct link_digests *digests);
 
-/* The guest may use a held TPM: its commands wait until it is admitted or let go. */
+/* The guest may use a TPM on standby: its commands wait until it is admitted or let go. */
 TPM_RESULT tpm_expect(struct tpm *tpm);
 
-/* Execute the commands of a held TPM from now on; its state is the image, and its files' next, and
- * of this lineage. When it fails, the TPM stays held, and it may be asked again. */
+/* Execute the commands of a TPM on standby from now on; its state is the image, and its files'
+ * next, and of this lineage. When it fails, the TPM stays on standby, and it may be asked again. */
 TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage);
 
-/* Power a held TPM off, as if it had not been on. No command waits after that, here or for
+/* Power a TPM on standby off, as if it had not been on. No command waits after that, here or for
  * tpm_unretire(). */
 void tpm_let_go(struct tpm *tpm);
 
@@ -118,7 +123,8 @@ TPM_RESULT tpm_stop(struct tpm *tpm);
 
 /* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to TPM_COMMAND_BYTES_MAX. There is
  * always a whole response, of at most TPM_COMMAND_BYTES_MAX bytes: TPM_RC_FAILURE from a TPM that
- * is stopped or another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS. */
+ * is stopped or another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS, or if
+ * what tpm_store_volatile() has left cannot be removed. */
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
 
@@ -128,15 +134,18 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code);
 /* Ask the running command to end early. Without one it does nothing. */
 TPM_RESULT tpm_cancel(struct tpm *tpm);
 
+/* The bit is as the last command left it that has been executed. */
 TPM_RESULT tpm_get_established(struct tpm *tpm, bool *established);
 TPM_RESULT tpm_reset_established(struct tpm *tpm, uint32_t locality);
+
+/* Of the commands from the next one on; the one that runs keeps its own. */
 TPM_RESULT tpm_set_locality(struct tpm *tpm, uint32_t locality);
 TPM_RESULT tpm_hash_start(struct tpm *tpm);
 TPM_RESULT tpm_hash_data(struct tpm *tpm, const uint8_t *data, size_t data_bytes);
 TPM_RESULT tpm_hash_end(struct tpm *tpm);
 
 /* Write the running TPM's volatile state into the state directory, and close the journal until the
- * next change. */
+ * next change. The file is removed before the guest's next command. */
 TPM_RESULT tpm_store_volatile(struct tpm *tpm);
 
 /* Get a running TPM's state. The caller frees `*state`, after overwriting it. Who has the permanent
@@ -150,7 +159,7 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
 /* Write the permanent state's image into its file, if it is durable elsewhere. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 
-/* Drop what tpm_set_state() was given, and a TPM that is held. */
+/* Drop what tpm_set_state() was given, and a TPM that is on standby. */
 TPM_RESULT tpm_forget_state(struct tpm *tpm);
 
 /* Take a running TPM's permanent and volatile state into `store`. `*worked` is true if something
@@ -160,7 +169,7 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
 
 /* Answer every command with TPM_RC_FAILURE from now on, and leave state and files as they are: the
  * vTPM is another host's. TPM_FAIL, and no change, if something ran since the last capture or, for
- * `unserved`, since the vTPM came; then the TPM need not be running, and may be held. */
+ * `unserved`, since the vTPM came; then the TPM need not be running, and may be on standby. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
 
 /* Serve again where tpm_retire() has left off, and write again. */

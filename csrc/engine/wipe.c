@@ -19,6 +19,8 @@ void wipe_init(void)
     mallopt(M_ARENA_MAX, 1);
 }
 
+/* Of all that allocates. Without mremap(), realloc() copies and frees.
+ * sandbox: brk mmap(arg2 lacks PROT_EXEC, arg4 == -1) munmap mremap=ENOMEM */
 void free(void *memory)
 {
     if (!memory)

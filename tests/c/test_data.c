@@ -1,6 +1,10 @@
 /* The data channel: its parser, and its thread on a real socket with the real libtpms. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -10,16 +14,31 @@
 #include <libtpms/tpm_error.h>
 
 #include "bytes.h"
+#include "checkpoint.h"
 #include "data.h"
 #include "io_memory.h"
 #include "tpm.h"
 
+static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
+
 static struct io_memory io;
 static struct tpm *tpm;
 static struct data_channel *channel;
-static int guest;
+static int guest, served;
+static atomic_bool commands_wait_for_ever, a_command_waits;
 
 static const uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
+
+/* Takes the C library's place. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                           const struct timespec *until)
+{
+    (void)until;
+    if (!commands_wait_for_ever)
+        return ETIMEDOUT;
+    a_command_waits = true;
+    return pthread_cond_wait(condition, mutex);
+}
 
 static void connect_guest(void)
 {
@@ -28,6 +47,7 @@ static void connect_guest(void)
 
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     assert_int_equal(data_channel_set_socket(channel, pair[0]), 0);
+    served = pair[0];
     guest = pair[1];
     setsockopt(guest, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 }
@@ -38,6 +58,7 @@ static int set_up(void **state)
     struct tpm_response response;
 
     (void)state;
+    commands_wait_for_ever = a_command_waits = false;
     io_memory_init(&io);
     tpm = tpm_new(&io.io);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -159,6 +180,59 @@ static void a_second_socket_is_refused_until_the_first_hangs_up(void **state)
     assert_int_equal(hear(), 0);
 }
 
+static void a_socket_is_taken_while_a_command_waits(void **state)
+{
+    struct link_digests digests;
+
+    (void)state;
+    assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    commands_wait_for_ever = true;
+    say(get_random, sizeof(get_random));
+    while (!a_command_waits)
+        usleep(1000);
+    /* Also a second time: QEMU's, and then another's. */
+    for (int i = 0; i < 2; i++) {
+        close(guest);
+        connect_guest();
+    }
+    assert_int_equal(tpm_admit(tpm, &own), TPM_SUCCESS);
+    say(get_random, sizeof(get_random));
+    assert_int_equal(hear(), 0x100); /* TPM_RC_INITIALIZE: it was executed */
+}
+
+static void a_socket_that_does_not_block_is_served(void **state)
+{
+    const struct timeval soon = {.tv_usec = 1000};
+
+    (void)state;
+    for (int limited = 0; limited <= 1; limited++) {
+        if (limited)
+            setsockopt(served, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof(soon));
+        else
+            assert_int_equal(fcntl(served, F_SETFL, O_NONBLOCK), 0);
+        for (int i = 0; i < 3; i++) {
+            say(get_random, sizeof(get_random));
+            assert_int_equal(hear(), 0);
+            usleep(20000);
+        }
+        close(guest);
+        connect_guest();
+    }
+}
+
+static void who_does_not_read_does_not_hold_the_end(void **state)
+{
+    (void)state;
+    assert_int_equal(fcntl(guest, F_SETFL, O_NONBLOCK), 0);
+    for (int idle = 0; idle < 100; idle++) {
+        while (send(guest, get_random, sizeof(get_random), MSG_NOSIGNAL) > 0)
+            idle = 0;
+        usleep(1000);
+    }
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 
 int main(void)
@@ -171,6 +245,9 @@ int main(void)
         TEST(a_malformed_command_is_answered_and_the_next_one_served),
         TEST(a_rest_that_does_not_come_is_answered),
         TEST(a_second_socket_is_refused_until_the_first_hangs_up),
+        TEST(a_socket_is_taken_while_a_command_waits),
+        TEST(a_socket_that_does_not_block_is_served),
+        TEST(who_does_not_read_does_not_hold_the_end),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -241,6 +241,64 @@ static void a_stored_volatile_state_resumes_once(void **state)
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
 }
 
+static void a_volatile_state_is_removed_durably_or_not_resumed_from(void **state)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+    int failures = 0;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+    tpm_stop(tpm);
+    /* Every call fails twice: a removal that was not synced is none, also when it is tried again.
+     */
+    for (int call = 0; call < 20; call++) {
+        io.fail_from = io.calls + 1 + call / 2;
+        TPM_RESULT result = tpm_init(tpm, false);
+        io.fail_from = 0;
+        if (result == TPM_SUCCESS)
+            break;
+        failures++;
+        assert_true(io_memory_read_durable(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    }
+    assert_int_equal(failures, 4); /* the removal, and its sync */
+    assert_false(io_memory_read_durable(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+    assert_int_equal(EXECUTE(PCR_READ_16), 0);
+}
+
+static void a_stored_volatile_state_is_not_resumed_from_when_the_guest_went_on(void **state)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    for (int by_hash = 0; by_hash <= 1; by_hash++) {
+        start();
+        assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
+        assert_true(io_memory_read_durable(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+        /* What cannot be removed, durably, stands in the way of what would change it. */
+        io.fail_error = EIO;
+        for (int call = 1; call <= 2; call++) {
+            io.fail_from = io.calls + call;
+            assert_int_equal(EXECUTE(PCR_EVENT_16), TPM2_RC_RETRY);
+            assert_int_equal(tpm_hash_start(tpm), TPM_FAIL);
+            assert_true(io_memory_read_durable(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+        }
+        io.fail_from = 0;
+        if (by_hash)
+            assert_int_equal(tpm_hash_start(tpm), TPM_SUCCESS);
+        else
+            assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
+        assert_false(io_memory_read_durable(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
+        io.calls = 0;
+        assert_int_equal(EXECUTE(GET_RANDOM), 0);
+        assert_int_equal(io.calls, 0);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE: power was off */
+    }
+}
+
 static void a_stop_is_orderly_for_a_guest_that_was_not(void **state)
 {
     (void)state;
@@ -386,7 +444,7 @@ static void init_held(const uint8_t *state, size_t state_bytes)
 {
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes), TPM_SUCCESS);
-    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
@@ -538,7 +596,7 @@ static void start_ahead(void)
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     io.calls = 0;
-    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 /* The same, with a command that waits for it. */
@@ -612,7 +670,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     tpm_stop(tpm);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-        assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         if (i == 0) {
             assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
@@ -735,7 +793,7 @@ static void a_held_start_tells_what_libtpms_was_given(void **state)
                              TPM_SUCCESS);
         else
             assert_int_equal(digest_compute(NULL, 0, digest[1]), 0);
-        assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         assert_memory_equal(digests.permanent_digest, digest[0], DIGEST_BYTES);
         assert_memory_equal(digests.volatile_digest, digest[1], DIGEST_BYTES);
         tpm_let_go(tpm);
@@ -761,7 +819,7 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
         free(moved[type]);
     }
-    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1214,7 +1272,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         tpm_stop(tpm);
         for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
             assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-        assert_int_equal(tpm_init_held(tpm, true, said_there, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, true, said_there, &digests), TPM_SUCCESS);
         assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
@@ -1242,7 +1300,7 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
-    assert_int_equal(tpm_init_held(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1404,6 +1462,8 @@ int main(void)
         TEST(invariant_2_a_damaged_state_never_becomes_a_fresh_tpm),
         TEST(invariant_5_a_moved_state_is_bit_exact),
         TEST(a_stored_volatile_state_resumes_once),
+        TEST(a_volatile_state_is_removed_durably_or_not_resumed_from),
+        TEST(a_stored_volatile_state_is_not_resumed_from_when_the_guest_went_on),
         TEST(a_stop_is_orderly_for_a_guest_that_was_not),
         TEST(commands_in_the_wrong_state_are_refused),
         TEST(a_capture_takes_both_states_and_only_when_something_ran),

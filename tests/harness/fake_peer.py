@@ -3,6 +3,7 @@
 import os
 import socket
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +91,14 @@ class Stream:
         while isinstance(message := self._any_message(), peer.Ping):
             self.send(peer.Pong(message.session))
         return message
+
+    def discard(self) -> None:
+        """Throw away what has come, if anything has."""
+        self._tls.setblocking(False)
+        with suppress(ssl.SSLWantReadError):
+            while self._tls.recv(RECEIVE_BYTES_MAX):
+                pass
+        self._tls.settimeout(TIMEOUT_S)
 
     def _any_message(self) -> peer.Message | None:
         while (message := self._decoder.next_message()) is None:

@@ -155,6 +155,16 @@ def _welcomes_at_any_time(patch: Patch) -> None:
     patch.setattr(Mobility, "_why_busy", blind)
 
 
+def _snapshot_brings_it_back(patch: Patch) -> None:
+    """As it was: a snapshot starts a vTPM that was given back."""
+    patch.setattr(Mobility, "_check_not_given_back", lambda _: None)
+
+
+def _session_outlives_its_vtpm(patch: Patch) -> None:
+    """As it was after some boots: what went out is asked for, though it has come again."""
+    patch.setattr(Mobility, "_end_outgoing", _nothing)
+
+
 def _directory_is_anybodys(patch: Patch) -> None:
     """As it was: nobody looks of which vTPM the state is that a source would replace."""
     patch.setattr(MovingFiles, "lineage", lambda _: None)
@@ -193,4 +203,8 @@ CANARIES: Final[dict[str, Canary]] = {
     "a state outlives the QEMU that brought it": Canary(
         _blobs_outlive_their_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
     ),
+    "a snapshot starts a vTPM that was given back": Canary(
+        _snapshot_brings_it_back, (schedule.go_back, schedule.go_back, schedule.cont)
+    ),
+    "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
 }

@@ -39,6 +39,23 @@ LATENCY_S: Final = (0.0001, 0.001, 0.01)
 CHANGES: Final = 0.2
 
 
+class Custody(Enum):
+    """Whose the vTPM is, as its engine knows it: csrc/engine/custody.h."""
+
+    ACTIVE = "this host's: commands are executed, files are written"
+    GIVEN = "QEMU has the state: no file is written until the guest is seen to run on"
+    FENCED = "another host's: nothing is executed, and nothing written"
+    RECLAIMING = "fenced, on, and asked back: commands wait"
+    STANDBY = "on ahead of time: it executes and writes nothing"
+    PENDING = "standby, and QEMU has been told that it is on: commands wait"
+
+
+AHEAD: Final = frozenset({Custody.STANDBY, Custody.PENDING})
+WAITING: Final = frozenset({Custody.RECLAIMING, Custody.PENDING})
+AWAY: Final = frozenset({Custody.FENCED, Custody.RECLAIMING})
+EXECUTING: Final = frozenset({Custody.ACTIVE, Custody.GIVEN})
+
+
 class Response(Enum):
     """What a guest gets for a command."""
 
@@ -66,7 +83,13 @@ class SimEngine:
     libtpms_version = LIBTPMS_VERSION
 
     def __init__(
-        self, process: Process, directory: SimDirectory, begun: Start, watcher: Watcher
+        self,
+        process: Process,
+        directory: SimDirectory,
+        begun: Start,
+        watcher: Watcher,
+        *,
+        fenced: bool,
     ) -> None:
         self.death: str | None = None
         self._process = process
@@ -76,16 +99,18 @@ class SimEngine:
         self._watcher = watcher
         self._lock = asyncio.Lock()
         # tpm.c
-        self.running = self.held = self.expected = False
-        self.retired = self.awaited = self.given = False
+        self.running = False
+        self.custody = Custody.FENCED if fenced else Custody.ACTIVE
+        self._before = Custody.ACTIVE  # of one on standby: what it goes back to
         self.worked = self.served = self.failed = False
         self.permanent: Permanent | None = None  # libtpms'
         self.volatile: Volatile | None = None
         self._set_permanent: bytes | None = None  # what SET_STATE gave
         self._set_volatile: bytes | None = None
         # durable.c
-        self._current: bytes | None = None
-        self._is_in_file = self._must_be_written = False
+        self._current = begun.states.get(StateType.PERMANENT)
+        self._is_in_file = self._current is not None
+        self._must_be_written = False
         self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
@@ -150,13 +175,13 @@ class SimEngine:
     @property
     def must_wait(self) -> bool:
         """True while a command gets no answer yet."""
-        return self.expected or (self.awaited and self.running and not self.held)
+        return self.running and self.custody in WAITING
 
     @property
     def executes(self) -> bool:
         """True if a command would be executed now."""
-        idle = self.held or self.retired or self.failed or self.must_wait
-        return self._process.alive and self.running and not idle
+        able = self.custody in EXECUTING and not self.failed
+        return self._process.alive and self.running and able
 
     def execute(self, value: int, check: Callable[[int, Permanent, Volatile], None]) -> Response:
         """Execute a command, which leaves a value; ``check`` sees that, and what it finds."""
@@ -176,33 +201,38 @@ class SimEngine:
         self.volatile = self.volatile._replace(extends=self.volatile.extends + 1)
         return Response.DONE
 
-    def _set_owner(self, *, retired: bool, given: bool) -> None:
-        self.retired, self.given, self.awaited = retired, given, False
-
     def _run_on(self) -> None:
-        if self.given:
-            self._set_owner(retired=self.retired, given=False)
+        if self.custody is Custody.GIVEN:
+            self.custody = Custody.ACTIVE
 
-    def _end_hold(self) -> None:
-        self.held = self.expected = False
+    def _let_go(self) -> None:
+        self.running = self.failed = False
+        self.custody = self._before
 
     def power_off(self) -> None:
         """As an orderly stop does, which changes the state if that is ours."""
-        if not (self.retired or self.given or self.held or self.failed) and self.permanent:
+        if self.custody in AHEAD:
+            self._let_go()
+            return
+        if self.custody is Custody.ACTIVE and not self.failed and self.permanent:
             self._commit(self.permanent._replace(clock=self.permanent.clock + 1).encode())
-        self.running = self.awaited = self.failed = False
-        self._end_hold()
+        self.running = self.failed = False
+        if self.custody is Custody.RECLAIMING:
+            self.custody = Custody.FENCED
 
     def _init(self, argument: int, payload: bytes) -> Reply:
         has_come = bool(argument & LinkInit.CAME)
-        if self.retired and not has_come:
+        own = self._before if self.custody in AHEAD else self.custody
+        if own in AWAY and not has_come:
             return Reply(Result.FAIL, 0, bytearray())
+        if self.custody in AHEAD:
+            self._let_go()
         if argument & LinkInit.HELD:
-            return self._init_held()
+            return self._init_standby()
         self._run_on()
         if self.running:
             self.power_off()
-        self._set_owner(retired=False, given=False)
+        self.custody = Custody.ACTIVE
         if not payload:
             return Reply(self._power_on(), 0, bytearray())
         before, (self._identity, generation) = self._identity, unpack_link_lineage(payload)
@@ -219,13 +249,14 @@ class SimEngine:
         lineage = pack_link_lineage(self._identity, self._generation)
         return Reply(0, 0, bytearray(lineage))
 
-    def _init_held(self) -> Reply:
+    def _init_standby(self) -> Reply:
         if self.running:
             self.power_off()
         if self._set_permanent is None or self._set_volatile is None:
             return Reply(Result.FAIL, 0, bytearray())
         given = (self._set_permanent, self._set_volatile)
-        self.held, self._held_has_changed, self._held_image = True, False, given[0]
+        self._before, self.custody = self.custody, Custody.STANDBY
+        self._held_has_changed, self._held_image = False, given[0]
         result = self._power_on()
         digests = b"".join(sha256(each).digest() for each in given)
         return Reply(result, 0, bytearray(digests))
@@ -244,23 +275,22 @@ class SimEngine:
         self.running, self.worked, self.failed = True, True, False
         if not self._commit(self.permanent.encode()):
             self.running = False
-            self._end_hold()
             return Result.FAIL
         return Result.SUCCESS
 
     def _get_state(self, kind: StateType) -> Reply:
-        if not self.running or self.held:
+        if not self.running or self.custody in AHEAD:
             return Reply(Result.BAD_ORDINAL, 0, bytearray())
-        if self.retired or self.failed:
+        if self.custody in AWAY or self.failed:
             return Reply(Result.FAIL, 0, bytearray())
         assert self.permanent is not None and self.volatile is not None
         if kind is StateType.PERMANENT:
-            self._set_owner(retired=False, given=True)
+            self.custody = Custody.GIVEN
             return Reply(0, 0, bytearray(self.permanent.encode()))
         return Reply(0, 0, bytearray(self.volatile.encode()))
 
     def _capture(self) -> Reply:
-        if not self.running or self.retired or self.held:
+        if not self.running or self.custody not in EXECUTING:
             return Reply(Result.BAD_ORDINAL, 0, bytearray())
         if self.failed:
             return Reply(Result.FAIL, 0, bytearray())
@@ -283,10 +313,10 @@ class SimEngine:
     # Files.
 
     def _commit(self, image: bytes) -> bool:
-        if self.held:
+        if self.custody in AHEAD:
             self._held_has_changed |= image != self._held_image
             return True
-        if self.retired or self.given:
+        if self.custody is not Custody.ACTIVE:
             return False
         if image == self._current and not self._must_be_written:
             return True
@@ -305,11 +335,6 @@ class SimEngine:
             return False
         self._is_in_file, self._generation = True, lineage.generation
         return True
-
-    def _load(self, kind: int, payload: bytes) -> int:
-        if kind == StateType.PERMANENT:
-            self._current, self._is_in_file = payload, True
-        return Result.SUCCESS
 
     def _set_state(self, kind: int, payload: bytes) -> int:
         if self.running:
@@ -336,22 +361,21 @@ class SimEngine:
         return Result.SUCCESS
 
     def _forget(self, *_: Any) -> int:
-        if self.held:
-            self.power_off()
-        self.awaited = False
+        if self.custody in AHEAD:
+            self._let_go()
         if self.running:
             return Result.BAD_ORDINAL
         self._set_permanent = self._set_volatile = None
         return Result.SUCCESS
 
     def _expect(self, *_: Any) -> int:
-        if not self.held:
+        if self.custody not in AHEAD:
             return Result.BAD_ORDINAL
-        self.expected = True
+        self.custody = Custody.PENDING
         return Result.SUCCESS
 
     def _admit(self, _: int, payload: bytes) -> int:
-        if not self.held:
+        if self.custody not in AHEAD:
             return Result.BAD_ORDINAL
         assert self.permanent is not None
         image = self.permanent.encode()
@@ -364,32 +388,35 @@ class SimEngine:
             self._generation = self._last[StateType.PERMANENT]
         self._current = image
         self.served = False
-        self._set_owner(retired=False, given=False)
-        self._end_hold()
+        self.custody = Custody.ACTIVE
         return Result.SUCCESS
 
     def _retire(self, argument: int, _: bytes) -> int:
-        served = self.served and not self.held
+        ahead = self.custody in AHEAD
+        served = self.served and not ahead
         unserved = argument == LinkRetire.UNSERVED
-        if served if unserved else (not self.running or self.worked):
+        if served if unserved else (not self.running or ahead or self.worked):
             return Result.FAIL
         self.served = served
-        self._set_owner(retired=True, given=self.given)
-        self._end_hold()
+        self.custody = Custody.FENCED
         return Result.SUCCESS
 
     def _unretire(self, *_: Any) -> int:
-        self._set_owner(retired=False, given=False)
+        if self.custody in AHEAD:
+            self._before = Custody.ACTIVE
+        else:
+            self.custody = Custody.ACTIVE
         return Result.SUCCESS
 
     def _await(self, argument: int, _: bytes) -> int:
-        if not self.retired:
+        if self.custody not in AWAY:
             return Result.BAD_ORDINAL
-        self.awaited = bool(argument)
+        if self.running:
+            self.custody = Custody.RECLAIMING if argument else Custody.FENCED
         return Result.SUCCESS
 
     def _store_permanent(self, *_: Any) -> int:
-        if self.retired or self.given:
+        if self.custody is not Custody.ACTIVE:
             return Result.FAIL
         if self._current is None or self._is_in_file:
             return Result.SUCCESS
@@ -397,7 +424,6 @@ class SimEngine:
 
 
 _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] = {
-    LinkOperation.LOAD_STATE: SimEngine._load,
     LinkOperation.SET_STATE: SimEngine._set_state,
     LinkOperation.SET_BOTH_STATES: SimEngine._set_both,
     LinkOperation.SET_DATA_SOCKET: lambda *_: 0,

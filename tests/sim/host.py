@@ -19,7 +19,7 @@ from vtpmd.store import start
 from vtpmd.store.directory import PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
+from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, Whose, parse
 from vtpmd.wire import control, peer
 from vtpmd.wire.control import Command, Result, StateType
 
@@ -178,7 +178,8 @@ class Daemon:
         self.world.log(f"{host.name}: vtpmd starts")
         try:
             begun = start.start(directory, files, None, None)
-            engine = self.engine = SimEngine(self.process, directory, begun, self)
+            fenced = files.owner.read().whose is not Whose.OURS
+            engine = self.engine = SimEngine(self.process, directory, begun, self, fenced=fenced)
             mobility = self.mobility = Mobility(
                 engine,  # type: ignore[arg-type]
                 engine,  # type: ignore[arg-type]
@@ -188,8 +189,7 @@ class Daemon:
             )
             mobility._wakefulness = NoWakefulness()  # type: ignore[assignment]
             mobility.tell = lambda event, data: self.world.log(f"{host.name}: {event} {data}")
-            instance = self.instance = Instance(engine, mobility)  # type: ignore[arg-type]
-            await instance.load(begun.states)
+            self.instance = Instance(engine, mobility)  # type: ignore[arg-type]
             await mobility.begin(CREDENTIALS, ())
         except VtpmdError as error:
             self.world.log(f"{host.name}: vtpmd does not start: {error}")

@@ -48,6 +48,9 @@ class Stream:
             await self._waiter
         return b""
 
+    async def give_way(self) -> None:
+        """Every step of the loop is a turn."""
+
     def write(self, data: bytes) -> None:
         """Send."""
         self.process.check_alive()

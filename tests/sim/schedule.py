@@ -10,6 +10,7 @@ from tests.sim.host import Host
 from tests.sim.qemu import Qemu
 from tests.sim.world import World
 from vtpmd.migration.states import WITH_BASE
+from vtpmd.store.owner import Whose
 
 Fault = Callable[[World], None]
 
@@ -244,6 +245,13 @@ def guest_does_something(world: World) -> None:
 
 def go_back(world: World) -> None:
     """Somebody has the guest go back to a snapshot, or takes one first."""
+    for place in (world.a, world.b):
+        qemu = place.qemu
+        has_left = place.record.whose is Whose.MOVED and not place.executes
+        # By mistake: the guest that stands still there is at the other host.
+        if has_left and qemu and not qemu.incoming and not qemu.busy and world.vm.snapshot:
+            _do(qemu, qemu.loadvm)
+            return
     host = running_at(world)
     if host is not None and not host.qemu.busy and host.executes:
         qemu = host.qemu
@@ -357,7 +365,13 @@ async def _heal(world: World) -> bool:
     for host in (world.a, world.b):
         if host is not place and world.vm.may_boot_at(host):
             await boot_at(host)
-    return await _serves(world)
+    if not await _serves(world):
+        return False
+    serving = running_at(world)
+    mobility = serving and serving.daemon and serving.daemon.mobility
+    if mobility and mobility.outgoing and mobility.outgoing.is_fenced:
+        world.violated("STUCK: the guest runs, but its vTPM can neither move nor be saved")
+    return True
 
 
 async def _serves(world: World) -> bool:

@@ -15,7 +15,10 @@ from vtpmd import core
 from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, Reply
+from vtpmd.front.boot import boot_record
 from vtpmd.store.directory import StateDirectory
+from vtpmd.store.moving import MovingFiles
+from vtpmd.store.start import start
 from vtpmd.wire.control import Result, StateType
 
 
@@ -49,9 +52,14 @@ def with_engine(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
     """Run a test with an engine on a state directory; stop it in order."""
 
     async def run(directory: StateDirectory, store: Store) -> None:
-        process = engine_process.spawn(
-            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
-        )
+        begun = start(directory, MovingFiles(directory), None, None)
+        with boot_record(begun, None, None, fenced=False) as boot_fd:
+            process = engine_process.spawn(
+                directory_fd=directory.directory_fd,
+                lock_fd=directory.lock_fd,
+                store_fd=store.fd,
+                boot_fd=boot_fd,
+            )
         engine = Engine(process)
         deaths: list[str] = []
         await engine.attach(deaths.append)
@@ -91,7 +99,8 @@ def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_pat
 
     async def test(vtpm: Vtpm) -> None:
         await start_held(vtpm, LinkShutdown.STATE)
-        await vtpm.ask(LinkOperation.ADMIT)
+        lineage = core.pack_link_lineage(bytes(16), 1)
+        await vtpm.ask(LinkOperation.ADMIT, payload=lineage)
         reply = await vtpm.ask(LinkOperation.CAPTURE)
         assert core.link_said(reply.argument) is LinkShutdown.STATE
         reply = await vtpm.ask(LinkOperation.CAPTURE)

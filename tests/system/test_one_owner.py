@@ -63,6 +63,7 @@ from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer
 
 HOPS = 100
+FIRST_HOPS = 10
 STATEBLOB_HEADER_BYTES = 12  # that come after the result of a GET_STATEBLOB, also of a refused one
 RACES = 10
 
@@ -109,6 +110,76 @@ def test_arming_where_the_vtpm_was_given_back_is_refused(lab: Lab) -> None:
         pair.destination.manage.command("migrate-arm", to=f"{HOST}:1")
     assert_refuses_to_boot(restarted(lab, stopped(pair.destination)))
     assert_serves(pair.source.guest)
+
+
+def test_destination_that_is_armed_and_gives_back_serves_no_more(lab: Lab) -> None:
+    """Its own session says nothing of whose the vTPM is; that of the source does."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    base_of(lab, pair.destination)  # armed to go to a third host
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+
+    pair.destination.guest.resume()  # by mistake: somebody says cont at its QEMU
+
+    assert_serves_nothing(pair.destination.guest)
+    assert_serves(pair.source.guest)
+
+
+def test_snapshot_brings_back_no_vtpm_that_was_given_back(lab: Lab) -> None:
+    pair = make_pair(lab)
+    snapshot = pair.source.guest.save()
+    assert_whole(snapshot)
+    pair.source.guest.resume()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    pair.source.guest.work()
+    hand_over(pair)
+    pair.source.guest.resume()
+    assert_comes_back(pair)
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.load(snapshot)
+
+    assert_serves_nothing(pair.destination.guest)
+    assert record_of(pair.destination).whose is Whose.MOVED
+    assert_serves(pair.source.guest)
+    # Another QEMU's snapshot is its operator's decision, as where the vTPM has never been.
+    reconnected(lab, pair.destination).guest.load(snapshot)
+
+
+def test_give_back_while_a_snapshot_is_loaded_counts(lab: Lab) -> None:
+    pair = make_pair(lab)
+    snapshot = pair.source.guest.save()
+    pair.source.guest.resume()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    hand_over(pair)
+    pair.destination.guest.give(snapshot)
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+
+    with pytest.raises(ControlError):
+        pair.destination.guest.start()
+
+    assert_serves_nothing(pair.destination.guest)
+    assert_serves(pair.source.guest)
+
+
+def test_boot_that_takes_up_a_vtpm_ends_the_session_in_which_it_left(lab: Lab) -> None:
+    """It comes back, and its QEMU dies before INIT: it can be saved, and move again."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    source = reconnected(lab, pair.source)
+    source.guest.control.stop()  # as a QEMU says that starts
+    assert pair.destination.manage.arm(source.vtpmd.address)["event"] == "VTPM_ARMED"
+    give(Pair(pair.destination, source, pair.link))
+    source = reconnected(lab, source)
+
+    boot(source)
+
+    assert_whole(source.guest.save())
+    source.guest.resume()
+    base_of(lab, source)
+    assert_serves(source.guest)
 
 
 # What became of a session is remembered.
@@ -166,7 +237,7 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
     assert HOPS > 2 * PEERS_MAX
     here, there = make_host(lab), make_host(lab)
     here.guest.boot()
-    seen = []
+    seen: list[int] = []
     for _ in range(HOPS):
         assert here.manage.arm(there.vtpmd.address)["event"] == "VTPM_ARMED"
         here.guest.work()
@@ -177,10 +248,11 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
         here.guest.control.stop()
         wait_until(lambda there=there: incoming(there) == "settled")  # type: ignore[misc]
         here, there = there, here
-        seen.append(descriptors(here) + descriptors(there))
+        if len(seen) < FIRST_HOPS:
+            seen.append(descriptors(here) + descriptors(there))
     assert_serves(here.guest)
-    # The first hops open what is kept open.
-    assert max(seen[-8:]) <= max(seen[2:10])
+    # The first hops open what is kept open; the connection of the last may still be closing.
+    wait_until(lambda: descriptors(here) + descriptors(there) <= max(seen))
 
 
 # A Reclaim that meets an admission.
@@ -445,7 +517,10 @@ def test_source_that_gave_its_vtpm_away_writes_nothing(lab: Lab) -> None:
 @pytest.mark.parametrize("state", ["holding", "standby", "taking", "entitled"])
 def test_destination_executes_no_command_out_of_turn(lab: Lab, state: str) -> None:
     """Whatever QEMU's order is: before INIT nothing is executed, given away or written."""
-    pair = make_armed_pair(lab)
+    pair = make_pair(lab)
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    if state != "holding":  # the round of it would be written at any moment
+        pair.source.guest.work()
     facts = pair.source.guest.facts()
     if state != "holding":
         blobs = freeze(pair)

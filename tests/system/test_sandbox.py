@@ -1,17 +1,67 @@
 """What the engine gives up, seen from outside: /proc of a real one, and the executable."""
 
+import errno
+import fcntl
+import mmap
 import os
+import re
 import signal
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.harness import canary
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
+from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from vtpmd.core import LinkDescriptor
 from vtpmd.daemon.engine_process import EXECUTABLE
+
+# Of which each was seen to be needed. A call that is answered with an error is none of them.
+CALLS_MAX = 32
+COMMAND_SIZE = 0x142  # TPM_RC_COMMAND_SIZE
+WAIT_TIMEOUT_S = 20.0
+CALL_NUMBERS = range(1024)  # the highest of Linux 6.18 is 470
+UPROBES = {335: -signal.SIGILL, 336: errno.ENXIO}  # Linux lets these pass, for its own code alone
+X32 = 0x40000000  # the second set of numbers that x86-64 has
+ABORT = -1
+ANY = (-1,) * 6  # arguments that no call does anything with, nor waits for
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+READABLE, ANONYMOUS = mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+DIRECTORY = LinkDescriptor.DIRECTORY
+
+# Those that depend on arguments: some that are allowed, and some that differ from them in one.
+# Addresses are none, and descriptors not open, so that nothing is done.
+ALLOWED: dict[str, tuple[tuple[int, ...], ...]] = {
+    "fcntl": ((99, fcntl.F_GETFL), (99, fcntl.F_SETFL, os.O_DIRECT)),
+    "mmap": ((0, 4096, READABLE, ANONYMOUS, -1),),
+    "mprotect": ((1, 4096, READABLE),),
+    "openat": ((DIRECTORY, 0, CREATE, 0o600),),
+    "unlinkat": ((DIRECTORY, 0, 0),),
+    "renameat": ((DIRECTORY, 0, DIRECTORY, 0),),
+}
+FORBIDDEN: dict[str, tuple[tuple[int, ...], ...]] = {
+    "clone": ((signal.SIGCHLD,), (0x10000 | 0x100 | 0x800,)),
+    "fcntl": ((99, fcntl.F_DUPFD), (99, fcntl.F_SETLK), (99, fcntl.F_SETOWN)),
+    "mmap": (
+        (0, 4096, READABLE | mmap.PROT_EXEC, ANONYMOUS, -1),
+        (0, 4096, READABLE, mmap.MAP_SHARED, LinkDescriptor.STORE),
+    ),
+    "mprotect": ((1, 4096, READABLE | mmap.PROT_EXEC),),
+    "openat": (
+        (-100, 0, CREATE, 0o600),
+        (DIRECTORY, 0, os.O_RDONLY),
+        (DIRECTORY, 0, CREATE & ~os.O_EXCL, 0o600),
+        (DIRECTORY, 0, CREATE & ~os.O_NOFOLLOW, 0o600),
+    ),
+    "unlinkat": ((-100, 0, 0), (DIRECTORY, 0, 0x200)),  # AT_FDCWD; AT_REMOVEDIR
+    "renameat": ((-100, 0, DIRECTORY, 0), (DIRECTORY, 0, -100, 0)),
+    "tgkill": ((1, 1, signal.SIGABRT), (1, 1, signal.SIGKILL)),
+}
 
 
 @pytest.fixture
@@ -41,9 +91,12 @@ def serving_engine(emulator: Emulator) -> int:
 
 
 def test_engine_has_no_descriptor_that_it_does_not_need(emulator: Emulator) -> None:
-    """Seven: null twice, standard error, the link, the directory, the lock, the store."""
+    """Seven: null twice, standard error, the link, the directory, the lock, the store.
+
+    There is no anchor, and the boot record has been read.
+    """
     descriptors = descriptors_of(serving_engine(emulator))
-    assert set(descriptors) == set(LinkDescriptor)
+    assert set(descriptors) == set(LinkDescriptor) - {LinkDescriptor.BOOT, LinkDescriptor.ANCHOR}
     assert descriptors[LinkDescriptor.INPUT] == descriptors[LinkDescriptor.LIBRARY_LOG]
     assert descriptors[LinkDescriptor.INPUT] == "/dev/null"
     assert descriptors[LinkDescriptor.SOCKET].startswith("socket:")
@@ -78,6 +131,154 @@ def test_signals_of_a_terminal_reach_the_engine_by_way_of_vtpmd(emulator: Emulat
         os.kill(engine, number)
     assert serving_engine(emulator) == engine
     assert emulator.stop() == 0
+
+
+def test_engine_is_sealed_by_one_filter(emulator: Emulator) -> None:
+    """In all its threads."""
+    engine = serving_engine(emulator)
+    tasks = [int(task.name) for task in Path(f"/proc/{engine}/task").iterdir()]
+    assert len(tasks) > 1
+    for task in tasks:
+        status = status_of(task)
+        assert (status["Seccomp"], status["Seccomp_filters"]) == ("2", "1")
+
+
+def wait_until_polling(engine: int) -> None:
+    """Wait until a thread of the engine waits for the rest of a command."""
+    (poll,) = numbers_of({"poll"}).values()
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    while not any(
+        (task / "syscall").read_text().startswith(f"{poll} ")
+        for task in Path(f"/proc/{engine}/task").iterdir()
+    ):
+        assert time.monotonic() < deadline, "no thread of the engine polls"
+
+
+def test_engine_that_was_stopped_goes_on(emulator: Emulator) -> None:
+    """Linux restarts what waited for a time by a call of its own, which no program makes."""
+    engine = serving_engine(emulator)
+    with ControlClient(emulator.control_path) as control:
+        control.init()
+        data = control.attach_data()
+        data.send(tpm2.startup()[:4])
+        wait_until_polling(engine)
+        os.kill(engine, signal.SIGSTOP)
+        os.kill(engine, signal.SIGCONT)
+        assert tpm2.parse_response(data.receive()).return_code == COMMAND_SIZE
+        assert tpm2.parse_response(data.transact(tpm2.startup())).return_code == 0
+    assert emulator.engines() == [engine]
+
+
+def test_engine_whose_tpm_does_what_it_need_not_is_killed(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the daemon says in one line what happened, and what became of the guest."""
+    forbidden = canary.build("forbidden", ("TPMLIB_Process",), tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(forbidden))
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    with ControlClient(emulator.control_path) as control:
+        control.init()
+        data = control.attach_data()
+        with pytest.raises((ConnectionError, BrokenPipeError)):
+            data.transact(tpm2.startup())
+    emulator.program.wait_for_output("SIGSYS")
+    (line,) = (line for line in emulator.program.output.splitlines() if "SIGSYS" in line)
+    assert "system call that its sandbox forbids" in line
+    assert "the guest's TPM answers with errors" in line
+
+
+class Probe:
+    """The filter of this tree, built into a program that makes any call under it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.program = directory / "probe"
+        options = ["-Wl,--wrap=main"]
+        canary.build_engine(canary.ROOT / "tests/canary/probe.c", self.program, options)
+
+    def answers(self, calls: Sequence[tuple[int, ...]]) -> list[int]:
+        """Make each call in a process of its own.
+
+        Returns for each the errno, 0 if it has succeeded, or the negated number of the signal
+        that has killed the process.
+        """
+        lines = [" ".join(map(str, (*call, *ANY[: 7 - len(call)]))) for call in calls]
+        run = subprocess.run(
+            [self.program], input="\n".join(lines), capture_output=True, text=True, check=True
+        )
+        return [os.waitstatus_to_exitcode(int(line)) for line in run.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    return Probe(tmp_path_factory.mktemp("probe"))
+
+
+def numbers_of(names: set[str]) -> dict[str, int]:
+    """Ask the compiler for the numbers of the calls that there are."""
+    text = "#include <sys/syscall.h>\n" + "".join(f"call {n} __NR_{n}\n" for n in names)
+    command = ["gcc", "-E", "-P", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    found = re.findall(r"^call (\w+) (\d+)$", done.stdout, re.MULTILINE)
+    return {name: int(number) for name, number in found}
+
+
+def commented_calls() -> tuple[set[str], set[str], dict[str, int]]:
+    """Return the calls that the comments allow, those that need arguments, and errors by call.
+
+    Reads the comments in another way than sandbox_build.py does.
+    """
+    plain, conditional, errors = set(), set(), {}
+    text = "".join(path.read_text() for path in (canary.ROOT / "csrc").rglob("*.[ch]"))
+    for comment in re.findall(r"sandbox: ((?:(?!\*/).)*)\*/", text, re.DOTALL):
+        words = comment.replace("getpid()", "PID").replace("\n *", " ")
+        for name, arguments, error in re.findall(r"([\w|?]+)(\(.*?\))?(?:=(\w+))?(?=\s)", words):
+            first = name.partition("|")[0].rstrip("?")
+            if error:
+                errors[first] = 0 if error == "0" else getattr(errno, error)
+            elif arguments:
+                conditional.add(first)
+            else:
+                plain.add(first)
+    return plain, conditional, errors
+
+
+def test_filter_is_what_the_comments_say_and_nothing_else(probe: Probe) -> None:
+    """Every number is tried: all but those of the comments kill."""
+    plain, conditional, errors = commented_calls()
+    numbers = numbers_of(plain | conditional | set(errors))
+    assert set(numbers) >= plain | conditional
+    plain_numbers = {numbers[name] for name in plain}
+    error_numbers = {numbers[name]: error for name, error in errors.items() if name in numbers}
+    calls = [(number, *ANY) for number in CALL_NUMBERS]
+    answers = dict(zip(CALL_NUMBERS, probe.answers(calls), strict=True))
+    survived = {number for number, answer in answers.items() if answer != -signal.SIGSYS}
+    survived -= {number for number, answer in UPROBES.items() if answers[number] == answer}
+    depends = {numbers[name] for name in conditional}
+    assert survived - depends == plain_numbers | set(error_numbers)
+    assert {number: answers[number] for number in error_numbers} == error_numbers
+    assert all(answers[number] != errno.ENOSYS for number in plain_numbers - {numbers["futex"]})
+    assert len(plain | conditional) <= CALLS_MAX
+
+
+def test_arguments_are_looked_at(probe: Probe) -> None:
+    _, conditional, _ = commented_calls()
+    assert conditional == set(FORBIDDEN)
+    numbers = numbers_of(conditional)
+    allowed = [(numbers[name], *way) for name, ways in ALLOWED.items() for way in ways]
+    assert [
+        call for call, answer in zip(allowed, probe.answers(allowed), strict=True) if answer < 0
+    ] == []
+    forbidden = [(numbers[name], *way) for name, ways in FORBIDDEN.items() for way in ways]
+    assert set(probe.answers(forbidden)) == {-signal.SIGSYS}
+
+
+def test_numbers_of_another_architecture_are_none(probe: Probe) -> None:
+    assert set(probe.answers([(X32 | number, *ANY) for number in CALL_NUMBERS])) == {-signal.SIGSYS}
+
+
+def test_a_program_that_finds_its_own_error_can_say_so(probe: Probe) -> None:
+    """abort() is no forbidden call: who reads SIGABRT looks for another fault."""
+    assert probe.answers([(ABORT, *ANY)]) == [-signal.SIGABRT]
 
 
 def test_engine_started_by_hand_says_so() -> None:

@@ -10,7 +10,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import pytest
@@ -42,6 +45,8 @@ QUIET = Peering(credentials=credentials(), log_level="info")
 # What a host says anyway: whole blobs that are set again restore an older state.
 EXPECTED = re.compile("a source has connected|an older state of the vTPM was restored")
 KEY = bytes(range(peer.KEY_BYTES))
+MESSAGES_AT_ONCE = 3000
+COMMANDS_IN_A_FLOOD = 30
 NO_DIGEST = bytes(peer.DIGEST_BYTES)
 
 
@@ -726,3 +731,54 @@ def test_secrets_are_in_no_log(lab: Lab, fake: FakeDestination) -> None:
     assert key.hex() not in output and repr(key) not in output
     assert record[-64:].hex() not in output
     stream.close()
+
+
+@contextmanager
+def flood(stream: Stream, message: peer.Message) -> Iterator[None]:
+    """Say the same all the time while the block runs, and throw away what comes."""
+    many = peer.encode(message) * MESSAGES_AT_ONCE
+    is_over = Event()
+
+    def talk() -> None:
+        while not is_over.is_set():
+            stream.send_bytes(many)
+            stream.discard()
+
+    with ThreadPoolExecutor(1) as executor:
+        talking = executor.submit(talk)
+        try:
+            yield
+        finally:
+            is_over.set()
+        talking.result()
+    stream.close()
+
+
+def assert_answers_all_the_time(host: Host) -> None:
+    """Both of its sockets are served, again and again."""
+    for _ in range(COMMANDS_IN_A_FLOOD):
+        host.manage.command("query-version")
+        host.guest.control.get_capability()
+
+
+@pytest.mark.parametrize("kind", [peer.Pong, peer.Receiving])
+def test_destination_that_never_stops_talking_holds_up_nobody(
+    lab: Lab, fake: FakeDestination, kind: type[peer.Message]
+) -> None:
+    """What comes faster than it is taken leaves QEMU and people their turns."""
+    host = make_host(lab, QUIET)
+    host.guest.boot()
+    host.manage.command("migrate-arm", to=fake.address)
+    stream, session = fake.hold_base()
+    host.manage.wait_for("VTPM_ARMED")
+    with flood(stream, peer.Pong(session) if kind is peer.Pong else peer.Receiving(session, 1)):
+        assert_answers_all_the_time(host)
+        assert_serves(host.guest)
+
+
+def test_source_that_never_stops_talking_holds_up_nobody(lab: Lab, state: State) -> None:
+    host = make_host(lab, QUIET)
+    stream = speak(lab, host)
+    greeting = hold(stream, state)
+    with flood(stream, peer.Ping(greeting.session)):
+        assert_answers_all_the_time(host)

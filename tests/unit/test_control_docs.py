@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.fuzz_control import SHAPES
+from vtpmd._core import ffi, lib
 from vtpmd.daemon import control_server
 from vtpmd.store import directory
 from vtpmd.wire import control, swtpm_format
@@ -76,6 +77,38 @@ def test_fields_of_the_request_are_as_parsed(command: Command) -> None:
     kinds = re.findall(r"\b(u\d+) (\w+)", row["request's body"])
     fields = "".join("4x" if name == "padding" else letters[kind] for kind, name in kinds)
     assert fields == SHAPES[command].fields
+
+
+@pytest.mark.parametrize("number", range(lib.CONTROL_N_NUMBERS + 1))
+def test_commands_are_those_of_c(number: int) -> None:
+    row = next((row for row in COMMANDS.values() if int(row["number"]) == number), None)
+    command = lib.control_command_of(number)
+    if row is None:
+        assert command == ffi.NULL
+        return
+    powers = {
+        "any": lib.CONTROL_STOPPED | lib.CONTROL_RUNNING,
+        "running": lib.CONTROL_RUNNING,
+        "stopped": lib.CONTROL_STOPPED,
+    }
+    asked_otherwise = re.fullmatch("(.*) to ask, (.*) to set", row["state"])
+    to_ask, to_set = asked_otherwise.groups() if asked_otherwise else (None, row["state"])
+    assert ffi.string(command.name).decode() == row["name"]
+    assert lib.control_request_bytes(command) == int(row["length"].removesuffix(" + …"))
+    assert (command.data_bytes_max > 0) == row["length"].endswith("…")
+    assert command.drops_excess == (row["excess"] == "dropped")
+    assert command.n_descriptors == ("descriptor" in row["request's body"])
+    assert command.powers == powers[to_set]
+    assert command.powers_to_ask == (powers[to_ask] if to_ask else 0)
+
+
+def test_limits_of_c() -> None:
+    rows = {row["name"].strip("`"): float(row["value"]) for row in CHANNEL_TABLES["Limits"]}
+    servers = {"COMMAND_TIMEOUT_S", "READ_BYTES_MAX", "ANSWER_TIMEOUT_S"}
+    for name in rows.keys() - servers:
+        assert getattr(lib, f"CONTROL_{name}") == rows[name]
+    assert lib.control_command_of(Command.HASH_DATA).data_bytes_max == rows["HASH_DATA_BYTES_MAX"]
+    assert lib.control_command_of(Command.SET_STATEBLOB).data_bytes_max == rows["BLOB_BYTES_MAX"]
 
 
 def test_limits() -> None:

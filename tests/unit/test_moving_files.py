@@ -142,6 +142,35 @@ def test_invariant_10_generations_of_a_granted_state_are_not_used_again(files: F
     assert files.owner.reserve(AWAY, "away:4433", 0) >= last.generation
 
 
+def test_invariant_10_also_when_the_tpm_has_written_its_own_file_since(
+    files: Files, path: Path, key: Key | None
+) -> None:
+    """The crash came before the record had heard of it."""
+    files.expect()
+    last = Image(StateType.PERMANENT, 1 << 60, NEW)
+    files.incoming.append(delta_encode(incoming.NO_STATE, last), last)
+    files.incoming.grant()
+    write_permanent(path, key, NEW)
+    assert files.take_up()
+    assert files.owner.read().generation >= last.generation
+
+
+def test_granted_state_that_is_damaged_and_of_no_use_stops_no_start(
+    files: Files, path: Path, key: Key | None
+) -> None:
+    """The TPM has written its own file since."""
+    files.expect()
+    Sender(files).stage(NEW)
+    files.incoming.grant()
+    write_permanent(path, key, NEWEST)
+    file = path / incoming.INCOMING_NAME
+    content = bytearray(file.read_bytes())
+    content[incoming.ENTRIES_OFFSET + incoming.ENTRY_HEADER.size + 50] ^= 1
+    file.write_bytes(content)
+    assert files.take_up()
+    assert permanent(path, key) == NEWEST
+
+
 def test_state_that_the_tpm_has_written_since_is_the_newer_one(
     files: Files, path: Path, key: Key | None
 ) -> None:

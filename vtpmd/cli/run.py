@@ -6,9 +6,16 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtpmd.config import RunConfig, parse_address
 from vtpmd.errors import UsageError
+
+if TYPE_CHECKING:
+    import socket
+    from contextlib import ExitStack
+
+    from vtpmd.store.start import Start
 
 LOG_LEVELS = ("error", "warning", "info", "debug")
 NAME_LENGTH_MAX = 64  # it goes into log lines and QEMU's process title
@@ -112,9 +119,11 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
+    from vtpmd.front.boot import boot_record
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.owner import Whose
     from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
@@ -132,27 +141,43 @@ def run(options: argparse.Namespace) -> int:
             opened = open_anchor(options.anchor, directory, files, key)
             anchor = stack.enter_context(opened)
         begun = start(directory, files, key, anchor)
-        process = engine_process.spawn(
-            directory_fd=directory.directory_fd, lock_fd=directory.lock_fd, store_fd=store.fd
-        )
+        fenced = files.owner.read().whose is not Whose.OURS
+        with boot_record(begun, key, anchor, fenced=fenced) as boot_fd:
+            process = engine_process.spawn(
+                directory_fd=directory.directory_fd,
+                lock_fd=directory.lock_fd,
+                store_fd=store.fd,
+                boot_fd=boot_fd,
+                anchor_fd=None if anchor is None else anchor.fd,
+            )
         control = stack.enter_context(listener.listen(path))
-        management = peers = None
-        if config.manage is not None:
-            management = stack.enter_context(listener.listen(config.manage, "--manage"))
-        if config.listen is not None:
-            peers = stack.enter_context(listener.listen_for_peers(*config.listen))
+        management, peers = _listen(stack, config)
         print(qemu_arguments(path.absolute(), name=config.name, uuid=config.uuid), flush=True)
         # Imported while the engine starts: asyncio is most of this program's start-up time.
         from vtpmd.daemon import runtime
 
-        if begun.took_up:
-            print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
-        if begun.changes:
-            print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
-        resources = runtime.Resources(
-            process, store, begun, files, control, peers, management, key, anchor
-        )
+        _tell_what_was_taken_up(begun)
+        resources = runtime.Resources(process, store, files, control, peers, management, key)
         return runtime.serve(resources, config)
+
+
+def _listen(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:
+    """Return the management socket and the one for peers, as far as they are asked for."""
+    from vtpmd.daemon import listener
+
+    management = peers = None
+    if config.manage is not None:
+        management = stack.enter_context(listener.listen(config.manage, "--manage"))
+    if config.listen is not None:
+        peers = stack.enter_context(listener.listen_for_peers(*config.listen))
+    return management, peers
+
+
+def _tell_what_was_taken_up(begun: Start) -> None:
+    if begun.took_up:
+        print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
+    if begun.changes:
+        print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
 
 
 def _config(options: argparse.Namespace) -> RunConfig:

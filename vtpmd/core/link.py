@@ -91,6 +91,8 @@ class LinkDescriptor(IntEnum):
     DIRECTORY = lib.LINK_FD_DIRECTORY
     LOCK = lib.LINK_FD_LOCK
     STORE = lib.LINK_FD_STORE
+    BOOT = lib.LINK_FD_BOOT
+    ANCHOR = lib.LINK_FD_ANCHOR
 
 
 class LinkDigests(NamedTuple):

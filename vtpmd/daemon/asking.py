@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vtpmd.daemon import tls
+from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.errors import VtpmdError
 from vtpmd.migration.states import ImpossibleEvent
 from vtpmd.wire import peer
@@ -77,7 +78,7 @@ class Asking:
         self._pause_s = PAUSE_MIN_S
         self._hurry = asyncio.Event()
         self._is_over = False
-        self._said: str | None = None
+        self._news = NewsLog(log.warning)
 
     def begin(self) -> None:
         """Ask from now on, if that is not done already."""
@@ -111,13 +112,15 @@ class Asking:
                 answer = await ask(self._to, question)
                 if isinstance(answer, peer.Kept) and type(self._question()) is not type(question):
                     continue  # something else is to be asked by now
-                self._say(f"the host that the vTPM went to, {self._to}, says {_words(answer)}")
+                self._news.write(
+                    f"the host that the vTPM went to, {self._to}, says {_words(answer)}",
+                )
                 # Whoever has it will not give it back soon.
                 if isinstance(answer, peer.Kept):
                     self._pause_s = PAUSE_MAX_S
                 await self._answered(answer)
             except (VtpmdError, ImpossibleEvent) as error:
-                self._say(f"whose the vTPM is, is not known: {error}; asking again")
+                self._news.write(f"whose the vTPM is, is not known: {error}; asking again")
             if self._question() is None:
                 return
             await self._wait()
@@ -128,12 +131,6 @@ class Asking:
                 await self._hurry.wait()
         except TimeoutError:
             self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
-
-    def _say(self, text: str) -> None:
-        """Log what is new."""
-        if text != self._said:
-            self._said = text
-            log.warning("%s", text)
 
 
 def _words(answer: peer.Message) -> str:

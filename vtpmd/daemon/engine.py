@@ -227,6 +227,11 @@ def _describe_death(pid: int, status: int) -> str:
     how = (
         f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
     )
+    if code == -signal.SIGSYS:
+        how += (
+            " for a system call that its sandbox forbids (its number is in the kernel's log, as "
+            "syscall=; somebody may have broken into it)"
+        )
     return (
         f"the engine (pid {pid}) {how}; the guest's TPM answers with errors until vtpmd and the "
         "guest are started again"

@@ -24,8 +24,10 @@ class EngineProcess(NamedTuple):
     link: socket.socket
 
 
-def spawn(*, directory_fd: int, lock_fd: int, store_fd: int) -> EngineProcess:
-    """Start an engine on a state directory.
+def spawn(
+    *, directory_fd: int, lock_fd: int, store_fd: int, boot_fd: int, anchor_fd: int | None = None
+) -> EngineProcess:
+    """Start an engine on a state directory, from a boot record (``vtpmd.front.boot``).
 
     It gets copies of the descriptors and holds them, and so the lock, for as long as it lives.
     Raises VtpmdError if the executable cannot be started.
@@ -36,7 +38,10 @@ def spawn(*, directory_fd: int, lock_fd: int, store_fd: int) -> EngineProcess:
         LinkDescriptor.DIRECTORY: directory_fd,
         LinkDescriptor.LOCK: lock_fd,
         LinkDescriptor.STORE: store_fd,
+        LinkDescriptor.BOOT: boot_fd,
     }
+    if anchor_fd is not None:
+        sources[LinkDescriptor.ANCHOR] = anchor_fd
     copies = {
         to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for to, fd in sources.items()
     }

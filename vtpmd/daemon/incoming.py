@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 from vtpmd import core
 from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine, Meanwhile
+from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
+from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
@@ -82,6 +83,7 @@ class Incoming:
         self._took_ns = self._granted_ns = 0
         self._start_us = 0
         self._refused = ""  # why the tail was
+        self._news = NewsLog(log.error)  # of what is tried again
 
     @property
     def state(self) -> State:
@@ -133,6 +135,7 @@ class Incoming:
                 message = decoder.next_message()
                 if message is not None:
                     await self._take_message(message)
+                    await connection.stream.give_way()
                     continue
                 data = await connection.stream.read()
                 if not data:
@@ -406,7 +409,7 @@ class Incoming:
             lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
             await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served", lineage)
         except VtpmdError as error:
-            log.error("%s; the guest's commands wait, and it is tried again", error)
+            self._news.write(f"{error}; the guest's commands wait, and it is tried again")
             self._events.put(events.AdmitFailed())
             self._try_again(events.InitAnswered())
             return
@@ -428,7 +431,7 @@ class Incoming:
             await self._owner.engine.raise_generations(floor)
             files.incoming.remove()
         except VtpmdError as error:
-            log.error("the state stays in tpm2-00.incoming: %s; trying again", error)
+            self._news.write(f"the state stays in tpm2-00.incoming: {error}; trying again")
             self._events.put(events.SettleFailed())
             self._try_again(events.SettleDue())
             return
@@ -438,19 +441,21 @@ class Incoming:
     async def _release(self) -> None:
         """Give the vTPM back, unless the guest has used it here."""
         self._cancel_retry()
-        reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
-        if reply.result:
-            self._events.put(events.Served())
-            return
+        record = self._owner.files.owner
         try:
-            self._owner.files.owner.give_back(self.session)
+            # Before the engine is fenced: what is not to be given back is served on.
+            record.check_give_back(self.session)
+            if not await self._fence():
+                self._events.put(events.Served())
+                return
+            record.give_back(self.session)
             self._owner.files.incoming.remove()
         except OwnerRecordError:
             # It has been used, or has moved on, though its guest sent no command here.
             self._events.put(events.Served())
             return
         except VtpmdError as error:
-            log.error("the vTPM cannot be given back yet: %s", error)
+            self._news.write(f"the vTPM cannot be given back yet: {error}")
             self._events.put(events.RecordFailed(str(error)))
             return
         log.warning("the vTPM was given back: its guest runs on at the source")
@@ -458,6 +463,21 @@ class Incoming:
         await self._owner.engine.request(LinkOperation.STOP)
         self._forget_images()
         self._events.put(events.Remembered())
+
+    async def _fence(self) -> bool:
+        """Have the engine serve no more; return False if a guest's command was served.
+
+        Raises VtpmdError where that is not known.
+        """
+        try:
+            reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        except EngineDied:
+            # What is dead serves no more, and executed nothing before the file said granted.
+            found = self._owner.files.incoming.find()
+            if found is None or found.granted:
+                raise
+            return True
+        return not reply.result
 
     async def _decline(self, reason: str) -> None:
         log.warning("the state that a peer has sent is set aside: %s", reason)

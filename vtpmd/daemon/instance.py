@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Mapping
 
 from vtpmd.core import LinkOperation
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
@@ -46,16 +45,6 @@ class Instance:
         self._running = False
         self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
         mobility.is_running = lambda: self._running
-
-    async def load(self, states: Mapping[StateType, bytes]) -> None:
-        """Give the engine what the state directory holds; the first INIT starts from it.
-
-        Raises EngineDied, or VtpmdError if the engine has no memory for it.
-        """
-        for kind, state in states.items():
-            reply = await self._engine.request(LinkOperation.LOAD_STATE, kind, state)
-            if reply.result != Result.SUCCESS:
-                raise VtpmdError(f"the engine has no memory for {len(state)} bytes of state")
 
     async def handle(self, request: Request, descriptors: list[int]) -> bytes:
         """Carry out a command and return its answer.

@@ -1,9 +1,10 @@
-"""Log lines that somebody else can cause: a flood of them must not fill the disk."""
+"""Log lines that somebody, or a full disk, can cause: a flood of them must not fill the disk."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 # Counted anew after this. Twenty lines a minute of 200 bytes are 6 MB a day.
@@ -29,3 +30,18 @@ class LimitedLog:
         self._n_lines += 1
         if self._n_lines <= self._lines_max:
             self._log.log(level, "%s", text, exc_info=exc_info)
+
+
+class NewsLog:
+    """Writes what is new: what is tried again and again fails in the same way for hours."""
+
+    def __init__(self, log: Callable[[str, str], None]) -> None:
+        """Take what writes a line at its level, such as log.error."""
+        self._log = log
+        self._said: str | None = None
+
+    def write(self, text: str) -> None:
+        """Write a line, unless it is the last one again."""
+        if text != self._said:
+            self._said = text
+            self._log("%s", text)

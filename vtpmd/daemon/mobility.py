@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire, Store
+from vtpmd.core import LinkOperation, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
@@ -87,14 +87,13 @@ class Mobility:
         self.is_running: Callable[[], bool] = lambda: False
 
     async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
-        """Fence a vTPM that the owner record says may be another host's, and ask that host.
+        """Ask the host that the owner record says may have the vTPM, which is fenced then.
 
         Raises VtpmdError for a record that cannot be read.
         """
         record = self._files.owner.read()
         if record.whose is Whose.OURS:
             return
-        await self._engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
         line = record.find(record.session)
         if line is None or line.outcome is not Outcome.SENT:
             log.warning("the vTPM was given back to %s: it is not served here", record.peer)
@@ -215,11 +214,18 @@ class Mobility:
     @property
     def _is_fenced(self) -> bool:
         """True while the vTPM may be another host's."""
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            return self.outgoing.is_fenced
+        if self.outgoing is not None and self.outgoing.is_fenced:
+            return True
         if self.incoming is not None and self.incoming.is_releasing:
             return True
-        return self._files.owner.read().whose is not Whose.OURS
+        # It may have been given back while it was armed to go elsewhere.
+        whose = self._files.owner.read().whose
+        return whose is Whose.MOVED or (whose is Whose.OFFERED and not self._is_only_offered)
+
+    @property
+    def _is_only_offered(self) -> bool:
+        """True where what the record says is offered was not granted by this process' session."""
+        return self.outgoing is not None and not self.outgoing.is_fenced
 
     async def end_freeze(self) -> None:
         """The migration that took a tail is over, though nobody has said so."""
@@ -348,6 +354,7 @@ class Mobility:
             raise NotOurs("QEMU has brought a tail before: the blob is not of the same stream")
         if self.outgoing is not None and self.outgoing.is_its_qemus:
             raise NotOurs("the vTPM may be at another host: load a snapshot there")
+        self._check_not_given_back()
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
             if kind == StateType.PERMANENT:
@@ -375,6 +382,7 @@ class Mobility:
             return
         if not await session.adopt():
             raise NotOurs("the vTPM that was granted to this host cannot be taken up yet")
+        await self._end_outgoing()
         # It was on, ahead of time: its guest has lost power now.
         await self._engine.request(LinkOperation.STOP)
 
@@ -402,16 +410,19 @@ class Mobility:
         if self._brought is Brought.BLOBS:
             return await self._start_from_blobs()
         await self._end_incoming("QEMU starts the TPM without the tail")
+        self._check_not_releasing()
         await self._check_ours()
         return (await self._engine.request(LinkOperation.INIT)).result
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
+        self._check_not_given_back()
         reply = await self.lineages.start()
         if reply.result:
             await self._forget_brought(Brought.UNUSABLE)
             return reply.result
         try:
+            self._check_not_given_back()  # while the TPM started
             self._files.owner.arrive()
         except VtpmdError:
             self._brought = Brought.UNUSABLE
@@ -422,6 +433,26 @@ class Mobility:
             self._tell_soon("VTPM_RESTORED", restored._asdict())
         return 0
 
+    def _check_not_given_back(self) -> None:
+        """Raise NotOurs where this QEMU's vTPM is at the source again, or on its way there."""
+        session = self.incoming
+        if session is None:
+            return
+        record = self._files.owner.read()
+        was_given_back = record.whose is Whose.MOVED and record.session == session.session.hex()
+        if was_given_back or session.is_releasing:
+            raise NotOurs("the vTPM was given back to where it came from: load a snapshot there")
+
+    def _check_not_releasing(self) -> None:
+        """Raise NotOurs while a vTPM is fenced that is still to be given back."""
+        session = self.incoming
+        if session is not None and session.is_releasing:
+            raise NotOurs(
+                f"{session.peer} has asked for the vTPM back, and that it has it back is not "
+                "written down yet: boot its guest there; or see to this host's disk, and if the "
+                "other host is gone for good start vtpmd again"
+            )
+
     async def _check_ours(self) -> None:
         """Raise NotOurs unless the vTPM is, or becomes, this host's."""
         session = self.outgoing
@@ -429,7 +460,7 @@ class Mobility:
             await session.guest_resumed()
             await session.wait_until_served(ANSWER_TIMEOUT_S)
         record = self._files.owner.read()
-        if record.whose is Whose.OFFERED and session is not None and not session.is_fenced:
+        if record.whose is Whose.OFFERED and self._is_only_offered:
             return  # not granted, and never will be
         if record.whose is Whose.OURS and self._files.is_without_a_state():
             raise NotOurs(
@@ -443,8 +474,12 @@ class Mobility:
             )
 
     async def _has_come(self) -> None:
-        """A vTPM that has come to this host runs: what went out before is history."""
+        """A vTPM that has come to this host runs."""
         self._brought = Brought.NOTHING
+        await self._end_outgoing()
+
+    async def _end_outgoing(self) -> None:
+        """The vTPM has come to this host: what went out before is history."""
         if self.outgoing is not None:
             await self.outgoing.came_back()
             if self.outgoing.ended.is_set():
@@ -454,6 +489,8 @@ class Mobility:
         """Another QEMU has connected: what the last one brought is not its guest's."""
         self._has_started = False
         await self._forget_brought()
+        if self.incoming is not None and self.incoming.has_ended(self.incoming.session):
+            self.incoming = None
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
 

@@ -23,6 +23,7 @@ from vtpmd.daemon import tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
@@ -355,6 +356,7 @@ class Outgoing:
             while (message := decoder.next_message()) is not None:
                 self._note(message)
                 await self._events.run(message)
+                await connection.stream.give_way()
 
     async def _ping(self) -> None:
         """Have a destination that is there heard of, and notice one that is not."""
@@ -448,6 +450,7 @@ class Outgoing:
             self._withdrawing = asyncio.create_task(self._withdraw_until_done())
 
     async def _withdraw_until_done(self) -> None:
+        news = NewsLog(log.error)
         while self._machine.may_withdraw:
             try:
                 self._owner.record.withdraw(self.session)
@@ -455,7 +458,8 @@ class Outgoing:
                 log.error("%s", error)
                 return
             except VtpmdError as error:
-                log.error("the owner record still says offered: %s; trying again", error)
+                text = f"the owner record still says offered: {error}; trying again"
+                news.write(text)
                 await asyncio.sleep(RECORD_RETRY_S)
             else:
                 return
@@ -514,7 +518,7 @@ class Outgoing:
     async def _record_moved(self) -> None:
         if self.outcome != "handed-over":
             self.outcome = "handed-over"
-            log.info("the vTPM is at %s now", self._peer)
+            log.info("%s says that it has the vTPM", self._peer)
             self._owner.tell(Notice.HANDED_OVER, {"to": str(self._peer)})
         self._owner.record.confirm(self.session)
 

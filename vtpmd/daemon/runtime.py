@@ -12,18 +12,15 @@ from typing import NamedTuple
 
 from vtpmd.config import RunConfig
 from vtpmd.core import LinkLocked, Store
-from vtpmd.daemon import durability
 from vtpmd.daemon.control_server import ControlServer
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
-from vtpmd.store.anchor import Anchor
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Record
-from vtpmd.store.start import Start
 
 log = logging.getLogger("vtpmd")
 
@@ -36,13 +33,11 @@ class Resources(NamedTuple):
 
     process: EngineProcess
     store: Store
-    begun: Start
     files: MovingFiles
     control: socket.socket
     peers: socket.socket | None
     management: socket.socket | None
     key: Key | None
-    anchor: Anchor | None
 
 
 def serve(resources: Resources, config: RunConfig) -> int:
@@ -80,8 +75,6 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             follows_qemu=config.qmp is not None,
         )
         instance = Instance(engine, mobility, resources.key)
-        await durability.set_up(engine, resources.begun, resources.key, resources.anchor)
-        await instance.load(resources.begun.states)
         await mobility.begin(config.credentials, config.allowed)
         _warn_of_forks(mobility.owner_record())
         async with AsyncExitStack() as stack:

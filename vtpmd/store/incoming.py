@@ -92,6 +92,7 @@ class IncomingStates:
         self._sealing: Sealing | None = None
         self._serial = 0
         self._end = ENTRIES_OFFSET
+        self._ends_at = {NO_STATE.generation}  # which generations a record can continue
 
     def make(self, session: bytes, lineage: bytes) -> None:
         """Make the file for a session of the vTPM of this identity, with nothing in it."""
@@ -100,22 +101,27 @@ class IncomingStates:
             magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
             self._sealing = Sealing(self._key, salt)
         self._head = _Head(magic, 0, self._permanent_digest(), session, lineage, salt)
-        self._end = ENTRIES_OFFSET
+        self._end, self._ends_at = ENTRIES_OFFSET, {NO_STATE.generation}
         content = _encode_head(self._head, self._sealing)
         self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
         self._in_place.keep_open(INCOMING_NAME)
 
     def append(self, record: bytes, state: Image) -> None:
-        """Make a state durable: the record that ends at it, or all of it if there is no room."""
+        """Make a state durable: the record that ends at it, or all of it.
+
+        All, where there is no room, or where the record continues what is not in the file.
+        """
         if self._head is None:
             raise ValueError("there is no session to take from")
+        continues = core.delta_inspect(record).from_generation in self._ends_at
         entry = self._entry(record)
-        if self._end + len(entry) > INCOMING_BYTES:
+        if not continues or self._end + len(entry) > INCOMING_BYTES:
             self.make(self._head.session, self._head.lineage)
             entry = self._entry(core.delta_encode(NO_STATE, state))
         self._in_place.overwrite(INCOMING_NAME, self._end, entry)
         self._serial += 1
         self._end += len(entry)
+        self._ends_at.add(state.generation)
 
     def grant(self) -> None:
         """Write down that what was appended last is the vTPM's state."""
@@ -135,19 +141,23 @@ class IncomingStates:
         if content is None:
             return None
         head, sealing = self._open_head(content)
-        image = NO_STATE
-        if head.granted and head.made_with == self._permanent_digest():
-            try:
-                if head.magic not in (MAGIC, MAGIC_SEALED):
-                    raise Damaged
-                image = _replay(_records(content, head.granted, sealing))
-            except (Damaged, core.DeltaError, SealBroken) as error:
-                raise StateDirectoryError(
-                    f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a "
-                    "copy"
-                ) from error
-        state = None if image is NO_STATE else image.data
-        return Found(head.session, head.lineage, bool(head.granted), image.generation, state)
+        if not head.granted:
+            return Found(head.session, head.lineage, granted=False, generation=0, state=None)
+        is_only_state = head.made_with == self._permanent_digest()
+        try:
+            if head.magic not in (MAGIC, MAGIC_SEALED):
+                raise Damaged
+            image = _replay(_records(content, head.granted, sealing))
+        except (Damaged, core.DeltaError, SealBroken) as error:
+            if not is_only_state:
+                return Found(head.session, head.lineage, granted=True, generation=0, state=None)
+            raise StateDirectoryError(
+                f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a copy"
+            ) from error
+        state = image.data if is_only_state else None
+        return Found(
+            head.session, head.lineage, granted=True, generation=image.generation, state=state
+        )
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1

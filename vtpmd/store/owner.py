@@ -275,6 +275,10 @@ class OwnerRecord:
         self._end(Transition.TAKE, session, Outcome.TAKEN, generation=generation, new_session="")
         return floor
 
+    def check_give_back(self, session: bytes) -> None:
+        """Raise OwnerRecordError where give_back() would; nothing is written."""
+        self._line_to_end(self.read(), Transition.GIVE_BACK, session, Outcome.RELEASED)
+
     def give_back(self, session: bytes) -> None:
         """What was granted has not been used here, and is the peer's again."""
         self._end(Transition.GIVE_BACK, session, Outcome.RELEASED, new_session=session.hex())
@@ -308,9 +312,24 @@ class OwnerRecord:
     ) -> None:
         """Remember what became of a peer's session."""
         known = self._known()
-        found = known.find(session.hex()) or Session(session.hex(), Outcome.OPEN, "", "")
+        found = self._line_to_end(known, transition, session, outcome)
         if found.outcome is outcome and transition is not Transition.TAKE:
             return
+        line = found._replace(outcome=outcome, at=self._now())
+        self._go(
+            transition,
+            generation=known.generation if generation is None else generation,
+            session=known.session if new_session is None else new_session,
+            sessions=_with(known, line),
+        )
+
+    def _line_to_end(
+        self, known: Record, transition: Transition, session: bytes, outcome: Outcome
+    ) -> Session:
+        """Return a session's line, whose outcome this may be. Raises OwnerRecordError."""
+        found = known.find(session.hex()) or Session(session.hex(), Outcome.OPEN, "", "")
+        if found.outcome is outcome and transition is not Transition.TAKE:
+            return found
         if found.outcome not in _ENDS_FROM[outcome]:
             raise OwnerRecordError(
                 f"the session was {found.outcome} before: it cannot be {outcome} now"
@@ -319,13 +338,7 @@ class OwnerRecord:
             raise OwnerRecordError(
                 f"the vTPM has left since it was taken in that session: no {transition}"
             )
-        line = found._replace(outcome=outcome, at=self._now())
-        self._go(
-            transition,
-            generation=known.generation if generation is None else generation,
-            session=known.session if new_session is None else new_session,
-            sessions=_with(known, line),
-        )
+        return found
 
     def _check_new(self, known: Record, session: bytes) -> None:
         if known.find(session.hex()) is not None:

@@ -1,0 +1,69 @@
+/* State blobs: what GET_STATEBLOB gives and SET_STATEBLOB takes, in swtpm's format.
+ *
+ * swtpm_format.h has the bytes, and wraps a state as a blob. This unwraps one, from anywhere:
+ *
+ *     1. An empty blob, and one that is a header alone, hold no state.
+ *     2. A header's length is that of the blob, its minimum version is one that is known, and its
+ *        size is right.
+ *     3. Of version 1, the rest is the state. Later, the TLV MIGRATION_DATA has the content.
+ *     4. In it, DATA is the state, or ENCRYPTED_DATA, HMAC and IV are, if a flag of the header or
+ *        the client says so.
+ *     5. What is looked for is the first TLV with its tag. Others before it are skipped, but for
+ *        one that is encrypted where nothing encrypted is looked for: it says which key is needed.
+ *
+ * The results are those that swtpm gives for the same blob (SWTPM_NVRAM_SetStateBlob() in
+ * swtpm_nvstore.c), but that it never takes an encrypted state of version 1.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "swtpm_format.h"
+
+/* Of a lineage: above it, a vTPM would soon have no numbers left. */
+#define BLOB_GENERATION_MAX (UINT64_C(1) << 62)
+
+/* Why a blob was refused. */
+enum blob_refusal {
+    BLOB_SHORT = 1, /* shorter than a header */
+    BLOB_LENGTH_WRONG = 2,
+    BLOB_VERSION_UNKNOWN = 3,
+    BLOB_HEADER_WRONG = 4,
+    BLOB_TLV_CUT = 5,
+    BLOB_TLV_MISSING = 6,
+    BLOB_FILE_KEY_NEEDED = 7,
+    BLOB_MIGRATION_KEY_NEEDED = 8,
+    BLOB_KEY_LENGTH_WRONG = 9,
+    BLOB_ENCRYPTION_OLD = 10, /* of version 1 */
+    BLOB_HMAC_LENGTH_WRONG = 11,
+    BLOB_DOES_NOT_OPEN = 12,    /* it was altered, or the key is another one */
+    BLOB_GENERATION_WRONG = 13, /* the lineage's is above BLOB_GENERATION_MAX */
+};
+
+/* What a blob holds. */
+struct blob_content {
+    const uint8_t *state; /* in the blob, or on the heap; NULL if there is none */
+    size_t state_bytes;
+    uint8_t *decrypted; /* what of it is on the heap, or NULL */
+    size_t decrypted_bytes;
+    bool has_lineage; /* which is not sealed, with a key neither */
+    struct checkpoint_lineage lineage;
+};
+
+/* Unwrap a blob. `is_encrypted` is what the client says of it; `key` may be NULL, and a blob in the
+ * clear is taken with a key, too: it comes from QEMU, not from the disk. Returns 0, an enum
+ * blob_refusal or -ENOMEM; and then `content` is empty. The caller ends it when
+ * it is 0. */
+int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
+                const struct cipher_key *key, struct blob_content *content);
+
+/* Overwrite and free what was decrypted. */
+void blob_content_deinit(struct blob_content *content);
+
+/* The TPM_RESULT that a refused blob is answered with. */
+uint32_t blob_result(enum blob_refusal refusal);
+
+/* Why, in words that follow on "the state blob is refused: ". */
+const char *blob_reason(enum blob_refusal refusal);

@@ -1,0 +1,128 @@
+#include "message.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "bytes.h"
+
+void message_deinit(struct message *message)
+{
+    if (message->payload)
+        explicit_bzero(message->payload, message->header.payload_bytes);
+    free(message->payload);
+    close_descriptor(&message->descriptor);
+}
+
+/* Reads once, and keeps the first descriptor that comes along.
+ * sandbox: recvmsg */
+static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec vector = {bytes, n_bytes};
+    struct msghdr header = {
+        .msg_iov = &vector,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+
+    ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
+    if (n < 0)
+        return n;
+    struct cmsghdr *first = CMSG_FIRSTHDR(&header);
+    if (first && first->cmsg_type == SCM_RIGHTS) {
+        close_descriptor(descriptor);
+        memcpy(descriptor, CMSG_DATA(first), sizeof(int));
+    }
+    return n;
+}
+
+/* Of the boot record alone, which is read before the sandbox is sealed. */
+static ssize_t read_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
+{
+    (void)descriptor;
+    return read(fd, bytes, n_bytes);
+}
+
+typedef ssize_t (*source)(int fd, void *bytes, size_t n_bytes, int *descriptor);
+
+/* Returns 0, MESSAGE_END before the first byte, or a negative errno. */
+static int take_exactly(source from, int fd, void *bytes, size_t n_bytes, int *descriptor)
+{
+    for (size_t taken = 0; taken < n_bytes;) {
+        ssize_t n = from(fd, (char *)bytes + taken, n_bytes - taken, descriptor);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return taken ? -EPIPE : MESSAGE_END;
+        taken += (size_t)n;
+    }
+    return 0;
+}
+
+static int take(source from, int fd, struct message *message)
+{
+    struct link_header *header = &message->header;
+
+    int r = take_exactly(from, fd, header, sizeof(*header), &message->descriptor);
+    if (r != 0)
+        return r;
+    size_t n_bytes = header->payload_bytes;
+    header->payload_bytes = 0; /* until it is there */
+    if (n_bytes > LINK_PAYLOAD_BYTES_MAX)
+        return -EMSGSIZE;
+    if (n_bytes == 0)
+        return 0;
+    message->payload = malloc(n_bytes);
+    if (!message->payload)
+        return -ENOMEM;
+    header->payload_bytes = (uint32_t)n_bytes;
+    r = take_exactly(from, fd, message->payload, n_bytes, &message->descriptor);
+    return r == MESSAGE_END ? -EPIPE : r;
+}
+
+int message_receive(int fd, struct message *message)
+{
+    return take(receive_some, fd, message);
+}
+
+int message_read(int fd, struct message *message)
+{
+    return take(read_some, fd, message);
+}
+
+/* sandbox: sendmsg */
+int message_send(int fd, const struct message *message)
+{
+    struct iovec vectors[2] = {
+        {(void *)&message->header, sizeof(message->header)},
+        {message->payload, message->header.payload_bytes},
+    };
+    struct msghdr header = {.msg_iov = vectors, .msg_iovlen = 2};
+
+    while (header.msg_iovlen > 0) {
+        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        while (header.msg_iovlen > 0 && (size_t)n >= header.msg_iov->iov_len) {
+            n -= (ssize_t)header.msg_iov->iov_len;
+            header.msg_iov++;
+            header.msg_iovlen--;
+        }
+        if (header.msg_iovlen > 0) {
+            header.msg_iov->iov_base = (char *)header.msg_iov->iov_base + n;
+            header.msg_iov->iov_len -= (size_t)n;
+        }
+    }
+    return 0;
+}

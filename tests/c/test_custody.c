@@ -1,0 +1,467 @@
+/* What is done, and what refused, of each operation in each state: docs/ARCHITECTURE.md's table
+ * against a TPM, with the real libtpms. Every row is tried in every state there is, and after it
+ * the state is told from what is answered.
+ *
+ * Invariant 3: one that is another host's, or not yet this one's, executes and writes nothing.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <libtpms/tpm_error.h>
+
+#include "bytes.h"
+#include "checkpoint.h"
+#include "cipher.h"
+#include "custody.h"
+#include "io_memory.h"
+#include "journal.h"
+#include "pages.h"
+#include "tpm.h"
+
+enum {
+    STATES_OFF = TPM_FENCED + 1,
+    LINE_BYTES_MAX = 400,
+};
+
+static const char letters[] = "AGFRSP"; /* of custodies, as the table has them */
+
+static const struct journal_settings settings = {
+    .identity = "this vTPM's own.",
+    .file_bytes = JOURNAL_BYTES,
+};
+
+static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
+
+static struct io_memory io;
+static struct store *own_store, *store;
+static struct tpm *tpm;
+static struct tpm_response response;
+
+static void begin(void)
+{
+    io_memory_init(&io);
+    tpm = tpm_new(&io.io);
+    assert_int_equal(store_new(&own_store), 0);
+    assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
+    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0), TPM_SUCCESS);
+}
+
+static void end(void)
+{
+    tpm_free(tpm);
+    store_free(store);
+    store_free(own_store);
+    io_memory_deinit(&io);
+}
+
+/* Takes the C library's place: no command waits for time to pass. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                           const struct timespec *until)
+{
+    (void)condition, (void)mutex, (void)until;
+    return ETIMEDOUT;
+}
+
+static TPM_RESULT do_capture(void)
+{
+    enum link_shutdown said;
+    bool worked;
+
+    return tpm_capture(tpm, store, &worked, &said);
+}
+
+static TPM_RESULT get(enum link_state_type type)
+{
+    uint8_t *bytes = NULL;
+    size_t n_bytes;
+
+    TPM_RESULT result = tpm_get_state(tpm, type, &bytes, &n_bytes);
+    free(bytes);
+    return result;
+}
+
+/* Bring a new TPM there, of which nothing has run. `before` is what a standby goes back to. */
+static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custody before)
+{
+    enum tpm_custody own = custody_is_ahead(custody) ? before : custody;
+    struct link_digests digests;
+
+    begin();
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(do_capture(), TPM_SUCCESS);
+    if (own == TPM_GIVEN)
+        assert_int_equal(get(LINK_STATE_PERMANENT), TPM_SUCCESS);
+    if (own == TPM_FENCED || own == TPM_RECLAIMING)
+        assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    if (own == TPM_RECLAIMING)
+        assert_int_equal(tpm_await(tpm, true), TPM_SUCCESS);
+    if (power == TPM_OFF)
+        assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+    if (custody_is_ahead(custody))
+        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    if (custody == TPM_PENDING)
+        assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    io.calls = 0;
+}
+
+/* Operations, as the table calls them. What each needs to succeed has been seen to. */
+
+static TPM_RESULT do_execute(void)
+{
+    uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
+
+    tpm_execute(tpm, get_random, sizeof(get_random), &response);
+    uint32_t code = get_be32(response.bytes + 6);
+    if (code == TPM2_RC_FAILURE)
+        return TPM_FAIL;
+    if (code == TPM2_RC_RETRY)
+        return code;
+    assert_int_equal(code, 0x100); /* TPM_RC_INITIALIZE: it was executed */
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_init(void)
+{
+    return tpm_init(tpm, false);
+}
+
+static TPM_RESULT do_init_came(void)
+{
+    return tpm_init(tpm, true);
+}
+
+static TPM_RESULT do_init_standby(void)
+{
+    struct link_digests digests;
+
+    return tpm_init_standby(tpm, false, LINK_SHUTDOWN_NONE, &digests);
+}
+
+static TPM_RESULT do_init_standby_came(void)
+{
+    struct link_digests digests;
+
+    return tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests);
+}
+
+static TPM_RESULT do_expect(void)
+{
+    return tpm_expect(tpm);
+}
+
+static TPM_RESULT do_admit(void)
+{
+    return tpm_admit(tpm, &own);
+}
+
+static TPM_RESULT do_let_go(void)
+{
+    tpm_let_go(tpm);
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_forget_state(void)
+{
+    return tpm_forget_state(tpm);
+}
+
+static TPM_RESULT do_stop(void)
+{
+    return tpm_stop(tpm);
+}
+
+static TPM_RESULT do_await(void)
+{
+    return tpm_await(tpm, true);
+}
+
+static TPM_RESULT do_await_no_more(void)
+{
+    return tpm_await(tpm, false);
+}
+
+static TPM_RESULT do_retire_unchanged(void)
+{
+    return tpm_retire(tpm, false);
+}
+
+static TPM_RESULT do_retire_unserved(void)
+{
+    return tpm_retire(tpm, true);
+}
+
+static TPM_RESULT do_unretire(void)
+{
+    return tpm_unretire(tpm);
+}
+
+static TPM_RESULT do_get_established(void)
+{
+    bool established;
+
+    return tpm_get_established(tpm, &established);
+}
+
+static TPM_RESULT do_reset_established(void)
+{
+    return tpm_reset_established(tpm, 3);
+}
+
+static TPM_RESULT do_hash_start(void)
+{
+    return tpm_hash_start(tpm);
+}
+
+static TPM_RESULT do_hash_data(void)
+{
+    return tpm_hash_data(tpm, (const uint8_t *)"", 0);
+}
+
+static TPM_RESULT do_hash_end(void)
+{
+    return tpm_hash_end(tpm);
+}
+
+static TPM_RESULT do_cancel(void)
+{
+    return tpm_cancel(tpm);
+}
+
+static TPM_RESULT do_store_volatile(void)
+{
+    return tpm_store_volatile(tpm);
+}
+
+static TPM_RESULT do_get_permanent(void)
+{
+    return get(LINK_STATE_PERMANENT);
+}
+
+static TPM_RESULT do_get_volatile(void)
+{
+    return get(LINK_STATE_VOLATILE);
+}
+
+static TPM_RESULT do_set_state(void)
+{
+    return tpm_set_state(tpm, LINK_STATE_VOLATILE, NULL, 0);
+}
+
+static TPM_RESULT do_store_permanent(void)
+{
+    return tpm_store_permanent(tpm);
+}
+
+static TPM_RESULT do_load_state(void)
+{
+    return tpm_load_state(tpm, LINK_STATE_VOLATILE, (const uint8_t *)"x", 1);
+}
+
+static TPM_RESULT do_set_key(void)
+{
+    struct cipher_key key = {.n_bytes = 16};
+
+    return tpm_set_key(tpm, &key);
+}
+
+static TPM_RESULT do_set_buffer_size(void)
+{
+    uint32_t sizes[3];
+
+    return tpm_set_buffer_size(tpm, 4096, sizes);
+}
+
+static const struct operation {
+    const char *name;
+    TPM_RESULT (*function)(void);
+} operations[] = {
+    {"EXECUTE", do_execute},
+    {"INIT", do_init},
+    {"INIT, came", do_init_came},
+    {"INIT, standby", do_init_standby},
+    {"INIT, standby, came", do_init_standby_came},
+    {"EXPECT", do_expect},
+    {"ADMIT", do_admit},
+    {"the link's end", do_let_go},
+    {"FORGET_STATE", do_forget_state},
+    {"STOP", do_stop},
+    {"AWAIT 1", do_await},
+    {"AWAIT 0", do_await_no_more},
+    {"RETIRE, unchanged", do_retire_unchanged},
+    {"RETIRE, unserved", do_retire_unserved},
+    {"UNRETIRE", do_unretire},
+    {"GET_ESTABLISHED", do_get_established},
+    {"RESET_ESTABLISHED", do_reset_established},
+    {"HASH_START", do_hash_start},
+    {"HASH_DATA", do_hash_data},
+    {"HASH_END", do_hash_end},
+    {"CANCEL", do_cancel},
+    {"STORE_VOLATILE", do_store_volatile},
+    {"GET_STATE, permanent", do_get_permanent},
+    {"GET_STATE, other", do_get_volatile},
+    {"SET_STATE", do_set_state},
+    {"CAPTURE", do_capture},
+    {"STORE_PERMANENT", do_store_permanent},
+    {"LOAD_STATE", do_load_state},
+    {"SET_KEY", do_set_key},
+    {"SET_BUFFER_SIZE", do_set_buffer_size},
+};
+
+/* Returns what an answer says of the verdict: idle is a success, as done is. */
+static char verdict_of(TPM_RESULT result)
+{
+    switch (result) {
+    case TPM_SUCCESS:
+        return 'd';
+    case TPM_BAD_ORDINAL:
+        return 'n';
+    case TPM2_RC_RETRY:
+        return 'w';
+    default:
+        assert_int_equal(result, TPM_FAIL);
+        return 'f';
+    }
+}
+
+/* Tell custody by what is answered, which changes it. */
+static char find_custody(void)
+{
+    bool is_on = do_cancel() == TPM_SUCCESS;
+
+    if (do_store_permanent() == TPM_SUCCESS)
+        return 'A';
+    if (!is_on)
+        return do_init() == TPM_SUCCESS ? 'G' : 'F';
+    if (do_get_established() != TPM_SUCCESS)
+        return 'S';
+    switch (verdict_of(do_execute())) {
+    case 'd':
+        return 'G';
+    case 'f':
+        return 'F';
+    default:
+        return do_await_no_more() == TPM_SUCCESS ? 'R' : 'P';
+    }
+}
+
+struct row {
+    char off[STATES_OFF + 1], on[TPM_CUSTODIES + 1], then[TPM_CUSTODIES + 1];
+};
+
+/* Copy a cell's letters, without what is around them. Returns what comes after the cell. */
+static const char *read_cell(const char *cell, char *out, size_t n_letters)
+{
+    size_t n = 0;
+
+    for (; *cell != '|'; cell++) {
+        assert_true(*cell);
+        if (*cell != ' ' && *cell != '`') {
+            assert_true(n < n_letters);
+            out[n++] = *cell;
+        }
+    }
+    assert_int_equal(n, n_letters);
+    out[n] = 0;
+    return cell + 1;
+}
+
+static struct row read_row(const char *name)
+{
+    char line[LINE_BYTES_MAX], start[LINE_BYTES_MAX];
+    bool found = false;
+    struct row row;
+
+    snprintf(start, sizeof(start), "| %s | ", name);
+    FILE *file = fopen(ARCHITECTURE, "r");
+    assert_non_null(file);
+    while (!found && fgets(line, sizeof(line), file))
+        found = strncmp(line, start, strlen(start)) == 0;
+    fclose(file);
+    if (!found)
+        fail_msg("%s has no row for %s", ARCHITECTURE, name);
+    const char *cell = read_cell(line + strlen(start), row.off, STATES_OFF);
+    cell = read_cell(cell, row.on, TPM_CUSTODIES);
+    read_cell(cell, row.then, TPM_CUSTODIES);
+    return row;
+}
+
+/* What the row says: the verdict that is seen, and the custody then. */
+struct outcome {
+    char verdict, custody, before;
+};
+
+static struct outcome outcome_of(const struct row *row, enum tpm_power power,
+                                 enum tpm_custody custody, enum tpm_custody before)
+{
+    char verdict = (power == TPM_ON ? row->on : row->off)[custody];
+
+    if (verdict == 'l') {
+        custody = before;
+        verdict = row->off[custody];
+    }
+    char then = verdict == 'd' ? row->then[custody] : '.';
+    struct outcome outcome = {verdict == 'i' ? 'd' : verdict, letters[custody], letters[before]};
+    if (then == 'a')
+        outcome.before = 'A';
+    else if (then == 'S')
+        outcome.before = custody == TPM_RECLAIMING ? 'F' : letters[custody];
+    if (then != '.' && then != 'a')
+        outcome.custody = then;
+    return outcome;
+}
+
+static void try_cell(const struct operation *operation, enum tpm_power power,
+                     enum tpm_custody custody, enum tpm_custody before)
+{
+    struct row row = read_row(operation->name);
+    struct outcome expected = outcome_of(&row, power, custody, before), seen = {0};
+
+    enter(power, custody, before);
+    seen.verdict = verdict_of(operation->function());
+    bool has_written = io.calls > 0;
+    seen.custody = find_custody();
+    if (expected.custody == 'S' || expected.custody == 'P')
+        tpm_let_go(tpm);
+    seen.before =
+        expected.custody == 'S' || expected.custody == 'P' ? find_custody() : expected.before;
+    if (memcmp(&seen, &expected, sizeof(seen)) != 0)
+        fail_msg("%s when %s, %c over %c: %c %c %c, not %c %c %c", operation->name,
+                 power == TPM_ON ? "on" : "off", letters[custody], letters[before], seen.verdict,
+                 seen.custody, seen.before, expected.verdict, expected.custody, expected.before);
+    if (has_written)
+        assert_true(expected.verdict == 'd' && expected.custody == 'A');
+    end();
+}
+
+static void invariant_3_every_operation_in_every_state_is_as_the_table_says(void **state)
+{
+    (void)state;
+    tpm_response_init(&response);
+    for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++) {
+        for (enum tpm_custody custody = TPM_ACTIVE; custody <= TPM_FENCED; custody++)
+            try_cell(&operations[i], TPM_OFF, custody, TPM_ACTIVE);
+        for (enum tpm_custody custody = TPM_ACTIVE; custody <= TPM_RECLAIMING; custody++)
+            try_cell(&operations[i], TPM_ON, custody, TPM_ACTIVE);
+        for (enum tpm_custody before = TPM_ACTIVE; before <= TPM_FENCED; before++) {
+            try_cell(&operations[i], TPM_ON, TPM_STANDBY, before);
+            try_cell(&operations[i], TPM_ON, TPM_PENDING, before);
+        }
+    }
+    tpm_response_deinit(&response);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(invariant_3_every_operation_in_every_state_is_as_the_table_says),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,88 @@
+"""A destination whose disk, engine or record is in the way of what the source asks of it.
+
+Invariant 3 of the design (one owner, and no guest left without its vTPM for longer than it must)
+and that what is said of it is what was seen.
+"""
+
+import os
+import signal
+import time
+
+from tests.harness.credentials import credentials
+from tests.harness.fake_peer import FakeDestination
+from tests.harness.handover import assert_serves, killed, make_armed_pair, wait_until
+from tests.harness.lab import Lab
+from tests.harness.owners import (
+    assert_refuses_to_boot,
+    freeze,
+    give,
+    hand_over,
+    incoming,
+    reconnected,
+    record_of,
+)
+from vtpmd.daemon.incoming import RETRY_S
+from vtpmd.store.owner import Whose
+
+# A replacement of the owner record begins with removing this one, which a directory resists.
+OWNER_TEMPORARY = "TMP2-00.owner"
+
+
+def test_vtpm_that_is_offered_elsewhere_is_served_when_that_fails(lab: Lab) -> None:
+    """Its source asked for it meanwhile, which the record does not allow any more."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    third, host = FakeDestination(credentials()), pair.destination
+    lab.close_at_end(third)
+    host.manage.command("migrate-arm", to=third.address)
+    stream, _ = third.hold_base()
+    host.manage.wait_for("VTPM_ARMED")
+    host.guest.save()
+    assert record_of(host).whose is Whose.OFFERED
+    pair.source.guest.resume()
+    wait_until(lambda: "says that it has it" in pair.source.vtpmd.program.output)
+    stream.close()
+    host.manage.wait_for("VTPM_GO_ON")
+    assert_serves(host.guest)
+
+
+def test_boot_of_a_vtpm_that_is_on_its_way_back_says_so(lab: Lab) -> None:
+    """The disk does not take that it was given back, and the source is gone."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    (pair.destination.vtpmd.state / OWNER_TEMPORARY).mkdir()
+    pair.source.guest.resume()
+    wait_until(lambda: incoming(pair.destination) == "releasing")
+    killed(pair.source)
+    host = reconnected(lab, pair.destination)
+    before = len(host.log)
+    assert_refuses_to_boot(host)
+    refusals = [line for line in host.log[before:] if "INIT is refused" in line]
+    assert len(refusals) == 1 and "asked for the vTPM back" in refusals[0]
+    assert not any("libtpms" in line for line in host.log[before:])
+
+
+def test_destination_whose_engine_died_before_init_lets_go(lab: Lab) -> None:
+    """It was granted the vTPM, and executed nothing: what is dead cannot have."""
+    pair = make_armed_pair(lab)
+    facts = pair.source.guest.facts()
+    give(pair)
+    (engine,) = pair.destination.vtpmd.engines()
+    os.kill(engine, signal.SIGKILL)
+    pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+    assert pair.source.guest.facts() == facts
+
+
+def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
+    """It may stay so for days, and is tried every second; with room again all is as it was."""
+    pair = make_armed_pair(lab)
+    blocked = pair.destination.vtpmd.state / OWNER_TEMPORARY
+    blocked.mkdir()
+    pair.destination.guest.load(freeze(pair))
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    time.sleep(3 * RETRY_S)
+    assert sum("the state stays in" in line for line in pair.destination.log) == 1
+    blocked.rmdir()
+    wait_until(lambda: incoming(pair.destination) == "settled")
+    assert_serves(pair.destination.guest)

@@ -1,0 +1,62 @@
+"""The boot record: what an engine starts from, and how it keeps it, as messages of the engine link.
+
+It is a sealed memfd, so that it can be handed over at the start of the process, and nobody changes
+it after that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vtpmd import core
+from vtpmd.core import LinkHeader, LinkOperation, LinkRetire
+from vtpmd.store.anchor import NO_DIGEST, Anchor
+from vtpmd.store.keys import INFO_JOURNAL, Key
+from vtpmd.store.start import Start
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+Message = tuple[LinkOperation, int, bytes | bytearray]
+
+
+@contextmanager
+def boot_record(
+    begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool
+) -> Iterator[int]:
+    """Make a boot record, and close its descriptor afterwards.
+
+    ``fenced``: the vTPM may be another host's, and is not to be served. Raises OSError.
+    """
+    fd = os.memfd_create("vtpmd-boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for operation, argument, payload in _messages(begun, key, anchor, fenced=fenced):
+            header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
+            os.writev(fd, [core.pack_link_header(header), payload])
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _messages(
+    begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool
+) -> Iterator[Message]:
+    """Yield what the engine is to do, in this order."""
+    secret = None if key is None else key.derive(INFO_JOURNAL)
+    journal = core.pack_link_journal(begun.identity, begun.generation, begun.loaded, secret)
+    yield LinkOperation.SET_JOURNAL, 0, journal
+    journal[:] = bytes(len(journal))
+    if key is not None:
+        yield LinkOperation.SET_KEY, 0, key.material
+    if anchor is not None:
+        digest = NO_DIGEST if anchor.mark is None else anchor.mark.digest
+        says = core.pack_link_anchor(begun.identity, anchor.serial, anchor.generation, digest)
+        yield LinkOperation.SET_ANCHOR, 0, says
+    for kind, state in begun.states.items():
+        yield LinkOperation.LOAD_STATE, kind, state
+    if fenced:
+        yield LinkOperation.RETIRE, LinkRetire.UNSERVED, b""
