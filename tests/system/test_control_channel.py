@@ -18,6 +18,7 @@ import pytest
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Control, ControlClient
+from vtpmd.wire import swtpm_format
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 BOTH = pytest.mark.parametrize("kind", EmulatorKind)
@@ -190,6 +191,17 @@ def without_content(name: str, answer: str) -> str:
     return answer[:32] if name.startswith(("permanent", "volatile")) else answer
 
 
+def without_lineage(name: str, answer: str) -> str:
+    """Leave out of the lengths of a permanent blob what says which vTPM's it is."""
+    if not name.startswith("permanent") or answer == CLOSED:
+        return answer
+    result, flags, *lengths = struct.unpack(">4I", bytes.fromhex(answer)[:16])
+    if result or not any(lengths):
+        return answer
+    fields = (result, flags, *(length - swtpm_format.LINEAGE_BYTES for length in lengths))
+    return struct.pack(">4I", *fields).hex() + answer[32:]
+
+
 @STATES
 def test_same_answers_as_swtpm(lab: Lab, state: State) -> None:
     found = {}
@@ -197,6 +209,7 @@ def test_same_answers_as_swtpm(lab: Lab, state: State) -> None:
         emulator = lab.emulator(kind)
         bring_about(emulator, state)
         found[kind] = answers(emulator)
+    found[VTPMD] = {name: without_lineage(name, found[VTPMD][name]) for name in MESSAGES}
     pairs = {
         name: tuple(without_content(name, found[kind][name]) for kind in (SWTPM, VTPMD))
         for name in MESSAGES
