@@ -264,7 +264,7 @@ def _destination_starts(project: Project, world: World) -> World:
     if host.file == "none":
         return world
     granted = host.file in ("granted", "written")
-    found = Found(host.file_of, LINEAGE, granted, 0, b"")
+    found = Found(host.file_of, LINEAGE, granted, 0, 0, b"")
     if moving.is_ours(found, host.record.value):
         record = project.transition(host.record, "take", host.file_of, 0)
         own = host.staged if host.file == "granted" else host.own

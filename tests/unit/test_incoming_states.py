@@ -38,7 +38,7 @@ def test_record_that_skips_one_is_written_whole(tmp_path: Path) -> None:
         states.make(SESSION, LINEAGE)
         states.append(core.delta_encode(NO_STATE, image(1)), image(1))
         states.append(core.delta_encode(image(2), image(3)), image(3))
-        states.grant()
+        states.grant(0)
     assert granted(tmp_path) == image(3).data
 
 
@@ -54,5 +54,5 @@ def test_tail_that_continues_the_round_before_a_file_was_made_anew(
         states.append(core.delta_encode(image(1), image(2)), image(2))
         states.append(core.delta_encode(image(2), image(3)), image(3))  # whole, in a new file
         states.append(core.delta_encode(image(2), image(4)), image(4))
-        states.grant()
+        states.grant(0)
     assert granted(tmp_path) == image(4).data

@@ -176,7 +176,7 @@ def granted(
     files.incoming.make(bytes(16), lineage)
     image = Image(1, generation, state)
     files.incoming.append(delta_encode(NO_STATE, image), image)
-    files.incoming.grant()
+    files.incoming.grant(0)
     return files
 
 

@@ -24,6 +24,7 @@ SESSION, AWAY, LINEAGE = b"s" * 16, b"a" * 16, b"l" * 16
 SOURCE = "host1.example.org"
 KEY = bytes(range(32))
 OLD, NEW, NEWEST = b"old" * 500, b"new" * 500, b"newest" * 500
+SEALED_BYTES = incoming.HEAD.size + sealing.MAC_BYTES  # of the head
 RANDOM = random.Random(1)
 
 
@@ -122,7 +123,7 @@ def test_granted_state_is_taken_up_after_a_crash(files: Files, path: Path, key: 
     sender = Sender(files)
     sender.stage(NEW)
     sender.stage(NEWEST)
-    files.incoming.grant()
+    files.incoming.grant(0)
     assert files.take_up()
     assert permanent(path, key) == NEWEST
     assert files.owner.read().whose is Whose.OURS
@@ -136,7 +137,7 @@ def test_invariant_10_generations_of_a_granted_state_are_not_used_again(files: F
     files.expect()
     last = Image(StateType.PERMANENT, 1 << 60, NEW)
     files.incoming.append(delta_encode(incoming.NO_STATE, last), last)
-    files.incoming.grant()
+    files.incoming.grant(0)
     assert files.take_up()
     assert files.owner.read().generation >= last.generation
     assert files.owner.reserve(AWAY, "away:4433", 0) >= last.generation
@@ -149,7 +150,7 @@ def test_invariant_10_also_when_the_tpm_has_written_its_own_file_since(
     files.expect()
     last = Image(StateType.PERMANENT, 1 << 60, NEW)
     files.incoming.append(delta_encode(incoming.NO_STATE, last), last)
-    files.incoming.grant()
+    files.incoming.grant(0)
     write_permanent(path, key, NEW)
     assert files.take_up()
     assert files.owner.read().generation >= last.generation
@@ -161,7 +162,7 @@ def test_granted_state_that_is_damaged_and_of_no_use_stops_no_start(
     """The TPM has written its own file since."""
     files.expect()
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     write_permanent(path, key, NEWEST)
     file = path / incoming.INCOMING_NAME
     content = bytearray(file.read_bytes())
@@ -178,7 +179,7 @@ def test_state_that_the_tpm_has_written_since_is_the_newer_one(
     write_permanent(path, key, OLD)
     files.expect()
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     write_permanent(path, key, NEWEST)
     assert files.take_up()
     assert permanent(path, key) == NEWEST
@@ -203,7 +204,7 @@ def test_state_is_taken_up_without_a_line_in_the_record(
     """Somebody has removed the record, or it was forgotten."""
     files.incoming.make(SESSION, LINEAGE)
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     assert files.take_up()
     assert permanent(path, key) == NEW
     assert files.outcome() is Outcome.TAKEN
@@ -220,7 +221,7 @@ def test_invariant_3_the_record_wins_over_a_file_that_says_granted(
     write_permanent(path, key, OLD)
     files.expect()
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     if outcome is Outcome.DECLINED:
         files.owner.decline(SESSION)
     elif outcome is Outcome.RELEASED:
@@ -243,7 +244,7 @@ def test_granted_is_what_would_be_taken_up(files: Files, path: Path, key: Key | 
     files.expect()
     Sender(files).stage(NEW)
     assert files.granted() is None
-    files.incoming.grant()
+    files.incoming.grant(0)
     before = {each.name: each.read_bytes() for each in path.iterdir()}
     assert files.granted() == Granted(LINEAGE, NEW)
     assert {each.name: each.read_bytes() for each in path.iterdir()} == before
@@ -264,7 +265,7 @@ def test_a_crash_while_a_state_is_taken_up_is_made_good_by_the_next_start(
     files.move_away()
     files.expect()
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     owners: dict[str, object] = {
         "write_state": directory,
         "take": files.owner,
@@ -291,7 +292,7 @@ def test_a_session_without_a_file_has_nothing_to_take_from(files: Files) -> None
     with pytest.raises(ValueError, match="no session"):
         files.incoming.append(b"", incoming.NO_STATE)
     with pytest.raises(ValueError, match="no session"):
-        files.incoming.grant()
+        files.incoming.grant(0)
     files.incoming.remove()
 
 
@@ -304,7 +305,7 @@ def test_invariant_2_damaged_granted_state_stops_the_start(
     sender = Sender(files)
     sender.stage(NEW)
     sender.stage(NEWEST)
-    files.incoming.grant()
+    files.incoming.grant(0)
     file = path / incoming.INCOMING_NAME
     content = bytearray(file.read_bytes())
     content[incoming.ENTRIES_OFFSET + 512 * entry + incoming.ENTRY_HEADER.size + 50] ^= 1
@@ -323,7 +324,7 @@ def test_invariant_2_granted_state_that_was_cut_stops_the_start(
     sender = Sender(files)
     sender.stage(NEW)
     sender.stage(NEWEST)
-    files.incoming.grant()
+    files.incoming.grant(0)
     file = path / incoming.INCOMING_NAME
     file.write_bytes(file.read_bytes()[:length])
     if length == 0:
@@ -340,7 +341,7 @@ def test_state_may_continue_the_last_but_one(files: Files, path: Path, key: Key 
     sender.stage(OLD)
     sender.stage(NEW)
     sender.stage(NEWEST, back=2)
-    files.incoming.grant()
+    files.incoming.grant(0)
     assert files.take_up()
     assert permanent(path, key) == NEWEST
 
@@ -364,7 +365,7 @@ def test_a_file_that_is_full_is_made_anew(files: Files, path: Path, key: Key | N
     rounds = incoming.ENTRIES_BYTES // (200 * 1024) + 2
     for _ in range(rounds):
         last = sender.stage(RANDOM.randbytes(200 * 1024))
-    files.incoming.grant()
+    files.incoming.grant(0)
     assert (path / incoming.INCOMING_NAME).stat().st_size == incoming.INCOMING_BYTES
     assert files.take_up()
     assert permanent(path, key) == last.data
@@ -378,7 +379,7 @@ def sealed(directory: StateDirectory) -> Files:
     sender = Sender(files)
     sender.stage(NEW)
     sender.stage(NEWEST)
-    files.incoming.grant()
+    files.incoming.grant(0)
     return files
 
 
@@ -396,18 +397,32 @@ def test_sealed_states_need_their_key(
     assert sealed.take_up()
 
 
+def test_invariant_10_a_start_knows_the_highest_generation_of_any_state(
+    directory: StateDirectory,
+) -> None:
+    """The volatile one's is higher, as a rule, and is not in the file's entries."""
+    used = 1 << 40
+    files = Files(directory)
+    files.expect()
+    Sender(files).stage(NEW)
+    files.incoming.grant(used)
+    again = Files(directory)
+    assert again.take_up()
+    assert again.owner.read().generation > used
+
+
 def test_states_in_the_clear_are_not_taken_with_a_key(directory: StateDirectory) -> None:
     """Anybody who can write to the directory could have put them there."""
     files = Files(directory)
     files.expect()
     Sender(files).stage(NEW)
-    files.incoming.grant()
+    files.incoming.grant(0)
     with pytest.raises(StateKeyError, match="is not sealed: leave out --key"):
         Files(directory, Key(bytearray(KEY))).take_up()
     assert files.take_up()
 
 
-@pytest.mark.parametrize("offset", [*range(0, 128, 5), 127])
+@pytest.mark.parametrize("offset", [*range(0, SEALED_BYTES, 5), SEALED_BYTES - 1])
 def test_what_a_sealed_file_says_cannot_be_altered(sealed: Files, path: Path, offset: int) -> None:
     """Such as which state was granted: another one would be an older state."""
     file = path / incoming.INCOMING_NAME

@@ -403,7 +403,7 @@ class Incoming:
         """Make it durable that the vTPM is ours, then have the guest's commands executed."""
         self._cancel_retry()
         try:
-            self._owner.files.incoming.grant()
+            self._owner.files.incoming.grant(self._generation)
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
             lineage = core.pack_link_lineage(self._machine.lineage, self._generation)

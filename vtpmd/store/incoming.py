@@ -7,8 +7,9 @@
         16      32       SHA-256 of tpm2-00.permall when this file was made
         48      16       session
         64      16       lineage: the identity of the vTPM
-        80      32       sealed: random bytes, which the file's keys are derived with
-        112     32       sealed: HMAC-SHA256 of the bytes before
+        80      8        the highest generation that the source has used, by its Grant
+        88      32       sealed: random bytes, which the file's keys are derived with
+        120     32       sealed: HMAC-SHA256 of the bytes before
         4096    1048576  entries, each at a multiple of 512: u64 serial, u32 length, delta record
 
 An entry continues the last one before it that ends at the generation that it begins at; one from
@@ -43,7 +44,7 @@ PERMANENT_NAME: Final = "tpm2-00.permall"
 
 MAGIC: Final = b"VTPMDIN3"
 MAGIC_SEALED: Final = b"VTPMDIN4"
-HEAD: Final = Struct(">8sQ32s16s16s32s")  # what a sealed file's HMAC covers
+HEAD: Final = Struct(">8sQ32s16s16sQ32s")  # what a sealed file's HMAC covers
 DIGEST_BYTES: Final = 32
 SERIAL: Final = Struct(">Q")
 ENTRY_HEADER: Final = Struct(">QI")
@@ -67,6 +68,7 @@ class _Head(NamedTuple):
     made_with: bytes  # SHA-256 of the permanent state's file
     session: bytes
     lineage: bytes
+    used: int  # the highest generation, once it is granted
     salt: bytes
 
 
@@ -76,7 +78,8 @@ class Found(NamedTuple):
     session: bytes
     lineage: bytes  # the identity of the vTPM
     granted: bool
-    generation: int  # the highest that the source is known to have used, if it was granted
+    generation: int  # of the state that was granted
+    used: int  # the highest generation of any state that the source is known to have used
     state: bytes | None  # granted, and the TPM has not written its own file since
 
 
@@ -100,7 +103,7 @@ class IncomingStates:
         if self._key is not None:
             magic, salt = MAGIC_SEALED, os.urandom(SALT_BYTES)
             self._sealing = Sealing(self._key, salt)
-        self._head = _Head(magic, 0, self._permanent_digest(), session, lineage, salt)
+        self._head = _Head(magic, 0, self._permanent_digest(), session, lineage, 0, salt)
         self._end, self._ends_at = ENTRIES_OFFSET, {NO_STATE.generation}
         content = _encode_head(self._head, self._sealing)
         self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
@@ -123,11 +126,14 @@ class IncomingStates:
         self._end += len(entry)
         self._ends_at.add(state.generation)
 
-    def grant(self) -> None:
-        """Write down that what was appended last is the vTPM's state."""
+    def grant(self, used: int) -> None:
+        """Write down that what was appended last is the vTPM's state.
+
+        ``used`` is the highest generation of any state that the source has used.
+        """
         if self._head is None:
             raise ValueError("there is no session to take from")
-        granted = self._head._replace(granted=self._serial)
+        granted = self._head._replace(granted=self._serial, used=used)
         self._in_place.overwrite(INCOMING_NAME, 0, _encode_head(granted, self._sealing))
 
     def remove(self) -> None:
@@ -141,8 +147,9 @@ class IncomingStates:
         if content is None:
             return None
         head, sealing = self._open_head(content)
+        nothing = Found(head.session, head.lineage, bool(head.granted), 0, head.used, None)
         if not head.granted:
-            return Found(head.session, head.lineage, granted=False, generation=0, state=None)
+            return nothing
         is_only_state = head.made_with == self._permanent_digest()
         try:
             if head.magic not in (MAGIC, MAGIC_SEALED):
@@ -150,13 +157,14 @@ class IncomingStates:
             image = _replay(_records(content, head.granted, sealing))
         except (Damaged, core.DeltaError, SealBroken) as error:
             if not is_only_state:
-                return Found(head.session, head.lineage, granted=True, generation=0, state=None)
+                return nothing
             raise StateDirectoryError(
                 f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a copy"
             ) from error
-        state = image.data if is_only_state else None
-        return Found(
-            head.session, head.lineage, granted=True, generation=image.generation, state=state
+        return nothing._replace(
+            generation=image.generation,
+            used=max(image.generation, head.used),
+            state=image.data if is_only_state else None,
         )
 
     def _entry(self, record: bytes) -> bytes:

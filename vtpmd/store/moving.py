@@ -104,7 +104,7 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> b
             directory.remove(JOURNAL_NAME)
             lineage = Lineage(found.lineage, found.generation)
             directory.write_state(StateType.PERMANENT, found.state, key, lineage)
-        files.owner.take(found.session, found.generation)
+        files.owner.take(found.session, found.used)
     else:
         forget(files, found)
     files.incoming.remove()
