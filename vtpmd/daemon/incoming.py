@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from vtpmd import core
@@ -460,7 +461,8 @@ class Incoming:
             return
         log.warning("the vTPM was given back: its guest runs on at the source")
         # It may have been on without QEMU's knowing: nothing else could be started then.
-        await self._owner.engine.request(LinkOperation.STOP)
+        with suppress(EngineDied):  # which is off, too
+            await self._owner.engine.request(LinkOperation.STOP)
         self._forget_images()
         self._events.put(events.Remembered())
 
