@@ -253,9 +253,12 @@ def decode_in_c(blob: bytes, encrypted: bool, key: bytes | None) -> bytes | int:
 
 
 def decode_in_python(blob: bytes, encrypted: bool, key: bytes | None) -> bytes | int:
-    """Do the same with Python's codec."""
+    """Do the same with Python's codec, which tells state and lineage apart."""
     try:
-        return swtpm_format.decode_blob(blob, encrypted=encrypted, key=key)
+        state = swtpm_format.decode_blob(blob, encrypted=encrypted, key=key)
+        if blob:
+            swtpm_format.read_blob_lineage(blob)
+        return state
     except FormatError as error:
         return int(error.result)
 

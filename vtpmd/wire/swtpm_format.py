@@ -122,11 +122,9 @@ def encode_file(
     With a ``key`` of 16 or 32 bytes it is encrypted; ``iv`` then has as many random bytes.
     """
     flags, body = _wrap(state, key, iv)
-    if lineage is None:
-        return _with_header(flags, body)
-    body += _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
-    minimum = MINIMUM_VERSION_CONTINUED if lineage.continued else MINIMUM_VERSION
-    return _with_header(flags, body, minimum)
+    is_continued = lineage is not None and lineage.continued
+    minimum = MINIMUM_VERSION_CONTINUED if is_continued else MINIMUM_VERSION
+    return _with_header(flags, body + _lineage_tlv(lineage), minimum)
 
 
 def read_lineage(data: bytes) -> Lineage | None:
@@ -138,21 +136,28 @@ def read_lineage(data: bytes) -> Lineage | None:
         return None
     version, _, body = _split_header(data, continued=True)
     is_continued = data[1] == MINIMUM_VERSION_CONTINUED
-    found = b"" if version < VERSION else _lineage(body)
-    if len(found) != LINEAGE.size:
-        if is_continued:
-            raise FormatError("a journal continues it, but not which", Result.BAD_PARAMETER)
-        return None
-    identity, generation = LINEAGE.unpack(found)
-    return Lineage(identity, generation, is_continued)
+    found = _find_lineage(version, body)
+    if found is None and is_continued:
+        raise FormatError("a journal continues it, but not which", Result.BAD_PARAMETER)
+    return None if found is None else found._replace(continued=is_continued)
 
 
-def _lineage(body: bytes) -> bytes:
-    """Return what a lineage's TLV holds; nothing without one."""
-    try:
-        return _find(body, Tag.LINEAGE, skipped=tuple(_ENCRYPTED))
-    except FormatError:
+def _lineage_tlv(lineage: Lineage | None) -> bytes:
+    """Return the TLV of a lineage; nothing without one."""
+    if lineage is None:
         return b""
+    return _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
+
+
+def _find_lineage(version: int, body: bytes) -> Lineage | None:
+    """Return what a lineage's TLV holds; None without one."""
+    if version < VERSION:
+        return None
+    try:
+        found = _find(body, Tag.LINEAGE, skipped=tuple(_ENCRYPTED))
+    except FormatError:
+        return None
+    return Lineage(*LINEAGE.unpack(found)) if len(found) == LINEAGE.size else None
 
 
 def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
@@ -191,9 +196,7 @@ def encode_blob(
 ) -> bytes:
     """Return the blob that carries a state; ``key`` and ``iv`` are as for a file."""
     flags, inner = _wrap(state, key, iv)
-    body = _tlv(Tag.MIGRATION_DATA, inner)
-    if lineage is not None:
-        body += _tlv(Tag.LINEAGE, LINEAGE.pack(lineage.identity, lineage.generation))
+    body = _tlv(Tag.MIGRATION_DATA, inner) + _lineage_tlv(lineage)
     return _with_header(HeaderFlag.MIGRATION_DATA | flags, body)
 
 
@@ -203,13 +206,11 @@ def read_blob_lineage(data: bytes) -> Lineage | None:
     Raises FormatError.
     """
     version, _, body = _split_header(data)
-    found = b"" if version < VERSION else _lineage(body)
-    if len(found) != LINEAGE.size:
-        return None
-    identity, generation = LINEAGE.unpack(found)
-    if generation > LINEAGE_GENERATION_MAX:
-        raise FormatError(f"it is of generation {generation}, which is none", Result.BAD_PARAMETER)
-    return Lineage(identity, generation)
+    found = _find_lineage(version, body)
+    if found is not None and found.generation > LINEAGE_GENERATION_MAX:
+        what = f"it is of generation {found.generation}, which is none"
+        raise FormatError(what, Result.BAD_PARAMETER)
+    return found
 
 
 def decode_blob(
