@@ -88,8 +88,6 @@ class SimEngine:
         directory: SimDirectory,
         begun: Start,
         watcher: Watcher,
-        *,
-        fenced: bool,
     ) -> None:
         self.death: str | None = None
         self._process = process
@@ -100,7 +98,7 @@ class SimEngine:
         self._lock = asyncio.Lock()
         # tpm.c
         self.running = False
-        self.custody = Custody.FENCED if fenced else Custody.ACTIVE
+        self.custody = Custody.FENCED if begun.fenced else Custody.ACTIVE
         self._before = Custody.ACTIVE  # of one on standby: what it goes back to
         self.worked = self.served = self.failed = False
         self.permanent: Permanent | None = None  # libtpms'

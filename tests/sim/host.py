@@ -19,7 +19,7 @@ from vtpmd.store import start
 from vtpmd.store.directory import PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, Whose, parse
+from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
 from vtpmd.wire import control, peer
 from vtpmd.wire.control import Command, Result, StateType
 
@@ -178,8 +178,7 @@ class Daemon:
         self.world.log(f"{host.name}: vtpmd starts")
         try:
             begun = start.start(directory, files, None, None)
-            fenced = files.owner.read().whose is not Whose.OURS
-            engine = self.engine = SimEngine(self.process, directory, begun, self, fenced=fenced)
+            engine = self.engine = SimEngine(self.process, directory, begun, self)
             mobility = self.mobility = Mobility(
                 engine,  # type: ignore[arg-type]
                 engine,  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def with_engine(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
 
     async def run(directory: StateDirectory, store: Store) -> None:
         begun = start(directory, MovingFiles(directory), None, None)
-        with boot_record(begun, None, None, fenced=False) as boot_fd:
+        with boot_record(begun, None, None) as boot_fd:
             process = engine_process.spawn(
                 directory_fd=directory.directory_fd,
                 lock_fd=directory.lock_fd,

@@ -123,7 +123,6 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
-    from vtpmd.store.owner import Whose
     from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
@@ -141,8 +140,7 @@ def run(options: argparse.Namespace) -> int:
             opened = open_anchor(options.anchor, directory, files, key)
             anchor = stack.enter_context(opened)
         begun = start(directory, files, key, anchor)
-        fenced = files.owner.read().whose is not Whose.OURS
-        with boot_record(begun, key, anchor, fenced=fenced) as boot_fd:
+        with boot_record(begun, key, anchor) as boot_fd:
             process = engine_process.spawn(
                 directory_fd=directory.directory_fd,
                 lock_fd=directory.lock_fd,

@@ -23,16 +23,11 @@ Message = tuple[LinkOperation, int, bytes | bytearray]
 
 
 @contextmanager
-def boot_record(
-    begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool
-) -> Iterator[int]:
-    """Make a boot record, and close its descriptor afterwards.
-
-    ``fenced``: the vTPM may be another host's, and is not to be served. Raises OSError.
-    """
+def boot_record(begun: Start, key: Key | None, anchor: Anchor | None) -> Iterator[int]:
+    """Make a boot record, and close its descriptor afterwards. Raises OSError."""
     fd = os.memfd_create("vtpmd-boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        for operation, argument, payload in _messages(begun, key, anchor, fenced=fenced):
+        for operation, argument, payload in _messages(begun, key, anchor):
             header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
             os.writev(fd, [core.pack_link_header(header), payload])
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -42,9 +37,7 @@ def boot_record(
         os.close(fd)
 
 
-def _messages(
-    begun: Start, key: Key | None, anchor: Anchor | None, *, fenced: bool
-) -> Iterator[Message]:
+def _messages(begun: Start, key: Key | None, anchor: Anchor | None) -> Iterator[Message]:
     """Yield what the engine is to do, in this order."""
     secret = None if key is None else key.derive(INFO_JOURNAL)
     journal = core.pack_link_journal(begun.identity, begun.generation, begun.loaded, secret)
@@ -58,5 +51,5 @@ def _messages(
         yield LinkOperation.SET_ANCHOR, 0, says
     for kind, state in begun.states.items():
         yield LinkOperation.LOAD_STATE, kind, state
-    if fenced:
+    if begun.fenced:
         yield LinkOperation.RETIRE, LinkRetire.UNSERVED, b""

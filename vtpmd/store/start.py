@@ -18,6 +18,7 @@ from vtpmd.store.anchor import Anchor
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles, take_up
+from vtpmd.store.owner import Whose
 from vtpmd.wire.control import StateType
 
 
@@ -26,6 +27,7 @@ class Start(NamedTuple):
 
     states: dict[StateType, bytes]
     took_up: bool  # a state that had been granted to this host
+    fenced: bool  # it may be another host's, and is not to be served
     identity: bytes  # of the vTPM: 16 bytes, made here if it has none
     generation: int  # none above it has been used
     loaded: int  # that of the permanent state, as far as it is known
@@ -63,8 +65,7 @@ def start(
 
     Raises StateKeyError, RecoveryRefused or StateDirectoryError.
     """
-    granted = files.granted()
-    if granted is not None and anchor is not None:
+    if anchor is not None and (granted := files.granted()) is not None:
         anchor.expect(granted.lineage, sha256(granted.state).digest())
     took_up = take_up(directory, files, key)
     examined = recovery.recover(directory, key)
@@ -77,7 +78,14 @@ def start(
     if anchor is not None:
         anchor.trust(examined.found, identity)
         generation = max(generation, anchor.generation)
-    used = max(generation, files.owner.read().generation)
+    record = files.owner.read()
     recovery.fold(directory, examined, key)
-    states, changes = examined.states_to_start_from(), examined.recovery.applied
-    return Start(states, took_up, identity, used, examined.generation, changes)
+    return Start(
+        states=examined.states_to_start_from(),
+        took_up=took_up,
+        fenced=record.whose is not Whose.OURS,
+        identity=identity,
+        generation=max(generation, record.generation),
+        loaded=examined.generation,
+        changes=examined.recovery.applied,
+    )
