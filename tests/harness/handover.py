@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.harness.credentials import credentials
@@ -42,9 +43,9 @@ class Pair(NamedTuple):
         return self.source.manage.arm(self.link.address)
 
 
-def make_host(lab: Lab, peering: Peering | None = None) -> Host:
-    """Start a vtpmd that knows peers, and connect to it."""
-    vtpmd = lab.peer(peering)
+def make_host(lab: Lab, peering: Peering | None = None, state: Path | None = None) -> Host:
+    """Start a vtpmd that knows peers, with a new state directory or a given one; connect to it."""
+    vtpmd = lab.peer(peering, state)
     return Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
 
 
@@ -72,10 +73,11 @@ def make_pair(
     *,
     source: Peering | None = None,
     destination: Peering | None = None,
+    state: Path | None = None,
     link: type[Link] = Link,
 ) -> Pair:
-    """Start two hosts; the source's TPM runs and was used."""
-    first, second = make_host(lab, source), make_host(lab, destination)
+    """Start two hosts; the source's TPM runs and was used. ``state`` is the destination's."""
+    first, second = make_host(lab, source), make_host(lab, destination, state)
     first.guest.boot()
     return Pair(first, second, lab.link(second.vtpmd, link))
 

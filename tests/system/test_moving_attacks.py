@@ -21,7 +21,6 @@ from tests.harness.fake_peer import FakeDestination, Stream
 from tests.harness.handover import (
     WAIT_TIMEOUT_S,
     Host,
-    Pair,
     assert_serves,
     assert_serves_nothing,
     assert_tail,
@@ -132,10 +131,8 @@ def test_vtpm_is_armed_once_when_two_ask_at_once(lab: Lab) -> None:
     assert sorted(map(type, failures), key=str) == [type(None), ExecuteError]
 
 
-def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not_granted(
-    lab: Lab, fake: FakeDestination
-) -> None:
-    """The Take comes in the very moment in which QEMU asks again."""
+def frozen_for(lab: Lab, fake: FakeDestination) -> tuple[Host, Stream, peer.Take]:
+    """Return a source whose tail is at QEMU, and the Take of the destination that it is for."""
     source = make_host(lab)
     source.guest.boot()
     source.manage.command("migrate-arm", to=fake.address)
@@ -144,9 +141,15 @@ def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not
     assert_tail(source.guest.save())
     stream.receive(peer.Stopped)
     said = source.manage.migration()["digests"]
-    take = peer.Take(
-        session, bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"]), 0, 0, 0
-    )
+    both = bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
+    return source, stream, peer.Take(session, *both, 0, 0, 0)
+
+
+def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not_granted(
+    lab: Lab, fake: FakeDestination
+) -> None:
+    """The Take comes in the very moment in which QEMU asks again."""
+    source, stream, take = frozen_for(lab, fake)
     source.guest.work()
     facts = source.guest.facts()
     with ThreadPoolExecutor(1) as executor:
@@ -164,16 +167,9 @@ def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not
 
 def test_answer_to_an_earlier_question_fails_no_command(lab: Lab, fake: FakeDestination) -> None:
     """The link is lost, so the source asks; its guest resumes before it is told."""
-    source = make_host(lab)
-    source.guest.boot()
-    source.manage.command("migrate-arm", to=fake.address)
-    stream, session = fake.hold_base()
-    source.manage.wait_for("VTPM_ARMED")
-    assert_tail(source.guest.save())
-    stream.receive(peer.Stopped)
-    said = source.manage.migration()["digests"]
-    both = bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
-    stream.send(peer.Take(session, *both, 0, 0, 0))
+    source, stream, take = frozen_for(lab, fake)
+    session = take.session
+    stream.send(take)
     stream.receive(peer.Grant)
     stream.close()
     first = fake.accept()
@@ -301,10 +297,8 @@ def test_vtpm_on_its_way_back_is_given_to_a_source_that_was_restarted(lab: Lab) 
     """The destination's disk did not take that it lets go; the source then only asks."""
     disk = Disk(lab.directory / "disk")
     lab.close_at_end(disk)
-    source, vtpmd = make_host(lab), lab.peer(None, disk.path / "state")
-    source.guest.boot()
-    destination = Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
-    pair = Pair(source, destination, lab.link(vtpmd))
+    pair = make_pair(lab, state=disk.path / "state")
+    source, destination = pair.source, pair.destination
     assert pair.arm()["event"] == "VTPM_ARMED"
     destination.guest.load(source.guest.save())
     source.manage.wait_for("VTPM_HANDED_OVER")

@@ -636,10 +636,8 @@ def test_restarted_source_refuses_while_the_destination_has_it(lab: Lab) -> None
 def test_destination_without_room_refuses_and_nothing_is_lost(lab: Lab) -> None:
     disk = Disk(lab.directory / "disk")
     lab.close_at_end(disk)
-    source, vtpmd = make_host(lab), lab.peer(None, disk.path / "state")
-    source.guest.boot()
-    destination = Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
-    pair = Pair(source, destination, lab.link(vtpmd))
+    pair = make_pair(lab, state=disk.path / "state")
+    source, destination = pair.source, pair.destination
     disk.fill()
     facts = source.guest.facts()
     assert pair.arm()["data"]["refusal"] == "storage"
