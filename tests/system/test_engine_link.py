@@ -5,21 +5,27 @@ said of power travels. What each operation does to the TPM is tested in C (``tes
 """
 
 import asyncio
+import fcntl
 import hashlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+import pytest
 
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
 from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
 from vtpmd.daemon import engine_process
-from vtpmd.daemon.engine import Engine, Reply
+from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.front.boot import boot_record
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
 from vtpmd.wire.control import Result, StateType
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Vtpm:
@@ -153,3 +159,67 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
         )
 
     with_engine(tmp_path / "state", test)
+
+
+def boots(path: Path, record: bytes, seals: int) -> str:
+    """Start an engine from a boot record; return why it has ended, or nothing."""
+
+    async def attach(process: engine_process.EngineProcess) -> str:
+        engine = Engine(process)
+        try:
+            await engine.attach(lambda _: None)
+        except EngineDied as error:
+            return str(error)
+        finally:
+            await engine.stop()
+        return ""
+
+    fd = os.memfd_create("boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, record)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    with StateDirectory.open(path) as directory, Store.create() as store:
+        process = engine_process.spawn(
+            directory_fd=directory.directory_fd,
+            lock_fd=directory.lock_fd,
+            store_fd=store.fd,
+            boot_fd=fd,
+        )
+        os.close(fd)
+        return asyncio.run(attach(process))
+
+
+def message(operation: int, payload: bytes = b"", payload_bytes: int | None = None) -> bytes:
+    """Return a message of a boot record; its header may lie about the length."""
+    n_bytes = len(payload) if payload_bytes is None else payload_bytes
+    return core.pack_link_header(core.LinkHeader(operation, payload_bytes=n_bytes)) + payload
+
+
+KEY_MESSAGE = message(LinkOperation.SET_KEY, bytes(32))
+WRONG_RECORDS = {
+    "not sealed": (KEY_MESSAGE, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW),
+    "cut": (KEY_MESSAGE[:-1], SEALS),
+    "cut in a header": (KEY_MESSAGE + KEY_MESSAGE[:5], SEALS),
+    "no request": (message(99), SEALS),
+    "a request that is refused": (message(LinkOperation.SET_KEY, bytes(5)), SEALS),
+    "an anchor that is not there": (message(LinkOperation.SET_ANCHOR, bytes(88)), SEALS),
+    "longer than a message may be": (
+        message(LinkOperation.SET_KEY, payload_bytes=core.LINK_PAYLOAD_BYTES_MAX + 1),
+        SEALS,
+    ),
+}
+
+
+def test_engine_starts_from_a_sealed_boot_record(tmp_path: Path) -> None:
+    assert boots(tmp_path, KEY_MESSAGE, SEALS) == ""
+
+
+@pytest.mark.parametrize("wrong", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
+def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
+    tmp_path: Path, wrong: tuple[bytes, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It says so in one line, and nothing is written."""
+    assert "exited with status 1" in boots(tmp_path, *wrong)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]
