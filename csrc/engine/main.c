@@ -1,7 +1,8 @@
 /* vtpmd-engine: one vTPM, in a process of its own.
  *
  * Started by vtpmd with the descriptors of enum link_descriptor and nothing else: it opens no path
- * and no network. Two threads: this one serves vtpmd (link.c), the other the guest (data.c).
+ * and no network. Three threads: this one serves vtpmd (link.c), another the guest (data.c), and
+ * the last one folds the journal (fold.c).
  *
  * Exit status: 0 vtpmd closed the link, 1 the link broke or set-up failed, 2 not started by vtpmd.
  */
