@@ -47,8 +47,10 @@ for number in range(200):
 """
 
 # A process with a testbed, which it has when it says so, until its input ends.
+# A shell has what it starts in the background ignore SIGINT, and so the tests, if they are.
 WITH_A_TESTBED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.harness.testbed import Testbed
 with Testbed() as testbed:
     print("ready", flush=True)
