@@ -122,7 +122,7 @@ class HandOver:
             return True
         if destination.has_guest():
             # It ends when its stream does, or runs; if the source has given up, it may wait on.
-            return source.has_guest() and migration_status(source) in ("failed", "cancelled")
+            return source.has_guest() and migration_status(source) in migration.GIVEN_UP
         return not source.has_guest() or migration_status(source) in migration.ENDED
 
     def _guests(self) -> list[Owner]:

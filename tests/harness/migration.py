@@ -13,6 +13,9 @@ BANDWIDTH_BYTES_S_MAX = 1 << 30  # QEMU's default would make tests wait for memo
 CRB_CONTROL_START = 0xFED4_004C  # 1 while a command runs (TCG PC Client Platform TPM Profile)
 INCOMING = ("-incoming", "defer")
 ENDED = ("completed", "failed", "cancelled")  # what query-migrate says
+# After migrate_cancel with a return path: QEMU 7.2 shuts the socket down before it says
+# "cancelling", and the migration's thread may call that a failure first (migrate_fd_cancel).
+GIVEN_UP = ("cancelled", "failed")
 
 Show = Callable[[str, dict[str, int]], None]
 

@@ -509,7 +509,7 @@ def test_guest_goes_on_when_its_migration_is_cancelled(lab: Lab) -> None:
     source.guest.command("start mixed")
     migrate_slowly(lab, source, destination)
     source.guest.qmp("migrate_cancel")
-    assert migration.wait_until_ended(source.guest) == "cancelled"
+    assert migration.wait_until_ended(source.guest) in migration.GIVEN_UP
     assert source.manage.migration()["state"] in ("armed", "round")
     destination.guest.close()
 
