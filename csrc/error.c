@@ -8,11 +8,18 @@ enum {
     LINE_BYTES_MAX = 512, /* written with one call, so that lines of two processes never mix */
 };
 
+static const char *program = "vtpmd-engine";
+
+void error_set_program(const char *name)
+{
+    program = name;
+}
+
 /* sandbox: write */
 void error_report(const char *format, ...)
 {
     char line[LINE_BYTES_MAX];
-    int n_bytes = snprintf(line, sizeof(line), "vtpmd-engine: ");
+    int n_bytes = snprintf(line, sizeof(line), "%s: ", program);
     va_list arguments;
 
     va_start(arguments, format);

@@ -6,6 +6,9 @@
  */
 #pragma once
 
+/* Give the name that lines begin with, which has to stay. At first it is "vtpmd-engine". */
+void error_set_program(const char *name);
+
 /* Write one line to standard error, with the program's name before it. Never give it state, a
  * command's bytes, or anything else that may hold a secret. */
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));

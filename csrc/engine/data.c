@@ -69,13 +69,16 @@ static bool wait_readable(int fd, int64_t deadline_ms)
     }
 }
 
-/* sandbox: recvfrom */
+/* Not recv(), which is another system call.
+ * sandbox: recvmsg */
 static ssize_t receive(int fd, uint8_t *bytes, size_t n_bytes, int flags)
 {
+    struct iovec vector = {bytes, n_bytes};
+    struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
     ssize_t n;
 
     do
-        n = recv(fd, bytes, n_bytes, flags);
+        n = recvmsg(fd, &header, flags);
     while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }
@@ -121,11 +124,13 @@ static int wait_writable(struct data_channel *channel, int fd)
     }
 }
 
-/* sandbox: sendto */
-static int send_all(struct data_channel *channel, int fd, const uint8_t *bytes, size_t n_bytes)
+/* sandbox: sendmsg */
+static int send_all(struct data_channel *channel, int fd, uint8_t *bytes, size_t n_bytes)
 {
     while (n_bytes > 0) {
-        ssize_t n = send(fd, bytes, n_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+        struct iovec vector = {bytes, n_bytes};
+        struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
+        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
         int r = n < 0 && errno != EINTR ? -errno : 0;
         if (r == -EAGAIN)
             r = wait_writable(channel, fd);

@@ -34,6 +34,7 @@ struct durable {
     struct image current;
     struct image next; /* room for what is being committed */
     uint64_t loaded;   /* generation of an image that is not numbered anew yet */
+    bool is_known;     /* the image's identity: what others have written says none */
     struct coming coming;
     bool is_in_file; /* the file has the image, and no journal continues it */
     struct journal *journal;
@@ -92,10 +93,11 @@ int durable_set_anchor(struct durable *durable, const struct anchor *anchor)
     return 0;
 }
 
-void durable_set_loaded(struct durable *durable, uint64_t generation)
+void durable_set_loaded(struct durable *durable, uint64_t generation, bool is_known)
 {
     check(!durable->on);
     durable->loaded = generation;
+    durable->is_known = is_known;
 }
 
 static void set_identity(struct durable *durable, const uint8_t *identity)
@@ -113,6 +115,11 @@ struct checkpoint_lineage durable_lineage(const struct durable *durable)
 
     memcpy(lineage.identity, durable->files.settings.identity, sizeof(lineage.identity));
     return lineage;
+}
+
+bool durable_is_known(const struct durable *durable)
+{
+    return durable->current.exists && durable->is_known;
 }
 
 static int write_file(struct durable *durable, const struct image *image, bool is_continued)
@@ -399,6 +406,7 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
     if (r >= 0) {
         image_swap(&durable->current, &durable->next);
         durable->coming = (struct coming){0};
+        durable->is_known = true;
         if (durable->journal)
             fold_if_worn(durable);
     }
@@ -468,10 +476,12 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
     int r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
         r = adopt(durable, is_elsewhere, identity);
-    if (r < 0)
+    if (r < 0) {
         set_identity(durable, ours.identity);
-    else
+    } else {
         image_swap(&durable->current, &durable->next);
+        durable->is_known = true;
+    }
     durable->is_in_file = r >= 0 && !is_elsewhere;
     image_wipe(&durable->next);
     pthread_mutex_unlock(&durable->lock);

@@ -53,8 +53,9 @@ void durable_free(struct durable *durable);
 int durable_set_journal(struct durable *durable, const struct journal_settings *settings,
                         struct store *store, bool in_thread);
 
-/* The generation of the image that durable_load() gives, as its file has it; 0: not known. */
-void durable_set_loaded(struct durable *durable, uint64_t generation);
+/* The generation of the image that durable_load() gives, as its file has it; 0: not known. Whether
+ * that says whose it is, too. */
+void durable_set_loaded(struct durable *durable, uint64_t generation, bool is_known);
 
 /* Encrypt the file with a key, which is copied. Returns 0, or -EBUSY while on or with a journal. */
 int durable_set_key(struct durable *durable, const struct cipher_key *key);
@@ -85,6 +86,10 @@ bool durable_has_come(struct durable *durable);
 
 /* Return where the image stands in its vTPM's history, as far as that is known. */
 struct checkpoint_lineage durable_lineage(const struct durable *durable);
+
+/* Return true if there is an image, and it is known whose: what others than this have written, and
+ * what was not changed since, is anybody's. */
+bool durable_is_known(const struct durable *durable);
 
 /* Returns false if there is no image. */
 bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n_bytes);

@@ -8,15 +8,16 @@
 #include <unistd.h>
 
 #include "anchor.h"
+#include "ask.h"
 #include "bytes.h"
 #include "check.h"
 #include "checkpoint.h"
 #include "cipher.h"
-#include "data.h"
 #include "error.h"
 #include "journal.h"
 #include "message.h"
 #include "pages.h"
+#include "server.h"
 #include "tpm.h"
 
 _Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
@@ -35,18 +36,6 @@ static TPM_RESULT do_load_state(struct link *link, struct message *request,
                           request->header.payload_bytes);
 }
 
-static TPM_RESULT do_set_data_socket(struct link *link, struct message *request,
-                                     struct message *response)
-{
-    (void)response;
-    if (request->descriptor < 0)
-        return TPM_BAD_PARAMETER;
-    if (data_channel_set_socket(link->channel, request->descriptor) == DATA_SOCKET_BUSY)
-        return TPM_IOERROR;
-    request->descriptor = -1; /* the channel's now */
-    return TPM_SUCCESS;
-}
-
 static bool get_lineage(const struct message *request, struct checkpoint_lineage *lineage)
 {
     struct link_lineage says;
@@ -59,27 +48,16 @@ static bool get_lineage(const struct message *request, struct checkpoint_lineage
     return says.generation <= GENERATION_MAX;
 }
 
-static TPM_RESULT init_now(struct link *link, struct message *request)
-{
-    struct checkpoint_lineage lineage = {0};
-    bool has_come = request->header.argument & LINK_INIT_CAME;
-
-    if (request->header.payload_bytes == 0)
-        return tpm_init(link->tpm, has_come);
-    if (!has_come || !get_lineage(request, &lineage))
-        return TPM_BAD_PARAMETER;
-    tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, lineage.generation);
-    return tpm_init_come(link->tpm, &lineage);
-}
-
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
     uint32_t from = request->header.argument;
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD))
-        return said ? TPM_BAD_PARAMETER : init_now(link, request);
+    if (!(from & LINK_INIT_HELD)) {
+        struct commands *commands = server_commands(link->server);
+        return from ? TPM_BAD_PARAMETER : arrival_start(&commands->arrival, link->tpm, link->store);
+    }
     if (said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
@@ -98,81 +76,6 @@ static TPM_RESULT do_stop(struct link *link, struct message *request, struct mes
     return tpm_stop(link->tpm);
 }
 
-static TPM_RESULT do_get_established(struct link *link, struct message *request,
-                                     struct message *response)
-{
-    bool established = false;
-
-    (void)request;
-    TPM_RESULT result = tpm_get_established(link->tpm, &established);
-    response->header.argument = established;
-    return result;
-}
-
-static TPM_RESULT do_reset_established(struct link *link, struct message *request,
-                                       struct message *response)
-{
-    (void)response;
-    return tpm_reset_established(link->tpm, request->header.argument);
-}
-
-static TPM_RESULT do_set_locality(struct link *link, struct message *request,
-                                  struct message *response)
-{
-    (void)response;
-    return tpm_set_locality(link->tpm, request->header.argument);
-}
-
-static TPM_RESULT do_hash_start(struct link *link, struct message *request,
-                                struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_hash_start(link->tpm);
-}
-
-static TPM_RESULT do_hash_data(struct link *link, struct message *request, struct message *response)
-{
-    (void)response;
-    return tpm_hash_data(link->tpm, request->payload, request->header.payload_bytes);
-}
-
-static TPM_RESULT do_hash_end(struct link *link, struct message *request, struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_hash_end(link->tpm);
-}
-
-static TPM_RESULT do_cancel(struct link *link, struct message *request, struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_cancel(link->tpm);
-}
-
-static TPM_RESULT do_store_volatile(struct link *link, struct message *request,
-                                    struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_store_volatile(link->tpm);
-}
-
-static TPM_RESULT do_get_state(struct link *link, struct message *request, struct message *response)
-{
-    size_t n_bytes = 0;
-
-    TPM_RESULT result =
-        tpm_get_state(link->tpm, request->header.argument, &response->payload, &n_bytes);
-    check(n_bytes <= LINK_PAYLOAD_BYTES_MAX);
-    response->header.payload_bytes = (uint32_t)n_bytes;
-    return result;
-}
-
-static TPM_RESULT do_set_state(struct link *link, struct message *request, struct message *response)
-{
-    (void)response;
-    return tpm_set_state(link->tpm, request->header.argument, request->payload,
-                         request->header.payload_bytes);
-}
-
 static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
                                      struct message *response)
 {
@@ -188,33 +91,6 @@ static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
         return result;
     return tpm_set_state(link->tpm, LINK_STATE_VOLATILE, request->payload + permanent_bytes,
                          both_bytes - permanent_bytes);
-}
-
-static TPM_RESULT do_set_buffer_size(struct link *link, struct message *request,
-                                     struct message *response)
-{
-    uint32_t sizes[3];
-
-    TPM_RESULT result = tpm_set_buffer_size(link->tpm, request->header.argument, sizes);
-    if (result != TPM_SUCCESS)
-        return result;
-    response->payload = malloc(2 * sizeof(*sizes));
-    if (!response->payload)
-        return TPM_SIZE;
-    memcpy(response->payload, sizes + 1, 2 * sizeof(*sizes));
-    response->header.payload_bytes = 2 * sizeof(*sizes);
-    response->header.argument = sizes[0];
-    return TPM_SUCCESS;
-}
-
-static TPM_RESULT do_get_info(struct link *link, struct message *request, struct message *response)
-{
-    char *text = tpm_get_info(link->tpm, request->header.argument);
-    if (!text)
-        return TPM_SIZE;
-    response->payload = (uint8_t *)text;
-    response->header.payload_bytes = (uint32_t)strlen(text);
-    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
@@ -277,6 +153,60 @@ static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
     return TPM_SUCCESS;
 }
 
+static TPM_RESULT do_take_blob(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    if (!asker_is_asking(link->asker, LINK_ASK_BLOB))
+        return TPM_BAD_ORDINAL;
+    return commands_take_blob(server_commands(link->server));
+}
+
+static TPM_RESULT do_get_condition(struct link *link, struct message *request,
+                                   struct message *response)
+{
+    struct commands *commands = server_commands(link->server);
+    bool has_blobs = commands->arrival.what == ARRIVED_BLOBS;
+
+    (void)request;
+    response->header.argument = (tpm_is_running(link->tpm) ? LINK_CONDITION_RUNNING : 0) |
+                                (has_blobs ? LINK_CONDITION_BLOBS : 0);
+    return TPM_SUCCESS;
+}
+
+/* sandbox: write */
+void link_end_control(struct link *link)
+{
+    uint64_t one = 1;
+
+    if (write(link->wake_fd, &one, sizeof(one)) < 0)
+        check(errno == EAGAIN); /* it is as large as it can be: readable */
+}
+
+static TPM_RESULT do_end_control(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    (void)request, (void)response;
+    link_end_control(link);
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_serve_control(struct link *link, struct message *request,
+                                   struct message *response)
+{
+    struct link_serving *serving = &link->serving;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(*serving))
+        return TPM_BAD_PARAMETER;
+    memcpy(serving, request->payload, sizeof(*serving));
+    if (!memchr(serving->program, 0, sizeof(serving->program)) ||
+        !memchr(serving->socket_name, 0, sizeof(serving->socket_name)))
+        return TPM_BAD_PARAMETER;
+    error_set_program(serving->program);
+    server_set_verbose(link->server, serving->is_verbose);
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
                                      struct message *response)
 {
@@ -323,7 +253,7 @@ static TPM_RESULT do_set_journal(struct link *link, struct message *request,
     memcpy(settings.identity, journal.identity, sizeof(settings.identity));
     memcpy(settings.secret, journal.secret, sizeof(settings.secret));
     tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
-    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store, journal.loaded);
+    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store, journal.loaded, journal.is_known);
     explicit_bzero(&journal, sizeof(journal));
     explicit_bzero(&settings, sizeof(settings));
     return result;
@@ -365,36 +295,27 @@ static TPM_RESULT do_set_anchor(struct link *link, struct message *request,
 }
 
 static const operation operations[] = {
-    [LINK_LOAD_STATE] = do_load_state,
-    [LINK_SET_DATA_SOCKET] = do_set_data_socket,
-    [LINK_INIT] = do_init,
-    [LINK_STOP] = do_stop,
-    [LINK_GET_ESTABLISHED] = do_get_established,
-    [LINK_RESET_ESTABLISHED] = do_reset_established,
-    [LINK_SET_LOCALITY] = do_set_locality,
-    [LINK_HASH_START] = do_hash_start,
-    [LINK_HASH_DATA] = do_hash_data,
-    [LINK_HASH_END] = do_hash_end,
-    [LINK_CANCEL] = do_cancel,
-    [LINK_STORE_VOLATILE] = do_store_volatile,
-    [LINK_GET_STATE] = do_get_state,
-    [LINK_SET_STATE] = do_set_state,
-    [LINK_SET_BUFFER_SIZE] = do_set_buffer_size,
-    [LINK_GET_INFO] = do_get_info,
-    [LINK_CAPTURE] = do_capture,
-    [LINK_RETIRE] = do_retire,
-    [LINK_UNRETIRE] = do_unretire,
-    [LINK_FORGET_STATE] = do_forget_state,
-    [LINK_RAISE_GENERATION] = do_raise_generation,
-    [LINK_STORE_PERMANENT] = do_store_permanent,
-    [LINK_SET_BOTH_STATES] = do_set_both_states,
-    [LINK_ADMIT] = do_admit,
+    [LINK_SERVE_CONTROL] = do_serve_control,
+    [LINK_SET_JOURNAL] = do_set_journal,
     [LINK_SET_KEY] = do_set_key,
     [LINK_SET_ANCHOR] = do_set_anchor,
-    [LINK_SET_JOURNAL] = do_set_journal,
-    [LINK_EXPECT] = do_expect,
-    [LINK_AWAIT] = do_await,
+    [LINK_LOAD_STATE] = do_load_state,
+    [LINK_GET_CONDITION] = do_get_condition,
+    [LINK_TAKE_BLOB] = do_take_blob,
+    [LINK_END_CONTROL] = do_end_control,
+    [LINK_INIT] = do_init,
+    [LINK_STOP] = do_stop,
+    [LINK_CAPTURE] = do_capture,
+    [LINK_SET_BOTH_STATES] = do_set_both_states,
+    [LINK_FORGET_STATE] = do_forget_state,
+    [LINK_STORE_PERMANENT] = do_store_permanent,
+    [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_GET_LINEAGE] = do_get_lineage,
+    [LINK_RETIRE] = do_retire,
+    [LINK_UNRETIRE] = do_unretire,
+    [LINK_AWAIT] = do_await,
+    [LINK_EXPECT] = do_expect,
+    [LINK_ADMIT] = do_admit,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */
@@ -417,22 +338,19 @@ static int serve_request(struct link *link)
     int r = message_receive(link->fd, &request);
     if (r != 0)
         return r;
+    if (request.header.operation >= LINK_ASK_INIT)
+        return asker_answer(link->asker, &request);
     r = carry_out(link, &request, &response);
-    return r < 0 ? r : message_send(link->fd, &response);
+    return r < 0 ? r : asker_send(link->asker, &response);
 }
 
-int link_serve(struct link *link, enum link_locked locked)
+int link_serve(struct link *link)
 {
-    uint32_t version = TPMLIB_GetVersion();
-    struct message ready = {
-        .header = {LINK_READY, .argument = locked, .payload_bytes = sizeof(version)},
-        .payload = (uint8_t *)&version,
-        .descriptor = -1,
-    };
+    int r = asker_open(link->asker);
 
-    int r = message_send(link->fd, &ready);
     while (r == 0)
         r = serve_request(link);
+    asker_close(link->asker);
     return r == MESSAGE_END ? 0 : r;
 }
 

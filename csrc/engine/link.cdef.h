@@ -9,72 +9,99 @@
  * ends if one of them fails.
  *
  * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
- * operation. One request is under way at a time. The engine answers in order and never speaks
- * unasked, but for the one LINK_READY that it sends when it can serve.
+ * operation. One request of vtpmd's is under way at a time, and answered in order.
+ *
+ * The engine asks, too, from LINK_READY on: a question of enum link_question, whose answer has the
+ * same number. It asks one at a time, and serves requests until it is answered. What is news needs
+ * no answer.
  */
 
 enum link_operation {
-    LINK_READY = 1,             /* engine → vtpmd; argument: enum link_locked; payload: uint32_t,
-                                   TPMLIB_GetVersion() */
-    LINK_LOAD_STATE = 2,        /* argument: state type; payload: what the checkpoint holds */
-    LINK_SET_DATA_SOCKET = 3,   /* with one descriptor, a stream socket */
-    LINK_INIT = 4,              /* power on; a volatile state is resumed from, and then removed;
-                                   argument: enum link_init and, with LINK_INIT_HELD, enum
-                                   link_shutdown, as the host says that it comes from; then there
-                                   is an answer: payload, struct link_digests; with LINK_INIT_CAME
-                                   alone there may be a payload: struct link_lineage, of what has
-                                   come; without it the directory's vTPM is the same as before */
-    LINK_STOP = 5,              /* TPM2_Shutdown as the guest needs it, then power off */
-    LINK_GET_ESTABLISHED = 6,   /* answer: argument */
-    LINK_RESET_ESTABLISHED = 7, /* argument: locality */
-    LINK_SET_LOCALITY = 8,      /* argument: locality */
-    LINK_HASH_START = 9,
-    LINK_HASH_DATA = 10, /* payload: what to hash */
-    LINK_HASH_END = 11,
-    LINK_CANCEL = 12,          /* takes effect at the running command */
-    LINK_STORE_VOLATILE = 13,  /* into the state directory */
-    LINK_GET_STATE = 14,       /* argument: state type; answer: payload; who asks for the permanent
-                                  state may take the vTPM elsewhere, so nothing is written until
-                                  the guest runs on: a command, LINK_HASH_*,
-                                  LINK_RESET_ESTABLISHED, LINK_INIT, LINK_STORE_VOLATILE or
-                                  LINK_UNRETIRE */
-    LINK_SET_STATE = 15,       /* argument: state type; payload; taken up by the next LINK_INIT */
-    LINK_SET_BUFFER_SIZE = 16, /* argument: wanted, or 0 to ask; answer: argument, and payload of
-                                  two uint32_t, smallest and largest */
-    LINK_GET_INFO = 17, /* argument: TPMLIB_InfoFlags; answer: payload, text without its NUL */
-    LINK_CAPTURE = 18,  /* into the store; answer: argument, enum link_capture and enum
-                           link_shutdown */
-    LINK_RETIRE = 19,   /* serve no more, and write nothing; argument: enum link_retire; refused if
-                           that is broken */
-    LINK_UNRETIRE = 20, /* serve and write again, also after LINK_GET_STATE */
-    LINK_FORGET_STATE = 21,     /* what LINK_SET_STATE was given is not to be used */
-    LINK_RAISE_GENERATION = 22, /* payload: two uint64_t, permanent and volatile: what another host
+    LINK_READY = 1, /* engine → vtpmd: it serves; payload: uint32_t, TPMLIB_GetVersion() */
+
+    /* Of the boot record alone. */
+    LINK_SERVE_CONTROL = 2, /* there has to be one; payload: struct link_serving */
+    LINK_SET_JOURNAL = 3,   /* keep journals from the next LINK_INIT on; payload: struct
+                               link_journal */
+    LINK_SET_KEY = 4,       /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
+                               before anything is written */
+    LINK_SET_ANCHOR = 5,    /* after LINK_SET_JOURNAL; payload: struct link_anchor; LINK_FD_ANCHOR
+                               is its descriptor */
+    LINK_LOAD_STATE = 6,    /* argument: state type; payload: what the checkpoint holds */
+
+    /* The control channel. */
+    LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition */
+    LINK_TAKE_BLOB = 17,     /* while LINK_ASK_BLOB is asked: give the stopped TPM that state */
+    LINK_END_CONTROL = 18,   /* take no more of QEMU's commands; one that is carried out goes on */
+
+    /* Power. */
+    LINK_INIT = 24, /* power on; a volatile state is resumed from, and then removed; argument: 0,
+                       from what QEMU has brought, or else what the directory holds; or enum
+                       link_init with enum link_shutdown, as the host says that it comes from, and
+                       then there is an answer: payload, struct link_digests */
+    LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off */
+
+    /* The state. */
+    LINK_CAPTURE = 32,          /* into the store; answer: argument, enum link_capture and enum
+                                   link_shutdown */
+    LINK_SET_BOTH_STATES = 33,  /* of a stopped TPM, for LINK_INIT; payload: permanent, of argument
+                                   bytes, and volatile, one after the other */
+    LINK_FORGET_STATE = 34,     /* what LINK_SET_BOTH_STATES has given is not to be used */
+    LINK_STORE_PERMANENT = 35,  /* write the image into its file, if it is durable elsewhere */
+    LINK_RAISE_GENERATION = 36, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
-    LINK_STORE_PERMANENT = 23, /* write the image, which LINK_LOAD_STATE has given, into its file */
-    LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
-                                  payload has one after the other */
-    LINK_ADMIT = 25,   /* the vTPM is this host's: commands are executed, its files may be written;
-                          payload: struct link_lineage, of what has come; may be asked again after
-                          it failed */
-    LINK_SET_KEY = 26, /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
-                          before anything is written */
-    LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
-                              descriptor, the anchor's: LINK_FD_ANCHOR in a boot record */
-    LINK_SET_JOURNAL = 28, /* keep journals from the next LINK_INIT on; payload: struct
-                              link_journal */
-    LINK_EXPECT = 29,      /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
-                              moment at most, and are answered TPM_RC_RETRY then */
-    LINK_AWAIT = 30,       /* argument 1: the retired TPM is asked back, and commands wait for
-                              LINK_UNRETIRE in the same way; 0: not any more */
-    LINK_GET_LINEAGE = 31, /* after LINK_SET_JOURNAL; answer: payload, struct link_lineage, of the
-                              permanent state as it is durable */
+    LINK_GET_LINEAGE = 37,      /* answer: payload, struct link_lineage, of the permanent state as
+                                   it is durable */
+
+    /* Custody (custody.h). */
+    LINK_RETIRE = 48,   /* serve no more, and write nothing; argument: enum link_retire; refused if
+                           that is broken */
+    LINK_UNRETIRE = 49, /* serve and write again, also what was given away as blobs */
+    LINK_AWAIT = 50,    /* argument 1: the retired TPM is asked back, and commands wait for
+                           LINK_UNRETIRE as they do for LINK_ADMIT; 0: not any more */
+    LINK_EXPECT = 51,   /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
+                           moment at most, and are answered TPM_RC_RETRY then */
+    LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
+                           payload: struct link_lineage, of what has come; may be asked again after
+                           it failed */
 };
 
-/* What LINK_INIT starts from; may be added up. */
+/* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
+ * the command fails with it, and else the engine goes on with the command. */
+enum link_question {
+    LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
+    LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
+    LINK_ASK_STATE = 66,     /* argument: state type; answer: argument, enum link_state_answer */
+    LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
+                                has taken it, by LINK_TAKE_BLOB */
+    LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it */
+    LINK_ASK_CONNECTED = 69, /* there is a new data socket, of another QEMU */
+    LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
+    LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
+    LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
+    LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
+};
+
+enum link_asked_init {
+    LINK_ASKED_INCOMING = 1, /* QEMU says that its guest came with a stream */
+    LINK_ASKED_BLOBS = 2,    /* it has brought its TPM's whole state */
+};
+
+enum link_state_answer {
+    LINK_STATE_OWN = 0,   /* the whole blob, of the TPM's state */
+    LINK_STATE_GIVEN = 1, /* what the payload has */
+};
+
+enum link_condition {
+    LINK_CONDITION_RUNNING = 1, /* from an INIT to the STOP */
+    LINK_CONDITION_BLOBS = 2,   /* the next INIT starts from what QEMU has brought */
+};
+
+/* How LINK_INIT starts a TPM ahead of time: from what LINK_SET_BOTH_STATES gave, which is durable
+ * elsewhere. It writes nothing, and serves as if it had not started, until LINK_EXPECT. */
 enum link_init {
     LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
-    LINK_INIT_HELD = 2, /* from what LINK_SET_STATE gave, which is durable elsewhere, ahead of time:
-                           write nothing, and serve as if it had not started, until LINK_EXPECT */
+    LINK_INIT_HELD = 2, /* always */
 };
 
 /* What LINK_CAPTURE answers. */
@@ -102,13 +129,6 @@ enum link_said {
     LINK_SAID_MASK = 0x300,
 };
 
-/* What the engine could lock into memory. */
-enum link_locked {
-    LINK_LOCKED_NOTHING = 0,
-    LINK_LOCKED_PRESENT = 1, /* what was mapped at the start, but not what comes later */
-    LINK_LOCKED_ALL = 2,
-};
-
 /* State types, numbered as on the control channel. */
 enum link_state_type {
     LINK_STATE_PERMANENT = 1,
@@ -121,12 +141,14 @@ enum link_descriptor {
     LINK_FD_INPUT = 0,       /* /dev/null */
     LINK_FD_LIBRARY_LOG = 1, /* /dev/null */
     LINK_FD_ERROR = 2,       /* one line for each thing that a person should know */
-    LINK_FD_SOCKET = 3,      /* this link */
+    LINK_FD_SOCKET = 3,      /* this link, or nothing that is a socket: the engine is alone */
     LINK_FD_DIRECTORY = 4,   /* the state directory */
     LINK_FD_LOCK = 5,        /* .lock: held for as long as the engine lives */
     LINK_FD_STORE = 6,       /* the store's memfd (pages.h), to be mapped writable */
     LINK_FD_BOOT = 7,        /* the boot record */
     LINK_FD_ANCHOR = 8,      /* the anchor, if there is one */
+    LINK_FD_CONTROL = 9,     /* the control channel's listening socket */
+    LINK_FD_CONTROL_DIRECTORY = 10, /* where the engine removes that socket's file, if it is to */
 };
 
 enum link_limit {
@@ -144,6 +166,7 @@ struct link_journal {
     uint64_t generation;  /* none above it has been used */
     uint64_t loaded;      /* that of the state which LINK_LOAD_STATE gives; 0: it is not known */
     uint32_t is_sealed;   /* if not, there is no secret */
+    uint32_t is_known;    /* whose the state is: if not, the identity was made for it */
     uint8_t identity[16]; /* of the vTPM */
     uint8_t secret[32];   /* of its journals */
 };
@@ -152,6 +175,19 @@ struct link_journal {
 struct link_lineage {
     uint64_t generation;
     uint8_t identity[16];
+};
+
+/* A state that runs, and the newest that there was of the same vTPM. */
+struct link_restored {
+    uint64_t generation;
+    uint64_t newest;
+};
+
+/* How to serve the control channel. Texts end with a NUL. */
+struct link_serving {
+    uint32_t is_verbose;    /* a line for each command */
+    char program[80];       /* what lines on standard error begin with */
+    char socket_name[108];  /* the file to remove at the end, or none */
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

@@ -1,32 +1,106 @@
 /* vtpmd-engine: one vTPM, in a process of its own.
  *
- * Started by vtpmd with the descriptors of enum link_descriptor and nothing else: it opens no path
- * and no network. Three threads: this one serves vtpmd (link.c), another the guest (data.c), and
- * the last one folds the journal (fold.c).
+ * Started by vtpmd with the descriptors of enum link_descriptor: it opens no path and no network.
+ * Beside vtpmd, this thread serves that (link.c), and one serves QEMU (server.c); alone, this one
+ * serves QEMU, and a signal ends it. Another thread serves the guest (data.c), and the last one
+ * folds the journal (fold.c).
  *
- * Exit status: 0 vtpmd closed the link, 1 the link broke or set-up failed, 2 not started by vtpmd.
+ * Exit status: enum exit_status.
  */
+#include <errno.h>
 #include <openssl/crypto.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "ask.h"
 #include "data.h"
 #include "error.h"
 #include "io.h"
 #include "link.h"
 #include "pages.h"
 #include "sandbox.h"
+#include "server.h"
+#include "thread.h"
 #include "tpm.h"
 #include "wipe.h"
 
-static int is_started_by_vtpmd(void)
-{
-    struct stat link, directory;
+enum exit_status {
+    EXIT_STOPPED = 0, /* by QEMU, by a signal, or by vtpmd: it closed the link */
+    EXIT_FAILED = 1,  /* set-up failed, or the link broke */
+    EXIT_USAGE = 2,   /* it was not started by vtpmd */
+    EXIT_JOURNAL = 7, /* stopped, but swtpm cannot take the directory: a journal is left */
+};
 
-    return fstat(LINK_FD_SOCKET, &link) == 0 && S_ISSOCK(link.st_mode) &&
-           fstat(LINK_FD_DIRECTORY, &directory) == 0 && S_ISDIR(directory.st_mode);
+enum {
+    SERVER_STACK_BYTES = 1 << 20, /* libtpms keeps a copy of its NV memory on the stack */
+};
+
+struct engine {
+    struct io_posix io;
+    struct tpm *tpm;
+    struct data_channel *channel;
+    pthread_t server_thread;
+    bool is_alone;
+    struct link link;
+};
+
+static bool is_socket(int fd)
+{
+    struct stat status;
+
+    return fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
+}
+
+static bool is_started_by_vtpmd(void)
+{
+    struct stat status;
+
+    return is_socket(LINK_FD_CONTROL) && fstat(LINK_FD_DIRECTORY, &status) == 0 &&
+           S_ISDIR(status.st_mode);
+}
+
+/* Beside vtpmd, that decides when the engine stops; alone, a signal does. Called before there are
+ * other threads, which block the same signals then. Returns a descriptor, or a negative errno. */
+static int open_wake(bool is_alone)
+{
+    sigset_t ends;
+
+    if (!is_alone) {
+        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        return fd < 0 ? -errno : fd;
+    }
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGINT);
+    sigaddset(&ends, SIGHUP);
+    if (sigprocmask(SIG_BLOCK, &ends, NULL) < 0)
+        return -errno;
+    int fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static void warn_of_unlocked_memory(enum locked locked)
+{
+    if (locked != LOCKED_ALL)
+        error_report("%s of the TPM's memory may be swapped out: RLIMIT_MEMLOCK is too low; raise "
+                     "it to 64 MiB (LimitMEMLOCK=64M in a service, ulimit -l 65536 in a shell)",
+                     locked == LOCKED_NOTHING ? "all" : "part");
+}
+
+static void *run_server(void *argument)
+{
+    struct link *link = argument;
+
+    if (asker_wait(link->asker))
+        server_run(link->server);
+    return NULL;
 }
 
 static int seal(void)
@@ -39,62 +113,111 @@ static int seal(void)
     return r;
 }
 
-static int serve_link(struct tpm *tpm, struct store *store, struct data_channel *channel)
+/* Serve until the end, with all that there is. Returns 0 or a negative errno. */
+static int serve_all(struct engine *engine)
 {
-    struct link link = {LINK_FD_SOCKET, tpm, store, channel};
-    enum link_locked locked = sandbox_lock_memory();
+    struct link *link = &engine->link;
+    enum locked locked = sandbox_lock_memory();
 
-    int r = link_boot(&link, LINK_FD_BOOT);
+    int r = link_boot(link, LINK_FD_BOOT);
     if (r < 0) {
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
         return r;
     }
+    warn_of_unlocked_memory(locked);
+    if (!engine->is_alone) {
+        r = thread_start(&engine->server_thread, SERVER_STACK_BYTES, run_server, link);
+        if (r < 0)
+            return r;
+    }
     r = seal(); /* all threads run */
     if (r < 0)
         return r;
-    r = link_serve(&link, locked);
+    if (engine->is_alone) {
+        server_run(link->server);
+        return 0;
+    }
+    r = link_serve(link);
     if (r < 0)
         error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    link_end_control(link);
+    pthread_join(engine->server_thread, NULL);
     return r;
 }
 
-static int serve(void)
+/* Make what serves, and end it in the order that it needs. */
+static int serve_tpm(struct engine *engine)
 {
-    struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
-    struct data_channel *channel;
-    struct store *store;
+    struct link *link = &engine->link;
+    struct commands about = {.tpm = engine->tpm, .store = link->store};
 
-    int r = store_map(&store, LINK_FD_STORE, true);
+    int r = data_channel_new(&engine->channel, engine->tpm);
+    if (r >= 0 && !engine->is_alone)
+        r = asker_new(&link->asker, LINK_FD_SOCKET);
+    about.channel = engine->channel;
+    about.asker = link->asker;
+    if (r >= 0)
+        r = server_new(&link->server, &about, LINK_FD_CONTROL, link->wake_fd);
+    if (r >= 0)
+        r = serve_all(engine);
+    tpm_let_go(engine->tpm); /* the other thread may wait for it */
+    if (engine->channel)
+        data_channel_free(engine->channel);
+    server_free(link->server);
+    asker_free(link->asker);
+    return r;
+}
+
+/* sandbox: unlinkat */
+static void remove_socket(const char *name)
+{
+    if (*name && unlinkat(LINK_FD_CONTROL_DIRECTORY, name, 0) < 0 && errno != ENOENT)
+        error_report("cannot remove the control socket %s: %s", name, strerror(errno));
+}
+
+static enum exit_status serve(struct engine *engine)
+{
+    struct link *link = &engine->link;
+
+    engine->io = (struct io_posix){.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    int r = store_map(&link->store, LINK_FD_STORE, true);
     if (r < 0) {
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
-        return r;
+        return EXIT_FAILED;
     }
-    struct tpm *tpm = tpm_new(&io.io);
-    r = data_channel_new(&channel, tpm);
-    if (r >= 0) {
-        r = serve_link(tpm, store, channel);
-        tpm_let_go(tpm); /* the other thread may wait for it */
-        data_channel_free(channel);
-    }
-    tpm_free(tpm);
-    store_free(store);
-    return r;
+    engine->tpm = link->tpm = tpm_new(&engine->io.io);
+    r = serve_tpm(engine);
+    bool is_folded = tpm_free(engine->tpm) >= 0;
+    store_free(link->store);
+    remove_socket(link->serving.socket_name);
+    if (r < 0)
+        return EXIT_FAILED;
+    return is_folded ? EXIT_STOPPED : EXIT_JOURNAL;
 }
 
 /* sandbox: exit_group */
 int main(void)
 {
+    static struct engine engine;
+
     if (!is_started_by_vtpmd()) {
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
-        return 2;
+        return EXIT_USAGE;
     }
+    engine.is_alone = !is_socket(LINK_FD_SOCKET);
     wipe_init();
     /* libcrypto reads its configuration now, and not when a guest waits for what uses it first. */
     OPENSSL_init_crypto(OPENSSL_INIT_LOAD_CONFIG, NULL);
-    int r = sandbox_enter();
+    int r = sandbox_enter(engine.is_alone);
     if (r < 0) {
         error_report("cannot give up privileges: %s; is the kernel older than 5.9?", strerror(-r));
-        return 1;
+        return EXIT_FAILED;
     }
-    return serve() < 0 ? 1 : 0;
+    engine.link.fd = LINK_FD_SOCKET;
+    engine.link.wake_fd = open_wake(engine.is_alone);
+    if (engine.link.wake_fd < 0) {
+        error_report("cannot wait for signals: %s", strerror(-engine.link.wake_fd));
+        return EXIT_FAILED;
+    }
+    return serve(&engine);
 }

@@ -48,7 +48,6 @@ static enum link_state_type type_by_name(const char *name)
 
 static int store_file(struct state_file *file, const uint8_t *state, size_t state_bytes)
 {
-    const struct cipher_key *key = file_key.n_bytes ? &file_key : NULL;
     struct image next = {0};
 
     if (image_is(&file->image, state, state_bytes))
@@ -57,7 +56,7 @@ static int store_file(struct state_file *file, const uint8_t *state, size_t stat
     int r = image_set(&next, state, state_bytes);
     if (r < 0)
         return r;
-    r = checkpoint_write(store_io, key, file->name, state, state_bytes, NULL);
+    r = checkpoint_write(store_io, nvram_key(), file->name, state, state_bytes, NULL);
     file->is_unsure = r < 0;
     if (r >= 0)
         image_swap(&file->image, &next);
@@ -72,11 +71,12 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
     return image_set(&state_files[type].image, state, state_bytes);
 }
 
-int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded)
+int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded,
+                      bool is_known)
 {
     int r = durable_set_journal(permanent, settings, store, true);
     if (r >= 0)
-        durable_set_loaded(permanent, loaded);
+        durable_set_loaded(permanent, loaded, is_known);
     return r;
 }
 
@@ -187,9 +187,15 @@ bool nvram_has_come(void)
     return durable_has_come(permanent);
 }
 
-void nvram_get_lineage(struct checkpoint_lineage *lineage)
+bool nvram_get_lineage(struct checkpoint_lineage *lineage)
 {
     *lineage = durable_lineage(permanent);
+    return durable_is_known(permanent);
+}
+
+const struct cipher_key *nvram_key(void)
+{
+    return file_key.n_bytes ? &file_key : NULL;
 }
 
 int nvram_admit(const struct checkpoint_lineage *lineage)

@@ -26,14 +26,18 @@ void nvram_register(struct io *io);
  * Returns 0 or a negative errno. */
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes);
 
-/* Keep journals of the permanent state from now on. `store` has to outlive this. Returns 0 or a
- * negative errno, -EBUSY with a journal. */
-int nvram_set_journal(const struct journal_settings *settings, struct store *store,
-                      uint64_t loaded);
+/* Keep journals of the permanent state from now on. `store` has to outlive this. `loaded` and
+ * `is_known` are as durable_set_loaded() has them. Returns 0 or a negative errno, -EBUSY with a
+ * journal. */
+int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded,
+                      bool is_known);
 
 /* Encrypt every state file that is written from now on. The key is copied. Returns 0, or -EBUSY
  * with a journal. */
 int nvram_set_key(const struct cipher_key *key);
+
+/* Return the key, or NULL: there is none. */
+const struct cipher_key *nvram_key(void);
 
 /* Write an anchor, whose descriptor is nvram's then, after each commit of the permanent state.
  * Returns 0, or -EINVAL before nvram_set_journal(). */
@@ -75,8 +79,9 @@ int nvram_expect(const struct checkpoint_lineage *lineage);
 /* Return true if that was stored; else it is expected no more. */
 bool nvram_has_come(void);
 
-/* Get where the permanent state stands in its vTPM's history. */
-void nvram_get_lineage(struct checkpoint_lineage *lineage);
+/* Get where the permanent state stands in its vTPM's history. Returns false if there is none, or
+ * it is not known whose it is. */
+bool nvram_get_lineage(struct checkpoint_lineage *lineage);
 
 /* Make what was held the image, of this lineage, and remove the volatile one, which is of no use
  * any more. Returns 0, with the state durable in one file or another, or a negative errno; then it

@@ -25,11 +25,11 @@
 
 #include "sandbox_filter.h"
 
-int sandbox_enter(void)
+int sandbox_enter(bool is_alone)
 {
     struct rlimit no_core = {0, 0};
 
-    if (close_range(LINK_FD_ANCHOR + 1, ~0U, 0) < 0)
+    if (!is_alone && close_range(LINK_FD_CONTROL_DIRECTORY + 1, ~0U, 0) < 0)
         return -errno;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
@@ -38,12 +38,14 @@ int sandbox_enter(void)
     /* Also keeps processes of the same user from attaching and from /proc/PID/mem. */
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -errno;
+    signal(SIGPIPE, SIG_IGN); /* nobody may read standard error any more */
+    if (is_alone)
+        return 0;
     /* A terminal and a service manager signal all processes at once. vtpmd decides when the engine
      * stops, by closing the link; until then the guest is served. */
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
-    signal(SIGPIPE, SIG_IGN); /* nobody may read standard error any more */
     return 0;
 }
 
@@ -60,13 +62,13 @@ static int future_fits(void)
     return 1;
 }
 
-enum link_locked sandbox_lock_memory(void)
+enum locked sandbox_lock_memory(void)
 {
     /* Pages are locked when they are first used: memory that is never touched costs nothing. */
     if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0 && future_fits())
-        return LINK_LOCKED_ALL;
+        return LOCKED_ALL;
     munlockall();
-    return mlockall(MCL_CURRENT | MCL_ONFAULT) == 0 ? LINK_LOCKED_PRESENT : LINK_LOCKED_NOTHING;
+    return mlockall(MCL_CURRENT | MCL_ONFAULT) == 0 ? LOCKED_PRESENT : LOCKED_NOTHING;
 }
 
 /* What the sanitizers' own code calls, in builds that have it.

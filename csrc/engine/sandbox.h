@@ -1,14 +1,24 @@
 /* What the engine gives up before it reads a byte from outside. */
 #pragma once
 
+#include <stdbool.h>
+
 #include "link_types.h"
 
-/* Close what was inherited beyond the descriptors of the link, rule out new privileges, core dumps
- * and tracing, and leave signals of the terminal to vtpmd. Returns 0 or a negative errno. */
-int sandbox_enter(void);
+/* Rule out new privileges, core dumps and tracing. An engine that is not alone closes what it was
+ * given beyond the descriptors of the link, and leaves signals of the terminal to vtpmd. Returns 0
+ * or a negative errno. */
+int sandbox_enter(bool is_alone);
+
+/* What could be locked into memory. */
+enum locked {
+    LOCKED_NOTHING,
+    LOCKED_PRESENT, /* what was mapped at the start, but not what comes later */
+    LOCKED_ALL,
+};
 
 /* Keep state out of swap, as far as RLIMIT_MEMLOCK allows. */
-enum link_locked sandbox_lock_memory(void);
+enum locked sandbox_lock_memory(void);
 
 /* From here on all threads have the system calls that the comments beside their places name, and
  * the process is killed (SIGSYS) by any other. All threads run by then. Returns 0 or a negative

@@ -190,6 +190,13 @@ static bool is_on(struct tpm *tpm)
     return now.power == TPM_ON;
 }
 
+bool tpm_is_running(struct tpm *tpm)
+{
+    struct condition now = tpm->condition;
+
+    return now.power == TPM_ON && now.custody != TPM_STANDBY;
+}
+
 /* The operation is done, as far as custody goes. */
 static void has_done(struct tpm *tpm, enum tpm_operation operation)
 {
@@ -318,10 +325,10 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     return result;
 }
 
-void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
+bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
 {
     locked(tpm);
-    nvram_get_lineage(lineage);
+    return nvram_get_lineage(lineage);
 }
 
 /* A TPM that is off tells what it was given to start from; of a volatile state there may be none.
@@ -421,14 +428,15 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     return result;
 }
 
-void tpm_free(struct tpm *tpm)
+int tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
-    close_journal();
+    int r = close_journal();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);
     pthread_mutex_destroy(&tpm->lock);
     free(tpm);
+    return r;
 }
 
 /* Returns the verdict on a command, once it need not wait; VERDICT_WAIT if that took too long. */
@@ -676,14 +684,14 @@ TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, 
 }
 
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store, uint64_t loaded)
+                           struct store *store, uint64_t loaded, bool is_known)
 {
     TPM_RESULT result;
 
     locked(tpm);
     if (!may(tpm, OP_SET_UP, &result))
         return result;
-    return nvram_set_journal(settings, store, loaded) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
+    return nvram_set_journal(settings, store, loaded, is_known) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
@@ -694,6 +702,12 @@ TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key)
     if (!may(tpm, OP_SET_UP, &result))
         return result;
     return nvram_set_key(key) < 0 ? TPM_BAD_ORDINAL : TPM_SUCCESS;
+}
+
+const struct cipher_key *tpm_key(struct tpm *tpm)
+{
+    (void)tpm;
+    return nvram_key();
 }
 
 TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor)
@@ -761,6 +775,12 @@ TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
     tpm->served = served;
     has_done(tpm, operation);
     return TPM_SUCCESS;
+}
+
+void tpm_run_on(struct tpm *tpm)
+{
+    locked(tpm);
+    has_done(tpm, OP_EXECUTE);
 }
 
 TPM_RESULT tpm_unretire(struct tpm *tpm)

@@ -66,20 +66,24 @@ void tpm_response_deinit(struct tpm_response *response);
 /* Make the TPM of this process, stopped, with its state in `io`. */
 struct tpm *tpm_new(struct io *io);
 
-/* Stop the TPM if it runs, close its journal, overwrite what it held and free it. */
-void tpm_free(struct tpm *tpm);
+/* Stop the TPM if it runs, close its journal, overwrite what it held and free it. Returns 0, or a
+ * negative errno: the journal is still there. */
+int tpm_free(struct tpm *tpm);
 
 /* Take what a state file holds as the image that a stopped TPM starts from next. */
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
 /* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
  * gives the numbers, and has to outlive the TPM. `loaded` is the generation of the state that its
- * files hold, or 0. */
+ * files hold, or 0; whose that is may not be known. */
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,
-                           struct store *store, uint64_t loaded);
+                           struct store *store, uint64_t loaded, bool is_known);
 
 /* Encrypt the state files of a TPM that is stopped with a key, which is copied. */
 TPM_RESULT tpm_set_key(struct tpm *tpm, const struct cipher_key *key);
+
+/* Return that key, or NULL. */
+const struct cipher_key *tpm_key(struct tpm *tpm);
 
 /* Write an anchor, whose descriptor is the TPM's then, after each commit of the permanent state and
  * before its response. Only after tpm_set_journal(), and of a TPM that is stopped. */
@@ -98,8 +102,9 @@ TPM_RESULT tpm_init(struct tpm *tpm, bool has_come);
  * if the TPM starts, its files are of that one. Otherwise as tpm_init(). */
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage);
 
-/* Get where the permanent state stands in its vTPM's history. */
-void tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
+/* Get where the permanent state stands in its vTPM's history. Returns false if there is none, or
+ * it is not known whose it is. */
+bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
 
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
  * so last: neither its images nor its files change, it answers as one that is stopped, and a
@@ -171,6 +176,12 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
  * vTPM is another host's. TPM_FAIL, and no change, if something ran since the last capture or, for
  * `unserved`, since the vTPM came; then the TPM need not be running, and may be on standby. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
+
+/* Return true from an INIT that was answered with success until the TPM is off. Never waits. */
+bool tpm_is_running(struct tpm *tpm);
+
+/* The guest runs on here, so far as the vTPM is this host's: what was given away is written again. */
+void tpm_run_on(struct tpm *tpm);
 
 /* Serve again where tpm_retire() has left off, and write again. */
 TPM_RESULT tpm_unretire(struct tpm *tpm);

@@ -50,7 +50,7 @@ static void begin(void)
     tpm = tpm_new(&io.io);
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
 }
 
 static void end(void)

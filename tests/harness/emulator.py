@@ -115,7 +115,10 @@ class Emulator:
 
     def engines(self) -> list[int]:
         """Return the process numbers of vtpmd's engines; swtpm has none."""
-        return [] if self.program.exit_code is not None else self.program.children()
+        if self.program.exit_code is not None:
+            return []
+        is_alone = self.program.name_of_process == "vtpmd-engine"
+        return [self.program.pid] if is_alone else self.program.children()
 
     def kill(self) -> None:
         """Kill the emulator and its engines, as a host's failure does; all are gone then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import socket
     from contextlib import ExitStack
 
+    from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
 
 LOG_LEVELS = ("error", "warning", "info", "debug")
@@ -36,6 +38,8 @@ exit status:
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  the state is damaged: nothing was changed, see vtpmd recover
   6  the state has fallen behind the anchor: it was put back to an older one
+  7  stopped, but swtpm cannot take the directory: the disk had no room for the state file, and the
+     journal is still needed; vtpmd run, or vtpmd fold, takes both
 """
 
 
@@ -114,10 +118,13 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve the vTPM until it is stopped; return the exit status. Raises VtpmdError."""
+    """Serve the vTPM until it is stopped; return the exit status. Raises VtpmdError.
+
+    It does not return where nothing but the engine is needed: then this process becomes that.
+    """
     from contextlib import ExitStack
 
-    from vtpmd.core import Store, forbid_core_dumps
+    from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
     from vtpmd.front.boot import boot_record
     from vtpmd.store.directory import StateDirectory
@@ -140,23 +147,50 @@ def run(options: argparse.Namespace) -> int:
             opened = open_anchor(options.anchor, directory, files, key)
             anchor = stack.enter_context(opened)
         begun = start(directory, files, key, anchor)
-        with boot_record(begun, key, anchor) as boot_fd:
-            process = engine_process.spawn(
-                directory_fd=directory.directory_fd,
-                lock_fd=directory.lock_fd,
-                store_fd=store.fd,
-                boot_fd=boot_fd,
-                anchor_fd=None if anchor is None else anchor.fd,
-            )
         control = stack.enter_context(listener.listen(path))
+        descriptors = {
+            LinkDescriptor.DIRECTORY: directory.directory_fd,
+            LinkDescriptor.LOCK: directory.lock_fd,
+            LinkDescriptor.STORE: store.fd,
+            LinkDescriptor.CONTROL: control.fileno(),
+        }
+        if anchor is not None:
+            descriptors[LinkDescriptor.ANCHOR] = anchor.fd
+        is_alone = _is_alone(config, begun, files)
+        if is_alone:
+            parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, parent)
+            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = parent
+        serving = _serving(config, path.name if is_alone else "")
+        boot_fd = stack.enter_context(boot_record(begun, key, anchor, serving))
+        descriptors[LinkDescriptor.BOOT] = boot_fd
         management, peers = _listen(stack, config)
         print(qemu_arguments(path.absolute(), name=config.name, uuid=config.uuid), flush=True)
+        _tell_what_was_taken_up(begun)
+        if is_alone:
+            engine_process.become(descriptors)
+        process = engine_process.spawn(descriptors)
+        control.close()  # one that has died is not connected to
         # Imported while the engine starts: asyncio is most of this program's start-up time.
         from vtpmd.daemon import runtime
 
-        _tell_what_was_taken_up(begun)
-        resources = runtime.Resources(process, store, files, control, peers, management, key)
+        resources = runtime.Resources(process, store, files, peers, management)
         return runtime.serve(resources, config)
+
+
+def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
+    """Return whether the engine has nobody to ask: the vTPM is this host's, and does not move."""
+    if config.listen is not None or config.qmp is not None or config.manage is not None:
+        return False
+    return not begun.fenced and not files.is_without_a_state()
+
+
+def _serving(config: RunConfig, socket_name: str) -> bytes:
+    from vtpmd.core import pack_link_serving
+
+    program = "vtpmd" if config.name is None else f"vtpmd[{config.name}]"
+    is_verbose = config.log_level == "debug"
+    return pack_link_serving(program, socket_name, is_verbose=is_verbose)
 
 
 def _listen(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:

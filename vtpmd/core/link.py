@@ -1,5 +1,6 @@
 """The engine link's operations and payloads (``csrc/engine/link.cdef.h``)."""
 
+import os
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
@@ -10,51 +11,68 @@ from vtpmd.core.memory import check_length
 
 
 class LinkOperation(IntEnum):
-    """The operations of the engine link (``csrc/engine/link.cdef.h``)."""
+    """The operations of the engine link (``enum link_operation``)."""
 
     READY = lib.LINK_READY
-    LOAD_STATE = lib.LINK_LOAD_STATE
-    SET_DATA_SOCKET = lib.LINK_SET_DATA_SOCKET
-    INIT = lib.LINK_INIT
-    STOP = lib.LINK_STOP
-    GET_ESTABLISHED = lib.LINK_GET_ESTABLISHED
-    RESET_ESTABLISHED = lib.LINK_RESET_ESTABLISHED
-    SET_LOCALITY = lib.LINK_SET_LOCALITY
-    HASH_START = lib.LINK_HASH_START
-    HASH_DATA = lib.LINK_HASH_DATA
-    HASH_END = lib.LINK_HASH_END
-    CANCEL = lib.LINK_CANCEL
-    STORE_VOLATILE = lib.LINK_STORE_VOLATILE
-    GET_STATE = lib.LINK_GET_STATE
-    SET_STATE = lib.LINK_SET_STATE
-    SET_BUFFER_SIZE = lib.LINK_SET_BUFFER_SIZE
-    GET_INFO = lib.LINK_GET_INFO
-    CAPTURE = lib.LINK_CAPTURE
-    RETIRE = lib.LINK_RETIRE
-    UNRETIRE = lib.LINK_UNRETIRE
-    FORGET_STATE = lib.LINK_FORGET_STATE
-    RAISE_GENERATION = lib.LINK_RAISE_GENERATION
-    STORE_PERMANENT = lib.LINK_STORE_PERMANENT
-    SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
-    ADMIT = lib.LINK_ADMIT
-    EXPECT = lib.LINK_EXPECT
-    AWAIT = lib.LINK_AWAIT
-    GET_LINEAGE = lib.LINK_GET_LINEAGE
+    SERVE_CONTROL = lib.LINK_SERVE_CONTROL
     SET_JOURNAL = lib.LINK_SET_JOURNAL
     SET_KEY = lib.LINK_SET_KEY
     SET_ANCHOR = lib.LINK_SET_ANCHOR
+    LOAD_STATE = lib.LINK_LOAD_STATE
+    GET_CONDITION = lib.LINK_GET_CONDITION
+    TAKE_BLOB = lib.LINK_TAKE_BLOB
+    END_CONTROL = lib.LINK_END_CONTROL
+    INIT = lib.LINK_INIT
+    STOP = lib.LINK_STOP
+    CAPTURE = lib.LINK_CAPTURE
+    SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
+    FORGET_STATE = lib.LINK_FORGET_STATE
+    STORE_PERMANENT = lib.LINK_STORE_PERMANENT
+    RAISE_GENERATION = lib.LINK_RAISE_GENERATION
+    GET_LINEAGE = lib.LINK_GET_LINEAGE
+    RETIRE = lib.LINK_RETIRE
+    UNRETIRE = lib.LINK_UNRETIRE
+    AWAIT = lib.LINK_AWAIT
+    EXPECT = lib.LINK_EXPECT
+    ADMIT = lib.LINK_ADMIT
 
 
-class LinkLocked(IntEnum):
-    """How much of the engine's memory is locked (``enum link_locked``)."""
+class LinkQuestion(IntEnum):
+    """What the engine asks, and says unasked (``enum link_question``)."""
 
-    NOTHING = lib.LINK_LOCKED_NOTHING
-    PRESENT = lib.LINK_LOCKED_PRESENT
-    ALL = lib.LINK_LOCKED_ALL
+    ASK_INIT = lib.LINK_ASK_INIT
+    ASK_STOP = lib.LINK_ASK_STOP
+    ASK_STATE = lib.LINK_ASK_STATE
+    ASK_BLOB = lib.LINK_ASK_BLOB
+    ASK_TAIL = lib.LINK_ASK_TAIL
+    ASK_CONNECTED = lib.LINK_ASK_CONNECTED
+    ASK_RUNS = lib.LINK_ASK_RUNS
+    TELL_INIT = lib.LINK_TELL_INIT
+    TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
+    TELL_RESTORED = lib.LINK_TELL_RESTORED
+
+    @property
+    def is_news(self) -> bool:
+        """True for what has no answer."""
+        return self >= LinkQuestion.TELL_INIT
+
+
+class LinkAskedInit(IntFlag):
+    """What ASK_INIT says of QEMU's guest (``enum link_asked_init``)."""
+
+    INCOMING = lib.LINK_ASKED_INCOMING
+    BLOBS = lib.LINK_ASKED_BLOBS
+
+
+class LinkCondition(IntFlag):
+    """What GET_CONDITION answers (``enum link_condition``)."""
+
+    RUNNING = lib.LINK_CONDITION_RUNNING
+    BLOBS = lib.LINK_CONDITION_BLOBS
 
 
 class LinkInit(IntFlag):
-    """What the engine starts the TPM from (``enum link_init``)."""
+    """How the engine starts the TPM ahead of time (``enum link_init``)."""
 
     CAME = lib.LINK_INIT_CAME
     HELD = lib.LINK_INIT_HELD
@@ -93,6 +111,8 @@ class LinkDescriptor(IntEnum):
     STORE = lib.LINK_FD_STORE
     BOOT = lib.LINK_FD_BOOT
     ANCHOR = lib.LINK_FD_ANCHOR
+    CONTROL = lib.LINK_FD_CONTROL
+    CONTROL_DIRECTORY = lib.LINK_FD_CONTROL_DIRECTORY
 
 
 class LinkDigests(NamedTuple):
@@ -115,6 +135,7 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
+LINK_STATE_GIVEN: int = lib.LINK_STATE_GIVEN  # the answer to ASK_STATE that has a payload
 
 
 def link_held(said: LinkShutdown) -> int:
@@ -155,7 +176,7 @@ def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
 
 
 def pack_link_lineage(identity: bytes, generation: int) -> bytes:
-    """Return the payload of ADMIT, or of INIT for what has come (``struct link_lineage``).
+    """Return the payload of ADMIT (``struct link_lineage``).
 
     Raises ValueError for what is no identity or generation.
     """
@@ -177,11 +198,17 @@ def unpack_link_lineage(payload: bytes | bytearray) -> tuple[bytes, int]:
 
 
 def pack_link_journal(
-    identity: bytes, generation: int, loaded: int = 0, secret: bytes | None = None
+    identity: bytes,
+    generation: int,
+    loaded: int = 0,
+    secret: bytes | None = None,
+    *,
+    is_known: bool = True,
 ) -> bytearray:
     """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
 
-    ``loaded`` is the generation of the state that LOAD_STATE gives, or 0, and not above the other.
+    ``loaded`` is the generation of the state that LOAD_STATE gives, or 0, and not above the other;
+    ``is_known`` is false for a state that does not say whose it is.
     Overwrite it after use. Raises ValueError for what is no identity, generation or secret.
     """
     check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
@@ -193,6 +220,7 @@ def pack_link_journal(
         generation,
         loaded,
         secret is not None,
+        is_known,
         identity,
         secret or bytes(JOURNAL_SECRET_BYTES),
     )
@@ -214,3 +242,26 @@ def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: byte
     ffi.memmove(anchor.identity, identity, len(identity))
     ffi.memmove(anchor.digest, digest, len(digest))
     return bytes(ffi.buffer(anchor))
+
+
+def pack_link_serving(program: str, socket_name: str = "", *, is_verbose: bool = False) -> bytes:
+    """Return the payload of SERVE_CONTROL (``struct link_serving``).
+
+    ``program`` is what lines begin with; ``socket_name`` the file that the engine removes at its
+    end. Raises ValueError for what has no room.
+    """
+    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose})
+    for field, text in ((serving.program, program), (serving.socket_name, socket_name)):
+        data = os.fsencode(text)
+        if len(data) >= len(field) or 0 in data:
+            raise ValueError(f"{text!r} has no room on the engine link")
+        ffi.memmove(field, data, len(data))
+    return bytes(ffi.buffer(serving))
+
+
+def unpack_link_restored(payload: bytes | bytearray) -> tuple[int, int]:
+    """Return what TELL_RESTORED says: the generation that runs, and the newest that there was."""
+    check_length("TELL_RESTORED", bytes(payload), ffi.sizeof("struct link_restored"))
+    restored = ffi.new("struct link_restored *")
+    ffi.memmove(restored, payload, len(payload))
+    return restored.generation, restored.newest

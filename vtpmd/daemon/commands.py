@@ -47,7 +47,7 @@ class _Commands:
     async def query_status(self, _: Arguments) -> object:
         record, restored = self._mobility.owner_record(), self._mobility.lineages.restored
         return {
-            "running": self._mobility.is_running(),
+            "running": await self._is_running(),
             "vtpms": 1,
             "qemu": self._mobility.qemu.word,
             "owner": record.whose.value,
@@ -55,6 +55,12 @@ class _Commands:
             "lineage": await self._lineage(),
             "restored": None if restored is None else restored._asdict(),
         }
+
+    async def _is_running(self) -> bool:
+        try:
+            return await self._mobility.is_running()
+        except EngineDied:
+            return False
 
     async def _lineage(self) -> object:
         try:
@@ -69,7 +75,7 @@ class _Commands:
             {
                 "name": self._config.name,
                 "uuid": self._config.uuid,
-                "running": self._mobility.is_running(),
+                "running": await self._is_running(),
                 "outgoing": None if outgoing is None else outgoing.state.name.lower(),
                 "incoming": None if incoming is None else incoming.state.name.lower(),
             }

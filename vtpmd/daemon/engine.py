@@ -1,31 +1,37 @@
-"""vtpmd's end of the engine link: requests, answers, and the death of the process behind it."""
+"""vtpmd's end of the engine link: requests, the engine's questions, and the process' death."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import signal
-import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkHeader, LinkLocked, LinkOperation
+from vtpmd.core import LinkCondition, LinkHeader, LinkOperation, LinkQuestion
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.errors import VtpmdError
 
-# Beyond any command (the longest, an RSA key, takes a second or two under load) and any disk that
-# is still going to answer.
-REQUEST_TIMEOUT_S = 60.0
+log = logging.getLogger(__name__)
+
+# Longer than any command (an RSA key takes a second or two under load) and any disk that is well.
+# What is slower is waited for.
+WARN_AFTER_S = 60.0
+READ_BYTES_MAX = 64 * 1024
 # How long an answer is waited for without looking elsewhere: a capture takes 0.05 ms, a start 0.2.
 SOON_MS = 1
 # What a clean stop may take: the command that runs, TPM2_Shutdown, one write of the state.
 STOP_TIMEOUT_S = 20.0
+# Of the engine, when a journal is left (csrc/engine/main.c).
+EXIT_JOURNAL = 7
 
 
 class EngineDied(VtpmdError):
@@ -47,6 +53,22 @@ class Reply(NamedTuple):
     result: int
     argument: int
     payload: bytearray
+
+
+class Question(NamedTuple):
+    """What the engine asks, or says unasked."""
+
+    number: LinkQuestion
+    argument: int
+    payload: bytes
+
+
+class Answer(NamedTuple):
+    """What it is answered."""
+
+    result: int = 0  # a TPM_RESULT
+    argument: int = 0
+    payload: bytes = b""
 
 
 class Meanwhile:
@@ -77,16 +99,23 @@ class Engine:
 
     def __init__(self, process: EngineProcess) -> None:
         self.pid = process.pid
-        self.locked = LinkLocked.NOTHING
         self.libtpms_version = 0
         self.state = EngineState.STARTING
         self.death: str | None = None
+        self.left_journal = False  # it stopped, and swtpm cannot take the directory
+        self.answer: Callable[[Question], Awaitable[Answer]] | None = None
+        self.on_news: Callable[[Question], None] | None = None
         self._link = process.link
         self._link.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._link, select.POLLIN)
+        self._received = bytearray()
         self._pidfd = os.pidfd_open(process.pid)
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # a request is under way
+        self._sending = asyncio.Lock()
+        self._reply: asyncio.Future[Reply] | None = None
+        self._asked = LinkOperation.READY  # what that is the answer to
+        self._answering: set[asyncio.Task[None]] = set()
         self._exited = asyncio.Event()
         self._on_death: Callable[[str], None] | None = None
 
@@ -97,13 +126,11 @@ class Engine:
         before :meth:`stop`. Raises EngineDied if it does so right away.
         """
         self._on_death = on_death
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pidfd, self._reap)
+        loop.add_reader(self._link, self._on_readable)
         async with self._lock:
-            try:
-                ready = await self._receive_reply(LinkOperation.READY)
-            except (OSError, TimeoutError) as error:
-                raise await self._broken(error) from error
-            self.locked = LinkLocked(ready.argument)
+            ready = await self._receive_reply(LinkOperation.READY, soon=False)
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
 
@@ -112,34 +139,42 @@ class Engine:
         operation: LinkOperation,
         argument: int = 0,
         payload: bytes | bytearray | memoryview = b"",
-        descriptor: int | None = None,
         meanwhile: Meanwhile | None = None,
         *,
         soon: bool = True,
     ) -> Reply:
         """Send one request and return its answer.
 
-        ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes; ``descriptor`` stays the caller's, the
-        engine gets a copy. ``meanwhile`` is run while the engine is at it. ``soon`` is false where
-        the event loop has something to do until the answer comes. Raises EngineDied.
+        ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes. ``meanwhile`` is run while the engine
+        is at it. ``soon`` is false where the event loop has something to do until the answer comes.
+        Raises EngineDied.
         """
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
         async with self._lock:
             if self.state is not EngineState.SERVING:
                 raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
-            try:
-                await self._send(operation, argument, payload, descriptor)
-                if meanwhile is not None:
-                    meanwhile.run()
-                return await self._receive_reply(operation, SOON_MS if soon else 0)
-            except (OSError, TimeoutError) as error:
-                raise await self._broken(error) from error
+            self._expect(operation)
+            await self._send(LinkHeader(operation, 0, argument, len(payload)), payload)
+            if meanwhile is not None:
+                meanwhile.run()
+            return await self._receive_reply(operation, soon=soon)
 
     async def raise_generations(self, floor: int) -> None:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
         floors = struct.pack("=QQ", floor, floor)
         await self.request(LinkOperation.RAISE_GENERATION, payload=floors)
+
+    async def condition(self) -> LinkCondition:
+        """Return what QEMU has made of the TPM. Raises EngineDied."""
+        reply = await self.request(LinkOperation.GET_CONDITION)
+        return LinkCondition(reply.argument)
+
+    async def end_control(self) -> None:
+        """Have no more of QEMU's commands begun, and wait until what is asked is answered."""
+        with suppress(EngineDied):
+            await self.request(LinkOperation.END_CONTROL)
+        await asyncio.gather(*self._answering)
 
     async def stop(self) -> None:
         """End the engine: it sends TPM2_Shutdown if the guest did not, and exits.
@@ -148,54 +183,119 @@ class Engine:
         """
         if self.state is not EngineState.DEAD:
             self.state = EngineState.STOPPING
-            self._link.close()
+            self._close()
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await self._exited.wait()
             except TimeoutError:
                 await self._kill()
+        self._close()
+
+    def _close(self) -> None:
+        if self._link.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._link)
         self._link.close()
 
     async def _send(
-        self,
-        operation: LinkOperation,
-        argument: int,
-        payload: bytes | bytearray | memoryview,
-        descriptor: int | None,
+        self, header: LinkHeader, payload: bytes | bytearray | memoryview = b""
     ) -> None:
-        header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
         packed = core.pack_link_header(header)
-        descriptors = [] if descriptor is None else [descriptor]
-        # Nothing else is in the socket's buffer: the header goes out whole, and most payloads.
-        sent = socket.send_fds(self._link, [packed, payload], descriptors) - len(packed)
-        if sent < 0:
-            raise ConnectionError("short write")
-        if sent < len(payload):
-            rest = memoryview(payload)[sent:]
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                await asyncio.get_running_loop().sock_sendall(self._link, rest)
+        try:
+            async with self._sending:
+                # Most messages fit into the socket's buffer.
+                try:
+                    sent = self._link.sendmsg([packed, payload])
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(packed) + len(payload):
+                    rest = memoryview(packed + bytes(payload))[sent:]
+                    await asyncio.get_running_loop().sock_sendall(self._link, rest)
+        except OSError as error:
+            raise await self._broken(error) from error
 
-    async def _receive_reply(self, operation: LinkOperation, poll_ms: int = SOON_MS) -> Reply:
-        header = core.unpack_link_header(await self._receive(core.LINK_HEADER_BYTES, poll_ms))
-        if header.operation != operation or header.payload_bytes > core.LINK_PAYLOAD_BYTES_MAX:
-            raise ConnectionError("an answer to no request")
-        payload = await self._receive(header.payload_bytes, poll_ms)
-        return Reply(header.result, header.argument, payload)
+    def _expect(self, operation: LinkOperation) -> None:
+        self._asked = operation
+        self._reply = asyncio.get_running_loop().create_future()
 
-    async def _receive(self, n_bytes: int, poll_ms: int) -> bytearray:
-        data = bytearray(n_bytes)
-        view = memoryview(data)
-        while view:
-            # Most answers come sooner than the event loop could look elsewhere and back.
-            if self._poll.poll(poll_ms):
-                n = self._link.recv_into(view)
-            else:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    n = await asyncio.get_running_loop().sock_recv_into(self._link, view)
-            if n == 0:
+    async def _receive_reply(self, operation: LinkOperation, *, soon: bool) -> Reply:
+        if self._reply is None:
+            self._expect(operation)
+        reply = self._reply
+        assert reply is not None  # noqa: S101 - for the type checker
+        # Most answers come sooner than the event loop could look elsewhere and back.
+        while soon and not reply.done() and self._poll.poll(SOON_MS):
+            self._on_readable()
+        while not reply.done():
+            done, _ = await asyncio.wait({reply}, timeout=WARN_AFTER_S)
+            if not done:
+                log.warning(
+                    "the engine has not answered %s for %.0f s: its storage may stand still; the "
+                    "guest's TPM waits for it",
+                    *(operation.name, WARN_AFTER_S),
+                )
+        try:
+            return reply.result()
+        except OSError as error:
+            raise await self._broken(error) from error
+        finally:
+            self._reply = None
+
+    def _on_readable(self) -> None:
+        """Take what has come."""
+        try:
+            data = self._link.recv(READ_BYTES_MAX)
+            if not data:
                 raise ConnectionError("closed")
-            view = view[n:]
-        return data
+            self._received += data
+            while self._take_message():
+                pass
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            asyncio.get_running_loop().remove_reader(self._link)
+            if self._reply is not None and not self._reply.done():
+                self._reply.set_exception(OSError(str(error)))
+            elif self.state is EngineState.SERVING:
+                self._answer_by(self._kill())
+
+    def _take_message(self) -> bool:
+        """Take a message that is there whole. Raises OSError for one that is none."""
+        head = core.LINK_HEADER_BYTES
+        if len(self._received) < head:
+            return False
+        header = core.unpack_link_header(self._received[:head])
+        if header.payload_bytes > core.LINK_PAYLOAD_BYTES_MAX:
+            raise ConnectionError("a message that is too long")
+        if len(self._received) < head + header.payload_bytes:
+            return False
+        payload = self._received[head : head + header.payload_bytes]
+        del self._received[: head + header.payload_bytes]
+        if header.operation >= LinkQuestion.ASK_INIT:
+            question = Question(LinkQuestion(header.operation), header.argument, bytes(payload))
+            self._take_question(question)
+        elif header.operation != self._asked or self._reply is None or self._reply.done():
+            raise ConnectionError("an answer to no request")
+        else:
+            self._reply.set_result(Reply(header.result, header.argument, payload))
+        return True
+
+    def _take_question(self, question: Question) -> None:
+        if question.number.is_news:
+            if self.on_news is not None:
+                self.on_news(question)
+        else:
+            self._answer_by(self._answer(question))
+
+    def _answer_by(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, question: Question) -> None:
+        answer = Answer() if self.answer is None else await self.answer(question)
+        header = LinkHeader(question.number, answer.result, answer.argument, len(answer.payload))
+        with suppress(EngineDied):
+            await self._send(header, answer.payload)
 
     async def _broken(self, error: Exception) -> EngineDied:
         """Return what a failure of the link is raised as, once the process is surely gone."""
@@ -215,6 +315,7 @@ class Engine:
         _, status = os.waitpid(self.pid, 0)
         unexpected = self.state is not EngineState.STOPPING
         self.state = EngineState.DEAD
+        self.left_journal = status >> 8 == EXIT_JOURNAL
         self._exited.set()
         if unexpected:
             self.death = _describe_death(self.pid, status)

@@ -1,4 +1,4 @@
-"""Starting the engine process. Imports no asyncio, so that the two come up side by side."""
+"""Starting the engine: beside this process, or in its place. Imports no asyncio."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from vtpmd.core import LinkDescriptor
 from vtpmd.errors import VtpmdError
 
 EXECUTABLE = Path(__file__).resolve().parent.parent / "vtpmd-engine"
+ARGUMENTS = ("vtpmd-engine",)
 
 # Above the fixed numbers of LinkDescriptor, so that no dup2() overwrites a source of another.
 DESCRIPTOR_MIN = 16
@@ -24,26 +25,16 @@ class EngineProcess(NamedTuple):
     link: socket.socket
 
 
-def spawn(
-    *, directory_fd: int, lock_fd: int, store_fd: int, boot_fd: int, anchor_fd: int | None = None
-) -> EngineProcess:
-    """Start an engine on a state directory, from a boot record (``vtpmd.front.boot``).
+def spawn(descriptors: dict[LinkDescriptor, int]) -> EngineProcess:
+    """Start an engine beside this process, with these descriptors and a link.
 
-    It gets copies of the descriptors and holds them, and so the lock, for as long as it lives.
-    Raises VtpmdError if the executable cannot be started.
+    It gets copies of them, and holds them, and so the lock, for as long as it lives. Raises
+    VtpmdError if the executable cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    sources = {
-        LinkDescriptor.SOCKET: theirs.fileno(),
-        LinkDescriptor.DIRECTORY: directory_fd,
-        LinkDescriptor.LOCK: lock_fd,
-        LinkDescriptor.STORE: store_fd,
-        LinkDescriptor.BOOT: boot_fd,
-    }
-    if anchor_fd is not None:
-        sources[LinkDescriptor.ANCHOR] = anchor_fd
     copies = {
-        to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for to, fd in sources.items()
+        to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
+        for to, fd in (descriptors | {LinkDescriptor.SOCKET: theirs.fileno()}).items()
     }
     actions = [
         (os.POSIX_SPAWN_OPEN, LinkDescriptor.INPUT, os.devnull, os.O_RDONLY, 0),
@@ -51,14 +42,62 @@ def spawn(
         *((os.POSIX_SPAWN_DUP2, fd, to) for to, fd in copies.items()),
     ]
     try:
-        pid = os.posix_spawn(EXECUTABLE, ["vtpmd-engine"], os.environ, file_actions=actions)
+        pid = os.posix_spawn(EXECUTABLE, ARGUMENTS, _environment(), file_actions=actions)
     except OSError as error:
         ours.close()
-        raise VtpmdError(
-            f"cannot start {EXECUTABLE}: {error.strerror}; install vtpmd again"
-        ) from error
+        raise _not_started(error) from error
     finally:
         theirs.close()
         for fd in copies.values():
             os.close(fd)
     return EngineProcess(pid, ours)
+
+
+def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
+    """Become an engine that is alone, with these descriptors and what the process was given.
+
+    Its standard input and output are /dev/null: who waits for the end of what was written there is
+    not kept waiting. Raises VtpmdError if the executable cannot be started.
+    """
+    copies = {
+        to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for to, fd in descriptors.items()
+    }
+    for fd in range(LinkDescriptor.SOCKET, LinkDescriptor.CONTROL_DIRECTORY + 1):
+        _move_away(fd)
+    for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG, LinkDescriptor.SOCKET):
+        _open_null(fd)
+    for to, fd in copies.items():
+        os.dup2(fd, to)
+    try:
+        os.execve(EXECUTABLE, ARGUMENTS, _environment())  # noqa: S606 - there is no shell to want
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def _move_away(fd: int) -> None:
+    """Give a descriptor that this process was given, as a lock may be, another number."""
+    try:
+        inherited = os.get_inheritable(fd)
+    except OSError:
+        return
+    if inherited:
+        fcntl.fcntl(fd, fcntl.F_DUPFD, DESCRIPTOR_MIN)
+
+
+def _open_null(to: int) -> None:
+    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    if fd == to:
+        os.set_inheritable(fd, True)
+        return
+    os.dup2(fd, to)
+    os.close(fd)
+
+
+def _environment() -> dict[str, str]:
+    """Return what libraries of the engine look at, and sanitizers."""
+    kept = ("LANG", "LC_", "OPENSSL_", "ASAN_", "UBSAN_", "TSAN_", "LSAN_", "LD_")
+    return {name: value for name, value in os.environ.items() if name.startswith(kept)}
+
+
+def _not_started(error: OSError) -> VtpmdError:
+    return VtpmdError(f"cannot start {EXECUTABLE}: {error.strerror}; install vtpmd again")

@@ -10,12 +10,11 @@ import asyncio
 import logging
 import shlex
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, Store
+from vtpmd.core import LinkCondition, LinkOperation, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
@@ -24,8 +23,6 @@ from vtpmd.errors import VtpmdError
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
-from vtpmd.wire.swtpm_format import Lineage
 
 if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
@@ -51,15 +48,6 @@ class NotOurs(VtpmdError):
     """The vTPM is another host's, and must not be served here."""
 
 
-class Brought(Enum):
-    """What the QEMU that uses the TPM has brought for its next INIT."""
-
-    NOTHING = "the TPM starts from what the directory holds"
-    BLOBS = "it starts from the permanent state that QEMU has set, whoever's the vTPM was"
-    TAIL = "it starts from what a peer's session and the tail made, or not at all"
-    UNUSABLE = "what it has brought was refused: it does not start for a guest that came so"
-
-
 class Mobility:
     """One vTPM's comings and goings."""
 
@@ -75,16 +63,13 @@ class Mobility:
         self.incoming: Incoming | None = None
         # Held while it is decided what the TPM starts from: no source is welcomed meanwhile.
         self._starting = asyncio.Lock()
-        self._brought = Brought.NOTHING
-        self.lineages = Lineages(engine, files)
-        self._has_started = False  # the TPM, for the QEMU that uses it
+        self.lineages = Lineages(engine, self._tell_soon)
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
         self.qemu = QemuView(self, asked_for=follows_qemu)
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
-        self.is_running: Callable[[], bool] = lambda: False
 
     async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
         """Ask the host that the owner record says may have the vTPM, which is fenced then.
@@ -114,6 +99,10 @@ class Mobility:
         self.outgoing = Outgoing(await self._owner(), to, machine)
         self._spawn(self.outgoing.run())
 
+    async def is_running(self) -> bool:
+        """Return whether QEMU has started the TPM, and not stopped it. Raises EngineDied."""
+        return LinkCondition.RUNNING in await self._engine.condition()
+
     def owner_record(self) -> Record:
         """Return what the owner record says. Raises VtpmdError."""
         return self._files.owner.read()
@@ -126,6 +115,7 @@ class Mobility:
 
         await self.qemu.check_can_arm()
         owner = await self._owner()
+        runs = await self.is_running()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
@@ -136,7 +126,7 @@ class Mobility:
             )
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             raise VtpmdError("a session is armed already; disarm it first")
-        if not self.is_running():
+        if not runs:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         session = self.outgoing = Outgoing(owner, to)
         self._spawn(session.run())
@@ -234,7 +224,6 @@ class Mobility:
 
     async def stopping(self) -> None:
         """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
-        await self._forget_brought()
         await self.end_freeze()
         if self.incoming is not None and self.incoming.is_granted:
             # What was started ahead of time is the only state there is, until that is durable.
@@ -249,7 +238,7 @@ class Mobility:
 
         async with self._starting:
             own = Own(
-                busy=self._why_busy(connection.name),
+                busy=self._why_busy(connection.name, await self._engine.condition()),
                 uuid=self._uuid,
                 lineage=self._files.lineage(),
                 tpm_version=peer.TPM_VERSION,
@@ -272,14 +261,14 @@ class Mobility:
                 self.incoming = session
         await session.run(decoder, hello)
 
-    def _why_busy(self, name: PeerName) -> str | None:
+    def _why_busy(self, name: PeerName, condition: LinkCondition) -> str | None:
         """Return why no source can be welcomed now, or None."""
         from vtpmd.migration.states import ON_APPROVAL, State
 
         session = self.incoming
-        if self.is_running():
+        if LinkCondition.RUNNING in condition:
             return "a guest uses the TPM there already"
-        if self._brought is Brought.BLOBS:
+        if LinkCondition.BLOBS in condition:
             return "QEMU brings a guest's whole state there"
         if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
             return None
@@ -332,10 +321,6 @@ class Mobility:
 
     async def set_tail(self, blob: bytes) -> None:
         """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
-        if self._brought is not Brought.NOTHING:
-            await self._forget_brought(Brought.UNUSABLE)
-            raise VtpmdError("the tail is refused: QEMU has brought a state before; migrate again")
-        self._brought = Brought.TAIL
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
@@ -343,34 +328,18 @@ class Mobility:
             )
         await self.incoming.apply_tail(blob)
 
-    async def set_blob(self, kind: int, state: bytes, lineage: Lineage | None = None) -> int:
-        """Take a whole blob that QEMU has brought; return libtpms' result.
+    async def take_blob(self) -> int:
+        """Have the engine take the whole blob that QEMU has brought; return its result.
 
-        ``lineage`` is what a permanent one says of itself. What a peer may have sent is of no use
-        then. Raises NotOurs; the blob is not used.
+        What a peer may have sent is of no use then. Raises NotOurs; the blob is not used.
         """
         self._wakefulness.hold()
-        if self._brought is Brought.TAIL:
-            raise NotOurs("QEMU has brought a tail before: the blob is not of the same stream")
         if self.outgoing is not None and self.outgoing.is_its_qemus:
             raise NotOurs("the vTPM may be at another host: load a snapshot there")
         self._check_not_given_back()
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
-            if kind == StateType.PERMANENT:
-                await self._check_lineage(lineage)
-            reply = await self._engine.request(LinkOperation.SET_STATE, kind, state)
-            if not reply.result and kind == StateType.PERMANENT:
-                self._brought = Brought.BLOBS
-        return reply.result
-
-    async def _check_lineage(self, lineage: Lineage | None) -> None:
-        # A QEMU that has started the TPM here loads a snapshot of its own.
-        by_migration = not self._has_started
-        refused = await self.lineages.bring(lineage, by_migration=by_migration)
-        if refused is not None:
-            await self._forget_brought(Brought.UNUSABLE)
-            raise NotOurs(refused)
+            return (await self._engine.request(LinkOperation.TAKE_BLOB)).result
 
     async def _end_incoming(self, reason: str) -> None:
         """Have a session that came by a peer settled, or set aside. Raises NotOurs."""
@@ -386,51 +355,44 @@ class Mobility:
         # It was on, ahead of time: its guest has lost power now.
         await self._engine.request(LinkOperation.STOP)
 
-    async def init(self, *, is_incoming: bool) -> int:
+    async def init(self, *, is_incoming: bool, from_blobs: bool) -> int:
         """Start the TPM from what there is; return libtpms' result.
 
-        ``is_incoming``: QEMU says that its guest came with a stream. Raises NotOurs: it may not
-        start.
+        ``is_incoming``: QEMU says that its guest came with a stream; ``from_blobs``: it has brought
+        the whole state. Raises NotOurs: it may not start.
         """
         async with self._starting:
-            result = await self._init(is_incoming=is_incoming)
-        self._has_started = self._has_started or not result
-        return result
+            session = self.incoming
+            if session is not None and is_incoming and session.awaits_init:
+                return await self._start_from_session(session)
+            if from_blobs:
+                return await self._start_from_blobs()
+            await self._end_incoming("QEMU starts the TPM without the tail")
+            self._check_not_releasing()
+            await self._check_ours()
+            return (await self._engine.request(LinkOperation.INIT)).result
 
-    async def _init(self, *, is_incoming: bool) -> int:
-        if self.incoming is not None and is_incoming and self.incoming.awaits_init:
-            if await self.incoming.start():
-                await self._has_come()
-                return 0
+    async def _start_from_session(self, session: Incoming) -> int:
+        if not await session.start():
             raise NotOurs(
                 "the source has not granted the vTPM; the guest goes on there: migrate again"
             )
-        if self._brought in (Brought.TAIL, Brought.UNUSABLE) and is_incoming:
-            raise NotOurs("QEMU's guest came with a state that could not be used; migrate again")
-        if self._brought is Brought.BLOBS:
-            return await self._start_from_blobs()
-        await self._end_incoming("QEMU starts the TPM without the tail")
-        self._check_not_releasing()
-        await self._check_ours()
-        return (await self._engine.request(LinkOperation.INIT)).result
+        await self._end_outgoing()
+        return 0
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
         self._check_not_given_back()
-        reply = await self.lineages.start()
+        reply = await self._engine.request(LinkOperation.INIT)
         if reply.result:
-            await self._forget_brought(Brought.UNUSABLE)
             return reply.result
         try:
             self._check_not_given_back()  # while the TPM started
             self._files.owner.arrive()
         except VtpmdError:
-            self._brought = Brought.UNUSABLE
             await self._engine.request(LinkOperation.STOP)
             raise
-        await self._has_come()
-        if (restored := self.lineages.has_started()) is not None:
-            self._tell_soon("VTPM_RESTORED", restored._asdict())
+        await self._end_outgoing()
         return 0
 
     def _check_not_given_back(self) -> None:
@@ -473,11 +435,6 @@ class Mobility:
                 "let go of it; if that host is gone for good: vtpmd owner DIR --claim"
             )
 
-    async def _has_come(self) -> None:
-        """A vTPM that has come to this host runs."""
-        self._brought = Brought.NOTHING
-        await self._end_outgoing()
-
     async def _end_outgoing(self) -> None:
         """The vTPM has come to this host: what went out before is history."""
         if self.outgoing is not None:
@@ -486,23 +443,16 @@ class Mobility:
                 self.outgoing = None
 
     async def qemu_connected(self) -> None:
-        """Another QEMU has connected: what the last one brought is not its guest's."""
-        self._has_started = False
-        await self._forget_brought()
+        """Another QEMU has connected."""
         if self.incoming is not None and self.incoming.has_ended(self.incoming.session):
             self.incoming = None
         if self.outgoing is not None:
             await self.outgoing.qemu_left()
 
-    async def _forget_brought(self, then: Brought = Brought.NOTHING) -> None:
-        brought, self._brought = self._brought, then
-        if brought is Brought.BLOBS:
-            await self._engine.request(LinkOperation.FORGET_STATE)
-
-    async def finish(self) -> None:
-        """Do what an answer to QEMU did not have to wait for."""
+    def init_answered(self) -> None:
+        """QEMU has the answer to its INIT: do what that did not have to wait for."""
         if self.incoming is not None:
-            await self.incoming.init_answered()
+            self._spawn(self.incoming.init_answered())
 
     async def conclude(self) -> None:
         """End what can be ended, and wait a moment for what is about to end."""

@@ -11,14 +11,12 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from vtpmd.config import RunConfig
-from vtpmd.core import LinkLocked, Store
-from vtpmd.daemon.control_server import ControlServer
+from vtpmd.core import Store
+from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
-from vtpmd.daemon.instance import Instance
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
-from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Record
 
@@ -26,6 +24,7 @@ log = logging.getLogger("vtpmd")
 
 EXIT_STOPPED = 0
 EXIT_ENGINE_DIED = 1
+EXIT_JOURNAL = 7
 
 
 class Resources(NamedTuple):
@@ -34,10 +33,8 @@ class Resources(NamedTuple):
     process: EngineProcess
     store: Store
     files: MovingFiles
-    control: socket.socket
     peers: socket.socket | None
     management: socket.socket | None
-    key: Key | None
 
 
 def serve(resources: Resources, config: RunConfig) -> int:
@@ -65,7 +62,6 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         await engine.attach(on_death=log.error)
-        _warn_of_unlocked_memory(engine.locked)
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
         mobility = Mobility(
             engine,
@@ -74,7 +70,8 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             uuid,
             follows_qemu=config.qmp is not None,
         )
-        instance = Instance(engine, mobility, resources.key)
+        asked = Asked(mobility, stop.set)
+        engine.answer, engine.on_news = asked.answer, asked.hear
         await mobility.begin(config.credentials, config.allowed)
         _warn_of_forks(mobility.owner_record())
         async with AsyncExitStack() as stack:
@@ -83,10 +80,13 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             # While there is somebody to tell.
             stack.callback(mobility.tell_now)
             stack.push_async_callback(mobility.conclude)
-            await _serve_control(ControlServer(resources.control, instance), stop)
+            stack.push_async_callback(engine.end_control)
+            await stop.wait()
     finally:
         await engine.stop()
-    return EXIT_STOPPED if engine.death is None else EXIT_ENGINE_DIED
+    if engine.death is not None:
+        return EXIT_ENGINE_DIED
+    return EXIT_JOURNAL if engine.left_journal else EXIT_STOPPED
 
 
 def _start_services(
@@ -132,21 +132,6 @@ def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) ->
     stack.push_async_callback(end)
 
 
-async def _serve_control(server: ControlServer, stop: asyncio.Event) -> None:
-    """Serve until the control channel's SHUTDOWN or a signal, whichever comes first."""
-    serving = asyncio.create_task(server.serve())
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-    finally:
-        stopping.cancel()
-        async with server.between_commands:
-            serving.cancel()
-        await asyncio.gather(serving, stopping, return_exceptions=True)
-
-
 def _warn_of_forks(record: Record) -> None:
     for fork in record.forks:
         log.warning(
@@ -154,14 +139,3 @@ def _warn_of_forks(record: Record) -> None:
             "served it, too; vtpmd owner DIR has more",
             *(fork.at, fork.peer or "the other host"),
         )
-
-
-def _warn_of_unlocked_memory(locked: LinkLocked) -> None:
-    if locked is LinkLocked.ALL:
-        return
-    what = "all" if locked is LinkLocked.NOTHING else "part"
-    log.warning(
-        "%s of the TPM's memory may be swapped out: RLIMIT_MEMLOCK is too low; raise it to 64 MiB "
-        "(LimitMEMLOCK=64M in a service, ulimit -l 65536 in a shell)",
-        what,
-    )

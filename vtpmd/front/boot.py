@@ -23,11 +23,16 @@ Message = tuple[LinkOperation, int, bytes | bytearray]
 
 
 @contextmanager
-def boot_record(begun: Start, key: Key | None, anchor: Anchor | None) -> Iterator[int]:
-    """Make a boot record, and close its descriptor afterwards. Raises OSError."""
+def boot_record(
+    begun: Start, key: Key | None, anchor: Anchor | None, serving: bytes
+) -> Iterator[int]:
+    """Make a boot record, and close its descriptor afterwards.
+
+    ``serving`` is from ``core.pack_link_serving()``. Raises OSError.
+    """
     fd = os.memfd_create("vtpmd-boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        for operation, argument, payload in _messages(begun, key, anchor):
+        for operation, argument, payload in _messages(begun, key, anchor, serving):
             header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
             os.writev(fd, [core.pack_link_header(header), payload])
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -37,10 +42,15 @@ def boot_record(begun: Start, key: Key | None, anchor: Anchor | None) -> Iterato
         os.close(fd)
 
 
-def _messages(begun: Start, key: Key | None, anchor: Anchor | None) -> Iterator[Message]:
+def _messages(
+    begun: Start, key: Key | None, anchor: Anchor | None, serving: bytes
+) -> Iterator[Message]:
     """Yield what the engine is to do, in this order."""
+    yield LinkOperation.SERVE_CONTROL, 0, serving
     secret = None if key is None else key.derive(INFO_JOURNAL)
-    journal = core.pack_link_journal(begun.identity, begun.generation, begun.loaded, secret)
+    journal = core.pack_link_journal(
+        begun.identity, begun.generation, begun.loaded, secret, is_known=begun.is_known
+    )
     yield LinkOperation.SET_JOURNAL, 0, journal
     journal[:] = bytes(len(journal))
     if key is not None:

@@ -29,6 +29,7 @@ class Start(NamedTuple):
     took_up: bool  # a state that had been granted to this host
     fenced: bool  # it may be another host's, and is not to be served
     identity: bytes  # of the vTPM: 16 bytes, made here if it has none
+    is_known: bool  # the state says whose it is, or there is none
     generation: int  # none above it has been used
     loaded: int  # that of the permanent state, as far as it is known
     changes: int  # how many the journal had that the state file did not
@@ -85,6 +86,7 @@ def start(
         took_up=took_up,
         fenced=record.whose is not Whose.OURS,
         identity=identity,
+        is_known=examined.identity is not None,
         generation=max(generation, record.generation),
         loaded=examined.generation,
         changes=examined.recovery.applied,

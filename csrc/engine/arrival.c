@@ -1,0 +1,117 @@
+#include "arrival.h"
+
+#include <libtpms/tpm_error.h>
+#include <string.h>
+
+#include "error.h"
+
+static void set(struct arrival *arrival, enum arrived what)
+{
+    arrival->what = what;
+    arrival->has_lineage = false;
+    arrival->newest = 0;
+}
+
+void arrival_forget(struct arrival *arrival, struct tpm *tpm, enum arrived next)
+{
+    if (arrival->what == ARRIVED_BLOBS)
+        tpm_forget_state(tpm);
+    set(arrival, next);
+}
+
+void arrival_begin(struct arrival *arrival, struct tpm *tpm)
+{
+    arrival_forget(arrival, tpm, ARRIVED_NOTHING);
+    arrival->has_started = false;
+}
+
+bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm)
+{
+    if (arrival->what != ARRIVED_NOTHING) {
+        arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
+        error_report("the tail is refused: QEMU has brought a state before; migrate again");
+        return false;
+    }
+    arrival->what = ARRIVED_TAIL;
+    return true;
+}
+
+/* Compare whose permanent state has come with whose is here. Returns false if it is refused. */
+static bool take_lineage(struct arrival *arrival, struct tpm *tpm,
+                         const struct blob_content *content)
+{
+    struct checkpoint_lineage own;
+
+    arrival->has_lineage = content->has_lineage;
+    arrival->lineage = content->lineage;
+    arrival->newest = 0;
+    if (!content->has_lineage || !tpm_get_lineage(tpm, &own))
+        return true;
+    if (memcmp(own.identity, content->lineage.identity, sizeof(own.identity)) == 0) {
+        if (content->lineage.generation < own.generation)
+            arrival->newest = own.generation;
+        return true;
+    }
+    if (arrival->has_started) {
+        error_report("the snapshot is of another vTPM, which takes the place of this one's");
+        return true;
+    }
+    error_report("QEMU brings another vTPM than the state directory holds, which must not be lost; "
+                 "the guest goes on at the source: give this one a directory of its own, and "
+                 "migrate again");
+    return false;
+}
+
+TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t type,
+                             const struct blob_content *content)
+{
+    bool is_permanent = type == LINK_STATE_PERMANENT;
+
+    if (is_permanent && !take_lineage(arrival, tpm, content)) {
+        arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
+        return TPM_FAIL;
+    }
+    TPM_RESULT result = tpm_set_state(tpm, type, content->state, content->state_bytes);
+    if (result == TPM_SUCCESS && is_permanent)
+        arrival->what = ARRIVED_BLOBS;
+    return result;
+}
+
+static TPM_RESULT start(struct arrival *arrival, struct tpm *tpm, struct store *store)
+{
+    bool has_come = arrival->what == ARRIVED_BLOBS;
+
+    if (!has_come || !arrival->has_lineage)
+        return tpm_init(tpm, has_come);
+    tpm_raise_generation(tpm, store, LINK_STATE_PERMANENT, arrival->lineage.generation);
+    return tpm_init_come(tpm, &arrival->lineage);
+}
+
+TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store *store)
+{
+    TPM_RESULT result = start(arrival, tpm, store);
+
+    if (result != TPM_SUCCESS)
+        error_report("the TPM does not start: libtpms refuses its state with %#x; the state files "
+                     "are untouched: restore them from a copy",
+                     result);
+    return result;
+}
+
+bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bool is_incoming,
+                 struct link_restored *restored)
+{
+    bool was_brought = arrival->what == ARRIVED_BLOBS;
+
+    if (result != TPM_SUCCESS) {
+        if (was_brought)
+            arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
+        return false;
+    }
+    arrival->has_started = true;
+    if (!was_brought && !is_incoming)
+        return false;
+    *restored = (struct link_restored){arrival->lineage.generation, arrival->newest};
+    set(arrival, ARRIVED_NOTHING);
+    return restored->newest > 0;
+}

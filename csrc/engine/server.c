@@ -1,0 +1,262 @@
+#include "server.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "bytes.h"
+#include "check.h"
+#include "error.h"
+#include "tpm.h"
+
+enum {
+    NO_CLIENT = -1,
+    FOREVER = -1,
+    ACCEPT_RETRY_MS = 1000, /* where descriptors have run out */
+    NS_PER_US = 1000,
+};
+
+struct server {
+    struct commands commands;
+    struct control control;
+    int listening_fd;
+    int wake_fd;
+    int client_fd;
+    bool is_verbose;
+    bool has_ended;
+    bool accept_failed; /* and a person knows */
+    uint8_t buffer[SERVER_READ_BYTES_MAX];
+};
+
+int server_new(struct server **out, const struct commands *about, int listening_fd, int wake_fd)
+{
+    struct server *server = calloc(1, sizeof(*server));
+
+    if (!server)
+        return -ENOMEM;
+    server->commands = *about;
+    server->commands.answer.given = MESSAGE_NONE;
+    server->listening_fd = listening_fd;
+    server->wake_fd = wake_fd;
+    server->client_fd = NO_CLIENT;
+    *out = server;
+    return 0;
+}
+
+void server_free(struct server *server)
+{
+    free(server);
+}
+
+void server_set_verbose(struct server *server, bool is_so)
+{
+    server->is_verbose = is_so;
+}
+
+struct commands *server_commands(struct server *server)
+{
+    return &server->commands;
+}
+
+/* sandbox: clock_gettime */
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int64_t deadline_after_ms(int milliseconds)
+{
+    return now_ns() + (int64_t)milliseconds * 1000000;
+}
+
+/* Wait for one of a socket's events. Returns false at the deadline, and when the server is to end.
+ * sandbox: poll|ppoll restart_syscall=EINTR */
+static bool wait_for(struct server *server, int fd, short events, int64_t deadline_ns)
+{
+    struct pollfd entries[] = {{server->wake_fd, POLLIN, 0}, {fd, events, 0}};
+
+    for (;;) {
+        int64_t left_ms = deadline_ns == FOREVER ? FOREVER : (deadline_ns - now_ns()) / 1000000;
+        if (deadline_ns != FOREVER && left_ms < 0)
+            left_ms = 0;
+        int n = poll(entries, 2, (int)left_ms);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (entries[0].revents)
+            server->has_ended = true;
+        return n > 0 && !server->has_ended;
+    }
+}
+
+/* sandbox: accept4 */
+static int accept_client(struct server *server)
+{
+    int fd = accept4(server->listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)) {
+        if (!server->accept_failed)
+            error_report("cannot take QEMU's connection yet: %s; end what has many files open",
+                         strerror(errno));
+        server->accept_failed = true;
+        wait_for(server, -1, 0, deadline_after_ms(ACCEPT_RETRY_MS));
+    }
+    if (fd >= 0)
+        server->accept_failed = false;
+    return fd;
+}
+
+/* Read once, with what descriptors come along: the kernel closes those that have no room.
+ * sandbox: recvmsg */
+static ssize_t read_some(struct server *server)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CONTROL_DESCRIPTORS_MAX * sizeof(int))];
+    } ancillary;
+    struct iovec vector = {server->buffer, sizeof(server->buffer)};
+    struct msghdr header = {
+        .msg_iov = &vector,
+        .msg_iovlen = 1,
+        .msg_control = &ancillary,
+        .msg_controllen = sizeof(ancillary),
+    };
+    int descriptors[CONTROL_DESCRIPTORS_MAX];
+    size_t n_descriptors = 0;
+
+    ssize_t n = recvmsg(server->client_fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (n < 0)
+        return -errno;
+    struct cmsghdr *first = CMSG_FIRSTHDR(&header);
+    if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS) {
+        n_descriptors = (first->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(descriptors, CMSG_DATA(first), n_descriptors * sizeof(int));
+    }
+    control_receive(&server->control, server->buffer, (size_t)n, descriptors, n_descriptors);
+    explicit_bzero(server->buffer, (size_t)n);
+    return n;
+}
+
+/* Drop what has come in excess of a command. */
+static void drain(struct server *server)
+{
+    ssize_t n;
+
+    do
+        n = read_some(server);
+    while (n > 0 || n == -EINTR);
+}
+
+/* sandbox: sendmsg */
+static bool send_answer(struct server *server)
+{
+    int64_t deadline_ns = deadline_after_ms(SERVER_ANSWER_TIMEOUT_MS);
+    struct msghdr header = {0};
+
+    while ((header.msg_iovlen = control_output(&server->control, &header.msg_iov)) > 0) {
+        ssize_t n = sendmsg(server->client_fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n >= 0)
+            control_sent(&server->control, (size_t)n);
+        else if (errno == EAGAIN && wait_for(server, server->client_fd, POLLOUT, deadline_ns))
+            continue;
+        else if (errno != EINTR)
+            return false;
+    }
+    return true;
+}
+
+static void log_command(const struct control_event *event, TPM_RESULT result, size_t n_bytes,
+                        int64_t took_ns)
+{
+    long long took_us = took_ns / NS_PER_US;
+
+    if (event->reason)
+        error_report("command %#x refused (%s): result 0x%x, %zu bytes, %lld µs", event->number,
+                     event->reason, event->result, n_bytes, took_us);
+    else
+        error_report("%s: result 0x%x, %zu bytes, %lld µs", event->command->name, result, n_bytes,
+                     took_us);
+}
+
+static size_t output_bytes(struct control *control)
+{
+    struct iovec *vectors;
+    size_t n_bytes = 0, n_vectors = control_output(control, &vectors);
+
+    for (size_t i = 0; i < n_vectors; i++)
+        n_bytes += vectors[i].iov_len;
+    return n_bytes;
+}
+
+/* Carry out what has come whole, and send the answer. Returns false if the connection is of no more
+ * use. */
+static bool serve_command(struct server *server, int verdict, const struct control_event *event)
+{
+    int64_t began_ns = server->is_verbose ? now_ns() : 0;
+
+    if (verdict == CONTROL_REQUEST)
+        commands_carry_out(&server->commands, &server->control, event);
+    drain(server);
+    size_t n_bytes = output_bytes(&server->control);
+    bool is_sent = send_answer(server);
+    if (server->is_verbose)
+        log_command(event, server->commands.result, n_bytes, now_ns() - began_ns);
+    if (verdict == CONTROL_REQUEST)
+        commands_answered(&server->commands);
+    server->has_ended |= server->commands.has_shut_down;
+    return is_sent;
+}
+
+/* Wait for more of a client's bytes, and take them. Returns false if none will come. */
+static bool receive_more(struct server *server, int64_t *deadline_ns)
+{
+    if (!control_is_partial(&server->control))
+        *deadline_ns = FOREVER;
+    else if (*deadline_ns == FOREVER)
+        *deadline_ns = deadline_after_ms(SERVER_COMMAND_TIMEOUT_MS);
+    ssize_t n = read_some(server);
+    if (n == -EAGAIN)
+        return wait_for(server, server->client_fd, POLLIN, *deadline_ns);
+    return n > 0 || n == -EINTR;
+}
+
+/* Serve a client until its connection is of no more use. */
+static void serve_client(struct server *server)
+{
+    struct control_event event;
+    int64_t deadline_ns = FOREVER;
+    bool goes_on = true;
+
+    while (goes_on && !server->has_ended) {
+        bool runs = tpm_is_running(server->commands.tpm);
+        int verdict =
+            control_next(&server->control, runs ? CONTROL_RUNNING : CONTROL_STOPPED, &event);
+        if (verdict == CONTROL_NEED_DATA)
+            goes_on = receive_more(server, &deadline_ns);
+        else
+            goes_on = verdict != CONTROL_CLOSED && serve_command(server, verdict, &event);
+    }
+}
+
+/* sandbox: close */
+void server_run(struct server *server)
+{
+    while (!server->has_ended) {
+        if (!wait_for(server, server->listening_fd, POLLIN, FOREVER))
+            continue;
+        server->client_fd = accept_client(server);
+        if (server->client_fd < 0)
+            continue;
+        control_init(&server->control);
+        serve_client(server);
+        control_deinit(&server->control);
+        close_descriptor(&server->client_fd);
+    }
+}

@@ -1,0 +1,109 @@
+"""What the engine asks of QEMU's commands: where a session makes something else of one.
+
+The engine carries out all other commands, and all of these where there is no session, by itself
+(``csrc/engine/commands.h``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from vtpmd import core
+from vtpmd.core import LinkAskedInit, LinkQuestion
+from vtpmd.daemon.engine import Answer, EngineDied, Question
+from vtpmd.daemon.mobility import Mobility
+from vtpmd.errors import VtpmdError
+from vtpmd.wire.control import Result, StateType
+
+log = logging.getLogger(__name__)
+
+DONE: Final = Answer()
+
+
+class Asked:
+    """Answers what the engine asks."""
+
+    def __init__(self, mobility: Mobility, on_shutdown: Callable[[], None]) -> None:
+        self._mobility = mobility
+        self._on_shutdown = on_shutdown
+        self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
+        self._answers: dict[LinkQuestion, Callable[[Question], Awaitable[Answer]]] = {
+            LinkQuestion.ASK_INIT: self._init,
+            LinkQuestion.ASK_STOP: self._stop,
+            LinkQuestion.ASK_STATE: self._state,
+            LinkQuestion.ASK_BLOB: self._blob,
+            LinkQuestion.ASK_TAIL: self._tail,
+            LinkQuestion.ASK_CONNECTED: self._connected,
+            LinkQuestion.ASK_RUNS: self._runs,
+        }
+
+    async def answer(self, question: Question) -> Answer:
+        """Return the answer to a question, whatever happens: QEMU waits for it."""
+        try:
+            return await self._answers[question.number](question)
+        except EngineDied:
+            return Answer(Result.FAIL)
+        except VtpmdError as error:
+            log.error("%s", error)
+        except Exception as error:  # QEMU, and who asks next, must be served on
+            log.error("%s failed: %s", question.number.name, type(error).__name__, exc_info=error)
+        is_tail = question.number is LinkQuestion.ASK_TAIL
+        return Answer(Result.BAD_PARAMETER if is_tail else Result.FAIL)
+
+    def hear(self, news: Question) -> None:
+        """Take what needs no answer."""
+        if news.number is LinkQuestion.TELL_INIT:
+            self._mobility.init_answered()
+        elif news.number is LinkQuestion.TELL_RESTORED:
+            self._mobility.lineages.has_restored(*core.unpack_link_restored(news.payload))
+        else:
+            self._on_shutdown()
+
+    async def _init(self, question: Question) -> Answer:
+        asked = LinkAskedInit(question.argument)
+        result = await self._mobility.init(
+            is_incoming=LinkAskedInit.INCOMING in asked, from_blobs=LinkAskedInit.BLOBS in asked
+        )
+        return Answer(result)
+
+    async def _stop(self, question: Question) -> Answer:
+        if question.argument and self._mobility.is_frozen():
+            # QEMU ends. A frozen TPM stays on: the destination may still ask for it.
+            return Answer(argument=1)
+        # QEMU stops the TPM before it loads a state, with the guest standing still.
+        self._gave_tail = False
+        await self._mobility.stopping()
+        return DONE
+
+    async def _state(self, question: Question) -> Answer:
+        if question.argument == StateType.PERMANENT:
+            tail = await self._mobility.tail()
+            self._gave_tail = tail is not None
+            return DONE if tail is None else Answer(0, core.LINK_STATE_GIVEN, tail)
+        if self._mobility.is_frozen():
+            # The tail has it all. QEMU sets no empty blob at the other side.
+            return Answer(argument=core.LINK_STATE_GIVEN)
+        if self._gave_tail:
+            raise VtpmdError(
+                "the session ended while QEMU took the state: its migration fails; try again"
+            )
+        return DONE
+
+    async def _blob(self, _: Question) -> Answer:
+        return Answer(await self._mobility.take_blob())
+
+    async def _tail(self, question: Question) -> Answer:
+        await self._mobility.set_tail(question.payload)
+        return DONE
+
+    async def _connected(self, _: Question) -> Answer:
+        await self._mobility.qemu_connected()
+        return DONE
+
+    async def _runs(self, _: Question) -> Answer:
+        # The lock itself is held from start to end. QEMU's guest runs here again.
+        self._gave_tail = False
+        await self._mobility.guest_runs()
+        return DONE
