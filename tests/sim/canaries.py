@@ -11,10 +11,11 @@ import pytest
 
 from tests.sim import schedule
 from tests.sim.engine import SimEngine
-from vtpmd.core import LinkOperation, LinkRetire
+from tests.sim.server import Arrival
+from vtpmd.core import LinkCondition, LinkOperation, LinkRetire
 from vtpmd.daemon import incoming, outgoing
 from vtpmd.daemon.incoming import Incoming
-from vtpmd.daemon.mobility import Brought, Mobility
+from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.source import Source
 from vtpmd.store import moving, owner
@@ -79,13 +80,13 @@ def _arming_strikes_out(patch: Patch) -> None:
 
 
 def _loadvm_undoes_that_commands_were_served(patch: Patch) -> None:
-    init = SimEngine._init
+    start = Arrival.start
 
-    def forgetting(engine: SimEngine, argument: int, payload: bytes) -> Any:
-        engine.served = False
-        return init(engine, argument, payload)
+    def forgetting(arrival: Arrival) -> int:
+        arrival._tpm.served = False
+        return start(arrival)
 
-    patch.setattr(SimEngine, "_init", forgetting)
+    patch.setattr(Arrival, "start", forgetting)
 
 
 def _granted_file_wins(patch: Patch) -> None:
@@ -133,7 +134,7 @@ def _retires_in_vain(patch: Patch) -> None:
 
 def _blobs_outlive_their_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
-    patch.setattr(Mobility, "_forget_brought", _nothing)
+    patch.setattr(Arrival, "forget", lambda *_: None)
 
 
 def _welcomes_at_any_time(patch: Patch) -> None:
@@ -144,12 +145,8 @@ def _welcomes_at_any_time(patch: Patch) -> None:
         begins(self, *arguments, **named)
         self._starting = nullcontext()  # type: ignore[assignment]
 
-    def blind(self: Mobility, name: Any) -> str | None:
-        brought, self._brought = self._brought, Brought.NOTHING
-        try:
-            return why_busy(self, name)
-        finally:
-            self._brought = brought
+    def blind(self: Mobility, name: Any, condition: LinkCondition) -> str | None:
+        return why_busy(self, name, condition & ~LinkCondition.BLOBS)
 
     patch.setattr(Mobility, "__init__", without_lock)
     patch.setattr(Mobility, "_why_busy", blind)

@@ -38,7 +38,7 @@ async def play(world: World) -> None:
 
 async def _ready(host: Host) -> None:
     for _ in range(100):
-        if host.daemon is not None and host.daemon.is_ready:
+        if host.daemon is not None and host.daemon.serves_qemu:
             return
         await asyncio.sleep(0.1)
 
