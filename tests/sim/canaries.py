@@ -102,7 +102,7 @@ def _restarted_source_does_not_ask(patch: Patch) -> None:
 
 
 def _grant_is_not_durable(patch: Patch) -> None:
-    patch.setattr(IncomingStates, "grant", lambda _: None)
+    patch.setattr(IncomingStates, "grant", lambda *_: None)
 
 
 def _orphan_goes_on(patch: Patch) -> None:
