@@ -68,7 +68,8 @@ static TPM_RESULT start(struct commands *commands, bool is_incoming)
     struct arrival *arrival = &commands->arrival;
     bool is_tail = arrival->what == ARRIVED_TAIL && !commands->asker;
     uint32_t says = (is_incoming ? LINK_ASKED_INCOMING : 0) |
-                    (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0);
+                    (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0) |
+                    (arrival->what == ARRIVED_TAIL ? LINK_ASKED_TAIL : 0);
 
     if (is_incoming && (is_tail || arrival->what == ARRIVED_UNUSABLE)) {
         error_report("INIT is refused: QEMU's guest came with a state that could not be used; "

@@ -85,6 +85,7 @@ enum link_question {
 enum link_asked_init {
     LINK_ASKED_INCOMING = 1, /* QEMU says that its guest came with a stream */
     LINK_ASKED_BLOBS = 2,    /* it has brought its TPM's whole state */
+    LINK_ASKED_TAIL = 4,     /* it has brought a tail: the TPM starts from its session, if at all */
 };
 
 enum link_state_answer {

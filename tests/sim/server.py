@@ -223,6 +223,8 @@ class ControlServer:
         says = LinkAskedInit.INCOMING if is_incoming else LinkAskedInit(0)
         if self.arrival.what is Arrived.BLOBS:
             says |= LinkAskedInit.BLOBS
+        if self.arrival.what is Arrived.TAIL:
+            says |= LinkAskedInit.TAIL
         if is_incoming and self.arrival.what is Arrived.UNUSABLE:
             return Result.FAIL
         return await self._ask(LinkQuestion.ASK_INIT, says)

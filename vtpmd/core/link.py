@@ -62,6 +62,7 @@ class LinkAskedInit(IntFlag):
 
     INCOMING = lib.LINK_ASKED_INCOMING
     BLOBS = lib.LINK_ASKED_BLOBS
+    TAIL = lib.LINK_ASKED_TAIL
 
 
 class LinkCondition(IntFlag):

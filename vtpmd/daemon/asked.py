@@ -62,11 +62,7 @@ class Asked:
             self._on_shutdown()
 
     async def _init(self, question: Question) -> Answer:
-        asked = LinkAskedInit(question.argument)
-        result = await self._mobility.init(
-            is_incoming=LinkAskedInit.INCOMING in asked, from_blobs=LinkAskedInit.BLOBS in asked
-        )
-        return Answer(result)
+        return Answer(await self._mobility.init(LinkAskedInit(question.argument)))
 
     async def _stop(self, question: Question) -> Answer:
         if question.argument and self._mobility.is_frozen():

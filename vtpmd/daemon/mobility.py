@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkCondition, LinkOperation, Store
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, Store
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
@@ -355,17 +355,22 @@ class Mobility:
         # It was on, ahead of time: its guest has lost power now.
         await self._engine.request(LinkOperation.STOP)
 
-    async def init(self, *, is_incoming: bool, from_blobs: bool) -> int:
+    async def init(self, asked: LinkAskedInit) -> int:
         """Start the TPM from what there is; return libtpms' result.
 
-        ``is_incoming``: QEMU says that its guest came with a stream; ``from_blobs``: it has brought
-        the whole state. Raises NotOurs: it may not start.
+        ``asked`` is what QEMU says, and has brought. Raises NotOurs: it may not start.
         """
+        is_incoming = LinkAskedInit.INCOMING in asked
         async with self._starting:
             session = self.incoming
             if session is not None and is_incoming and session.awaits_init:
                 return await self._start_from_session(session)
-            if from_blobs:
+            if is_incoming and LinkAskedInit.TAIL in asked:
+                raise NotOurs(
+                    "QEMU's guest came with a tail whose session has ended; the guest goes on at "
+                    "the source: migrate again"
+                )
+            if LinkAskedInit.BLOBS in asked:
                 return await self._start_from_blobs()
             await self._end_incoming("QEMU starts the TPM without the tail")
             self._check_not_releasing()
