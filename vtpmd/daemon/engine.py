@@ -103,8 +103,9 @@ class Engine:
         self.state = EngineState.STARTING
         self.death: str | None = None
         self.left_journal = False  # it stopped, and swtpm cannot take the directory
-        self.answer: Callable[[Question], Awaitable[Answer]] | None = None
-        self.on_news: Callable[[Question], None] | None = None
+        self._answer_question: Callable[[Question], Awaitable[Answer]] | None = None
+        self._on_news: Callable[[Question], None] | None = None
+        self._is_served = asyncio.Event()
         self._link = process.link
         self._link.setblocking(False)
         self._poll = select.poll()
@@ -133,6 +134,16 @@ class Engine:
             ready = await self._receive_reply(LinkOperation.READY, soon=False)
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
+
+    def serve(
+        self, answer: Callable[[Question], Awaitable[Answer]], on_news: Callable[[Question], None]
+    ) -> None:
+        """Have what the engine asks answered, and its news heard; what waits for that, too.
+
+        The engine carries out QEMU's commands as soon as it runs: what it asks before this waits.
+        """
+        self._answer_question, self._on_news = answer, on_news
+        self._is_served.set()
 
     async def request(
         self,
@@ -280,11 +291,10 @@ class Engine:
         return True
 
     def _take_question(self, question: Question) -> None:
-        if question.number.is_news:
-            if self.on_news is not None:
-                self.on_news(question)
-        else:
+        if not question.number.is_news:
             self._answer_by(self._answer(question))
+        elif self._on_news is not None:  # nothing is news before something was answered
+            self._on_news(question)
 
     def _answer_by(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
@@ -292,7 +302,11 @@ class Engine:
         task.add_done_callback(self._answering.discard)
 
     async def _answer(self, question: Question) -> None:
-        answer = Answer() if self.answer is None else await self.answer(question)
+        await self._is_served.wait()
+        assert self._answer_question is not None  # noqa: S101 - for the type checker
+        answer = await self._answer_question(question)
+        if self.state is not EngineState.SERVING:
+            return  # the link is closed, and it ends in order
         header = LinkHeader(question.number, answer.result, answer.argument, len(answer.payload))
         with suppress(EngineDied):
             await self._send(header, answer.payload)
