@@ -12,7 +12,7 @@ import pytest
 from tests.sim import schedule
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival
-from vtpmd.core import LinkCondition, LinkOperation, LinkRetire
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, LinkRetire
 from vtpmd.daemon import incoming, outgoing
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
@@ -157,6 +157,17 @@ def _snapshot_brings_it_back(patch: Patch) -> None:
     patch.setattr(Mobility, "_check_not_given_back", lambda _: None)
 
 
+def _tail_without_a_session_starts(patch: Patch) -> None:
+    """As it was: a guest whose session has ended starts from what the directory holds."""
+    init = Mobility.init
+    patch.setattr(Mobility, "init", lambda self, asked: init(self, asked & ~LinkAskedInit.TAIL))
+
+
+def _daemon_stumbles(patch: Patch) -> None:
+    """What it survives, and only logs, counts too."""
+    patch.setattr(Mobility, "_check_not_releasing", lambda: None)  # it is given itself
+
+
 def _session_outlives_its_vtpm(patch: Patch) -> None:
     """As it was after some boots: what went out is asked for, though it has come again."""
     patch.setattr(Mobility, "_end_outgoing", _nothing)
@@ -182,7 +193,7 @@ CANARIES: Final[dict[str, Canary]] = {
         _granted_file_wins,
         (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
         schedule.HAND_OVER,
-        range(4000, 12_000),  # one in a thousand or two
+        range(8000, 16_000),  # one in two thousand
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
     "commands run before the grant is durable": Canary(_grant_is_not_durable),
@@ -192,7 +203,7 @@ CANARIES: Final[dict[str, Canary]] = {
     "generations are not raised": Canary(_generations_are_not_raised, numbers=True),
     "the source goes on serving": Canary(_retires_in_vain),
     "a source is welcomed while QEMU brings its guest": Canary(
-        _welcomes_at_any_time, (schedule.arm_again,), schedule.HAND_OVER
+        _welcomes_at_any_time, (schedule.arm_again,), schedule.HAND_OVER, range(4000)
     ),
     "another vTPM is welcomed in place of the one that is there": Canary(
         _directory_is_anybodys, (schedule.other_host,)
@@ -201,7 +212,15 @@ CANARIES: Final[dict[str, Canary]] = {
         _blobs_outlive_their_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
     ),
     "a snapshot starts a vTPM that was given back": Canary(
-        _snapshot_brings_it_back, (schedule.go_back, schedule.go_back, schedule.cont)
+        _snapshot_brings_it_back,
+        (schedule.go_back, schedule.go_back, schedule.cont),
+        seeds=range(4000),
     ),
+    "a tail whose session has ended starts an older state": Canary(
+        _tail_without_a_session_starts,
+        (schedule.go_back, schedule.cut, schedule.cut, schedule.cont),
+        seeds=range(4000),
+    ),
+    "a daemon makes a mistake of its own": Canary(_daemon_stumbles),
     "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
 }

@@ -234,6 +234,11 @@ class Daemon:
         assert self.engine is not None
         self.engine.server.send(command, answered)
 
+    def stop(self) -> None:
+        """A signal ends it in order."""
+        self.world.log(f"{self.host.name}: STOP")
+        self._later(self._stop.set)
+
     def deliver(self, event: QemuEvent) -> None:
         """QEMU's monitor says something."""
         if self.mobility is not None and self.host.follows_qemu:
