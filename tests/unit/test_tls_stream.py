@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Awaitable, Callable
 
@@ -158,5 +159,27 @@ def test_when_the_peer_was_last_heard_of() -> None:
         other.close()
         assert await one.read() == b""
         assert one.heard_ns == heard_ns
+
+    run(test)
+
+
+def test_failed_connection_is_no_other_ones_failure() -> None:
+    """Neither when it is written to, nor when it is closed."""
+
+    async def test(one: TlsStream, other: TlsStream) -> None:
+        for fails in (lambda stream: stream.write(b"lost"), TlsStream.close):
+            ours, theirs = await connected()
+            theirs.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.abort()
+            with pytest.raises(OSError):
+                while await ours.read():
+                    pass
+                raise ConnectionError  # CPython before 3.12.3 takes a reset for an end
+            fails(ours)
+            reading = asyncio.create_task(one.read())
+            await asyncio.sleep(0)  # there is nothing to read yet
+            other.write(b"well")
+            assert await reading == b"well"
+            ours.close()
 
     run(test)

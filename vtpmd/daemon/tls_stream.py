@@ -110,6 +110,7 @@ class TlsStream:
                     await self._writable()
         except BaseException:
             self._readiness.close()
+            _forget_failure(self.socket)
             raise
 
     async def read(self) -> bytes:
@@ -125,6 +126,9 @@ class TlsStream:
                 self._turn_began_ns = time.monotonic_ns()
             except ssl.SSLWantWriteError:
                 await self._writable()
+            except OSError:
+                _forget_failure(self.socket)
+                raise
             else:
                 if data:
                     self.heard_ns = time.monotonic_ns()
@@ -158,8 +162,10 @@ class TlsStream:
         """End the connection. May be repeated."""
         if not self._leave_loop():
             return
-        with suppress(OSError):
+        try:
             self.socket.unwrap()  # says so; raises, as the other side has not said so yet
+        except OSError:
+            _forget_failure(self.socket)
         with suppress(OSError), socket.socket(fileno=self.socket.detach()) as plain:
             plain.shutdown(socket.SHUT_WR)
             _linger(self._loop, plain.detach())
@@ -185,6 +191,7 @@ class TlsStream:
         except _WOULD_BLOCK:
             return 0
         except OSError as error:
+            _forget_failure(self.socket)
             self._fail(error)
             return len(data)
 
@@ -216,6 +223,22 @@ class TlsStream:
             await writable.wait()
         finally:
             self._loop.remove_writer(self.socket)
+
+
+def _forget_failure(failed: ssl.SSLSocket) -> None:
+    """Keep a connection's failure from being another one's.
+
+    OpenSSL has one queue of errors for a thread, and CPython does not look whether it is empty
+    before it reads or writes (its issue 148594); since 3.13 a reset leaves its error there. To make
+    a TLS object clears it.
+    """
+    with suppress(ssl.SSLError, ValueError):
+        failed.context.wrap_bio(
+            ssl.MemoryBIO(),
+            ssl.MemoryBIO(),
+            server_side=failed.server_side,
+            server_hostname=failed.server_hostname,
+        )
 
 
 def _linger(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
