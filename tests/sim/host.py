@@ -21,7 +21,8 @@ from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
 from vtpmd.wire import control, peer
-from vtpmd.wire.control import Command, Result, StateType
+from vtpmd.wire.control import Command
+from vtpmd.wire.tpm import Result, StateType
 
 if TYPE_CHECKING:
     from tests.sim.world import World

@@ -18,7 +18,7 @@ from vtpmd.store.keys import Key
 from vtpmd.store.moving import Granted, MovingFiles, take_up
 from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 SESSION, AWAY, LINEAGE = b"s" * 16, b"a" * 16, b"l" * 16
 SOURCE = "host1.example.org"

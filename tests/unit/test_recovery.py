@@ -17,8 +17,8 @@ from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyE
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.recovery import RecoveryRefused
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 KEY = b"k" * 32
 IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(5)]  # a sector a change

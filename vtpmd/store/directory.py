@@ -18,8 +18,8 @@ from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 # As the files hold the TPM's secrets, nobody else gets to list a directory that is made here.
 DIRECTORY_MODE = 0o700

@@ -36,8 +36,8 @@ from vtpmd.store.directory import StateDirectoryError, StateKeyError
 from vtpmd.store.keys import Key
 from vtpmd.store.owner import Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
+from vtpmd.wire.tpm import StateType
 
 INCOMING_NAME: Final = "tpm2-00.incoming"
 PERMANENT_NAME: Final = "tpm2-00.permall"

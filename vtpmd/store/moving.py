@@ -9,8 +9,8 @@ from vtpmd.store.in_place import InPlace
 from vtpmd.store.incoming import Found, IncomingStates
 from vtpmd.store.keys import Key
 from vtpmd.store.owner import Outcome, OwnerRecord, Record
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 # Like no identity: whose it is nobody has written down.
 NOT_KNOWN = b""

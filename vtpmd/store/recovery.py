@@ -21,8 +21,8 @@ from vtpmd.store.directory import (
     StateKeyError,
 )
 from vtpmd.store.keys import INFO_JOURNAL, Key
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 # What is wrong in the rows of the table that are refused, after the journal's name.
 REASONS: Final = {

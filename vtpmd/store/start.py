@@ -19,7 +19,7 @@ from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.owner import Whose
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 
 class Start(NamedTuple):
