@@ -1,6 +1,8 @@
 """The command line: what it accepts, prints and returns."""
 
+import pkgutil
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
         cli.main(arguments)
     assert stopped.value.code == 0
     assert "example:\n  vtpmd run /" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is a line with what it does, from its module, and no module is left out."""
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    modules = {name: import_module(f"vtpmd.cli.{name}") for name in names}
+    commands = [name for name, module in modules.items() if hasattr(module, "add_parser")]
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.partition("COMMAND\n")[2].partition("\noptions:")[0]
+    lines = [line.split() for line in listed.splitlines()]
+    assert sorted(line[0] for line in lines if line) == sorted(commands)
+    assert all(len(line) > 1 for line in lines if line)
 
 
 def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from vtpmd import __version__
-from vtpmd.cli import fold, migrate, owner, pki, recover, rekey, run
 from vtpmd.errors import VtpmdError
+
+# In the order of the help; each is the module of that name here.
+COMMANDS = ("run", "migrate", "owner", "pki", "fold", "recover", "rekey")
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\
@@ -23,8 +26,8 @@ Each command has its own help: vtpmd COMMAND --help
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the commands of these names."""
     parser = argparse.ArgumentParser(
         prog="vtpmd",
         description=DESCRIPTION,
@@ -33,19 +36,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    run.add_parser(commands)
-    migrate.add_parser(commands)
-    owner.add_parser(commands)
-    pki.add_parser(commands)
-    fold.add_parser(commands)
-    recover.add_parser(commands)
-    rekey.add_parser(commands)
+    for name in names:
+        import_module(f"vtpmd.cli.{name}").add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # What does not begin with a command asks for help, or is wrong: then all are listed.
+    names = [name for name in COMMANDS if name in given[:1]]
+    options = build_parser(names or COMMANDS).parse_args(given)
     try:
         status: int = options.command(options)
     except VtpmdError as error:

@@ -20,7 +20,7 @@ EXIT_IN_USE_AND_KEY: Final = """\
 """
 
 
-def add_parser(
+def new_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     summary: str,

@@ -107,8 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _look(path: Path) -> Seen:
     """Read what there is without a lock: who has it may run for months. Raises VtpmdError."""
-    from vtpmd.store.directory import look_into
-    from vtpmd.store.incoming import INCOMING_NAME
+    from vtpmd.store.directory import INCOMING_NAME, look_into
     from vtpmd.store.owner import look
 
     with look_into(path) as directory:
@@ -116,7 +115,7 @@ def _look(path: Path) -> Seen:
 
 
 def _claim(path: Path) -> None:
-    from vtpmd.store.incoming import INCOMING_NAME
+    from vtpmd.store.directory import INCOMING_NAME
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.owner import Whose
 
