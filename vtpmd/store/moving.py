@@ -87,9 +87,12 @@ class MovingFiles:
         To be asked when no session is under way: one that is open then has ended, and the disk did
         not take it.
         """
+        record = self.record()
+        if record is None:
+            return False
         from vtpmd.store.owner import Outcome
 
-        ends = {line.outcome for line in self.owner.read().sessions}
+        ends = {line.outcome for line in record.sessions}
         has_state = self._directory.exists(state_file(StateType.PERMANENT))
         return bool(ends & {Outcome.OPEN, Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
