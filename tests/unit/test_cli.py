@@ -60,6 +60,20 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) > 1 for line in lines if line)
 
 
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help_and_usage_are_laid_out_for_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the texts that are given as they are to be shown."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for arguments in (["run", "--help"], ["run"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+    captured = capsys.readouterr()
+    for text in (captured.out.partition("\nexample:")[0], captured.err.rpartition("vtpmd run:")[0]):
+        assert columns - 20 < max(map(len, text.splitlines())) < columns
+
+
 def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     """Each is a line."""
     with pytest.raises(SystemExit):

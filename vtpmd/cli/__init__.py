@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 from vtpmd import __version__
 from vtpmd.errors import VtpmdError
@@ -26,14 +28,30 @@ Each command has its own help: vtpmd COMMAND --help
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, as those of its commands are, whose help keeps the lines of its texts.
+
+    It is laid out for the terminal. argparse makes a formatter for each option, too, only to check
+    that; looking for the terminal's width then would take longer than all of the parsing.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=partial(argparse.HelpFormatter, width=80))
+
+    def format_usage(self) -> str:
+        """Return the usage."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        """Return the help."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
+
+
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the commands of these names."""
-    parser = argparse.ArgumentParser(
-        prog="vtpmd",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="vtpmd", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in names:

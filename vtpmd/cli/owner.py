@@ -68,7 +68,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show whose a vTPM is, ask the other host, or take it by hand",
         description="Show whose a vTPM is, and why; ask the other host, or take the vTPM by hand.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory")
     action = parser.add_mutually_exclusive_group()
