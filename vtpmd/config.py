@@ -1,7 +1,5 @@
 """What an operator asks of ``vtpmd run``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final, NamedTuple
 

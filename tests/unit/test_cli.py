@@ -1,6 +1,8 @@
 """The command line: what it accepts, prints and returns."""
 
+import pkgutil
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,33 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
         cli.main(arguments)
     assert stopped.value.code == 0
     assert "example:\n  vtpmd run /" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is a line with what it does, from its module, and no module is left out."""
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    modules = {name: import_module(f"vtpmd.cli.{name}") for name in names}
+    commands = [name for name, module in modules.items() if hasattr(module, "add_parser")]
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.partition("COMMAND\n")[2].partition("\noptions:")[0]
+    lines = [line.split() for line in listed.splitlines()]
+    assert sorted(line[0] for line in lines if line) == sorted(commands)
+    assert all(len(line) > 1 for line in lines if line)
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help_and_usage_are_laid_out_for_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the texts that are given as they are to be shown."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for arguments in (["run", "--help"], ["run"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+    captured = capsys.readouterr()
+    for text in (captured.out.partition("\nexample:")[0], captured.err.rpartition("vtpmd run:")[0]):
+        assert columns - 20 < max(map(len, text.splitlines())) < columns
 
 
 def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

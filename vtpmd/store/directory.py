@@ -12,14 +12,18 @@ import fcntl
 import os
 import stat
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
-from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vtpmd.store.keys import Key
 
 # As the files hold the TPM's secrets, nobody else gets to list a directory that is made here.
 DIRECTORY_MODE = 0o700
@@ -28,6 +32,8 @@ LOCK_MODE = 0o660  # swtpm's
 
 JOURNAL_NAME = "tpm2-00.journal"
 PERMANENT_NAME = "tpm2-00.permall"
+OWNER_NAME = "tpm2-00.owner"
+INCOMING_NAME = "tpm2-00.incoming"
 FILE_MODE = 0o640  # swtpm's for state
 
 # The names that libtpms gives to its states; swtpm's files are called after them.
