@@ -22,9 +22,9 @@ EXIT_TIMEOUT_S = 30.0
 # What takes its time to be imported, or is for what only some vTPMs have.
 NOT_NEEDED = (
     "asyncio concurrent.futures cryptography dataclasses email hashlib hmac inspect json logging"
-    " qemu rich shutil ssl subprocess tempfile threading vtpmd.cli.at_rest vtpmd.cli.migrate"
-    " vtpmd.cli.owner vtpmd.migration.states vtpmd.pki vtpmd.store.incoming vtpmd.store.owner"
-    " vtpmd.store.sealing"
+    " qemu rich shutil ssl subprocess tempfile threading"
+    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.migration.states vtpmd.pki"
+    " vtpmd.store.incoming vtpmd.store.owner vtpmd.store.sealing"
 )
 
 

@@ -90,9 +90,19 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "path", ["/a/b", "a", "./a", "a/", "/a//b/./c/", "../a", "a/../b", ".", "/", "//a", "///a", "é"]
+)
+def test_paths_are_written_as_pathlib_does(path: str) -> None:
+    """Also those that it is not asked about."""
+    parser = cli.build_parser(["run"])
+    options = parser.parse_args(["run", path, "--socket", path])
+    assert (options.directory, options.socket) == (str(Path(path)), str(Path(path)))
+
+
 def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
     """A path with blanks, quotes and commas arrives in QEMU as it is."""
-    words = shlex.split(qemu_arguments(Path("/a b/it's,x"), name=None, uuid=None))
+    words = shlex.split(qemu_arguments("/a b/it's,x", name=None, uuid=None))
     assert words[:2] == ["-chardev", "socket,id=vtpm,path=/a b/it's,,x"]
     assert words[2:] == [
         "-tpmdev",
@@ -105,5 +115,5 @@ def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
 def test_qemu_arguments_have_name_and_uuid() -> None:
     """As they were given."""
     uuid = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
-    words = shlex.split(qemu_arguments(Path("/s"), name="web1", uuid=uuid))
+    words = shlex.split(qemu_arguments("/s", name="web1", uuid=uuid))
     assert words[-4:] == ["-name", "guest=web1", "-uuid", uuid]

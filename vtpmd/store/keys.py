@@ -9,8 +9,6 @@ derived for that one purpose, with HKDF-SHA256 (RFC 5869). Sources: swtpm's ``co
 files, or of half the length), this refuses.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Final, NamedTuple

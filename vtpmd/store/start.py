@@ -45,11 +45,13 @@ def open_anchor(
     A granted state is right if the anchor has seen it, or what it is to take the place of. Raises
     FallenBehind, StateDirectoryError or UsageError; nothing was written then.
     """
+    from pathlib import Path
+
     from vtpmd.store.anchor import Anchor
 
     granted = files.granted()
     has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
-    anchor = Anchor.open(path, directory.path, is_new=not has_state)
+    anchor = Anchor.open(path, Path(directory.path), is_new=not has_state)
     try:
         if granted is None or not anchor.has_seen(granted.digest()):
             anchor.check(recovery.recover(directory, key).found)
