@@ -90,6 +90,16 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "path", ["/a/b", "a", "./a", "a/", "/a//b/./c/", "../a", "a/../b", ".", "/", "//a", "///a", "é"]
+)
+def test_paths_are_written_as_pathlib_does(path: str) -> None:
+    """Also those that it is not asked about."""
+    parser = cli.build_parser(["run"])
+    options = parser.parse_args(["run", path, "--socket", path])
+    assert (options.directory, options.socket) == (str(Path(path)), str(Path(path)))
+
+
 def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
     """A path with blanks, quotes and commas arrives in QEMU as it is."""
     words = shlex.split(qemu_arguments("/a b/it's,x", name=None, uuid=None))
