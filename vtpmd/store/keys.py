@@ -10,7 +10,6 @@ files, or of half the length), this refuses.
 """
 
 import os
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd.closing import Closing
@@ -204,6 +203,8 @@ def _from_hex(content: bytearray, source: KeySource) -> bytearray:
 
 
 def _remove(source: KeySource) -> None:
+    from pathlib import Path
+
     try:
         Path(source.place).unlink()
     except OSError as error:
