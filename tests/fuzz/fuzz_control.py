@@ -21,7 +21,8 @@ import sys
 from typing import NamedTuple
 
 from vtpmd.wire import control
-from vtpmd.wire.control import NEED_DATA, ProtocolError, Receiver, Request, Result
+from vtpmd.wire.control import NEED_DATA, ProtocolError, Receiver, Request
+from vtpmd.wire.tpm import Result
 
 HEADER_BYTES = 4
 

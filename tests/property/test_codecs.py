@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.fuzz.fuzz_control import SHAPES
 from vtpmd._core import ffi, lib
 from vtpmd.wire import control, swtpm_format
-from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver, Result
+from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver
 from vtpmd.wire.swtpm_format import FormatError
+from vtpmd.wire.tpm import Result
 
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
 RUNNING: int = lib.CONTROL_RUNNING

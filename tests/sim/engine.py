@@ -28,8 +28,8 @@ from vtpmd.core import (
 from vtpmd.daemon.engine import EngineDied, Meanwhile, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
-from vtpmd.wire.control import Result, StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import Result, StateType
 
 LIBTPMS_VERSION: Final = 0x000902
 # How often an answer lets the event loop do something else first, and for how long.

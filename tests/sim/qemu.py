@@ -29,7 +29,8 @@ from vtpmd.daemon.qemu_events import (
 )
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import control
-from vtpmd.wire.control import Bare, Command, InitFlag, StateType
+from vtpmd.wire.control import Bare, Command, InitFlag
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from tests.sim.world import Vm

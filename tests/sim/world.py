@@ -21,7 +21,7 @@ from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
 from vtpmd.store.owner import Whose
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 UUID: Final = b"u" * 16
 OTHER_UUID: Final = b"v" * 16

@@ -22,6 +22,13 @@ from tests.support.tpm2 import Tpm
 
 VTPMD = Path(sys.executable).with_name("vtpmd")
 EXIT_TIMEOUT_S = 30.0
+# What takes its time to be imported, or is for what only some vTPMs have.
+NOT_NEEDED = (
+    "asyncio concurrent.futures cryptography dataclasses email hashlib hmac inspect json logging"
+    " pathlib qemu rich shutil ssl subprocess tempfile threading"
+    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.migration.states vtpmd.pki"
+    " vtpmd.store.anchor vtpmd.store.incoming vtpmd.store.owner vtpmd.store.sealing"
+)
 
 
 def run_to_its_end(
@@ -55,6 +62,19 @@ def test_prints_the_arguments_that_qemu_needs(lab: Lab) -> None:
     emulator.program.wait_for_output("-tpmdev")
     words = shlex.split(emulator.program.output.splitlines()[0])
     assert words[words.index("-chardev") + 1] == f"socket,id=vtpm,path={emulator.control_path}"
+
+
+def test_engine_waits_for_no_import_that_its_vtpm_does_not_need(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither key, anchor nor peers: the engine is started before Python has read their code."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator.program.wait_for_output("-tpmdev")
+    lines = emulator.program.output.partition("-chardev")[0].splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "vtpmd.store.start" in imported
+    assert imported & set(NOT_NEEDED.split()) == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

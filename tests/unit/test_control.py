@@ -9,7 +9,8 @@ import struct
 import pytest
 
 from vtpmd.wire import control
-from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver, Request, Result
+from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver, Request
+from vtpmd.wire.tpm import Result
 
 # Bytes as QEMU and swtpm_ioctl send them, and the request that they are.
 REQUESTS: dict[str, Request] = {

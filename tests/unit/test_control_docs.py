@@ -13,6 +13,7 @@ from vtpmd.daemon import control_server
 from vtpmd.store import directory
 from vtpmd.wire import control, swtpm_format
 from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver
+from vtpmd.wire.tpm import Result, StateType
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CHANNEL = (DOCS / "control-channel.md").read_text()
@@ -138,14 +139,14 @@ def test_flags_and_types() -> None:
         control.InitFlag,
         control.StateFlag,
         control.ConfigFlag,
-        control.StateType,
+        StateType,
     ]
     assert rows == [(kind.__name__, each.value, each.name) for kind in kinds for each in kind]
 
 
 def test_results() -> None:
     rows = {row["name"]: int(row["value"], 0) for row in CHANNEL_TABLES["Results"]}
-    assert rows == {result.name: result.value for result in control.Result}
+    assert rows == {result.name: result.value for result in Result}
 
 
 def marked(size: int) -> bytes:

@@ -20,7 +20,8 @@ from vtpmd.daemon import control_server
 from vtpmd.daemon.control_server import ControlServer
 from vtpmd.errors import VtpmdError
 from vtpmd.wire import control
-from vtpmd.wire.control import Command, Result
+from vtpmd.wire.control import Command
+from vtpmd.wire.tpm import Result
 
 TIMEOUT_S = 20.0
 BLOB = bytes(control.BLOB_BYTES_MAX - 100)

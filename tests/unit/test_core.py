@@ -7,7 +7,8 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
-from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
+from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
+from vtpmd.wire.tpm import StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_INIT_": core.LinkInit,

@@ -18,7 +18,7 @@ from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import DeltaRefusal, Image
 from vtpmd.core.delta import _REFUSALS
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/delta-format.md").read_text()
 TABLES = tables(DOCUMENT)

@@ -16,8 +16,8 @@ from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import Start, open_anchor, start
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 FIRST, LAST = IMAGES[0], IMAGES[-1]
 

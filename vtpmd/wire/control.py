@@ -20,8 +20,10 @@ from enum import Enum, IntEnum, IntFlag
 from struct import Struct
 from typing import Final, Literal, NamedTuple
 
-# swtpm's limit for a state blob. libtpms' largest has 143 KB.
-BLOB_BYTES_MAX = 512 * 1024
+from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX as BLOB_BYTES_MAX
+from vtpmd.wire.tpm import Result as Result
+from vtpmd.wire.tpm import StateType as StateType
+
 # Sixteen times what swtpm_ioctl sends at once; longer data comes in several HASH_DATA.
 HASH_DATA_BYTES_MAX = 64 * 1024
 # swtpm's: from the first byte of a command to its last.
@@ -54,23 +56,6 @@ class Command(IntEnum):
     LOCK_STORAGE = 19
 
 
-class Result(IntEnum):
-    """The results that responses carry: TPM 1.2's codes, as libtpms and swtpm use them."""
-
-    SUCCESS = 0x000
-    BAD_PARAMETER = 0x003
-    FAIL = 0x009
-    BAD_ORDINAL = 0x00A
-    KEYNOTFOUND = 0x00D
-    IOERROR = 0x01F
-    DECRYPT_ERROR = 0x021
-    BAD_KEY_PROPERTY = 0x028
-    BAD_DATASIZE = 0x02B
-    BAD_VERSION = 0x02E
-    BAD_LOCALITY = 0x03D
-    RETRY = 0x800
-
-
 class Capability(IntFlag):
     """The flags of a GET_CAPABILITY answer."""
 
@@ -91,14 +76,6 @@ class Capability(IntFlag):
     GET_INFO = 1 << 14
     SEND_COMMAND_HEADER = 1 << 15
     LOCK_STORAGE = 1 << 16
-
-
-class StateType(IntEnum):
-    """The types of state blob."""
-
-    PERMANENT = 1
-    VOLATILE = 2
-    SAVESTATE = 3
 
 
 class InitFlag(IntFlag):
