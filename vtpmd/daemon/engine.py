@@ -103,8 +103,9 @@ class Engine:
         self.state = EngineState.STARTING
         self.death: str | None = None
         self.left_journal = False  # it stopped, and swtpm cannot take the directory
-        self.answer: Callable[[Question], Awaitable[Answer]] | None = None
-        self.on_news: Callable[[Question], None] | None = None
+        self._answer: Callable[[Question], Awaitable[Answer]] | None = None
+        self._on_news: Callable[[Question], None] | None = None
+        self._is_answered = asyncio.Event()  # there is who answers
         self._link = process.link
         self._link.setblocking(False)
         self._poll = select.poll()
@@ -133,6 +134,18 @@ class Engine:
             ready = await self._receive_reply(LinkOperation.READY, soon=False)
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
+
+    def answer_with(
+        self,
+        answer: Callable[[Question], Awaitable[Answer]],
+        on_news: Callable[[Question], None],
+    ) -> None:
+        """Say who answers what the engine asks, from now on and what it has asked before.
+
+        QEMU may be there before that: its commands wait.
+        """
+        self._answer, self._on_news = answer, on_news
+        self._is_answered.set()
 
     async def request(
         self,
@@ -281,18 +294,20 @@ class Engine:
 
     def _take_question(self, question: Question) -> None:
         if question.number.is_news:
-            if self.on_news is not None:
-                self.on_news(question)
+            if self._on_news is not None:
+                self._on_news(question)
         else:
-            self._answer_by(self._answer(question))
+            self._answer_by(self._answer_question(question))
 
     def _answer_by(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, question: Question) -> None:
-        answer = Answer() if self.answer is None else await self.answer(question)
+    async def _answer_question(self, question: Question) -> None:
+        await self._is_answered.wait()
+        assert self._answer is not None  # noqa: S101 - for the type checker
+        answer = await self._answer(question)
         header = LinkHeader(question.number, answer.result, answer.argument, len(answer.payload))
         with suppress(EngineDied):
             await self._send(header, answer.payload)

@@ -71,9 +71,9 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             follows_qemu=config.qmp is not None,
         )
         asked = Asked(mobility, stop.set)
-        engine.answer, engine.on_news = asked.answer, asked.hear
         await mobility.begin(config.credentials, config.allowed)
         _warn_of_forks(mobility.owner_record())
+        engine.answer_with(asked.answer, asked.hear)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)
