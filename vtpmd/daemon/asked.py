@@ -15,7 +15,7 @@ from vtpmd.core import LinkAskedInit, LinkQuestion
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.errors import VtpmdError
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 
