@@ -57,7 +57,6 @@ static void do_get_config(struct context *context)
 /* Most commands have a result alone. */
 static void answer(struct context *context, TPM_RESULT result)
 {
-    context->commands->result = result;
     control_answer_result(context->control, result);
 }
 
@@ -328,8 +327,8 @@ static TPM_RESULT set_blob(struct context *context)
     struct commands *commands = context->commands;
     bool is_encrypted = event->flags & CONTROL_STATE_ENCRYPTED;
 
-    int r = blob_decode(event->data, event->data_bytes, is_encrypted, tpm_key(commands->tpm),
-                        &content);
+    int r =
+        blob_decode(event->data, event->data_bytes, is_encrypted, tpm_key(commands->tpm), &content);
     if (r < 0)
         return TPM_SIZE;
     if (r > 0) {
@@ -380,7 +379,6 @@ void commands_carry_out(struct commands *commands, struct control *control,
     struct context context = {commands, control, event};
 
     commands->number = event->number;
-    commands->result = TPM_SUCCESS;
     carry_out[event->number](&context);
 }
 

@@ -16,6 +16,7 @@ import pytest
 from tests.harness import canary
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
+from tests.harness.system_calls import numbers_of, polls
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from vtpmd.core import LinkDescriptor
@@ -167,13 +168,9 @@ def test_engine_is_sealed_by_one_filter(emulator: Emulator) -> None:
 
 def wait_until_polling(engine: int) -> None:
     """Wait until a thread of the engine waits for the rest of a command."""
-    (poll,) = numbers_of({"poll"}).values()
     deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not any(
-        (task / "syscall").read_text().startswith(f"{poll} ")
-        for task in Path(f"/proc/{engine}/task").iterdir()
-    ):
-        assert time.monotonic() < deadline, "no thread of the engine polls"
+    while not any(poll.has_limit for poll in polls(engine)):
+        assert time.monotonic() < deadline, "no thread of the engine waits for it"
 
 
 def test_engine_that_was_stopped_goes_on(emulator: Emulator) -> None:
@@ -233,15 +230,6 @@ class Probe:
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
     return Probe(tmp_path_factory.mktemp("probe"))
-
-
-def numbers_of(names: set[str]) -> dict[str, int]:
-    """Ask the compiler for the numbers of the calls that there are."""
-    text = "#include <sys/syscall.h>\n" + "".join(f"call {n} __NR_{n}\n" for n in names)
-    command = ["gcc", "-E", "-P", "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    found = re.findall(r"^call (\w+) (\d+)$", done.stdout, re.MULTILINE)
-    return {name: int(number) for name, number in found}
 
 
 def commented_calls() -> tuple[set[str], set[str], dict[str, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_control_docs import Row, tables
+from tests.support.documents import Row, tables
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import DeltaRefusal, Image

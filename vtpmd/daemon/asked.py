@@ -15,7 +15,7 @@ from vtpmd.core import LinkAskedInit, LinkQuestion
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.errors import VtpmdError
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,19 @@ class Asked:
             return await self._answers[question.number](question)
         except EngineDied:
             return Answer(Result.FAIL)
-        except VtpmdError as error:
-            log.error("%s", error)
         except Exception as error:  # QEMU, and who asks next, must be served on
-            log.error("%s failed: %s", question.number.name, type(error).__name__, exc_info=error)
+            _log_failure(question, error)
         is_tail = question.number is LinkQuestion.ASK_TAIL
         return Answer(Result.BAD_PARAMETER if is_tail else Result.FAIL)
 
     def hear(self, news: Question) -> None:
-        """Take what needs no answer."""
+        """Take what needs no answer. Whatever happens, the engine is heard on."""
+        try:
+            self._take(news)
+        except Exception as error:  # as above
+            _log_failure(news, error)
+
+    def _take(self, news: Question) -> None:
         if news.number is LinkQuestion.TELL_INIT:
             self._mobility.init_answered()
         elif news.number is LinkQuestion.TELL_RESTORED:
@@ -107,3 +111,12 @@ class Asked:
         self._gave_tail = False
         await self._mobility.guest_runs()
         return DONE
+
+
+def _log_failure(question: Question, error: Exception) -> None:
+    if isinstance(error, VtpmdError):
+        log.error("%s", error)
+        return
+    # Only our own errors are known to hold nothing of the TPM's state.
+    log.error("%s failed: %s", question.number.name, type(error).__name__)
+    log.debug("the error was raised here", exc_info=error)
