@@ -77,11 +77,6 @@ class Program:
         self._process.kill()
         self._process.wait()
 
-    @property
-    def name_of_process(self) -> str:
-        """What the process is now: it may have become another program."""
-        return Path(f"/proc/{self.pid}/comm").read_text().strip()
-
     def children(self) -> list[int]:
         """Return the numbers of the processes that the program's first thread has started."""
         return [

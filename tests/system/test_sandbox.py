@@ -85,7 +85,7 @@ def descriptors_of(process: int, n_sockets: int) -> dict[int, str]:
     directory = Path(f"/proc/{process}/fd")
     deadline = time.monotonic() + WAIT_TIMEOUT_S
     while True:
-        found = {int(entry.name): os.readlink(entry) for entry in directory.iterdir()}
+        found = {int(entry.name): str(entry.readlink()) for entry in directory.iterdir()}
         if sum(name.startswith("socket:") for name in found.values()) == n_sockets:
             return found
         assert time.monotonic() < deadline, found

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from vtpmd.core import LinkDescriptor
+    from vtpmd.store.anchor import Anchor
+    from vtpmd.store.directory import StateDirectory
+    from vtpmd.store.keys import Key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
 
@@ -38,8 +42,7 @@ exit status:
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  the state is damaged: nothing was changed, see vtpmd recover
   6  the state has fallen behind the anchor: it was put back to an older one
-  7  stopped, but swtpm cannot take the directory: the disk had no room for the state file, and the
-     journal is still needed; vtpmd run, or vtpmd fold, takes both
+  7  stopped, but swtpm cannot take the directory yet: its journal is still needed, see vtpmd fold
 """
 
 
@@ -127,11 +130,9 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
-    from vtpmd.front.boot import boot_record
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
-    from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
     source = None if options.key is None else parse_key_source(options.key)
@@ -143,11 +144,7 @@ def run(options: argparse.Namespace) -> int:
         key = None if source is None else stack.enter_context(read_key(source))
         files = MovingFiles(directory, key)
         stack.callback(files.close)
-        anchor = None
-        if options.anchor is not None:
-            opened = open_anchor(options.anchor, directory, files, key)
-            anchor = stack.enter_context(opened)
-        begun = start(directory, files, key, anchor)
+        begun, anchor = _start(stack, options, directory, files, key)
         control = stack.enter_context(listener.listen(path))
         descriptors = {
             LinkDescriptor.DIRECTORY: directory.directory_fd,
@@ -155,21 +152,15 @@ def run(options: argparse.Namespace) -> int:
             LinkDescriptor.STORE: store.fd,
             LinkDescriptor.CONTROL: control.fileno(),
         }
-        if anchor is not None:
-            descriptors[LinkDescriptor.ANCHOR] = anchor.fd
         is_alone = _is_alone(config, begun, files)
-        if is_alone:
-            parent = _open_parent(path)
-            stack.callback(os.close, parent)
-            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = parent
         serving = _serving(config, os.path.basename(path) if is_alone else "")
-        boot_fd = stack.enter_context(boot_record(begun, key, anchor, serving))
-        descriptors[LinkDescriptor.BOOT] = boot_fd
+        descriptors |= _boot(stack, begun, key, anchor, serving)
         management, peers = _listen(stack, config)
         place = os.path.join(os.getcwd(), path)
         print(qemu_arguments(place, name=config.name, uuid=config.uuid), flush=True)
         _tell_what_was_taken_up(begun)
         if is_alone:
+            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = _open_parent(path)
             engine_process.become(descriptors)
         process = engine_process.spawn(descriptors)
         control.close()  # one that has died is not connected to
@@ -178,6 +169,36 @@ def run(options: argparse.Namespace) -> int:
 
         resources = runtime.Resources(process, store, files, peers, management)
         return runtime.serve(resources, config)
+
+
+def _start(
+    stack: ExitStack,
+    options: argparse.Namespace,
+    directory: StateDirectory,
+    files: MovingFiles,
+    key: Key | None,
+) -> tuple[Start, Anchor | None]:
+    """Return what the vTPM starts from, and the anchor if there is one. Raises VtpmdError."""
+    from vtpmd.store.start import open_anchor, start
+
+    anchor = None
+    if options.anchor is not None:
+        anchor = stack.enter_context(open_anchor(options.anchor, directory, files, key))
+    return start(directory, files, key, anchor), anchor
+
+
+def _boot(
+    stack: ExitStack, begun: Start, key: Key | None, anchor: Anchor | None, serving: bytes
+) -> dict[LinkDescriptor, int]:
+    """Return the descriptors of the boot record, and of the anchor if there is one."""
+    from vtpmd.core import LinkDescriptor
+    from vtpmd.front.boot import boot_record
+
+    boot_fd = stack.enter_context(boot_record(begun, key, anchor, serving))
+    descriptors = {LinkDescriptor.BOOT: boot_fd}
+    if anchor is not None:
+        descriptors[LinkDescriptor.ANCHOR] = anchor.fd
+    return descriptors
 
 
 def _open_parent(path: str) -> int:
