@@ -43,5 +43,5 @@ bool asker_is_asking(struct asker *asker, enum link_question number);
 int asker_answer(struct asker *asker, struct message *answer);
 
 /* Say something that has no answer. The payload stays the caller's. */
-void asker_tell(struct asker *asker, enum link_question number, const void *payload,
-                uint32_t payload_bytes);
+void asker_tell(struct asker *asker, enum link_question number, uint32_t argument,
+                const void *payload, uint32_t payload_bytes);

@@ -67,7 +67,8 @@ static TPM_RESULT start(struct commands *commands, bool is_incoming)
     struct arrival *arrival = &commands->arrival;
     bool is_tail = arrival->what == ARRIVED_TAIL && !commands->asker;
     uint32_t says = (is_incoming ? LINK_ASKED_INCOMING : 0) |
-                    (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0);
+                    (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0) |
+                    (arrival->what == ARRIVED_TAIL ? LINK_ASKED_TAIL : 0);
 
     if (is_incoming && (is_tail || arrival->what == ARRIVED_UNUSABLE)) {
         error_report("INIT is refused: QEMU's guest came with a state that could not be used; "
@@ -90,7 +91,7 @@ static void do_init(struct context *context)
         error_report("an older state of the vTPM was restored: generation %llu, and there was %llu",
                      (unsigned long long)restored.generation, (unsigned long long)restored.newest);
         if (commands->asker)
-            asker_tell(commands->asker, LINK_TELL_RESTORED, &restored, sizeof(restored));
+            asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
     }
     answer(context, result);
 }
@@ -396,11 +397,16 @@ static void free_answer(struct commands *commands)
 
 void commands_answered(struct commands *commands)
 {
+    bool runs = tpm_is_running(commands->tpm);
+
     free_answer(commands);
     if (!commands->asker)
         return;
+    if (runs != commands->told_running)
+        asker_tell(commands->asker, LINK_TELL_RUNNING, runs, NULL, 0);
+    commands->told_running = runs;
     if (commands->number == CONTROL_INIT)
-        asker_tell(commands->asker, LINK_TELL_INIT, NULL, 0);
+        asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)
-        asker_tell(commands->asker, LINK_TELL_SHUTDOWN, NULL, 0);
+        asker_tell(commands->asker, LINK_TELL_SHUTDOWN, 0, NULL, 0);
 }

@@ -34,6 +34,7 @@ struct commands {
         char *info;
     } answer;
     bool has_shut_down;
+    bool told_running; /* what vtpmd was told last */
 };
 
 /* Carry out a request, and answer it. */

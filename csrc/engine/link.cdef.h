@@ -80,11 +80,13 @@ enum link_question {
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
     LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
+    LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
 };
 
 enum link_asked_init {
     LINK_ASKED_INCOMING = 1, /* QEMU says that its guest came with a stream */
     LINK_ASKED_BLOBS = 2,    /* it has brought its TPM's whole state */
+    LINK_ASKED_TAIL = 4,     /* it has brought a tail */
 };
 
 enum link_blob {

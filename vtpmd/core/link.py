@@ -50,6 +50,7 @@ class LinkQuestion(IntEnum):
     TELL_INIT = lib.LINK_TELL_INIT
     TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
     TELL_RESTORED = lib.LINK_TELL_RESTORED
+    TELL_RUNNING = lib.LINK_TELL_RUNNING
 
     @property
     def is_news(self) -> bool:
@@ -62,6 +63,7 @@ class LinkAskedInit(IntFlag):
 
     INCOMING = lib.LINK_ASKED_INCOMING
     BLOBS = lib.LINK_ASKED_BLOBS
+    TAIL = lib.LINK_ASKED_TAIL
 
 
 class LinkCondition(IntFlag):

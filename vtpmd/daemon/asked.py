@@ -13,13 +13,24 @@ from typing import Final
 from vtpmd import core
 from vtpmd.core import LinkAskedInit, LinkQuestion
 from vtpmd.daemon.engine import Answer, EngineDied, Question
-from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
 from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 
 DONE: Final = Answer()
+
+# What QEMU calls what is asked.
+COMMANDS: Final = {
+    LinkQuestion.ASK_INIT: "INIT",
+    LinkQuestion.ASK_STOP: "STOP",
+    LinkQuestion.ASK_STATE: "GET_STATEBLOB",
+    LinkQuestion.ASK_BLOB: "SET_STATEBLOB",
+    LinkQuestion.ASK_TAIL: "SET_STATEBLOB",
+    LinkQuestion.ASK_CONNECTED: "SET_DATAFD",
+    LinkQuestion.ASK_RUNS: "LOCK_STORAGE",
+}
 
 
 class Asked:
@@ -45,6 +56,8 @@ class Asked:
             return await self._answers[question.number](question)
         except EngineDied:
             return Answer(Result.FAIL)
+        except NotOurs as error:
+            log.error("%s is refused: %s", COMMANDS[question.number], error)
         except Exception as error:  # QEMU, and who asks next, must be served on
             _log_failure(question, error)
         is_tail = question.number is LinkQuestion.ASK_TAIL
@@ -60,6 +73,8 @@ class Asked:
     def _take(self, news: Question) -> None:
         if news.number is LinkQuestion.TELL_INIT:
             self._mobility.init_answered()
+        elif news.number is LinkQuestion.TELL_RUNNING:
+            self._mobility.runs = bool(news.argument)
         elif news.number is LinkQuestion.TELL_RESTORED:
             self._mobility.lineages.has_restored(*core.unpack_link_restored(news.payload))
         else:
@@ -67,10 +82,7 @@ class Asked:
 
     async def _init(self, question: Question) -> Answer:
         asked = LinkAskedInit(question.argument)
-        result = await self._mobility.init(
-            is_incoming=LinkAskedInit.INCOMING in asked, from_blobs=LinkAskedInit.BLOBS in asked
-        )
-        return Answer(result)
+        return Answer(await self._mobility.init(asked))
 
     async def _stop(self, question: Question) -> Answer:
         if question.argument and self._mobility.is_frozen():
