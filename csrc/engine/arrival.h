@@ -34,8 +34,8 @@ enum arrived {
 
 struct arrival {
     _Atomic enum arrived what; /* others look at it */
-    bool has_given;   /* libtpms has states from QEMU for the next INIT */
-    bool has_lineage; /* of the blobs: which vTPM's they are */
+    bool has_given;            /* libtpms has states from QEMU for the next INIT */
+    bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
     uint64_t newest;  /* of the vTPM's own generations, if what has arrived is older; or 0 */
     bool has_started; /* the TPM, for the QEMU that uses it */

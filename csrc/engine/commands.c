@@ -272,7 +272,7 @@ static void do_get_state_blob(struct context *context)
         answer(context, result);
         return;
     }
-    if (given->header.argument == LINK_STATE_OWN) {
+    if (given->header.argument == LINK_BLOB_OWN) {
         answer_own_state(context);
         return;
     }

@@ -16,10 +16,10 @@ from vtpmd.daemon.outgoing import Peer
 from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.errors import VtpmdError
 from vtpmd.store import start
-from vtpmd.store.directory import PERMANENT_NAME
-from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
+from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
+from vtpmd.store.incoming import HEAD, IncomingStates
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
+from vtpmd.store.owner import OwnerRecord, Record, parse
 from vtpmd.wire import control, peer
 from vtpmd.wire.control import Command
 from vtpmd.wire.tpm import Result, StateType

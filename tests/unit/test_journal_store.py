@@ -57,7 +57,7 @@ def test_a_journal_is_folded_into_the_state_file(path: Path, opened: StateDirect
     begun = recover(opened)
     states = {StateType.PERMANENT: LAST.data}
     assert begun == Start(
-        states, False, False, IDENTITY, LAST.generation, LAST.generation, len(IMAGES) - 1
+        states, False, False, IDENTITY, True, LAST.generation, LAST.generation, len(IMAGES) - 1
     )
     file = swtpm_format.encode_file(LAST.data, Lineage(IDENTITY, LAST.generation))
     assert content(path) == {".lock": b"", PERMANENT_NAME: file}

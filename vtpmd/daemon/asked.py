@@ -85,10 +85,10 @@ class Asked:
         if question.argument == StateType.PERMANENT:
             tail = await self._mobility.tail()
             self._gave_tail = tail is not None
-            return DONE if tail is None else Answer(0, core.LINK_STATE_GIVEN, tail)
+            return DONE if tail is None else Answer(0, core.LINK_BLOB_GIVEN, tail)
         if self._mobility.is_frozen():
             # The tail has it all. QEMU sets no empty blob at the other side.
-            return Answer(argument=core.LINK_STATE_GIVEN)
+            return Answer(argument=core.LINK_BLOB_GIVEN)
         if self._gave_tail:
             raise VtpmdError(
                 "the session ended while QEMU took the state: its migration fails; try again"

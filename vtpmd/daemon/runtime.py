@@ -70,10 +70,9 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             uuid,
             follows_qemu=config.qmp is not None,
         )
-        asked = Asked(mobility, stop.set)
         await mobility.begin(config.credentials, config.allowed)
+        engine.answer_by(Asked(mobility, stop.set))
         _warn_of_forks(mobility.owner_record())
-        engine.answer_with(asked.answer, asked.hear)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)
             _start_services(stack, resources, config, mobility, stop)

@@ -10,8 +10,6 @@ flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_
 ``tlv.c``. What is encrypted with the migration key is recognised and refused.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import NamedTuple
