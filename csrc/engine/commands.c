@@ -321,11 +321,9 @@ static TPM_RESULT take_content(struct commands *commands, uint32_t type,
     return result;
 }
 
-static TPM_RESULT set_blob(struct context *context)
+static TPM_RESULT unwrap_and_take(struct commands *commands, const struct control_event *event)
 {
     cleanup(blob_content_deinit) struct blob_content content = {0};
-    const struct control_event *event = context->event;
-    struct commands *commands = context->commands;
     bool is_encrypted = event->flags & CONTROL_STATE_ENCRYPTED;
 
     int r =
@@ -337,12 +335,22 @@ static TPM_RESULT set_blob(struct context *context)
                      blob_reason((enum blob_refusal)r));
         return blob_result((enum blob_refusal)r);
     }
+    return take_content(commands, (uint32_t)event->type, &content);
+}
+
+static TPM_RESULT set_blob(struct context *context)
+{
+    struct commands *commands = context->commands;
+
     if (commands->arrival.what == ARRIVED_TAIL) {
         error_report("SET_STATEBLOB is refused: QEMU has brought a tail before: the blob is not of "
                      "the same stream");
         return TPM_FAIL;
     }
-    return take_content(commands, (uint32_t)event->type, &content);
+    TPM_RESULT result = unwrap_and_take(commands, context->event);
+    if (result != TPM_SUCCESS)
+        arrival_forget(&commands->arrival, commands->tpm, ARRIVED_UNUSABLE);
+    return result;
 }
 
 static void do_set_state_blob(struct context *context)

@@ -29,6 +29,7 @@ from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.core import LinkDescriptor
+from vtpmd.wire.swtpm_format import LINEAGE_BYTES
 
 TIMEOUT_S = 30.0
 POLL_S = 0.01
@@ -209,6 +210,8 @@ def test_a_blob_of_several_reads_passes_both_ways(server: Server) -> None:
         client.stop()
         client.set_state_blob(Blob.PERMANENT, blob)
         client.init()
+        again = client.get_state_blob(Blob.PERMANENT)
+        assert again[:-LINEAGE_BYTES] == blob[:-LINEAGE_BYTES]
         tpm.startup()
         assert tpm.nv_read(NV_INDEX, 4) == b"kept"
 
