@@ -1,11 +1,11 @@
 """What an operator asks of ``vtpmd run``."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PORT_MAX: Final = 65535
 # Python takes no number from a text that is too long, and no port has more.
@@ -31,10 +31,10 @@ class RunConfig(NamedTuple):
     uuid: str | None
     log_level: str
     listen: Address | None
-    credentials: Path | None
+    credentials: "Path | None"
     allowed: tuple[str, ...]
-    qmp: Path | None
-    manage: Path | None
+    qmp: "Path | None"
+    manage: "Path | None"
 
 
 def parse_address(text: str) -> Address:

@@ -8,13 +8,14 @@
 static void set(struct arrival *arrival, enum arrived what)
 {
     arrival->what = what;
+    arrival->has_given = false;
     arrival->has_lineage = false;
     arrival->newest = 0;
 }
 
 void arrival_forget(struct arrival *arrival, struct tpm *tpm, enum arrived next)
 {
-    if (arrival->what == ARRIVED_BLOBS)
+    if (arrival->has_given)
         tpm_forget_state(tpm);
     set(arrival, next);
 }
@@ -27,7 +28,7 @@ void arrival_begin(struct arrival *arrival, struct tpm *tpm)
 
 bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm)
 {
-    if (arrival->what != ARRIVED_NOTHING) {
+    if (arrival->what != ARRIVED_NOTHING || arrival->has_given) {
         arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
         error_report("the tail is refused: QEMU has brought a state before; migrate again");
         return false;
@@ -66,15 +67,18 @@ TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t 
                              const struct blob_content *content)
 {
     bool is_permanent = type == LINK_STATE_PERMANENT;
+    TPM_RESULT result = TPM_FAIL;
 
-    if (is_permanent && !take_lineage(arrival, tpm, content)) {
+    if (!is_permanent || take_lineage(arrival, tpm, content))
+        result = tpm_set_state(tpm, type, content->state, content->state_bytes);
+    if (result != TPM_SUCCESS) {
         arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
-        return TPM_FAIL;
+        return result;
     }
-    TPM_RESULT result = tpm_set_state(tpm, type, content->state, content->state_bytes);
-    if (result == TPM_SUCCESS && is_permanent)
+    arrival->has_given = true;
+    if (is_permanent)
         arrival->what = ARRIVED_BLOBS;
-    return result;
+    return TPM_SUCCESS;
 }
 
 static TPM_RESULT start(struct arrival *arrival, struct tpm *tpm, struct store *store)

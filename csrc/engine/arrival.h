@@ -5,11 +5,15 @@
  *     tail       from what a peer's session and the tail made, or not at all
  *     unusable   what it has brought was refused: it does not start for a guest that came so
  *
- *     nothing ──a blob is taken──► blobs ──INIT──► nothing       any ──STOP, SET_DATAFD──► nothing
- *     nothing ──a tail───────────► tail  ──INIT──► nothing
- *     nothing, blobs ──another vTPM's blob─► unusable
- *     blobs ──INIT fails────► unusable
- *     any but nothing ──a tail──► unusable
+ *     nothing ──a tail──────────────────────► tail  ──INIT──► nothing
+ *     any but tail ──a permanent blob───────► blobs ──INIT──► nothing
+ *     any but tail ──a blob that is refused─► unusable
+ *     any ──a tail, after a blob or a tail──► unusable
+ *     blobs ──INIT fails────────────────────► unusable
+ *     any ──STOP, SET_DATAFD────────────────► nothing
+ *
+ * In tail, blobs are refused, and nothing changes. In tail and unusable, only the INIT of a guest
+ * that came with no stream starts the TPM, from what the directory holds, and changes nothing.
  *
  * Its one writer is the control server; on its behalf, while it waits for vtpmd's word, the link.
  */
@@ -30,7 +34,8 @@ enum arrived {
 
 struct arrival {
     _Atomic enum arrived what; /* others look at it */
-    bool has_lineage; /* of the blobs: which vTPM's they are */
+    bool has_given;            /* libtpms has states from QEMU for the next INIT */
+    bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
     uint64_t newest;  /* of the vTPM's own generations, if what has arrived is older; or 0 */
     bool has_started; /* the TPM, for the QEMU that uses it */
@@ -46,7 +51,8 @@ void arrival_forget(struct arrival *arrival, struct tpm *tpm, enum arrived next)
 bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm);
 
 /* Take a state of a stopped TPM. What comes with a migration takes no other vTPM's place; a
- * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT. */
+ * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT: an error makes all
+ * that has arrived unusable, as libtpms drops it then. */
 TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t type,
                              const struct blob_content *content);
 

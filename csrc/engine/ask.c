@@ -134,11 +134,11 @@ int asker_answer(struct asker *asker, struct message *answer)
     return r;
 }
 
-void asker_tell(struct asker *asker, enum link_question number, const void *payload,
-                uint32_t payload_bytes)
+void asker_tell(struct asker *asker, enum link_question number, uint32_t argument,
+                const void *payload, uint32_t payload_bytes)
 {
     struct message news = {
-        .header = {.operation = number, .payload_bytes = payload_bytes},
+        .header = {number, .argument = argument, .payload_bytes = payload_bytes},
         .payload = (uint8_t *)payload,
         .descriptor = -1,
     };

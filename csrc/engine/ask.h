@@ -38,9 +38,10 @@ int asker_ask(struct asker *asker, const struct message *question, struct messag
 /* Return true while an answer to that is waited for. */
 bool asker_is_asking(struct asker *asker, enum link_question number);
 
-/* Take an answer, whose payload is the asker's then. Returns 0, or -EPROTO if that was not asked. */
+/* Take an answer, whose payload is the asker's then. Returns 0, or -EPROTO if that was not asked.
+ */
 int asker_answer(struct asker *asker, struct message *answer);
 
 /* Say something that has no answer. The payload stays the caller's. */
-void asker_tell(struct asker *asker, enum link_question number, const void *payload,
-                uint32_t payload_bytes);
+void asker_tell(struct asker *asker, enum link_question number, uint32_t argument,
+                const void *payload, uint32_t payload_bytes);

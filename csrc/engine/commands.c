@@ -57,7 +57,6 @@ static void do_get_config(struct context *context)
 /* Most commands have a result alone. */
 static void answer(struct context *context, TPM_RESULT result)
 {
-    context->commands->result = result;
     control_answer_result(context->control, result);
 }
 
@@ -92,7 +91,7 @@ static void do_init(struct context *context)
         error_report("an older state of the vTPM was restored: generation %llu, and there was %llu",
                      (unsigned long long)restored.generation, (unsigned long long)restored.newest);
         if (commands->asker)
-            asker_tell(commands->asker, LINK_TELL_RESTORED, &restored, sizeof(restored));
+            asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
     }
     answer(context, result);
 }
@@ -274,7 +273,7 @@ static void do_get_state_blob(struct context *context)
         answer(context, result);
         return;
     }
-    if (given->header.argument == LINK_STATE_OWN) {
+    if (given->header.argument == LINK_BLOB_OWN) {
         answer_own_state(context);
         return;
     }
@@ -322,15 +321,13 @@ static TPM_RESULT take_content(struct commands *commands, uint32_t type,
     return result;
 }
 
-static TPM_RESULT set_blob(struct context *context)
+static TPM_RESULT unwrap_and_take(struct commands *commands, const struct control_event *event)
 {
     cleanup(blob_content_deinit) struct blob_content content = {0};
-    const struct control_event *event = context->event;
-    struct commands *commands = context->commands;
     bool is_encrypted = event->flags & CONTROL_STATE_ENCRYPTED;
 
-    int r = blob_decode(event->data, event->data_bytes, is_encrypted, tpm_key(commands->tpm),
-                        &content);
+    int r =
+        blob_decode(event->data, event->data_bytes, is_encrypted, tpm_key(commands->tpm), &content);
     if (r < 0)
         return TPM_SIZE;
     if (r > 0) {
@@ -338,12 +335,22 @@ static TPM_RESULT set_blob(struct context *context)
                      blob_reason((enum blob_refusal)r));
         return blob_result((enum blob_refusal)r);
     }
+    return take_content(commands, (uint32_t)event->type, &content);
+}
+
+static TPM_RESULT set_blob(struct context *context)
+{
+    struct commands *commands = context->commands;
+
     if (commands->arrival.what == ARRIVED_TAIL) {
         error_report("SET_STATEBLOB is refused: QEMU has brought a tail before: the blob is not of "
                      "the same stream");
         return TPM_FAIL;
     }
-    return take_content(commands, (uint32_t)event->type, &content);
+    TPM_RESULT result = unwrap_and_take(commands, context->event);
+    if (result != TPM_SUCCESS)
+        arrival_forget(&commands->arrival, commands->tpm, ARRIVED_UNUSABLE);
+    return result;
 }
 
 static void do_set_state_blob(struct context *context)
@@ -381,7 +388,6 @@ void commands_carry_out(struct commands *commands, struct control *control,
     struct context context = {commands, control, event};
 
     commands->number = event->number;
-    commands->result = TPM_SUCCESS;
     carry_out[event->number](&context);
 }
 
@@ -399,11 +405,16 @@ static void free_answer(struct commands *commands)
 
 void commands_answered(struct commands *commands)
 {
+    bool runs = tpm_is_running(commands->tpm);
+
     free_answer(commands);
     if (!commands->asker)
         return;
+    if (runs != commands->told_running)
+        asker_tell(commands->asker, LINK_TELL_RUNNING, runs, NULL, 0);
+    commands->told_running = runs;
     if (commands->number == CONTROL_INIT)
-        asker_tell(commands->asker, LINK_TELL_INIT, NULL, 0);
+        asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)
-        asker_tell(commands->asker, LINK_TELL_SHUTDOWN, NULL, 0);
+        asker_tell(commands->asker, LINK_TELL_SHUTDOWN, 0, NULL, 0);
 }

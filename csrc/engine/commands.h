@@ -26,8 +26,7 @@ struct commands {
         const struct blob_content *content;
     } coming;
     uint32_t number; /* of the command that is carried out */
-    TPM_RESULT result;
-    struct { /* what an answer is made of, until it is out */
+    struct {         /* what an answer is made of, until it is out */
         struct swtpm_wrapped blob;
         uint8_t *state;
         size_t state_bytes;
@@ -35,6 +34,7 @@ struct commands {
         char *info;
     } answer;
     bool has_shut_down;
+    bool told_running; /* what vtpmd was told last */
 };
 
 /* Carry out a request, and answer it. */

@@ -253,7 +253,8 @@ static TPM_RESULT do_set_journal(struct link *link, struct message *request,
     memcpy(settings.identity, journal.identity, sizeof(settings.identity));
     memcpy(settings.secret, journal.secret, sizeof(settings.secret));
     tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
-    TPM_RESULT result = tpm_set_journal(link->tpm, &settings, link->store, journal.loaded, journal.is_known);
+    TPM_RESULT result =
+        tpm_set_journal(link->tpm, &settings, link->store, journal.loaded, journal.is_known);
     explicit_bzero(&journal, sizeof(journal));
     explicit_bzero(&settings, sizeof(settings));
     return result;

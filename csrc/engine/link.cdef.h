@@ -71,7 +71,7 @@ enum link_operation {
 enum link_question {
     LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
     LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
-    LINK_ASK_STATE = 66,     /* argument: state type; answer: argument, enum link_state_answer */
+    LINK_ASK_STATE = 66,     /* argument: state type; answer: argument, enum link_blob */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
     LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it */
@@ -80,17 +80,18 @@ enum link_question {
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
     LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
+    LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
 };
 
 enum link_asked_init {
     LINK_ASKED_INCOMING = 1, /* QEMU says that its guest came with a stream */
     LINK_ASKED_BLOBS = 2,    /* it has brought its TPM's whole state */
-    LINK_ASKED_TAIL = 4,     /* it has brought a tail: the TPM starts from its session, if at all */
+    LINK_ASKED_TAIL = 4,     /* it has brought a tail */
 };
 
-enum link_state_answer {
-    LINK_STATE_OWN = 0,   /* the whole blob, of the TPM's state */
-    LINK_STATE_GIVEN = 1, /* what the payload has */
+enum link_blob {
+    LINK_BLOB_OWN = 0,   /* the whole blob, of the TPM's state */
+    LINK_BLOB_GIVEN = 1, /* what the payload has */
 };
 
 enum link_condition {
@@ -186,9 +187,9 @@ struct link_restored {
 
 /* How to serve the control channel. Texts end with a NUL. */
 struct link_serving {
-    uint32_t is_verbose;    /* a line for each command */
-    char program[80];       /* what lines on standard error begin with */
-    char socket_name[108];  /* the file to remove at the end, or none */
+    uint32_t is_verbose;   /* a line for each command */
+    char program[80];      /* what lines on standard error begin with */
+    char socket_name[108]; /* the file to remove at the end, or none */
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

@@ -168,7 +168,7 @@ static int serve_tpm(struct engine *engine)
     return r;
 }
 
-/* sandbox: unlinkat */
+/* sandbox: unlinkat(arg0 == LINK_FD_CONTROL_DIRECTORY, arg2 == 0) */
 static void remove_socket(const char *name)
 {
     if (*name && unlinkat(LINK_FD_CONTROL_DIRECTORY, name, 0) < 0 && errno != ENOENT)

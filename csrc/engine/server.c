@@ -1,9 +1,7 @@
 #include "server.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -144,14 +142,15 @@ static ssize_t read_some(struct server *server)
     return n;
 }
 
-/* Drop what has come in excess of a command. */
+/* Drop what has come in excess of a command, until it is so much that nothing is sent any more. */
 static void drain(struct server *server)
 {
+    struct iovec *vectors;
     ssize_t n;
 
     do
         n = read_some(server);
-    while (n > 0 || n == -EINTR);
+    while ((n > 0 || n == -EINTR) && control_output(&server->control, &vectors) > 0);
 }
 
 /* sandbox: sendmsg */
@@ -172,27 +171,37 @@ static bool send_answer(struct server *server)
     return true;
 }
 
-static void log_command(const struct control_event *event, TPM_RESULT result, size_t n_bytes,
-                        int64_t took_ns)
+/* An answer, for the log. */
+struct answer {
+    uint32_t result; /* TPM_RESULT */
+    size_t n_bytes;  /* 0: nothing is sent */
+    bool is_sent;
+};
+
+static struct answer look_at_answer(struct control *control)
 {
+    struct answer answer = {0};
+    struct iovec *vectors;
+    size_t n_vectors = control_output(control, &vectors);
+
+    if (n_vectors > 0)
+        answer.result = get_be32(vectors->iov_base);
+    for (size_t i = 0; i < n_vectors; i++)
+        answer.n_bytes += vectors[i].iov_len;
+    return answer;
+}
+
+static void log_command(const struct control_event *event, struct answer answer, int64_t took_ns)
+{
+    const char *sent = answer.is_sent ? "" : ", not sent";
     long long took_us = took_ns / NS_PER_US;
 
     if (event->reason)
-        error_report("command %#x refused (%s): result 0x%x, %zu bytes, %lld µs", event->number,
-                     event->reason, event->result, n_bytes, took_us);
+        error_report("command %#x refused (%s): result 0x%x, %zu bytes, %lld µs%s", event->number,
+                     event->reason, answer.result, answer.n_bytes, took_us, sent);
     else
-        error_report("%s: result 0x%x, %zu bytes, %lld µs", event->command->name, result, n_bytes,
-                     took_us);
-}
-
-static size_t output_bytes(struct control *control)
-{
-    struct iovec *vectors;
-    size_t n_bytes = 0, n_vectors = control_output(control, &vectors);
-
-    for (size_t i = 0; i < n_vectors; i++)
-        n_bytes += vectors[i].iov_len;
-    return n_bytes;
+        error_report("%s: result 0x%x, %zu bytes, %lld µs%s", event->command->name, answer.result,
+                     answer.n_bytes, took_us, sent);
 }
 
 /* Carry out what has come whole, and send the answer. Returns false if the connection is of no more
@@ -204,14 +213,14 @@ static bool serve_command(struct server *server, int verdict, const struct contr
     if (verdict == CONTROL_REQUEST)
         commands_carry_out(&server->commands, &server->control, event);
     drain(server);
-    size_t n_bytes = output_bytes(&server->control);
-    bool is_sent = send_answer(server);
+    struct answer answer = look_at_answer(&server->control);
+    answer.is_sent = answer.n_bytes > 0 && send_answer(server);
     if (server->is_verbose)
-        log_command(event, server->commands.result, n_bytes, now_ns() - began_ns);
+        log_command(event, answer, now_ns() - began_ns);
     if (verdict == CONTROL_REQUEST)
         commands_answered(&server->commands);
     server->has_ended |= server->commands.has_shut_down;
-    return is_sent;
+    return answer.is_sent;
 }
 
 /* Wait for more of a client's bytes, and take them. Returns false if none will come. */

@@ -180,7 +180,8 @@ TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
 /* Return true from an INIT that was answered with success until the TPM is off. Never waits. */
 bool tpm_is_running(struct tpm *tpm);
 
-/* The guest runs on here, so far as the vTPM is this host's: what was given away is written again. */
+/* The guest runs on here, so far as the vTPM is this host's: what was given away is written again.
+ */
 void tpm_run_on(struct tpm *tpm);
 
 /* Serve again where tpm_retire() has left off, and write again. */

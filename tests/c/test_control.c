@@ -1,8 +1,8 @@
 /* The control channel's codec, as docs/control-channel.md has its rules: what a request is, in how
  * many pieces it may come, who is refused with how many bytes, and what becomes of descriptors.
  *
- * That any bytes give the same events as Python's codec does is for tests/property/test_codecs.py;
- * arbitrary bytes are for tests/fuzz/fuzz_control.c. */
+ * That any bytes give the events that the document says is for tests/property; arbitrary bytes and
+ * descriptors are for tests/fuzz/fuzz_control.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>

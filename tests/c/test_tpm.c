@@ -1010,7 +1010,8 @@ static void a_journal_is_there_from_the_first_change_to_the_end(void **state)
     assert_false(has_journal());
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     assert_true(has_journal());
-    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
+                     TPM_BAD_ORDINAL);
     /* A guest's reset, and a stop before it: neither writes a file. */
     for (int stop = 0; stop <= 1; stop++) {
         assert_int_equal(EXECUTE(SHUTDOWN_CLEAR), 0);
@@ -1024,7 +1025,8 @@ static void a_journal_is_there_from_the_first_change_to_the_end(void **state)
         assert_int_equal(io.calls, 2); /* a record, and its sync */
     }
     tpm_stop(tpm);
-    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
+                     TPM_BAD_ORDINAL);
     assert_int_equal(lose_power(), JOURNAL_O_WHOLE);
     assert_false(has_journal());
     /* Swtpm's again: it may be resumed from there. */
@@ -1229,7 +1231,8 @@ static void a_guest_that_runs_on_after_a_snapshot_is_served_as_before(void **sta
         assert_int_equal(EXECUTE(GET_RANDOM), 0);
         size_t n_bytes = recover_after_the_end(image);
         assert_false(has_journal());
-        assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true), TPM_SUCCESS);
+        assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
+                         TPM_SUCCESS);
         assert_int_equal(nvram_load(LINK_STATE_PERMANENT, image, n_bytes), 0);
         start();
         assert_true(clock_is_safe());

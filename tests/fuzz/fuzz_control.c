@@ -3,7 +3,7 @@
  *   build/sanitize/fuzz_control -max_total_time=600 tests/fuzz/corpus/control
  *
  * Input: one byte that says how many descriptors come with the command's first byte, then the bytes
- * of a client's commands. fuzz_control.py has the same corpus.
+ * of a client's commands. tests/property/test_control_properties.py has the same corpus.
  *
  * The oracle:
  *   - whatever one read brings, the verdict is that of a model with a table of its own: nothing

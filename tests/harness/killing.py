@@ -38,6 +38,7 @@ class Victims(StrEnum):
     ENGINE = "engine"
     DAEMON = "daemon"
     BOTH = "both"
+    ALONE = "alone"  # the engine that has no daemon
 
 
 class Moment(StrEnum):
@@ -75,6 +76,7 @@ class Processes:
             Victims.ENGINE: self._engines,
             Victims.DAEMON: self._daemon,
             Victims.BOTH: self._daemon + self._engines,
+            Victims.ALONE: self._daemon,
         }[victims]
         for descriptor in random.sample(chosen, len(chosen)):
             with suppress(ProcessLookupError):
@@ -117,12 +119,20 @@ class Killing:
     """One state directory, and the rounds in which what serves it is killed."""
 
     def __init__(
-        self, lab: Lab, random: Random, key: Sequence[str] = (), options: Sequence[str] = ()
+        self,
+        lab: Lab,
+        random: Random,
+        victims: Victims,
+        key: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> None:
         """Make a vTPM for the load, and stop it in order.
 
         `key` is options of either program, `options` are vtpmd's only.
         """
+        self._victims = victims
+        if victims is not Victims.ALONE:
+            options = (*options, "--manage", str(lab.new_path("manage")))
         self.state = lab.directory / "state"
         self.load = NvLoad(random)
         self._lab = lab
@@ -139,20 +149,20 @@ class Killing:
         guest.close()
         assert emulator.stop() == 0
 
-    def round(self, moment: Moment, victims: Victims) -> None:
+    def round(self, moment: Moment) -> None:
         """Start a daemon, kill at a moment, and wait until nothing of it is left.
 
         WriteLostError when the vTPM comes up with less than it owes, or with something else.
         """
         if moment is Moment.RECOVERING:
-            self._kill_while_recovering(victims)
+            self._kill_while_recovering()
             return
         emulator = self._start()
         guest = self._lab.raw_guest(emulator)
         if moment is Moment.POWERING_ON:
             # The daemon answers TPM_FAIL when its engine dies first.
             cut = suppress(ConnectionError, ControlError)
-            with self._kill_soon(moment, emulator.program, victims), cut:
+            with self._kill_soon(moment, emulator.program), cut:
                 guest.control.init()
                 guest.tpm.startup()
         else:
@@ -160,7 +170,7 @@ class Killing:
             self.load.weights = LARGE if moment is Moment.FOLDING else MIXED
             for _ in range(self._random.randrange(STEPS_BEFORE_MAX)):
                 self.load.step(guest.tpm)
-            with self._kill_soon(moment, emulator.program, victims):
+            with self._kill_soon(moment, emulator.program):
                 self._work_until_cut(guest)
         guest.close()
         self._end(emulator.program)
@@ -187,7 +197,7 @@ class Killing:
             while True:
                 self.load.step(guest.tpm)
 
-    def _kill_while_recovering(self, victims: Victims) -> None:
+    def _kill_while_recovering(self) -> None:
         directory = self._lab.new_path("vtpmd")
         directory.mkdir()
         vtpmd = Path(sys.executable).with_name("vtpmd")
@@ -195,30 +205,31 @@ class Killing:
         arguments += self._options[EmulatorKind.VTPMD]
         program = Program("vtpmd", arguments, directory)
         try:
-            with self._kill_soon(Moment.RECOVERING, program, victims):
+            with self._kill_soon(Moment.RECOVERING, program):
                 pass
             self._end(program)
         finally:
             program.kill()
 
     @contextmanager
-    def _kill_soon(self, moment: Moment, program: Program, victims: Victims) -> Iterator[None]:
+    def _kill_soon(self, moment: Moment, program: Program) -> Iterator[None]:
         """Kill at a time that is drawn, while the block runs; it has been done after that."""
         delay_s = self._random.uniform(0, LATEST_S[moment])
         first = self._random.choice([signal.SIGTERM, signal.SIGKILL])
         order = Random(self._random.random())
+        stopped = Victims.ALONE if self._victims is Victims.ALONE else Victims.DAEMON
 
         def kill() -> None:
             if moment is Moment.RECOVERING:
                 time.sleep(delay_s)  # before the engine is looked for: it may have been started
             with closing(Processes(program)) as processes:
                 if moment is Moment.STOPPING:
-                    processes.send(first, Victims.DAEMON, order)
+                    processes.send(first, stopped, order)
                 if moment is Moment.FOLDING:
                     self._wait_for_fold()
                 if moment is not Moment.RECOVERING:
                     time.sleep(delay_s)
-                processes.send(signal.SIGKILL, victims, order)
+                processes.send(signal.SIGKILL, self._victims, order)
 
         with meanwhile(kill):
             yield

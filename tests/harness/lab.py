@@ -65,6 +65,11 @@ class Lab(Closing):
         self._ending.callback(emulator.kill)
         return emulator
 
+    def daemon(self, state: Path | None = None) -> Emulator:
+        """Start a vtpmd that stays beside its engine, though nothing moves."""
+        options = ("--manage", str(self.new_path("manage")))
+        return self.emulator(EmulatorKind.VTPMD, state, None, options)
+
     def peer(
         self,
         peering: Peering | None = None,

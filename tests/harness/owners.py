@@ -22,7 +22,8 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs
 from tests.support.emulator_client import ControlError
 from vtpmd.store import owner
-from vtpmd.store.owner import OWNER_NAME, Record
+from vtpmd.store.directory import OWNER_NAME
+from vtpmd.store.owner import Record
 from vtpmd.wire import peer
 
 

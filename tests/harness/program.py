@@ -54,6 +54,11 @@ class Program:
         return self._process.poll()
 
     @property
+    def name_of_process(self) -> str:
+        """What the kernel calls the process: it may have become another program."""
+        return Path(f"/proc/{self.pid}/comm").read_text().removesuffix("\n")
+
+    @property
     def output(self) -> str:
         """What the program has written to standard output and error so far."""
         return self._log.read_text(errors="replace")

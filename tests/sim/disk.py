@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from vtpmd.store.directory import StateDirectory, StateDirectoryError, state_file
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 SECTOR_BYTES: Final = 512
 

@@ -18,12 +18,12 @@ from vtpmd.daemon.outgoing import Peer
 from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.errors import VtpmdError
 from vtpmd.store import start
-from vtpmd.store.directory import PERMANENT_NAME
-from vtpmd.store.incoming import HEAD, INCOMING_NAME, IncomingStates
+from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
+from vtpmd.store.incoming import HEAD, IncomingStates
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import OWNER_NAME, OwnerRecord, Record, parse
+from vtpmd.store.owner import OwnerRecord, Record, parse
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -191,9 +191,8 @@ class Daemon:
             )
             mobility._wakefulness = NoWakefulness()  # type: ignore[assignment]
             mobility.tell = lambda event, data: self.world.log(f"{host.name}: {event} {data}")
-            asked = Asked(mobility, self._stop.set)
             await mobility.begin(CREDENTIALS, ())
-            engine.serve(asked.answer, asked.hear)
+            engine.answer_by(Asked(mobility, self._stop.set))
         except VtpmdError as error:
             self.world.log(f"{host.name}: vtpmd does not start: {error}")
             self.world.start_failed(host, error)

@@ -28,7 +28,7 @@ from vtpmd.daemon.qemu_events import (
     QemuEvent,
 )
 from vtpmd.migration.tail import is_tail
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from tests.sim.world import Vm

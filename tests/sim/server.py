@@ -12,12 +12,12 @@ from enum import Enum, auto
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vtpmd.core import LINK_STATE_GIVEN, LinkAskedInit, LinkQuestion
+from vtpmd.core import LINK_BLOB_GIVEN, LinkAskedInit, LinkQuestion
 from vtpmd.daemon.engine import Question
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import Result, StateType
 from vtpmd.wire.swtpm_format import FormatError, Lineage
+from vtpmd.wire.tpm import Result, StateType
 
 if TYPE_CHECKING:
     from tests.sim.engine import SimEngine
@@ -83,15 +83,16 @@ class Arrival:
     def __init__(self, tpm: SimEngine) -> None:
         self.what = Arrived.NOTHING
         self._tpm = tpm
+        self._has_given = False  # libtpms has states from QEMU for the next INIT
         self._lineage: Lineage | None = None  # of the blobs
         self._newest = 0
         self._has_started = False  # the TPM, for the QEMU that uses it
 
     def _set(self, what: Arrived) -> None:
-        self.what, self._lineage, self._newest = what, None, 0
+        self.what, self._has_given, self._lineage, self._newest = what, False, None, 0
 
     def forget(self, then: Arrived) -> None:
-        if self.what is Arrived.BLOBS:
+        if self._has_given:
             self._tpm.forget_state()
         self._set(then)
 
@@ -100,7 +101,7 @@ class Arrival:
         self._has_started = False
 
     def take_tail(self) -> bool:
-        if self.what is not Arrived.NOTHING:
+        if self.what is not Arrived.NOTHING or self._has_given:
             self.forget(Arrived.UNUSABLE)
             return False
         self.what = Arrived.TAIL
@@ -119,13 +120,16 @@ class Arrival:
 
     def take_blob(self, kind: StateType, content: Content) -> int:
         is_permanent = kind is StateType.PERMANENT
-        if is_permanent and not self._take_lineage(content.lineage):
+        result: int = Result.FAIL
+        if not is_permanent or self._take_lineage(content.lineage):
+            result = self._tpm.set_state(kind, content.state)
+        if result != Result.SUCCESS:
             self.forget(Arrived.UNUSABLE)
-            return Result.FAIL
-        result = self._tpm.set_state(kind, content.state)
-        if result == Result.SUCCESS and is_permanent:
+            return result
+        self._has_given = True
+        if is_permanent:
             self.what = Arrived.BLOBS
-        return result
+        return Result.SUCCESS
 
     def start(self) -> int:
         has_come = self.what is Arrived.BLOBS
@@ -156,6 +160,7 @@ class ControlServer:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
+        self._told_running = False
         self._has_ended = False
         self._sent: asyncio.Queue[tuple[Command, Callable[[Said], None]]] = asyncio.Queue()
         self._woken = asyncio.Event()
@@ -195,7 +200,13 @@ class ControlServer:
             return
         answered(await self._carry_out[command.number](command))
         await self._tpm.late()
-        # commands_answered()
+        self._answered(command)
+
+    def _answered(self, command: Command) -> None:
+        runs = self._tpm.is_running
+        if runs is not self._told_running:
+            self._tpm.tell(Question(LinkQuestion.TELL_RUNNING, int(runs), b""))
+        self._told_running = runs
         if command.number is Number.INIT:
             self._tpm.tell(Question(LinkQuestion.TELL_INIT, 0, b""))
         if command.number is Number.SHUTDOWN:
@@ -254,7 +265,7 @@ class ControlServer:
         answer = await self._tpm.ask(Question(LinkQuestion.ASK_STATE, command.kind, b""))
         if answer.result != Result.SUCCESS:
             return Said(answer.result)
-        if answer.argument == LINK_STATE_GIVEN:
+        if answer.argument == LINK_BLOB_GIVEN:
             return Said(Result.SUCCESS, answer.payload)
         return self._own_state(command.kind)
 
@@ -279,13 +290,19 @@ class ControlServer:
         return await self._ask(LinkQuestion.ASK_TAIL, payload=blob)
 
     async def _set_blob(self, command: Command) -> int:
+        if self.arrival.what is Arrived.TAIL:
+            return Result.FAIL
+        result = await self._unwrap_and_take(command)
+        if result != Result.SUCCESS:
+            self.arrival.forget(Arrived.UNUSABLE)
+        return result
+
+    async def _unwrap_and_take(self, command: Command) -> int:
         try:
             state = swtpm_format.decode_blob(command.blob)
             content = Content(state, swtpm_format.read_blob_lineage(command.blob))
         except FormatError as error:
             return error.result
-        if self.arrival.what is Arrived.TAIL:
-            return Result.FAIL
         self._coming = command.kind, content
         result = await self._ask(LinkQuestion.ASK_BLOB, command.kind)
         self._coming = None

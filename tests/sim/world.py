@@ -17,13 +17,13 @@ from tests.sim.loop import PowerLoss, Process, Scheduler
 from tests.sim.network import Connection, Network, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
-from vtpmd.daemon import incoming, lineage, outgoing, tls
+from vtpmd.daemon import asked, incoming, lineage, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
 from vtpmd.store.owner import Whose
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 UUID: Final = b"u" * 16
 OTHER_UUID: Final = b"v" * 16
@@ -254,7 +254,7 @@ class _Mistakes(logging.Handler):
     """Hears of mistakes of a daemon's own, which it survives."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__()
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -265,18 +265,22 @@ class _Mistakes(logging.Handler):
 
 @contextmanager
 def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Have the daemons' log heard by this alone."""
+    """Have the daemons' log heard by this alone, as far as it may tell of a mistake."""
     log = logging.getLogger("vtpmd")
-    level, propagates = log.level, log.propagate
-    log.setLevel(handler.level)
+    # There an error itself, which might tell a secret, is for people who look for it.
+    levels = {log: logging.ERROR, asked.log: logging.DEBUG}
+    before, propagates = {each: each.level for each in levels}, log.propagate
     log.propagate = False
     log.addHandler(handler)
+    for each, level in levels.items():
+        each.setLevel(level)
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.propagate = propagates
-        log.setLevel(level)
+        for each, level in before.items():
+            each.setLevel(level)
 
 
 @contextmanager

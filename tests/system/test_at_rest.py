@@ -30,7 +30,7 @@ from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.moving import MovingFiles
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 MODES = pytest.mark.parametrize("mode", ["aes-128-cbc", "aes-256-cbc"])

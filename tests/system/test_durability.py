@@ -44,11 +44,11 @@ def test_invariants_1_and_2_what_was_acknowledged_survives_kill_9(
     """
     key = key_options(lab) if part % 2 else ()
     anchor = ("--anchor", str(lab.new_path("anchor"))) if part % 4 > 1 else ()
-    killing = Killing(lab, random, key, anchor)
+    killing = Killing(lab, random, victims, key, anchor)
     for number in range(KILLS_PER_PART):
-        killing.round(Moment.SERVING, victims)
+        killing.round(Moment.SERVING)
         if number % 4 == part % 4:
-            killing.round(random.choice(OTHER_MOMENTS), victims)
+            killing.round(random.choice(OTHER_MOMENTS))
     killing.check()
     # Invariant 9: stopped in order, the directory is swtpm's.
     killing.check(EmulatorKind.SWTPM)
@@ -68,12 +68,12 @@ def with_late_engine(late_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("with_late_engine")
-@pytest.mark.parametrize("victims", [Victims.ENGINE, Victims.BOTH])
+@pytest.mark.parametrize("victims", [Victims.ALONE, Victims.ENGINE, Victims.BOTH])
 def test_an_engine_that_answers_before_it_writes_is_caught(
     lab: Lab, random: Random, victims: Victims
 ) -> None:
     """It loses the last answer at almost every kill."""
-    killing = Killing(lab, random)
+    killing = Killing(lab, random, victims)
     with pytest.raises(WriteLostError, match="acknowledged"):
         for _ in range(CANARY_KILLS_MAX):
-            killing.round(Moment.SERVING, victims)
+            killing.round(Moment.SERVING)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.emulator import Emulator
 from tests.harness.guest import Machine, WorkloadFailedError
 from tests.harness.lab import Lab
+from tests.harness.unix import connect
 
 ENGINE_END_TIMEOUT_S = 10.0
 QEMU_FAILURE = "TPM_RC 0x9$"  # TPM_FAIL: QEMU's own answer when its emulator gives none
@@ -26,7 +27,7 @@ def engine_of(emulator: Emulator) -> int:
 
 def test_guest_gets_an_error_when_the_engine_is_killed(lab: Lab) -> None:
     """The guest's next command fails, the daemon says why in one line, and QEMU still answers."""
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator = lab.daemon()
     guest = lab.booted_guest(emulator, Machine())
     said_before = emulator.program.output
 
@@ -39,6 +40,8 @@ def test_guest_gets_an_error_when_the_engine_is_killed(lab: Lab) -> None:
     guest.resume()
     assert emulator.program.exit_code is None
     emulator.program.wait_for_output("SIGKILL")
+    with pytest.raises(ConnectionRefusedError):  # nobody waits for an answer
+        connect(emulator.control_path)
     errors = [
         line
         for line in emulator.program.output.removeprefix(said_before).splitlines()
@@ -49,7 +52,7 @@ def test_guest_gets_an_error_when_the_engine_is_killed(lab: Lab) -> None:
 
 def test_guest_gets_an_error_when_the_engine_dies_at_work(lab: Lab) -> None:
     """The same in the middle of a long command: the guest does not wait for ever."""
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator = lab.daemon()
     guest = lab.booted_guest(emulator, Machine())
     guest.command("start rsa-3072")
 
@@ -62,7 +65,7 @@ def test_guest_gets_an_error_when_the_engine_dies_at_work(lab: Lab) -> None:
 
 def test_engine_ends_with_its_daemon(lab: Lab) -> None:
     """A daemon that is killed leaves no engine behind that goes on serving the guest."""
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator = lab.daemon()
     guest = lab.booted_guest(emulator, Machine())
     engine = engine_of(emulator)
 

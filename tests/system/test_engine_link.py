@@ -23,7 +23,7 @@ from vtpmd.front.boot import boot_record
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.tpm import Result, StateType
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 

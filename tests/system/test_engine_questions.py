@@ -16,9 +16,25 @@ from vtpmd.front.boot import boot_record
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
-from vtpmd.wire.control import Result
+from vtpmd.wire.tpm import Result
 
 A_MOMENT_S = 0.2  # in which an answer would have come
+
+
+class Answerer:
+    """Does something for each question, and answers with its result."""
+
+    def __init__(self, do: Callable[[], Awaitable[int]]) -> None:
+        self.asked: list[LinkQuestion] = []
+        self._do = do
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer."""
+        self.asked.append(question.number)
+        return Answer(await self._do())
+
+    def hear(self, news: Question) -> None:
+        """Nothing is to be done."""
 
 
 def with_engine(path: Path, test: Callable[[Engine, Path], Awaitable[None]]) -> None:
@@ -52,19 +68,17 @@ def test_question_that_comes_before_anybody_can_answer_waits(tmp_path: Path) -> 
     """Else QEMU would be told that its TPM runs."""
 
     async def test(engine: Engine, path: Path) -> None:
-        asked: list[LinkQuestion] = []
+        async def start() -> int:
+            return (await engine.request(LinkOperation.INIT)).result
 
-        async def answer(question: Question) -> Answer:
-            asked.append(question.number)
-            return Answer((await engine.request(LinkOperation.INIT)).result)
-
+        answerer = Answerer(start)
         with ControlClient(path) as client:
             starting = asyncio.create_task(asyncio.to_thread(client.init))
             done, _ = await asyncio.wait({starting}, timeout=A_MOMENT_S)
             assert not done
-            engine.serve(answer, lambda _: None)
+            engine.answer_by(answerer)
             await starting
-            assert asked == [LinkQuestion.ASK_INIT]
+            assert answerer.asked == [LinkQuestion.ASK_INIT]
             await asyncio.to_thread(client.get_established)  # which only a TPM that is on answers
 
     with_engine(tmp_path / "state", test)
@@ -76,12 +90,12 @@ def test_answer_that_comes_when_the_engine_ends_leaves_it_to_end_in_order(tmp_pa
     async def test(engine: Engine, path: Path) -> None:
         asked, ending = asyncio.Event(), asyncio.Event()
 
-        async def answer(_: Question) -> Answer:
+        async def wait() -> int:
             asked.set()
             await ending.wait()
-            return Answer()
+            return Result.SUCCESS
 
-        engine.serve(answer, lambda _: None)
+        engine.answer_by(Answerer(wait))
         with ControlClient(path) as client:
             starting = asyncio.create_task(asyncio.to_thread(client.request, 2, bytes(4)))
             await asked.wait()

@@ -138,7 +138,7 @@ def test_invariant_1_killed_under_load_nothing_acknowledged_is_lost(
     state = make_counter(lab)
     value = 1
     for _ in range(KILLS):
-        emulator = lab.emulator(VTPMD, state)
+        emulator = lab.daemon(state)
         with ControlClient(emulator.control_path) as control:
             tpm, _ = power_on(control)
             load = Load(tpm)

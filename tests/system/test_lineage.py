@@ -42,8 +42,7 @@ from tests.harness.raw_guest import NV_INDEX, NV_SIZE, Blobs
 from tests.harness.state_files import lineage
 from tests.support.emulator_client import ControlError
 from vtpmd.store.anchor import Anchor
-from vtpmd.store.directory import PERMANENT_NAME
-from vtpmd.store.incoming import INCOMING_NAME
+from vtpmd.store.directory import INCOMING_NAME, PERMANENT_NAME
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 

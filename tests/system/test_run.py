@@ -3,7 +3,9 @@
 Invariant 3: one state directory, one owner, also while an engine outlives its daemon.
 """
 
+import fcntl
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -14,17 +16,27 @@ import pytest
 
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
-from tests.support.emulator_client import Control, ControlClient, ControlError
+from tests.harness.unix import connect
+from tests.support.emulator_client import Control, ControlClient
 from tests.support.tpm2 import Tpm
 
 VTPMD = Path(sys.executable).with_name("vtpmd")
 EXIT_TIMEOUT_S = 30.0
+# What takes its time to be imported, or is for what only some vTPMs have.
+NOT_NEEDED = (
+    "asyncio concurrent.futures cryptography dataclasses email hashlib hmac inspect json logging"
+    " pathlib qemu rich shutil ssl subprocess tempfile threading"
+    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.migration.states vtpmd.pki"
+    " vtpmd.store.anchor vtpmd.store.incoming vtpmd.store.owner vtpmd.store.sealing"
+)
 
 
-def run_to_its_end(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [VTPMD, "run", *arguments]
+def run_to_its_end(
+    *arguments: str | Path, command: str = "run"
+) -> subprocess.CompletedProcess[str]:
+    words = [VTPMD, command, *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=EXIT_TIMEOUT_S, check=False
+        words, capture_output=True, text=True, timeout=EXIT_TIMEOUT_S, check=False
     )
 
 
@@ -50,6 +62,19 @@ def test_prints_the_arguments_that_qemu_needs(lab: Lab) -> None:
     emulator.program.wait_for_output("-tpmdev")
     words = shlex.split(emulator.program.output.splitlines()[0])
     assert words[words.index("-chardev") + 1] == f"socket,id=vtpm,path={emulator.control_path}"
+
+
+def test_engine_waits_for_no_import_that_its_vtpm_does_not_need(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither key, anchor nor peers: the engine is started before Python has read their code."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator.program.wait_for_output("-tpmdev")
+    lines = emulator.program.output.partition("-chardev")[0].splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "vtpmd.store.start" in imported
+    assert imported & set(NOT_NEEDED.split()) == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -87,7 +112,7 @@ def test_invariant_3_second_daemon_on_a_directory_is_refused(lab: Lab) -> None:
 
 def test_invariant_3_directory_is_refused_while_an_engine_lives(lab: Lab) -> None:
     """The daemon is killed; its engine, stopped from ending, still holds the lock."""
-    first = lab.emulator(EmulatorKind.VTPMD)
+    first = lab.daemon()
     start_tpm(first)
     (engine,) = first.engines()
     os.kill(engine, signal.SIGSTOP)
@@ -123,20 +148,65 @@ def test_killed_daemon_leaves_nothing_in_the_way(lab: Lab) -> None:
         second.kill()
 
 
-def test_dead_engine_is_answered_for_and_ends_in_status_1(lab: Lab) -> None:
-    """TPM_FAIL for what needs it, as long as an answer of the command is; SHUTDOWN still works."""
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+def test_dead_engine_is_told_of_and_ends_in_status_1(lab: Lab) -> None:
+    """Nobody waits for an answer that will not come, and vtpmd stops in order."""
+    emulator = lab.daemon()
     start_tpm(emulator)
-    (engine,) = emulator.engines()
-    os.kill(engine, signal.SIGKILL)
     with ControlClient(emulator.control_path) as control:
-        for command, body in ((Control.INIT, bytes(4)), (Control.STOP, b"")):
-            assert control.request(command, body) == 9
-        with pytest.raises(ControlError):
-            control.hash_start()
-        assert control.request(Control.SHUTDOWN) == 9
-    assert emulator.program.wait() == 1
+        (engine,) = emulator.engines()
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(ConnectionError):
+            control.request(Control.STOP)
+    emulator.program.wait_for_output("was killed by SIGKILL")
+    with pytest.raises(ConnectionRefusedError):
+        connect(emulator.control_path)
+    assert emulator.stop() == 1
     assert emulator.program.output.count("was killed by SIGKILL") == 1
+    assert not emulator.control_path.exists()
+
+
+def test_becomes_the_engine_where_nothing_else_is_needed(lab: Lab) -> None:
+    """The same process, with a lock that it was given, and nothing of the environment."""
+    lock = lab.directory / "lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.set_inheritable(file.fileno(), True)
+        done = subprocess.Popen(
+            [VTPMD, "run", lab.directory / "state"],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"SECRET": "1"},
+            close_fds=False,
+        )
+    with done, lock.open() as again:
+        assert done.stdout is not None
+        assert done.stdout.readline().startswith(b"-chardev ")
+        assert done.stdout.read() == b""  # nobody who reads it waits for the end of the vTPM
+        with ControlClient(lab.directory / "state/vtpmd.sock") as control:
+            control.get_config()
+        assert Path(f"/proc/{done.pid}/comm").read_text() == "vtpmd-engine\n"
+        assert b"SECRET" not in Path(f"/proc/{done.pid}/environ").read_bytes()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done.terminate()
+        assert done.wait() == 0
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_stop_that_cannot_fold_says_so(lab: Lab) -> None:
+    """A status of its own: the state is safe, but swtpm cannot take the directory."""
+    for emulator in (lab.emulator(EmulatorKind.VTPMD), lab.daemon()):
+        start_tpm(emulator)
+        with ControlClient(emulator.control_path) as control:
+            tpm = Tpm(control.attach_data().transact)
+            for index in range(0x01500001, 0x01500006):  # a state of more than the limit
+                tpm.nv_define(index, 1024)
+                tpm.nv_write(index, bytes(1024))
+        (engine,) = emulator.engines()
+        resource.prlimit(engine, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        assert emulator.stop() == 7
+        assert "cannot fold tpm2-00.journal" in emulator.program.output
+        assert (emulator.state / "tpm2-00.journal").exists()
+        assert run_to_its_end(emulator.state, command="fold").returncode == 0
 
 
 def test_state_file_that_cannot_be_read_stops_the_start(lab: Lab) -> None:

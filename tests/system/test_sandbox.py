@@ -16,6 +16,7 @@ import pytest
 from tests.harness import canary
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
+from tests.harness.system_calls import numbers_of, polls
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from vtpmd.core import LinkDescriptor
@@ -40,7 +41,7 @@ ALLOWED: dict[str, tuple[tuple[int, ...], ...]] = {
     "fcntl": ((99, fcntl.F_GETFL), (99, fcntl.F_SETFL, os.O_DIRECT)),
     "mmap": ((0, 4096, READABLE, ANONYMOUS, -1),),
     "openat": ((DIRECTORY, 0, CREATE, 0o600),),
-    "unlinkat": ((DIRECTORY, 0, 0),),
+    "unlinkat": ((DIRECTORY, 0, 0), (LinkDescriptor.CONTROL_DIRECTORY, 0, 0)),
     "renameat": ((DIRECTORY, 0, DIRECTORY, 0),),
 }
 FORBIDDEN: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -55,7 +56,12 @@ FORBIDDEN: dict[str, tuple[tuple[int, ...], ...]] = {
         (DIRECTORY, 0, CREATE & ~os.O_EXCL, 0o600),
         (DIRECTORY, 0, CREATE & ~os.O_NOFOLLOW, 0o600),
     ),
-    "unlinkat": ((-100, 0, 0), (DIRECTORY, 0, 0x200)),  # AT_FDCWD; AT_REMOVEDIR
+    # AT_FDCWD; AT_REMOVEDIR
+    "unlinkat": (
+        (-100, 0, 0),
+        (DIRECTORY, 0, 0x200),
+        (LinkDescriptor.CONTROL_DIRECTORY, 0, 0x200),
+    ),
     "renameat": ((-100, 0, DIRECTORY, 0), (DIRECTORY, 0, -100, 0)),
     "tgkill": ((1, 1, signal.SIGABRT), (1, 1, signal.SIGKILL)),
 }
@@ -74,9 +80,16 @@ def status_of(process: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def descriptors_of(process: int) -> dict[int, str]:
+def descriptors_of(process: int, n_sockets: int) -> dict[int, str]:
+    """Return a process' descriptors, once it has so many sockets: the client's is closed soon."""
     directory = Path(f"/proc/{process}/fd")
-    return {int(entry.name): str(entry.readlink()) for entry in directory.iterdir()}
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    while True:
+        found = {int(entry.name): str(entry.readlink()) for entry in directory.iterdir()}
+        if sum(name.startswith("socket:") for name in found.values()) == n_sockets:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
 
 
 def serving_engine(emulator: Emulator) -> int:
@@ -87,13 +100,14 @@ def serving_engine(emulator: Emulator) -> int:
     return engine
 
 
-def test_engine_has_no_descriptor_that_it_does_not_need(emulator: Emulator) -> None:
-    """Seven: null twice, standard error, the link, the directory, the lock, the store.
-
-    There is no anchor, and the boot record has been read.
-    """
-    descriptors = descriptors_of(serving_engine(emulator))
-    assert set(descriptors) == set(LinkDescriptor) - {LinkDescriptor.BOOT, LinkDescriptor.ANCHOR}
+def test_engine_has_no_descriptor_that_it_does_not_need(lab: Lab) -> None:
+    """Those of the link, but for the anchor, and the boot record, which has been read."""
+    emulator = lab.daemon()
+    descriptors = descriptors_of(serving_engine(emulator), n_sockets=2)
+    gone = {LinkDescriptor.BOOT, LinkDescriptor.ANCHOR, LinkDescriptor.CONTROL_DIRECTORY}
+    (wakes,) = set(descriptors) - (set(LinkDescriptor) - gone)
+    assert descriptors.pop(wakes) == "anon_inode:[eventfd]"
+    assert set(descriptors) == set(LinkDescriptor) - gone
     assert descriptors[LinkDescriptor.INPUT] == descriptors[LinkDescriptor.LIBRARY_LOG]
     assert descriptors[LinkDescriptor.INPUT] == "/dev/null"
     assert descriptors[LinkDescriptor.SOCKET].startswith("socket:")
@@ -121,8 +135,20 @@ def test_engines_memory_is_locked(emulator: Emulator) -> None:
     assert "RLIMIT_MEMLOCK" not in emulator.program.output
 
 
-def test_signals_of_a_terminal_reach_the_engine_by_way_of_vtpmd(emulator: Emulator) -> None:
+def test_engine_that_is_alone_has_what_it_was_given(lab: Lab) -> None:
+    """No link, no standard input or output, and a descriptor for signals in its place."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    descriptors = descriptors_of(serving_engine(emulator), n_sockets=1)
+    for number in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG, LinkDescriptor.SOCKET):
+        assert descriptors[number] == "/dev/null"
+    gone = {LinkDescriptor.BOOT, LinkDescriptor.ANCHOR}
+    (signals,) = set(descriptors) - (set(LinkDescriptor) - gone)
+    assert descriptors[signals] == "anon_inode:[signalfd]"
+
+
+def test_signals_of_a_terminal_reach_the_engine_by_way_of_vtpmd(lab: Lab) -> None:
     """A service manager signals all processes at once; the guest is served until vtpmd stops."""
+    emulator = lab.daemon()
     engine = serving_engine(emulator)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(engine, number)
@@ -142,13 +168,9 @@ def test_engine_is_sealed_by_one_filter(emulator: Emulator) -> None:
 
 def wait_until_polling(engine: int) -> None:
     """Wait until a thread of the engine waits for the rest of a command."""
-    (poll,) = numbers_of({"poll"}).values()
     deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not any(
-        (task / "syscall").read_text().startswith(f"{poll} ")
-        for task in Path(f"/proc/{engine}/task").iterdir()
-    ):
-        assert time.monotonic() < deadline, "no thread of the engine polls"
+    while not any(poll.has_limit for poll in polls(engine)):
+        assert time.monotonic() < deadline, "no thread of the engine waits for it"
 
 
 def test_engine_that_was_stopped_goes_on(emulator: Emulator) -> None:
@@ -172,7 +194,7 @@ def test_engine_whose_tpm_does_what_it_need_not_is_killed(
     """And the daemon says in one line what happened, and what became of the guest."""
     forbidden = canary.build("forbidden", ("TPMLIB_Process",), tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(forbidden))
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator = lab.daemon()
     with ControlClient(emulator.control_path) as control:
         control.init()
         data = control.attach_data()
@@ -208,15 +230,6 @@ class Probe:
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
     return Probe(tmp_path_factory.mktemp("probe"))
-
-
-def numbers_of(names: set[str]) -> dict[str, int]:
-    """Ask the compiler for the numbers of the calls that there are."""
-    text = "#include <sys/syscall.h>\n" + "".join(f"call {n} __NR_{n}\n" for n in names)
-    command = ["gcc", "-E", "-P", "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    found = re.findall(r"^call (\w+) (\d+)$", done.stdout, re.MULTILINE)
-    return {name: int(number) for name, number in found}
 
 
 def commented_calls() -> tuple[set[str], set[str], dict[str, int]]:

@@ -37,8 +37,8 @@ from vtpmd import core
 from vtpmd.core import Image
 from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 WAIT_TIMEOUT_S = 20.0
 QUIET = Peering(credentials=credentials(), log_level="info")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_control_docs import FORMAT_TABLES, fields
+from tests.support.documents import fields
+from tests.unit.test_control_docs import FORMAT_TABLES
 from tests.unit.test_delta import crc32c
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.store import anchor

@@ -1,6 +1,8 @@
 """The command line: what it accepts, prints and returns."""
 
+import pkgutil
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -45,12 +47,39 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
     assert "example:\n  vtpmd run /" in capsys.readouterr().out
 
 
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is a line with what it does, from its module, and no module is left out."""
+    names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    modules = {name: import_module(f"vtpmd.cli.{name}") for name in names}
+    commands = [name for name, module in modules.items() if hasattr(module, "add_parser")]
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.partition("COMMAND\n")[2].partition("\noptions:")[0]
+    lines = [line.split() for line in listed.splitlines()]
+    assert sorted(line[0] for line in lines if line) == sorted(commands)
+    assert all(len(line) > 1 for line in lines if line)
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_help_and_usage_are_laid_out_for_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the texts that are given as they are to be shown."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for arguments in (["run", "--help"], ["run"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+    captured = capsys.readouterr()
+    for text in (captured.out.partition("\nexample:")[0], captured.err.rpartition("vtpmd run:")[0]):
+        assert columns - 20 < max(map(len, text.splitlines())) < columns
+
+
 def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     """Each is a line."""
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = capsys.readouterr().out.partition("exit status:\n")[2]
-    assert [line.split()[0] for line in text.splitlines()] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert [line.split()[0] for line in text.splitlines()] == list("01234567")
 
 
 def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,9 +90,19 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "path", ["/a/b", "a", "./a", "a/", "/a//b/./c/", "../a", "a/../b", ".", "/", "//a", "///a", "é"]
+)
+def test_paths_are_written_as_pathlib_does(path: str) -> None:
+    """Also those that it is not asked about."""
+    parser = cli.build_parser(["run"])
+    options = parser.parse_args(["run", path, "--socket", path])
+    assert (options.directory, options.socket) == (str(Path(path)), str(Path(path)))
+
+
 def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
     """A path with blanks, quotes and commas arrives in QEMU as it is."""
-    words = shlex.split(qemu_arguments(Path("/a b/it's,x"), name=None, uuid=None))
+    words = shlex.split(qemu_arguments("/a b/it's,x", name=None, uuid=None))
     assert words[:2] == ["-chardev", "socket,id=vtpm,path=/a b/it's,,x"]
     assert words[2:] == [
         "-tpmdev",
@@ -76,5 +115,5 @@ def test_qemu_arguments_survive_a_shell_and_qemus_commas() -> None:
 def test_qemu_arguments_have_name_and_uuid() -> None:
     """As they were given."""
     uuid = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
-    words = shlex.split(qemu_arguments(Path("/s"), name="web1", uuid=uuid))
+    words = shlex.split(qemu_arguments("/s", name="web1", uuid=uuid))
     assert words[-4:] == ["-name", "guest=web1", "-uuid", uuid]

@@ -13,10 +13,9 @@ import pytest
 from vtpmd import cli
 from vtpmd.cli.owner import EXIT_STATUS
 from vtpmd.store import owner
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, StateDirectory
 from vtpmd.store.in_place import InPlace
-from vtpmd.store.incoming import INCOMING_NAME
-from vtpmd.store.owner import OWNER_NAME, OwnerRecord, OwnerRecordError, Record, Whose
+from vtpmd.store.owner import OwnerRecord, OwnerRecordError, Record, Whose
 
 SESSION, IN = b"s" * 16, b"i" * 16
 TO = "host2.example.org:4433"

@@ -1,127 +1,68 @@
-"""The tables of docs/control-channel.md and docs/state-format.md say what the code does."""
+"""The tables of docs/control-channel.md and docs/state-format.md say what the code does.
+
+What a request is by its table, in any reads, is for tests/property/test_control_properties.py.
+"""
 
 import re
 import struct
-from enum import Enum
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz.fuzz_control import SHAPES
+from tests.support import control_document
+from tests.support.control_codec import RUNNING, STOPPED, Codec, asked
+from tests.support.control_document import LIMITS, TABLES
+from tests.support.documents import DOCS, fields, tables
 from vtpmd._core import ffi, lib
-from vtpmd.daemon import control_server
 from vtpmd.store import directory
-from vtpmd.wire import control, swtpm_format
-from vtpmd.wire.control import NEED_DATA, Command, ProtocolError, Receiver
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.tpm import Result, StateType
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-CHANNEL = (DOCS / "control-channel.md").read_text()
+SERVER = Path(__file__).resolve().parents[2] / "csrc/engine/server.h"
 FORMAT = (DOCS / "state-format.md").read_text()
-
-Row = dict[str, str]
-
-
-def tables(text: str) -> dict[str, list[Row]]:
-    """Return every table of a document, by the last line of text or heading before it.
-
-    Of two tables under one line the second gets a plus sign.
-    """
-    found: dict[str, list[Row]] = {}
-    title, header = "", None
-    for line in text.splitlines():
-        if not line.startswith("|"):
-            title, header = line.strip("# :") or title, None
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if header is None:
-            header = cells
-            title += "+" * (title in found)
-            found[title] = []
-        elif not set(line) <= set("|-"):
-            found[title].append(dict(zip(header, cells, strict=True)))
-    return found
-
-
-CHANNEL_TABLES, FORMAT_TABLES = tables(CHANNEL), tables(FORMAT)
-COMMANDS = {row["name"]: row for row in CHANNEL_TABLES["Commands"]}
-
-
-def test_commands_are_those_of_the_code() -> None:
-    assert {name: int(row["number"]) for name, row in COMMANDS.items()} == {
-        command.name: command.value for command in Command
-    }
-
-
-@pytest.mark.parametrize("command", Command, ids=lambda command: command.name)
-def test_length_and_excess_are_as_parsed(command: Command) -> None:
-    row = COMMANDS[command.name]
-    fixed = int(row["length"].removesuffix(" + …"))
-    announces = row["length"].endswith("…")
-    assert announces == row["request's body"].endswith("u32 length, data")
-    # Zeros announce no data.
-    complete = struct.pack(">I", command).ljust(fixed, b"\0")
-    receiver = Receiver()
-    receiver.receive_data(complete[:-1])
-    assert receiver.next_event() is NEED_DATA
-    receiver.receive_data(complete[-1:])
-    assert isinstance(receiver.next_event(), control.Request)
-    receiver.receive_data(complete + b"\0")
-    refused = isinstance(receiver.next_event(), ProtocolError)
-    assert row["excess"] == ("refused" if refused else "dropped")
-
-
-@pytest.mark.parametrize("command", Command, ids=lambda command: command.name)
-def test_fields_of_the_request_are_as_parsed(command: Command) -> None:
-    row = COMMANDS[command.name]
-    letters = {"u8": "B", "u32": "I", "u64": "Q"}
-    kinds = re.findall(r"\b(u\d+) (\w+)", row["request's body"])
-    fields = "".join("4x" if name == "padding" else letters[kind] for kind, name in kinds)
-    assert fields == SHAPES[command].fields
+FORMAT_TABLES = tables(FORMAT)
+# What flags are called in C.
+PREFIXES = {
+    "InitFlag": "CONTROL_INIT_",
+    "StateFlag": "CONTROL_STATE_",
+    "ConfigFlag": "CONTROL_CONFIG_",
+    "StateType": "LINK_STATE_",
+}
+# Of a capability that is not called as its command is.
+CAPABILITIES = {"HASHING": ("HASH_START", "HASH_DATA", "HASH_END"), "SEND_COMMAND_HEADER": ()}
 
 
 @pytest.mark.parametrize("number", range(lib.CONTROL_N_NUMBERS + 1))
-def test_commands_are_those_of_c(number: int) -> None:
-    row = next((row for row in COMMANDS.values() if int(row["number"]) == number), None)
-    command = lib.control_command_of(number)
-    if row is None:
+def test_commands(number: int) -> None:
+    said, command = control_document.COMMANDS.get(number), lib.control_command_of(number)
+    if said is None:
         assert command == ffi.NULL
         return
-    powers = {
-        "any": lib.CONTROL_STOPPED | lib.CONTROL_RUNNING,
-        "running": lib.CONTROL_RUNNING,
-        "stopped": lib.CONTROL_STOPPED,
-    }
-    asked_otherwise = re.fullmatch("(.*) to ask, (.*) to set", row["state"])
-    to_ask, to_set = asked_otherwise.groups() if asked_otherwise else (None, row["state"])
-    assert ffi.string(command.name).decode() == row["name"]
-    assert lib.control_request_bytes(command) == int(row["length"].removesuffix(" + …"))
-    assert (command.data_bytes_max > 0) == row["length"].endswith("…")
-    assert command.drops_excess == (row["excess"] == "dropped")
-    assert command.n_descriptors == ("descriptor" in row["request's body"])
-    assert command.powers == powers[to_set]
-    assert command.powers_to_ask == (powers[to_ask] if to_ask else 0)
+    assert ffi.string(command.name).decode() == said.name
+    assert lib.control_request_bytes(command) == said.layout.size
+    assert command.data_bytes_max == (said.data_bytes_max or 0)
+    assert command.drops_excess == said.drops_excess
+    assert command.n_descriptors == said.needs_descriptor
+    assert command.powers == sum(said.powers)
+    assert (command.powers_to_ask or command.powers) == sum(said.powers_to_ask)
 
 
-def test_limits_of_c() -> None:
-    rows = {row["name"].strip("`"): float(row["value"]) for row in CHANNEL_TABLES["Limits"]}
-    servers = {"COMMAND_TIMEOUT_S", "READ_BYTES_MAX", "ANSWER_TIMEOUT_S"}
-    for name in rows.keys() - servers:
-        assert getattr(lib, f"CONTROL_{name}") == rows[name]
-    assert lib.control_command_of(Command.HASH_DATA).data_bytes_max == rows["HASH_DATA_BYTES_MAX"]
-    assert lib.control_command_of(Command.SET_STATEBLOB).data_bytes_max == rows["BLOB_BYTES_MAX"]
+def test_commands_have_the_lengths_of_their_fields() -> None:
+    for said in control_document.COMMANDS.values():
+        row = control_document.ROWS[said.name]
+        assert int(row["length"].removesuffix(" + …")) == said.layout.size
+        assert row["length"].endswith("…") == (said.data_bytes_max is not None)
 
 
 def test_limits() -> None:
-    rows = {row["name"].strip("`"): float(row["value"]) for row in CHANNEL_TABLES["Limits"]}
-    modules = (control, control_server)
+    names = {name.removeprefix("CONTROL_"): name for name in dir(lib) if name.endswith("_MAX")}
     in_code = {
-        name: getattr(module, name)
-        for module in modules
-        for name in vars(module)
-        if name.endswith(("_BYTES_MAX", "_TIMEOUT_S", "DESCRIPTORS_MAX"))
+        name: int(getattr(lib, of_c)) for name, of_c in names.items() if of_c.startswith("CONTROL_")
     }
-    del in_code["COMMAND_BYTES_MAX"]  # follows from BLOB_BYTES_MAX
-    assert rows == in_code
+    found = re.findall(r"\bSERVER_(\w+) = (\d+)(?: << (\d+))?,", SERVER.read_text())
+    assert len(found) == 3
+    in_code |= {name: int(number) << int(shift or 0) for name, number, shift in found}
+    assert in_code == LIMITS
     rows = {row["name"].strip("`"): float(row["value"]) for row in FORMAT_TABLES["Limits"]}
     assert rows == {
         "STATE_BYTES_MAX": swtpm_format.STATE_BYTES_MAX,
@@ -130,22 +71,32 @@ def test_limits() -> None:
 
 
 def test_flags_and_types() -> None:
-    rows = [
-        (row["of"], int(row["value"], 0), row["name"]) for row in CHANNEL_TABLES["Flags and types"]
+    rows = TABLES["Flags and types"]
+    in_code = [
+        getattr(lib, PREFIXES[row["of"]] + row["name"]) for row in rows if row["of"] in PREFIXES
     ]
-    kinds: list[type[Enum]] = [
-        control.Capability,
-        control.InitFlag,
-        control.StateFlag,
-        control.ConfigFlag,
-        control.StateType,
-    ]
-    assert rows == [(kind.__name__, each.value, each.name) for kind in kinds for each in kind]
+    assert in_code == [int(row["value"], 0) for row in rows if row["of"] in PREFIXES]
+    types = {row["name"]: int(row["value"]) for row in rows if row["of"] == "StateType"}
+    assert types == {kind.name: kind.value for kind in StateType}
+
+
+def test_capabilities() -> None:
+    rows = [row for row in TABLES["Flags and types"] if row["of"] == "Capability"]
+    commands = {said.name: said.number for said in control_document.COMMANDS.values()}
+    seen = {"GET_CAPABILITY"}
+    for row in rows:
+        for name in CAPABILITIES.get(row["name"], (row["name"],)):
+            command = lib.control_command_of(commands[name])
+            assert command.capability == int(row["value"], 0), name
+            seen.add(name)
+    assert seen == commands.keys()
+    flags = sum(int(row["value"], 0) for row in rows)
+    assert asked(struct.pack(">I", 1)).answer("capability") == struct.pack(">II", 0, flags)
 
 
 def test_results() -> None:
-    rows = {row["name"]: int(row["value"], 0) for row in CHANNEL_TABLES["Results"]}
-    assert rows == {result.name: result.value for result in control.Result}
+    rows = {row["name"]: int(row["value"], 0) for row in TABLES["Results"]}
+    assert rows == {result.name: result.value for result in Result}
 
 
 def marked(size: int) -> bytes:
@@ -153,60 +104,47 @@ def marked(size: int) -> bytes:
     return bytes(range(1, size + 1))
 
 
-def fields(rows: list[Row], data: bytes) -> dict[str, int | bytes]:
-    """Take data apart by an Offset / Size / Field table, which must leave no gap.
-
-    A field's name is what its row says before a comma or colon.
-    """
-    found: dict[str, int | bytes] = {}
-    end = 0
-    for row in rows:
-        assert int(row["Offset"]) == end, row
-        name = re.split("[,:]| of ", row["Field"])[0]
-        rest = row["Size"] == "…"
-        end = len(data) if rest else end + int(row["Size"])
-        value = data[int(row["Offset"]) : end]
-        found[name] = value if rest else int.from_bytes(value, "big")
-    assert end == len(data)
-    return found
-
-
-def request_of(title: str, data: bytes) -> tuple[dict[str, int | bytes], object]:
-    """Return a request's fields by the document, and what the code makes of it."""
-    receiver = Receiver()
-    receiver.receive_data(data)
-    return fields(CHANNEL_TABLES[title], data), receiver.next_event()
+def request_of(title: str, data: bytes, power: int) -> tuple[dict[str, int | bytes], Codec]:
+    """Return a request's fields by the document, and a codec that has taken it."""
+    return fields(TABLES[title], data), asked(data, power)
 
 
 def test_requests_are_laid_out_as_written() -> None:
-    said, event = request_of("HASH_DATA request", struct.pack(">II", 7, 3) + b"abc")
-    assert event == control.HashData(b"abc")
+    said, codec = request_of("HASH_DATA request", struct.pack(">II", 7, 3) + b"abc", RUNNING)
+    assert codec.fields() == {"number": 7, "data_bytes": 3, "data": b"abc"}
     assert list(said.values()) == [7, 3, b"abc"]
-    said, event = request_of("GET_STATEBLOB request", struct.pack(">I", 12) + marked(12))
-    assert isinstance(event, control.GetStateBlob)
-    assert list(event[:3]) == list(said.values())[1:]
-    said, event = request_of("SET_STATEBLOB request", struct.pack(">IIII", 13, 5, 6, 2) + b"ab")
-    assert event == control.SetStateBlob(5, 6, b"ab")
-    assert list(said.values()) == [13, 5, 6, 2, b"ab"]
-    said, event = request_of("GET_INFO request", struct.pack(">I", 18) + marked(16))
-    assert isinstance(event, control.GetInfo)
-    assert list(event[:2]) == list(said.values())[1:3]
+    sent = struct.pack(">I", 12) + marked(12)
+    said, codec = request_of("GET_STATEBLOB request", sent, RUNNING)
+    found = codec.fields()
+    assert [found[name] for name in ("number", "flags", "type", "offset")] == list(said.values())
+    sent = struct.pack(">IIII", 13, 5, 6, 2) + b"ab"
+    said, codec = request_of("SET_STATEBLOB request", sent, STOPPED)
+    found = codec.fields()
+    assert [found[name] for name in ("number", "flags", "type", "data_bytes", "data")] == (
+        list(said.values())
+    )
+    said, codec = request_of("GET_INFO request", struct.pack(">I", 18) + marked(16), RUNNING)
+    found = codec.fields()
+    assert [found[name] for name in ("number", "flags", "offset")] == list(said.values())[:3]
 
 
 def test_responses_are_laid_out_as_written() -> None:
-    said = fields(CHANNEL_TABLES["GET_STATEBLOB response"], control.encode_state_blob(b"abcd", 1))
+    answer = asked(struct.pack(">IIII", 12, 0, 1, 1), RUNNING).answer_state_blob(b"abcd")
+    said = fields(TABLES["GET_STATEBLOB response"], answer)
     assert said == {"result": 0, "flags": 0, "total length": 3, "length": 3, "data": b"bcd"}
-    said = fields(CHANNEL_TABLES["GET_TPMESTABLISHED response"], control.encode_established(True))
+    answer = asked(struct.pack(">I", 4), RUNNING).answer("established", True)
+    said = fields(TABLES["GET_TPMESTABLISHED response"], answer)
     assert said == {"result": 0, "bit": 1, "padding": 0}
-    answer = control.encode_buffer_size(1, 2, 3)
-    said = fields(CHANNEL_TABLES["SET_BUFFERSIZE response"], answer)
+    answer = asked(struct.pack(">II", 17, 0)).answer("buffer_size", 1, 2, 3)
+    said = fields(TABLES["SET_BUFFERSIZE response"], answer)
     assert said == {"result": 0, "size in use": 1, "smallest": 2, "largest": 3}
-    said = fields(CHANNEL_TABLES["GET_INFO response"], control.encode_info(b"abcd", 1))
+    answer = asked(struct.pack(">IQII", 18, 0, 1, 0)).answer_info(b"abcd")
+    said = fields(TABLES["GET_INFO response"], answer)
     assert said == {"result": 0, "total length": 5, "length": 4, "text": b"bcd\0"}
 
 
 def test_every_layout_is_checked() -> None:
-    layouts = {title for title, rows in CHANNEL_TABLES.items() if "Offset" in rows[0]}
+    layouts = {title for title, rows in TABLES.items() if "Offset" in rows[0]}
     assert layouts == {
         "HASH_DATA request",
         "GET_STATEBLOB request",

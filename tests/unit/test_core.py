@@ -7,18 +7,21 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
-from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
+from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
+from vtpmd.wire.tpm import StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_INIT_": core.LinkInit,
     "LINK_CAPTURE_": core.LinkCapture,
     "LINK_RETIRE_": core.LinkRetire,
     "LINK_SHUTDOWN_": core.LinkShutdown,
-    "LINK_LOCKED_": core.LinkLocked,
+    "LINK_CONDITION_": core.LinkCondition,
+    "LINK_ASKED_": core.LinkAskedInit,
     "LINK_FD_": core.LinkDescriptor,
     "LINK_STATE_": StateType,
 }
-NO_OPERATIONS = (*PREFIXES, "LINK_PAYLOAD_", "LINK_SAID_")
+QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
+NO_OPERATIONS = (*PREFIXES, *QUESTIONS, "LINK_PAYLOAD_", "LINK_SAID_", "LINK_BLOB_")
 
 
 def constants_of_c(prefix: str) -> dict[str, int]:
@@ -33,6 +36,16 @@ def constants_of_c(prefix: str) -> dict[str, int]:
 def test_enums_have_every_constant_of_c(prefix: str) -> None:
     """No constant is missing, and none has another value."""
     assert {member.name: member.value for member in PREFIXES[prefix]} == constants_of_c(prefix)
+
+
+def test_every_question_of_c_is_known() -> None:
+    """Nor what it asks, and says unasked."""
+    questions = {
+        name: value
+        for name, value in constants_of_c("LINK_").items()
+        if f"LINK_{name}".startswith(QUESTIONS)
+    }
+    assert {member.name: member.value for member in core.LinkQuestion} == questions
 
 
 def test_every_operation_of_c_is_known() -> None:
@@ -100,7 +113,8 @@ def test_journal_settings_are_packed_as_c_declares_them(secret: bytes | None) ->
     assert packed[:8] == (7).to_bytes(8, order)
     assert packed[8:16] == (5).to_bytes(8, order)
     assert packed[16:20] == int(secret is not None).to_bytes(4, order)
-    assert packed[20:68] == b"i" * 16 + (secret or bytes(32))
+    assert packed[20:24] == (1).to_bytes(4, order)
+    assert packed[24:72] == b"i" * 16 + (secret or bytes(32))
 
 
 def test_an_anchor_is_packed_as_c_declares_it() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_control_docs import Row, tables
+from tests.support.documents import Row, tables
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import DeltaRefusal, Image
 from vtpmd.core.delta import _REFUSALS
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/delta-format.md").read_text()
 TABLES = tables(DOCUMENT)

@@ -17,7 +17,7 @@ from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
 from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateDirectoryInUse
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 NAMES = ["tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate"]
 

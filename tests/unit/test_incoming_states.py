@@ -10,7 +10,7 @@ from vtpmd.store import incoming
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.incoming import ENTRIES_OFFSET, NO_STATE
 from vtpmd.store.moving import MovingFiles
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 SESSION = b"session of tests"
 LINEAGE = bytes(range(16, 32))

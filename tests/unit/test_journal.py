@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tests.unit.test_control_docs import Row, tables
+from tests.support.documents import Row, tables
 from tests.unit.test_delta import crc32c
 from vtpmd import core
 from vtpmd._core import lib

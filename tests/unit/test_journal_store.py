@@ -16,8 +16,8 @@ from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import Start, open_anchor, start
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 FIRST, LAST = IMAGES[0], IMAGES[-1]
 
@@ -57,7 +57,7 @@ def test_a_journal_is_folded_into_the_state_file(path: Path, opened: StateDirect
     begun = recover(opened)
     states = {StateType.PERMANENT: LAST.data}
     assert begun == Start(
-        states, False, False, IDENTITY, LAST.generation, LAST.generation, len(IMAGES) - 1
+        states, False, False, IDENTITY, True, LAST.generation, LAST.generation, len(IMAGES) - 1
     )
     file = swtpm_format.encode_file(LAST.data, Lineage(IDENTITY, LAST.generation))
     assert content(path) == {".lock": b"", PERMANENT_NAME: file}

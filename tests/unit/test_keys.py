@@ -14,7 +14,7 @@ from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.store import keys
 from vtpmd.store.directory import StateDirectory, StateKeyError
 from vtpmd.store.keys import Key, parse_key_source, read_key
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 SWTPM = EmulatorKind.SWTPM
 HEX_128 = b"000102030405060708090a0b0c0d0e0f"

@@ -13,12 +13,17 @@ import pytest
 from vtpmd.core import Image, delta_encode
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming, sealing
-from vtpmd.store.directory import StateDirectory, StateKeyError
+from vtpmd.store.directory import (
+    INCOMING_NAME,
+    PERMANENT_NAME,
+    StateDirectory,
+    StateKeyError,
+)
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import Granted, MovingFiles, take_up
 from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 SESSION, AWAY, LINEAGE = b"s" * 16, b"a" * 16, b"l" * 16
 SOURCE = "host1.example.org"
@@ -47,11 +52,6 @@ def directory(path: Path) -> Iterator[StateDirectory]:
 
 class Files(MovingFiles):
     """What a host has of a vTPM that moves, and what it does with it."""
-
-    def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
-        super().__init__(directory, key)
-        self._directory = directory
-        self._key = key
 
     def expect(self) -> None:
         """A source begins a session."""
@@ -83,14 +83,14 @@ def files(directory: StateDirectory, key: Key | None) -> Iterator[Files]:
 
 
 def permanent(path: Path, key: Key | None) -> bytes:
-    file = (path / incoming.PERMANENT_NAME).read_bytes()
+    file = (path / PERMANENT_NAME).read_bytes()
     return swtpm_format.decode_file(file, key=None if key is None else key.material)
 
 
 def write_permanent(path: Path, key: Key | None, state: bytes) -> None:
     material, iv = (None, b"") if key is None else (key.material, key.new_iv())
     file = swtpm_format.encode_file(state, key=material, iv=iv)
-    (path / incoming.PERMANENT_NAME).write_bytes(file)
+    (path / PERMANENT_NAME).write_bytes(file)
 
 
 class Sender:
@@ -111,7 +111,7 @@ class Sender:
 
 def entries(path: Path) -> list[bytes]:
     """Return the entries, whole ones and what follows them: up to 512 bytes of each."""
-    content = (path / incoming.INCOMING_NAME).read_bytes()[incoming.ENTRIES_OFFSET :]
+    content = (path / INCOMING_NAME).read_bytes()[incoming.ENTRIES_OFFSET :]
     return [content[at : at + 512] for at in range(0, len(content), 512)]
 
 
@@ -164,7 +164,7 @@ def test_granted_state_that_is_damaged_and_of_no_use_stops_no_start(
     Sender(files).stage(NEW)
     files.incoming.grant(0)
     write_permanent(path, key, NEWEST)
-    file = path / incoming.INCOMING_NAME
+    file = path / INCOMING_NAME
     content = bytearray(file.read_bytes())
     content[incoming.ENTRIES_OFFSET + incoming.ENTRY_HEADER.size + 50] ^= 1
     file.write_bytes(content)
@@ -183,7 +183,7 @@ def test_state_that_the_tpm_has_written_since_is_the_newer_one(
     write_permanent(path, key, NEWEST)
     assert files.take_up()
     assert permanent(path, key) == NEWEST
-    assert not (path / incoming.INCOMING_NAME).exists()
+    assert not (path / INCOMING_NAME).exists()
 
 
 def test_state_that_was_not_granted_is_forgotten(files: Files, path: Path, key: Key | None) -> None:
@@ -195,7 +195,7 @@ def test_state_that_was_not_granted_is_forgotten(files: Files, path: Path, key: 
     assert not files.take_up()
     assert files.outcome() is Outcome.DECLINED
     assert permanent(path, key) == OLD
-    assert not (path / incoming.INCOMING_NAME).exists()
+    assert not (path / INCOMING_NAME).exists()
 
 
 def test_state_is_taken_up_without_a_line_in_the_record(
@@ -234,7 +234,7 @@ def test_invariant_3_the_record_wins_over_a_file_that_says_granted(
     assert not files.take_up()
     assert files.owner.read() == before
     assert permanent(path, key) == OLD
-    assert not (path / incoming.INCOMING_NAME).exists()
+    assert not (path / INCOMING_NAME).exists()
 
 
 def test_granted_is_what_would_be_taken_up(files: Files, path: Path, key: Key | None) -> None:
@@ -284,7 +284,7 @@ def test_a_crash_while_a_state_is_taken_up_is_made_good_by_the_next_start(
     assert permanent(path, key) == NEW
     assert files.owner.read().whose is Whose.OURS
     assert files.outcome() is Outcome.TAKEN
-    assert not (path / incoming.INCOMING_NAME).exists()
+    assert not (path / INCOMING_NAME).exists()
     files.close()
 
 
@@ -306,7 +306,7 @@ def test_invariant_2_damaged_granted_state_stops_the_start(
     sender.stage(NEW)
     sender.stage(NEWEST)
     files.incoming.grant(0)
-    file = path / incoming.INCOMING_NAME
+    file = path / INCOMING_NAME
     content = bytearray(file.read_bytes())
     content[incoming.ENTRIES_OFFSET + 512 * entry + incoming.ENTRY_HEADER.size + 50] ^= 1
     file.write_bytes(content)
@@ -325,7 +325,7 @@ def test_invariant_2_granted_state_that_was_cut_stops_the_start(
     sender.stage(NEW)
     sender.stage(NEWEST)
     files.incoming.grant(0)
-    file = path / incoming.INCOMING_NAME
+    file = path / INCOMING_NAME
     file.write_bytes(file.read_bytes()[:length])
     if length == 0:
         assert not files.take_up()  # it says nothing of a Grant
@@ -366,7 +366,7 @@ def test_a_file_that_is_full_is_made_anew(files: Files, path: Path, key: Key | N
     for _ in range(rounds):
         last = sender.stage(RANDOM.randbytes(200 * 1024))
     files.incoming.grant(0)
-    assert (path / incoming.INCOMING_NAME).stat().st_size == incoming.INCOMING_BYTES
+    assert (path / INCOMING_NAME).stat().st_size == incoming.INCOMING_BYTES
     assert files.take_up()
     assert permanent(path, key) == last.data
 
@@ -387,13 +387,13 @@ def sealed(directory: StateDirectory) -> Files:
 def test_sealed_states_need_their_key(
     sealed: Files, directory: StateDirectory, path: Path, other: bytes | None
 ) -> None:
-    content = (path / incoming.INCOMING_NAME).read_bytes()
+    content = (path / INCOMING_NAME).read_bytes()
     assert NEW not in content
     assert NEWEST not in content
     files = Files(directory, None if other is None else Key(bytearray(other)))
     with pytest.raises(StateKeyError, match=r"give its key with --key|does not open with this key"):
         files.take_up()
-    assert (path / incoming.INCOMING_NAME).read_bytes() == content
+    assert (path / INCOMING_NAME).read_bytes() == content
     assert sealed.take_up()
 
 
@@ -425,19 +425,19 @@ def test_states_in_the_clear_are_not_taken_with_a_key(directory: StateDirectory)
 @pytest.mark.parametrize("offset", [*range(0, SEALED_BYTES, 5), SEALED_BYTES - 1])
 def test_what_a_sealed_file_says_cannot_be_altered(sealed: Files, path: Path, offset: int) -> None:
     """Such as which state was granted: another one would be an older state."""
-    file = path / incoming.INCOMING_NAME
+    file = path / INCOMING_NAME
     content = bytearray(file.read_bytes())
     content[offset] ^= 1
     file.write_bytes(content)
     with pytest.raises(StateKeyError):
         sealed.take_up()
     assert file.read_bytes() == content
-    assert not (path / incoming.PERMANENT_NAME).exists()
+    assert not (path / PERMANENT_NAME).exists()
 
 
 def test_a_sealed_state_opens_in_its_place_only(sealed: Files, path: Path) -> None:
     """The older one, put in the newer one's place with its serial, is refused."""
-    file = path / incoming.INCOMING_NAME
+    file = path / INCOMING_NAME
     content = bytearray(file.read_bytes())
     older, newer = entries(path)[:2]
     at = incoming.ENTRIES_OFFSET + 512
@@ -453,7 +453,7 @@ def test_no_nonce_and_no_salt_comes_twice(directory: StateDirectory, path: Path)
     files = Files(directory, Key(bytearray(KEY)))
     for _ in range(5):
         files.expect()
-        salts.add((path / incoming.INCOMING_NAME).read_bytes()[64:96])
+        salts.add((path / INCOMING_NAME).read_bytes()[64:96])
         sender = Sender(files)
         for number in range(20):
             sender.stage(RANDOM.randbytes(50))

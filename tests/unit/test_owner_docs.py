@@ -10,7 +10,7 @@ import pytest
 
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.store import owner
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import OWNER_NAME, StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import TABLE, Fork, Outcome, Record, Session, Transition, Whose
 from vtpmd.wire import peer
@@ -71,7 +71,7 @@ def test_answers(tmp_path: Path, granted: bool) -> None:
         for name, _, _, asked, _ in table("## What became of sessions"):
             (outcome,) = map(Outcome, words(name))
             line = Session(SESSION.hex(), outcome, "", "")
-            directory.replace(owner.OWNER_NAME, owner.encode(Record(sessions=(line,))))
+            directory.replace(OWNER_NAME, owner.encode(Record(sessions=(line,))))
             mobility._files = MovingFiles(directory)
             answer = mobility._outcome(SESSION)
             is_open = outcome is Outcome.OPEN

@@ -16,12 +16,11 @@ import pytest
 
 from vtpmd.errors import VtpmdError
 from vtpmd.store import owner
-from vtpmd.store.directory import StateDirectory, StateDirectoryError
+from vtpmd.store.directory import OWNER_NAME, StateDirectory, StateDirectoryError
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import (
     GENERATION_MAX,
     GENERATIONS_RESERVED,
-    OWNER_NAME,
     SECTOR_BYTES,
     SESSIONS_MAX,
     TABLE,

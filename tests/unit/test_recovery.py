@@ -17,8 +17,8 @@ from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyE
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.recovery import RecoveryRefused
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 KEY = b"k" * 32
 IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(5)]  # a sector a change
@@ -46,7 +46,7 @@ class Fixture(NamedTuple):
         """Return what is there."""
         return {
             path.name: path.read_bytes()
-            for path in self.directory.path.iterdir()
+            for path in Path(self.directory.path).iterdir()
             if path.name != ".lock"
         }
 
@@ -208,7 +208,7 @@ def test_a_journal_that_does_not_go_with_the_key_is_refused(
 def test_a_damaged_volatile_state_is_given_up_alone(at_rest: Fixture) -> None:
     at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret))
     at_rest.directory.write_state(StateType.VOLATILE, b"volatile", at_rest.key)
-    file = at_rest.directory.path / "tpm2-00.volatilestate"
+    file = Path(at_rest.directory.path) / "tpm2-00.volatilestate"
     content = bytearray(file.read_bytes())
     content[7 if at_rest.key is None else 30] ^= 1
     file.write_bytes(content)
@@ -245,7 +245,7 @@ def test_originals_never_take_each_others_names(at_rest: Fixture) -> None:
 
 def test_a_damaged_checkpoint_can_be_salvaged_from_nothing(tmp_path: Path) -> None:
     with StateDirectory.open(tmp_path / "state") as directory:
-        (directory.path / PERMANENT).write_bytes(swtpm_format.encode_file(IMAGES[0])[:-1])
+        (Path(directory.path) / PERMANENT).write_bytes(swtpm_format.encode_file(IMAGES[0])[:-1])
         found = salvage.assess(directory, None)
     assert not found.can_restore
     assert "its header says" in found.problems[0]

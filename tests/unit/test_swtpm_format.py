@@ -15,8 +15,8 @@ from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Blob, Control, ControlClient, ControlError
 from vtpmd.wire import swtpm_encryption, swtpm_format
-from vtpmd.wire.control import BLOB_BYTES_MAX, Result
 from vtpmd.wire.swtpm_format import (
+    BLOB_BYTES_MAX,
     FILE_BYTES_MAX,
     STATE_BYTES_MAX,
     FormatError,
@@ -25,6 +25,7 @@ from vtpmd.wire.swtpm_format import (
     Lineage,
     NotEncrypted,
 )
+from vtpmd.wire.tpm import Result
 
 SWTPM = EmulatorKind.SWTPM
 STATE = b"state as libtpms marshalled it"

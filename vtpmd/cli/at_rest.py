@@ -20,7 +20,7 @@ EXIT_IN_USE_AND_KEY: Final = """\
 """
 
 
-def add_parser(
+def new_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     summary: str,
@@ -32,7 +32,6 @@ def add_parser(
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory, not in use")
     parser.add_argument(

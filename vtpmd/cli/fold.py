@@ -25,7 +25,7 @@ exit status:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = at_rest.add_parser(
+    parser = at_rest.new_parser(
         commands, "fold", "fold a state directory's journal into its checkpoint", EPILOG
     )
     parser.set_defaults(command=run)

@@ -68,7 +68,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show whose a vTPM is, ask the other host, or take it by hand",
         description="Show whose a vTPM is, and why; ask the other host, or take the vTPM by hand.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory")
     action = parser.add_mutually_exclusive_group()
@@ -107,8 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _look(path: Path) -> Seen:
     """Read what there is without a lock: who has it may run for months. Raises VtpmdError."""
-    from vtpmd.store.directory import look_into
-    from vtpmd.store.incoming import INCOMING_NAME
+    from vtpmd.store.directory import INCOMING_NAME, look_into
     from vtpmd.store.owner import look
 
     with look_into(path) as directory:
@@ -116,7 +114,7 @@ def _look(path: Path) -> Seen:
 
 
 def _claim(path: Path) -> None:
-    from vtpmd.store.incoming import INCOMING_NAME
+    from vtpmd.store.directory import INCOMING_NAME
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.owner import Whose
 

@@ -48,7 +48,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Make the certificates that peers know each other by, for a test or a small "
         "site.",
         epilog="example:\n  vtpmd pki init /srv/vtpmd-ca\n  vtpmd pki issue /srv/vtpmd-ca host1\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     init = _add_action(actions, "init", "make a certificate authority", INIT_EPILOG, days=3650)
@@ -94,7 +93,6 @@ def _add_action(
         help=summary,
         description=f"{summary.capitalize()}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--days",

@@ -39,7 +39,7 @@ exit status:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = at_rest.add_parser(
+    parser = at_rest.new_parser(
         commands, "recover", "show what a damaged state directory holds, and restore it", EPILOG
     )
     parser.add_argument("--restore", action="store_true", help="do it, and keep the originals")

@@ -26,7 +26,7 @@ exit status:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = at_rest.add_parser(
+    parser = at_rest.new_parser(
         commands, "rekey", "change, add or remove a state directory's key", EPILOG
     )
     wanted = parser.add_mutually_exclusive_group(required=True)

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtpmd.config import RunConfig, parse_address
@@ -15,7 +14,12 @@ from vtpmd.errors import UsageError
 if TYPE_CHECKING:
     import socket
     from contextlib import ExitStack
+    from pathlib import Path
 
+    from vtpmd.core import LinkDescriptor
+    from vtpmd.store.anchor import Anchor
+    from vtpmd.store.directory import StateDirectory
+    from vtpmd.store.keys import Key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
 
@@ -38,8 +42,7 @@ exit status:
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  the state is damaged: nothing was changed, see vtpmd recover
   6  the state has fallen behind the anchor: it was put back to an older one
-  7  stopped, but swtpm cannot take the directory: the disk had no room for the state file, and the
-     journal is still needed; vtpmd run, or vtpmd fold, takes both
+  7  stopped, but swtpm cannot take the directory yet: its journal is still needed, see vtpmd fold
 """
 
 
@@ -50,14 +53,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve one vTPM from a state directory",
         description="Serve one vTPM from a state directory, in the foreground.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="state directory; made if new")
+    parser.add_argument(
+        "directory", metavar="DIR", type=_plain, help="state directory; made if new"
+    )
     _add_durability(parser)
     parser.add_argument(
         "--socket",
         metavar="PATH",
-        type=Path,
+        type=_plain,
         help="control socket that QEMU connects to (default: DIR/vtpmd.sock)",
     )
     parser.add_argument(
@@ -86,7 +90,7 @@ def _add_durability(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchor",
         metavar="PATH",
-        type=Path,
+        type=_path,
         help="keep on another disk how far the state has come, and do not start from less",
     )
 
@@ -99,7 +103,7 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tls-creds",
         metavar="DIR",
-        type=Path,
+        type=_path,
         help="certificates for both directions, laid out as for QEMU's tls-creds-x509",
     )
     parser.add_argument(
@@ -110,10 +114,10 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
         help="a peer that may send or take vTPMs: a name in its certificate; may be repeated",
     )
     parser.add_argument(
-        "--qmp", metavar="PATH", type=Path, help="follow QEMU on this monitor's UNIX socket"
+        "--qmp", metavar="PATH", type=_path, help="follow QEMU on this monitor's UNIX socket"
     )
     parser.add_argument(
-        "--manage", metavar="PATH", type=Path, help="take commands on this UNIX socket, in QMP"
+        "--manage", metavar="PATH", type=_path, help="take commands on this UNIX socket, in QMP"
     )
 
 
@@ -126,27 +130,21 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener
-    from vtpmd.front.boot import boot_record
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
-    from vtpmd.store.start import open_anchor, start
 
     config = _config(options)
     source = None if options.key is None else parse_key_source(options.key)
     forbid_core_dumps()
-    path: Path = options.socket or options.directory / "vtpmd.sock"
+    path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         store = stack.enter_context(Store.create())
         key = None if source is None else stack.enter_context(read_key(source))
         files = MovingFiles(directory, key)
         stack.callback(files.close)
-        anchor = None
-        if options.anchor is not None:
-            opened = open_anchor(options.anchor, directory, files, key)
-            anchor = stack.enter_context(opened)
-        begun = start(directory, files, key, anchor)
+        begun, anchor = _start(stack, options, directory, files, key)
         control = stack.enter_context(listener.listen(path))
         descriptors = {
             LinkDescriptor.DIRECTORY: directory.directory_fd,
@@ -154,20 +152,15 @@ def run(options: argparse.Namespace) -> int:
             LinkDescriptor.STORE: store.fd,
             LinkDescriptor.CONTROL: control.fileno(),
         }
-        if anchor is not None:
-            descriptors[LinkDescriptor.ANCHOR] = anchor.fd
         is_alone = _is_alone(config, begun, files)
-        if is_alone:
-            parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, parent)
-            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = parent
-        serving = _serving(config, path.name if is_alone else "")
-        boot_fd = stack.enter_context(boot_record(begun, key, anchor, serving))
-        descriptors[LinkDescriptor.BOOT] = boot_fd
+        serving = _serving(config, os.path.basename(path) if is_alone else "")
+        descriptors |= _boot(stack, begun, key, anchor, serving)
         management, peers = _listen(stack, config)
-        print(qemu_arguments(path.absolute(), name=config.name, uuid=config.uuid), flush=True)
+        place = os.path.join(os.getcwd(), path)
+        print(qemu_arguments(place, name=config.name, uuid=config.uuid), flush=True)
         _tell_what_was_taken_up(begun)
         if is_alone:
+            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = _open_parent(path)
             engine_process.become(descriptors)
         process = engine_process.spawn(descriptors)
         control.close()  # one that has died is not connected to
@@ -176,6 +169,40 @@ def run(options: argparse.Namespace) -> int:
 
         resources = runtime.Resources(process, store, files, peers, management)
         return runtime.serve(resources, config)
+
+
+def _start(
+    stack: ExitStack,
+    options: argparse.Namespace,
+    directory: StateDirectory,
+    files: MovingFiles,
+    key: Key | None,
+) -> tuple[Start, Anchor | None]:
+    """Return what the vTPM starts from, and the anchor if there is one. Raises VtpmdError."""
+    from vtpmd.store.start import open_anchor, start
+
+    anchor = None
+    if options.anchor is not None:
+        anchor = stack.enter_context(open_anchor(options.anchor, directory, files, key))
+    return start(directory, files, key, anchor), anchor
+
+
+def _boot(
+    stack: ExitStack, begun: Start, key: Key | None, anchor: Anchor | None, serving: bytes
+) -> dict[LinkDescriptor, int]:
+    """Return the descriptors of the boot record, and of the anchor if there is one."""
+    from vtpmd.core import LinkDescriptor
+    from vtpmd.front.boot import boot_record
+
+    boot_fd = stack.enter_context(boot_record(begun, key, anchor, serving))
+    descriptors = {LinkDescriptor.BOOT: boot_fd}
+    if anchor is not None:
+        descriptors[LinkDescriptor.ANCHOR] = anchor.fd
+    return descriptors
+
+
+def _open_parent(path: str) -> int:
+    return os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
@@ -228,10 +255,10 @@ def _config(options: argparse.Namespace) -> RunConfig:
     )
 
 
-def qemu_arguments(socket: Path, *, name: str | None, uuid: str | None) -> str:
+def qemu_arguments(socket: str, *, name: str | None, uuid: str | None) -> str:
     """Return the arguments that make QEMU use the vTPM, as a shell would take them."""
     # In QEMU's option values a comma is written twice.
-    value = str(socket).replace(",", ",,")
+    value = socket.replace(",", ",,")
     words = ["-chardev", f"socket,id=vtpm,path={value}"]
     words += ["-tpmdev", "emulator,id=tpm0,chardev=vtpm"]
     # Not tpm-crb: in QEMU 7.2 that loses the response of a command in flight at switchover.
@@ -247,6 +274,18 @@ def _quote(word: str) -> str:
     if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
         return word
     return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+def _plain(value: str) -> str:
+    """Return a path as pathlib writes it, without that if it is written so already."""
+    return value if value == os.path.normpath(value) else str(_path(value))
+
+
+def _path(value: str) -> Path:
+    """Return a path. Most vTPMs start with options that need none: pathlib takes its time."""
+    from pathlib import Path
+
+    return Path(value)
 
 
 def _name(value: str) -> str:

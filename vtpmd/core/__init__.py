@@ -38,10 +38,10 @@ from vtpmd.core.journal import (
     journal_recover,
 )
 from vtpmd.core.link import (
+    LINK_BLOB_GIVEN,
     LINK_DIGESTS_BYTES,
     LINK_HEADER_BYTES,
     LINK_PAYLOAD_BYTES_MAX,
-    LINK_STATE_GIVEN,
     LinkAskedInit,
     LinkCapture,
     LinkCondition,
@@ -87,10 +87,10 @@ __all__ = [
     "JOURNAL_IDENTITY_BYTES",
     "JOURNAL_SECRET_BYTES",
     "JOURNAL_SECTOR_BYTES",
+    "LINK_BLOB_GIVEN",
     "LINK_DIGESTS_BYTES",
     "LINK_HEADER_BYTES",
     "LINK_PAYLOAD_BYTES_MAX",
-    "LINK_STATE_GIVEN",
     "PAGE_BYTES",
     "DeltaError",
     "DeltaHeader",

@@ -50,6 +50,7 @@ class LinkQuestion(IntEnum):
     TELL_INIT = lib.LINK_TELL_INIT
     TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
     TELL_RESTORED = lib.LINK_TELL_RESTORED
+    TELL_RUNNING = lib.LINK_TELL_RUNNING
 
     @property
     def is_news(self) -> bool:
@@ -136,7 +137,7 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
-LINK_STATE_GIVEN: int = lib.LINK_STATE_GIVEN  # the answer to ASK_STATE that has a payload
+LINK_BLOB_GIVEN: int = lib.LINK_BLOB_GIVEN  # the answer to ASK_STATE that has a payload
 
 
 def link_held(said: LinkShutdown) -> int:

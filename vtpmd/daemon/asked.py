@@ -13,13 +13,24 @@ from typing import Final
 from vtpmd import core
 from vtpmd.core import LinkAskedInit, LinkQuestion
 from vtpmd.daemon.engine import Answer, EngineDied, Question
-from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 
 DONE: Final = Answer()
+
+# What QEMU calls what is asked.
+COMMANDS: Final = {
+    LinkQuestion.ASK_INIT: "INIT",
+    LinkQuestion.ASK_STOP: "STOP",
+    LinkQuestion.ASK_STATE: "GET_STATEBLOB",
+    LinkQuestion.ASK_BLOB: "SET_STATEBLOB",
+    LinkQuestion.ASK_TAIL: "SET_STATEBLOB",
+    LinkQuestion.ASK_CONNECTED: "SET_DATAFD",
+    LinkQuestion.ASK_RUNS: "LOCK_STORAGE",
+}
 
 
 class Asked:
@@ -45,24 +56,33 @@ class Asked:
             return await self._answers[question.number](question)
         except EngineDied:
             return Answer(Result.FAIL)
-        except VtpmdError as error:
-            log.error("%s", error)
+        except NotOurs as error:
+            log.error("%s is refused: %s", COMMANDS[question.number], error)
         except Exception as error:  # QEMU, and who asks next, must be served on
-            log.error("%s failed: %s", question.number.name, type(error).__name__, exc_info=error)
+            _log_failure(question, error)
         is_tail = question.number is LinkQuestion.ASK_TAIL
         return Answer(Result.BAD_PARAMETER if is_tail else Result.FAIL)
 
     def hear(self, news: Question) -> None:
-        """Take what needs no answer."""
+        """Take what needs no answer. Whatever happens, the engine is heard on."""
+        try:
+            self._take(news)
+        except Exception as error:  # as above
+            _log_failure(news, error)
+
+    def _take(self, news: Question) -> None:
         if news.number is LinkQuestion.TELL_INIT:
             self._mobility.init_answered()
+        elif news.number is LinkQuestion.TELL_RUNNING:
+            self._mobility.runs = bool(news.argument)
         elif news.number is LinkQuestion.TELL_RESTORED:
             self._mobility.lineages.has_restored(*core.unpack_link_restored(news.payload))
         else:
             self._on_shutdown()
 
     async def _init(self, question: Question) -> Answer:
-        return Answer(await self._mobility.init(LinkAskedInit(question.argument)))
+        asked = LinkAskedInit(question.argument)
+        return Answer(await self._mobility.init(asked))
 
     async def _stop(self, question: Question) -> Answer:
         if question.argument and self._mobility.is_frozen():
@@ -77,10 +97,10 @@ class Asked:
         if question.argument == StateType.PERMANENT:
             tail = await self._mobility.tail()
             self._gave_tail = tail is not None
-            return DONE if tail is None else Answer(0, core.LINK_STATE_GIVEN, tail)
+            return DONE if tail is None else Answer(0, core.LINK_BLOB_GIVEN, tail)
         if self._mobility.is_frozen():
             # The tail has it all. QEMU sets no empty blob at the other side.
-            return Answer(argument=core.LINK_STATE_GIVEN)
+            return Answer(argument=core.LINK_BLOB_GIVEN)
         if self._gave_tail:
             raise VtpmdError(
                 "the session ended while QEMU took the state: its migration fails; try again"
@@ -103,3 +123,12 @@ class Asked:
         self._gave_tail = False
         await self._mobility.guest_runs()
         return DONE
+
+
+def _log_failure(question: Question, error: Exception) -> None:
+    if isinstance(error, VtpmdError):
+        log.error("%s", error)
+        return
+    # Only our own errors are known to hold nothing of the TPM's state.
+    log.error("%s failed: %s", question.number.name, type(error).__name__)
+    log.debug("the error was raised here", exc_info=error)

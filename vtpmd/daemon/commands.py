@@ -47,7 +47,7 @@ class _Commands:
     async def query_status(self, _: Arguments) -> object:
         record, restored = self._mobility.owner_record(), self._mobility.lineages.restored
         return {
-            "running": await self._is_running(),
+            "running": self._mobility.runs,
             "vtpms": 1,
             "qemu": self._mobility.qemu.word,
             "owner": record.whose.value,
@@ -55,12 +55,6 @@ class _Commands:
             "lineage": await self._lineage(),
             "restored": None if restored is None else restored._asdict(),
         }
-
-    async def _is_running(self) -> bool:
-        try:
-            return await self._mobility.is_running()
-        except EngineDied:
-            return False
 
     async def _lineage(self) -> object:
         try:
@@ -75,7 +69,7 @@ class _Commands:
             {
                 "name": self._config.name,
                 "uuid": self._config.uuid,
-                "running": await self._is_running(),
+                "running": self._mobility.runs,
                 "outgoing": None if outgoing is None else outgoing.state.name.lower(),
                 "incoming": None if incoming is None else incoming.state.name.lower(),
             }

@@ -10,10 +10,10 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vtpmd import core
 from vtpmd.core import LinkCondition, LinkHeader, LinkOperation, LinkQuestion
@@ -71,6 +71,16 @@ class Answer(NamedTuple):
     payload: bytes = b""
 
 
+class Answerer(Protocol):
+    """Who answers what the engine asks."""
+
+    async def answer(self, question: Question) -> Answer:
+        """Return the answer. QEMU waits for it."""
+
+    def hear(self, news: Question) -> None:
+        """Take what needs no answer."""
+
+
 class Meanwhile:
     """Something that is done while the engine is busy: how long it took, or why it failed."""
 
@@ -103,9 +113,8 @@ class Engine:
         self.state = EngineState.STARTING
         self.death: str | None = None
         self.left_journal = False  # it stopped, and swtpm cannot take the directory
-        self._answer_question: Callable[[Question], Awaitable[Answer]] | None = None
-        self._on_news: Callable[[Question], None] | None = None
-        self._is_served = asyncio.Event()
+        self._questions: list[Question] = []  # that came before there was who answers
+        self._answerer: Answerer | None = None
         self._link = process.link
         self._link.setblocking(False)
         self._poll = select.poll()
@@ -135,15 +144,12 @@ class Engine:
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
 
-    def serve(
-        self, answer: Callable[[Question], Awaitable[Answer]], on_news: Callable[[Question], None]
-    ) -> None:
-        """Have what the engine asks answered, and its news heard; what waits for that, too.
-
-        The engine carries out QEMU's commands as soon as it runs: what it asks before this waits.
-        """
-        self._answer_question, self._on_news = answer, on_news
-        self._is_served.set()
+    def answer_by(self, answerer: Answerer) -> None:
+        """Have somebody answer what the engine asks, and what it has asked by now."""
+        waiting, self._questions = self._questions, []
+        self._answerer = answerer
+        for question in waiting:
+            self._take_question(question)
 
     async def request(
         self,
@@ -267,7 +273,7 @@ class Engine:
             if self._reply is not None and not self._reply.done():
                 self._reply.set_exception(OSError(str(error)))
             elif self.state is EngineState.SERVING:
-                self._answer_by(self._kill())
+                self._run(self._kill())
 
     def _take_message(self) -> bool:
         """Take a message that is there whole. Raises OSError for one that is none."""
@@ -291,20 +297,20 @@ class Engine:
         return True
 
     def _take_question(self, question: Question) -> None:
-        if not question.number.is_news:
-            self._answer_by(self._answer(question))
-        elif self._on_news is not None:  # nothing is news before something was answered
-            self._on_news(question)
+        if self._answerer is None:
+            self._questions.append(question)
+        elif question.number.is_news:
+            self._answerer.hear(question)
+        else:
+            self._run(self._answer(self._answerer, question))
 
-    def _answer_by(self, work: Coroutine[object, object, None]) -> None:
+    def _run(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, question: Question) -> None:
-        await self._is_served.wait()
-        assert self._answer_question is not None  # noqa: S101 - for the type checker
-        answer = await self._answer_question(question)
+    async def _answer(self, answerer: Answerer, question: Question) -> None:
+        answer = await answerer.answer(question)
         if self.state is not EngineState.SERVING:
             return  # the link is closed, and it ends in order
         header = LinkHeader(question.number, answer.result, answer.argument, len(answer.payload))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import vtpmd
 from vtpmd.core import LinkDescriptor
 from vtpmd.errors import VtpmdError
 
-EXECUTABLE = Path(__file__).resolve().parent.parent / "vtpmd-engine"
+EXECUTABLE = f"{vtpmd.__path__[0]}/vtpmd-engine"
 ARGUMENTS = ("vtpmd-engine",)
 
 # Above the fixed numbers of LinkDescriptor, so that no dup2() overwrites a source of another.

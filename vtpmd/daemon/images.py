@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from vtpmd.core import Image
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 
 class Images(NamedTuple):

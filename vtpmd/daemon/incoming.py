@@ -31,7 +31,7 @@ from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecordError
 from vtpmd.wire import peer
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 log = logging.getLogger(__name__)
 

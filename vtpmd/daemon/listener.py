@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from vtpmd.errors import VtpmdError
 
@@ -27,7 +27,7 @@ class SocketInUse(VtpmdError):
 
 
 @contextmanager
-def listen(path: Path, option: str = "--socket") -> Iterator[socket.socket]:
+def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[socket.socket]:
     """Listen on ``path`` (mode 0600), and remove the file afterwards.
 
     A socket that nobody serves any more is replaced; anything else in its place is left alone.
@@ -46,11 +46,11 @@ def listen(path: Path, option: str = "--socket") -> Iterator[socket.socket]:
             yield listening
         finally:
             with suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(path)
 
 
-def _bind(listening: socket.socket, path: Path, option: str) -> None:
-    if path.is_socket():
+def _bind(listening: socket.socket, path: str | os.PathLike[str], option: str) -> None:
+    if _is_socket(path):
         _remove_stale(path, option)
     # The file has its mode from the start: there is no moment for another user to connect.
     umask = os.umask(0o177)
@@ -64,7 +64,14 @@ def _bind(listening: socket.socket, path: Path, option: str) -> None:
         os.umask(umask)
 
 
-def _remove_stale(path: Path, option: str) -> None:
+def _is_socket(path: str | os.PathLike[str]) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _remove_stale(path: str | os.PathLike[str], option: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(os.fspath(path))
@@ -73,7 +80,7 @@ def _remove_stale(path: Path, option: str) -> None:
             f"cannot listen on {path}: another process does; stop it or give another path with "
             f"{option}"
         )
-    path.unlink()
+    os.unlink(path)
 
 
 @contextmanager

@@ -68,6 +68,8 @@ class Mobility:
         self._round: asyncio.TimerHandle | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
         self.qemu = QemuView(self, asked_for=follows_qemu)
+        # For people: what the engine has told. What is decided by it is asked for.
+        self.runs = False
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
 
@@ -99,10 +101,6 @@ class Mobility:
         self.outgoing = Outgoing(await self._owner(), to, machine)
         self._spawn(self.outgoing.run())
 
-    async def is_running(self) -> bool:
-        """Return whether QEMU has started the TPM, and not stopped it. Raises EngineDied."""
-        return LinkCondition.RUNNING in await self._engine.condition()
-
     def owner_record(self) -> Record:
         """Return what the owner record says. Raises VtpmdError."""
         return self._files.owner.read()
@@ -115,7 +113,7 @@ class Mobility:
 
         await self.qemu.check_can_arm()
         owner = await self._owner()
-        runs = await self.is_running()
+        condition = await self._engine.condition()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
@@ -126,7 +124,7 @@ class Mobility:
             )
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             raise VtpmdError("a session is armed already; disarm it first")
-        if not runs:
+        if LinkCondition.RUNNING not in condition:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         session = self.outgoing = Outgoing(owner, to)
         self._spawn(session.run())
@@ -356,19 +354,18 @@ class Mobility:
         await self._engine.request(LinkOperation.STOP)
 
     async def init(self, asked: LinkAskedInit) -> int:
-        """Start the TPM from what there is; return libtpms' result.
+        """Start the TPM from what QEMU has brought, or what there is; return libtpms' result.
 
-        ``asked`` is what QEMU says, and has brought. Raises NotOurs: it may not start.
+        Raises NotOurs: it may not start.
         """
-        is_incoming = LinkAskedInit.INCOMING in asked
         async with self._starting:
             session = self.incoming
+            is_incoming = LinkAskedInit.INCOMING in asked
             if session is not None and is_incoming and session.awaits_init:
                 return await self._start_from_session(session)
             if is_incoming and LinkAskedInit.TAIL in asked:
                 raise NotOurs(
-                    "QEMU's guest came with a tail whose session has ended; the guest goes on at "
-                    "the source: migrate again"
+                    "QEMU's guest came with a state that could not be used; migrate again"
                 )
             if LinkAskedInit.BLOBS in asked:
                 return await self._start_from_blobs()

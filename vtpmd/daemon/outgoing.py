@@ -39,7 +39,7 @@ from vtpmd.migration.states import (
 from vtpmd.migration.tail import TailCipher
 from vtpmd.store.owner import OwnerRecord, OwnerRecordError
 from vtpmd.wire import peer
-from vtpmd.wire.control import Result, StateType
+from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 

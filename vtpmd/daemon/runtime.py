@@ -70,9 +70,8 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             uuid,
             follows_qemu=config.qmp is not None,
         )
-        asked = Asked(mobility, stop.set)
         await mobility.begin(config.credentials, config.allowed)
-        engine.serve(asked.answer, asked.hear)
+        engine.answer_by(Asked(mobility, stop.set))
         _warn_of_forks(mobility.owner_record())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(mobility.close)

@@ -10,12 +10,15 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation, LinkRetire
-from vtpmd.store.anchor import NO_DIGEST, Anchor
-from vtpmd.store.keys import INFO_JOURNAL, Key
-from vtpmd.store.start import Start
+
+if TYPE_CHECKING:
+    from vtpmd.store.anchor import Anchor
+    from vtpmd.store.keys import Key
+    from vtpmd.store.start import Start
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -47,7 +50,7 @@ def _messages(
 ) -> Iterator[Message]:
     """Yield what the engine is to do, in this order."""
     yield LinkOperation.SERVE_CONTROL, 0, serving
-    secret = None if key is None else key.derive(INFO_JOURNAL)
+    secret = None if key is None else key.journal_secret()
     journal = core.pack_link_journal(
         begun.identity, begun.generation, begun.loaded, secret, is_known=begun.is_known
     )
@@ -56,8 +59,8 @@ def _messages(
     if key is not None:
         yield LinkOperation.SET_KEY, 0, key.material
     if anchor is not None:
-        digest = NO_DIGEST if anchor.mark is None else anchor.mark.digest
-        says = core.pack_link_anchor(begun.identity, anchor.serial, anchor.generation, digest)
+        seen = anchor.serial, anchor.generation, anchor.digest
+        says = core.pack_link_anchor(begun.identity, *seen)
         yield LinkOperation.SET_ANCHOR, 0, says
     for kind, state in begun.states.items():
         yield LinkOperation.LOAD_STATE, kind, state

@@ -124,6 +124,11 @@ class Anchor(Closing):
         """The last one that was seen; 0 before it has begun."""
         return 0 if self.mark is None else self.mark.generation
 
+    @property
+    def digest(self) -> bytes:
+        """That of the state that was seen last; NO_DIGEST before there was one."""
+        return NO_DIGEST if self.mark is None else self.mark.digest
+
     def has_seen(self, digest: bytes) -> bool:
         """Return whether a state is the one that was seen last, or was expected then."""
         return self.mark is not None and digest in (self.mark.digest, self.mark.expected)

@@ -12,14 +12,16 @@ import fcntl
 import os
 import stat
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
-from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from vtpmd.store.keys import Key
 
 # As the files hold the TPM's secrets, nobody else gets to list a directory that is made here.
 DIRECTORY_MODE = 0o700
@@ -28,6 +30,8 @@ LOCK_MODE = 0o660  # swtpm's
 
 JOURNAL_NAME = "tpm2-00.journal"
 PERMANENT_NAME = "tpm2-00.permall"
+OWNER_NAME = "tpm2-00.owner"
+INCOMING_NAME = "tpm2-00.incoming"
 FILE_MODE = 0o640  # swtpm's for state
 
 # The names that libtpms gives to its states; swtpm's files are called after them.
@@ -76,13 +80,17 @@ class OpenDirectory(Closing):
     Everything is looked up relative to its descriptor.
     """
 
-    def __init__(self, path: Path, directory_fd: int) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], directory_fd: int) -> None:
+        self.path = os.fspath(path)
         self.directory_fd = directory_fd
 
     def close(self) -> None:
         """Close its descriptor."""
         os.close(self.directory_fd)
+
+    def place(self, name: str) -> str:
+        """Return where a file is, for people."""
+        return os.path.join(self.path, name)
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
         """Return a file's content, at most one byte more than ``bytes_max``, or None without it.
@@ -95,7 +103,7 @@ class OpenDirectory(Closing):
             return None
         except OSError as error:
             raise StateDirectoryError(
-                f"cannot read {self.path / name}: {error.strerror}; repair the file system"
+                f"cannot read {self.place(name)}: {error.strerror}; repair the file system"
             ) from error
 
     def exists(self, name: str) -> bool:
@@ -120,13 +128,13 @@ class OpenDirectory(Closing):
             return False
         except OSError as error:
             raise StateDirectoryError(
-                f"cannot read {self.path / LOCK_NAME}: {error.strerror}; be the user that vtpmd "
+                f"cannot read {self.place(LOCK_NAME)}: {error.strerror}; be the user that vtpmd "
                 "runs as"
             ) from error
         return bool(FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
-def look_into(path: Path) -> OpenDirectory:
+def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
     """Open a state directory that is there, and do not lock it. Raises StateDirectoryError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -141,12 +149,12 @@ def look_into(path: Path) -> OpenDirectory:
 class StateDirectory(OpenDirectory):
     """A state directory that is locked: it is this process's, and its engine's."""
 
-    def __init__(self, path: Path, directory_fd: int, lock_fd: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], directory_fd: int, lock_fd: int) -> None:
         super().__init__(path, directory_fd)
         self.lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path, *, make: bool = True) -> StateDirectory:
+    def open(cls, path: str | os.PathLike[str], *, make: bool = True) -> StateDirectory:
         """Open and lock a state directory; ``make`` it if its parent is there.
 
         What a crash left half written is removed. Raises StateDirectoryInUse, or
@@ -155,7 +163,7 @@ class StateDirectory(OpenDirectory):
         descriptors: list[int] = []
         try:
             if make:
-                path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+                _make_directory(path)
             descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(_open_lock(descriptors[0]))
             lock_file(f"state directory {path}", descriptors[1])
@@ -203,7 +211,7 @@ class StateDirectory(OpenDirectory):
             reason = str(error)
             if isinstance(error, tuple(KEY_REMEDIES)):
                 kind, remedy = StateKeyError, KEY_REMEDIES[type(error)]
-        raise kind(f"cannot read state file {self.path / name}: {reason}; {remedy}")
+        raise kind(f"cannot read state file {self.place(name)}: {reason}; {remedy}")
 
     def read_lineage(self) -> Lineage | None:
         """Return where the permanent state's file says that it stands, or None if it does not.
@@ -216,7 +224,7 @@ class StateDirectory(OpenDirectory):
             return None if content is None else swtpm_format.read_lineage(content)
         except swtpm_format.FormatError as error:
             raise StateDirectoryError(
-                f"cannot read state file {self.path / name}: {error}; restore the directory from a "
+                f"cannot read state file {self.place(name)}: {error}; restore the directory from a "
                 "backup, or give another one"
             ) from error
 
@@ -277,7 +285,7 @@ class StateDirectory(OpenDirectory):
     def failed(self, name: str, error: OSError) -> StateDirectoryError:
         """Return the error for a file that could not be written."""
         return StateDirectoryError(
-            f"cannot update {self.path / name}: {error.strerror}; make room or repair the file "
+            f"cannot update {self.place(name)}: {error.strerror}; make room or repair the file "
             "system"
         )
 
@@ -286,6 +294,14 @@ class StateDirectory(OpenDirectory):
             os.unlink(name, dir_fd=self.directory_fd)
         except FileNotFoundError:
             return
+
+
+def _make_directory(path: str | os.PathLike[str]) -> None:
+    try:
+        os.mkdir(path, DIRECTORY_MODE)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
 
 
 def _open_lock(directory_fd: int) -> int:

@@ -32,15 +32,17 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import Image
-from vtpmd.store.directory import StateDirectoryError, StateKeyError
+from vtpmd.store.directory import (
+    INCOMING_NAME,
+    PERMANENT_NAME,
+    StateDirectoryError,
+    StateKeyError,
+)
 from vtpmd.store.keys import Key
 from vtpmd.store.owner import Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
-
-INCOMING_NAME: Final = "tpm2-00.incoming"
-PERMANENT_NAME: Final = "tpm2-00.permall"
+from vtpmd.wire.tpm import StateType
 
 MAGIC: Final = b"VTPMDIN3"
 MAGIC_SEALED: Final = b"VTPMDIN4"

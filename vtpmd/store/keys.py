@@ -9,11 +9,7 @@ derived for that one purpose, with HKDF-SHA256 (RFC 5869). Sources: swtpm's ``co
 files, or of half the length), this refuses.
 """
 
-from __future__ import annotations
-
-import hashlib
 import os
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd.closing import Closing
@@ -69,6 +65,10 @@ class Key(Closing):
 
         derivation = HKDF(algorithm=SHA256(), length=DERIVED_BYTES, salt=salt or None, info=info)
         return derivation.derive(bytes(self.material))
+
+    def journal_secret(self) -> bytes:
+        """Return what the journal is sealed with."""
+        return self.derive(INFO_JOURNAL)
 
     def new_iv(self) -> bytes:
         """Return a random IV for one encryption of a state file or blob."""
@@ -176,6 +176,8 @@ def _from_password(password: bytearray, source: KeySource) -> bytearray:
     if not password or len(password) > PASSWORD_BYTES_MAX:
         what = "is empty" if not password else f"has more than {PASSWORD_BYTES_MAX} bytes"
         raise VtpmdError(f"the password in {source} {what}; check --key")
+    import hashlib
+
     if source.kdf == "sha512":
         return bytearray(hashlib.sha512(password).digest()[: source.key_bytes])
     key = hashlib.pbkdf2_hmac("sha512", password, PBKDF2_SALT, PBKDF2_ROUNDS, source.key_bytes)
@@ -201,6 +203,8 @@ def _from_hex(content: bytearray, source: KeySource) -> bytearray:
 
 
 def _remove(source: KeySource) -> None:
+    from pathlib import Path
+
     try:
         Path(source.place).unlink()
     except OSError as error:

@@ -1,16 +1,26 @@
-"""The files that a moving vTPM leaves in its state directory, and what a start makes of them."""
+"""The files that a moving vTPM leaves in its state directory, and what a start makes of them.
 
-from __future__ import annotations
+What reads and writes them is imported for a vTPM that has some: most have none.
+"""
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from vtpmd.store.directory import JOURNAL_NAME, StateDirectory, state_file
+from vtpmd.store.directory import (
+    INCOMING_NAME,
+    JOURNAL_NAME,
+    OWNER_NAME,
+    StateDirectory,
+    state_file,
+)
 from vtpmd.store.in_place import InPlace
-from vtpmd.store.incoming import Found, IncomingStates
-from vtpmd.store.keys import Key
-from vtpmd.store.owner import Outcome, OwnerRecord, Record
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from vtpmd.store.incoming import Found, IncomingStates
+    from vtpmd.store.keys import Key
+    from vtpmd.store.owner import OwnerRecord, Record
 
 # Like no identity: whose it is nobody has written down.
 NOT_KNOWN = b""
@@ -22,6 +32,12 @@ class Granted(NamedTuple):
     lineage: bytes  # the identity of its vTPM
     state: bytes
 
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the state."""
+        from hashlib import sha256
+
+        return sha256(self.state).digest()
+
     def __repr__(self) -> str:
         """Leave the state out."""
         return f"Granted({self.lineage.hex()})"
@@ -30,16 +46,40 @@ class Granted(NamedTuple):
 class MovingFiles:
     """The owner record, and the states that are on their way in."""
 
-    def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
+    def __init__(self, directory: StateDirectory, key: "Key | None" = None) -> None:
         """With a key what holds state is sealed with it, and must be."""
         self._directory = directory
+        self._key = key
         self._in_place = InPlace(directory)
-        self.owner = OwnerRecord(directory, self._in_place)
-        self.incoming = IncomingStates(directory, self._in_place, key)
+
+    @cached_property
+    def owner(self) -> "OwnerRecord":
+        """The owner record, with a file or without."""
+        from vtpmd.store.owner import OwnerRecord
+
+        return OwnerRecord(self._directory, self._in_place)
+
+    @cached_property
+    def incoming(self) -> "IncomingStates":
+        """The states that are on their way in."""
+        from vtpmd.store.incoming import IncomingStates
+
+        return IncomingStates(self._directory, self._in_place, self._key)
 
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
         self._in_place.close()
+
+    def record(self) -> "Record | None":
+        """Return what the owner record says; None without a file, and the vTPM is ours.
+
+        Raises VtpmdError.
+        """
+        return self.owner.read() if self._directory.exists(OWNER_NAME) else None
+
+    def found(self) -> "Found | None":
+        """Return what a session has left on its way in, or None. Raises VtpmdError."""
+        return self.incoming.find() if self._directory.exists(INCOMING_NAME) else None
 
     def is_without_a_state(self) -> bool:
         """Return whether all that this host has of a vTPM is that peers' were not taken here.
@@ -47,7 +87,12 @@ class MovingFiles:
         To be asked when no session is under way: one that is open then has ended, and the disk did
         not take it.
         """
-        ends = {line.outcome for line in self.owner.read().sessions}
+        record = self.record()
+        if record is None:
+            return False
+        from vtpmd.store.owner import Outcome
+
+        ends = {line.outcome for line in record.sessions}
         has_state = self._directory.exists(state_file(StateType.PERMANENT))
         return bool(ends & {Outcome.OPEN, Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
@@ -56,7 +101,7 @@ class MovingFiles:
 
         Raises VtpmdError.
         """
-        found = self.incoming.find()
+        found = self.found()
         if found is None or found.state is None or not is_ours(found, self.owner.read()):
             return None
         return Granted(found.lineage, found.state)
@@ -74,7 +119,7 @@ class MovingFiles:
         return NOT_KNOWN if has_state else None
 
 
-def is_ours(found: Found, record: Record) -> bool:
+def is_ours(found: "Found", record: "Record") -> bool:
     """Return whether what a session has left was granted, and is still to be taken up.
 
     Once the record says how the session ended, it wins, whatever the file says: the vTPM may have
@@ -83,18 +128,20 @@ def is_ours(found: Found, record: Record) -> bool:
     return found.granted and _is_open(found, record)
 
 
-def _is_open(found: Found, record: Record) -> bool:
+def _is_open(found: "Found", record: "Record") -> bool:
+    from vtpmd.store.owner import Outcome
+
     line = record.find(found.session.hex())
     return line is None or line.outcome is Outcome.OPEN
 
 
-def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> bool:
+def take_up(directory: StateDirectory, files: MovingFiles, key: "Key | None") -> bool:
     """After a crash: make a state that was granted the vTPM's, and forget one that was not.
 
     Return True if there was one to take up. If the TPM has written its own file since, that
     is the newer one. Raises VtpmdError for a granted state that cannot be read; it stays as it is.
     """
-    found = files.incoming.find()
+    found = files.found()
     if found is None:
         return False
     ours = is_ours(found, files.owner.read())
@@ -111,7 +158,7 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> b
     return ours
 
 
-def forget(files: MovingFiles, found: Found) -> None:
+def forget(files: MovingFiles, found: "Found") -> None:
     """Remember that a session was not granted, unless it is known how it ended."""
     if _is_open(found, files.owner.read()):
         files.owner.decline(found.session)

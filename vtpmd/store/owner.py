@@ -20,8 +20,8 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from vtpmd.errors import VtpmdError
+from vtpmd.store.directory import OWNER_NAME
 
-OWNER_NAME: Final = "tpm2-00.owner"
 OWNER_VERSION: Final = 2
 SECTOR_BYTES: Final = 512
 # All the lines that there may be, with texts whose every character JSON writes with twelve.
@@ -122,6 +122,11 @@ class Record(NamedTuple):
     def find(self, session: str) -> Session | None:
         """Return what is remembered of a session."""
         return next((line for line in self.sessions if line.session == session), None)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this host may execute commands, whatever a peer says."""
+        return self.whose is Whose.OURS
 
     @property
     def peer(self) -> str:

@@ -6,23 +6,22 @@ says in words what was decided, and folds: the checkpoint is written anew, then 
 A crash in between leaves a checkpoint in the journal's chain, which the next start finds.
 """
 
-from __future__ import annotations
-
-from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import JournalFault, Recovery
-from vtpmd.store.anchor import Found
 from vtpmd.store.directory import (
     JOURNAL_NAME,
     StateDirectory,
     StateDirectoryError,
     StateKeyError,
 )
-from vtpmd.store.keys import INFO_JOURNAL, Key
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from vtpmd.store.anchor import Found
+    from vtpmd.store.keys import Key
 
 # What is wrong in the rows of the table that are refused, after the journal's name.
 REASONS: Final = {
@@ -96,8 +95,12 @@ class Examined(NamedTuple):
         return known if self.recovery.image is None else max(known, self.recovery.image.generation)
 
     @property
-    def found(self) -> Found:
+    def found(self) -> "Found":
         """What an anchor is compared with."""
+        from hashlib import sha256
+
+        from vtpmd.store.anchor import Found
+
         permanent, image = self.permanent, self.recovery.image
         # Only a journal says which generation it is.
         generation = image.generation if image is not None and self.has_journal else None
@@ -109,7 +112,7 @@ class Examined(NamedTuple):
         return f"Examined({self.recovery!r})"
 
 
-def examine(directory: StateDirectory, key: Key | None) -> Examined:
+def examine(directory: StateDirectory, key: "Key | None") -> Examined:
     """Read a directory, and work out what it holds. Nothing is written.
 
     Raises StateKeyError or StateDirectoryError for a state file that cannot be read.
@@ -120,7 +123,7 @@ def examine(directory: StateDirectory, key: Key | None) -> Examined:
 def examine_states(
     directory: StateDirectory,
     states: dict[StateType, bytes],
-    key: Key | None,
+    key: "Key | None",
 ) -> Examined:
     """Work out what the states in a directory's files and its journal make, as ``examine``."""
     journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
@@ -130,7 +133,7 @@ def examine_states(
         journal,
         continued=lineage is not None and lineage.continued,
         identity=None if lineage is None else lineage.identity,
-        secret=None if key is None else key.derive(INFO_JOURNAL),
+        secret=None if key is None else key.journal_secret(),
     )
     return Examined(states, lineage, recovery, journal is not None)
 
@@ -143,7 +146,7 @@ def reason(recovery: Recovery) -> str:
     return f"{text} ({recovery.letter})"
 
 
-def recover(directory: StateDirectory, key: Key | None) -> Examined:
+def recover(directory: StateDirectory, key: "Key | None") -> Examined:
     """Return what a vTPM starts from.
 
     Raises StateKeyError, or RecoveryRefused when anything that was once whole is now wrong; every
@@ -160,7 +163,7 @@ def recover(directory: StateDirectory, key: Key | None) -> Examined:
     )
 
 
-def fold(directory: StateDirectory, examined: Examined, key: Key | None) -> None:
+def fold(directory: StateDirectory, examined: Examined, key: "Key | None") -> None:
     """Write what was recovered as the checkpoint, and remove the journal: durably, in this order.
 
     Raises StateDirectoryError; then the directory can still be recovered.

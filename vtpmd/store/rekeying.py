@@ -6,7 +6,7 @@ from vtpmd.store import recovery
 from vtpmd.store.directory import STATE_NAMES, StateDirectory, StateKeyError, state_file
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles, take_up
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
 
 
 def rekey(directory: StateDirectory, old: Key | None, new: Key | None) -> list[str]:

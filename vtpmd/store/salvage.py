@@ -22,8 +22,8 @@ from vtpmd.store.directory import (
 from vtpmd.store.keys import Key
 from vtpmd.store.recovery import Examined
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.control import StateType
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
 
 PERMANENT_FILE: Final = state_file(StateType.PERMANENT)
 LATER_VERSION: Final = "F"  # the row of the table: that version knows what to make of it

@@ -5,21 +5,20 @@ that a peer has granted, and that is taken up; what a crash has left is recovere
 of it, and the journal is folded.
 """
 
-from __future__ import annotations
-
 import os
-from hashlib import sha256
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.store import recovery
-from vtpmd.store.anchor import Anchor
 from vtpmd.store.directory import StateDirectory, state_file
-from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles, take_up
-from vtpmd.store.owner import Whose
-from vtpmd.wire.control import StateType
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vtpmd.store.anchor import Anchor
+    from vtpmd.store.keys import Key
 
 
 class Start(NamedTuple):
@@ -40,18 +39,22 @@ class Start(NamedTuple):
 
 
 def open_anchor(
-    path: Path, directory: StateDirectory, files: MovingFiles, key: Key | None
-) -> Anchor:
+    path: "Path", directory: StateDirectory, files: MovingFiles, key: "Key | None"
+) -> "Anchor":
     """Open the anchor, and check that the directory has not fallen behind it.
 
     A granted state is right if the anchor has seen it, or what it is to take the place of. Raises
     FallenBehind, StateDirectoryError or UsageError; nothing was written then.
     """
+    from pathlib import Path
+
+    from vtpmd.store.anchor import Anchor
+
     granted = files.granted()
     has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
-    anchor = Anchor.open(path, directory.path, is_new=not has_state)
+    anchor = Anchor.open(path, Path(directory.path), is_new=not has_state)
     try:
-        if granted is None or not anchor.has_seen(sha256(granted.state).digest()):
+        if granted is None or not anchor.has_seen(granted.digest()):
             anchor.check(recovery.recover(directory, key).found)
     except BaseException:
         anchor.close()
@@ -60,14 +63,14 @@ def open_anchor(
 
 
 def start(
-    directory: StateDirectory, files: MovingFiles, key: Key | None, anchor: Anchor | None
+    directory: StateDirectory, files: MovingFiles, key: "Key | None", anchor: "Anchor | None"
 ) -> Start:
     """Make a directory what a vTPM starts from, and return that.
 
     Raises StateKeyError, RecoveryRefused or StateDirectoryError.
     """
     if anchor is not None and (granted := files.granted()) is not None:
-        anchor.expect(granted.lineage, sha256(granted.state).digest())
+        anchor.expect(granted.lineage, granted.digest())
     took_up = take_up(directory, files, key)
     examined = recovery.recover(directory, key)
     identity = examined.identity
@@ -79,15 +82,15 @@ def start(
     if anchor is not None:
         anchor.trust(examined.found, identity)
         generation = max(generation, anchor.generation)
-    record = files.owner.read()
+    record = files.record()
     recovery.fold(directory, examined, key)
     return Start(
         states=examined.states_to_start_from(),
         took_up=took_up,
-        fenced=record.whose is not Whose.OURS,
+        fenced=record is not None and not record.is_ours,
         identity=identity,
         is_known=examined.identity is not None,
-        generation=max(generation, record.generation),
+        generation=max(generation, 0 if record is None else record.generation),
         loaded=examined.generation,
         changes=examined.recovery.applied,
     )

@@ -5,12 +5,9 @@ IV is as long as the key: AES uses its first 16 bytes, the HMAC covers all of th
 is taken with any key, as swtpm means to write no more than those. Sources: swtpm's ``swtpm_aes.c``
 and ``swtpm_nvstore.c``, its pull request 1150; ``csrc/cipher.c`` does the same for the engine.
 
-``cryptography`` is imported when a key is used: most vTPMs have none.
+``cryptography`` and ``hmac`` are imported when a key is used: most vTPMs have none.
 """
 
-from __future__ import annotations
-
-import hmac
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -38,6 +35,8 @@ class Encrypted(NamedTuple):
 
 def encrypt(data: bytes | bytearray, *, key: bytes | bytearray, iv: bytes) -> Encrypted:
     """Encrypt ``data``; ``iv`` is random, never used before, and as long as the key."""
+    import hmac
+
     if len(key) not in KEY_SIZES or len(iv) != len(key):
         raise ValueError(f"a key of {len(key)} bytes, an IV of {len(iv)}")
     padding = len(key) - len(data) % len(key)
@@ -49,6 +48,8 @@ def encrypt(data: bytes | bytearray, *, key: bytes | bytearray, iv: bytes) -> En
 
 def decrypt(encrypted: Encrypted, *, key: bytes | bytearray) -> bytes:
     """Return what was encrypted. Raises DecryptionError; the MAC is checked before all else."""
+    import hmac
+
     ciphertext, mac, iv = encrypted
     expected = hmac.digest(key, ciphertext + iv, "sha256")
     # Without the lengths, what ends the ciphertext and what begins the IV could be moved about.
@@ -64,7 +65,7 @@ def decrypt(encrypted: Encrypted, *, key: bytes | bytearray) -> bytes:
     return padded[:-padding]
 
 
-def _cipher(key: bytes | bytearray, iv: bytes) -> Cipher[CBC]:
+def _cipher(key: bytes | bytearray, iv: bytes) -> "Cipher[CBC]":
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import AES
     from cryptography.hazmat.primitives.ciphers.modes import CBC

@@ -10,14 +10,11 @@ flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_
 ``tlv.c``. What is encrypted with the migration key is recognised and refused.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import NamedTuple
 
 from vtpmd.errors import VtpmdError
-from vtpmd.wire.control import BLOB_BYTES_MAX, Result
 from vtpmd.wire.swtpm_encryption import (
     IV_BYTES_MAX,
     KEY_SIZES,
@@ -28,11 +25,15 @@ from vtpmd.wire.swtpm_encryption import (
     decrypt,
     encrypt,
 )
+from vtpmd.wire.tpm import Result
 
 VERSION = 2
 MINIMUM_VERSION = 1
 # Of a file that a journal continues: no swtpm takes it for the state.
 MINIMUM_VERSION_CONTINUED = 255
+
+# swtpm's limit for a state blob. libtpms' largest has 143 KB.
+BLOB_BYTES_MAX = 512 * 1024
 
 # version, minimum version, header's size, flags, total length
 HEADER = Struct(">BBHHI")
