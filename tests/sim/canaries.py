@@ -11,10 +11,11 @@ import pytest
 
 from tests.sim import schedule
 from tests.sim.engine import SimEngine
-from vtpmd.core import LinkOperation, LinkRetire
+from tests.sim.server import Arrival
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, LinkRetire
 from vtpmd.daemon import incoming, outgoing
 from vtpmd.daemon.incoming import Incoming
-from vtpmd.daemon.mobility import Brought, Mobility
+from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.source import Source
 from vtpmd.store import moving, owner
@@ -79,13 +80,13 @@ def _arming_strikes_out(patch: Patch) -> None:
 
 
 def _loadvm_undoes_that_commands_were_served(patch: Patch) -> None:
-    init = SimEngine._init
+    start = Arrival.start
 
-    def forgetting(engine: SimEngine, argument: int, payload: bytes) -> Any:
-        engine.served = False
-        return init(engine, argument, payload)
+    def forgetting(arrival: Arrival) -> int:
+        arrival._tpm.served = False
+        return start(arrival)
 
-    patch.setattr(SimEngine, "_init", forgetting)
+    patch.setattr(Arrival, "start", forgetting)
 
 
 def _granted_file_wins(patch: Patch) -> None:
@@ -101,7 +102,7 @@ def _restarted_source_does_not_ask(patch: Patch) -> None:
 
 
 def _grant_is_not_durable(patch: Patch) -> None:
-    patch.setattr(IncomingStates, "grant", lambda _: None)
+    patch.setattr(IncomingStates, "grant", lambda *_: None)
 
 
 def _orphan_goes_on(patch: Patch) -> None:
@@ -133,7 +134,7 @@ def _retires_in_vain(patch: Patch) -> None:
 
 def _blobs_outlive_their_qemu(patch: Patch) -> None:
     """As it was: the next QEMU boots from what another has brought."""
-    patch.setattr(Mobility, "_forget_brought", _nothing)
+    patch.setattr(Arrival, "forget", lambda *_: None)
 
 
 def _welcomes_at_any_time(patch: Patch) -> None:
@@ -144,12 +145,8 @@ def _welcomes_at_any_time(patch: Patch) -> None:
         begins(self, *arguments, **named)
         self._starting = nullcontext()  # type: ignore[assignment]
 
-    def blind(self: Mobility, name: Any) -> str | None:
-        brought, self._brought = self._brought, Brought.NOTHING
-        try:
-            return why_busy(self, name)
-        finally:
-            self._brought = brought
+    def blind(self: Mobility, name: Any, condition: LinkCondition) -> str | None:
+        return why_busy(self, name, condition & ~LinkCondition.BLOBS)
 
     patch.setattr(Mobility, "__init__", without_lock)
     patch.setattr(Mobility, "_why_busy", blind)
@@ -158,6 +155,17 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 def _snapshot_brings_it_back(patch: Patch) -> None:
     """As it was: a snapshot starts a vTPM that was given back."""
     patch.setattr(Mobility, "_check_not_given_back", lambda _: None)
+
+
+def _tail_without_a_session_starts(patch: Patch) -> None:
+    """As it was: a guest whose session has ended starts from what the directory holds."""
+    init = Mobility.init
+    patch.setattr(Mobility, "init", lambda self, asked: init(self, asked & ~LinkAskedInit.TAIL))
+
+
+def _daemon_stumbles(patch: Patch) -> None:
+    """What it survives, and only logs, counts too."""
+    patch.setattr(Mobility, "_check_not_releasing", lambda: None)  # it is given itself
 
 
 def _session_outlives_its_vtpm(patch: Patch) -> None:
@@ -185,7 +193,7 @@ CANARIES: Final[dict[str, Canary]] = {
         _granted_file_wins,
         (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
         schedule.HAND_OVER,
-        range(4000, 12_000),  # one in a thousand or two
+        range(8000, 16_000),  # one in two thousand
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
     "commands run before the grant is durable": Canary(_grant_is_not_durable),
@@ -195,7 +203,7 @@ CANARIES: Final[dict[str, Canary]] = {
     "generations are not raised": Canary(_generations_are_not_raised, numbers=True),
     "the source goes on serving": Canary(_retires_in_vain),
     "a source is welcomed while QEMU brings its guest": Canary(
-        _welcomes_at_any_time, (schedule.arm_again,), schedule.HAND_OVER
+        _welcomes_at_any_time, (schedule.arm_again,), schedule.HAND_OVER, range(4000)
     ),
     "another vTPM is welcomed in place of the one that is there": Canary(
         _directory_is_anybodys, (schedule.other_host,)
@@ -204,7 +212,15 @@ CANARIES: Final[dict[str, Canary]] = {
         _blobs_outlive_their_qemu, (schedule.qemu_dies, schedule.restart, schedule.disk_fails)
     ),
     "a snapshot starts a vTPM that was given back": Canary(
-        _snapshot_brings_it_back, (schedule.go_back, schedule.go_back, schedule.cont)
+        _snapshot_brings_it_back,
+        (schedule.go_back, schedule.go_back, schedule.cont),
+        seeds=range(4000),
     ),
+    "a tail whose session has ended starts an older state": Canary(
+        _tail_without_a_session_starts,
+        (schedule.go_back, schedule.cut, schedule.cut, schedule.cont),
+        seeds=range(4000),
+    ),
+    "a daemon makes a mistake of its own": Canary(_daemon_stumbles),
     "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
 }

@@ -1,13 +1,15 @@
 """The engine of a simulated host: custody, images and files, as csrc/engine/tpm.c and durable.c.
 
 What it executes is a counter. All else is as the link has it: who may execute, what is captured,
-when the state's file is written, and what a start begins with.
+when the state's file is written, and what a start begins with. ``server.py`` has its control
+channel. It dies together with its vtpmd.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import struct
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from hashlib import sha256
 from typing import Any, Final, Protocol
@@ -15,17 +17,19 @@ from typing import Any, Final, Protocol
 from tests.sim import state
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
+from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
     Image,
     LinkCapture,
+    LinkCondition,
     LinkInit,
     LinkOperation,
     LinkRetire,
     pack_link_lineage,
     unpack_link_lineage,
 )
-from vtpmd.daemon.engine import EngineDied, Meanwhile, Reply
+from vtpmd.daemon.engine import Answer, EngineDied, Meanwhile, Question, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
 from vtpmd.wire.swtpm_format import Lineage
@@ -35,6 +39,8 @@ LIBTPMS_VERSION: Final = 0x000902
 # How often an answer lets the event loop do something else first, and for how long.
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
+# What is asked for at any time, and changes nothing: no step that a fault comes with.
+_QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
 # How often libtpms commits something when it starts.
 CHANGES: Final = 0.2
 
@@ -90,6 +96,11 @@ class SimEngine:
         watcher: Watcher,
     ) -> None:
         self.death: str | None = None
+        self.server = ControlServer(self)
+        self._answer: Callable[[Question], Awaitable[Answer]] | None = None
+        self._on_news: Callable[[Question], None] | None = None
+        self._is_served = asyncio.Event()
+        self._answering: set[asyncio.Task[Answer]] = set()
         self._process = process
         self._rng = process._scheduler.rng
         self._directory = directory
@@ -103,10 +114,11 @@ class SimEngine:
         self.worked = self.served = self.failed = False
         self.permanent: Permanent | None = None  # libtpms'
         self.volatile: Volatile | None = None
-        self._set_permanent: bytes | None = None  # what SET_STATE gave
+        self._set_permanent: bytes | None = None  # what set_state() gave
         self._set_volatile: bytes | None = None
         # durable.c
         self._current = begun.states.get(StateType.PERMANENT)
+        self._is_known = begun.is_known  # whose that is
         self._is_in_file = self._current is not None
         self._must_be_written = False
         self._generation = begun.loaded  # of what is durable
@@ -123,23 +135,41 @@ class SimEngine:
         operation: LinkOperation,
         argument: int = 0,
         payload: bytes | bytearray | memoryview = b"",
-        descriptor: int | None = None,
         meanwhile: Meanwhile | None = None,
         *,
         soon: bool = True,
     ) -> Reply:
-        del descriptor, soon
+        del soon
         async with self._lock:
             self._process.check_alive()
             if self.death is not None:
                 raise EngineDied(self.death)
             if meanwhile is not None:
                 meanwhile.run()
-            if operation is not LinkOperation.CAPTURE:
+            if operation not in _QUIET:
                 self._watcher.note(f"engine: {operation.name}")
-            if self._rng.random() < LATE:
-                await asyncio.sleep(self._rng.choice(LATENCY_S))
+            await self.late()
             return self._do(operation, int(argument), bytes(payload))
+
+    async def late(self) -> None:
+        """Let others do something first, now and then."""
+        if self._rng.random() < LATE:
+            await asyncio.sleep(self._rng.choice(LATENCY_S))
+
+    async def condition(self) -> LinkCondition:
+        return LinkCondition((await self.request(LinkOperation.GET_CONDITION)).argument)
+
+    async def end_control(self) -> None:
+        await self.request(LinkOperation.END_CONTROL)
+        await asyncio.gather(*self._answering)
+
+    def stop(self) -> None:
+        """End it, in order."""
+        self.server.end()
+        if self.custody in AHEAD:
+            self._let_go()
+        if self.running:
+            self.power_off()
 
     async def raise_generations(self, floor: int) -> None:
         self._watcher.note("engine: RAISE_GENERATION")
@@ -156,19 +186,54 @@ class SimEngine:
     def _do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
         match operation:
             case LinkOperation.INIT:
-                return self._init(argument, payload)
+                return self._init(argument)
             case LinkOperation.GET_LINEAGE:
-                return self._get_lineage()
-            case LinkOperation.GET_STATE:
-                return self._get_state(StateType(argument))
+                lineage, _ = self.get_lineage()
+                return Reply(0, 0, bytearray(pack_link_lineage(*lineage[:2])))
+            case LinkOperation.GET_CONDITION:
+                return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture()
-            case LinkOperation.SET_BUFFER_SIZE:
-                return Reply(0, 4096, bytearray(8))
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
 
+    def _condition(self) -> LinkCondition:
+        has_blobs = self.server.arrival.what is Arrived.BLOBS
+        running = LinkCondition.RUNNING if self.is_running else LinkCondition(0)
+        return running | (LinkCondition.BLOBS if has_blobs else LinkCondition(0))
+
+    # What it asks vtpmd, and tells it.
+
+    def serve(
+        self, answer: Callable[[Question], Awaitable[Answer]], on_news: Callable[[Question], None]
+    ) -> None:
+        self._answer, self._on_news = answer, on_news
+        self._is_served.set()
+
+    async def ask(self, question: Question) -> Answer:
+        """asker_ask()."""
+        self._watcher.note(f"engine asks: {question.number.name}")
+        await self.late()
+        await self._is_served.wait()
+        assert self._answer is not None
+        answering = self._process.create_task(self._answer(question))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+        answer: Answer = await answering
+        await self.late()
+        return answer
+
+    def tell(self, news: Question) -> None:
+        """asker_tell()."""
+        assert self._on_news is not None
+        self._on_news(news)
+
     # Custody.
+
+    @property
+    def is_running(self) -> bool:
+        """tpm_is_running()."""
+        return self.running and self.custody is not Custody.STANDBY
 
     @property
     def must_wait(self) -> bool:
@@ -218,36 +283,51 @@ class SimEngine:
         if self.custody is Custody.RECLAIMING:
             self.custody = Custody.FENCED
 
-    def _init(self, argument: int, payload: bytes) -> Reply:
-        has_come = bool(argument & LinkInit.CAME)
-        own = self._before if self.custody in AHEAD else self.custody
-        if own in AWAY and not has_come:
-            return Reply(Result.FAIL, 0, bytearray())
-        if self.custody in AHEAD:
-            self._let_go()
+    def _init(self, argument: int) -> Reply:
         if argument & LinkInit.HELD:
             return self._init_standby()
+        return Reply(self.server.arrival.start(), 0, bytearray())
+
+    def _begin_init(self, *, has_come: bool) -> bool:
+        if self.custody in AHEAD:
+            self._let_go()
+        if self.custody in AWAY and not has_come:
+            return False
         self._run_on()
         if self.running:
             self.power_off()
         self.custody = Custody.ACTIVE
-        if not payload:
-            return Reply(self._power_on(), 0, bytearray())
-        before, (self._identity, generation) = self._identity, unpack_link_lineage(payload)
-        newer = generation > self._generation
-        self._must_be_written = newer or before != self._identity
-        self._last[StateType.PERMANENT] = max(self._last[StateType.PERMANENT], generation)
+        return True
+
+    def init(self, *, has_come: bool) -> int:
+        """tpm_init()."""
+        return self._power_on() if self._begin_init(has_come=has_come) else Result.FAIL
+
+    def init_come(self, lineage: Lineage) -> int:
+        """tpm_init_come()."""
+        self._begin_init(has_come=True)
+        before, self._identity = self._identity, lineage.identity
+        is_newer = lineage.generation > self._generation
+        self._must_be_written = is_newer or before != self._identity
         result = self._power_on()
         self._must_be_written = False
         if result:
             self._identity = before
-        return Reply(result, 0, bytearray())
+        return result
 
-    def _get_lineage(self) -> Reply:
-        lineage = pack_link_lineage(self._identity, self._generation)
-        return Reply(0, 0, bytearray(lineage))
+    def get_lineage(self) -> tuple[Lineage, bool]:
+        """tpm_get_lineage(): of which vTPM the state is, and whether that is known."""
+        is_known = self._current is not None and self._is_known
+        return Lineage(self._identity, self._generation), is_known
+
+    def raise_generation(self, floor: int) -> None:
+        """tpm_raise_generation(), of the permanent state."""
+        last = self._last[StateType.PERMANENT]
+        self._last[StateType.PERMANENT] = max(last, floor)
 
     def _init_standby(self) -> Reply:
+        if self.custody in AHEAD:
+            self._let_go()
         if self.running:
             self.power_off()
         if self._set_permanent is None or self._set_volatile is None:
@@ -276,16 +356,17 @@ class SimEngine:
             return Result.FAIL
         return Result.SUCCESS
 
-    def _get_state(self, kind: StateType) -> Reply:
+    def get_state(self, kind: StateType) -> tuple[int, bytes]:
+        """tpm_get_state()."""
         if not self.running or self.custody in AHEAD:
-            return Reply(Result.BAD_ORDINAL, 0, bytearray())
+            return Result.BAD_ORDINAL, b""
         if self.custody in AWAY or self.failed:
-            return Reply(Result.FAIL, 0, bytearray())
+            return Result.FAIL, b""
         assert self.permanent is not None and self.volatile is not None
-        if kind is StateType.PERMANENT:
-            self.custody = Custody.GIVEN
-            return Reply(0, 0, bytearray(self.permanent.encode()))
-        return Reply(0, 0, bytearray(self.volatile.encode()))
+        if kind is not StateType.PERMANENT:
+            return Result.SUCCESS, self.volatile.encode()
+        self.custody = Custody.GIVEN
+        return Result.SUCCESS, self.permanent.encode()
 
     def _capture(self) -> Reply:
         if not self.running or self.custody not in EXECUTING:
@@ -320,7 +401,7 @@ class SimEngine:
             return True
         written = self._write(image)
         if written:
-            self._current = image
+            self._current, self._is_known = image, True
         return written
 
     def _write(self, image: bytes) -> bool:
@@ -334,36 +415,45 @@ class SimEngine:
         self._is_in_file, self._generation = True, lineage.generation
         return True
 
-    def _set_state(self, kind: int, payload: bytes) -> int:
+    def set_state(self, kind: StateType, image: bytes) -> int:
+        """tpm_set_state(): libtpms drops all that it was given when it refuses a state."""
         if self.running:
             return Result.BAD_ORDINAL
-        if kind == StateType.PERMANENT:
-            self._set_permanent = payload
-        else:
-            self._set_volatile = payload
+        try:
+            if kind is StateType.PERMANENT:
+                state.permanent(image)
+                self._set_permanent = image
+            else:
+                state.volatile(image)
+                self._set_volatile = image
+        except (ValueError, struct.error):
+            self._set_permanent = self._set_volatile = None
+            return Result.FAIL
         return Result.SUCCESS
 
     def _set_both(self, permanent_bytes: int, payload: bytes) -> int:
-        parts = payload[:permanent_bytes], payload[permanent_bytes:]
-        try:
-            state.permanent(parts[0])
-            state.volatile(parts[1])
-        except ValueError:
-            return Result.FAIL
-        results = map(self._set_state, (StateType.PERMANENT, StateType.VOLATILE), parts)
-        return max(results)
+        result = self.set_state(StateType.PERMANENT, payload[:permanent_bytes])
+        if result != Result.SUCCESS:
+            return result
+        return self.set_state(StateType.VOLATILE, payload[permanent_bytes:])
 
-    def _stop(self, *_: Any) -> int:
+    def stop_tpm(self) -> int:
+        """tpm_stop()."""
         if self.running:
             self.power_off()
         return Result.SUCCESS
 
-    def _forget(self, *_: Any) -> int:
+    def forget_state(self) -> int:
+        """tpm_forget_state()."""
         if self.custody in AHEAD:
             self._let_go()
         if self.running:
             return Result.BAD_ORDINAL
         self._set_permanent = self._set_volatile = None
+        return Result.SUCCESS
+
+    def _end_control(self) -> int:
+        self.server.end()
         return Result.SUCCESS
 
     def _expect(self, *_: Any) -> int:
@@ -377,14 +467,15 @@ class SimEngine:
             return Result.BAD_ORDINAL
         assert self.permanent is not None
         image = self.permanent.encode()
-        self._identity, _ = unpack_link_lineage(payload)
+        before, (self._identity, _) = self._identity, unpack_link_lineage(payload)
         if self._held_has_changed and not self._write(image):
+            self._identity = before
             return Result.FAIL
         if not self._held_has_changed:
             self._is_in_file = False  # it is in tpm2-00.incoming
             self._last[StateType.PERMANENT] += 1
             self._generation = self._last[StateType.PERMANENT]
-        self._current = image
+        self._current, self._is_known = image, True
         self.served = False
         self.custody = Custody.ACTIVE
         return Result.SUCCESS
@@ -422,15 +513,15 @@ class SimEngine:
 
 
 _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] = {
-    LinkOperation.SET_STATE: SimEngine._set_state,
+    LinkOperation.TAKE_BLOB: lambda engine, *_: engine.server.take_blob(),
+    LinkOperation.END_CONTROL: lambda engine, *_: engine._end_control(),
+    LinkOperation.STOP: lambda engine, *_: engine.stop_tpm(),
     LinkOperation.SET_BOTH_STATES: SimEngine._set_both,
-    LinkOperation.SET_DATA_SOCKET: lambda *_: 0,
-    LinkOperation.STOP: SimEngine._stop,
-    LinkOperation.FORGET_STATE: SimEngine._forget,
-    LinkOperation.EXPECT: SimEngine._expect,
-    LinkOperation.ADMIT: SimEngine._admit,
+    LinkOperation.FORGET_STATE: lambda engine, *_: engine.forget_state(),
+    LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,
     LinkOperation.AWAIT: SimEngine._await,
-    LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
+    LinkOperation.EXPECT: SimEngine._expect,
+    LinkOperation.ADMIT: SimEngine._admit,
 }

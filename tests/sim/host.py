@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,8 @@ from tests.sim.disk import Disk, SimDirectory
 from tests.sim.engine import SimEngine
 from tests.sim.loop import PowerLoss
 from tests.sim.network import Connection, Stream
-from vtpmd.daemon.instance import Instance
+from tests.sim.server import Command, Said
+from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.outgoing import Peer
 from vtpmd.daemon.qemu_events import QemuEvent
@@ -20,9 +22,8 @@ from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecord, Record, parse
-from vtpmd.wire import control, peer
-from vtpmd.wire.control import Command
-from vtpmd.wire.tpm import Result, StateType
+from vtpmd.wire import peer
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -141,9 +142,9 @@ class Daemon:
         self.process = self.world.scheduler.process(host.name, self)
         self.engine: SimEngine | None = None
         self.mobility: Mobility | None = None
-        self.instance: Instance | None = None
-        self._clients: asyncio.Queue[Any] | None = None
-        self.is_ready = False
+        self.serves_qemu = False
+        self.is_ready = False  # for peers, and for people
+        self._stop = asyncio.Event()
         self.process.spawn(self._run())
 
     # What disk and engine tell.
@@ -180,6 +181,7 @@ class Daemon:
         try:
             begun = start.start(directory, files, None, None)
             engine = self.engine = SimEngine(self.process, directory, begun, self)
+            self._begin_control()
             mobility = self.mobility = Mobility(
                 engine,  # type: ignore[arg-type]
                 engine,  # type: ignore[arg-type]
@@ -189,48 +191,36 @@ class Daemon:
             )
             mobility._wakefulness = NoWakefulness()  # type: ignore[assignment]
             mobility.tell = lambda event, data: self.world.log(f"{host.name}: {event} {data}")
-            self.instance = Instance(engine, mobility)  # type: ignore[arg-type]
+            asked = Asked(mobility, self._stop.set)
             await mobility.begin(CREDENTIALS, ())
+            engine.serve(asked.answer, asked.hear)
         except VtpmdError as error:
             self.world.log(f"{host.name}: vtpmd does not start: {error}")
             self.world.start_failed(host, error)
-            host.stopped(self)
+            self._end()
             return
-        self._clients = asyncio.Queue()
         self.is_ready = True
-        if host.qemu is not None:
-            host.qemu.lost_tpm()
-        await self._serve()
+        await self._stop.wait()
+        await engine.end_control()
+        await mobility.conclude()
+        mobility.tell_now()
+        await mobility.close()
+        self._end()
 
-    async def _serve(self) -> None:
-        """Serve the control channel, until its SHUTDOWN; then end as vtpmd does."""
-        assert self._clients is not None and self.instance is not None
-        assert self.mobility is not None and self.engine is not None
-        ends = False
-        while not ends:
-            request, answered = await self._clients.get()
-            answer = await self._answer(request)
-            answered(answer)
-            try:
-                await self.instance.finish()
-            except Exception as error:
-                self._mistake(error)
-            ends = isinstance(request, control.Bare) and request.command is Command.SHUTDOWN
-        await self.mobility.conclude()
-        await self.mobility.close()
-        if self.engine.running:
-            self.engine.power_off()
-        self.is_ready = False
+    def _begin_control(self) -> None:
+        """Serve QEMU, which the engine does from its start on."""
+        assert self.engine is not None
+        self.process.spawn(self.engine.server.run())
+        self.serves_qemu = True
+        if self.host.qemu is not None:
+            self.host.qemu.lost_tpm()
+
+    def _end(self) -> None:
+        if self.engine is not None:
+            self.engine.stop()
+        self.serves_qemu = self.is_ready = False
         self.host.stopped(self)
         self.process.kill()
-
-    async def _answer(self, request: control.Request) -> bytes:
-        assert self.instance is not None
-        try:
-            return await self.instance.handle(request, [0])
-        except Exception as error:
-            self._mistake(error)
-            return control.encode_error(request.command, Result.FAIL)
 
     def _mistake(self, error: Exception) -> None:
         self.world.log(f"{self.host.name}: {type(error).__name__}: {error}")
@@ -239,10 +229,15 @@ class Daemon:
 
     # What others have it do.
 
-    def control(self, request: control.Request, answered: Any) -> None:
+    def control(self, command: Command, answered: Callable[[Said], None]) -> None:
         """QEMU sends a command."""
-        assert self._clients is not None
-        self._clients.put_nowait((request, answered))
+        assert self.engine is not None
+        self.engine.server.send(command, answered)
+
+    def stop(self) -> None:
+        """A signal ends it in order."""
+        self.world.log(f"{self.host.name}: STOP")
+        self._later(self._stop.set)
 
     def deliver(self, event: QemuEvent) -> None:
         """QEMU's monitor says something."""

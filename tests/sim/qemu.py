@@ -8,13 +8,13 @@ is seen at once.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.sim.engine import Response
 from tests.sim.host import Host
+from tests.sim.server import Command, Number, Said
 from tests.sim.state import Permanent, Volatile
 from vtpmd.daemon.qemu_events import (
     Capabilities,
@@ -28,8 +28,6 @@ from vtpmd.daemon.qemu_events import (
     QemuEvent,
 )
 from vtpmd.migration.tail import is_tail
-from vtpmd.wire import control
-from vtpmd.wire.control import Bare, Command, InitFlag
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ class Qemu:
         self.busy = incoming
         self.saved = False  # since the guest ran last
         self.has_tpm = True
-        self._waiting: asyncio.Future[bytes] | None = None
+        self._waiting: asyncio.Future[Said] | None = None
         self._event_s = 0.0
         self._comes_whole = False
         self._answer: Callable[[bool], None] | None = None  # of a stream that is being loaded
@@ -143,7 +141,7 @@ class Qemu:
         self.vcpus = False
         self.log("quits")
         with suppress(TpmLost):
-            await self.control(Bare(Command.SHUTDOWN))
+            await self.control(Command(Number.SHUTDOWN))
         self._leave()
 
     def lost_tpm(self) -> None:
@@ -163,37 +161,36 @@ class Qemu:
 
     # The control channel.
 
-    async def control(self, request: control.Request) -> bytes:
-        """Send a command; return the answer's body. Raises TpmLost for an error, too."""
+    async def control(self, command: Command) -> bytes:
+        """Send a command; return the answer's blob. Raises TpmLost for an error, too."""
         daemon = self.host.daemon
-        if daemon is None or not daemon.is_ready or not self.has_tpm:
+        if daemon is None or not daemon.serves_qemu or not self.has_tpm:
             raise TpmLost
         self._waiting = waiting = self.process.create_future()
 
-        def answered(answer: bytes) -> None:
-            self.world.scheduler.after(self.rng.choice(LATENCY_S), lambda: arrive(answer))
+        def answered(said: Said) -> None:
+            self.world.scheduler.after(self.rng.choice(LATENCY_S), lambda: arrive(said))
 
-        def arrive(answer: bytes) -> None:
+        def arrive(said: Said) -> None:
             if self.process.alive and not waiting.done():
-                waiting.set_result(answer)
+                waiting.set_result(said)
 
-        daemon.control(request, answered)
-        answer: bytes = await waiting
-        (result,) = struct.unpack_from(">I", answer)
-        self.world.note(f"qemu at {self.host.name}: {request.command.name} → {result:#x}")
-        if result:
+        daemon.control(command, answered)
+        said: Said = await waiting
+        self.world.note(f"qemu at {self.host.name}: {command.number.name} → {said.result:#x}")
+        if said.result:
             raise TpmLost
-        return answer[4:]
+        return said.blob
 
     async def _connect(self) -> None:
-        await self.control(Bare(Command.SET_DATAFD))
-        await self.control(Bare(Command.STOP))
+        await self.control(Command(Number.SET_DATAFD))
+        await self.control(Command(Number.STOP))
 
     async def boot(self) -> bool:
         """Start with a guest that boots; return whether its TPM works."""
         try:
             await self._connect()
-            await self.control(control.Init(0))
+            await self.control(Command(Number.INIT))
         except TpmLost:
             self.log("no boot")
             return False
@@ -206,8 +203,8 @@ class Qemu:
         """Reset the machine."""
         self.vcpus = False
         try:
-            await self.control(Bare(Command.STOP))
-            await self.control(control.Init(0))
+            await self.control(Command(Number.STOP))
+            await self.control(Command(Number.INIT))
         except TpmLost:
             self.log("the TPM does not start again")
         self.memory = None
@@ -229,26 +226,23 @@ class Qemu:
         if self.saved:
             self.saved = False
             with suppress(TpmLost):
-                await self.control(control.LockStorage(300))
+                await self.control(Command(Number.LOCK_STORAGE))
         self.vcpus = True
 
     async def save(self) -> Saved:
         """Take the guest's state. Raises TpmLost."""
         self.saved = True
-        blobs = []
-        for kind in TYPES:
-            body = await self.control(control.GetStateBlob(1, kind, 0))
-            blobs.append(body[12:])
+        blobs = [await self.control(Command(Number.GET_STATEBLOB, kind)) for kind in TYPES]
         return Saved(tuple(blobs), self.memory, frozenset(self.vm.acceptable))
 
     async def _load(self, saved: Saved) -> bool:
         """Start the TPM from a state; return whether it has."""
         try:
-            await self.control(Bare(Command.STOP))
+            await self.control(Command(Number.STOP))
             for kind, blob in zip(TYPES, saved.blobs, strict=True):
                 if blob:
-                    await self.control(control.SetStateBlob(0, kind, blob))
-            await self.control(control.Init(InitFlag.DELETE_VOLATILE))
+                    await self.control(Command(Number.SET_STATEBLOB, kind, blob))
+            await self.control(Command(Number.INIT, is_incoming=True))
         except TpmLost:
             return False
         self.memory = saved.memory

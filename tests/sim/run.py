@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import pytest
@@ -30,9 +29,6 @@ def simulate(seed: int, canary: Canary | None = None) -> Outcome:
     """Run the schedule of a seed, with one thing taken out if a canary is given."""
     world = World(seed)
     violation: str | None = None
-    quiet = logging.getLogger("vtpmd")
-    before, quiet.disabled = quiet.level, True
-    quiet.setLevel(logging.CRITICAL + 1)
     try:
         with inside(world), pytest.MonkeyPatch.context() as patch:
             try:
@@ -45,7 +41,4 @@ def simulate(seed: int, canary: Canary | None = None) -> Outcome:
                 world.scheduler.close()
     except (Violation, Livelock) as error:
         violation = str(error)
-    finally:
-        quiet.disabled = False
-        quiet.setLevel(before)
     return Outcome(seed, violation, world.transcript, world.step, world.vm.executed)

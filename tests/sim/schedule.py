@@ -38,7 +38,7 @@ async def play(world: World) -> None:
 
 async def _ready(host: Host) -> None:
     for _ in range(100):
-        if host.daemon is not None and host.daemon.is_ready:
+        if host.daemon is not None and host.daemon.serves_qemu:
             return
         await asyncio.sleep(0.1)
 
@@ -207,6 +207,13 @@ def dead_flows(world: World) -> None:
     world.network.kill_flows()
 
 
+def stop(world: World) -> None:
+    """Somebody stops a vtpmd, whatever its QEMU and its sessions are at."""
+    host = _either(world)
+    if host.daemon is not None:
+        host.daemon.stop()
+
+
 def qemu_dies(world: World) -> None:
     qemu = _either(world).qemu
     if qemu is not None:
@@ -292,6 +299,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     cut,
     silence,
     dead_flows,
+    stop,
     qemu_dies,
     stream_cut,
     stream_cut,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -15,7 +17,7 @@ from tests.sim.loop import PowerLoss, Process, Scheduler
 from tests.sim.network import Connection, Network, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
-from vtpmd.daemon import incoming, outgoing, tls
+from vtpmd.daemon import incoming, lineage, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
@@ -244,20 +246,52 @@ class _Time:
 
     def __init__(self, world: World) -> None:
         self.monotonic_ns = self.perf_counter_ns = world.network.now_ns
+        self.gmtime = lambda: time.gmtime(world.scheduler.now_s)
+        self.strftime = time.strftime
+
+
+class _Mistakes(logging.Handler):
+    """Hears of mistakes of a daemon's own, which it survives."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception) and not isinstance(error, VtpmdError):
+            self._world.violated(f"a daemon logs {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _logging_to(handler: logging.Handler) -> Iterator[None]:
+    """Have the daemons' log heard by this alone."""
+    log = logging.getLogger("vtpmd")
+    level, propagates = log.level, log.propagate
+    log.setLevel(handler.level)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagates
+        log.setLevel(level)
 
 
 @contextmanager
 def inside(world: World) -> Iterator[None]:
-    """Have the daemons' sessions use this world's clock and network."""
+    """Have the daemons use this world's clock and network, and tell it of their mistakes."""
 
     async def connect(host: str, *_: object) -> Connection:
         process = asyncio.get_running_loop()
         assert isinstance(process, Process)
         return await world.connect(host, process.host.host.name, process)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _logging_to(_Mistakes(world)):
         patch.setattr(outgoing, "time", _Time(world))
         patch.setattr(incoming, "time", _Time(world))
+        patch.setattr(lineage, "time", _Time(world))
         patch.setattr(incoming_states, "INCOMING_BYTES", INCOMING_BYTES)
         patch.setattr(tls, "connect", connect)
         patch.setattr(tls, "client_context", lambda _: None)

@@ -44,6 +44,7 @@ from tests.harness.owners import (
     freeze,
     greet,
     hand_over,
+    incoming,
     outgoing,
     reconnected,
     record_of,
@@ -101,6 +102,26 @@ def test_invariant_2_tail_with_a_whole_blob_beside_it_starts_nothing(lab: Lab, k
     pair.link.hold(None)
     pair.source.guest.resume()
     assert_comes_back(pair)
+
+
+def test_invariant_3_tail_whose_session_has_ended_starts_no_older_state(lab: Lab) -> None:
+    """There is one: the guest was at the destination before, whole, and went on at the source."""
+    pair = make_pair(lab)
+    pair.destination.guest.load(pair.source.guest.save())
+    pair = pair._replace(destination=reconnected(lab, pair.destination))
+    pair.destination.guest.control.stop()
+    pair.source.guest.resume()  # that migration failed
+    pair.source.guest.work()
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    blobs = freeze(pair)
+    pair.link.hold(Direction.TO_SOURCE)  # nothing is granted meanwhile
+    pair.destination.guest.give(blobs)
+    pair.source.guest.resume()
+    wait_until(lambda: incoming(pair.destination) == "ended")
+    with pytest.raises(ControlError):
+        pair.destination.guest.start()
+    assert_serves_nothing(pair.destination.guest)
+    assert_serves(pair.source.guest)
 
 
 def test_snapshot_that_is_loaded_while_armed_leaves_the_session_armed(lab: Lab) -> None:

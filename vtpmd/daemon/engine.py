@@ -311,6 +311,8 @@ class Engine:
 
     async def _answer(self, answerer: Answerer, question: Question) -> None:
         answer = await answerer.answer(question)
+        if self.state is not EngineState.SERVING:
+            return  # the link is closed, and it ends in order
         header = LinkHeader(question.number, answer.result, answer.argument, len(answer.payload))
         with suppress(EngineDied):
             await self._send(header, answer.payload)

@@ -1,0 +1,309 @@
+"""The control channel of a simulated host, as csrc/engine/server.c, commands.c and arrival.c.
+
+Each function does what the one of its name does there, in the same order, of those commands that
+have to do with whose the vTPM is. What vtpmd is asked goes to its own code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vtpmd.core import LINK_BLOB_GIVEN, LinkAskedInit, LinkQuestion
+from vtpmd.daemon.engine import Question
+from vtpmd.migration.tail import is_tail
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import FormatError, Lineage
+from vtpmd.wire.tpm import Result, StateType
+
+if TYPE_CHECKING:
+    from tests.sim.engine import SimEngine
+
+# struct link_restored
+_RESTORED: Final = Struct("=QQ")
+
+
+class Number(Enum):
+    """What QEMU asks of its TPM."""
+
+    INIT = auto()
+    SHUTDOWN = auto()
+    STOP = auto()
+    GET_STATEBLOB = auto()
+    SET_STATEBLOB = auto()
+    SET_DATAFD = auto()
+    LOCK_STORAGE = auto()
+
+
+class Command(NamedTuple):
+    """A command of QEMU's."""
+
+    number: Number
+    kind: StateType = StateType.PERMANENT  # of a blob
+    blob: bytes = b""  # that is set
+    is_incoming: bool = False  # INIT, of a guest that came with a stream
+
+
+class Said(NamedTuple):
+    """What it is answered."""
+
+    result: int
+    blob: bytes = b""
+
+
+class Content(NamedTuple):
+    """What a blob holds: struct blob_content."""
+
+    state: bytes
+    lineage: Lineage | None
+
+
+class Restored(NamedTuple):
+    """A state that runs, and the newest that there was of the same vTPM."""
+
+    generation: int
+    newest: int
+
+
+class Arrived(Enum):
+    """What the QEMU that uses the TPM has brought for its next INIT: enum arrived."""
+
+    NOTHING = "the TPM starts from what the directory holds"
+    BLOBS = "it starts from the permanent state that QEMU has set, whoever's the vTPM was"
+    TAIL = "it starts from what a peer's session and the tail made, or not at all"
+    UNUSABLE = "what it has brought was refused: it does not start for a guest that came so"
+
+
+class Arrival:
+    """arrival.c."""
+
+    def __init__(self, tpm: SimEngine) -> None:
+        self.what = Arrived.NOTHING
+        self._tpm = tpm
+        self._has_given = False  # libtpms has states from QEMU for the next INIT
+        self._lineage: Lineage | None = None  # of the blobs
+        self._newest = 0
+        self._has_started = False  # the TPM, for the QEMU that uses it
+
+    def _set(self, what: Arrived) -> None:
+        self.what, self._has_given = what, False
+        self._lineage, self._newest = None, 0
+
+    def forget(self, then: Arrived) -> None:
+        if self._has_given:
+            self._tpm.forget_state()
+        self._set(then)
+
+    def begin(self) -> None:
+        self.forget(Arrived.NOTHING)
+        self._has_started = False
+
+    def take_tail(self) -> bool:
+        if self.what is not Arrived.NOTHING or self._has_given:
+            self.forget(Arrived.UNUSABLE)
+            return False
+        self.what = Arrived.TAIL
+        return True
+
+    def _take_lineage(self, lineage: Lineage | None) -> bool:
+        own, is_known = self._tpm.get_lineage()
+        self._lineage, self._newest = lineage, 0
+        if lineage is None or not is_known:
+            return True
+        if lineage.identity == own.identity:
+            if lineage.generation < own.generation:
+                self._newest = own.generation
+            return True
+        return self._has_started
+
+    def take_blob(self, kind: StateType, content: Content) -> int:
+        is_permanent = kind is StateType.PERMANENT
+        result: int = Result.FAIL
+        if not is_permanent or self._take_lineage(content.lineage):
+            result = self._tpm.set_state(kind, content.state)
+        if result != Result.SUCCESS:
+            self.forget(Arrived.UNUSABLE)
+            return result
+        self._has_given = True
+        if is_permanent:
+            self.what = Arrived.BLOBS
+        return Result.SUCCESS
+
+    def start(self) -> int:
+        has_come = self.what is Arrived.BLOBS
+        if not has_come or self._lineage is None:
+            return self._tpm.init(has_come=has_come)
+        self._tpm.raise_generation(self._lineage.generation)
+        return self._tpm.init_come(self._lineage)
+
+    def end(self, result: int, *, is_incoming: bool) -> Restored | None:
+        was_brought = self.what is Arrived.BLOBS
+        if result != Result.SUCCESS:
+            if was_brought:
+                self.forget(Arrived.UNUSABLE)
+            return None
+        self._has_started = True
+        if not was_brought and not is_incoming:
+            return None
+        generation = 0 if self._lineage is None else self._lineage.generation
+        restored = Restored(generation, self._newest)
+        self._set(Arrived.NOTHING)
+        return restored if restored.newest > 0 else None
+
+
+class ControlServer:
+    """server.c and commands.c, of an engine that has a vtpmd."""
+
+    def __init__(self, tpm: SimEngine) -> None:
+        self.arrival = Arrival(tpm)
+        self._tpm = tpm
+        self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
+        self._has_ended = False
+        self._sent: asyncio.Queue[tuple[Command, Callable[[Said], None]]] = asyncio.Queue()
+        self._woken = asyncio.Event()
+        self._carry_out: dict[Number, Callable[[Command], Awaitable[Said]]] = {
+            Number.INIT: self._init,
+            Number.SHUTDOWN: self._shutdown,
+            Number.STOP: self._stop,
+            Number.GET_STATEBLOB: self._get_state_blob,
+            Number.SET_STATEBLOB: self._set_state_blob,
+            Number.SET_DATAFD: self._set_data_socket,
+            Number.LOCK_STORAGE: self._lock_storage,
+        }
+
+    def send(self, command: Command, answered: Callable[[Said], None]) -> None:
+        """QEMU sends a command; it is told the answer."""
+        self._sent.put_nowait((command, answered))
+        self._woken.set()
+
+    def end(self) -> None:
+        """Take no more commands; one that is carried out goes on."""
+        self._has_ended = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """server_run()."""
+        while not self._has_ended:
+            if self._sent.empty():
+                self._woken.clear()
+                await self._woken.wait()
+                continue
+            await self._serve(*self._sent.get_nowait())
+
+    async def _serve(self, command: Command, answered: Callable[[Said], None]) -> None:
+        await self._tpm.late()
+        if not self._is_allowed(command):
+            answered(Said(Result.BAD_ORDINAL))
+            return
+        answered(await self._carry_out[command.number](command))
+        await self._tpm.late()
+        # commands_answered()
+        if command.number is Number.INIT:
+            self._tpm.tell(Question(LinkQuestion.TELL_INIT, 0, b""))
+        if command.number is Number.SHUTDOWN:
+            self._tpm.tell(Question(LinkQuestion.TELL_SHUTDOWN, 0, b""))
+            self._has_ended = True
+
+    def _is_allowed(self, command: Command) -> bool:
+        """Return whether the TPM's power is right for it: control.c."""
+        if command.number is Number.GET_STATEBLOB:
+            return self._tpm.is_running
+        return command.number is not Number.SET_STATEBLOB or not self._tpm.is_running
+
+    async def _ask(self, number: LinkQuestion, argument: int = 0, payload: bytes = b"") -> int:
+        return (await self._tpm.ask(Question(number, argument, payload))).result
+
+    async def _init(self, command: Command) -> Said:
+        result = await self._start(is_incoming=command.is_incoming)
+        restored = self.arrival.end(result, is_incoming=command.is_incoming)
+        if restored is not None:
+            payload = _RESTORED.pack(*restored)
+            self._tpm.tell(Question(LinkQuestion.TELL_RESTORED, 0, payload))
+        return Said(result)
+
+    async def _start(self, *, is_incoming: bool) -> int:
+        says = LinkAskedInit.INCOMING if is_incoming else LinkAskedInit(0)
+        if self.arrival.what is Arrived.BLOBS:
+            says |= LinkAskedInit.BLOBS
+        if self.arrival.what is Arrived.TAIL:
+            says |= LinkAskedInit.TAIL
+        if is_incoming and self.arrival.what is Arrived.UNUSABLE:
+            return Result.FAIL
+        return await self._ask(LinkQuestion.ASK_INIT, says)
+
+    async def _shutdown(self, _: Command) -> Said:
+        return await self._stop_tpm(is_shutdown=True)
+
+    async def _stop(self, _: Command) -> Said:
+        return await self._stop_tpm(is_shutdown=False)
+
+    async def _stop_tpm(self, *, is_shutdown: bool) -> Said:
+        self.arrival.forget(Arrived.NOTHING)
+        question = Question(LinkQuestion.ASK_STOP, int(is_shutdown), b"")
+        answer = await self._tpm.ask(question)
+        if answer.result != Result.SUCCESS or answer.argument or not self._tpm.is_running:
+            return Said(answer.result)
+        return Said(self._tpm.stop_tpm())
+
+    async def _set_data_socket(self, _: Command) -> Said:
+        self.arrival.begin()
+        return Said(await self._ask(LinkQuestion.ASK_CONNECTED))
+
+    async def _lock_storage(self, _: Command) -> Said:
+        return Said(await self._ask(LinkQuestion.ASK_RUNS))
+
+    async def _get_state_blob(self, command: Command) -> Said:
+        answer = await self._tpm.ask(Question(LinkQuestion.ASK_STATE, command.kind, b""))
+        if answer.result != Result.SUCCESS:
+            return Said(answer.result)
+        if answer.argument == LINK_BLOB_GIVEN:
+            return Said(Result.SUCCESS, answer.payload)
+        return self._own_state(command.kind)
+
+    def _own_state(self, kind: StateType) -> Said:
+        result, state = self._tpm.get_state(kind)
+        if result != Result.SUCCESS:
+            return Said(result)
+        lineage, _ = self._tpm.get_lineage()
+        has_lineage = kind is StateType.PERMANENT
+        return Said(
+            Result.SUCCESS, swtpm_format.encode_blob(state, lineage if has_lineage else None)
+        )
+
+    async def _set_state_blob(self, command: Command) -> Said:
+        if is_tail(command.blob):
+            return Said(await self._set_tail(command.blob))
+        return Said(await self._set_blob(command))
+
+    async def _set_tail(self, blob: bytes) -> int:
+        if not self.arrival.take_tail():
+            return Result.BAD_PARAMETER
+        return await self._ask(LinkQuestion.ASK_TAIL, payload=blob)
+
+    async def _set_blob(self, command: Command) -> int:
+        if self.arrival.what is Arrived.TAIL:
+            return Result.FAIL
+        result = await self._unwrap_and_take(command)
+        if result != Result.SUCCESS:
+            self.arrival.forget(Arrived.UNUSABLE)
+        return result
+
+    async def _unwrap_and_take(self, command: Command) -> int:
+        try:
+            state = swtpm_format.decode_blob(command.blob)
+            content = Content(state, swtpm_format.read_blob_lineage(command.blob))
+        except FormatError as error:
+            return error.result
+        self._coming = command.kind, content
+        result = await self._ask(LinkQuestion.ASK_BLOB, command.kind)
+        self._coming = None
+        return result
+
+    def take_blob(self) -> int:
+        """commands_take_blob(), by LINK_TAKE_BLOB."""
+        if self._coming is None:
+            return Result.BAD_ORDINAL
+        return self.arrival.take_blob(*self._coming)
