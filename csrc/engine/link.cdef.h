@@ -54,8 +54,8 @@ enum link_operation {
     LINK_SET_BOTH_STATES = 24, /* LINK_SET_STATE for permanent, of argument bytes, and volatile: the
                                   payload has one after the other */
     LINK_ADMIT = 25,   /* the vTPM is this host's: commands are executed, its files may be written;
-                          payload: struct link_lineage, of what has come; may be asked again after
-                          it failed */
+                          argument: enum link_admit; payload: struct link_lineage, of what has
+                          come; may be asked again after it failed */
     LINK_SET_KEY = 26, /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
                           before anything is written */
     LINK_SET_ANCHOR = 27,  /* after LINK_SET_JOURNAL; payload: struct link_anchor; with one
@@ -75,6 +75,13 @@ enum link_init {
     LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
     LINK_INIT_HELD = 2, /* from what LINK_SET_STATE gave, which is durable elsewhere, ahead of time:
                            write nothing, and serve as if it had not started, until LINK_EXPECT */
+};
+
+/* What LINK_ADMIT does. */
+enum link_admit {
+    LINK_ADMIT_SERVE = 0,
+    LINK_ADMIT_GOES_BACK = 1, /* it is not to be served: only see that the directory has a whole
+                                 state, if LINK_ADMIT has failed before */
 };
 
 /* What LINK_CAPTURE answers. */

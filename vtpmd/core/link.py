@@ -53,6 +53,13 @@ class LinkLocked(IntEnum):
     ALL = lib.LINK_LOCKED_ALL
 
 
+class LinkAdmit(IntEnum):
+    """What ADMIT does (``enum link_admit``)."""
+
+    SERVE = lib.LINK_ADMIT_SERVE
+    GOES_BACK = lib.LINK_ADMIT_GOES_BACK
+
+
 class LinkInit(IntFlag):
     """What the engine starts the TPM from (``enum link_init``)."""
 

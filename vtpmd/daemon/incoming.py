@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
+from vtpmd.core import LinkAdmit, LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
@@ -407,8 +407,7 @@ class Incoming:
             self._owner.files.incoming.grant(self._generation)
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
-            lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
-            await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served", lineage)
+            await self._ask_to_admit(LinkAdmit.SERVE, "the TPM cannot be served")
         except VtpmdError as error:
             self._news.write(f"{error}; the guest's commands wait, and it is tried again")
             self._events.put(events.AdmitFailed())
@@ -416,6 +415,10 @@ class Incoming:
             return
         wait_us = max(0, self._granted_ns - self._took_ns) // 1000
         self._events.put(events.Admitted(wait_us, self._start_us))
+
+    async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
+        lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
+        await self._ask_engine(LinkOperation.ADMIT, failure, lineage, how)
 
     @property
     def _generation(self) -> int:
@@ -469,9 +472,10 @@ class Incoming:
     async def _fence(self) -> bool:
         """Have the engine serve no more; return False if a guest's command was served.
 
-        Raises VtpmdError where that is not known.
+        Raises VtpmdError where that is not known, or the directory would be left half changed.
         """
         try:
+            await self._ask_to_admit(LinkAdmit.GOES_BACK, "its own file cannot be written")
             reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
         except EngineDied:
             # What is dead serves no more, and executed nothing before the file said granted.
@@ -519,10 +523,10 @@ class Incoming:
         self._digests = None
 
     async def _ask_engine(
-        self, operation: LinkOperation, failure: str, payload: bytes = b""
+        self, operation: LinkOperation, failure: str, payload: bytes = b"", argument: int = 0
     ) -> None:
         """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
-        reply = await self._owner.engine.request(operation, payload=payload)
+        reply = await self._owner.engine.request(operation, argument, payload)
         if reply.result:
             raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
 
