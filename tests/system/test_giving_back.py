@@ -7,13 +7,21 @@ and that what is said of it is what was seen.
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.harness.credentials import credentials
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.handover import assert_serves, killed, make_armed_pair, wait_until
+from tests.harness.handover import (
+    assert_serves,
+    assert_serves_nothing,
+    killed,
+    make_armed_pair,
+    wait_until,
+)
 from tests.harness.lab import Lab
 from tests.harness.owners import (
     assert_refuses_to_boot,
+    engine_stands_still,
     freeze,
     give,
     hand_over,
@@ -21,7 +29,9 @@ from tests.harness.owners import (
     reconnected,
     record_of,
 )
+from tests.support.emulator_client import Blob
 from vtpmd.daemon.incoming import RETRY_S
+from vtpmd.migration.tail import is_tail
 from vtpmd.store.owner import Whose
 
 # A replacement of the owner record begins with removing this one, which a directory resists.
@@ -86,3 +96,29 @@ def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
     blocked.rmdir()
     wait_until(lambda: incoming(pair.destination) == "settled")
     assert_serves(pair.destination.guest)
+
+
+def test_guest_whose_vtpm_could_not_be_given_back_is_served_on(lab: Lab) -> None:
+    """It was offered elsewhere while its engine was fenced for the source, and QEMU says nothing.
+
+    As a QEMU does that knows no LOCK_STORAGE, or whose migration fails before it needs to.
+    """
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    third, host = FakeDestination(credentials()), pair.destination
+    lab.close_at_end(third)
+    host.manage.command("migrate-arm", to=third.address)
+    stream, _ = third.hold_base()
+    host.manage.wait_for("VTPM_ARMED")
+    with ThreadPoolExecutor() as pool:
+        pool.submit(stream.wait_for_end)  # so that it is heard of
+        with engine_stands_still(host):
+            pair.source.guest.resume()
+            wait_until(lambda: incoming(host) == "releasing")
+            asked = pool.submit(host.guest.control.get_state_blob, Blob.PERMANENT)
+            wait_until(lambda: record_of(host).whose is Whose.OFFERED)
+        assert is_tail(asked.result())
+        host.manage.command("migrate-disarm")
+    host.manage.wait_for("VTPM_GO_ON")
+    assert_serves(host.guest)
+    assert_serves_nothing(pair.source.guest)

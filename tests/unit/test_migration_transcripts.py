@@ -813,7 +813,7 @@ DESTINATION = {
     """,
     "a command was served": f"""{TO_SETTLED}
     Reclaim                 RELEASING   RELEASE
-    Served                  SETTLED     send Kept
+    Served                  SETTLED     SERVE_ON, send Kept
     """,
     "given back once the disk takes it": f"""{TO_SETTLED}
     Reclaim                 RELEASING   RELEASE

@@ -55,6 +55,7 @@ class Owner(NamedTuple):
     files: MovingFiles
     wakefulness: Wakefulness
     is_receiving: Callable[[], bool]
+    serve_on: Callable[[], Awaitable[None]]  # unless the vTPM is, or may be, another host's
 
 
 class Staged(NamedTuple):
@@ -512,6 +513,10 @@ class Incoming:
         self._owner.files.owner.decline(self.session)
         self._owner.files.incoming.remove()
 
+    async def _serve_on(self) -> None:
+        with suppress(EngineDied):  # which is said already
+            await self._owner.serve_on()
+
     async def _close_link(self) -> None:
         self._close()
 
@@ -558,6 +563,7 @@ _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
     Do.ADMIT: Incoming._admit,
     Do.SETTLE: Incoming._settle,
     Do.RELEASE: Incoming._release,
+    Do.SERVE_ON: Incoming._serve_on,
     Do.CLOSE: Incoming._close_link,
 }
 
