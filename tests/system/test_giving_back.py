@@ -32,7 +32,7 @@ from tests.harness.owners import (
 from tests.support.emulator_client import Blob
 from vtpmd.daemon.incoming import RETRY_S
 from vtpmd.migration.tail import is_tail
-from vtpmd.store.owner import Whose
+from vtpmd.store.owner import OWNER_NAME, Whose
 
 # A replacement of the owner record begins with removing this one, which a directory resists.
 OWNER_TEMPORARY = "TMP2-00.owner"
@@ -82,6 +82,22 @@ def test_destination_whose_engine_died_before_init_lets_go(lab: Lab) -> None:
     pair.source.guest.resume()
     wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
     assert pair.source.guest.facts() == facts
+
+
+def test_source_whose_disk_does_not_take_that_the_vtpm_has_moved_writes_it_later(lab: Lab) -> None:
+    """Nobody has to start it anew, or to ask, for its record to say what it has been told."""
+    pair = make_armed_pair(lab)
+    blobs = freeze(pair)
+    record = pair.source.vtpmd.state / OWNER_NAME
+    aside = record.rename(lab.new_path("owner"))
+    record.mkdir()
+    pair.destination.guest.load(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    wait_until(lambda: "record still says offered" in pair.source.vtpmd.program.output)
+    record.rmdir()
+    aside.rename(record)
+    assert record_of(pair.source).whose is Whose.OFFERED
+    wait_until(lambda: record_of(pair.source).whose is Whose.MOVED)
 
 
 def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:

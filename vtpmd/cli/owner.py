@@ -214,8 +214,7 @@ def _whose(record: Record) -> str:
 
 _ANSWERS: Final = {
     "released": "answered: the other host has let go of it, and will never serve it",
-    "kept": "answered: the other host has it; a guest that starts here asks for it back, and gets "
-    "it if it was not used there",
+    "kept": "answered: the other host has it: boot its guest there, or move it here from there",
 }
 
 _OUTCOMES: Final = {

@@ -81,7 +81,7 @@ class Incoming:
         self._digests: events.Digests | None = None  # of what the held TPM was started from
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
-        self._retrying: asyncio.Task[bool] | None = None
+        self._retrying: asyncio.Task[None] | None = None
         self._took_ns = self._granted_ns = 0
         self._start_us = 0
         self._refused = ""  # why the tail was
@@ -540,7 +540,15 @@ class Incoming:
 
         def retry() -> None:
             self._retry = None
-            self._retrying = asyncio.create_task(self._happened(event))
+            self._retrying = asyncio.create_task(again())
+
+        async def again() -> None:
+            try:
+                await self._happened(event)
+            except Exception as error:  # a mistake of ours must not leave the guest waiting
+                self._news.write(f"it could not be tried again: {error!r}; trying again")
+                log.debug("the error was raised here", exc_info=error)
+                self._try_again(event)
 
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, retry)
 
