@@ -394,6 +394,44 @@ static void what_comes_to_where_it_was_before_is_gone_on_from(void **state)
         }
 }
 
+/* Its guest is served before its state is in its own file. */
+static void what_has_come_is_gone_on_from_with_what_was_acknowledged(void **state)
+{
+    static struct io_choices choices;
+
+    (void)state;
+    for (int step = 1, r = -1; r < 0; step++) {
+        struct io_memory before, after;
+        struct world world;
+        uint8_t image[IMAGE_BYTES];
+        begin_with_journal(&world);
+        assert_int_equal(adopt(&world, ELSEWHERE, false), 0);
+        io_choices_init(&choices);
+        io_memory_init(&before);
+        io_memory_lose_power(&world.io, &choices, &before);
+        durable_begin(world.durable);
+        make_image(CHANGED, image);
+        world.io.fail_from = world.io.calls + step;
+        r = durable_commit(world.durable, image, IMAGE_BYTES);
+        bool is_acknowledged = r >= 0;
+        if (r >= 0)
+            r = durable_store(world.durable);
+        io_choices_init(&choices);
+        do {
+            io_memory_init(&after);
+            io_memory_lose_power(&world.io, &choices, &after);
+            if (!own_goes_on(&after, CHANGED, is_acknowledged ? CHANGED : ELSEWHERE) &&
+                (is_acknowledged || !elsewhere_is_taken(&before, &after)))
+                fail_msg("call %d", step);
+            io_memory_deinit(&after);
+        } while (io_choices_next(&choices));
+        world.io.fail_from = 0;
+        io_memory_deinit(&before);
+        world_deinit(&world);
+        assert_true(step < 50);
+    }
+}
+
 /* Where any call of it fails, and it is given back: the directory has a whole state. */
 static void what_goes_back_leaves_a_whole_directory(void **state)
 {
@@ -453,6 +491,7 @@ int main(void)
         cmocka_unit_test(a_commit_that_the_anchor_has_not_seen_is_none),
         cmocka_unit_test(a_failure_that_came_too_late_locks_nobody_out),
         cmocka_unit_test(what_comes_to_where_it_was_before_is_gone_on_from),
+        cmocka_unit_test(what_has_come_is_gone_on_from_with_what_was_acknowledged),
         cmocka_unit_test(what_goes_back_leaves_a_whole_directory),
         cmocka_unit_test(whole_blobs_are_gone_on_from),
     };
