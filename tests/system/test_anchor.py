@@ -394,3 +394,29 @@ def test_vtpm_that_goes_back_leaves_a_directory_that_starts(lab: Lab, slot: int)
     # It is the same vTPM's still, and takes it again.
     assert pair.source.manage.arm(destination.address)["event"] == "VTPM_ARMED"
     hand_over(pair._replace(destination=reconnected(lab, there)))
+
+
+@pytest.mark.parametrize("command", ["fold", "rekey"])
+@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
+def test_anchor_hears_of_what_is_taken_up_without_a_start(
+    lab: Lab, command: str, slot: int
+) -> None:
+    """What recover and owner --claim advise does not make a state that nothing is wrong with."""
+    host = Host(lab)
+    pair = pair_with_way_back(lab, host, slot)
+    facts = pair.source.guest.facts()
+    load_in_vain(pair, SLOT_1_BYTES)
+    pair.destination.vtpmd.kill()
+    before = host.key
+    new_key: tuple[str, ...] = ()
+    if command == "rekey":
+        path = lab.new_path("key")
+        path.write_text("17" * 32)
+        host.key = ("--key", f"file={path},mode=aes-256-cbc")
+        new_key = ("--new-key", host.key[1])
+    for _ in range(2):  # the second time there is nothing left to do
+        ended = vtpmd(command, host.state, *before, *new_key, "--anchor", host.anchor)
+        assert ended.status == 0, ended
+    with host.powered() as (emulator, _, tpm):
+        assert tpm.nv_read(0x01500001, 64) == facts.nv
+        assert emulator.stop() == 0

@@ -129,7 +129,7 @@ def _claim(path: Path) -> None:
         if directory.exists(INCOMING_NAME):
             raise ClaimRefused(
                 f"{path} has a state that a peer has sent, and may be this host's by that: do "
-                f"`vtpmd fold {path}` first, and look again"
+                f"`vtpmd fold {path}` first, with its --anchor if there is one, and look again"
             )
         owner.claim()
 
