@@ -447,17 +447,19 @@ class Incoming:
         """Give the vTPM back, unless the guest has used it here."""
         self._cancel_retry()
         record = self._owner.files.owner
+        is_fenced = False
         try:
             # Before the engine is fenced: what is not to be given back is served on.
             record.check_give_back(self.session)
             if not await self._fence():
                 self._events.put(events.Served())
                 return
+            is_fenced = True
             record.give_back(self.session)
             self._owner.files.incoming.remove()
         except OwnerRecordError:
             # It has been used, or has moved on, though its guest sent no command here.
-            self._events.put(events.Served())
+            self._events.put(events.Served(is_fenced))
             return
         except VtpmdError as error:
             self._news.write(f"the vTPM cannot be given back yet: {error}")

@@ -96,7 +96,7 @@ class Do(Enum):
     ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
     SETTLE = "put the state into its own file; then Settled or SettleFailed"
     RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
-    SERVE_ON = "have the engine serve on, which may be fenced, unless the vTPM has left elsewhere"
+    SERVE_ON = "have the engine, which was fenced, serve on, unless the vTPM has left elsewhere"
     CLOSE = "close the connection"
 
 
@@ -178,8 +178,10 @@ class Destination:
                 return [Do.SETTLE]
             case events.Settled():
                 return [Do.CLOSE]
-            case events.Served():
+            case events.Served(was_fenced=True):
                 return [Do.SERVE_ON, Send(peer.Kept(self.session))]
+            case events.Served():
+                return [Send(peer.Kept(self.session))]
             case events.Remembered():
                 return [Send(peer.Released(self.session)), Do.CLOSE]
             case events.RecordFailed() if before is State.RELEASING:
