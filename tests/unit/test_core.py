@@ -10,6 +10,7 @@ from vtpmd._core import lib
 from vtpmd.wire.control import BLOB_BYTES_MAX, StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
+    "LINK_ADMIT_": core.LinkAdmit,
     "LINK_INIT_": core.LinkInit,
     "LINK_CAPTURE_": core.LinkCapture,
     "LINK_RETIRE_": core.LinkRetire,
