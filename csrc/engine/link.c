@@ -133,7 +133,9 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
     struct checkpoint_lineage lineage = {0};
 
     (void)response;
-    return get_lineage(request, &lineage) ? tpm_admit(link->tpm, &lineage) : TPM_BAD_PARAMETER;
+    if (!get_lineage(request, &lineage) || request->header.argument > LINK_ADMIT_GOES_BACK)
+        return TPM_BAD_PARAMETER;
+    return tpm_admit(link->tpm, &lineage, request->header.argument == LINK_ADMIT_GOES_BACK);
 }
 
 static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
