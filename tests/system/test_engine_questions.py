@@ -16,7 +16,7 @@ from vtpmd.front.boot import boot_record
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
-from vtpmd.wire.control import Result
+from vtpmd.wire.tpm import Result
 
 A_MOMENT_S = 0.2  # in which an answer would have come
 
