@@ -33,7 +33,8 @@ from tests.harness.owners import (
 )
 from tests.support.emulator_client import Blob
 from vtpmd.daemon.incoming import RETRY_S
-from vtpmd.store.owner import OWNER_NAME, Whose
+from vtpmd.store.directory import OWNER_NAME
+from vtpmd.store.owner import Whose
 
 # A replacement of the owner record begins with removing this one, which a directory resists.
 OWNER_TEMPORARY = "TMP2-00.owner"
