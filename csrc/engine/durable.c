@@ -36,7 +36,8 @@ struct durable {
     uint64_t loaded;   /* generation of an image that is not numbered anew yet */
     bool is_known;     /* the image's identity: what others have written says none */
     struct coming coming;
-    bool is_in_file; /* the file has the image, and no journal continues it */
+    bool is_in_file;  /* the file has the image, and no journal continues it */
+    bool is_adopting; /* another state has begun to take the place of all, and may be half there */
     struct journal *journal;
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
     const char *target; /* the file that was written last */
@@ -327,11 +328,11 @@ static int append(struct durable *durable)
 }
 
 /* A file in place of another does not say which came later, as records of a journal do. */
-static int expect_next(struct durable *durable)
+static int expect(struct durable *durable, const uint8_t *digest)
 {
     if (durable->anchor.fd < 0)
         return 0;
-    return report_anchor(anchor_expect(durable->files.io, &durable->anchor, durable->next.digest));
+    return report_anchor(anchor_expect(durable->files.io, &durable->anchor, digest));
 }
 
 /* A change that the anchor has not seen could be rolled back unseen: it is none. */
@@ -355,7 +356,7 @@ static int replace_file(struct durable *durable)
     durable->target = TPM_PERMANENT_ALL_NAME;
     int r = state_file_prepare(&durable->files, &durable->next, false);
     if (r >= 0)
-        r = expect_next(durable);
+        r = expect(durable, durable->next.digest);
     if (r < 0)
         return r;
     r = state_file_publish(&durable->files);
@@ -454,38 +455,63 @@ static int drop_journal(struct durable *durable)
     return 0;
 }
 
-static int adopt(struct durable *durable, bool is_elsewhere, const uint8_t *identity)
+/* Until the file has it, a start takes what is elsewhere: the anchor must have seen that. */
+static int write_adopted(struct durable *durable, const uint8_t *elsewhere)
+{
+    struct anchor *anchor = &durable->anchor;
+    int r = 0;
+
+    if (anchor->fd >= 0)
+        r = report_anchor(
+            anchor_write(durable->files.io, anchor, durable->next.generation, elsewhere));
+    if (r >= 0)
+        r = expect(durable, durable->next.digest);
+    return r < 0 ? r : write_file(durable, &durable->next, false);
+}
+
+/* Without its journal the directory says nothing that the anchor has seen: so that is told first.
+ */
+static int adopt(struct durable *durable, const uint8_t *elsewhere, bool is_to_be_written,
+                 const uint8_t *identity)
 {
     int r = durable->store ? image_number(&durable->next, durable->store) : 0;
+    if (r >= 0) {
+        set_identity(durable, identity);
+        r = expect(durable, elsewhere);
+    }
+    durable->is_adopting |= r >= 0;
     if (r >= 0)
         r = drop_journal(durable);
-    if (r >= 0)
-        set_identity(durable, identity);
-    if (r >= 0 && !is_elsewhere)
-        r = expect_next(durable);
-    if (r >= 0 && !is_elsewhere)
-        r = write_file(durable, &durable->next, false);
+    if (r >= 0 && is_to_be_written)
+        r = write_adopted(durable, elsewhere);
     return r < 0 ? r : show_anchor(durable, &durable->next);
 }
 
-int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere,
+int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
+                  const uint8_t elsewhere[DIGEST_BYTES], bool is_to_be_written,
                   const uint8_t identity[CHECKPOINT_IDENTITY_BYTES])
 {
     pthread_mutex_lock(&durable->lock);
     struct checkpoint_lineage ours = durable_lineage(durable);
     int r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
-        r = adopt(durable, is_elsewhere, identity);
+        r = adopt(durable, elsewhere, is_to_be_written, identity);
     if (r < 0) {
         set_identity(durable, ours.identity);
     } else {
         image_swap(&durable->current, &durable->next);
         durable->is_known = true;
+        durable->is_adopting = false;
     }
-    durable->is_in_file = r >= 0 && !is_elsewhere;
+    durable->is_in_file = r >= 0 && is_to_be_written;
     image_wipe(&durable->next);
     pthread_mutex_unlock(&durable->lock);
     return r;
+}
+
+bool durable_is_adopting(const struct durable *durable)
+{
+    return durable->is_adopting;
 }
 
 int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage)

@@ -69,11 +69,17 @@ int durable_set_anchor(struct durable *durable, const struct anchor *anchor);
 int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_in_file);
 
 /* Take a state that has come in place of the image, and of its journal: none of that is of use any
- * more. It is durable elsewhere, until durable_store(), or is put into its file now. What is
- * written from now on says that it is the vTPM of this identity. Returns 0 or a negative errno;
- * then the image is the one before, and the disk may have either. */
-int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_elsewhere,
+ * more. What has the SHA-256 `elsewhere` is durable there, and a start takes that up; unless it is
+ * this very state, until durable_store(), it is to be written into the file now. What is written
+ * from now on says that it is the vTPM of this identity. Returns 0 or a negative errno; then the
+ * image is the one before. */
+int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
+                  const uint8_t elsewhere[DIGEST_BYTES], bool is_to_be_written,
                   const uint8_t identity[CHECKPOINT_IDENTITY_BYTES]);
+
+/* True if that has failed when it had begun: the directory may have nothing but what is elsewhere.
+ */
+bool durable_is_adopting(const struct durable *durable);
 
 /* What is committed next has come from elsewhere, and is this lineage's: it is written even if it
  * is what the image holds, where that would lose what the lineage says. Only while off. Returns 0

@@ -133,7 +133,9 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
     struct checkpoint_lineage lineage = {0};
 
     (void)response;
-    return get_lineage(request, &lineage) ? tpm_admit(link->tpm, &lineage) : TPM_BAD_PARAMETER;
+    if (!get_lineage(request, &lineage) || request->header.argument > LINK_ADMIT_GOES_BACK)
+        return TPM_BAD_PARAMETER;
+    return tpm_admit(link->tpm, &lineage, request->header.argument == LINK_ADMIT_GOES_BACK);
 }
 
 static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
@@ -193,17 +195,18 @@ static TPM_RESULT do_end_control(struct link *link, struct message *request,
 static TPM_RESULT do_serve_control(struct link *link, struct message *request,
                                    struct message *response)
 {
-    struct link_serving *serving = &link->serving;
+    struct link_serving says;
 
     (void)response;
-    if (request->header.payload_bytes != sizeof(*serving))
+    if (request->header.payload_bytes != sizeof(says))
         return TPM_BAD_PARAMETER;
-    memcpy(serving, request->payload, sizeof(*serving));
-    if (!memchr(serving->program, 0, sizeof(serving->program)) ||
-        !memchr(serving->socket_name, 0, sizeof(serving->socket_name)))
+    memcpy(&says, request->payload, sizeof(says));
+    if (!memchr(says.program, 0, sizeof(says.program)) ||
+        !memchr(says.socket_name, 0, sizeof(says.socket_name)))
         return TPM_BAD_PARAMETER;
-    error_set_program(serving->program);
-    server_set_verbose(link->server, serving->is_verbose);
+    link->serving = says;
+    error_set_program(link->serving.program);
+    server_set_verbose(link->server, says.is_verbose);
     return TPM_SUCCESS;
 }
 
@@ -387,5 +390,7 @@ int link_boot(struct link *link, int fd)
     while (r == 0)
         r = boot_from_next(link, fd);
     close(fd);
-    return r == MESSAGE_END ? 0 : r;
+    if (r != MESSAGE_END)
+        return r;
+    return *link->serving.program ? 0 : -ENOMSG;
 }

@@ -62,8 +62,8 @@ enum link_operation {
     LINK_EXPECT = 51,   /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
                            moment at most, and are answered TPM_RC_RETRY then */
     LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
-                           payload: struct link_lineage, of what has come; may be asked again after
-                           it failed */
+                           argument: enum link_admit; payload: struct link_lineage, of what has
+                           come; may be asked again after it failed */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
@@ -104,6 +104,13 @@ enum link_condition {
 enum link_init {
     LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
     LINK_INIT_HELD = 2, /* always */
+};
+
+/* What LINK_ADMIT does. */
+enum link_admit {
+    LINK_ADMIT_SERVE = 0,
+    LINK_ADMIT_GOES_BACK = 1, /* it is not to be served: only see that the directory has a whole
+                                 state, if LINK_ADMIT has failed before */
 };
 
 /* What LINK_CAPTURE answers. */

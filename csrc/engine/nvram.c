@@ -35,6 +35,7 @@ static struct state_file state_files[] = {
 /* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
 static struct image held;
 static bool held_has_changed;
+static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed */
 
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
 
@@ -171,9 +172,10 @@ void nvram_deinit(void)
     explicit_bzero(&file_key, sizeof(file_key));
 }
 
-int nvram_hold(const uint8_t *state, size_t state_bytes)
+int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES])
 {
     held_has_changed = false;
+    memcpy(given_digest, digest, DIGEST_BYTES);
     return image_set(&held, state, state_bytes);
 }
 
@@ -198,16 +200,19 @@ const struct cipher_key *nvram_key(void)
     return file_key.n_bytes ? &file_key : NULL;
 }
 
-int nvram_admit(const struct checkpoint_lineage *lineage)
+int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written)
 {
     int r = remove_file(&state_files[LINK_STATE_VOLATILE]);
 
     if (r >= 0)
-        r = durable_adopt(permanent, held.bytes, held.n_bytes, !held_has_changed,
-                          lineage->identity);
-    if (r >= 0)
-        nvram_let_go();
+        r = durable_adopt(permanent, held.bytes, held.n_bytes, given_digest,
+                          is_to_be_written || held_has_changed, lineage->identity);
     return r;
+}
+
+bool nvram_is_adopting(void)
+{
+    return durable_is_adopting(permanent);
 }
 
 void nvram_let_go(void)

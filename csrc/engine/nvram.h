@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "digest.h"
 #include "io.h"
 #include "link_types.h"
 
@@ -48,7 +49,7 @@ int nvram_set_anchor(const struct anchor *anchor);
 int nvram_store_permanent(void);
 
 /* The vTPM is, or may be, another host's: while that `is_so` no file is written, but by
- * nvram_admit(). What would write one fails with -EROFS; nvram_end() leaves the journal as it is.
+ * nvram_adopt(). What would write one fails with -EROFS; nvram_end() leaves the journal as it is.
  * Waits for a folding that is under way. */
 void nvram_set_read_only(bool is_so);
 
@@ -69,9 +70,9 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
  * or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
-/* Keep what is stored as the permanent state in memory, beside the image, until nvram_admit() or
- * nvram_let_go(); `state` is durable elsewhere. Returns 0 or -ENOMEM. */
-int nvram_hold(const uint8_t *state, size_t state_bytes);
+/* Keep what is stored as the permanent state in memory, beside the image, until nvram_let_go();
+ * `state`, whose SHA-256 this is, is durable elsewhere. Returns 0 or -ENOMEM. */
+int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES]);
 
 /* What is stored as the permanent state next is of this lineage. Returns 0 or a negative errno. */
 int nvram_expect(const struct checkpoint_lineage *lineage);
@@ -84,9 +85,12 @@ bool nvram_has_come(void);
 bool nvram_get_lineage(struct checkpoint_lineage *lineage);
 
 /* Make what was held the image, of this lineage, and remove the volatile one, which is of no use
- * any more. Returns 0, with the state durable in one file or another, or a negative errno; then it
- * is still held. */
-int nvram_admit(const struct checkpoint_lineage *lineage);
+ * any more; with `is_to_be_written` it is in the permanent state's file then, else maybe only where
+ * it was. It is still held. Returns 0 or a negative errno. */
+int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written);
+
+/* True if that has failed when it had begun: the directory may have nothing but what was held. */
+bool nvram_is_adopting(void);
 
 /* Overwrite and free what is held, if anything is; the image is as it was before. */
 void nvram_let_go(void);

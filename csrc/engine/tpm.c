@@ -345,7 +345,7 @@ static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
         state_bytes = 0; /* libtpms has a number of its own for what is empty */
     int r = digest_compute(state, state_bytes, digest);
     if (r >= 0 && type == LINK_STATE_PERMANENT)
-        r = nvram_hold(state, state_bytes);
+        r = nvram_hold(state, state_bytes, digest);
     if (state)
         explicit_bzero(state, state_bytes);
     free(state);
@@ -384,15 +384,19 @@ TPM_RESULT tpm_expect(struct tpm *tpm)
     return result;
 }
 
-TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage)
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, bool goes_back)
 {
     TPM_RESULT result;
 
     locked(tpm);
+    if (goes_back && !nvram_is_adopting())
+        return TPM_SUCCESS;
     if (!may(tpm, OP_ADMIT, &result))
         return result;
-    if (nvram_admit(lineage) < 0)
+    if (nvram_adopt(lineage, goes_back) < 0)
         return TPM_FAIL;
+    if (goes_back)
+        return TPM_SUCCESS;
     tpm->served = false;
     has_done(tpm, OP_ADMIT);
     return TPM_SUCCESS;

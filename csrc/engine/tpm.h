@@ -116,8 +116,10 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown s
 TPM_RESULT tpm_expect(struct tpm *tpm);
 
 /* Execute the commands of a TPM on standby from now on; its state is the image, and its files'
- * next, and of this lineage. When it fails, the TPM stays on standby, and it may be asked again. */
-TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage);
+ * next, and of this lineage. When it fails, the TPM stays on standby, and it may be asked again.
+ * One that `goes_back` stays so in any case; if to admit it has failed half way, its state is put
+ * into the permanent state's file, as the directory may have no other any more. */
+TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, bool goes_back);
 
 /* Power a TPM on standby off, as if it had not been on. No command waits after that, here or for
  * tpm_unretire(). */

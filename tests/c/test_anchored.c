@@ -295,6 +295,193 @@ static void a_failure_that_came_too_late_locks_nobody_out(void **state)
         }
 }
 
+enum {
+    ELSEWHERE = 40, /* the image of a peer's that a session's file has */
+    CHANGED = 41,   /* the same after libtpms has started from it */
+    WHOLE = 42,     /* what QEMU's stream has brought */
+};
+
+/* Returns true if a start goes on with the directory's own state, and that is one of two. */
+static bool own_goes_on(const struct io_memory *after, uint32_t before, uint32_t then)
+{
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+    static uint8_t image[IMAGE_BYTES_MAX];
+    uint8_t digest[DIGEST_BYTES];
+
+    if (!state_directory_read(after, &settings, &evidence))
+        return false;
+    state_directory_recover(&evidence, image, &recovery);
+    if (recovery.verdict == STATE_UNREADABLE || !journal_may_start(&recovery))
+        return false;
+    uint32_t number = get_be32(image);
+    digest_of(number, digest);
+    return (number == before || number == then) &&
+           admits(newest_slot(after), digest, evidence.journal ? recovery.generation : 0);
+}
+
+/* Returns true if a start takes up what is elsewhere: nobody has written the file since, and the
+ * anchor has heard of it (start.py). */
+static bool elsewhere_is_taken(const struct io_memory *before, const struct io_memory *after)
+{
+    const uint8_t *old, *now;
+    size_t n_old, n_now;
+    uint8_t digest[DIGEST_BYTES];
+
+    digest_of(ELSEWHERE, digest);
+    return io_memory_read(before, "tpm2-00.permall", &old, &n_old) &&
+           io_memory_read(after, "tpm2-00.permall", &now, &n_now) && n_old == n_now &&
+           memcmp(old, now, n_old) == 0 && admits(newest_slot(after), digest, 0);
+}
+
+/* One that was here before, whose guest has changed it; its journal is left. */
+static void begin_with_journal(struct world *world)
+{
+    world_init(world);
+    durable_begin(world->durable);
+    assert_true(commit(world) && commit(world));
+    durable_leave(world->durable);
+}
+
+static int adopt(struct world *world, uint32_t number, bool is_to_be_written)
+{
+    uint8_t image[IMAGE_BYTES], digest[DIGEST_BYTES];
+
+    make_image(number, image);
+    digest_of(ELSEWHERE, digest);
+    return durable_adopt(world->durable, image, IMAGE_BYTES, digest, is_to_be_written,
+                         settings.identity);
+}
+
+static void lose_power_at(struct world *world, int step, const struct io_memory *before,
+                          uint32_t then)
+{
+    static struct io_choices choices;
+
+    io_choices_init(&choices);
+    do {
+        struct io_memory after;
+        io_memory_init(&after);
+        io_memory_lose_power(&world->io, &choices, &after);
+        if (!own_goes_on(&after, world->acknowledged, then) && !elsewhere_is_taken(before, &after))
+            fail_msg("call %d, to %u", step, then);
+        io_memory_deinit(&after);
+    } while (io_choices_next(&choices));
+}
+
+/* What is granted is taken up by the next start, at whatever call the power fails. */
+static void what_comes_to_where_it_was_before_is_gone_on_from(void **state)
+{
+    static const uint32_t comes[] = {ELSEWHERE, CHANGED};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++)
+        for (int step = 1, r = -1; r < 0; step++) {
+            struct io_memory before;
+            struct world world;
+            begin_with_journal(&world);
+            static struct io_choices none;
+            io_choices_init(&none);
+            io_memory_init(&before);
+            io_memory_lose_power(&world.io, &none, &before);
+            world.io.fail_from = world.io.calls + step;
+            r = adopt(&world, comes[i], comes[i] == CHANGED);
+            lose_power_at(&world, step, &before, comes[i]);
+            world.io.fail_from = 0;
+            io_memory_deinit(&before);
+            world_deinit(&world);
+            assert_true(step < 50);
+        }
+}
+
+/* Its guest is served before its state is in its own file. */
+static void what_has_come_is_gone_on_from_with_what_was_acknowledged(void **state)
+{
+    static struct io_choices choices;
+
+    (void)state;
+    for (int step = 1, r = -1; r < 0; step++) {
+        struct io_memory before, after;
+        struct world world;
+        uint8_t image[IMAGE_BYTES];
+        begin_with_journal(&world);
+        assert_int_equal(adopt(&world, ELSEWHERE, false), 0);
+        io_choices_init(&choices);
+        io_memory_init(&before);
+        io_memory_lose_power(&world.io, &choices, &before);
+        durable_begin(world.durable);
+        make_image(CHANGED, image);
+        world.io.fail_from = world.io.calls + step;
+        r = durable_commit(world.durable, image, IMAGE_BYTES);
+        bool is_acknowledged = r >= 0;
+        if (r >= 0)
+            r = durable_store(world.durable);
+        io_choices_init(&choices);
+        do {
+            io_memory_init(&after);
+            io_memory_lose_power(&world.io, &choices, &after);
+            if (!own_goes_on(&after, CHANGED, is_acknowledged ? CHANGED : ELSEWHERE) &&
+                (is_acknowledged || !elsewhere_is_taken(&before, &after)))
+                fail_msg("call %d", step);
+            io_memory_deinit(&after);
+        } while (io_choices_next(&choices));
+        world.io.fail_from = 0;
+        io_memory_deinit(&before);
+        world_deinit(&world);
+        assert_true(step < 50);
+    }
+}
+
+/* Where any call of it fails, and it is given back: the directory has a whole state. */
+static void what_goes_back_leaves_a_whole_directory(void **state)
+{
+    (void)state;
+    for (int call = 1, r = -1; r < 0; call++) {
+        struct world world;
+        begin_with_journal(&world);
+        world.io.fail_from = world.io.calls + call;
+        world.io.fail_to = world.io.fail_from + 1;
+        r = adopt(&world, ELSEWHERE, false);
+        if (r < 0 && durable_is_adopting(world.durable))
+            assert_int_equal(adopt(&world, ELSEWHERE, true), 0);
+        assert_false(durable_is_adopting(world.durable));
+        if (r < 0 && !own_goes_on(&world.io, world.acknowledged, ELSEWHERE))
+            fail_msg("call %d", call);
+        world_deinit(&world);
+        assert_true(call < 50);
+    }
+}
+
+/* Between the anchor's announcement and the file, too. */
+static void whole_blobs_are_gone_on_from(void **state)
+{
+    static const struct checkpoint_lineage comes[] = {
+        {.identity = "this vTPM's own.", .generation = 100},
+        {.identity = "another vTPM's..", .generation = 100},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++)
+        for (int step = 1, r = -1; r < 0; step++) {
+            struct io_memory before;
+            struct world world;
+            uint8_t image[IMAGE_BYTES];
+            begin_with_journal(&world);
+            io_memory_init(&before);
+            make_image(WHOLE, image);
+            store_raise_generation(world.writable, JOURNAL_IMAGE_TYPE, comes[i].generation);
+            world.io.fail_from = world.io.calls + step;
+            r = durable_expect(world.durable, &comes[i]);
+            if (r >= 0)
+                r = durable_commit(world.durable, image, IMAGE_BYTES);
+            lose_power_at(&world, step, &before, WHOLE);
+            world.io.fail_from = 0;
+            io_memory_deinit(&before);
+            world_deinit(&world);
+            assert_true(step < 50);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -303,6 +490,10 @@ int main(void)
         cmocka_unit_test(canary_a_skipped_sync_is_caught),
         cmocka_unit_test(a_commit_that_the_anchor_has_not_seen_is_none),
         cmocka_unit_test(a_failure_that_came_too_late_locks_nobody_out),
+        cmocka_unit_test(what_comes_to_where_it_was_before_is_gone_on_from),
+        cmocka_unit_test(what_has_come_is_gone_on_from_with_what_was_acknowledged),
+        cmocka_unit_test(what_goes_back_leaves_a_whole_directory),
+        cmocka_unit_test(whole_blobs_are_gone_on_from),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -158,7 +158,7 @@ static TPM_RESULT do_expect(void)
 
 static TPM_RESULT do_admit(void)
 {
-    return tpm_admit(tpm, &own);
+    return tpm_admit(tpm, &own, false);
 }
 
 static TPM_RESULT do_let_go(void)

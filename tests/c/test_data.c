@@ -197,7 +197,7 @@ static void a_socket_is_taken_while_a_command_waits(void **state)
         close(guest);
         connect_guest();
     }
-    assert_int_equal(tpm_admit(tpm, &own), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &own, false), TPM_SUCCESS);
     say(get_random, sizeof(get_random));
     assert_int_equal(hear(), 0x100); /* TPM_RC_INITIALIZE: it was executed */
 }

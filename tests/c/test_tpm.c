@@ -470,7 +470,7 @@ static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
     assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
     /* One that has come with a session may be, until it serves. */
     init_held(moved, n_moved);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(tpm_unretire(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
@@ -619,7 +619,7 @@ static void a_tpm_that_is_held_ahead_of_time_answers_as_a_stopped_one(void **sta
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     assert_int_equal(tpm_get_established(tpm, &established), TPM_SUCCESS);
     assert_int_equal(io.calls, 0);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -635,9 +635,9 @@ static void invariant_3_a_held_tpm_executes_and_writes_nothing_until_it_is_admit
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &held, &n_held), TPM_BAD_ORDINAL);
     assert_int_equal(io.calls, 0);
 
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(answer_to(&command), 0);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_BAD_ORDINAL);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_BAD_ORDINAL);
 }
 
 static void invariant_3_a_held_tpm_that_is_let_go_leaves_no_trace(void **state)
@@ -676,7 +676,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
         }
     }
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
     free(moved);
     store_free(writable);
@@ -701,7 +701,7 @@ static void a_command_to_a_held_tpm_waits_only_so_long(void **state)
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_RETRY);
     assert_int_equal(io.calls, 0);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
 }
 
@@ -820,7 +820,7 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         free(moved[type]);
     }
     assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE */
@@ -1293,7 +1293,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
             assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
         assert_int_equal(tpm_init_standby(tpm, true, said_there, &digests), TPM_SUCCESS);
-        assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+        assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
         assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* it wakes up */
@@ -1321,7 +1321,7 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
-    assert_int_equal(tpm_admit(tpm, &came), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
@@ -1345,7 +1345,7 @@ static void a_tpm_that_could_not_be_admitted_is_admitted_later(void **state)
     io.fail_error = ENOSPC;
     for (;;) {
         io.fail_from = io.calls + 1 + failures;
-        TPM_RESULT result = tpm_admit(tpm, &came);
+        TPM_RESULT result = tpm_admit(tpm, &came, false);
         io.fail_from = 0;
         if (result == TPM_SUCCESS)
             break;
@@ -1463,7 +1463,7 @@ static void invariant_13_what_is_admitted_is_of_its_own_lineage(void **state)
     tpm_let_go(tpm);
     assert_lineage(journal_settings.identity);
     init_held(moved, n_moved);
-    assert_int_equal(tpm_admit(tpm, &another), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &another, false), TPM_SUCCESS);
     assert_int_equal(tpm_store_permanent(tpm), TPM_SUCCESS);
     assert_lineage(another.identity);
     free(moved);

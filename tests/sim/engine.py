@@ -21,6 +21,7 @@ from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
     Image,
+    LinkAdmit,
     LinkCapture,
     LinkCondition,
     LinkInit,
@@ -123,6 +124,7 @@ class SimEngine:
         self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
+        self._is_adopting = False
         # the store
         self._last = {StateType.PERMANENT: begun.generation, StateType.VOLATILE: begun.generation}
         self._images: dict[StateType, Image] = {}
@@ -459,12 +461,19 @@ class SimEngine:
         self.custody = Custody.PENDING
         return Result.SUCCESS
 
-    def _admit(self, _: int, payload: bytes) -> int:
+    def _admit(self, argument: int, payload: bytes) -> int:
+        goes_back = argument == LinkAdmit.GOES_BACK
+        if goes_back and not self._is_adopting:
+            return Result.SUCCESS
         if self.custody not in AHEAD:
             return Result.BAD_ORDINAL
         assert self.permanent is not None
         image = self.permanent.encode()
         before, (self._identity, _) = self._identity, unpack_link_lineage(payload)
+        if goes_back:
+            self._is_adopting = not self._write(image)
+            return Result.FAIL if self._is_adopting else Result.SUCCESS
+        self._is_adopting = True
         if self._held_has_changed and not self._write(image):
             self._identity = before
             return Result.FAIL
@@ -472,7 +481,7 @@ class SimEngine:
             self._is_in_file = False  # it is in tpm2-00.incoming
             self._last[StateType.PERMANENT] += 1
             self._generation = self._last[StateType.PERMANENT]
-        self._current, self._is_known = image, True
+        self._current, self._is_known, self._is_adopting = image, True, False
         self.served = False
         self.custody = Custody.ACTIVE
         return Result.SUCCESS

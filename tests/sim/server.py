@@ -89,7 +89,8 @@ class Arrival:
         self._has_started = False  # the TPM, for the QEMU that uses it
 
     def _set(self, what: Arrived) -> None:
-        self.what, self._has_given, self._lineage, self._newest = what, False, None, 0
+        self.what, self._has_given = what, False
+        self._lineage, self._newest = None, 0
 
     def forget(self, then: Arrived) -> None:
         if self._has_given:

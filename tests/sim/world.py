@@ -17,7 +17,7 @@ from tests.sim.loop import PowerLoss, Process, Scheduler
 from tests.sim.network import Connection, Network, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
-from vtpmd.daemon import asked, incoming, lineage, outgoing, tls
+from vtpmd.daemon import incoming, lineage, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
@@ -265,22 +265,18 @@ class _Mistakes(logging.Handler):
 
 @contextmanager
 def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Have the daemons' log heard by this alone, as far as it may tell of a mistake."""
+    """Have all of the daemons' log heard by this alone."""
     log = logging.getLogger("vtpmd")
-    # There an error itself, which might tell a secret, is for people who look for it.
-    levels = {log: logging.ERROR, asked.log: logging.DEBUG}
-    before, propagates = {each: each.level for each in levels}, log.propagate
+    level, propagates = log.level, log.propagate
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     log.addHandler(handler)
-    for each, level in levels.items():
-        each.setLevel(level)
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.propagate = propagates
-        for each, level in before.items():
-            each.setLevel(level)
+        log.setLevel(level)
 
 
 @contextmanager

@@ -16,11 +16,20 @@ import pytest
 from tests.harness.command import vtpmd
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.handover import assert_tail
+from tests.harness.handover import Host as MovingHost
+from tests.harness.handover import (
+    Pair,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    make_host,
+    wait_until,
+)
 from tests.harness.lab import Lab
+from tests.harness.owners import assert_refuses_to_boot, freeze, hand_over, reconnected
 from tests.support.emulator_client import Blob, ControlClient
 from tests.support.tpm2 import NV_COUNTER, ReturnCode, Tpm, TpmError
-from vtpmd.store.anchor import Anchor, Mark
+from vtpmd.store.anchor import SLOTS, Anchor, Mark
 from vtpmd.wire import swtpm_format
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -57,11 +66,19 @@ class Host:
             yield emulator, control, tpm
 
     def mark(self) -> Mark | None:
-        """Read the anchor beside the daemon that holds it."""
+        """Return what the anchor says."""
+        return self._read_anchor()[0]
+
+    def serial(self) -> int:
+        """Return how often the anchor was written."""
+        return self._read_anchor()[1]
+
+    def _read_anchor(self) -> tuple[Mark | None, int]:
+        """Read it beside the daemon that holds it."""
         copy = self.lab.new_path("anchor")
         shutil.copy(self.anchor, copy)
         with Anchor.open(copy, self.state, is_new=False) as anchor:
-            return anchor.mark
+            return anchor.mark, anchor.serial
 
     def refused(self, *options: str) -> tuple[int, str]:
         """Start a vtpmd that must not start, which changes nothing."""
@@ -295,3 +312,111 @@ def test_a_vtpm_that_arrives_takes_its_anchor_along(lab: Lab, is_sealed: bool) -
         host.increment(tpm)
         assert emulator.stop() == 0
     host.work()
+
+
+NO_LIMIT = resource.RLIM_INFINITY
+SLOT_1_BYTES = 4000  # a file of so many bytes ends before the anchor's second slot
+
+
+def limit_files(host: MovingHost, bytes_max: int) -> None:
+    """Have an engine's writes beyond so many bytes fail."""
+    (engine,) = host.vtpmd.engines()
+    resource.prlimit(engine, resource.RLIMIT_FSIZE, (bytes_max, NO_LIMIT))
+
+
+def pair_with_way_back(lab: Lab, host: Host, slot: int) -> Pair:
+    """Return a pair whose armed vTPM was at its destination before, which has a journal of it.
+
+    The anchor there is written in that slot next.
+    """
+    first = lab.peer(Peering(credentials=credentials()), host.state, host.options)
+    source, there = MovingHost(first, lab.management(first), lab.raw_guest(first)), make_host(lab)
+    source.guest.boot()
+    pair = Pair(source, there, lab.link(there.vtpmd))
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    while host.serial() % SLOTS == slot:
+        source.guest.work()
+    hand_over(pair)
+    for _ in range(3):
+        there.guest.work()  # the state is one that the first host has not had
+    source = reconnected(lab, source)
+    source.guest.control.stop()  # as a QEMU says that starts
+    assert (host.state / "tpm2-00.journal").exists()
+    back = Pair(there, source, lab.link(first))
+    assert back.arm()["event"] == "VTPM_ARMED"
+    there.guest.work()
+    return back
+
+
+def load_in_vain(pair: Pair, bytes_max: int) -> None:
+    """Give the vTPM to a destination that is granted it, but cannot write down all it has to."""
+    blobs = freeze(pair)
+    limit_files(pair.destination, bytes_max)
+    pair.destination.guest.load(blobs)
+    program = pair.destination.vtpmd.program
+    wait_until(lambda: "commands wait, and it is tried again" in program.output)
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
+def test_invariant_2_granted_vtpm_starts_when_the_anchor_had_not_seen_it(
+    lab: Lab, slot: int
+) -> None:
+    """The power fails when its old journal may be gone, and only tpm2-00.incoming has its state."""
+    host = Host(lab)
+    pair = pair_with_way_back(lab, host, slot)
+    facts = pair.source.guest.facts()
+    load_in_vain(pair, SLOT_1_BYTES)
+    pair.destination.vtpmd.kill()
+    with host.powered() as (emulator, _, tpm):
+        assert tpm.nv_read(0x01500001, 64) == facts.nv
+        assert emulator.stop() == 0
+    host.work()
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
+def test_vtpm_that_goes_back_leaves_a_directory_that_starts(lab: Lab, slot: int) -> None:
+    """It may go back at once if nothing was begun; else when the anchor can be written."""
+    host = Host(lab)
+    pair = pair_with_way_back(lab, host, slot)
+    load_in_vain(pair, SLOT_1_BYTES)
+    pair.source.guest.resume()
+    if slot == 0:
+        wait_until(lambda: "cannot be given back yet" in pair.destination.vtpmd.program.output)
+        assert_serves_nothing(pair.source.guest)
+        limit_files(pair.destination, NO_LIMIT)
+        pair.source.guest.resume()
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
+    assert_serves(pair.source.guest)
+    assert pair.destination.vtpmd.stop() == 0
+    destination = lab.peer(Peering(credentials=credentials()), host.state, host.options)
+    there = MovingHost(destination, lab.management(destination), lab.raw_guest(destination))
+    assert_refuses_to_boot(there)
+    # It is the same vTPM's still, and takes it again.
+    assert pair.source.manage.arm(destination.address)["event"] == "VTPM_ARMED"
+    hand_over(pair._replace(destination=reconnected(lab, there)))
+
+
+@pytest.mark.parametrize("command", ["fold", "rekey"])
+@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
+def test_anchor_hears_of_what_is_taken_up_without_a_start(
+    lab: Lab, command: str, slot: int
+) -> None:
+    """What recover and owner --claim advise does not make a state that nothing is wrong with."""
+    host = Host(lab)
+    pair = pair_with_way_back(lab, host, slot)
+    facts = pair.source.guest.facts()
+    load_in_vain(pair, SLOT_1_BYTES)
+    pair.destination.vtpmd.kill()
+    before = host.key
+    new_key: tuple[str, ...] = ()
+    if command == "rekey":
+        path = lab.new_path("key")
+        path.write_text("17" * 32)
+        host.key = ("--key", f"file={path},mode=aes-256-cbc")
+        new_key = ("--new-key", host.key[1])
+    for _ in range(2):  # the second time there is nothing left to do
+        ended = vtpmd(command, host.state, *before, *new_key, "--anchor", host.anchor)
+        assert ended.status == 0, ended
+    with host.powered() as (emulator, _, tpm):
+        assert tpm.nv_read(0x01500001, 64) == facts.nv
+        assert emulator.stop() == 0

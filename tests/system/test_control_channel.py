@@ -298,6 +298,19 @@ def test_hash_data_and_excess_is_refused(lab: Lab) -> None:
             assert client.get_config() == 0
 
 
+@pytest.mark.parametrize(("kind", "answer"), [(SWTPM, OK), (VTPMD, "00000009")])
+def test_a_guest_whose_blob_was_refused_starts_after_a_stop(
+    lab: Lab, kind: EmulatorKind, answer: str
+) -> None:
+    emulator = lab.emulator(kind)
+    incoming = message(2, "00000001")
+    with ControlClient(emulator.control_path) as client:
+        assert exchange(client, message(13, "00000000 00000001 00000003 616263")) == BAD_PARAMETER
+        assert exchange(client, incoming) == answer
+        client.stop()
+        assert exchange(client, incoming) == OK
+
+
 @BOTH
 def test_a_second_data_socket_is_refused_while_the_first_is_open(
     lab: Lab, kind: EmulatorKind

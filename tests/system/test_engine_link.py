@@ -8,30 +8,35 @@ import asyncio
 import fcntl
 import hashlib
 import os
-import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.harness.bare_engine import (
+    SEALS,
+    SERVING,
+    BareEngine,
+    NoSessions,
+    descriptors_for,
+    sealed,
+    with_engine,
+)
+from tests.support.emulator_client import ControlClient, DataSocket
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
 from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
-from vtpmd.front.boot import boot_record
-from vtpmd.store.directory import StateDirectory
-from vtpmd.store.moving import MovingFiles
-from vtpmd.store.start import start
 from vtpmd.wire.tpm import Result, StateType
-
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Vtpm:
     """An engine, and the guest's end of its data socket."""
 
-    def __init__(self, engine: Engine, guest: socket.socket) -> None:
+    def __init__(self, engine: Engine, store: Store, guest: DataSocket) -> None:
+        self.store = store
         self._engine = engine
         self._guest = guest
 
@@ -49,36 +54,23 @@ class Vtpm:
 
     async def command(self, command: bytes) -> int:
         """Send a guest's command; return the response code."""
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._guest, command)
-        return int.from_bytes((await loop.sock_recv(self._guest, 4096))[6:10], "big")
+        response = await asyncio.to_thread(self._guest.transact, command)
+        return int.from_bytes(response[6:10], "big")
 
 
-def with_engine(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
-    """Run a test with an engine on a state directory; stop it in order."""
+def with_guest(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
+    """Run a test with an engine on a state directory that has a guest."""
 
-    async def run(directory: StateDirectory, store: Store) -> None:
-        begun = start(directory, MovingFiles(directory), None, None)
-        with boot_record(begun, None, None) as boot_fd:
-            process = engine_process.spawn(
-                directory_fd=directory.directory_fd,
-                lock_fd=directory.lock_fd,
-                store_fd=store.fd,
-                boot_fd=boot_fd,
-            )
-        engine = Engine(process)
-        deaths: list[str] = []
-        await engine.attach(deaths.append)
-        guest, theirs = socket.socketpair()
-        guest.setblocking(False)
-        with guest, theirs:
-            await engine.request(LinkOperation.SET_DATA_SOCKET, descriptor=theirs.fileno())
-            await test(Vtpm(engine, guest))
-            await engine.stop()
-        assert deaths == []
+    async def run(bare: BareEngine) -> None:
+        bare.engine.answer_by(NoSessions(bare.engine))
+        with ControlClient(bare.control_path) as control:
+            guest = await asyncio.to_thread(control.attach_data)
+            try:
+                await test(Vtpm(bare.engine, bare.store, guest))
+            finally:
+                guest.close()
 
-    with StateDirectory.open(path) as directory, Store.create() as store:
-        asyncio.run(run(directory, store))
+    with_engine(path, run)
 
 
 async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
@@ -90,8 +82,7 @@ async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
     assert reply.argument & LinkCapture.CHANGED
     assert core.link_said(reply.argument) is LinkShutdown.STATE
     permanent, volatile = [
-        bytes((await vtpm.ask(LinkOperation.GET_STATE, kind)).payload)
-        for kind in (StateType.PERMANENT, StateType.VOLATILE)
+        vtpm.store.read(kind).data for kind in (StateType.PERMANENT, StateType.VOLATILE)
     ]
     await vtpm.ask(LinkOperation.STOP)
     await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
@@ -112,7 +103,7 @@ def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_pat
         reply = await vtpm.ask(LinkOperation.CAPTURE)
         assert reply.argument == LinkShutdown.STATE << 8
 
-    with_engine(tmp_path / "state", test)
+    with_guest(tmp_path / "state", test)
 
 
 def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
@@ -122,7 +113,7 @@ def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
         for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, LinkInit.CAME | 1 << 8):
             assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
-    with_engine(tmp_path / "state", test)
+    with_guest(tmp_path / "state", test)
 
 
 def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_path: Path) -> None:
@@ -133,12 +124,12 @@ def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_pa
         await vtpm.ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
         assert await vtpm.refused(LinkOperation.INIT) == Result.FAIL
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.FAILURE
-        assert [file.name for file in state.iterdir()] == [".lock"]
+        assert {file.name for file in state.iterdir()} == {".lock", "control"}
         await vtpm.ask(LinkOperation.UNRETIRE)
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
 
-    with_engine(state, test)
+    with_guest(state, test)
 
 
 def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
@@ -158,7 +149,7 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
             ReturnCode.FAILURE,
         )
 
-    with_engine(tmp_path / "state", test)
+    with_guest(tmp_path / "state", test)
 
 
 def boots(path: Path, record: bytes, seals: int) -> str:
@@ -174,19 +165,11 @@ def boots(path: Path, record: bytes, seals: int) -> str:
             await engine.stop()
         return ""
 
-    fd = os.memfd_create("boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(fd, record)
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    with StateDirectory.open(path) as directory, Store.create() as store:
-        process = engine_process.spawn(
-            directory_fd=directory.directory_fd,
-            lock_fd=directory.lock_fd,
-            store_fd=store.fd,
-            boot_fd=fd,
-        )
-        os.close(fd)
-        return asyncio.run(attach(process))
+    with ExitStack() as stack:
+        fd = sealed(record, seals)
+        stack.callback(os.close, fd)
+        descriptors, _ = descriptors_for(stack, path, lambda _: fd)
+        return asyncio.run(attach(engine_process.spawn(descriptors)))
 
 
 def message(operation: int, payload: bytes = b"", payload_bytes: int | None = None) -> bytes:
@@ -195,6 +178,7 @@ def message(operation: int, payload: bytes = b"", payload_bytes: int | None = No
     return core.pack_link_header(core.LinkHeader(operation, payload_bytes=n_bytes)) + payload
 
 
+SERVE_MESSAGE = message(LinkOperation.SERVE_CONTROL, SERVING)
 KEY_MESSAGE = message(LinkOperation.SET_KEY, bytes(32))
 WRONG_RECORDS = {
     "not sealed": (KEY_MESSAGE, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW),
@@ -202,6 +186,8 @@ WRONG_RECORDS = {
     "cut in a header": (KEY_MESSAGE + KEY_MESSAGE[:5], SEALS),
     "no request": (message(99), SEALS),
     "a request that is refused": (message(LinkOperation.SET_KEY, bytes(5)), SEALS),
+    "no words about the control channel": (KEY_MESSAGE, SEALS),
+    "a name without an end": (message(LinkOperation.SERVE_CONTROL, b"x" * len(SERVING)), SEALS),
     "an anchor that is not there": (message(LinkOperation.SET_ANCHOR, bytes(88)), SEALS),
     "longer than a message may be": (
         message(LinkOperation.SET_KEY, payload_bytes=core.LINK_PAYLOAD_BYTES_MAX + 1),
@@ -211,7 +197,7 @@ WRONG_RECORDS = {
 
 
 def test_engine_starts_from_a_sealed_boot_record(tmp_path: Path) -> None:
-    assert boots(tmp_path, KEY_MESSAGE, SEALS) == ""
+    assert boots(tmp_path, SERVE_MESSAGE + KEY_MESSAGE, SEALS) == ""
 
 
 @pytest.mark.parametrize("wrong", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
@@ -222,4 +208,4 @@ def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
     assert "exited with status 1" in boots(tmp_path, *wrong)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
-    assert [each.name for each in tmp_path.iterdir()] == [".lock"]
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]  # without its socket

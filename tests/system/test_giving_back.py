@@ -7,13 +7,23 @@ and that what is said of it is what was seen.
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.harness.credentials import credentials
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.handover import assert_serves, killed, make_armed_pair, wait_until
+from tests.harness.handover import (
+    POLL_S,
+    Pair,
+    assert_serves,
+    assert_serves_nothing,
+    killed,
+    make_armed_pair,
+    wait_until,
+)
 from tests.harness.lab import Lab
 from tests.harness.owners import (
     assert_refuses_to_boot,
+    engine_stands_still,
     freeze,
     give,
     hand_over,
@@ -21,11 +31,15 @@ from tests.harness.owners import (
     reconnected,
     record_of,
 )
+from tests.support.emulator_client import Blob
 from vtpmd.daemon.incoming import RETRY_S
+from vtpmd.store.directory import OWNER_NAME
 from vtpmd.store.owner import Whose
 
 # A replacement of the owner record begins with removing this one, which a directory resists.
 OWNER_TEMPORARY = "TMP2-00.owner"
+# For a record to be written, in a test that begins anew when it was not.
+OFFER_TIMEOUT_S = 1.0
 
 
 def test_vtpm_that_is_offered_elsewhere_is_served_when_that_fails(lab: Lab) -> None:
@@ -74,6 +88,22 @@ def test_destination_whose_engine_died_before_init_lets_go(lab: Lab) -> None:
     assert pair.source.guest.facts() == facts
 
 
+def test_source_whose_disk_does_not_take_that_the_vtpm_has_moved_writes_it_later(lab: Lab) -> None:
+    """Nobody has to start it anew, or to ask, for its record to say what it has been told."""
+    pair = make_armed_pair(lab)
+    blobs = freeze(pair)
+    record = pair.source.vtpmd.state / OWNER_NAME
+    aside = record.rename(lab.new_path("owner"))
+    record.mkdir()
+    pair.destination.guest.load(blobs)
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    wait_until(lambda: "record still says offered" in pair.source.vtpmd.program.output)
+    record.rmdir()
+    aside.rename(record)
+    assert record_of(pair.source).whose is Whose.OFFERED
+    wait_until(lambda: record_of(pair.source).whose is Whose.MOVED)
+
+
 def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
     """It may stay so for days, and is tried every second; room is all that it needs then."""
     pair = make_armed_pair(lab)
@@ -86,3 +116,44 @@ def test_disk_that_stays_full_is_complained_of_once(lab: Lab) -> None:
     blocked.rmdir()
     wait_until(lambda: incoming(pair.destination) == "settled")
     assert_serves(pair.destination.guest)
+
+
+def offered_while_fenced(lab: Lab, pair: Pair) -> bool:
+    """Have a vTPM be offered to a third host when it is about to be given back.
+
+    Return False if a round was under way when the engine was stopped: then it was given back.
+    """
+    third, host = FakeDestination(credentials()), pair.destination
+    lab.close_at_end(third)
+    host.manage.command("migrate-arm", to=third.address)
+    stream, _ = third.hold_base()
+    host.manage.wait_for("VTPM_ARMED")
+    with ThreadPoolExecutor() as pool:
+        pool.submit(stream.wait_for_end)  # so that it is heard of
+        with engine_stands_still(host):
+            pair.source.guest.resume()
+            wait_until(lambda: incoming(host) == "releasing")
+            asked = pool.submit(host.guest.control.get_state_blob, Blob.PERMANENT)
+            deadline = time.monotonic() + OFFER_TIMEOUT_S
+            while record_of(host).whose is Whose.OURS and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            is_offered = record_of(host).whose is Whose.OFFERED
+        failed = asked.exception()
+        host.manage.command("migrate-disarm")
+    assert not is_offered or failed is None
+    return is_offered
+
+
+def test_guest_whose_vtpm_could_not_be_given_back_is_served_on(lab: Lab) -> None:
+    """It was offered elsewhere while its engine was fenced for the source, and QEMU says nothing.
+
+    As a QEMU does that knows no LOCK_STORAGE, or whose migration fails before it needs to.
+    """
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    while not offered_while_fenced(lab, pair):
+        pair = make_armed_pair(lab)
+        hand_over(pair)
+    pair.destination.manage.wait_for("VTPM_GO_ON")
+    assert_serves(pair.destination.guest)
+    assert_serves_nothing(pair.source.guest)

@@ -574,6 +574,21 @@ def test_source_that_gave_whole_blobs_writes_nothing_when_it_ends(lab: Lab) -> N
     assert files_of(pair.source) == before
 
 
+def test_host_that_gave_whole_blobs_and_is_asked_for_its_vtpm_writes_nothing(lab: Lab) -> None:
+    """By the host that it came from; it keeps it, and its guest still has not run on."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    host = pair.destination
+    host.guest.work()
+    assert_whole(host.guest.save())
+    before = files_of(host)
+    pair.source.guest.resume()
+    wait_until(lambda: any("says that it has it" in line for line in pair.source.log))
+    host.guest.control.shutdown()
+    assert host.vtpmd.program.wait() == 0
+    assert files_of(host) == before
+
+
 def test_source_that_gave_whole_blobs_and_runs_on_is_stopped_in_order(lab: Lab) -> None:
     pair = make_pair(lab)
     assert_whole(pair.source.guest.save())

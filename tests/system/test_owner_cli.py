@@ -90,7 +90,7 @@ def test_kept_makes_it_moved(lab: Lab) -> None:
     for _ in range(2):
         ended = ask(state)
         assert ended.status == 7
-        assert "answered: the other host has it" in ended.output
+        assert "answered: the other host has it: boot its guest there" in ended.output
         assert read(state).whose is Whose.MOVED
     assert vtpmd("owner", state, "--json").outcome["owner"] == "moved"
 

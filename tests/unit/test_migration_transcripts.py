@@ -84,6 +84,7 @@ EVENTS: dict[str, Any] = {
     "Settled": events.Settled(),
     "SettleFailed": events.SettleFailed(),
     "Served": events.Served(),
+    "Served, when fenced": events.Served(was_fenced=True),
 }
 
 TO_ARMED = """
@@ -814,6 +815,10 @@ DESTINATION = {
     "a command was served": f"""{TO_SETTLED}
     Reclaim                 RELEASING   RELEASE
     Served                  SETTLED     send Kept
+    """,
+    "offered elsewhere while it was fenced": f"""{TO_SETTLED}
+    Reclaim                 RELEASING   RELEASE
+    Served, when fenced     SETTLED     SERVE_ON, send Kept
     """,
     "given back once the disk takes it": f"""{TO_SETTLED}
     Reclaim                 RELEASING   RELEASE

@@ -22,6 +22,7 @@ from vtpmd.store.directory import (
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import Granted, MovingFiles, take_up
 from vtpmd.store.owner import Outcome, Whose
+from vtpmd.store.start import start
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType
 
@@ -113,6 +114,20 @@ def entries(path: Path) -> list[bytes]:
     """Return the entries, whole ones and what follows them: up to 512 bytes of each."""
     content = (path / INCOMING_NAME).read_bytes()[incoming.ENTRIES_OFFSET :]
     return [content[at : at + 512] for at in range(0, len(content), 512)]
+
+
+def test_volatile_state_of_before_does_not_go_with_a_granted_one(
+    files: Files, directory: StateDirectory, key: Key | None
+) -> None:
+    """STORE_VOLATILE left it here; the vTPM has been elsewhere since."""
+    directory.write_state(StateType.PERMANENT, OLD, key)
+    directory.write_state(StateType.VOLATILE, b"PCRs of then", key)
+    files.expect()
+    Sender(files).stage(NEW)
+    files.incoming.grant(1)
+    begun = start(directory, files, key, None)
+    assert begun.took_up
+    assert begun.states == {StateType.PERMANENT: NEW}
 
 
 def test_granted_state_is_taken_up_after_a_crash(files: Files, path: Path, key: Key | None) -> None:

@@ -64,6 +64,11 @@ def key_of(option: str | None) -> Iterator[Key | None]:
         yield key
 
 
+def add_anchor(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names an anchor."""
+    parser.add_argument("--anchor", metavar="PATH", type=Path, help="as for vtpmd run")
+
+
 def report(outcome: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
     """Print what was done or found: for people, or for programs."""
     print(json.dumps(outcome) if as_json else "\n".join(lines))

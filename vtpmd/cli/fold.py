@@ -13,13 +13,15 @@ example:
   After vtpmd was killed or the host lost power, it writes what tpm2-00.journal has added into
   tpm2-00.permall and removes the journal: the directory is one that swtpm can use. vtpmd run does
   the same when it starts, and a clean stop leaves nothing to fold, but where the vTPM was handed
-  over, or saved with its guest, and not used since.
+  over, or saved with its guest, and not used since. A vTPM with an anchor needs --anchor: vtpmd run
+  may refuse what that has not heard of.
 
 exit status:
   0  folded, or there was nothing to fold
   1  the directory cannot be read or written
 {at_rest.EXIT_IN_USE_AND_KEY}\
   5  what is there is damaged: nothing was changed, see vtpmd recover
+  6  the directory has fallen behind the anchor: nothing was changed
 """
 
 
@@ -28,18 +30,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = at_rest.new_parser(
         commands, "fold", "fold a state directory's journal into its checkpoint", EPILOG
     )
+    at_rest.add_anchor(parser)
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Fold; return the exit status. Raises VtpmdError."""
-    from vtpmd.store import recovery
-    from vtpmd.store.moving import MovingFiles, take_up
+    from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.start import anchor_of, fold
 
     with at_rest.opened(options.directory) as directory, at_rest.key_of(options.key) as key:
-        taken_up = take_up(directory, MovingFiles(directory, key), key)
-        examined = recovery.recover(directory, key)
-        recovery.fold(directory, examined, key)
+        files = MovingFiles(directory, key)
+        with anchor_of(options.anchor, directory, files, key) as anchor:
+            taken_up, examined, _ = fold(directory, files, key, anchor)
     found = examined.recovery
     outcome = {
         "directory": str(options.directory),

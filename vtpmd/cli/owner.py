@@ -127,7 +127,7 @@ def _claim(path: Path) -> None:
         if directory.exists(INCOMING_NAME):
             raise ClaimRefused(
                 f"{path} has a state that a peer has sent, and may be this host's by that: do "
-                f"`vtpmd fold {path}` first, and look again"
+                f"`vtpmd fold {path}` first, with its --anchor if there is one, and look again"
             )
         owner.claim()
 
@@ -212,8 +212,7 @@ def _whose(record: Record) -> str:
 
 _ANSWERS: Final = {
     "released": "answered: the other host has let go of it, and will never serve it",
-    "kept": "answered: the other host has it; a guest that starts here asks for it back, and gets "
-    "it if it was not used there",
+    "kept": "answered: the other host has it: boot its guest there, or move it here from there",
 }
 
 _OUTCOMES: Final = {

@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands, "recover", "show what a damaged state directory holds, and restore it", EPILOG
     )
     parser.add_argument("--restore", action="store_true", help="do it, and keep the originals")
-    parser.add_argument("--anchor", metavar="PATH", type=Path, help="as for vtpmd run")
+    at_rest.add_anchor(parser)
     parser.set_defaults(command=run)
 
 
@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
         if MovingFiles(directory, key).granted() is not None:
             raise StateDirectoryError(
                 f"{options.directory} has a state that was granted to this host, newer than what "
-                f"could be restored: take it up with `vtpmd fold {options.directory}`"
+                f"could be restored: take it up with `vtpmd fold {options.directory}`, and its "
+                "--anchor if there is one"
             )
         found = salvage.assess(directory, key)
         anchor, behind = None, None

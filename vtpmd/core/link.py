@@ -73,6 +73,13 @@ class LinkCondition(IntFlag):
     BLOBS = lib.LINK_CONDITION_BLOBS
 
 
+class LinkAdmit(IntEnum):
+    """What ADMIT does (``enum link_admit``)."""
+
+    SERVE = lib.LINK_ADMIT_SERVE
+    GOES_BACK = lib.LINK_ADMIT_GOES_BACK
+
+
 class LinkInit(IntFlag):
     """How the engine starts the TPM ahead of time (``enum link_init``)."""
 

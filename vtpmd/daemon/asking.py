@@ -121,6 +121,9 @@ class Asking:
                 await self._answered(answer)
             except (VtpmdError, ImpossibleEvent) as error:
                 self._news.write(f"whose the vTPM is, is not known: {error}; asking again")
+            except Exception as error:  # a mistake of ours must not leave the vTPM with nobody
+                self._news.write(f"the answer could not be taken: {error!r}; asking again")
+                log.debug("the error was raised here", exc_info=error)
             if self._question() is None:
                 return
             await self._wait()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, LinkRetire, LinkShutdown
+from vtpmd.core import LinkAdmit, LinkOperation, LinkRetire, LinkShutdown
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
@@ -55,6 +55,7 @@ class Owner(NamedTuple):
     files: MovingFiles
     wakefulness: Wakefulness
     is_receiving: Callable[[], bool]
+    serve_on: Callable[[], Awaitable[None]]  # unless the vTPM is, or may be, another host's
 
 
 class Staged(NamedTuple):
@@ -80,7 +81,7 @@ class Incoming:
         self._digests: events.Digests | None = None  # of what the held TPM was started from
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
-        self._retrying: asyncio.Task[bool] | None = None
+        self._retrying: asyncio.Task[None] | None = None
         self._took_ns = self._granted_ns = 0
         self._start_us = 0
         self._refused = ""  # why the tail was
@@ -407,8 +408,7 @@ class Incoming:
             self._owner.files.incoming.grant(self._generation)
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
-            lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
-            await self._ask_engine(LinkOperation.ADMIT, "the TPM cannot be served", lineage)
+            await self._ask_to_admit(LinkAdmit.SERVE, "the TPM cannot be served")
         except VtpmdError as error:
             self._news.write(f"{error}; the guest's commands wait, and it is tried again")
             self._events.put(events.AdmitFailed())
@@ -416,6 +416,10 @@ class Incoming:
             return
         wait_us = max(0, self._granted_ns - self._took_ns) // 1000
         self._events.put(events.Admitted(wait_us, self._start_us))
+
+    async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
+        lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
+        await self._ask_engine(LinkOperation.ADMIT, failure, lineage, how)
 
     @property
     def _generation(self) -> int:
@@ -443,17 +447,19 @@ class Incoming:
         """Give the vTPM back, unless the guest has used it here."""
         self._cancel_retry()
         record = self._owner.files.owner
+        is_fenced = False
         try:
             # Before the engine is fenced: what is not to be given back is served on.
             record.check_give_back(self.session)
             if not await self._fence():
                 self._events.put(events.Served())
                 return
+            is_fenced = True
             record.give_back(self.session)
             self._owner.files.incoming.remove()
         except OwnerRecordError:
             # It has been used, or has moved on, though its guest sent no command here.
-            self._events.put(events.Served())
+            self._events.put(events.Served(is_fenced))
             return
         except VtpmdError as error:
             self._news.write(f"the vTPM cannot be given back yet: {error}")
@@ -469,9 +475,10 @@ class Incoming:
     async def _fence(self) -> bool:
         """Have the engine serve no more; return False if a guest's command was served.
 
-        Raises VtpmdError where that is not known.
+        Raises VtpmdError where that is not known, or the directory would be left half changed.
         """
         try:
+            await self._ask_to_admit(LinkAdmit.GOES_BACK, "its own file cannot be written")
             reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
         except EngineDied:
             # What is dead serves no more, and executed nothing before the file said granted.
@@ -508,6 +515,10 @@ class Incoming:
         self._owner.files.owner.decline(self.session)
         self._owner.files.incoming.remove()
 
+    async def _serve_on(self) -> None:
+        with suppress(EngineDied):  # which is said already
+            await self._owner.serve_on()
+
     async def _close_link(self) -> None:
         self._close()
 
@@ -519,10 +530,10 @@ class Incoming:
         self._digests = None
 
     async def _ask_engine(
-        self, operation: LinkOperation, failure: str, payload: bytes = b""
+        self, operation: LinkOperation, failure: str, payload: bytes = b"", argument: int = 0
     ) -> None:
         """Have the engine do something. Raises VtpmdError, which begins with ``failure``."""
-        reply = await self._owner.engine.request(operation, payload=payload)
+        reply = await self._owner.engine.request(operation, argument, payload)
         if reply.result:
             raise VtpmdError(f"{failure}: the engine says {reply.result:#x}")
 
@@ -531,7 +542,15 @@ class Incoming:
 
         def retry() -> None:
             self._retry = None
-            self._retrying = asyncio.create_task(self._happened(event))
+            self._retrying = asyncio.create_task(again())
+
+        async def again() -> None:
+            try:
+                await self._happened(event)
+            except Exception as error:  # a mistake of ours must not leave the guest waiting
+                self._news.write(f"it could not be tried again: {error!r}; trying again")
+                log.debug("the error was raised here", exc_info=error)
+                self._try_again(event)
 
         self._retry = asyncio.get_running_loop().call_later(RETRY_S, retry)
 
@@ -554,6 +573,7 @@ _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
     Do.ADMIT: Incoming._admit,
     Do.SETTLE: Incoming._settle,
     Do.RELEASE: Incoming._release,
+    Do.SERVE_ON: Incoming._serve_on,
     Do.CLOSE: Incoming._close_link,
 }
 

@@ -195,8 +195,14 @@ class Mobility:
         """The guest runs here, or will; what must be found out for that is not waited for."""
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             await self.outgoing.guest_resumed()
+        await self._serve_on()
+
+    async def _serve_on(self) -> None:
+        """Have the engine serve and write unless the vTPM may be another host's.
+
+        Of a state that was given away in whole blobs, or was to be given back.
+        """
         if not self._is_fenced:
-            # A state that was given away in whole blobs may be changed again.
             await self._engine.request(LinkOperation.UNRETIRE)
 
     @property
@@ -250,6 +256,7 @@ class Mobility:
                 files=self._files,
                 wakefulness=self._wakefulness,
                 is_receiving=lambda: self.qemu.is_receiving,
+                serve_on=self._serve_on,
             )
             session = incoming.Incoming(owner, connection)
             # One that is refused takes nothing's place.

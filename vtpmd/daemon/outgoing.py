@@ -129,7 +129,7 @@ class Outgoing:
         self._round_began_ns = 0
         self._events: EventQueue[source.Event] = EventQueue(self._take)
         self._asking = Asking(to, self._question, self._answered)
-        self._withdrawing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
         self.round_bytes = 0
@@ -293,9 +293,10 @@ class Outgoing:
             await self._events.wait_for(lambda: self.state is not State.GRANTED, TAKE_TIMEOUT_S)
         if self._connection is not None:
             await self._drain(self._connection)
-        if self._withdrawing is not None:
-            await asyncio.wait([self._withdrawing], timeout=TAKE_TIMEOUT_S)
-            self._withdrawing.cancel()
+        if self._writing:
+            _, late = await asyncio.wait(self._writing, timeout=TAKE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
 
     async def _drain(self, connection: tls.Connection) -> None:
         try:
@@ -446,23 +447,32 @@ class Outgoing:
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
-        if self._withdrawing is None or self._withdrawing.done():
-            self._withdrawing = asyncio.create_task(self._withdraw_until_done())
+        self._write_soon(self._owner.record.withdraw, lambda: self._machine.may_withdraw)
 
-    async def _withdraw_until_done(self) -> None:
+    def _write_soon(self, write: Callable[[bytes], None], is_due: Callable[[], bool]) -> None:
+        """Make a transition of the record, which may be repeated, while it ``is_due``."""
+        task = asyncio.create_task(self._write_until_done(write, is_due))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_until_done(
+        self, write: Callable[[bytes], None], is_due: Callable[[], bool]
+    ) -> None:
         news = NewsLog(log.error)
-        while self._machine.may_withdraw:
+        while is_due():
             try:
-                self._owner.record.withdraw(self.session)
+                write(self.session)
             except OwnerRecordError as error:
                 log.error("%s", error)
                 return
             except VtpmdError as error:
                 text = f"the owner record still says offered: {error}; trying again"
                 news.write(text)
-                await asyncio.sleep(RECORD_RETRY_S)
+            except Exception as error:  # a mistake of ours must not leave it as it is
+                log.exception("the owner record could not be written: %s", type(error).__name__)
             else:
                 return
+            await asyncio.sleep(RECORD_RETRY_S)
 
     async def _look_again(self) -> None:
         reply = await self._owner.engine.request(LinkOperation.CAPTURE)
@@ -516,11 +526,12 @@ class Outgoing:
         self._owner.tell(Notice.GRANTED, {"to": str(self._peer)})
 
     async def _record_moved(self) -> None:
+        """Tell what the destination has said, also where the disk takes it only later."""
+        self._write_soon(self._owner.record.confirm, lambda: self.is_fenced)
         if self.outcome != "handed-over":
             self.outcome = "handed-over"
             log.info("%s says that it has the vTPM", self._peer)
             self._owner.tell(Notice.HANDED_OVER, {"to": str(self._peer)})
-        self._owner.record.confirm(self.session)
 
     async def _hold_commands(self) -> None:
         await self._owner.engine.request(LinkOperation.AWAIT, 1)

@@ -96,6 +96,7 @@ class Do(Enum):
     ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
     SETTLE = "put the state into its own file; then Settled or SettleFailed"
     RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
+    SERVE_ON = "have the engine, which was fenced, serve on, unless the vTPM has left elsewhere"
     CLOSE = "close the connection"
 
 
@@ -177,6 +178,8 @@ class Destination:
                 return [Do.SETTLE]
             case events.Settled():
                 return [Do.CLOSE]
+            case events.Served(was_fenced=True):
+                return [Do.SERVE_ON, Send(peer.Kept(self.session))]
             case events.Served():
                 return [Send(peer.Kept(self.session))]
             case events.Remembered():

@@ -199,6 +199,8 @@ class SettleFailed(NamedTuple):
 class Served(NamedTuple):
     """A guest's command was served: there is no way back."""
 
+    was_fenced: bool = False  # the engine was, for nothing: it was found out from the record then
+
 
 LocalEvent = (
     LinkLost

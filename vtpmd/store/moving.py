@@ -147,7 +147,9 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: "Key | None") ->
     ours = is_ours(found, files.owner.read())
     if ours:
         if found.state is not None:
-            # One that is left continues a state that this host had before.
+            # Those that are left go with a state that this host had before: a guest that boots
+            # would find the PCRs of then.
+            directory.remove(state_file(StateType.VOLATILE))
             directory.remove(JOURNAL_NAME)
             lineage = Lineage(found.lineage, found.generation)
             directory.write_state(StateType.PERMANENT, found.state, key, lineage)

@@ -6,12 +6,15 @@ of it, and the journal is folded.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.store import recovery
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.moving import MovingFiles, take_up
+from vtpmd.store.recovery import Examined
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
@@ -62,10 +65,30 @@ def open_anchor(
     return anchor
 
 
-def start(
+@contextmanager
+def anchor_of(
+    path: "Path | None", directory: StateDirectory, files: MovingFiles, key: "Key | None"
+) -> "Iterator[Anchor | None]":
+    """Open an anchor as ``open_anchor`` does, if there is one, and close it."""
+    if path is None:
+        yield None
+        return
+    with open_anchor(path, directory, files, key) as anchor:
+        yield anchor
+
+
+class Folded(NamedTuple):
+    """What a directory was found to hold, before it was folded."""
+
+    took_up: bool  # a state that had been granted to this host
+    examined: Examined
+    identity: bytes  # of the vTPM: 16 bytes, made here if it has none
+
+
+def fold(
     directory: StateDirectory, files: MovingFiles, key: "Key | None", anchor: "Anchor | None"
-) -> Start:
-    """Make a directory what a vTPM starts from, and return that.
+) -> Folded:
+    """Take up what was granted, fold the journal, and have the anchor hear of both.
 
     Raises StateKeyError, RecoveryRefused or StateDirectoryError.
     """
@@ -78,12 +101,19 @@ def start(
         identity = anchor.mark.identity
     if identity is None:
         identity = os.urandom(IDENTITY_BYTES)
-    generation = examined.generation
     if anchor is not None:
         anchor.trust(examined.found, identity)
-        generation = max(generation, anchor.generation)
-    record = files.record()
     recovery.fold(directory, examined, key)
+    return Folded(took_up, examined, identity)
+
+
+def start(
+    directory: StateDirectory, files: MovingFiles, key: "Key | None", anchor: "Anchor | None"
+) -> Start:
+    """Make a directory what a vTPM starts from, and return that. Raises as ``fold`` does."""
+    took_up, examined, identity = fold(directory, files, key, anchor)
+    generation = max(examined.generation, 0 if anchor is None else anchor.generation)
+    record = files.record()
     return Start(
         states=examined.states_to_start_from(),
         took_up=took_up,
