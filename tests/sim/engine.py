@@ -470,18 +470,18 @@ class SimEngine:
         assert self.permanent is not None
         image = self.permanent.encode()
         before, (self._identity, _) = self._identity, unpack_link_lineage(payload)
-        if goes_back:
-            self._is_adopting = not self._write(image)
-            return Result.FAIL if self._is_adopting else Result.SUCCESS
+        is_to_be_written = goes_back or self._held_has_changed
         self._is_adopting = True
-        if self._held_has_changed and not self._write(image):
+        if is_to_be_written and not self._write(image):
             self._identity = before
             return Result.FAIL
-        if not self._held_has_changed:
+        if not is_to_be_written:
             self._is_in_file = False  # it is in tpm2-00.incoming
             self._last[StateType.PERMANENT] += 1
             self._generation = self._last[StateType.PERMANENT]
         self._current, self._is_known, self._is_adopting = image, True, False
+        if goes_back:
+            return Result.SUCCESS
         self.served = False
         self.custody = Custody.ACTIVE
         return Result.SUCCESS
