@@ -1,6 +1,7 @@
 /* A canary: an engine that loses an answer, the first to a TPM2_PCR_Extend of PCR 16.
  *
- * In place of TPMLIB_Process(), which sees the command, and of sendmsg(), by which the answer leaves.
+ * In place of TPMLIB_Process(), which sees the command, and of sendmsg(), by which the
+ * answer leaves.
  */
 #include <libtpms/tpm_library.h>
 #include <stdbool.h>
