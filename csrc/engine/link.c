@@ -354,7 +354,6 @@ int link_serve(struct link *link)
 
     while (r == 0)
         r = serve_request(link);
-    asker_close(link->asker);
     return r == MESSAGE_END ? 0 : r;
 }
 

@@ -113,6 +113,15 @@ static int seal(void)
     return r;
 }
 
+static int serve_link(struct link *link)
+{
+    int r = link_serve(link);
+
+    if (r < 0)
+        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    return r;
+}
+
 /* Serve until the end, with all that there is. Returns 0 or a negative errno. */
 static int serve_all(struct engine *engine)
 {
@@ -131,15 +140,13 @@ static int serve_all(struct engine *engine)
             return r;
     }
     r = seal(); /* all threads run */
-    if (r < 0)
-        return r;
     if (engine->is_alone) {
-        server_run(link->server);
-        return 0;
+        if (r >= 0)
+            server_run(link->server);
+        return r;
     }
-    r = link_serve(link);
-    if (r < 0)
-        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    r = r < 0 ? r : serve_link(link);
+    asker_close(link->asker);
     link_end_control(link);
     pthread_join(engine->server_thread, NULL);
     return r;
