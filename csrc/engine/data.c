@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "error.h"
 #include "thread.h"
 #include "tpm.h"
@@ -45,16 +45,6 @@ int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes)
     return DATA_COMMAND;
 }
 
-/* The kernel's code in the process, or its call where the clock cannot be read by that.
- * sandbox: clock_gettime */
-static int64_t now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* A process that was stopped and goes on restarts what waited for a time; or that is interrupted.
  * sandbox: poll|ppoll restart_syscall=EINTR */
 static bool wait_readable(int fd, int64_t deadline_ms)
@@ -62,7 +52,7 @@ static bool wait_readable(int fd, int64_t deadline_ms)
     struct pollfd entry = {.fd = fd, .events = POLLIN};
 
     for (;;) {
-        int64_t left_ms = deadline_ms - now_ms();
+        int64_t left_ms = deadline_ms - clock_ms();
         int n = left_ms > 0 ? poll(&entry, 1, (int)left_ms) : 0;
         if (n >= 0 || errno != EINTR)
             return n > 0;
@@ -163,7 +153,7 @@ static int read_command(int fd, uint8_t *buffer, size_t *n_bytes, size_t *comman
         if (verdict != DATA_NEED_MORE)
             return verdict;
         if (deadline_ms == 0)
-            deadline_ms = now_ms() + DATA_REST_TIMEOUT_MS;
+            deadline_ms = clock_ms() + DATA_REST_TIMEOUT_MS;
         if (!wait_readable(fd, deadline_ms))
             return DATA_MALFORMED;
     }

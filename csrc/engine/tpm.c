@@ -7,10 +7,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "custody.h"
 #include "digest.h"
 #include "error.h"
@@ -82,14 +82,10 @@ TPM_RESULT tpm_on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_nu
 struct tpm *tpm_new(struct io *io)
 {
     struct tpm *tpm = calloc(1, sizeof(*tpm));
-    pthread_condattr_t attributes;
 
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
-    check(pthread_condattr_init(&attributes) == 0);
-    check(pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0);
-    check(pthread_cond_init(&tpm->settled, &attributes) == 0);
-    pthread_condattr_destroy(&attributes);
+    clock_condition_init(&tpm->settled);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
@@ -447,20 +443,13 @@ int tpm_free(struct tpm *tpm)
 static enum tpm_verdict wait_until_settled(struct tpm *tpm)
 {
     enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
-    struct timespec until;
     int r = 0;
 
     if (verdict != VERDICT_WAIT)
         return verdict;
-    check(clock_gettime(CLOCK_MONOTONIC, &until) == 0);
-    until.tv_sec += COMMAND_WAIT_MS / 1000;
-    until.tv_nsec += COMMAND_WAIT_MS % 1000 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    int64_t until_ms = clock_ms() + COMMAND_WAIT_MS;
     while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
-        r = pthread_cond_timedwait(&tpm->settled, &tpm->lock, &until);
+        r = clock_wait_until(&tpm->settled, &tpm->lock, until_ms);
         verdict = verdict_on(tpm, OP_EXECUTE);
     }
     return verdict;
