@@ -19,7 +19,8 @@ static void add_tlv(struct swtpm_wrapped *wrapped, enum swtpm_tag tag, const uin
 
     check(SWTPM_TLV_BYTES + n_bytes <= sizeof(wrapped->after) - wrapped->after_bytes);
     format_tlv(out, tag, n_bytes);
-    memcpy(out + SWTPM_TLV_BYTES, bytes, n_bytes);
+    if (n_bytes > 0)
+        memcpy(out + SWTPM_TLV_BYTES, bytes, n_bytes);
     wrapped->after_bytes += SWTPM_TLV_BYTES + n_bytes;
 }
 
@@ -30,6 +31,8 @@ static void add_lineage(struct swtpm_wrapped *wrapped, const struct checkpoint_l
     memcpy(bytes + SWTPM_AT_IDENTITY, lineage->identity, sizeof(lineage->identity));
     put_be64(bytes + SWTPM_AT_GENERATION, lineage->generation);
     add_tlv(wrapped, SWTPM_TAG_LINEAGE, bytes, sizeof(bytes));
+    if (lineage->sleeps)
+        add_tlv(wrapped, SWTPM_TAG_SLEEPS, NULL, 0);
 }
 
 static int seal(struct swtpm_wrapped *wrapped, const struct cipher_key *key)
@@ -77,7 +80,7 @@ int swtpm_wrap(enum swtpm_kind kind, const struct cipher_key *key, const uint8_t
     bool continued = lineage && lineage->continued;
     uint16_t flags = kind == SWTPM_BLOB ? SWTPM_MIGRATION_DATA : 0;
 
-    check(kind == SWTPM_FILE || !continued);
+    check(kind == SWTPM_FILE ? !(lineage && lineage->sleeps) : !continued);
     *wrapped = (struct swtpm_wrapped){.data = state, .data_bytes = state_bytes};
     if (key) {
         int r = seal(wrapped, key);

@@ -1,10 +1,11 @@
 /* swtpm's format for a state: what libtpms marshalled, wrapped for the disk or for the way.
  *
- *     file    header, content, lineage                          (checkpoint.h)
- *     blob    header, TLV MIGRATION_DATA (content), lineage     (engine/blob.h)
+ *     file    header, content, lineage                                  (checkpoint.h)
+ *     blob    header, TLV MIGRATION_DATA (content), lineage, sleeps     (engine/blob.h)
  *
  * The content is the TLV DATA, or, when encrypted, ENCRYPTED_DATA, HMAC and IV. The lineage is the
- * TLV LINEAGE, which swtpm does not look at, or nothing. Numbers are big-endian:
+ * TLV LINEAGE, or nothing; of a guest that sleeps there is the TLV SLEEPS, without data. swtpm
+ * looks at neither. Numbers are big-endian:
  *
  *     Offset  Size  Field of the header
  *     0       1     version, 2
@@ -69,6 +70,7 @@ enum swtpm_tag {
     SWTPM_TAG_MIGRATION_DATA = 4,
     SWTPM_TAG_ENCRYPTED_MIGRATION_DATA = 5,
     SWTPM_TAG_IV = 6,
+    SWTPM_TAG_SLEEPS = 0x5653,
     SWTPM_TAG_LINEAGE = 0x5654,
 };
 
@@ -77,13 +79,14 @@ struct checkpoint_lineage {
     uint8_t identity[CHECKPOINT_IDENTITY_BYTES];
     uint64_t generation;
     bool continued; /* by a journal: the file alone is not the state */
+    bool sleeps;    /* of a blob: its guest's last TPM2_Shutdown was STATE */
 };
 
 /* A state, wrapped: three pieces that make one file or blob. */
 enum {
     SWTPM_BEFORE_BYTES_MAX = SWTPM_HEADER_BYTES + 2 * SWTPM_TLV_BYTES,
     SWTPM_AFTER_BYTES_MAX =
-        3 * SWTPM_TLV_BYTES + DIGEST_BYTES + CIPHER_KEY_BYTES_MAX + SWTPM_LINEAGE_BYTES,
+        4 * SWTPM_TLV_BYTES + DIGEST_BYTES + CIPHER_KEY_BYTES_MAX + SWTPM_LINEAGE_BYTES,
     SWTPM_PIECES = 3,
 };
 
@@ -100,7 +103,8 @@ struct swtpm_wrapped {
 enum swtpm_kind { SWTPM_FILE, SWTPM_BLOB };
 
 /* Wrap a state, which has to stay in its place. `key` and `lineage` may be NULL; only a file is
- * continued. Returns 0 or what cipher_encrypt() does; the caller ends `wrapped` either way. */
+ * continued, and only a blob's guest sleeps. Returns 0 or what cipher_encrypt() does; the caller
+ * ends `wrapped` either way. */
 int swtpm_wrap(enum swtpm_kind kind, const struct cipher_key *key, const uint8_t *state,
                size_t state_bytes, const struct checkpoint_lineage *lineage,
                struct swtpm_wrapped *wrapped);

@@ -149,6 +149,7 @@ static int read_lineage(struct span in, struct blob_content *content)
     if (lineage.generation > BLOB_GENERATION_MAX)
         return BLOB_GENERATION_WRONG;
     memcpy(lineage.identity, found.bytes + SWTPM_AT_IDENTITY, sizeof(lineage.identity));
+    lineage.sleeps = find(in, SWTPM_TAG_SLEEPS, SKIP_ALL, &found) == 0;
     content->lineage = lineage;
     content->has_lineage = true;
     return 0;

@@ -87,6 +87,7 @@ struct checkpoint_lineage {
     uint8_t identity[...];
     uint64_t generation;
     bool continued;
+    bool sleeps;
 };
 
 struct swtpm_wrapped {

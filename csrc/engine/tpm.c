@@ -16,6 +16,7 @@
 #include "error.h"
 #include "nvram.h"
 #include "pages.h"
+#include "swtpm_format.h"
 
 enum {
     TPM2_CC_STARTUP = 0x144, /* TPM 2.0 part 2, 6.5.2 */
@@ -312,7 +313,7 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
         return result;
     if (nvram_expect(lineage) < 0)
         return TPM_FAIL;
-    result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    result = power_on(tpm, TPM_ACTIVE, lineage->sleeps ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_NONE);
     /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
     if (!nvram_has_come() && result == TPM_SUCCESS) {
         power_off(tpm);
@@ -324,7 +325,9 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
 {
     locked(tpm);
-    return nvram_get_lineage(lineage);
+    bool is_known = nvram_get_lineage(lineage);
+    lineage->sleeps = tpm->said == LINK_SHUTDOWN_STATE;
+    return is_known;
 }
 
 /* A TPM that is off tells what it was given to start from; of a volatile state there may be none.

@@ -99,11 +99,12 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come);
 
 /* Power the TPM on from what tpm_set_state() was given, which has come as a state of this lineage:
- * if the TPM starts, its files are of that one. Otherwise as tpm_init(). */
+ * if the TPM starts, its files are of that one, and its guest sleeps if that says so. Otherwise as
+ * tpm_init(). */
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage);
 
-/* Get where the permanent state stands in its vTPM's history. Returns false if there is none, or
- * it is not known whose it is. */
+/* Get where the permanent state stands in its vTPM's history, and whether its guest sleeps. Returns
+ * false if there is none, or it is not known whose it is. */
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
 
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`

@@ -39,9 +39,11 @@ static const struct journal_settings settings = {
     .identity = "this vTPM's own.",
     .file_bytes = JOURNAL_BYTES,
 };
-static const struct checkpoint_lineage later = {"this vTPM's own.", LATER, false},
-                                       earlier = {"this vTPM's own.", 1, false},
-                                       another = {"of another vTPM.", LATER, false};
+static const struct checkpoint_lineage later = {.identity = "this vTPM's own.",
+                                                .generation = LATER},
+                                       earlier = {.identity = "this vTPM's own.", .generation = 1},
+                                       another = {.identity = "of another vTPM.",
+                                                  .generation = LATER};
 
 struct image {
     uint8_t bytes[IMAGE_BYTES_MAX];

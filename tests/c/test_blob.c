@@ -17,7 +17,8 @@
 static const uint8_t a_state[] = "a state as libtpms marshalled it";
 static const struct cipher_key key_128 = {16, "a key of 16 byte"},
                                key_256 = {32, "a key of 32 bytes, twice as long"};
-static const struct checkpoint_lineage a_lineage = {"an identity of 1", 0x0102030405060708, false};
+static const struct checkpoint_lineage a_lineage = {.identity = "an identity of 1",
+                                                    .generation = 0x0102030405060708};
 
 struct buffer {
     uint8_t bytes[512];
@@ -101,6 +102,13 @@ static void what_is_wrapped_is_unwrapped(void **state)
             assert_int_equal(unwrap(&blob, false, keys[i], bytes, n, &lineage), 0);
             assert_memory_equal(lineage.identity, a_lineage.identity, sizeof(lineage.identity));
             assert_int_equal(lineage.generation, a_lineage.generation);
+            assert_false(lineage.sleeps);
+            struct checkpoint_lineage asleep = a_lineage;
+            asleep.sleeps = true;
+            blob = wrap(keys[i], bytes, n, &asleep);
+            assert_int_equal(unwrap(&blob, keys[i] != NULL, keys[i], bytes, n, &lineage), 0);
+            assert_int_equal(lineage.generation, a_lineage.generation);
+            assert_true(lineage.sleeps);
         }
     }
 }

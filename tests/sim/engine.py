@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum
 from hashlib import sha256
 from typing import Any, Final, Protocol
@@ -30,7 +30,7 @@ from vtpmd.core import (
     pack_link_lineage,
     unpack_link_lineage,
 )
-from vtpmd.daemon.engine import Answer, EngineDied, Meanwhile, Question, Reply
+from vtpmd.daemon.engine import Answer, Answerer, EngineDied, Meanwhile, Question, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
 from vtpmd.wire.swtpm_format import Lineage
@@ -98,9 +98,8 @@ class SimEngine:
     ) -> None:
         self.death: str | None = None
         self.server = ControlServer(self)
-        self._answer: Callable[[Question], Awaitable[Answer]] | None = None
-        self._on_news: Callable[[Question], None] | None = None
-        self._is_served = asyncio.Event()
+        self._answerer: Answerer | None = None
+        self._can_be_answered = asyncio.Event()
         self._answering: set[asyncio.Task[Answer]] = set()
         self._process = process
         self._rng = process._scheduler.rng
@@ -206,19 +205,17 @@ class SimEngine:
 
     # What it asks vtpmd, and tells it.
 
-    def serve(
-        self, answer: Callable[[Question], Awaitable[Answer]], on_news: Callable[[Question], None]
-    ) -> None:
-        self._answer, self._on_news = answer, on_news
-        self._is_served.set()
+    def answer_by(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        self._can_be_answered.set()
 
     async def ask(self, question: Question) -> Answer:
         """asker_ask()."""
         self._watcher.note(f"engine asks: {question.number.name}")
         await self.late()
-        await self._is_served.wait()
-        assert self._answer is not None
-        answering = self._process.create_task(self._answer(question))
+        await self._can_be_answered.wait()
+        assert self._answerer is not None
+        answering = self._process.create_task(self._answerer.answer(question))
         self._answering.add(answering)
         answering.add_done_callback(self._answering.discard)
         answer: Answer = await answering
@@ -227,8 +224,8 @@ class SimEngine:
 
     def tell(self, news: Question) -> None:
         """asker_tell()."""
-        assert self._on_news is not None
-        self._on_news(news)
+        assert self._answerer is not None  # nothing is news before something was asked
+        self._answerer.hear(news)
 
     # Custody.
 
@@ -473,18 +470,18 @@ class SimEngine:
         assert self.permanent is not None
         image = self.permanent.encode()
         before, (self._identity, _) = self._identity, unpack_link_lineage(payload)
-        if goes_back:
-            self._is_adopting = not self._write(image)
-            return Result.FAIL if self._is_adopting else Result.SUCCESS
+        is_to_be_written = goes_back or self._held_has_changed
         self._is_adopting = True
-        if self._held_has_changed and not self._write(image):
+        if is_to_be_written and not self._write(image):
             self._identity = before
             return Result.FAIL
-        if not self._held_has_changed:
+        if not is_to_be_written:
             self._is_in_file = False  # it is in tpm2-00.incoming
             self._last[StateType.PERMANENT] += 1
             self._generation = self._last[StateType.PERMANENT]
         self._current, self._is_known, self._is_adopting = image, True, False
+        if goes_back:
+            return Result.SUCCESS
         self.served = False
         self.custody = Custody.ACTIVE
         return Result.SUCCESS

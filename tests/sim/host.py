@@ -191,9 +191,8 @@ class Daemon:
             )
             mobility._wakefulness = NoWakefulness()  # type: ignore[assignment]
             mobility.tell = lambda event, data: self.world.log(f"{host.name}: {event} {data}")
-            asked = Asked(mobility, self._stop.set)
             await mobility.begin(CREDENTIALS, ())
-            engine.serve(asked.answer, asked.hear)
+            engine.answer_by(Asked(mobility, self._stop.set))
         except VtpmdError as error:
             self.world.log(f"{host.name}: vtpmd does not start: {error}")
             self.world.start_failed(host, error)

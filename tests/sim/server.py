@@ -161,6 +161,7 @@ class ControlServer:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
+        self._told_running = False
         self._has_ended = False
         self._sent: asyncio.Queue[tuple[Command, Callable[[Said], None]]] = asyncio.Queue()
         self._woken = asyncio.Event()
@@ -200,7 +201,13 @@ class ControlServer:
             return
         answered(await self._carry_out[command.number](command))
         await self._tpm.late()
-        # commands_answered()
+        self._answered(command)
+
+    def _answered(self, command: Command) -> None:
+        runs = self._tpm.is_running
+        if runs is not self._told_running:
+            self._tpm.tell(Question(LinkQuestion.TELL_RUNNING, int(runs), b""))
+        self._told_running = runs
         if command.number is Number.INIT:
             self._tpm.tell(Question(LinkQuestion.TELL_INIT, 0, b""))
         if command.number is Number.SHUTDOWN:

@@ -254,7 +254,7 @@ class _Mistakes(logging.Handler):
     """Hears of mistakes of a daemon's own, which it survives."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__()
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -265,10 +265,10 @@ class _Mistakes(logging.Handler):
 
 @contextmanager
 def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Have the daemons' log heard by this alone."""
+    """Have all of the daemons' log heard by this alone."""
     log = logging.getLogger("vtpmd")
     level, propagates = log.level, log.propagate
-    log.setLevel(handler.level)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     log.addHandler(handler)
     try:

@@ -19,6 +19,7 @@ from tests.harness.lab import Lab
 from tests.harness.unix import connect
 from tests.support.emulator_client import Control, ControlClient
 from tests.support.tpm2 import Tpm
+from vtpmd.daemon.engine import STOP_TIMEOUT_S
 
 VTPMD = Path(sys.executable).with_name("vtpmd")
 EXIT_TIMEOUT_S = 30.0
@@ -163,6 +164,17 @@ def test_dead_engine_is_told_of_and_ends_in_status_1(lab: Lab) -> None:
     assert emulator.stop() == 1
     assert emulator.program.output.count("was killed by SIGKILL") == 1
     assert not emulator.control_path.exists()
+
+
+def test_engine_that_does_not_stop_is_told_of(lab: Lab) -> None:
+    """It may not have folded, nor sent TPM2_Shutdown: that is no clean stop."""
+    emulator = lab.daemon()
+    start_tpm(emulator)
+    (engine,) = emulator.engines()
+    os.kill(engine, signal.SIGSTOP)
+    os.kill(emulator.program.pid, signal.SIGTERM)
+    assert emulator.program.wait(STOP_TIMEOUT_S + EXIT_TIMEOUT_S) == 1
+    assert emulator.program.output.count("was killed by SIGKILL") == 1
 
 
 def test_becomes_the_engine_where_nothing_else_is_needed(lab: Lab) -> None:

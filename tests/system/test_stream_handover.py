@@ -18,7 +18,7 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from tests.harness.credentials import HOST, credentials
-from tests.harness.emulator import Peering
+from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import (
     WAIT_TIMEOUT_S,
     Host,
@@ -728,6 +728,31 @@ def test_invariant_12_guest_that_sleeps_finds_its_pcrs_at_the_host_it_moved_to(
     pair.destination.guest.tpm.startup(StartupType.STATE)
 
     assert pair.destination.guest.tpm.pcr(SAVED_PCR) == before
+
+
+@pytest.mark.parametrize("by", ["a stop", "a reset"])
+def test_invariant_12_guest_that_sleeps_is_moved_by_whole_blobs(lab: Lab, by: str) -> None:
+    """Two vtpmd tell each other so in the blob; swtpm does not look at that."""
+    source, destination = (lab.raw_guest(lab.emulator(EmulatorKind.VTPMD)) for _ in range(2))
+    source.boot()
+    source.tpm.extend(SAVED_PCR, bytes(range(32)))
+    before = source.tpm.pcr(SAVED_PCR)
+    source.tpm.shutdown(StartupType.STATE)
+    source.tpm.pcr(SAVED_PCR)
+    blobs = source.save()
+
+    destination.load(blobs)
+    if by == "a stop":
+        destination.control.stop()
+    destination.control.init()
+    destination.tpm.startup(StartupType.STATE)
+    assert destination.tpm.pcr(SAVED_PCR) == before
+
+    awake = destination.save()
+    destination.load(awake)
+    destination.control.init()
+    with pytest.raises(TpmError):
+        destination.tpm.startup(StartupType.STATE)
 
 
 def test_invariant_12_guest_that_did_not_sleep_finds_no_pcrs_after_a_reset(lab: Lab) -> None:

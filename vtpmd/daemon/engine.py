@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 # Longer than any command (an RSA key takes a second or two under load) and any disk that is well.
 # What is slower is waited for.
 WARN_AFTER_S = 60.0
+WAIT_S = 1.0
 READ_BYTES_MAX = 64 * 1024
 # How long an answer is waited for without looking elsewhere: a capture takes 0.05 ms, a start 0.2.
 SOON_MS = 1
-# What a clean stop may take: the command that runs, TPM2_Shutdown, one write of the state.
+# What a clean stop may take: the command that runs, TPM2_Shutdown, one write of the state. Nor is
+# any answer waited for longer then.
 STOP_TIMEOUT_S = 20.0
 # Of the engine, when a journal is left (csrc/engine/main.c).
 EXIT_JOURNAL = 7
@@ -125,6 +127,7 @@ class Engine:
         self._sending = asyncio.Lock()
         self._reply: asyncio.Future[Reply] | None = None
         self._asked = LinkOperation.READY  # what that is the answer to
+        self._ends = False
         self._answering: set[asyncio.Task[None]] = set()
         self._exited = asyncio.Event()
         self._on_death: Callable[[str], None] | None = None
@@ -189,6 +192,7 @@ class Engine:
 
     async def end_control(self) -> None:
         """Have no more of QEMU's commands begun, and wait until what is asked is answered."""
+        self._ends = True
         with suppress(EngineDied):
             await self.request(LinkOperation.END_CONTROL)
         await asyncio.gather(*self._answering)
@@ -242,13 +246,17 @@ class Engine:
         # Most answers come sooner than the event loop could look elsewhere and back.
         while soon and not reply.done() and self._poll.poll(SOON_MS):
             self._on_readable()
+        waited_s = 0.0
         while not reply.done():
-            done, _ = await asyncio.wait({reply}, timeout=WARN_AFTER_S)
-            if not done:
+            await asyncio.wait({reply}, timeout=WAIT_S)
+            waited_s += WAIT_S
+            if self._ends and waited_s >= STOP_TIMEOUT_S and not reply.done():
+                raise await self._broken(TimeoutError("it does not answer"))
+            if waited_s % WARN_AFTER_S == 0:
                 log.warning(
                     "the engine has not answered %s for %.0f s: its storage may stand still; the "
                     "guest's TPM waits for it",
-                    *(operation.name, WARN_AFTER_S),
+                    *(operation.name, waited_s),
                 )
         try:
             return reply.result()
@@ -335,16 +343,16 @@ class Engine:
         _, status = os.waitpid(self.pid, 0)
         unexpected = self.state is not EngineState.STOPPING
         self.state = EngineState.DEAD
-        self.left_journal = status >> 8 == EXIT_JOURNAL
+        code = os.waitstatus_to_exitcode(status)
+        self.left_journal = code == EXIT_JOURNAL
         self._exited.set()
-        if unexpected:
-            self.death = _describe_death(self.pid, status)
+        if unexpected or code not in (0, EXIT_JOURNAL):
+            self.death = _describe_death(self.pid, code)
             if self._on_death is not None:
                 self._on_death(self.death)
 
 
-def _describe_death(pid: int, status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
+def _describe_death(pid: int, code: int) -> str:
     how = (
         f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
     )
