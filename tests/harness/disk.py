@@ -1,4 +1,4 @@
-"""A disk of a test's own that can be full, can fail, can become read-only, and can lose power.
+"""A disk of a test's own that can be full, fail, stall, become read-only, and lose power.
 
 An ext4 file system on a zram device, which is a real block device with a useful trait: while the
 memory that it may use is less than it uses, every write to it fails (kernel documentation,
@@ -12,7 +12,8 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ZRAM_CONTROL = Path("/sys/class/zram-control")
@@ -25,6 +26,7 @@ COMMAND_TIMEOUT_S = 60
 BUSY_TIMEOUT_S = 60.0
 BUSY_POLL_S = 0.01
 CLONE_NEWNS = 0x0002_0000  # unshare(2)
+FIFREEZE, FITHAW = 0xC004_5877, 0xC004_5878  # linux/fs.h
 EXT4_IOC_SHUTDOWN = 0x8004_587D  # Linux, fs/ext4/ext4.h
 EXT4_GOING_FLAGS_NOLOGFLUSH = 2  # neither journal nor data is written
 E2FSCK_CORRECTED = 1
@@ -77,6 +79,19 @@ class Disk:
     def fail_writes(self, fails: bool) -> None:
         """Let every write to the device end in EIO, or succeed again."""
         (self._settings / "mem_limit").write_text(LOWEST_LIMIT if fails else NO_LIMIT)
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Let nothing that writes to the file system end meanwhile, as for a snapshot."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, FIFREEZE, 0)
+            try:
+                yield
+            finally:
+                fcntl.ioctl(descriptor, FITHAW, 0)
+        finally:
+            os.close(descriptor)
 
     def become_read_only(self) -> None:
         """Let the kernel find an error in the file system, which it then makes read-only."""
