@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import canary
-from tests.harness.disk import ZRAM_CONTROL, Disk
+from tests.harness.disk import ZRAM_CONTROL, Disk, FileSystem
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
@@ -225,6 +225,29 @@ def test_a_full_disk_stops_no_commit_while_the_journal_has_room(
     assert len(said) == 1
     assert f": {FULL.reason}; " in said[0]
     faults.lose_power(emulator, guest)
+    disk.make_room()
+    faults.start()
+
+
+def test_a_full_btrfs_stops_no_commit_while_the_journal_has_room(lab: Lab, random: Random) -> None:
+    """It would copy what takes another's place, which needs room: the journal's files say not to.
+
+    So does the one that the engine made when it folded the first.
+    """
+    disk = Disk(lab.directory / "disk", FileSystem.BTRFS)
+    lab.close_at_end(disk)
+    faults = Faults(lab, disk, random)
+    emulator, guest = faults.start()
+    faults.load.step(guest.tpm)
+    first = (emulator.state / JOURNAL_NAME).stat().st_ino
+    while (emulator.state / JOURNAL_NAME).stat().st_ino == first:
+        faults.load.step(guest.tpm)
+    disk.fill()
+    before = faults.load.acknowledged
+    faults.work_until_refused(guest)
+    assert faults.load.acknowledged - before > COMMITS_IN_A_JOURNAL
+    emulator.kill()
+    guest.close()
     disk.make_room()
     faults.start()
 
