@@ -94,10 +94,19 @@ struct tpm *tpm_new(struct io *io)
     return tpm;
 }
 
+uint32_t tpm_message_bytes_max(void)
+{
+    int n_bytes = 0;
+
+    check(TPMLIB_GetTPMProperty(TPMPROP_TPM_BUFFER_MAX, &n_bytes) == TPM_SUCCESS);
+    check(n_bytes >= TPM_HEADER_BYTES);
+    return (uint32_t)n_bytes;
+}
+
 void tpm_response_init(struct tpm_response *response)
 {
     response->n_bytes = 0;
-    response->n_allocated = TPM_COMMAND_BYTES_MAX;
+    response->n_allocated = tpm_message_bytes_max();
     response->bytes = calloc(1, response->n_allocated);
     check(response->bytes);
 }
@@ -489,7 +498,7 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response)
 {
-    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
+    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= tpm_message_bytes_max());
     locked(tpm);
     enum tpm_verdict verdict = wait_until_settled(tpm);
     if (verdict == VERDICT_FAIL) {
