@@ -35,11 +35,9 @@ struct data_channel {
 int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
                size_t *command_bytes)
 {
-    enum { SIZE_OFFSET = 2, SIZE_END = 6 };
-
-    if (n_bytes < SIZE_END)
+    if (n_bytes < TPM_AT_CODE) /* behind the size */
         return DATA_NEED_MORE;
-    uint32_t size = get_be32(bytes + SIZE_OFFSET);
+    uint32_t size = get_be32(bytes + TPM_AT_SIZE);
     if (size < TPM_HEADER_BYTES || size > command_bytes_max)
         return DATA_MALFORMED;
     if (n_bytes < size)

@@ -126,8 +126,8 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
 {
     response->n_bytes = TPM_HEADER_BYTES;
     put_be16(response->bytes, TPM2_ST_NO_SESSIONS);
-    put_be32(response->bytes + 2, TPM_HEADER_BYTES);
-    put_be32(response->bytes + 6, code);
+    put_be32(response->bytes + TPM_AT_SIZE, TPM_HEADER_BYTES);
+    put_be32(response->bytes + TPM_AT_CODE, code);
 }
 
 /* libtpms has a clock, a log, and libcrypto's random numbers. The C library asks what a log is, and
@@ -144,7 +144,7 @@ static void process(uint8_t *command, size_t command_bytes, struct tpm_response 
 
 static uint32_t response_code(const struct tpm_response *response)
 {
-    return get_be32(response->bytes + 6);
+    return get_be32(response->bytes + TPM_AT_CODE);
 }
 
 /* Returns false if libtpms refuses it: TPM_SU_STATE after TPM2_PCR_Allocate, for one. */
@@ -509,7 +509,7 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
         tpm_respond_error(response, TPM2_RC_RETRY);
         return;
     }
-    uint32_t command_code = get_be32(command + 6);
+    uint32_t command_code = get_be32(command + TPM_AT_CODE);
     /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
     uint16_t last_parameter = get_be16(command + command_bytes - 2);
     process(command, command_bytes, response);

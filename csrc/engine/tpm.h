@@ -28,7 +28,9 @@
 #include "link_types.h"
 
 enum {
-    TPM_HEADER_BYTES = 10,
+    TPM_HEADER_BYTES = 10, /* of a command or response: u16 tag, */
+    TPM_AT_SIZE = 2,       /* u32 size, */
+    TPM_AT_CODE = 6,       /* u32 code */
     TPM_LOCALITY_MAX = 4,
     TPM_BLOB_NOT_FOUND = 0x800, /* swtpm's answer for a blob that is not there; QEMU accepts it */
     TPM2_RC_FAILURE = 0x101,    /* TPM 2.0 part 2, 6.6.3 */
