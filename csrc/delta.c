@@ -9,6 +9,22 @@
 #include "check.h"
 #include "crc32c.h"
 
+/* The header. */
+enum {
+    AT_VERSION = 4,
+    AT_TYPE = 5,
+    AT_HEADER_BYTES = 6,
+    AT_COMPATIBLE = 8,
+    AT_INCOMPATIBLE = 10,
+    AT_BASE_BYTES = 12,
+    AT_FROM = 16,
+    AT_TO = 24,
+    AT_RESULT_BYTES = 32,
+    AT_OPERATIONS_BYTES = 36,
+    AT_BASE_DIGEST = 40,
+    AT_RESULT_DIGEST = 72,
+};
+
 /* Decoding. */
 
 static bool is_within_limits(const struct delta_header *header)
@@ -23,17 +39,17 @@ static bool is_within_limits(const struct delta_header *header)
 
 static void read_header(const uint8_t *record, struct delta_header *header)
 {
-    header->type = record[5];
-    header->header_bytes = get_be16(record + 6);
-    header->compatible_flags = get_be16(record + 8);
-    header->incompatible_flags = get_be16(record + 10);
-    header->base_bytes = get_be32(record + 12);
-    header->from_generation = get_be64(record + 16);
-    header->to_generation = get_be64(record + 24);
-    header->result_bytes = get_be32(record + 32);
-    header->operations_bytes = get_be32(record + 36);
-    memcpy(header->base_digest, record + 40, DIGEST_BYTES);
-    memcpy(header->result_digest, record + 72, DIGEST_BYTES);
+    header->type = record[AT_TYPE];
+    header->header_bytes = get_be16(record + AT_HEADER_BYTES);
+    header->compatible_flags = get_be16(record + AT_COMPATIBLE);
+    header->incompatible_flags = get_be16(record + AT_INCOMPATIBLE);
+    header->base_bytes = get_be32(record + AT_BASE_BYTES);
+    header->from_generation = get_be64(record + AT_FROM);
+    header->to_generation = get_be64(record + AT_TO);
+    header->result_bytes = get_be32(record + AT_RESULT_BYTES);
+    header->operations_bytes = get_be32(record + AT_OPERATIONS_BYTES);
+    memcpy(header->base_digest, record + AT_BASE_DIGEST, DIGEST_BYTES);
+    memcpy(header->result_digest, record + AT_RESULT_DIGEST, DIGEST_BYTES);
 }
 
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header)
@@ -42,7 +58,7 @@ int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_heade
         return DELTA_SHORT;
     if (get_be32(record) != DELTA_MAGIC)
         return DELTA_NO_RECORD;
-    if (record[4] != DELTA_VERSION)
+    if (record[AT_VERSION] != DELTA_VERSION)
         return DELTA_VERSION_UNKNOWN;
     read_header(record, header);
     if (header->incompatible_flags != 0)
@@ -479,18 +495,18 @@ static void put_whole_image(struct encoder *encoder, size_t next_bytes)
 static void write_header(uint8_t *record, const struct delta_header *header)
 {
     put_be32(record, DELTA_MAGIC);
-    record[4] = DELTA_VERSION;
-    record[5] = header->type;
-    put_be16(record + 6, header->header_bytes);
-    put_be16(record + 8, header->compatible_flags);
-    put_be16(record + 10, header->incompatible_flags);
-    put_be32(record + 12, header->base_bytes);
-    put_be64(record + 16, header->from_generation);
-    put_be64(record + 24, header->to_generation);
-    put_be32(record + 32, header->result_bytes);
-    put_be32(record + 36, header->operations_bytes);
-    memcpy(record + 40, header->base_digest, DIGEST_BYTES);
-    memcpy(record + 72, header->result_digest, DIGEST_BYTES);
+    record[AT_VERSION] = DELTA_VERSION;
+    record[AT_TYPE] = header->type;
+    put_be16(record + AT_HEADER_BYTES, header->header_bytes);
+    put_be16(record + AT_COMPATIBLE, header->compatible_flags);
+    put_be16(record + AT_INCOMPATIBLE, header->incompatible_flags);
+    put_be32(record + AT_BASE_BYTES, header->base_bytes);
+    put_be64(record + AT_FROM, header->from_generation);
+    put_be64(record + AT_TO, header->to_generation);
+    put_be32(record + AT_RESULT_BYTES, header->result_bytes);
+    put_be32(record + AT_OPERATIONS_BYTES, header->operations_bytes);
+    memcpy(record + AT_BASE_DIGEST, header->base_digest, DIGEST_BYTES);
+    memcpy(record + AT_RESULT_DIGEST, header->result_digest, DIGEST_BYTES);
 }
 
 static int describe(unsigned type, const struct delta_image *base, const struct delta_image *next,

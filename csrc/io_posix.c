@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vectors.h"
+
 static int directory_of(struct io *io)
 {
     return ((struct io_posix *)io)->directory_fd;
@@ -37,22 +39,16 @@ static int posix_create(struct io *io, const char *name, mode_t mode)
 /* sandbox: writev */
 static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)
 {
+    size_t n_left = (size_t)n_vectors;
+
     (void)io;
-    while (n_vectors > 0) {
-        ssize_t written = writev(fd, vectors, n_vectors);
+    while (n_left > 0) {
+        ssize_t written = writev(fd, vectors, (int)n_left);
         if (written < 0 && errno == EINTR)
             continue;
         if (written < 0)
             return -errno;
-        while (n_vectors > 0 && (size_t)written >= vectors->iov_len) {
-            written -= (ssize_t)vectors->iov_len;
-            vectors++;
-            n_vectors--;
-        }
-        if (n_vectors > 0) {
-            vectors->iov_base = (char *)vectors->iov_base + written;
-            vectors->iov_len -= (size_t)written;
-        }
+        vectors_advance(&vectors, &n_left, (size_t)written);
     }
     return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "bytes.h"
 #include "check.h"
+#include "vectors.h"
 
 enum state {
     RECEIVING,
@@ -470,21 +471,15 @@ size_t control_output(struct control *control, struct iovec **vectors)
 
 void control_sent(struct control *control, size_t n_bytes)
 {
-    struct iovec *output = control->output;
+    struct iovec *left = control->output;
 
     if (control->state == CLOSED)
         return;
-    while (control->n_output > 0 && n_bytes >= output->iov_len) {
-        n_bytes -= output->iov_len;
-        control->n_output--;
-        memmove(output, output + 1, control->n_output * sizeof(*output));
-    }
-    if (control->n_output > 0) {
-        output->iov_base = (uint8_t *)output->iov_base + n_bytes;
-        output->iov_len -= n_bytes;
+    vectors_advance(&left, &control->n_output, n_bytes);
+    memmove(control->output, left, control->n_output * sizeof(*left));
+    if (control->n_output > 0)
         return;
-    }
-    check(n_bytes == 0 && control->state == ANSWERING);
+    check(control->state == ANSWERING);
     control->excess_bytes = 0;
     control->state = control->closes ? CLOSED : RECEIVING;
 }

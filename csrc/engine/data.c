@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "error.h"
 #include "thread.h"
 #include "tpm.h"
@@ -22,6 +22,8 @@ enum {
 
 struct data_channel {
     struct tpm *tpm;
+    size_t command_bytes_max;
+    uint8_t *command; /* room for the longest */
     pthread_t thread;
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
@@ -30,29 +32,18 @@ struct data_channel {
     bool ending;
 };
 
-int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes)
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
+               size_t *command_bytes)
 {
-    enum { SIZE_OFFSET = 2, SIZE_END = 6 };
-
-    if (n_bytes < SIZE_END)
+    if (n_bytes < TPM_AT_CODE) /* behind the size */
         return DATA_NEED_MORE;
-    uint32_t size = get_be32(bytes + SIZE_OFFSET);
-    if (size < TPM_HEADER_BYTES || size > TPM_COMMAND_BYTES_MAX)
+    uint32_t size = get_be32(bytes + TPM_AT_SIZE);
+    if (size < TPM_HEADER_BYTES || size > command_bytes_max)
         return DATA_MALFORMED;
     if (n_bytes < size)
         return DATA_NEED_MORE;
     *command_bytes = size;
     return DATA_COMMAND;
-}
-
-/* The kernel's code in the process, or its call where the clock cannot be read by that.
- * sandbox: clock_gettime */
-static int64_t now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 /* A process that was stopped and goes on restarts what waited for a time; or that is interrupted.
@@ -62,7 +53,7 @@ static bool wait_readable(int fd, int64_t deadline_ms)
     struct pollfd entry = {.fd = fd, .events = POLLIN};
 
     for (;;) {
-        int64_t left_ms = deadline_ms - now_ms();
+        int64_t left_ms = deadline_ms - clock_ms();
         int n = left_ms > 0 ? poll(&entry, 1, (int)left_ms) : 0;
         if (n >= 0 || errno != EINTR)
             return n > 0;
@@ -150,56 +141,58 @@ enum {
 
 /* Read until there is a command or never will be one. Returns an enum data_verdict (not
  * DATA_NEED_MORE), or READ_HANG_UP. */
-static int read_command(int fd, uint8_t *buffer, size_t *n_bytes, size_t *command_bytes)
+static int read_command(struct data_channel *channel, int fd, size_t *n_bytes,
+                        size_t *command_bytes)
 {
+    uint8_t *buffer = channel->command;
+    size_t bytes_max = channel->command_bytes_max;
     int64_t deadline_ms = 0;
 
     for (*n_bytes = 0;;) {
-        ssize_t n = receive_patiently(fd, buffer + *n_bytes, TPM_COMMAND_BYTES_MAX - *n_bytes);
+        ssize_t n = receive_patiently(fd, buffer + *n_bytes, bytes_max - *n_bytes);
         if (n <= 0)
             return READ_HANG_UP;
         *n_bytes += (size_t)n;
-        int verdict = data_parse(buffer, *n_bytes, command_bytes);
+        int verdict = data_parse(buffer, *n_bytes, bytes_max, command_bytes);
         if (verdict != DATA_NEED_MORE)
             return verdict;
         if (deadline_ms == 0)
-            deadline_ms = now_ms() + DATA_REST_TIMEOUT_MS;
+            deadline_ms = clock_ms() + DATA_REST_TIMEOUT_MS;
         if (!wait_readable(fd, deadline_ms))
             return DATA_MALFORMED;
     }
 }
 
 /* What is left of a malformed command must not be taken as the next one. */
-static void drop_pending(int fd, uint8_t *buffer)
+static void drop_pending(struct data_channel *channel, int fd)
 {
-    enum { READS_MAX = 64 }; /* 256 KiB, more than a socket buffer holds */
+    enum { READS_MAX = 64 }; /* of 4 KiB at least: more than a socket buffer holds */
 
     for (int i = 0; i < READS_MAX; i++)
-        if (receive(fd, buffer, TPM_COMMAND_BYTES_MAX, MSG_DONTWAIT) <= 0)
+        if (receive(fd, channel->command, channel->command_bytes_max, MSG_DONTWAIT) <= 0)
             break;
 }
 
 /* Answer commands until the other end hangs up. */
 static void serve_socket(struct data_channel *channel, int fd)
 {
-    uint8_t buffer[TPM_COMMAND_BYTES_MAX];
     struct tpm_response response;
     size_t n_bytes, command_bytes;
     int r = 0;
 
     tpm_response_init(&response);
     while (r >= 0) {
-        int verdict = read_command(fd, buffer, &n_bytes, &command_bytes);
+        int verdict = read_command(channel, fd, &n_bytes, &command_bytes);
         if (verdict == READ_HANG_UP)
             break;
         if (verdict == DATA_COMMAND) {
-            tpm_execute(channel->tpm, buffer, command_bytes, &response);
+            tpm_execute(channel->tpm, channel->command, command_bytes, &response);
         } else {
-            drop_pending(fd, buffer);
+            drop_pending(channel, fd);
             tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
         }
         r = send_all(channel, fd, response.bytes, response.n_bytes);
-        explicit_bzero(buffer, n_bytes);
+        explicit_bzero(channel->command, n_bytes);
         tpm_response_wipe(&response);
     }
     tpm_response_deinit(&response);
@@ -234,11 +227,18 @@ int data_channel_new(struct data_channel **out, struct tpm *tpm)
     if (!channel)
         return -ENOMEM;
     channel->tpm = tpm;
+    channel->command_bytes_max = tpm_message_bytes_max();
+    channel->command = malloc(channel->command_bytes_max);
+    if (!channel->command) {
+        free(channel);
+        return -ENOMEM;
+    }
     channel->fd = channel->next = NO_SOCKET;
     check(pthread_mutex_init(&channel->lock, NULL) == 0);
     check(pthread_cond_init(&channel->changed, NULL) == 0);
     int r = thread_start(&channel->thread, THREAD_STACK_BYTES, serve, channel);
     if (r < 0) {
+        free(channel->command);
         free(channel);
         return r;
     }
@@ -286,5 +286,6 @@ void data_channel_free(struct data_channel *channel)
     close_descriptor(&channel->next);
     pthread_cond_destroy(&channel->changed);
     pthread_mutex_destroy(&channel->lock);
+    free(channel->command);
     free(channel);
 }

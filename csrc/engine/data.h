@@ -32,7 +32,8 @@ enum data_verdict {
 };
 
 /* Decide what the first `n_bytes` bytes of a read are. Returns an enum data_verdict. */
-int data_parse(const uint8_t *bytes, size_t n_bytes, size_t *command_bytes);
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
+               size_t *command_bytes);
 
 /* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
 int data_channel_new(struct data_channel **channel, struct tpm *tpm);

@@ -2,8 +2,8 @@
  *
  * Started by vtpmd with the descriptors of enum link_descriptor: it opens no path and no network.
  * Beside vtpmd, this thread serves that (link.c), and one serves QEMU (server.c); alone, this one
- * serves QEMU, and a signal ends it. Another thread serves the guest (data.c), and the last one
- * folds the journal (fold.c).
+ * serves QEMU, and a signal ends it. Other threads serve the guest (data.c), fold the journal
+ * (fold.c), and see whether the storage stalls (watchdog.c).
  *
  * Exit status: enum exit_status.
  */
@@ -29,6 +29,7 @@
 #include "server.h"
 #include "thread.h"
 #include "tpm.h"
+#include "watchdog.h"
 #include "wipe.h"
 
 enum exit_status {
@@ -44,6 +45,7 @@ enum {
 
 struct engine {
     struct io_posix io;
+    struct watchdog *watchdog;
     struct tpm *tpm;
     struct data_channel *channel;
     pthread_t server_thread;
@@ -192,9 +194,15 @@ static enum exit_status serve(struct engine *engine)
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
         return EXIT_FAILED;
     }
-    engine->tpm = link->tpm = tpm_new(&engine->io.io);
+    r = watchdog_new(&engine->watchdog, &engine->io.io, WATCHDOG_LIMIT_MS);
+    if (r < 0) {
+        error_report("cannot watch the storage: %s; raise the limit on processes", strerror(-r));
+        return EXIT_FAILED;
+    }
+    engine->tpm = link->tpm = tpm_new(watchdog_io(engine->watchdog));
     r = serve_tpm(engine);
     bool is_folded = tpm_free(engine->tpm) >= 0;
+    watchdog_free(engine->watchdog);
     store_free(link->store);
     remove_socket(link->serving.socket_name);
     if (r < 0)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
+#include "vectors.h"
 
 void message_deinit(struct message *message)
 {
@@ -114,15 +115,7 @@ int message_send(int fd, const struct message *message)
             continue;
         if (n < 0)
             return -errno;
-        while (header.msg_iovlen > 0 && (size_t)n >= header.msg_iov->iov_len) {
-            n -= (ssize_t)header.msg_iov->iov_len;
-            header.msg_iov++;
-            header.msg_iovlen--;
-        }
-        if (header.msg_iovlen > 0) {
-            header.msg_iov->iov_base = (char *)header.msg_iov->iov_base + n;
-            header.msg_iov->iov_len -= (size_t)n;
-        }
+        vectors_advance(&header.msg_iov, &header.msg_iovlen, (size_t)n);
     }
     return 0;
 }

@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "error.h"
 #include "tpm.h"
 
@@ -16,7 +16,6 @@ enum {
     NO_CLIENT = -1,
     FOREVER = -1,
     ACCEPT_RETRY_MS = 1000, /* where descriptors have run out */
-    NS_PER_US = 1000,
 };
 
 struct server {
@@ -61,29 +60,15 @@ struct commands *server_commands(struct server *server)
     return &server->commands;
 }
 
-/* sandbox: clock_gettime */
-static int64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static int64_t deadline_after_ms(int milliseconds)
-{
-    return now_ns() + (int64_t)milliseconds * 1000000;
-}
-
 /* Wait for one of a socket's events. Returns false at the deadline, and when the server is to end.
  * sandbox: poll|ppoll restart_syscall=EINTR */
-static bool wait_for(struct server *server, int fd, short events, int64_t deadline_ns)
+static bool wait_for(struct server *server, int fd, short events, int64_t deadline_ms)
 {
     struct pollfd entries[] = {{server->wake_fd, POLLIN, 0}, {fd, events, 0}};
 
     for (;;) {
-        int64_t left_ms = deadline_ns == FOREVER ? FOREVER : (deadline_ns - now_ns()) / 1000000;
-        if (deadline_ns != FOREVER && left_ms < 0)
+        int64_t left_ms = deadline_ms == FOREVER ? FOREVER : deadline_ms - clock_ms();
+        if (deadline_ms != FOREVER && left_ms < 0)
             left_ms = 0;
         int n = poll(entries, 2, (int)left_ms);
         if (n < 0 && errno == EINTR)
@@ -104,7 +89,7 @@ static int accept_client(struct server *server)
             error_report("cannot take QEMU's connection yet: %s; end what has many files open",
                          strerror(errno));
         server->accept_failed = true;
-        wait_for(server, -1, 0, deadline_after_ms(ACCEPT_RETRY_MS));
+        wait_for(server, -1, 0, clock_ms() + ACCEPT_RETRY_MS);
     }
     if (fd >= 0)
         server->accept_failed = false;
@@ -156,14 +141,14 @@ static void drain(struct server *server)
 /* sandbox: sendmsg */
 static bool send_answer(struct server *server)
 {
-    int64_t deadline_ns = deadline_after_ms(SERVER_ANSWER_TIMEOUT_MS);
+    int64_t deadline_ms = clock_ms() + SERVER_ANSWER_TIMEOUT_MS;
     struct msghdr header = {0};
 
     while ((header.msg_iovlen = control_output(&server->control, &header.msg_iov)) > 0) {
         ssize_t n = sendmsg(server->client_fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n >= 0)
             control_sent(&server->control, (size_t)n);
-        else if (errno == EAGAIN && wait_for(server, server->client_fd, POLLOUT, deadline_ns))
+        else if (errno == EAGAIN && wait_for(server, server->client_fd, POLLOUT, deadline_ms))
             continue;
         else if (errno != EINTR)
             return false;
@@ -208,7 +193,7 @@ static void log_command(const struct control_event *event, struct answer answer,
  * use. */
 static bool serve_command(struct server *server, int verdict, const struct control_event *event)
 {
-    int64_t began_ns = server->is_verbose ? now_ns() : 0;
+    int64_t began_ns = server->is_verbose ? clock_ns() : 0;
 
     if (verdict == CONTROL_REQUEST)
         commands_carry_out(&server->commands, &server->control, event);
@@ -216,7 +201,7 @@ static bool serve_command(struct server *server, int verdict, const struct contr
     struct answer answer = look_at_answer(&server->control);
     answer.is_sent = answer.n_bytes > 0 && send_answer(server);
     if (server->is_verbose)
-        log_command(event, answer, now_ns() - began_ns);
+        log_command(event, answer, clock_ns() - began_ns);
     if (verdict == CONTROL_REQUEST)
         commands_answered(&server->commands);
     server->has_ended |= server->commands.has_shut_down;
@@ -234,15 +219,15 @@ static void note_end(struct server *server)
 }
 
 /* Wait for more of a client's bytes, and take them. Returns false if none will come. */
-static bool receive_more(struct server *server, int64_t *deadline_ns)
+static bool receive_more(struct server *server, int64_t *deadline_ms)
 {
     if (!control_is_partial(&server->control))
-        *deadline_ns = FOREVER;
-    else if (*deadline_ns == FOREVER)
-        *deadline_ns = deadline_after_ms(SERVER_COMMAND_TIMEOUT_MS);
+        *deadline_ms = FOREVER;
+    else if (*deadline_ms == FOREVER)
+        *deadline_ms = clock_ms() + SERVER_COMMAND_TIMEOUT_MS;
     ssize_t n = read_some(server);
     if (n == -EAGAIN)
-        return wait_for(server, server->client_fd, POLLIN, *deadline_ns);
+        return wait_for(server, server->client_fd, POLLIN, *deadline_ms);
     return n > 0 || n == -EINTR;
 }
 
@@ -250,7 +235,7 @@ static bool receive_more(struct server *server, int64_t *deadline_ns)
 static void serve_client(struct server *server)
 {
     struct control_event event;
-    int64_t deadline_ns = FOREVER;
+    int64_t deadline_ms = FOREVER;
     bool goes_on = true;
 
     while (goes_on && !server->has_ended) {
@@ -258,7 +243,7 @@ static void serve_client(struct server *server)
         int verdict =
             control_next(&server->control, runs ? CONTROL_RUNNING : CONTROL_STOPPED, &event);
         if (verdict == CONTROL_NEED_DATA)
-            goes_on = receive_more(server, &deadline_ns);
+            goes_on = receive_more(server, &deadline_ms);
         else
             goes_on = verdict != CONTROL_CLOSED && serve_command(server, verdict, &event);
         note_end(server);

@@ -7,10 +7,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "custody.h"
 #include "digest.h"
 #include "error.h"
@@ -83,14 +83,10 @@ TPM_RESULT tpm_on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_nu
 struct tpm *tpm_new(struct io *io)
 {
     struct tpm *tpm = calloc(1, sizeof(*tpm));
-    pthread_condattr_t attributes;
 
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
-    check(pthread_condattr_init(&attributes) == 0);
-    check(pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0);
-    check(pthread_cond_init(&tpm->settled, &attributes) == 0);
-    pthread_condattr_destroy(&attributes);
+    clock_condition_init(&tpm->settled);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
@@ -98,10 +94,19 @@ struct tpm *tpm_new(struct io *io)
     return tpm;
 }
 
+uint32_t tpm_message_bytes_max(void)
+{
+    int n_bytes = 0;
+
+    check(TPMLIB_GetTPMProperty(TPMPROP_TPM_BUFFER_MAX, &n_bytes) == TPM_SUCCESS);
+    check(n_bytes >= TPM_HEADER_BYTES);
+    return (uint32_t)n_bytes;
+}
+
 void tpm_response_init(struct tpm_response *response)
 {
     response->n_bytes = 0;
-    response->n_allocated = TPM_COMMAND_BYTES_MAX;
+    response->n_allocated = tpm_message_bytes_max();
     response->bytes = calloc(1, response->n_allocated);
     check(response->bytes);
 }
@@ -121,8 +126,8 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
 {
     response->n_bytes = TPM_HEADER_BYTES;
     put_be16(response->bytes, TPM2_ST_NO_SESSIONS);
-    put_be32(response->bytes + 2, TPM_HEADER_BYTES);
-    put_be32(response->bytes + 6, code);
+    put_be32(response->bytes + TPM_AT_SIZE, TPM_HEADER_BYTES);
+    put_be32(response->bytes + TPM_AT_CODE, code);
 }
 
 /* libtpms has a clock, a log, and libcrypto's random numbers. The C library asks what a log is, and
@@ -139,7 +144,7 @@ static void process(uint8_t *command, size_t command_bytes, struct tpm_response 
 
 static uint32_t response_code(const struct tpm_response *response)
 {
-    return get_be32(response->bytes + 6);
+    return get_be32(response->bytes + TPM_AT_CODE);
 }
 
 /* Returns false if libtpms refuses it: TPM_SU_STATE after TPM2_PCR_Allocate, for one. */
@@ -450,20 +455,13 @@ int tpm_free(struct tpm *tpm)
 static enum tpm_verdict wait_until_settled(struct tpm *tpm)
 {
     enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
-    struct timespec until;
     int r = 0;
 
     if (verdict != VERDICT_WAIT)
         return verdict;
-    check(clock_gettime(CLOCK_MONOTONIC, &until) == 0);
-    until.tv_sec += COMMAND_WAIT_MS / 1000;
-    until.tv_nsec += COMMAND_WAIT_MS % 1000 * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    int64_t until_ms = clock_ms() + COMMAND_WAIT_MS;
     while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
-        r = pthread_cond_timedwait(&tpm->settled, &tpm->lock, &until);
+        r = clock_wait_until(&tpm->settled, &tpm->lock, until_ms);
         verdict = verdict_on(tpm, OP_EXECUTE);
     }
     return verdict;
@@ -500,7 +498,7 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response)
 {
-    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= TPM_COMMAND_BYTES_MAX);
+    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= tpm_message_bytes_max());
     locked(tpm);
     enum tpm_verdict verdict = wait_until_settled(tpm);
     if (verdict == VERDICT_FAIL) {
@@ -511,7 +509,7 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
         tpm_respond_error(response, TPM2_RC_RETRY);
         return;
     }
-    uint32_t command_code = get_be32(command + 6);
+    uint32_t command_code = get_be32(command + TPM_AT_CODE);
     /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
     uint16_t last_parameter = get_be16(command + command_bytes - 2);
     process(command, command_bytes, response);

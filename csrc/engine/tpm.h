@@ -28,8 +28,9 @@
 #include "link_types.h"
 
 enum {
-    TPM_COMMAND_BYTES_MAX = 4096, /* libtpms' TPM_BUFFER_MAX */
-    TPM_HEADER_BYTES = 10,
+    TPM_HEADER_BYTES = 10, /* of a command or response: u16 tag, */
+    TPM_AT_SIZE = 2,       /* u32 size, */
+    TPM_AT_CODE = 6,       /* u32 code */
     TPM_LOCALITY_MAX = 4,
     TPM_BLOB_NOT_FOUND = 0x800, /* swtpm's answer for a blob that is not there; QEMU accepts it */
     TPM2_RC_FAILURE = 0x101,    /* TPM 2.0 part 2, 6.6.3 */
@@ -48,6 +49,9 @@ struct io;
 struct journal_settings;
 struct store;
 struct tpm;
+
+/* The length of the longest command, and response, that the libtpms of this process knows. */
+uint32_t tpm_message_bytes_max(void);
 
 /* Where libtpms writes a response. It belongs to the caller, who begins and ends it. */
 struct tpm_response {
@@ -129,10 +133,10 @@ void tpm_let_go(struct tpm *tpm);
 /* Send TPM2_Shutdown as the guest needs it, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
 
-/* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to TPM_COMMAND_BYTES_MAX. There is
- * always a whole response, of at most TPM_COMMAND_BYTES_MAX bytes: TPM_RC_FAILURE from a TPM that
- * is stopped or another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS, or if
- * what tpm_store_volatile() has left cannot be removed. */
+/* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to tpm_message_bytes_max(). There
+ * is always a whole response, no longer than that: TPM_RC_FAILURE from a TPM that is stopped or
+ * another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS, or if what
+ * tpm_store_volatile() has left cannot be removed. */
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
 

@@ -31,7 +31,7 @@
 #include <unistd.h>
 
 enum {
-    MESSAGE_BYTES_MAX = 4096, /* libtpms' buffer for one command or response */
+    MESSAGE_BYTES_MAX = 4096, /* of a command or response: QEMU's TIS has room for no more */
     HEADER_BYTES = 10,        /* tag, size, code of a TPM command or response */
     COMMANDS_MAX = 8,
     LISTS_MAX = 2,

@@ -1,4 +1,5 @@
 /* The data channel: its parser, and its thread on a real socket with the real libtpms. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -38,6 +39,21 @@ int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
         return ETIMEDOUT;
     a_command_waits = true;
     return pthread_cond_wait(condition, mutex);
+}
+
+static int buffer_is_less_by; /* than the library's */
+
+/* Takes the library's place. */
+TPM_RESULT TPMLIB_GetTPMProperty(enum TPMLIB_TPMProperty property, int *result)
+{
+    union {
+        void *symbol;
+        TPM_RESULT (*function)(enum TPMLIB_TPMProperty, int *);
+    } real = {dlsym(RTLD_NEXT, "TPMLIB_GetTPMProperty")};
+
+    TPM_RESULT r = real.function(property, result);
+    *result -= buffer_is_less_by;
+    return r;
 }
 
 static void connect_guest(void)
@@ -87,13 +103,22 @@ static void say(const void *bytes, size_t n_bytes)
 
 static uint32_t hear(void)
 {
-    uint8_t response[TPM_COMMAND_BYTES_MAX];
+    uint8_t header[TPM_HEADER_BYTES];
 
-    ssize_t n = recv(guest, response, sizeof(response), 0);
-    assert_true(n >= TPM_HEADER_BYTES);
-    assert_int_equal(get_be32(response + 2), n);
-    return get_be32(response + 6);
+    ssize_t n = recv(guest, header, sizeof(header), 0);
+    assert_int_equal(n, TPM_HEADER_BYTES);
+    size_t n_left = get_be32(header + 2) - (size_t)n;
+    uint8_t *rest = malloc(n_left + 1);
+    assert_non_null(rest);
+    assert_int_equal(recv(guest, rest, n_left + 1, MSG_DONTWAIT), n_left ? (ssize_t)n_left : -1);
+    free(rest);
+    return get_be32(header + 6);
 }
+
+enum {
+    BYTES_MAX = 300, /* of a command, for the parser alone */
+    RC_SIZE = 0x095, /* TPM_RC_SIZE: libtpms finds more than the command's parameters */
+};
 
 static void every_truncation_needs_more(void **state)
 {
@@ -101,22 +126,23 @@ static void every_truncation_needs_more(void **state)
 
     (void)state;
     for (size_t n = 0; n < sizeof(get_random); n++)
-        assert_int_equal(data_parse(get_random, n, &command_bytes), DATA_NEED_MORE);
-    assert_int_equal(data_parse(get_random, sizeof(get_random), &command_bytes), DATA_COMMAND);
+        assert_int_equal(data_parse(get_random, n, BYTES_MAX, &command_bytes), DATA_NEED_MORE);
+    assert_int_equal(data_parse(get_random, sizeof(get_random), BYTES_MAX, &command_bytes),
+                     DATA_COMMAND);
     assert_int_equal(command_bytes, sizeof(get_random));
 }
 
 static void only_sizes_of_commands_are_accepted(void **state)
 {
-    static uint8_t bytes[TPM_COMMAND_BYTES_MAX];
-    const uint32_t sizes[] = {0, 9, 10, 4096, 4097, 0x7fffffff, 0xffffffff};
+    static uint8_t bytes[BYTES_MAX];
+    const uint32_t sizes[] = {0, 9, 10, BYTES_MAX, BYTES_MAX + 1, 0x7fffffff, 0xffffffff};
 
     (void)state;
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
         size_t command_bytes = 0;
-        bool possible = sizes[i] >= TPM_HEADER_BYTES && sizes[i] <= TPM_COMMAND_BYTES_MAX;
+        bool possible = sizes[i] >= TPM_HEADER_BYTES && sizes[i] <= BYTES_MAX;
         put_be32(bytes + 2, sizes[i]);
-        assert_int_equal(data_parse(bytes, sizeof(bytes), &command_bytes),
+        assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, &command_bytes),
                          possible ? DATA_COMMAND : DATA_MALFORMED);
         assert_int_equal(command_bytes, possible ? sizes[i] : 0);
     }
@@ -222,6 +248,33 @@ static void a_socket_that_does_not_block_is_served(void **state)
     }
 }
 
+/* As libtpms has it, asked in another way; and as another libtpms may have it. */
+static void the_longest_command_is_what_libtpms_says(void **state)
+{
+    uint32_t sizes[3];
+
+    (void)state;
+    assert_int_equal(tpm_set_buffer_size(tpm, 0, sizes), TPM_SUCCESS);
+    for (buffer_is_less_by = 0; buffer_is_less_by <= 100; buffer_is_less_by += 100) {
+        uint32_t longest = sizes[2] - (uint32_t)buffer_is_less_by;
+        uint8_t *command = calloc(1, longest + 1);
+        assert_non_null(command);
+        memcpy(command, get_random, sizeof(get_random));
+        data_channel_free(channel);
+        close(guest);
+        assert_int_equal(data_channel_new(&channel, tpm), 0);
+        connect_guest();
+        put_be32(command + 2, longest);
+        say(command, longest);
+        assert_int_equal(hear(), RC_SIZE);
+        put_be32(command + 2, longest + 1);
+        say(command, longest + 1);
+        assert_int_equal(hear(), TPM2_RC_COMMAND_SIZE);
+        free(command);
+    }
+    buffer_is_less_by = 0;
+}
+
 static void who_does_not_read_does_not_hold_the_end(void **state)
 {
     (void)state;
@@ -247,6 +300,7 @@ int main(void)
         TEST(a_second_socket_is_refused_until_the_first_hangs_up),
         TEST(a_socket_is_taken_while_a_command_waits),
         TEST(a_socket_that_does_not_block_is_served),
+        TEST(the_longest_command_is_what_libtpms_says),
         TEST(who_does_not_read_does_not_hold_the_end),
     };
 

@@ -21,8 +21,9 @@
 enum {
     INDICES = 40,
     INDEX_BYTES = 2048,
-    CHUNK_BYTES = 1024,      /* one NV_Write moves no more */
-    FIRST_INDEX = 0x1500000, /* the counter is behind the last */
+    COMMAND_BYTES_MAX = 2048, /* of those here */
+    CHUNK_BYTES = 1024,       /* one NV_Write moves no more */
+    FIRST_INDEX = 0x1500000,  /* the counter is behind the last */
     COUNTER = FIRST_INDEX + INDICES,
     LAST_PCR_OF_LOCALITY_0 = 16,
     OWNER = 0x40000001,
@@ -36,7 +37,7 @@ static struct tpm_response response;
 
 /* A TPM command under construction. */
 struct command {
-    uint8_t bytes[TPM_COMMAND_BYTES_MAX];
+    uint8_t bytes[COMMAND_BYTES_MAX];
     size_t n_bytes;
 };
 

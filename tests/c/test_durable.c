@@ -11,6 +11,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -664,6 +666,20 @@ static void directory_deinit(struct directory *directory)
     assert_int_equal(rmdir(directory->path), 0);
 }
 
+/* With a thread that folds, and image 0 in its file. */
+static void start_in_directory(struct world *world, struct directory *directory)
+{
+    uint8_t image[IMAGE_BYTES];
+
+    directory_init(directory);
+    assert_int_equal(store_new(&world->store), 0);
+    assert_int_equal(store_map(&world->writable, store_fd(world->store), true), 0);
+    assert_int_equal(durable_new(&world->durable, &directory->io.io), 0);
+    durable_set_journal(world->durable, world->settings, world->writable, true);
+    make_image(0, image);
+    assert_int_equal(durable_commit(world->durable, image, IMAGE_BYTES), 0);
+}
+
 /* Put a file as it is into the directory in memory, durably. */
 static void copy_file(const struct directory *directory, const char *name, struct io_memory *io)
 {
@@ -718,17 +734,10 @@ static void folding_beside_the_commits_loses_none(void **state)
     struct journal_settings settings = settings_of[SEALED];
     struct directory directory;
     struct world world = {.settings = &settings};
-    uint8_t image[IMAGE_BYTES];
 
     (void)state;
     settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
-    directory_init(&directory);
-    assert_int_equal(store_new(&world.store), 0);
-    assert_int_equal(store_map(&world.writable, store_fd(world.store), true), 0);
-    assert_int_equal(durable_new(&world.durable, &directory.io.io), 0);
-    durable_set_journal(world.durable, &settings, world.writable, true);
-    make_image(0, image);
-    assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
+    start_in_directory(&world, &directory);
     durable_begin(world.durable);
     for (int i = 0; i < COMMITS; i++) {
         assert_int_equal(commit(&world), 0);
@@ -753,13 +762,8 @@ static void a_worn_journal_is_folded_in_a_thread(void **state)
     uint8_t image[IMAGE_BYTES];
 
     (void)state;
-    directory_init(&directory);
-    assert_int_equal(store_new(&world.store), 0);
-    assert_int_equal(store_map(&world.writable, store_fd(world.store), true), 0);
-    assert_int_equal(durable_new(&world.durable, &directory.io.io), 0);
-    durable_set_journal(world.durable, &settings, world.writable, true);
+    start_in_directory(&world, &directory);
     make_image(0, image);
-    assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
     durable_begin(world.durable);
     for (uint32_t number = 1; number <= SECTORS / 4 * 3; number++) {
         put_be32(image, number);
@@ -780,6 +784,95 @@ static void a_worn_journal_is_folded_in_a_thread(void **state)
     directory_deinit(&directory);
 }
 
+/* A thread that folds, and that stands still at its first file until the test waits for it. */
+static struct {
+    pthread_t committer;
+    sem_t is_reached, may_pass;
+    bool is_closed;
+    bool was_passed; /* by a commit that wrote beside it */
+    bool fails;      /* the next write in place does */
+} gate;
+
+static void open_gate(void)
+{
+    if (!gate.is_closed)
+        return;
+    gate.is_closed = false;
+    sem_post(&gate.may_pass);
+}
+
+/* Takes the C library's place: there, a commit waits for the fold. */
+int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
+{
+    struct timespec until;
+
+    if (pthread_equal(pthread_self(), gate.committer))
+        open_gate();
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 1;
+    int error = pthread_cond_timedwait(condition, mutex, &until);
+    return error == ETIMEDOUT ? 0 : error;
+}
+
+static int gated_create(struct io *io, const char *name, mode_t mode)
+{
+    if (!pthread_equal(pthread_self(), gate.committer)) {
+        sem_post(&gate.is_reached);
+        sem_wait(&gate.may_pass);
+        sem_post(&gate.may_pass);
+    } else if (gate.is_closed) {
+        gate.was_passed = true;
+        open_gate();
+    }
+    return io_posix_functions.create(io, name, mode);
+}
+
+static int gated_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset)
+{
+    if (gate.fails && pthread_equal(pthread_self(), gate.committer)) {
+        gate.fails = false;
+        return -EIO;
+    }
+    return io_posix_functions.write_at(io, fd, bytes, n_bytes, offset);
+}
+
+static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
+{
+    enum { COMMITS = 35 }; /* wear the journal, and leave room */
+    struct journal_settings settings = settings_of[SEALED];
+    struct directory directory;
+    struct world world = {.settings = &settings};
+
+    (void)state;
+    settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
+    start_in_directory(&world, &directory);
+    gate.committer = pthread_self();
+    gate.is_closed = true;
+    sem_init(&gate.is_reached, 0, 0);
+    sem_init(&gate.may_pass, 0, 0);
+    directory.io.io.write_at = gated_write_at;
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), 0); /* makes the journal */
+    directory.io.io.create = gated_create;
+    for (int n = 0; n < COMMITS; n++)
+        assert_int_equal(commit(&world), 0);
+    sem_wait(&gate.is_reached);
+    assert_true(gate.is_closed);
+    gate.fails = true;
+    assert_int_equal(commit(&world), -EIO);
+    assert_int_equal(commit(&world), 0);
+    assert_false(gate.is_closed);
+    assert_false(gate.was_passed);
+    check_files(&directory, &world);
+    assert_int_equal(durable_end(world.durable), 0);
+    check_files(&directory, &world);
+    stop(&world);
+    sem_destroy(&gate.is_reached);
+    sem_destroy(&gate.may_pass);
+    gate.committer = 0;
+    directory_deinit(&directory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -795,6 +888,7 @@ int main(void)
         cmocka_unit_test(where_a_journal_has_no_room_files_are_replaced),
         cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
         cmocka_unit_test(folding_beside_the_commits_loses_none),
+        cmocka_unit_test(a_commit_after_a_failed_one_waits_for_the_fold),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,11 +23,13 @@ static struct tpm_response response;
 
 static void execute(const uint8_t *bytes, size_t n_bytes)
 {
-    uint8_t command[TPM_COMMAND_BYTES_MAX];
+    uint8_t *command = malloc(n_bytes);
 
+    check(command);
     memcpy(command, bytes, n_bytes);
     tpm_execute(tpm, command, n_bytes, &response);
-    check(response.n_bytes >= TPM_HEADER_BYTES && response.n_bytes <= TPM_COMMAND_BYTES_MAX);
+    free(command);
+    check(response.n_bytes >= TPM_HEADER_BYTES && response.n_bytes <= tpm_message_bytes_max());
     check(get_be32(response.bytes + 2) == response.n_bytes);
     tpm_response_wipe(&response);
 }
@@ -41,7 +43,7 @@ static int expected_verdict(const uint8_t *bytes, size_t n_bytes)
             return DATA_NEED_MORE;
         size = size * 256 + bytes[i];
     }
-    if (size < 10 || size > 4096)
+    if (size < 10 || size > tpm_message_bytes_max())
         return DATA_MALFORMED;
     return size <= n_bytes ? DATA_COMMAND : DATA_NEED_MORE;
 }
@@ -74,14 +76,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_data)
     execute(startup, sizeof(startup));
     for (;;) {
         size_t command_bytes = 0;
-        int verdict = data_parse(data, n_data, &command_bytes);
+        int verdict = data_parse(data, n_data, tpm_message_bytes_max(), &command_bytes);
         check(verdict == expected_verdict(data, n_data));
         if (verdict != DATA_COMMAND)
             break;
         check(command_bytes > 0 && command_bytes <= n_data);
         for (size_t n = 0; n < command_bytes; n++) {
             size_t none = 0;
-            check(data_parse(data, n, &none) == DATA_NEED_MORE && none == 0);
+            check(data_parse(data, n, tpm_message_bytes_max(), &none) == DATA_NEED_MORE &&
+                  none == 0);
         }
         execute(data, command_bytes);
         data += command_bytes;

@@ -8,7 +8,7 @@
 
 #include <stdbool.h>
 
-#define MESSAGE_BYTES_MAX 4096 /* libtpms' command buffer */
+#define MESSAGE_BYTES_MAX 4096 /* Linux's buffer, TPM_BUFSIZE */
 
 struct message {
     size_t size;

@@ -1,9 +1,9 @@
-"""A disk of a test's own that can be full, can fail, can become read-only, and can lose power.
+"""A disk of a test's own that can be full, fail, stall, become read-only, and lose power.
 
-An ext4 file system on a zram device, which is a real block device with a useful trait: while the
-memory that it may use is less than it uses, every write to it fails (kernel documentation,
-admin-guide/blockdev/zram: mem_limit). The mount is in a namespace of the test's process and what
-that starts: nothing else sees it, and it goes with them.
+A file system, ext4 or btrfs, on a zram device, which is a real block device with a useful trait:
+while the memory that it may use is less than it uses, every write to it fails (kernel
+documentation, admin-guide/blockdev/zram: mem_limit). The mount is in a namespace of the test's
+process and what that starts: nothing else sees it, and it goes with them.
 """
 
 import ctypes
@@ -12,19 +12,20 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
 ZRAM_CONTROL = Path("/sys/class/zram-control")
 DISK_SIZE = "32M"
-# No reserve that is only root's, nothing left for the kernel to do later.
-MKFS_OPTIONS = ("-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0")
-# Metadata goes to the disk when something asks for it, not also every five seconds.
-MOUNT_OPTIONS = "errors=remount-ro,commit=300"
+# Metadata goes to the disk when something asks for it, not also every few seconds.
+MOUNT_OPTIONS = "commit=300"
 COMMAND_TIMEOUT_S = 60
 BUSY_TIMEOUT_S = 60.0
 BUSY_POLL_S = 0.01
 CLONE_NEWNS = 0x0002_0000  # unshare(2)
+FIFREEZE, FITHAW = 0xC004_5877, 0xC004_5878  # linux/fs.h
 EXT4_IOC_SHUTDOWN = 0x8004_587D  # Linux, fs/ext4/ext4.h
 EXT4_GOING_FLAGS_NOLOGFLUSH = 2  # neither journal nor data is written
 E2FSCK_CORRECTED = 1
@@ -33,12 +34,25 @@ LOWEST_LIMIT = "4K"
 FILLER_CHUNKS = (1 << 20, 1 << 10, 1)  # bytes a write, until not even one goes
 
 
+class FileSystem(Enum):
+    """How a disk is made."""
+
+    # No reserve that is only root's, nothing left for the kernel to do later.
+    EXT4 = "mkfs.ext4 -q -m 0 -e remount-ro -E lazy_itable_init=0,lazy_journal_init=0"
+    # On a disk as small as this, data and metadata go into the same blocks.
+    BTRFS = "mkfs.btrfs -q --mixed --metadata single --data single"
+
+
 class Disk:
     """A mounted disk; what is to survive it being unmounted goes into `path`."""
 
-    def __init__(self, path: Path) -> None:
-        """Make a disk and mount it; OSError when this machine has no zram, or this is not root."""
+    def __init__(self, path: Path, file_system: FileSystem = FileSystem.EXT4) -> None:
+        """Make a disk and mount it.
+
+        OSError when this machine has no zram or not that file system, or this is not root.
+        """
         self.path = path
+        self._file_system = file_system
         self._filler = path / "filler"
         _enter_mount_namespace()
         self._number = int((ZRAM_CONTROL / "hot_add").read_text())
@@ -46,7 +60,7 @@ class Disk:
         self._settings = Path(f"/sys/block/zram{self._number}")
         try:
             (self._settings / "disksize").write_text(DISK_SIZE)
-            _run("mkfs.ext4", *MKFS_OPTIONS, self._device)
+            _run(*file_system.value.split(), self._device)
             path.mkdir()
             self._mount()
         except OSError:
@@ -78,6 +92,19 @@ class Disk:
         """Let every write to the device end in EIO, or succeed again."""
         (self._settings / "mem_limit").write_text(LOWEST_LIMIT if fails else NO_LIMIT)
 
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Let nothing that writes to the file system end meanwhile, as for a snapshot."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, FIFREEZE, 0)
+            try:
+                yield
+            finally:
+                fcntl.ioctl(descriptor, FITHAW, 0)
+        finally:
+            os.close(descriptor)
+
     def become_read_only(self) -> None:
         """Let the kernel find an error in the file system, which it then makes read-only."""
         Path(f"/sys/fs/ext4/{self._device.name}/trigger_fs_error").write_text("1")
@@ -102,7 +129,8 @@ class Disk:
         self._mount()
 
     def _mount(self) -> None:
-        _run("mount", "-t", "ext4", "-o", MOUNT_OPTIONS, self._device, self.path)
+        kind = self._file_system.name.lower()
+        _run("mount", "-t", kind, "-o", MOUNT_OPTIONS, self._device, self.path)
 
     def _unmount(self) -> None:
         _when_free(lambda: _run("umount", self.path))

@@ -14,7 +14,7 @@ from pathlib import Path
 from vtpmd.closing import Closing
 
 TIMEOUT_S = 30.0  # generous: a 3072-bit RSA key takes libtpms half a second when nothing else runs
-RESPONSE_BYTES_MAX = 4096  # QEMU's and libtpms' buffer for one TPM response
+RESPONSE_BYTES_MAX = 4096  # QEMU's TIS has room for no more
 
 
 class Control(IntEnum):

@@ -1,4 +1,4 @@
-"""The disk loses power, fails, is full, or becomes read-only, under a load of NV writes.
+"""The disk loses power, fails, is full, stalls, or becomes read-only, under a load of NV writes.
 
 Invariants of the design that are checked: 1 (no change is acknowledged that is not durable) and 2
 (what comes up is what was acknowledged last, at most with the one command in it that was not).
@@ -6,9 +6,12 @@ The disk is real, see `tests.harness.disk`. After each fault it loses power, so 
 synced is gone; a canary proves that this finds a sync that was left out.
 """
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -16,18 +19,21 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import canary
-from tests.harness.disk import ZRAM_CONTROL, Disk
+from tests.harness.disk import ZRAM_CONTROL, Disk, FileSystem
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
 from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
 from tests.support.tpm2 import ReturnCode, TpmError
+from vtpmd.store.directory import JOURNAL_NAME
 
 LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
 ROUNDS = 10
 CANARY_ROUNDS_MAX = 30
 STEPS = 20
+STALL_TIMEOUT_S = 60.0  # it is told of after ten
+STALLS, ANSWERS = "the storage has not answered for 10 s: ", "the storage answers again, after "
 COMMITS_IN_A_JOURNAL = 200  # at least, of the load's mix
 
 
@@ -223,6 +229,29 @@ def test_a_full_disk_stops_no_commit_while_the_journal_has_room(
     faults.start()
 
 
+def test_a_full_btrfs_stops_no_commit_while_the_journal_has_room(lab: Lab, random: Random) -> None:
+    """It would copy what takes another's place, which needs room: the journal's files say not to.
+
+    So does the one that the engine made when it folded the first.
+    """
+    disk = Disk(lab.directory / "disk", FileSystem.BTRFS)
+    lab.close_at_end(disk)
+    faults = Faults(lab, disk, random)
+    emulator, guest = faults.start()
+    faults.load.step(guest.tpm)
+    first = (emulator.state / JOURNAL_NAME).stat().st_ino
+    while (emulator.state / JOURNAL_NAME).stat().st_ino == first:
+        faults.load.step(guest.tpm)
+    disk.fill()
+    before = faults.load.acknowledged
+    faults.work_until_refused(guest)
+    assert faults.load.acknowledged - before > COMMITS_IN_A_JOURNAL
+    emulator.kill()
+    guest.close()
+    disk.make_room()
+    faults.start()
+
+
 def files_of(emulator: Emulator) -> dict[str, bytes]:
     """Return what is in a state directory, but for temporary files."""
     paths = (path for path in emulator.state.iterdir() if not path.match(TEMPORARY_FILES))
@@ -248,3 +277,38 @@ def test_a_start_that_cannot_fold_says_why_and_changes_nothing(
     if fault is FULL:
         disk.make_room()
     faults.start()
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_disk_that_stalls_is_waited_for(lab: Lab, disk: Disk, is_alone: bool) -> None:
+    """One line says so, and one that it is over; the guest's command is answered then."""
+    state = disk.path / "state"
+    emulator = lab.emulator(EmulatorKind.VTPMD, state) if is_alone else lab.daemon(state)
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    with ThreadPoolExecutor(1) as executor:
+        with disk.stalled():
+            work = executor.submit(guest.work)
+            emulator.program.wait_for_output(STALLS, STALL_TIMEOUT_S)
+            guest.control.set_locality(1)
+            assert not work.done()
+            assert ANSWERS not in emulator.program.output
+        work.result(STALL_TIMEOUT_S)
+    emulator.program.wait_for_output(ANSWERS)
+    assert emulator.program.output.count(STALLS) == 1
+    guest.work()
+    assert emulator.stop() == 0
+
+
+def test_an_end_that_waits_for_its_disk_says_so(lab: Lab, disk: Disk) -> None:
+    """No other thread is left then, and the journal is folded all the same."""
+    emulator = lab.emulator(EmulatorKind.VTPMD, disk.path / "state")
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    with disk.stalled():
+        os.kill(emulator.program.pid, signal.SIGTERM)
+        emulator.program.wait_for_output(STALLS, STALL_TIMEOUT_S)
+        assert emulator.program.exit_code is None
+    assert emulator.program.wait() == 0
+    assert ANSWERS in emulator.program.output
+    assert JOURNAL_NAME not in files_of(emulator)

@@ -140,6 +140,7 @@ def run(options: argparse.Namespace) -> int:
     path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
+        directory.write_in_place()
         store = stack.enter_context(Store.create())
         key = None if source is None else stack.enter_context(read_key(source))
         files = MovingFiles(directory, key)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vtpmd.closing import Closing
@@ -56,6 +57,13 @@ FLOCK = struct.Struct("@hhqqi4x")
 def state_file(state_type: StateType) -> str:
     """Return the name of a state's file."""
     return f"tpm2-00.{STATE_NAMES[state_type]}"
+
+
+# Linux, linux/fs.h: the numbers are those of a long, what is passed is an int.
+FS_IOC_GETFLAGS = 0x8008_6601
+FS_IOC_SETFLAGS = 0x4008_6602
+FS_NOCOW_FL = 0x0080_0000
+_FLAGS = struct.Struct("@i")
 
 
 class StateDirectoryError(VtpmdError):
@@ -178,6 +186,17 @@ class StateDirectory(OpenDirectory):
                 ) from error
             raise
         return cls(path, *descriptors)
+
+    def write_in_place(self) -> None:
+        """Have files that are made from now on written in place, where btrfs would copy them.
+
+        Nothing happens on other file systems, which write so or cannot, and in a directory of
+        another user's.
+        """
+        with suppress(OSError):
+            before = fcntl.ioctl(self.directory_fd, FS_IOC_GETFLAGS, bytes(_FLAGS.size))
+            (flags,) = _FLAGS.unpack(before)
+            fcntl.ioctl(self.directory_fd, FS_IOC_SETFLAGS, _FLAGS.pack(flags | FS_NOCOW_FL))
 
     def close(self) -> None:
         """Close both descriptors; the lock stays for as long as the engine has its copy."""
