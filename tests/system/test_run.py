@@ -120,6 +120,15 @@ def test_signal_that_comes_while_it_starts_stops_it_in_order(
 
 
 @pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+def test_signals_without_end_stop_it_in_order(lab: Lab, is_alone: bool) -> None:
+    """As from who is impatient, or from a service manager and a terminal at once."""
+    options = () if is_alone else ("--manage", lab.new_path("manage"))
+    with started(lab, *options) as pid:
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
 def test_end_of_a_terminal_that_is_ignored_stops_nothing(lab: Lab, is_alone: bool) -> None:
     """nohup(1) has it ignored."""
     options = () if is_alone else ("--manage", lab.new_path("manage"))

@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
         stack.callback(files.close)
         begun, anchor = _start(stack, options, directory, files, key)
         # From the socket on there is something to put in order.
-        stack.enter_context(signals.held())
+        signals.hold()
         control = stack.enter_context(listener.listen(path))
         descriptors = {
             LinkDescriptor.DIRECTORY: directory.directory_fd,

@@ -84,6 +84,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             await stop.wait()
     finally:
         await engine.stop()
+        signals.hold()  # it has stopped: nothing takes them any more, and the status is true
     if engine.death is not None:
         return EXIT_ENGINE_DIED
     return EXIT_JOURNAL if engine.left_journal else EXIT_STOPPED

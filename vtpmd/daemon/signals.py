@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 def ends() -> tuple[signal.Signals, ...]:
@@ -14,14 +12,9 @@ def ends() -> tuple[signal.Signals, ...]:
     return signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-@contextmanager
-def held() -> Iterator[None]:
+def hold() -> None:
     """Keep them pending, also across execve(): the engine that this process becomes takes them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends())
 
 
 def release() -> None:
