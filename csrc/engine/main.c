@@ -68,6 +68,14 @@ static bool is_started_by_vtpmd(void)
            S_ISDIR(status.st_mode);
 }
 
+/* nohup(1) has a terminal's end ignored. */
+static bool is_ignored(int number)
+{
+    struct sigaction action;
+
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
 /* Beside vtpmd, that decides when the engine stops; alone, a signal does. Called before there are
  * other threads, which block the same signals then. Returns a descriptor, or a negative errno. */
 static int open_wake(bool is_alone)
@@ -81,7 +89,8 @@ static int open_wake(bool is_alone)
     sigemptyset(&ends);
     sigaddset(&ends, SIGTERM);
     sigaddset(&ends, SIGINT);
-    sigaddset(&ends, SIGHUP);
+    if (!is_ignored(SIGHUP))
+        sigaddset(&ends, SIGHUP);
     if (sigprocmask(SIG_BLOCK, &ends, NULL) < 0)
         return -errno;
     int fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
