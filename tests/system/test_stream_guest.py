@@ -117,7 +117,7 @@ def assert_goes_on(source: Host, before: Facts) -> None:
     assert differences(before, source.guest.check(), worked=True) == []
     source.guest.command("work 60")
     source.guest.check()
-    assert source.manage.migration()["outcome"] == "go-on"
+    wait_until(lambda: source.manage.migration()["outcome"] == "go-on")
 
 
 def arm(source: Host, destination: Host) -> None:

@@ -68,7 +68,7 @@ def assert_stays(pair: Pair, facts: Facts) -> None:
     assert pair.source.guest.facts() == facts
     assert_serves(pair.source.guest)
     assert_serves_nothing(pair.destination.guest)
-    assert pair.source.manage.migration()["outcome"] == "go-on"
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
 
 
 def assert_cannot_start(host: Host) -> None:
@@ -472,7 +472,7 @@ def test_source_reclaims_a_tpm_that_no_guest_has_used(lab: Lab, cut: bool) -> No
 
     assert pair.source.guest.facts() == facts
     assert_serves(pair.source.guest)
-    assert pair.source.manage.migration()["outcome"] == "go-on"
+    wait_until(lambda: pair.source.manage.migration()["outcome"] == "go-on")
     again = restarted(lab, killed(pair.source))
     again.guest.control.init()
     assert_cannot_start(pair.destination._replace(guest=lab.raw_guest(pair.destination.vtpmd)))
