@@ -348,14 +348,19 @@ static int serve_request(struct link *link)
     return r < 0 ? r : asker_send(link->asker, &response);
 }
 
+/* Also with something unread, or in the middle of a message. */
+static bool is_gone(int r)
+{
+    return r == MESSAGE_END || r == -ECONNRESET || r == -EPIPE;
+}
+
 int link_serve(struct link *link)
 {
     int r = asker_open(link->asker);
 
     while (r == 0)
         r = serve_request(link);
-    asker_close(link->asker);
-    return r == MESSAGE_END ? 0 : r;
+    return is_gone(r) ? 0 : r;
 }
 
 /* The record is complete and stays so: what wrote it has sealed it. */

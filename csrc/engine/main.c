@@ -68,6 +68,14 @@ static bool is_started_by_vtpmd(void)
            S_ISDIR(status.st_mode);
 }
 
+/* nohup(1) has a terminal's end ignored. */
+static bool is_ignored(int number)
+{
+    struct sigaction action;
+
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
 /* Beside vtpmd, that decides when the engine stops; alone, a signal does. Called before there are
  * other threads, which block the same signals then. Returns a descriptor, or a negative errno. */
 static int open_wake(bool is_alone)
@@ -81,7 +89,8 @@ static int open_wake(bool is_alone)
     sigemptyset(&ends);
     sigaddset(&ends, SIGTERM);
     sigaddset(&ends, SIGINT);
-    sigaddset(&ends, SIGHUP);
+    if (!is_ignored(SIGHUP))
+        sigaddset(&ends, SIGHUP);
     if (sigprocmask(SIG_BLOCK, &ends, NULL) < 0)
         return -errno;
     int fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -115,6 +124,15 @@ static int seal(void)
     return r;
 }
 
+static int serve_link(struct link *link)
+{
+    int r = link_serve(link);
+
+    if (r < 0)
+        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    return r;
+}
+
 /* Serve until the end, with all that there is. Returns 0 or a negative errno. */
 static int serve_all(struct engine *engine)
 {
@@ -133,15 +151,13 @@ static int serve_all(struct engine *engine)
             return r;
     }
     r = seal(); /* all threads run */
-    if (r < 0)
-        return r;
     if (engine->is_alone) {
-        server_run(link->server);
-        return 0;
+        if (r >= 0)
+            server_run(link->server);
+        return r;
     }
-    r = link_serve(link);
-    if (r < 0)
-        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
+    r = r < 0 ? r : serve_link(link);
+    asker_close(link->asker);
     link_end_control(link);
     pthread_join(engine->server_thread, NULL);
     return r;

@@ -118,7 +118,11 @@ def running(
     with log.open("wb") as output:
         started_ns = time.monotonic_ns()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_as_installed(),
         )
     started = Running(
         emulator=emulator, process=process, control=control, log=log, started_ns=started_ns
@@ -127,6 +131,12 @@ def running(
         yield started
     finally:
         _stop(started)
+
+
+def _as_installed() -> dict[str, str]:
+    """Return the environment, without what keeps Python from using what it has compiled."""
+    kept_out = "PYTHONDONTWRITEBYTECODE"
+    return {name: value for name, value in os.environ.items() if name != kept_out}
 
 
 def child_processes(pid: int) -> list[int]:

@@ -1,6 +1,7 @@
 /* A canary: an engine that loses an answer, the first to a TPM2_PCR_Extend of PCR 16.
  *
- * In place of TPMLIB_Process(), which sees the command, and of send(), by which the answer leaves.
+ * In place of TPMLIB_Process(), which sees the command, and of sendmsg(), by which the
+ * answer leaves.
  */
 #include <libtpms/tpm_library.h>
 #include <stdbool.h>
@@ -16,8 +17,8 @@ TPM_RESULT __real_TPMLIB_Process(unsigned char **response, uint32_t *size, uint3
                                  unsigned char *command, uint32_t command_size);
 TPM_RESULT __wrap_TPMLIB_Process(unsigned char **response, uint32_t *size, uint32_t *allocated,
                                  unsigned char *command, uint32_t command_size);
-ssize_t __real_send(int fd, const void *bytes, size_t n_bytes, int flags);
-ssize_t __wrap_send(int fd, const void *bytes, size_t n_bytes, int flags);
+ssize_t __real_sendmsg(int fd, const struct msghdr *message, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags);
 
 TPM_RESULT __wrap_TPMLIB_Process(unsigned char **response, uint32_t *size, uint32_t *allocated,
                                  unsigned char *command, uint32_t command_size)
@@ -27,11 +28,11 @@ TPM_RESULT __wrap_TPMLIB_Process(unsigned char **response, uint32_t *size, uint3
     return __real_TPMLIB_Process(response, size, allocated, command, command_size);
 }
 
-ssize_t __wrap_send(int fd, const void *bytes, size_t n_bytes, int flags)
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     if (!loses_next)
-        return __real_send(fd, bytes, n_bytes, flags);
+        return __real_sendmsg(fd, message, flags);
     loses_next = false;
     was_lost = true;
-    return (ssize_t)n_bytes;
+    return (ssize_t)message->msg_iov->iov_len; /* the data channel sends one vector */
 }

@@ -42,6 +42,7 @@ class BareEngine:
         self.engine = engine
         self.store = store
         self.control_path = control_path
+        self.deaths: list[str] = []  # what it was heard of; nothing, when the test is done
 
 
 def descriptors_for(
@@ -65,11 +66,11 @@ def with_engine(path: Path, test: Callable[[BareEngine], Awaitable[None]]) -> No
 
     async def run(process: engine_process.EngineProcess, store: Store) -> None:
         engine = Engine(process)
-        deaths: list[str] = []
-        await engine.attach(deaths.append)
-        await test(BareEngine(engine, store, path / "control"))
+        bare = BareEngine(engine, store, path / "control")
+        await engine.attach(bare.deaths.append)
+        await test(bare)
         await engine.stop()
-        assert deaths == []
+        assert bare.deaths == []
 
     with ExitStack() as stack:
 

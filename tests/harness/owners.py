@@ -18,6 +18,7 @@ from tests.harness.handover import (
     assert_tail,
     wait_until,
 )
+from tests.harness.held_thread import thread_stands_still
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs
 from tests.support.emulator_client import ControlError
@@ -104,6 +105,14 @@ def engine_stands_still(host: Host) -> Iterator[None]:
         yield
     finally:
         os.kill(engine, signal.SIGCONT)
+
+
+@contextmanager
+def link_stands_still(host: Host) -> Iterator[None]:
+    """Have a host's engine take nothing from vtpmd while the block runs: it asks, and waits."""
+    (engine,) = host.vtpmd.engines()
+    with thread_stands_still(engine):  # its first thread
+        yield
 
 
 def base_of(lab: Lab, host: Host) -> list[peer.Message]:

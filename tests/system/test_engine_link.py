@@ -8,6 +8,8 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import signal
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +25,7 @@ from tests.harness.bare_engine import (
     sealed,
     with_engine,
 )
-from tests.support.emulator_client import ControlClient, DataSocket
+from tests.support.emulator_client import Control, ControlClient, DataSocket
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
 from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
@@ -150,6 +152,41 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
         )
 
     with_guest(tmp_path / "state", test)
+
+
+def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
+    """Nothing says that it stopped in order."""
+
+    async def test(bare: BareEngine) -> None:
+        os.kill(bare.engine.pid, signal.SIGSTOP)
+        stopping = asyncio.create_task(bare.engine.stop())
+        await asyncio.sleep(0)  # the link is closed
+        os.kill(bare.engine.pid, signal.SIGKILL)
+        await stopping
+        (line,) = bare.deaths
+        assert "was killed by SIGKILL before it had stopped in order" in line
+        assert bare.engine.death == line
+        bare.deaths.clear()
+
+    with_engine(tmp_path, test)
+
+
+def test_vtpmd_that_leaves_without_reading_ends_the_engine_in_order(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A question was on its way."""
+    with ExitStack() as stack:
+        fd = sealed(SERVE_MESSAGE)
+        stack.callback(os.close, fd)
+        descriptors, _ = descriptors_for(stack, tmp_path, lambda _: fd)
+        process = engine_process.spawn(descriptors)
+        with process.link, ControlClient(tmp_path / "control") as control:
+            process.link.recv(4096)  # that it is ready
+            control.socket.sendall(struct.pack(">II", Control.INIT, 0))
+            process.link.recv(1)
+        _, status = os.waitpid(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert capfd.readouterr().err == ""
 
 
 def boots(path: Path, record: bytes, seals: int) -> str:

@@ -23,11 +23,11 @@ from tests.harness.handover import (
 from tests.harness.lab import Lab
 from tests.harness.owners import (
     assert_refuses_to_boot,
-    engine_stands_still,
     freeze,
     give,
     hand_over,
     incoming,
+    link_stands_still,
     reconnected,
     record_of,
 )
@@ -130,7 +130,7 @@ def offered_while_fenced(lab: Lab, pair: Pair) -> bool:
     host.manage.wait_for("VTPM_ARMED")
     with ThreadPoolExecutor() as pool:
         pool.submit(stream.wait_for_end)  # so that it is heard of
-        with engine_stands_still(host):
+        with link_stands_still(host):
             pair.source.guest.resume()
             wait_until(lambda: incoming(host) == "releasing")
             asked = pool.submit(host.guest.control.get_state_blob, Blob.PERMANENT)

@@ -70,7 +70,7 @@ def test_canary_by_the_host_s_clock_it_would_give_up(lab: Lab) -> None:
 def test_canary_an_answer_that_is_lost_fails_the_guest_s_command(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replaced = ("TPMLIB_Process", "send")
+    replaced = ("TPMLIB_Process", "sendmsg")
     monkeypatch.setenv("PYTHONPATH", str(canary.build("lost", replaced, tmp_path)))
     guest = lab.guest(lab.emulator(EmulatorKind.VTPMD), Machine())
     guest.wait_for_workload()

@@ -45,6 +45,7 @@ from tests.harness.owners import (
     greet,
     hand_over,
     incoming,
+    link_stands_still,
     outgoing,
     reconnected,
     record_of,
@@ -174,9 +175,9 @@ def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not
     source.guest.work()
     facts = source.guest.facts()
     with ThreadPoolExecutor(1) as executor:
-        with engine_stands_still(source):
+        with link_stands_still(source):
             saving = executor.submit(source.guest.control.get_state_blob, Blob.PERMANENT)
-            time.sleep(A_MOMENT_S)  # the question is with the engine
+            time.sleep(A_MOMENT_S)  # vtpmd is asked, and waits for the engine
             stream.send(take)
             phase = "destination: make durable"
             wait_until(lambda: phase in source.manage.migration()["phases-us"])

@@ -10,6 +10,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -78,10 +80,11 @@ def test_engine_waits_for_no_import_that_its_vtpm_does_not_need(
     assert imported & set(NOT_NEEDED.split()) == set()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_it_in_order(lab: Lab, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+def test_signal_stops_it_in_order(lab: Lab, number: signal.Signals, is_alone: bool) -> None:
     """Status 0, the socket gone, TPM2_Shutdown sent for the guest, no engine left."""
-    emulator = lab.emulator(EmulatorKind.VTPMD)
+    emulator = lab.emulator(EmulatorKind.VTPMD) if is_alone else lab.daemon()
     start_tpm(emulator)
     (engine,) = emulator.engines()
     os.kill(emulator.program.pid, number)
@@ -89,6 +92,97 @@ def test_signal_stops_it_in_order(lab: Lab, number: signal.Signals) -> None:
     assert not emulator.control_path.exists()
     assert not Path(f"/proc/{engine}").exists()
     assert clock_is_safe_after_restart(lab, emulator.state)
+
+
+@contextmanager
+def started(lab: Lab, *options: str | Path, wrapper: tuple[str, ...] = ()) -> Iterator[int]:
+    """Start a vTPM and wait until it says what QEMU needs; it ends with status 0."""
+    words = [*wrapper, VTPMD, "run", lab.directory / "state", *options]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"-chardev ")
+            yield process.pid
+            assert process.wait(EXIT_TIMEOUT_S) == 0
+        finally:
+            process.kill()  # if it is still there
+        assert not (lab.directory / "state/vtpmd.sock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+def test_signal_that_comes_while_it_starts_stops_it_in_order(
+    lab: Lab, number: signal.Signals, is_alone: bool
+) -> None:
+    """The line for QEMU is out before the engine, or vtpmd's event loop, is there."""
+    options = () if is_alone else ("--manage", lab.new_path("manage"))
+    with started(lab, *options) as pid:
+        os.kill(pid, number)
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+def test_signals_without_end_stop_it_in_order(lab: Lab, is_alone: bool) -> None:
+    """As from who is impatient, or from a service manager and a terminal at once."""
+    options = () if is_alone else ("--manage", lab.new_path("manage"))
+    with started(lab, *options) as pid:
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+def test_end_of_a_terminal_that_is_ignored_stops_nothing(lab: Lab, is_alone: bool) -> None:
+    """nohup(1) has it ignored."""
+    options = () if is_alone else ("--manage", lab.new_path("manage"))
+    with started(lab, *options, wrapper=("nohup",)) as pid:
+        os.kill(pid, signal.SIGHUP)
+        with ControlClient(lab.directory / "state/vtpmd.sock") as control:
+            control.get_config()
+        os.kill(pid, signal.SIGHUP)
+        with ControlClient(lab.directory / "state/vtpmd.sock") as control:
+            control.get_config()
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("options", ["", "--manage $1/m"], ids=["alone", "beside"])
+def test_standard_descriptors_that_are_closed_are_nothing_of_the_vtpms(
+    lab: Lab, options: str
+) -> None:
+    """Lines for people would be written there."""
+    command = f"exec {VTPMD} run $1/state {options} <&- >&- 2>&-"
+    with subprocess.Popen(["sh", "-c", command, "sh", lab.directory]) as process:
+        with ControlClient(lab.directory / "state/vtpmd.sock") as control:
+            control.get_config()
+            task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            descriptors = [
+                Path(f"/proc/{pid}/fd/{number}").readlink()
+                for pid in (process.pid, *task.read_text().split())
+                for number in range(3)
+            ]
+        process.terminate()
+    assert set(descriptors) == {Path("/dev/null")}
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("options", ["", "--manage $1/m"], ids=["alone", "beside"])
+def test_too_few_descriptors_are_told_of_in_one_line(lab: Lab, options: str) -> None:
+    command = f"ulimit -n 16; exec {VTPMD} run $1/state {options}"
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", lab.directory],
+        capture_output=True,
+        text=True,
+        timeout=EXIT_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "too many open files; allow this process more" in line
+    assert not (lab.directory / "state/vtpmd.sock").exists()
+
+
+def test_current_directory_that_is_gone_is_not_needed(lab: Lab) -> None:
+    gone = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
+    with started(lab, wrapper=("sh", "-c", gone, str(lab.new_path("gone")))) as pid:
+        os.kill(pid, signal.SIGTERM)
 
 
 def test_shutdown_on_the_control_channel_stops_it_in_order(lab: Lab) -> None:

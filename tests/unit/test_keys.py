@@ -135,10 +135,21 @@ def test_a_descriptor_is_read_to_its_end_and_closed(tmp_path: Path, source: str)
     os.write(writer, HEX_128[:10])
     os.write(writer, HEX_128[10:])
     os.close(writer)
+    os.set_inheritable(fd, True)  # as what a process is given is
     key = read_key(parse_key_source(f"{source}={fd}"))
     assert bytes(key.material) == key_of(tmp_path / "k", HEX_128, source=source[:-2] + "file")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_a_descriptor_that_the_process_was_not_given_is_left_alone(tmp_path: Path) -> None:
+    """It is the state directory's, or of another file of its own."""
+    path = tmp_path / "own"
+    path.write_bytes(HEX_128)
+    with path.open("rb") as own:
+        with pytest.raises(VtpmdError, match="Bad file descriptor; check --key"):
+            read_key(parse_key_source(f"fd={own.fileno()}"))
+        assert own.read() == HEX_128
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+def test_path_that_leads_nowhere(tmp_path: Path) -> None:
+    """One line says why."""
+    path = tmp_path / "s"
+    path.symlink_to(path)
+    with pytest.raises(VtpmdError, match="cannot listen"), listen(path / "s"):
+        pass
+
+
 def test_path_too_long_for_a_socket(tmp_path: Path) -> None:
     """One line says what the limit is."""
     with pytest.raises(VtpmdError, match="at most 107 bytes"), listen(tmp_path / ("x" * 108)):

@@ -7,6 +7,7 @@ only needs later it imports later.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -61,6 +62,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
+    _open_standard_descriptors()
     given = sys.argv[1:] if arguments is None else arguments
     # What does not begin with a command asks for help, or is wrong: then all are listed.
     names = [name for name in COMMANDS if name in given[:1]]
@@ -71,3 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vtpmd: {error}", file=sys.stderr)
         status = error.exit_status
     return status
+
+
+def _open_standard_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2: lines for people must not go into a file of the vTPM's."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

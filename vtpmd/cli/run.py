@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
-    from vtpmd.daemon import engine_process, listener
+    from vtpmd.daemon import engine_process, listener, signals
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
@@ -146,6 +146,8 @@ def run(options: argparse.Namespace) -> int:
         files = MovingFiles(directory, key)
         stack.callback(files.close)
         begun, anchor = _start(stack, options, directory, files, key)
+        # From the socket on there is something to put in order.
+        signals.hold()
         control = stack.enter_context(listener.listen(path))
         descriptors = {
             LinkDescriptor.DIRECTORY: directory.directory_fd,
@@ -157,8 +159,7 @@ def run(options: argparse.Namespace) -> int:
         serving = _serving(config, os.path.basename(path) if is_alone else "")
         descriptors |= _boot(stack, begun, key, anchor, serving)
         management, peers = _listen(stack, config)
-        place = os.path.join(os.getcwd(), path)
-        print(qemu_arguments(place, name=config.name, uuid=config.uuid), flush=True)
+        print(qemu_arguments(_absolute(path), name=config.name, uuid=config.uuid), flush=True)
         _tell_what_was_taken_up(begun)
         if is_alone:
             descriptors[LinkDescriptor.CONTROL_DIRECTORY] = _open_parent(path)
@@ -200,6 +201,11 @@ def _boot(
     if anchor is not None:
         descriptors[LinkDescriptor.ANCHOR] = anchor.fd
     return descriptors
+
+
+def _absolute(path: str) -> str:
+    # The current directory of a process may be gone.
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _open_parent(path: str) -> int:

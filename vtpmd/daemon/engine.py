@@ -32,8 +32,8 @@ SOON_MS = 1
 # What a clean stop may take: the command that runs, TPM2_Shutdown, one write of the state. Nor is
 # any answer waited for longer then.
 STOP_TIMEOUT_S = 20.0
-# Of the engine, when a journal is left (csrc/engine/main.c).
-EXIT_JOURNAL = 7
+# Of an engine that has stopped in order (csrc/engine/main.c); the other one leaves a journal.
+EXIT_STOPPED, EXIT_JOURNAL = 0, 7
 
 
 class EngineDied(VtpmdError):
@@ -136,7 +136,7 @@ class Engine:
         """Wait until the engine can serve.
 
         From then on ``on_death`` is called once, with one line for a person, if the process ends
-        before :meth:`stop`. Raises EngineDied if it does so right away.
+        before :meth:`stop`, or does not stop in order. Raises EngineDied if it does so right away.
         """
         self._on_death = on_death
         loop = asyncio.get_running_loop()
@@ -200,7 +200,8 @@ class Engine:
     async def stop(self) -> None:
         """End the engine: it sends TPM2_Shutdown if the guest did not, and exits.
 
-        Returns when the process is gone; one that hangs is killed after STOP_TIMEOUT_S.
+        Returns when the process is gone; one that hangs is killed after STOP_TIMEOUT_S. One that
+        was killed has died.
         """
         if self.state is not EngineState.DEAD:
             self.state = EngineState.STOPPING
@@ -341,18 +342,18 @@ class Engine:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         _, status = os.waitpid(self.pid, 0)
-        unexpected = self.state is not EngineState.STOPPING
-        self.state = EngineState.DEAD
         code = os.waitstatus_to_exitcode(status)
+        was_stopping = self.state is EngineState.STOPPING
+        self.state = EngineState.DEAD
         self.left_journal = code == EXIT_JOURNAL
         self._exited.set()
-        if unexpected or code not in (0, EXIT_JOURNAL):
-            self.death = _describe_death(self.pid, code)
+        if not was_stopping or code not in (EXIT_STOPPED, EXIT_JOURNAL):
+            self.death = _describe_death(self.pid, code, was_stopping=was_stopping)
             if self._on_death is not None:
                 self._on_death(self.death)
 
 
-def _describe_death(pid: int, code: int) -> str:
+def _describe_death(pid: int, code: int, *, was_stopping: bool) -> str:
     how = (
         f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
     )
@@ -360,6 +361,11 @@ def _describe_death(pid: int, code: int) -> str:
         how += (
             " for a system call that its sandbox forbids (its number is in the kernel's log, as "
             "syscall=; somebody may have broken into it)"
+        )
+    if was_stopping:
+        return (
+            f"the engine (pid {pid}) {how} before it had stopped in order; the state is safe, in "
+            "tpm2-00.permall and its journal together: see vtpmd fold"
         )
     return (
         f"the engine (pid {pid}) {how}; the guest's TPM answers with errors until vtpmd and the "

@@ -32,10 +32,7 @@ def spawn(descriptors: dict[LinkDescriptor, int]) -> EngineProcess:
     VtpmdError if the executable cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    copies = {
-        to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
-        for to, fd in (descriptors | {LinkDescriptor.SOCKET: theirs.fileno()}).items()
-    }
+    copies = _copies(descriptors | {LinkDescriptor.SOCKET: theirs.fileno()})
     actions = [
         (os.POSIX_SPAWN_OPEN, LinkDescriptor.INPUT, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, LinkDescriptor.LIBRARY_LOG, os.devnull, os.O_WRONLY, 0),
@@ -59,9 +56,7 @@ def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
     Its standard input and output are /dev/null: who waits for the end of what was written there is
     not kept waiting. Raises VtpmdError if the executable cannot be started.
     """
-    copies = {
-        to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for to, fd in descriptors.items()
-    }
+    copies = _copies(descriptors)
     for fd in range(LinkDescriptor.SOCKET, LinkDescriptor.CONTROL_DIRECTORY + 1):
         _move_away(fd)
     for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG, LinkDescriptor.SOCKET):
@@ -72,6 +67,21 @@ def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
         os.execve(EXECUTABLE, ARGUMENTS, _environment())  # noqa: S606 - there is no shell to want
     except OSError as error:
         raise _not_started(error) from error
+
+
+def _copies(descriptors: dict[LinkDescriptor, int]) -> dict[LinkDescriptor, int]:
+    """Return copies that have no number of an engine's. Raises VtpmdError."""
+    try:
+        return {
+            to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)
+            for to, fd in descriptors.items()
+        }
+    except OSError as error:
+        # EINVAL where the limit is below the numbers that are asked for.
+        raise VtpmdError(
+            "cannot give the engine its descriptors: too many open files; allow this process more "
+            "(LimitNOFILE in a service, ulimit -n in a shell)"
+        ) from error
 
 
 def _move_away(fd: int) -> None:

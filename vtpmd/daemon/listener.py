@@ -67,8 +67,8 @@ def _bind(listening: socket.socket, path: str | os.PathLike[str], option: str) -
 def _is_socket(path: str | os.PathLike[str]) -> bool:
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError:
+        return False  # what is wrong with the path, bind() says
 
 
 def _remove_stale(path: str | os.PathLike[str], option: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from vtpmd.config import RunConfig
 from vtpmd.core import Store
+from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.engine_process import EngineProcess
@@ -58,8 +58,9 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
     engine = Engine(resources.process)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.ends():
         loop.add_signal_handler(number, stop.set)
+    signals.release()
     try:
         await engine.attach(on_death=log.error)
         uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
@@ -83,6 +84,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             await stop.wait()
     finally:
         await engine.stop()
+        signals.hold()  # it has stopped: nothing takes them any more, and the status is true
     if engine.death is not None:
         return EXIT_ENGINE_DIED
     return EXIT_JOURNAL if engine.left_journal else EXIT_STOPPED

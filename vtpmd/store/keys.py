@@ -9,6 +9,7 @@ derived for that one purpose, with HKDF-SHA256 (RFC 5869). Sources: swtpm's ``co
 files, or of half the length), this refuses.
 """
 
+import errno
 import os
 from typing import Final, NamedTuple
 
@@ -161,7 +162,9 @@ def _read(source: KeySource, bytes_max: int) -> bytearray:
         fd = os.open(source.place, os.O_RDONLY | os.O_CLOEXEC)
     else:
         fd = int(source.place)
-        os.fstat(fd)  # before it is taken as one to close
+        # Else it is no descriptor that this process was given, but one of its own.
+        if not os.get_inheritable(fd):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     content = bytearray()
     try:
         while len(content) < bytes_max and (piece := os.read(fd, bytes_max - len(content))):
