@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "aead.h"
 #include "bytes.h"
@@ -21,12 +22,9 @@ struct journal {
     uint64_t generation;
     uint8_t link[JOURNAL_LINK_BYTES]; /* of the last record */
     /* A record's content, and its sectors. Of the larger part no page is ever touched. */
-    uint8_t *sectors;
     uint8_t content[JOURNAL_RECORD_SECTORS_MAX * JOURNAL_PART_BYTES];
-};
-
-enum {
-    SECTORS_BYTES = JOURNAL_RECORD_SECTORS_MAX * JOURNAL_SECTOR_BYTES,
+    _Alignas(
+        IO_DIRECT_ALIGNMENT) uint8_t sectors[JOURNAL_RECORD_SECTORS_MAX * JOURNAL_SECTOR_BYTES];
 };
 
 _Static_assert((int)JOURNAL_SECTOR_BYTES == (int)IO_DIRECT_SECTOR_BYTES, "for direct writes");
@@ -79,20 +77,17 @@ static int write_file(struct journal *journal, const uint8_t header[JOURNAL_SECT
     return r;
 }
 
+/* Pages of its own, from the kernel and back to it: an allocator may touch what it gives or takes.
+ */
 static struct journal *journal_new(struct io *io)
 {
-    struct journal *journal = calloc(1, sizeof(*journal));
-    void *sectors;
+    struct journal *journal =
+        mmap(NULL, sizeof(*journal), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    if (!journal)
+    if (journal == MAP_FAILED)
         return NULL;
-    if (posix_memalign(&sectors, IO_DIRECT_ALIGNMENT, SECTORS_BYTES) != 0) {
-        free(journal);
-        return NULL;
-    }
     journal->io = io;
     journal->fd = -1;
-    journal->sectors = sectors;
     return journal;
 }
 
@@ -230,8 +225,7 @@ void journal_free(struct journal *journal)
     if (journal->fd >= 0)
         journal->io->close(journal->io, journal->fd);
     aead_free(journal->aead);
-    free(journal->sectors);
-    free(journal);
+    munmap(journal, sizeof(*journal));
 }
 
 int journal_remove(struct io *io)
