@@ -1,5 +1,6 @@
 """What all tests share: a lab for real programs, and its logs in the report of a failed test."""
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ settings.load_profile("vtpmd")
 
 def pytest_configure() -> None:
     """Refuse to test a native build that is older than its sources."""
+    # Programs inherit what is ignored, as under nohup, and keep it so.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stamp = ROOT / "build/stamps/native"
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[ch]")]
     newest = max(sources, key=lambda source: source.stat().st_mtime)
