@@ -120,7 +120,7 @@ class Guest(Closing):
     def close(self) -> None:
         """End QEMU, if it still runs, and the connections to it."""
         self.program.kill()
-        with contextlib.suppress(EOFError, ConnectionResetError):
+        with contextlib.suppress(EOFError, ConnectionError):
             self._monitor.close()  # says so when the other side has gone, but has closed then
         self._workload.close()
 
