@@ -23,7 +23,7 @@ class Management:
 
     def close(self) -> None:
         """End the connection; the vtpmd may have gone before."""
-        with contextlib.suppress(EOFError, ConnectionResetError):
+        with contextlib.suppress(EOFError, ConnectionError):
             self._monitor.close()
 
     def command(self, name: str, **arguments: object) -> Any:
