@@ -189,6 +189,16 @@ static void log_command(const struct control_event *event, struct answer answer,
                      answer.n_bytes, took_us, sent);
 }
 
+/* Also while a client never leaves anything to wait for.
+ * sandbox: poll|ppoll */
+static void note_end(struct server *server)
+{
+    struct pollfd entry = {.fd = server->wake_fd, .events = POLLIN};
+
+    if (poll(&entry, 1, 0) > 0)
+        server->has_ended = true;
+}
+
 /* Carry out what has come whole, and send the answer. Returns false if the connection is of no more
  * use. */
 static bool serve_command(struct server *server, int verdict, const struct control_event *event)
@@ -205,17 +215,8 @@ static bool serve_command(struct server *server, int verdict, const struct contr
     if (verdict == CONTROL_REQUEST)
         commands_answered(&server->commands);
     server->has_ended |= server->commands.has_shut_down;
+    note_end(server);
     return answer.is_sent;
-}
-
-/* Also while a client never leaves anything to wait for.
- * sandbox: poll|ppoll */
-static void note_end(struct server *server)
-{
-    struct pollfd entry = {.fd = server->wake_fd, .events = POLLIN};
-
-    if (poll(&entry, 1, 0) > 0)
-        server->has_ended = true;
 }
 
 /* Wait for more of a client's bytes, and take them. Returns false if none will come. */
@@ -246,7 +247,6 @@ static void serve_client(struct server *server)
             goes_on = receive_more(server, &deadline_ms);
         else
             goes_on = verdict != CONTROL_CLOSED && serve_command(server, verdict, &event);
-        note_end(server);
     }
 }
 
