@@ -143,7 +143,7 @@ class Engine:
         loop.add_reader(self._pidfd, self._reap)
         loop.add_reader(self._link, self._on_readable)
         async with self._lock:
-            ready = await self._receive_reply(LinkOperation.READY, soon=False)
+            ready = await self._receive_reply(self._expect(LinkOperation.READY), soon=False)
             self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
         self.state = EngineState.SERVING
 
@@ -174,11 +174,11 @@ class Engine:
         async with self._lock:
             if self.state is not EngineState.SERVING:
                 raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
-            self._expect(operation)
+            reply = self._expect(operation)
             await self._send(LinkHeader(operation, 0, argument, len(payload)), payload)
             if meanwhile is not None:
                 meanwhile.run()
-            return await self._receive_reply(operation, soon=soon)
+            return await self._receive_reply(reply, soon=soon)
 
     async def raise_generations(self, floor: int) -> None:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
@@ -235,15 +235,12 @@ class Engine:
         except OSError as error:
             raise await self._broken(error) from error
 
-    def _expect(self, operation: LinkOperation) -> None:
+    def _expect(self, operation: LinkOperation) -> asyncio.Future[Reply]:
         self._asked = operation
         self._reply = asyncio.get_running_loop().create_future()
+        return self._reply
 
-    async def _receive_reply(self, operation: LinkOperation, *, soon: bool) -> Reply:
-        if self._reply is None:
-            self._expect(operation)
-        reply = self._reply
-        assert reply is not None  # noqa: S101 - for the type checker
+    async def _receive_reply(self, reply: asyncio.Future[Reply], *, soon: bool) -> Reply:
         # Most answers come sooner than the event loop could look elsewhere and back.
         while soon and not reply.done() and self._poll.poll(SOON_MS):
             self._on_readable()
@@ -257,7 +254,7 @@ class Engine:
                 log.warning(
                     "the engine has not answered %s for %.0f s: its storage may stand still; the "
                     "guest's TPM waits for it",
-                    *(operation.name, waited_s),
+                    *(self._asked.name, waited_s),
                 )
         try:
             return reply.result()

@@ -13,7 +13,7 @@ from vtpmd.config import RunConfig
 from vtpmd.core import Store
 from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
-from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.engine import EXIT_JOURNAL, Engine
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
@@ -24,7 +24,6 @@ log = logging.getLogger("vtpmd")
 
 EXIT_STOPPED = 0
 EXIT_ENGINE_DIED = 1
-EXIT_JOURNAL = 7
 
 
 class Resources(NamedTuple):
