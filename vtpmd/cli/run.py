@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from vtpmd.core import LinkDescriptor
     from vtpmd.store.anchor import Anchor
-    from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import Key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
@@ -135,6 +134,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.start import anchor_of, start
 
     config = _config(options)
     source = None if options.key is None else parse_key_source(options.key)
@@ -147,7 +147,8 @@ def run(options: argparse.Namespace) -> int:
         key = None if source is None else stack.enter_context(read_key(source))
         files = MovingFiles(directory, key)
         stack.callback(files.close)
-        begun, anchor = _start(stack, options, directory, files, key)
+        anchor = stack.enter_context(anchor_of(options.anchor, directory, files, key))
+        begun = start(directory, files, key, anchor)
         # From the socket on there is something to put in order.
         signals.hold()
         control = stack.enter_context(listener.listen(path))
@@ -158,8 +159,7 @@ def run(options: argparse.Namespace) -> int:
             LinkDescriptor.CONTROL: control.fileno(),
         }
         is_alone = _is_alone(config, begun, files)
-        serving = _serving(config, os.path.basename(path) if is_alone else "")
-        descriptors |= _boot(stack, begun, key, anchor, serving)
+        descriptors |= _boot(stack, begun, key, anchor, _serving(config, path, is_alone=is_alone))
         management, peers = _listen(stack, config)
         print(qemu_arguments(_absolute(path), name=config.name, uuid=config.uuid), flush=True)
         _tell_what_was_taken_up(begun)
@@ -171,24 +171,7 @@ def run(options: argparse.Namespace) -> int:
         # Imported while the engine starts: asyncio is most of this program's start-up time.
         from vtpmd.daemon import runtime
 
-        resources = runtime.Resources(process, store, files, peers, management)
-        return runtime.serve(resources, config)
-
-
-def _start(
-    stack: ExitStack,
-    options: argparse.Namespace,
-    directory: StateDirectory,
-    files: MovingFiles,
-    key: Key | None,
-) -> tuple[Start, Anchor | None]:
-    """Return what the vTPM starts from, and the anchor if there is one. Raises VtpmdError."""
-    from vtpmd.store.start import open_anchor, start
-
-    anchor = None
-    if options.anchor is not None:
-        anchor = stack.enter_context(open_anchor(options.anchor, directory, files, key))
-    return start(directory, files, key, anchor), anchor
+        return runtime.serve(runtime.Resources(process, store, files, peers, management), config)
 
 
 def _boot(
@@ -221,11 +204,13 @@ def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
     return not begun.fenced and not files.is_without_a_state()
 
 
-def _serving(config: RunConfig, socket_name: str) -> bytes:
+def _serving(config: RunConfig, path: str, *, is_alone: bool) -> bytes:
     from vtpmd.core import pack_link_serving
 
     program = "vtpmd" if config.name is None else f"vtpmd[{config.name}]"
     is_verbose = config.log_level == "debug"
+    # Alone, the engine removes the socket.
+    socket_name = os.path.basename(path) if is_alone else ""
     return pack_link_serving(program, socket_name, is_verbose=is_verbose)
 
 
