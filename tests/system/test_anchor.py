@@ -27,6 +27,7 @@ from tests.harness.handover import (
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import assert_refuses_to_boot, freeze, hand_over, reconnected
+from tests.harness.raw_guest import Facts
 from tests.support.emulator_client import Blob, ControlClient
 from tests.support.tpm2 import NV_COUNTER, ReturnCode, Tpm, TpmError
 from vtpmd.store.anchor import SLOTS, Anchor, Mark
@@ -357,16 +358,22 @@ def load_in_vain(pair: Pair, bytes_max: int) -> None:
     wait_until(lambda: "commands wait, and it is tried again" in program.output)
 
 
-@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
-def test_invariant_2_granted_vtpm_starts_when_the_anchor_had_not_seen_it(
-    lab: Lab, slot: int
-) -> None:
-    """The power fails when its old journal may be gone, and only tpm2-00.incoming has its state."""
+def granted_in_vain(lab: Lab, slot: int) -> tuple[Host, Facts]:
+    """Return a host that lost power before what it was granted was taken up, and its facts."""
     host = Host(lab)
     pair = pair_with_way_back(lab, host, slot)
     facts = pair.source.guest.facts()
     load_in_vain(pair, SLOT_1_BYTES)
     pair.destination.vtpmd.kill()
+    return host, facts
+
+
+@pytest.mark.parametrize("slot", [0, 1], ids=["announced", "not announced"])
+def test_invariant_2_granted_vtpm_starts_when_the_anchor_had_not_seen_it(
+    lab: Lab, slot: int
+) -> None:
+    """The power fails when its old journal may be gone, and only tpm2-00.incoming has its state."""
+    host, facts = granted_in_vain(lab, slot)
     with host.powered() as (emulator, _, tpm):
         assert tpm.nv_read(0x01500001, 64) == facts.nv
         assert emulator.stop() == 0
@@ -402,11 +409,7 @@ def test_anchor_hears_of_what_is_taken_up_without_a_start(
     lab: Lab, command: str, slot: int
 ) -> None:
     """What recover and owner --claim advise does not make a state that nothing is wrong with."""
-    host = Host(lab)
-    pair = pair_with_way_back(lab, host, slot)
-    facts = pair.source.guest.facts()
-    load_in_vain(pair, SLOT_1_BYTES)
-    pair.destination.vtpmd.kill()
+    host, facts = granted_in_vain(lab, slot)
     before = host.key
     new_key: tuple[str, ...] = ()
     if command == "rekey":
