@@ -122,6 +122,19 @@ static TPM_RESULT do_await(struct link *link, struct message *request, struct me
     return tpm_await(link->tpm, request->header.argument != 0);
 }
 
+static TPM_RESULT do_arm(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_arm(link->tpm, request->header.argument != 0);
+}
+
+static TPM_RESULT do_abandon(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    tpm_abandon(link->tpm);
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_expect(struct link *link, struct message *request, struct message *response)
 {
     (void)request, (void)response;
@@ -320,6 +333,8 @@ static const operation operations[] = {
     [LINK_AWAIT] = do_await,
     [LINK_EXPECT] = do_expect,
     [LINK_ADMIT] = do_admit,
+    [LINK_ARM] = do_arm,
+    [LINK_ABANDON] = do_abandon,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */

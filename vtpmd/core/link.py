@@ -35,6 +35,8 @@ class LinkOperation(IntEnum):
     AWAIT = lib.LINK_AWAIT
     EXPECT = lib.LINK_EXPECT
     ADMIT = lib.LINK_ADMIT
+    ARM = lib.LINK_ARM
+    ABANDON = lib.LINK_ABANDON
 
 
 class LinkQuestion(IntEnum):
