@@ -130,8 +130,8 @@ static TPM_RESULT do_arm(struct link *link, struct message *request, struct mess
 
 static TPM_RESULT do_abandon(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    tpm_abandon(link->tpm);
+    (void)request;
+    response->header.argument = tpm_abandon(link->tpm);
     return TPM_SUCCESS;
 }
 

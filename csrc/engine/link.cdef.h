@@ -66,7 +66,8 @@ enum link_operation {
                            come; may be asked again after it failed */
     LINK_ARM = 53,      /* argument 1: LINK_ABANDON comes when the guest stops; 0: it does not */
     LINK_ABANDON = 54,  /* the guest stops: a long command that runs has not happened, and is
-                           answered TPM_RC_RETRY, unless it commits already */
+                           answered TPM_RC_RETRY, unless it commits already; answer: argument 1
+                           if that is so */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:

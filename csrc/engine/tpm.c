@@ -616,11 +616,13 @@ TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so)
     return long_command_arm(is_so) ? TPM_SUCCESS : TPM_BAD_ORDINAL;
 }
 
-void tpm_abandon(struct tpm *tpm)
+bool tpm_abandon(struct tpm *tpm)
 {
     locked(tpm);
-    if (long_command_abandon())
-        TPMLIB_CancelCommand(); /* it is of no use any more */
+    if (!long_command_abandon())
+        return false;
+    TPMLIB_CancelCommand(); /* it is of no use any more */
+    return true;
 }
 
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,

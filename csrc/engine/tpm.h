@@ -152,8 +152,9 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
 TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so);
 
 /* The guest stops: a command that may be long, and changes nothing durable yet, has not happened.
- * It is answered with TPM_RC_RETRY. What it has left in libtpms is undone when that is needed. */
-void tpm_abandon(struct tpm *tpm);
+ * It is answered with TPM_RC_RETRY. What it has left in libtpms is undone when that is needed.
+ * Returns true if there was one. */
+bool tpm_abandon(struct tpm *tpm);
 
 /* Make the response a bare header with this TPM_RC. */
 void tpm_respond_error(struct tpm_response *response, uint32_t code);
@@ -212,7 +213,7 @@ TPM_RESULT tpm_unretire(struct tpm *tpm);
 /* A retired TPM is asked back: while that `is_so`, its commands wait for tpm_unretire(). */
 TPM_RESULT tpm_await(struct tpm *tpm, bool is_so);
 
-/* Set the buffer size of a stopped TPM, or ask for it with 0. */
+/* Set the buffer size of a TPM that is stopped, or on standby, or ask for it with 0. */
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3]);
 
 /* Get libtpms' description of itself; the caller frees it. NULL without memory. */
