@@ -13,6 +13,7 @@ SOURCES = [
     "digest.c",
     "engine/blob.c",
     "engine/control.c",
+    "engine/lane.c",
     "journal_format.c",
     "journal_recover.c",
     "pages.c",
@@ -28,6 +29,7 @@ HEADERS = [
     "digest.h",
     "engine/blob.h",
     "engine/control.h",
+    "engine/lane.h",
     "journal_format.h",
     "journal_recover.h",
     "pages.h",
@@ -57,6 +59,7 @@ ffibuilder.set_source(
     #include "delta.h"
     #include "engine/blob.h"
     #include "engine/control.h"
+    #include "engine/lane.h"
     #include "engine/link_types.h"
     #include "journal_recover.h"
     #include "pages.h"
