@@ -777,7 +777,7 @@ def test_invariant_3_command_before_the_grant_waits_for_it(lab: Lab) -> None:
     assert_serves_nothing(pair.destination.guest)
     with ThreadPoolExecutor(1) as executor:
         started = executor.submit(pair.destination.guest.start)
-        wait_until(lambda: pair.destination.manage.vtpm()["incoming"] == "waiting")
+        wait_until(lambda: pair.destination.manage.vtpm()["incoming"] == "taking")
         assert_serves_nothing(pair.destination.guest)
         assert pair.source.manage.migration()["state"] == "frozen"
 
