@@ -20,7 +20,7 @@ from vtpmd.wire import peer
 
 SESSION, UUID, KEY = b"s" * 16, b"u" * 16, b"k" * 32
 LINEAGE = b"l" * 16
-HELLO = peer.Hello(3, 3, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
+HELLO = peer.Hello(4, 4, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
 OWN = destination.Own(None, UUID, None, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
 ROUND = events.Round(1, 10, 20, 0)
 
