@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "ask.h"
+#include "blackout.h"
 #include "bytes.h"
 #include "check.h"
 #include "data.h"
@@ -70,6 +71,10 @@ static TPM_RESULT start(struct commands *commands, bool is_incoming)
                     (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0) |
                     (arrival->what == ARRIVED_TAIL ? LINK_ASKED_TAIL : 0);
 
+    TPM_RESULT result;
+
+    if (is_incoming && arrival->what == ARRIVED_TAIL && blackout_init(commands->blackout, &result))
+        return result;
     if (is_incoming && (is_tail || arrival->what == ARRIVED_UNUSABLE)) {
         error_report("INIT is refused: QEMU's guest came with a state that could not be used; "
                      "migrate again");
@@ -96,13 +101,25 @@ static void do_init(struct context *context)
     answer(context, result);
 }
 
+/* A migration that took a tail is over, though nobody has said so. */
+static void run_on(struct commands *commands)
+{
+    commands->gave_tail = false;
+    blackout_runs(commands->blackout);
+}
+
 static TPM_RESULT stop(struct commands *commands, bool is_shutdown)
 {
     cleanup(message_deinit) struct message reply = MESSAGE_NONE;
 
     arrival_forget(&commands->arrival, commands->tpm, ARRIVED_NOTHING);
+    /* QEMU ends. A frozen TPM stays on: the destination may still ask for it. */
+    if (is_shutdown && blackout_state(commands->blackout) == HANDOVER_FROZEN)
+        return TPM_SUCCESS;
+    /* It stops the TPM before it loads a state, with the guest standing still, and at a reset. */
+    run_on(commands);
     TPM_RESULT result = ask(commands, LINK_ASK_STOP, is_shutdown, NULL, 0, &reply);
-    if (result != TPM_SUCCESS || reply.header.argument || !tpm_is_running(commands->tpm))
+    if (result != TPM_SUCCESS || !tpm_is_running(commands->tpm))
         return result;
     return tpm_stop(commands->tpm);
 }
@@ -224,6 +241,7 @@ static void do_lock_storage(struct context *context)
 {
     struct commands *commands = context->commands;
 
+    run_on(commands);
     if (!commands->asker)
         tpm_run_on(commands->tpm);
     answer(context, ask_whether(commands, LINK_ASK_RUNS));
@@ -262,23 +280,59 @@ static void answer_own_state(struct context *context)
     control_answer_state_blob(context->control, pieces, SWTPM_PIECES, is_encrypted);
 }
 
-static void do_get_state_blob(struct context *context)
+/* Put the tail into the answer. Returns false where there is none to give: it is the whole state
+ * then that QEMU gets (invariant 6). */
+static bool give_tail(struct commands *commands, TPM_RESULT *result)
+{
+    cleanup(message_deinit) struct message reply = MESSAGE_NONE;
+    struct message *tail = &commands->answer.tail;
+
+    *result = TPM_SUCCESS;
+    if (!blackout_is_armed(commands->blackout))
+        return false;
+    if (blackout_give_tail(commands->blackout, tail))
+        return true;
+    *result = ask(commands, LINK_ASK_STATE, 0, NULL, 0, &reply);
+    return *result == TPM_SUCCESS && blackout_give_tail(commands->blackout, tail);
+}
+
+static void answer_permanent_state(struct context *context)
 {
     struct commands *commands = context->commands;
-    struct message *given = &commands->answer.given;
-    uint32_t type = (uint32_t)context->event->type;
+    TPM_RESULT result;
 
-    TPM_RESULT result = ask(commands, LINK_ASK_STATE, type, NULL, 0, given);
+    commands->gave_tail = give_tail(commands, &result);
     if (result != TPM_SUCCESS) {
         answer(context, result);
         return;
     }
-    if (given->header.argument == LINK_BLOB_OWN) {
+    if (!commands->gave_tail) {
         answer_own_state(context);
+        commands->gave_whole = true;
         return;
     }
-    struct iovec piece = {given->payload, given->header.payload_bytes};
+    struct iovec piece = {commands->answer.tail.payload,
+                          commands->answer.tail.header.payload_bytes};
     control_answer_state_blob(context->control, &piece, 1, false);
+}
+
+static void do_get_state_blob(struct context *context)
+{
+    struct commands *commands = context->commands;
+    struct iovec nothing = {NULL, 0};
+
+    if (context->event->type == LINK_STATE_PERMANENT)
+        answer_permanent_state(context);
+    else if (!commands->gave_tail)
+        answer_own_state(context);
+    else if (blackout_state(commands->blackout) == HANDOVER_FROZEN)
+        /* The tail has it all. QEMU sets no empty blob at the other side. */
+        control_answer_state_blob(context->control, &nothing, 1, false);
+    else {
+        error_report("GET_STATEBLOB is refused: the session ended while QEMU took the state; its "
+                     "migration fails: try again");
+        answer(context, TPM_FAIL);
+    }
 }
 
 static TPM_RESULT set_tail(struct context *context)
@@ -294,7 +348,13 @@ static TPM_RESULT set_tail(struct context *context)
                      "source: migrate again");
         return TPM_BAD_PARAMETER;
     }
-    return ask(commands, LINK_ASK_TAIL, 0, event->data, event->data_bytes, &reply);
+    if (blackout_take_tail(commands->blackout, event->data, event->data_bytes))
+        return TPM_SUCCESS;
+    TPM_RESULT result = ask(commands, LINK_ASK_TAIL, 0, event->data, event->data_bytes, &reply);
+    if (result != TPM_SUCCESS)
+        return result;
+    bool is_taken = blackout_take_tail(commands->blackout, event->data, event->data_bytes);
+    return is_taken ? TPM_SUCCESS : TPM_BAD_PARAMETER;
 }
 
 TPM_RESULT commands_take_blob(struct commands *commands)
@@ -397,10 +457,10 @@ static void free_answer(struct commands *commands)
     if (commands->answer.state)
         explicit_bzero(commands->answer.state, commands->answer.state_bytes);
     free(commands->answer.state);
-    message_deinit(&commands->answer.given);
+    message_deinit(&commands->answer.tail);
     free(commands->answer.info);
     memset(&commands->answer, 0, sizeof(commands->answer));
-    commands->answer.given = MESSAGE_NONE;
+    commands->answer.tail = MESSAGE_NONE;
 }
 
 void commands_answered(struct commands *commands)
@@ -413,6 +473,9 @@ void commands_answered(struct commands *commands)
     if (runs != commands->told_running)
         asker_tell(commands->asker, LINK_TELL_RUNNING, runs, NULL, 0);
     commands->told_running = runs;
+    if (commands->gave_whole)
+        asker_tell(commands->asker, LINK_TELL_GIVEN, 0, NULL, 0);
+    commands->gave_whole = false;
     if (commands->number == CONTROL_INIT)
         asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)

@@ -11,6 +11,7 @@
 #include "swtpm_format.h"
 
 struct asker;
+struct blackout;
 struct data_channel;
 struct store;
 struct tpm;
@@ -20,6 +21,7 @@ struct commands {
     struct store *store;
     struct data_channel *channel;
     struct asker *asker; /* NULL: the engine is alone */
+    struct blackout *blackout;
     struct arrival arrival;
     struct { /* the blob that vtpmd is asked about, or NULL */
         uint32_t type;
@@ -30,9 +32,11 @@ struct commands {
         struct swtpm_wrapped blob;
         uint8_t *state;
         size_t state_bytes;
-        struct message given;
+        struct message tail;
         char *info;
     } answer;
+    bool gave_whole; /* the command has given the TPM's own permanent state */
+    bool gave_tail;  /* QEMU takes a state, and has got a tail for the permanent one */
     bool has_shut_down;
     bool told_running; /* what vtpmd was told last */
 };

@@ -3,18 +3,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libtpms/tpm_error.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "anchor.h"
 #include "ask.h"
+#include "blackout.h"
 #include "bytes.h"
 #include "check.h"
 #include "checkpoint.h"
 #include "cipher.h"
 #include "error.h"
 #include "journal.h"
+#include "lane.h"
 #include "message.h"
 #include "pages.h"
 #include "server.h"
@@ -65,8 +68,10 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
     TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
-    if (result == TPM_SUCCESS)
-        response->header.payload_bytes = sizeof(*digests);
+    if (result != TPM_SUCCESS)
+        return result;
+    link->held = *digests;
+    response->header.payload_bytes = sizeof(*digests);
     return result;
 }
 
@@ -106,26 +111,30 @@ static TPM_RESULT do_capture(struct link *link, struct message *request, struct 
 
 static TPM_RESULT do_retire(struct link *link, struct message *request, struct message *response)
 {
-    (void)response;
-    return tpm_retire(link->tpm, request->header.argument == LINK_RETIRE_UNSERVED);
+    (void)request, (void)response;
+    TPM_RESULT result = tpm_retire(link->tpm, true);
+    if (result == TPM_SUCCESS)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
 }
 
 static TPM_RESULT do_unretire(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_unretire(link->tpm);
+    bool may_be_theirs = blackout_state(link->blackout) == HANDOVER_GRANTED;
+
+    (void)response;
+    if (may_be_theirs && request->header.argument != 1)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = tpm_unretire(link->tpm);
+    if (result == TPM_SUCCESS)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
 }
 
 static TPM_RESULT do_await(struct link *link, struct message *request, struct message *response)
 {
     (void)response;
     return tpm_await(link->tpm, request->header.argument != 0);
-}
-
-static TPM_RESULT do_expect(struct link *link, struct message *request, struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_expect(link->tpm);
 }
 
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
@@ -135,7 +144,72 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
     (void)response;
     if (!get_lineage(request, &lineage) || request->header.argument > LINK_ADMIT_GOES_BACK)
         return TPM_BAD_PARAMETER;
-    return tpm_admit(link->tpm, &lineage, request->header.argument == LINK_ADMIT_GOES_BACK);
+    bool goes_back = request->header.argument == LINK_ADMIT_GOES_BACK;
+    TPM_RESULT result = tpm_admit(link->tpm, &lineage, goes_back);
+    if (result == TPM_SUCCESS && !goes_back)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
+}
+
+static TPM_RESULT do_set_lane(struct link *link, struct message *request, struct message *response)
+{
+    struct link_lane says;
+    struct lane_keying keying;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(says) || request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    memcpy(&says, request->payload, sizeof(says));
+    memcpy(keying.session, says.session, sizeof(keying.session));
+    memcpy(keying.key, says.key, sizeof(keying.key));
+    memcpy(keying.uuid, says.uuid, sizeof(keying.uuid));
+    memcpy(keying.lineage, says.lineage, sizeof(keying.lineage));
+    keying.is_greeted = says.is_greeted;
+    TPM_RESULT result =
+        blackout_set_lane(link->blackout, request->descriptor, &keying, says.is_source);
+    if (result == TPM_SUCCESS)
+        request->descriptor = -1; /* the blackout's now */
+    explicit_bzero(&says, sizeof(says));
+    explicit_bzero(&keying, sizeof(keying));
+    return result;
+}
+
+static TPM_RESULT do_offer(struct link *link, struct message *request, struct message *response)
+{
+    struct link_digests digests;
+
+    (void)response;
+    if (request->header.payload_bytes <= sizeof(digests))
+        return TPM_BAD_PARAMETER;
+    memcpy(&digests, request->payload, sizeof(digests));
+    return blackout_offer(link->blackout, &digests, request->payload + sizeof(digests),
+                          request->header.payload_bytes - sizeof(digests));
+}
+
+static TPM_RESULT do_hold(struct link *link, struct message *request, struct message *response)
+{
+    struct link_hold times;
+
+    (void)response;
+    if (request->header.payload_bytes <= sizeof(times))
+        return TPM_BAD_PARAMETER;
+    memcpy(&times, request->payload, sizeof(times));
+    return blackout_hold(link->blackout, &link->held, &times, request->payload + sizeof(times),
+                         request->header.payload_bytes - sizeof(times));
+}
+
+static TPM_RESULT do_let_go(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return blackout_say(link->blackout, HANDOVER_LET_GO);
+}
+
+static TPM_RESULT do_withdraw(struct link *link, struct message *request, struct message *response)
+{
+    (void)request;
+    TPM_RESULT result = blackout_say(link->blackout, HANDOVER_WITHDRAW);
+    response->header.argument = blackout_state(link->blackout);
+    return result;
 }
 
 static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
@@ -318,8 +392,12 @@ static const operation operations[] = {
     [LINK_RETIRE] = do_retire,
     [LINK_UNRETIRE] = do_unretire,
     [LINK_AWAIT] = do_await,
-    [LINK_EXPECT] = do_expect,
     [LINK_ADMIT] = do_admit,
+    [LINK_SET_LANE] = do_set_lane,
+    [LINK_OFFER] = do_offer,
+    [LINK_HOLD] = do_hold,
+    [LINK_LET_GO] = do_let_go,
+    [LINK_WITHDRAW] = do_withdraw,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */
@@ -354,12 +432,25 @@ static bool is_gone(int r)
     return r == MESSAGE_END || r == -ECONNRESET || r == -EPIPE;
 }
 
+/* sandbox: poll|ppoll */
+static int serve_what_comes(struct link *link)
+{
+    struct pollfd entries[] = {{link->fd, POLLIN, 0},
+                               {blackout_lane_fd(link->blackout), POLLIN, 0}};
+
+    if (poll(entries, 2, -1) < 0)
+        return errno == EINTR ? 0 : -errno;
+    if (entries[1].revents)
+        blackout_receive(link->blackout);
+    return entries[0].revents ? serve_request(link) : 0;
+}
+
 int link_serve(struct link *link)
 {
     int r = asker_open(link->asker);
 
     while (r == 0)
-        r = serve_request(link);
+        r = serve_what_comes(link);
     return is_gone(r) ? 0 : r;
 }
 

@@ -54,16 +54,28 @@ enum link_operation {
                                    it is durable */
 
     /* Custody (custody.h). */
-    LINK_RETIRE = 48,   /* serve no more, and write nothing; argument: enum link_retire; refused if
-                           that is broken */
-    LINK_UNRETIRE = 49, /* serve and write again, also what was given away as blobs */
+    LINK_RETIRE = 48,   /* serve no more, and write nothing; refused if a command was executed since
+                           the vTPM came to this host by LINK_ADMIT, or ever; not so for a TPM that
+                           is held, or has not started */
+    LINK_UNRETIRE = 49, /* serve and write again, also what was given away as blobs; argument 1: and
+                           what was granted, as the owner record says that it is ours again */
     LINK_AWAIT = 50,    /* argument 1: the retired TPM is asked back, and commands wait for
                            LINK_UNRETIRE as they do for LINK_ADMIT; 0: not any more */
-    LINK_EXPECT = 51,   /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
-                           moment at most, and are answered TPM_RC_RETRY then */
     LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
                            argument: enum link_admit; payload: struct link_lineage, of what has
                            come; may be asked again after it failed */
+
+    /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
+    LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
+                           greeted each other on */
+    LINK_OFFER = 58,    /* the owner record says offered: QEMU gets a tail, for a second without a
+                           question, while nothing runs; payload: struct link_digests, of what the
+                           tail ends at, and the tail */
+    LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
+                           from; payload: struct link_hold, and the tail */
+    LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
+    LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
+                           argument, enum handover_state */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
@@ -71,7 +83,8 @@ enum link_operation {
 enum link_question {
     LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
     LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
-    LINK_ASK_STATE = 66,     /* argument: state type; answer: argument, enum link_blob */
+    LINK_ASK_STATE = 66,     /* the permanent one, while a session may give a tail for it; the
+                                answer has done so, by LINK_OFFER, or has not */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
     LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it */
@@ -81,17 +94,15 @@ enum link_question {
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
     LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
     LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
+    LINK_TELL_HANDOVER =
+        75,               /* news: argument, enum handover_state; payload: struct link_handover */
+    LINK_TELL_GIVEN = 76, /* news: QEMU has got the TPM's own permanent state */
 };
 
 enum link_asked_init {
     LINK_ASKED_INCOMING = 1, /* QEMU says that its guest came with a stream */
     LINK_ASKED_BLOBS = 2,    /* it has brought its TPM's whole state */
     LINK_ASKED_TAIL = 4,     /* it has brought a tail */
-};
-
-enum link_blob {
-    LINK_BLOB_OWN = 0,   /* the whole blob, of the TPM's state */
-    LINK_BLOB_GIVEN = 1, /* what the payload has */
 };
 
 enum link_condition {
@@ -116,13 +127,6 @@ enum link_admit {
 /* What LINK_CAPTURE answers. */
 enum link_capture {
     LINK_CAPTURE_CHANGED = 1, /* it may differ from the last one */
-};
-
-/* What must not have happened when the engine retires. */
-enum link_retire {
-    LINK_RETIRE_UNCHANGED = 0, /* nothing ran since the last LINK_CAPTURE */
-    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since the vTPM came to this host by LINK_ADMIT, or
-                                  ever; so for a TPM that is held, or has not started */
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */
@@ -168,6 +172,34 @@ enum link_limit {
 struct link_digests {
     uint8_t permanent_digest[32];
     uint8_t volatile_digest[32];
+};
+
+/* What LINK_SET_LANE brings (lane.h). */
+struct link_lane {
+    uint8_t session[16];
+    uint8_t key[32];
+    uint8_t uuid[16];
+    uint8_t lineage[16];
+    uint8_t is_greeted;
+    uint8_t is_source;
+};
+
+/* What a destination has done so far, for the source's report. */
+struct link_hold {
+    uint32_t apply_us;
+    uint32_t start_us;
+};
+
+/* How a hand-over came to the state that it is in. */
+struct link_handover {
+    uint8_t session[16];
+    uint32_t is_source;
+    uint32_t event;      /* enum handover_event */
+    uint32_t tail_bytes; /* source: given to QEMU */
+    uint32_t retire_us;  /* source */
+    uint32_t apply_us;   /* as in struct link_hold, on both sides */
+    uint32_t start_us;
+    uint32_t wait_us; /* destination: from the tail to the Grant */
 };
 
 /* What LINK_SET_JOURNAL brings. */

@@ -4,6 +4,7 @@
 #include "link_types.h"
 
 struct asker;
+struct blackout;
 struct server;
 struct store;
 struct tpm;
@@ -16,6 +17,8 @@ struct link {
     struct store *store;
     struct server *server;
     struct asker *asker;
+    struct blackout *blackout;
+    struct link_digests held;    /* what the TPM on standby was started from */
     struct link_serving serving; /* what the boot record says of that server */
 };
 

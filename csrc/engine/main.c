@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "ask.h"
+#include "blackout.h"
 #include "data.h"
 #include "error.h"
 #include "io.h"
@@ -172,8 +173,11 @@ static int serve_tpm(struct engine *engine)
     int r = data_channel_new(&engine->channel, engine->tpm);
     if (r >= 0 && !engine->is_alone)
         r = asker_new(&link->asker, LINK_FD_SOCKET);
+    if (r >= 0)
+        r = blackout_new(&link->blackout, engine->tpm, link->asker);
     about.channel = engine->channel;
     about.asker = link->asker;
+    about.blackout = link->blackout;
     if (r >= 0)
         r = server_new(&link->server, &about, LINK_FD_CONTROL, link->wake_fd);
     if (r >= 0)
@@ -182,6 +186,7 @@ static int serve_tpm(struct engine *engine)
     if (engine->channel)
         data_channel_free(engine->channel);
     server_free(link->server);
+    blackout_free(link->blackout);
     asker_free(link->asker);
     return r;
 }

@@ -764,6 +764,12 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
     return result;
 }
 
+bool tpm_has_worked(struct tpm *tpm)
+{
+    locked(tpm);
+    return tpm->worked;
+}
+
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 {
     enum tpm_operation operation = unserved ? OP_RETIRE_UNSERVED : OP_RETIRE_UNCHANGED;

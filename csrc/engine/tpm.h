@@ -179,6 +179,9 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm);
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
                        enum link_shutdown *said);
 
+/* Return true if something ran since the last capture. */
+bool tpm_has_worked(struct tpm *tpm);
+
 /* Answer every command with TPM_RC_FAILURE from now on, and leave state and files as they are: the
  * vTPM is another host's. TPM_FAIL, and no change, if something ran since the last capture or, for
  * `unserved`, since the vTPM came; then the TPM need not be running, and may be on standby. */

@@ -44,6 +44,7 @@ from tests.support.tpm2 import StartupType, TpmError
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
+from vtpmd.core.lane import LaneKind
 from vtpmd.wire import peer, swtpm_format
 
 REFUSED = "the tail is refused: "
@@ -437,7 +438,7 @@ def test_silent_link_before_the_tail_leaves_the_source_as_owner(lab: Lab) -> Non
     """Nothing passes and nobody is told: the destination gives up waiting for the grant."""
     pair = make_armed_pair(lab, link=MessageLink)
     facts = pair.source.guest.facts()
-    assert not load_with_cut(pair, Cut(before=peer.Take, ending=Ending.SILENCE))
+    assert not load_with_cut(pair, Cut(before=LaneKind.TAKE, ending=Ending.SILENCE))
     assert_stays(pair, facts)
 
 
@@ -445,7 +446,7 @@ def test_silent_link_after_the_grant_leaves_the_source_as_owner_once_it_is_well(
     """The source cannot find out whether its Grant arrived: nobody serves until it can."""
     pair = make_armed_pair(lab, link=MessageLink)
     facts = pair.source.guest.facts()
-    assert not load_with_cut(pair, Cut(before=peer.Grant, ending=Ending.SILENCE))
+    assert not load_with_cut(pair, Cut(before=LaneKind.GRANT, ending=Ending.SILENCE))
     assert_cannot_start(pair.destination)
     pair.source.guest.resume()
     assert_serves_nothing(pair.source.guest)

@@ -2,12 +2,15 @@
 
 import os
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
 from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES, JOURNAL_SECRET_BYTES
 from vtpmd.core.memory import check_length
+
+if TYPE_CHECKING:
+    from vtpmd.core.lane import LaneKeying
 
 
 class LinkOperation(IntEnum):
@@ -33,8 +36,12 @@ class LinkOperation(IntEnum):
     RETIRE = lib.LINK_RETIRE
     UNRETIRE = lib.LINK_UNRETIRE
     AWAIT = lib.LINK_AWAIT
-    EXPECT = lib.LINK_EXPECT
     ADMIT = lib.LINK_ADMIT
+    SET_LANE = lib.LINK_SET_LANE
+    OFFER = lib.LINK_OFFER
+    HOLD = lib.LINK_HOLD
+    LET_GO = lib.LINK_LET_GO
+    WITHDRAW = lib.LINK_WITHDRAW
 
 
 class LinkQuestion(IntEnum):
@@ -51,6 +58,8 @@ class LinkQuestion(IntEnum):
     TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
     TELL_RESTORED = lib.LINK_TELL_RESTORED
     TELL_RUNNING = lib.LINK_TELL_RUNNING
+    TELL_HANDOVER = lib.LINK_TELL_HANDOVER
+    TELL_GIVEN = lib.LINK_TELL_GIVEN
 
     @property
     def is_news(self) -> bool:
@@ -101,13 +110,6 @@ class LinkShutdown(IntEnum):
     STATE = lib.LINK_SHUTDOWN_STATE
 
 
-class LinkRetire(IntEnum):
-    """What must not have happened when the engine retires (``enum link_retire``)."""
-
-    UNCHANGED = lib.LINK_RETIRE_UNCHANGED
-    UNSERVED = lib.LINK_RETIRE_UNSERVED
-
-
 class LinkDescriptor(IntEnum):
     """The descriptors that the engine is started with (``enum link_descriptor``)."""
 
@@ -131,6 +133,19 @@ class LinkDigests(NamedTuple):
     volatile: bytes
 
 
+class LinkHandover(NamedTuple):
+    """How a hand-over came to the state that it is in (``struct link_handover``)."""
+
+    session: bytes
+    is_source: bool
+    event: int  # HandoverEvent
+    tail_bytes: int
+    retire_us: int
+    apply_us: int
+    start_us: int
+    wait_us: int
+
+
 class LinkHeader(NamedTuple):
     """What precedes each payload on the engine link (``struct link_header``)."""
 
@@ -144,7 +159,6 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
-LINK_BLOB_GIVEN: int = lib.LINK_BLOB_GIVEN  # the answer to ASK_STATE that has a payload
 
 
 def link_held(said: LinkShutdown) -> int:
@@ -168,6 +182,34 @@ def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
     digests = bytes(payload)
     check_length("answer to a held INIT", digests, LINK_DIGESTS_BYTES)
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
+
+
+def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytes:
+    """Return the payload of SET_LANE, which has a key (``struct link_lane``)."""
+    lane = ffi.new("struct link_lane *", (*keying, is_source))
+    return bytes(ffi.buffer(lane))
+
+
+def pack_link_hold(apply_us: int, start_us: int) -> bytes:
+    """Return what HOLD has before its tail (``struct link_hold``)."""
+    return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us, start_us))))
+
+
+def unpack_link_handover(payload: bytes | bytearray) -> LinkHandover:
+    """Return what TELL_HANDOVER brings. Raises ValueError for another length."""
+    check_length("news of a hand-over", bytes(payload), ffi.sizeof("struct link_handover"))
+    told = ffi.new("struct link_handover *")
+    ffi.memmove(told, payload, len(payload))
+    return LinkHandover(
+        bytes(told.session),
+        bool(told.is_source),
+        told.event,
+        told.tail_bytes,
+        told.retire_us,
+        told.apply_us,
+        told.start_us,
+        told.wait_us,
+    )
 
 
 def pack_link_header(header: LinkHeader) -> bytes:

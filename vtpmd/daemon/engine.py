@@ -7,18 +7,23 @@ import logging
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import time
+from array import array
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vtpmd import core
 from vtpmd.core import LinkCondition, LinkHeader, LinkOperation, LinkQuestion
 from vtpmd.daemon.engine_process import EngineProcess
 from vtpmd.errors import VtpmdError
+
+if TYPE_CHECKING:
+    from vtpmd.core.lane import LaneKeying
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +167,7 @@ class Engine:
         meanwhile: Meanwhile | None = None,
         *,
         soon: bool = True,
+        descriptor: int | None = None,
     ) -> Reply:
         """Send one request and return its answer.
 
@@ -175,10 +181,20 @@ class Engine:
             if self.state is not EngineState.SERVING:
                 raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
             reply = self._expect(operation)
-            await self._send(LinkHeader(operation, 0, argument, len(payload)), payload)
+            header = LinkHeader(operation, 0, argument, len(payload))
+            await self._send(header, payload, descriptor)
             if meanwhile is not None:
                 meanwhile.run()
             return await self._receive_reply(reply, soon=soon)
+
+    async def set_lane(self, lane: socket.socket, keying: LaneKeying, *, is_source: bool) -> None:
+        """Have the engine speak over this connection; it gets one of its own. Raises VtpmdError."""
+        payload = core.pack_link_lane(keying, is_source=is_source)
+        reply = await self.request(
+            LinkOperation.SET_LANE, payload=payload, descriptor=lane.fileno()
+        )
+        if reply.result:
+            raise VtpmdError(f"the engine cannot use the lane: it says {reply.result:#x}")
 
     async def raise_generations(self, floor: int) -> None:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
@@ -219,14 +235,18 @@ class Engine:
         self._link.close()
 
     async def _send(
-        self, header: LinkHeader, payload: bytes | bytearray | memoryview = b""
+        self,
+        header: LinkHeader,
+        payload: bytes | bytearray | memoryview = b"",
+        descriptor: int | None = None,
     ) -> None:
+        rights = [] if descriptor is None else [_rights(descriptor)]
         packed = core.pack_link_header(header)
         try:
             async with self._sending:
                 # Most messages fit into the socket's buffer.
                 try:
-                    sent = self._link.sendmsg([packed, payload])
+                    sent = self._link.sendmsg([packed, payload], rights)
                 except BlockingIOError:
                     sent = 0
                 if sent < len(packed) + len(payload):
@@ -348,6 +368,10 @@ class Engine:
             self.death = _describe_death(self.pid, code, was_stopping=was_stopping)
             if self._on_death is not None:
                 self._on_death(self.death)
+
+
+def _rights(descriptor: int) -> tuple[int, int, array[int]]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor])
 
 
 def _describe_death(pid: int, code: int, *, was_stopping: bool) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, Store
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkHandover, LinkOperation, Store
+from vtpmd.core.handover import Handover
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
@@ -25,6 +26,8 @@ from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
+    import socket
+
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
     from vtpmd.daemon.tls import Connection, PeerName
@@ -166,15 +169,15 @@ class Mobility:
             if self.tell is not None:
                 self.tell(event, data)
 
-    async def tail(self) -> bytes | None:
-        """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
+    async def give_tail(self) -> None:
+        """Have QEMU's stream carry a tail, where that may be; else it carries a whole blob.
 
         Invariant 6: a tail only when the authenticated peer has acknowledged a base and is there,
         and QEMU, if it can be asked, is migrating. Raises NotOurs.
         """
         session = self.outgoing
         if session is None or session.ended.is_set():
-            return None
+            return
         if session.is_fenced:
             raise NotOurs("the vTPM may be another host's: its state is not given away here")
         # Without a monitor an armed session is trusted to be for this migration.
@@ -183,13 +186,25 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
-                await self.end_freeze()
-                return None
-        return await session.freeze()
+                return
+        await session.freeze()
 
-    def is_frozen(self) -> bool:
-        """True while the state is QEMU's tail: the other blobs are empty then."""
-        return self.outgoing is not None and self.outgoing.is_frozen
+    def gave_whole_state(self) -> None:
+        """QEMU has got the TPM's whole state: a session that is not armed yet is of no use."""
+        if self.outgoing is not None:
+            self._spawn(self.outgoing.state_given())
+
+    def handed_over(self, state: Handover, told: LinkHandover) -> None:
+        """The engine has done something by itself of what a session has prepared."""
+        if told.is_source and self.outgoing is not None:
+            self._spawn(self.outgoing.told(state, told))
+        elif not told.is_source and self.incoming is not None:
+            self._spawn(self._arrived(self.incoming, state, told))
+
+    async def _arrived(self, session: Incoming, state: Handover, told: LinkHandover) -> None:
+        await session.told(state, told)
+        if state is Handover.STARTED:
+            await self._end_outgoing()
 
     async def guest_runs(self) -> None:
         """The guest runs here, or will; what must be found out for that is not waited for."""
@@ -221,14 +236,8 @@ class Mobility:
         """True where what the record says is offered was not granted by this process' session."""
         return self.outgoing is not None and not self.outgoing.is_fenced
 
-    async def end_freeze(self) -> None:
-        """The migration that took a tail is over, though nobody has said so."""
-        if self.is_frozen():
-            await self.guest_runs()
-
     async def stopping(self) -> None:
         """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
-        await self.end_freeze()
         if self.incoming is not None and self.incoming.is_granted:
             # What was started ahead of time is the only state there is, until that is durable.
             await self._end_incoming("QEMU stops the TPM")
@@ -285,6 +294,12 @@ class Mobility:
         if not is_named(session.peer, name) and session.is_alive:
             return "another host's session is armed there"
         return None
+
+    async def take_lane(self, accepted: socket.socket, session: bytes, frame: bytes) -> None:
+        """Take the second connection of the session that comes in. Raises VtpmdError."""
+        if self.incoming is None or self.incoming.has_ended(session):
+            raise VtpmdError("a lane is refused: there is no session here that it is of")
+        await self.incoming.take_lane(accepted, frame)
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
@@ -366,11 +381,7 @@ class Mobility:
         Raises NotOurs: it may not start.
         """
         async with self._starting:
-            session = self.incoming
-            is_incoming = LinkAskedInit.INCOMING in asked
-            if session is not None and is_incoming and session.awaits_init:
-                return await self._start_from_session(session)
-            if is_incoming and LinkAskedInit.TAIL in asked:
+            if LinkAskedInit.INCOMING in asked and LinkAskedInit.TAIL in asked:
                 raise NotOurs(
                     "QEMU's guest came with a state that could not be used; migrate again"
                 )
@@ -380,14 +391,6 @@ class Mobility:
             self._check_not_releasing()
             await self._check_ours()
             return (await self._engine.request(LinkOperation.INIT)).result
-
-    async def _start_from_session(self, session: Incoming) -> int:
-        if not await session.start():
-            raise NotOurs(
-                "the source has not granted the vTPM; the guest goes on there: migrate again"
-            )
-        await self._end_outgoing()
-        return 0
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""

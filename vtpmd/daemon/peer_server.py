@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Final, Protocol
 
-from vtpmd.daemon import tls
+from vtpmd.daemon import lane, tls
 from vtpmd.daemon.acceptor import Acceptor
 from vtpmd.daemon.handshakes import Handshakes
 from vtpmd.daemon.limited_log import LimitedLog
@@ -39,6 +39,9 @@ class Sessions(Protocol):
         self, connection: tls.Connection, decoder: peer.Decoder, hello: peer.Hello
     ) -> None:
         """Serve a source; returns when its session no longer needs the connection."""
+
+    async def take_lane(self, accepted: socket.socket, session: bytes, frame: bytes) -> None:
+        """Take the second connection of a session. Raises VtpmdError for one of none."""
 
     async def answer(self, connection: tls.Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Answer a source that asks for its vTPM over a new connection."""
@@ -86,6 +89,9 @@ class PeerServer:
             with accepted:  # nothing is left in it once tls.accept() has taken over
                 if self._handshakes.enter(address):
                     lines.write(logging.WARNING, "too many handshakes: the oldest has made room")
+                if await lane.is_greeted(accepted):
+                    await self._mobility.take_lane(accepted, *await lane.read_greeting(accepted))
+                    return
                 connection = await tls.accept(accepted, self._credentials.context())
             lines = self._of_peers
             try:

@@ -195,7 +195,7 @@ async def connect(
     peer = _address(host, port)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            sock = await _connect(host, port)
+            sock = await connect_without(host, port)
             stream = await TlsStream.handshake(sock, context, host)
         name = _name_at(stream)
     except (OSError, ValueError) as error:
@@ -238,8 +238,11 @@ def _name_at(stream: TlsStream) -> PeerName:
         raise
 
 
-async def _connect(host: str, port: int) -> socket.socket:
-    """Connect to the first address of a host that takes it. Raises the last one's OSError."""
+async def connect_without(host: str, port: int) -> socket.socket:
+    """Connect, without TLS, to the first address of a host that takes it.
+
+    Raises the last one's OSError.
+    """
     loop = asyncio.get_running_loop()
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in await loop.getaddrinfo(

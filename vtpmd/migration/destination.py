@@ -62,7 +62,10 @@ class Stage(NamedTuple):
 
 
 class UseTail(NamedTuple):
-    """Open the tail, stage what is new in it, start the TPM; then TailApplied or TailRefused."""
+    """Open the tail, stage what is new in it, start the TPM, and have the engine ask the source.
+
+    Then TailApplied or TailRefused.
+    """
 
     blob: bytes
 
@@ -72,9 +75,10 @@ class UseTail(NamedTuple):
 
 
 class Decline(NamedTuple):
-    """Remember that the session ended without a Grant, then forget its images; tell people why.
+    """Have the engine take nothing; remember that the session ended without a Grant; forget it.
 
-    Then Remembered or RecordFailed. QEMU may still bring whole blobs.
+    Tell people why. Then Remembered or RecordFailed, and QEMU may still bring whole blobs; or
+    Entitled or Started, if the engine was granted it by then.
     """
 
     reason: str
@@ -90,9 +94,9 @@ class Do(Enum):
     """Actions without anything more to say."""
 
     PREPARE = "make the session's file, have the owner record know it; Prepared or StageFailed"
-    LET_GO = "have the engine let go of the TPM that it started ahead of time"
+    LET_GO = "have the engine let go of the TPM that it started ahead; Took, if it was overtaken"
     START = "start the TPM from the last round, held; then HeldStarted or StageFailed"
-    EXPECT = "the guest may use the held TPM: its commands wait"
+    HOLD = "have the engine ask the source, by itself, once QEMU brings the tail to that"
     ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
     SETTLE = "put the state into its own file; then Settled or SettleFailed"
     RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
@@ -153,22 +157,18 @@ class Destination:
                 return [refusal, *self._end(event.reason, before)]
             case events.TailCame(blob=blob):
                 return [UseTail(blob)]
-            case events.TailApplied():
-                return [Send(peer.Take(self.session, *event.digests, *event[1:]))]
+            case events.HeldStarted():
+                return [Do.HOLD]
             case events.SetAside(reason=reason):
                 refusal = Send(peer.Refuse(Reason.STATE, reason))
                 return [refusal, *self._end(reason, before)]
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
-            case events.GrantTimedOut():
-                return self._end("the source did not grant the vTPM in time", before)
         return self._owning(event, before)
 
     def _owning(self, event: LocalEvent, before: State) -> list[Action]:
         """What happens once the source has granted the vTPM."""
         match event:
-            case events.InitCame() if before is State.ENTITLED:
-                return [Do.EXPECT]
             case events.InitAnswered() | events.Adopt():
                 return [Do.ADMIT]
             case events.Admitted():
@@ -200,9 +200,7 @@ class Destination:
                 self.key = event.key
             case peer.Record() | peer.Commit() | peer.Stopped():
                 return self._round(event, before)
-            case peer.Grant() if before is State.WAITING:
-                return [Do.EXPECT]
-            case peer.Reclaim() if before in (State.TAKING, State.WAITING):
+            case peer.Reclaim() if before is State.TAKING:
                 return self._end("the guest runs on at the source", before)
             case peer.Reclaim() if before is State.ADMITTED:
                 return [Send(peer.Kept(self.session))]
@@ -214,7 +212,7 @@ class Destination:
 
     def _round(self, event: peer.Message, before: State) -> list[Action]:
         """Take what belongs to a round, unless the freeze has overtaken it."""
-        if before in (State.TAKING, State.WAITING):
+        if before is State.TAKING:
             return []
         let_go: list[Action] = [Do.LET_GO] if before is State.STANDBY else []
         match event:
