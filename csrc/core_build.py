@@ -38,7 +38,12 @@ HEADERS = [
     "pages.h",
     "swtpm_format.h",
 ]
-DECLARATIONS = ["engine/handover.cdef.h", "engine/link.cdef.h", "engine/codecs.cdef.h", "core.cdef.h"]
+DECLARATIONS = [
+    "engine/handover.cdef.h",
+    "engine/link.cdef.h",
+    "engine/codecs.cdef.h",
+    "core.cdef.h",
+]
 
 # CPython's own flags carry -DNDEBUG, and leave a declaration that has drifted a mere warning.
 FLAGS = [

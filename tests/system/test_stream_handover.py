@@ -41,10 +41,10 @@ from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
 from tests.support.tpm2 import StartupType, TpmError
+from vtpmd.core.lane import LaneKind
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
-from vtpmd.core.lane import LaneKind
 from vtpmd.wire import peer, swtpm_format
 
 REFUSED = "the tail is refused: "
@@ -777,7 +777,7 @@ def test_invariant_3_command_before_the_grant_waits_for_it(lab: Lab) -> None:
     assert_serves_nothing(pair.destination.guest)
     with ThreadPoolExecutor(1) as executor:
         started = executor.submit(pair.destination.guest.start)
-        wait_until(lambda: pair.destination.manage.vtpm()["incoming"] == "waiting")
+        wait_until(lambda: pair.destination.manage.vtpm()["incoming"] == "taking")
         assert_serves_nothing(pair.destination.guest)
         assert pair.source.manage.migration()["state"] == "frozen"
 

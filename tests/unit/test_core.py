@@ -14,7 +14,6 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_ADMIT_": core.LinkAdmit,
     "LINK_INIT_": core.LinkInit,
     "LINK_CAPTURE_": core.LinkCapture,
-    "LINK_RETIRE_": core.LinkRetire,
     "LINK_SHUTDOWN_": core.LinkShutdown,
     "LINK_CONDITION_": core.LinkCondition,
     "LINK_ASKED_": core.LinkAskedInit,

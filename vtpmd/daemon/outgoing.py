@@ -548,12 +548,12 @@ class Outgoing:
         if await self._engine_lets_be(LinkOperation.LET_GO):
             self._events.put(events.OfferEnded())
         else:
-            await self._take_back()
+            await self._revoke()
 
-    async def _take_back(self) -> None:
+    async def _revoke(self) -> None:
         """Have the engine grant nothing; where it has, or that is not known, it has."""
         is_back = await self._engine_lets_be(LinkOperation.WITHDRAW)
-        self._events.put(events.TookBack() if is_back else events.Granted())
+        self._events.put(events.Revoked() if is_back else events.Granted())
 
     async def _engine_lets_be(self, operation: LinkOperation) -> bool:
         try:
@@ -631,7 +631,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,
     Do.END_OFFER: Outgoing._end_offer,
-    Do.TAKE_BACK: Outgoing._take_back,
+    Do.REVOKE: Outgoing._revoke,
     Do.TELL_FREEZE: Outgoing._tell_freeze,
     Do.TELL_GRANTED: Outgoing._tell_granted,
     Do.RECORD_MOVED: Outgoing._record_moved,
@@ -648,6 +648,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
 _REASONS: Final = {
     HandoverEvent.END: "the destination has let go of it",
     HandoverEvent.LOST: "the lane to the destination broke",
+    HandoverEvent.ASKED: "QEMU has asked for the state once more",
     HandoverEvent.RUNS: "the guest runs here again",
     HandoverEvent.TAKE_OTHER: "the destination's state is not the one that was sent",
     HandoverEvent.NOT_RETIRED: "the guest has used its TPM since QEMU took the state",

@@ -96,7 +96,7 @@ class Frozen(NamedTuple):
     """The tail is QEMU's: the engine has given it."""
 
 
-class TookBack(NamedTuple):
+class Revoked(NamedTuple):
     """The engine gives no tail any more, and grants nothing: the session ends."""
 
 
@@ -234,7 +234,7 @@ LocalEvent = (
     | Freeze
     | TailMade
     | Frozen
-    | TookBack
+    | Revoked
     | OfferEnded
     | Granted
     | CameBack

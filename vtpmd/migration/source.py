@@ -58,8 +58,8 @@ class Do(Enum):
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
     MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
-    END_OFFER = "have it give no tail for now, then OfferEnded; if it has: as TAKE_BACK"
-    TAKE_BACK = "have it give no tail, and grant nothing; then TookBack, or Granted if it has"
+    END_OFFER = "have it give no tail for now, then OfferEnded; if it has: as REVOKE"
+    REVOKE = "have it give no tail, and grant nothing; then Revoked, or Granted if it has"
     TELL_FREEZE = "tell people that QEMU has the tail"
     TELL_GRANTED = "tell people that the destination may have the vTPM"
     RECORD_MOVED = "have the owner record say moved, and tell people: the destination has said so"
@@ -88,7 +88,7 @@ class Source:
         self.state = State.CONNECTING
         self.session = hello.session
         self.round = Round(0, 0, 0, 0)
-        self._wanted: tuple[Event, State] | None = None  # what something is taken back for
+        self._wanted: tuple[Event, State] | None = None  # what something is revoked for
         self.peer_following: peer.Following | None = None
         self.is_received = False  # the destination's QEMU takes a stream
         self._hello = hello
@@ -168,7 +168,7 @@ class Source:
             case events.RecordFailed() | events.QemuLeft():
                 return [Do.ASK]
             case events.LinkLost() | events.Disarmed() if before in (State.OFFERED, State.FROZEN):
-                return self._take_back(event, before)
+                return self._revoke(event, before)
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
             case events.Disarmed(reason=reason):
@@ -184,23 +184,24 @@ class Source:
                 return [Do.TELL_FREEZE]
             case events.OfferEnded():
                 return [Do.WITHDRAW]
-            case events.TookBack():
-                return self._took_back()
-            case events.Granted() if before is State.TAKING_BACK:
-                assert self._wanted is not None  # noqa: S101 - something is taken back for it
+            case events.Revoked():
+                return self._revoked()
+            case events.Granted() if before is State.REVOKING:
+                assert self._wanted is not None  # noqa: S101 - something is revoked for it
                 wanted, _ = self._wanted
-                return [Do.TELL_GRANTED, *([] if _is_too_late(wanted) else [Repeat(wanted)])]
+                is_too_late = isinstance(wanted, events.Disarmed)
+                return [Do.TELL_GRANTED, *([] if is_too_late else [Repeat(wanted)])]
             case events.Granted() if before is State.FROZEN:
                 return [Do.TELL_GRANTED]
         return []
 
-    def _take_back(self, event: Event, before: State) -> list[Action]:
+    def _revoke(self, event: Event, before: State) -> list[Action]:
         """End what the engine may do by itself, before anything is said or written."""
         self._wanted = event, before
-        return [Do.TAKE_BACK]
+        return [Do.REVOKE]
 
-    def _took_back(self) -> list[Action]:
-        assert self._wanted is not None  # noqa: S101 - something is taken back for it
+    def _revoked(self) -> list[Action]:
+        assert self._wanted is not None  # noqa: S101 - something is revoked for it
         event, before = self._wanted
         match event:
             case peer.Refuse():
@@ -220,15 +221,15 @@ class Source:
                 return [Do.OFFER, Do.START_ROUND]
             case events.GuestStopped() if before is State.ROUND:
                 return [Do.OFFER]
-            case events.Freeze() if before is not State.FROZEN:
+            case events.Freeze():
                 return [Do.OFFER, Do.MAKE_TAIL]
             case events.GuestResumed() if before is State.OFFERED:
                 self._wanted = event, before
                 return [Do.END_OFFER]
             case events.GuestResumed() if before in WITH_BASE:
                 return [Do.WITHDRAW]
-            case events.GuestResumed() | events.Freeze() if before is State.FROZEN:
-                return self._take_back(event, before)
+            case events.GuestResumed() if before is State.FROZEN:
+                return self._revoke(event, before)
             case events.GuestResumed() if before in (State.GRANTED, State.MOVED):
                 return [Do.HOLD_COMMANDS, Do.ASK]
         return []
@@ -242,7 +243,7 @@ class Source:
             case peer.Ack() if before is not State.FROZEN:
                 return self._acknowledged(event, before)
             case peer.Refuse() | peer.Released() if before in (State.OFFERED, State.FROZEN):
-                return self._take_back(event, before)
+                return self._revoke(event, before)
             case peer.Refuse() if before not in GIVEN_AWAY:
                 return self._refused(event, before)
             case peer.Released():
@@ -307,8 +308,3 @@ class Source:
     def _give_up(self, reason: str) -> list[Action]:
         self.state = State.ENDED
         return [GoOn(reason), Send(peer.Disarm(self.session)), *_GOODBYE]
-
-
-def _is_too_late(wanted: Event) -> bool:
-    """Return whether there is nothing to say to that any more, once the vTPM was granted."""
-    return isinstance(wanted, events.Disarmed | events.Freeze)

@@ -29,7 +29,7 @@ class State(Enum):
     OFFERED = "source: the destination has it, and the engine the tail that says so"
     FREEZING = "source: QEMU has asked for the state; the tail is made"
     FROZEN = "source: the tail is QEMU's; the destination has not asked for the vTPM yet"
-    TAKING_BACK = "source: the engine is to give no tail and grant nothing, if it has not yet"
+    REVOKING = "source: the engine is to give no tail and grant nothing, if it has not yet"
     GRANTED = "source: fenced; the vTPM is the destination's, or may be: it has not said so yet"
     MOVED = "source: fenced; the destination has said that it has the vTPM"
     RECLAIMING = "source: fenced; the guest runs here again; the destination is asked to let go"
@@ -122,17 +122,14 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     },
     (State.FROZEN, events.Granted): State.GRANTED,
     **{
-        (state, event): State.TAKING_BACK
+        (state, event): State.REVOKING
         for state in (State.OFFERED, State.FROZEN)
         for event in (peer.Refuse, events.LinkLost, events.GuestResumed, events.Disarmed)
     },
-    (State.FROZEN, events.Freeze): State.TAKING_BACK,  # something ran: the engine does not ask else
-    (State.FROZEN, peer.Released): State.TAKING_BACK,
-    (State.TAKING_BACK, events.OfferEnded): State.ARMED,
-    (State.TAKING_BACK, events.TookBack): State.ENDED,
-    (State.TAKING_BACK, events.Granted): State.GRANTED,
-    **{(state, events.Granted): state for state in (*GIVEN_AWAY, State.RELEASED)},
-    **{(state, events.Frozen): state for state in (*GIVEN_AWAY, State.RELEASED)},
+    (State.FROZEN, peer.Released): State.REVOKING,
+    (State.REVOKING, events.OfferEnded): State.ARMED,
+    (State.REVOKING, events.Revoked): State.ENDED,
+    (State.REVOKING, events.Granted): State.GRANTED,
     **{(state, events.LinkLost): state for state in GIVEN_AWAY},
     **{(state, events.GuestStopped): state for state in GIVEN_AWAY},
     **{(state, events.RoundDue): state for state in GIVEN_AWAY},
@@ -186,7 +183,7 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.CHECKING, events.TailRefused): State.DECLINING,
     **{
         (state, events.Took): State.TAKING
-        for state in (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING)
+        for state in (State.STAGING, State.HOLDING, State.STANDBY)
     },
     # Of the round that the freeze overtook: the tail has it.
     **{(State.TAKING, event): State.TAKING for event in (peer.Record, peer.Commit, peer.Stopped)},
@@ -199,16 +196,9 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.DECLINING, events.Remembered): State.ENDED,
     (State.DECLINING, events.RecordFailed): State.ENDED,
     # The engine was granted it before it was asked to let it be.
-    (State.DECLINING, events.Took): State.DECLINING,
     (State.DECLINING, events.Entitled): State.ENTITLED,
     (State.DECLINING, events.Started): State.STARTED,
-    (State.ENTITLED, events.Took): State.ENTITLED,
-    (State.ENTITLED, events.Entitled): State.ENTITLED,
     (State.ENTITLED, events.Started): State.STARTED,
-    **{
-        (State.STARTED, event): State.STARTED
-        for event in (events.Took, events.Entitled, events.Started)
-    },
     (State.ENTITLED, events.Adopt): State.STARTED,
     (State.ENTITLED, peer.Reclaim): State.RELEASING,
     (State.STARTED, events.InitAnswered): State.STARTED,
