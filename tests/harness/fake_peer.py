@@ -239,5 +239,7 @@ class FakeDestination:
     def close(self) -> None:
         """Listen no more, and hang up on every source."""
         self._listener.close()
-        for connection in (*self._streams, *self.lanes):
-            connection.close()
+        for stream in self._streams:
+            stream.close()
+        for lane in self.lanes:
+            lane.close()

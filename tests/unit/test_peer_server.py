@@ -200,8 +200,8 @@ def test_a_lane_is_no_handshake_of_tls() -> None:
     async def test(site: Site) -> None:
         to = outgoing.Peer(HOST, site.port, credentials(), ())
         with await lane.connect(to, KEYING) as sock:
-            wanted = (1, 1, KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
-            wanted = (*wanted, 1000 * USER_TIMEOUT_S)
+            waits = (KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+            wanted = (1, 1, *waits, 1000 * USER_TIMEOUT_S)
             assert options(sock) == wanted
             assert site.sessions.lane_options == [wanted]
             assert isinstance(await site.ask(hello()), peer.Welcome)

@@ -165,8 +165,9 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     **{
         (state, event): State.ENDED
         for state in BEFORE_ACK[1:]
-        for event in (peer.Disarm, events.LinkLost, events.SetAside, events.StageFailed)
+        for event in (peer.Disarm, events.LinkLost, events.SetAside)
     },
+    (State.WELCOMED, events.StageFailed): State.ENDED,
     (State.STAGING, events.Staged): State.HOLDING,
     (State.STAGING, events.StageFailed): State.DECLINING,
     (State.HOLDING, peer.Record): State.HOLDING,
