@@ -243,17 +243,21 @@ class MessageLink(Link):
             decoder = peer.Decoder()
             decoder.receive_data(unit.data)
             message = decoder.next_message()
-            if isinstance(message, peer.Hello):
-                self._hello = message
-            elif isinstance(message, peer.Key):
-                self._key = message.key
+            with self._changed:
+                if isinstance(message, peer.Hello):
+                    self._hello, self._key = message, b""
+                elif isinstance(message, peer.Key):
+                    self._key = message.key
+                    self._changed.notify_all()
         return super().before_unit(unit)
 
     def _lane_ends(
         self, source: socket.socket, destination: socket.socket
     ) -> tuple["_End", "_End"]:
-        assert self._hello is not None
-        hello = self._hello
+        with self._changed:  # the stream's thread may not have got as far
+            assert self._changed.wait_for(lambda: self._key, HELD_TIMEOUT_S)
+            assert self._hello is not None
+            hello = self._hello
         keying = LaneKeying(hello.session, self._key, hello.uuid, hello.lineage)
         return (
             _LaneEnd(source, greeting.GREETING_BYTES, Lane(keying, is_source=False)),
