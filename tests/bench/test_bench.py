@@ -20,7 +20,7 @@ from tests.bench.durable.subjects import APPEND, OPERATIONS, SYNCED_SWTPM, appen
 from tests.bench.durable.subjects import EMULATORS as DURABLE_EMULATORS
 from tests.bench.durable.subjects import Size as DurableSize
 from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
-from tests.bench.moving.guests import GuestTpm
+from tests.bench.moving.guests import WITHOUT_LOAD, GuestTpm
 from tests.bench.moving.hand_over import Step
 from tests.bench.moving.load import Activity, Size
 from tests.bench.moving.pair import Mode
@@ -256,13 +256,15 @@ def check_moving(measured: dict[str, Any]) -> None:
     }
     assert set(medians) == set(product(Size, Activity, Mode))
     for size, activity in product(Size, Activity):
-        swtpm, blobs, tail = (medians[size, activity, mode] for mode in Mode)
-        assert tail < swtpm == blobs - LINEAGE_BYTES  # which says whose it is
+        swtpm, blobs, tail, floor = (medians[size, activity, mode] for mode in Mode)
+        assert floor == tail < swtpm == blobs - LINEAGE_BYTES  # which says whose it is
     for each in measured["hand_overs"]:
         assert set(each["phases_us"]) == (PHASES if each["mode"] == Mode.TAIL else set())
         assert all(each["steps_us"][step]["mean"] > 0 for step in (Step.GET_PERMANENT, Step.INIT))
     guests = {(each["activity"], each["tpm"]): each for each in measured["migrations"]}
-    assert set(guests) == set(product(Activity, GuestTpm)) - {(Activity.LOAD, GuestTpm.NONE)}
+    assert set(guests) == set(product(Activity, GuestTpm)) - set(
+        product([Activity.LOAD], WITHOUT_LOAD)
+    )
     for (_, tpm), each in guests.items():
         assert all(run["passes"] > 0 for run in each["migrations"])
         assert all(bool(run["share_us"]) == (tpm != GuestTpm.NONE) for run in each["migrations"])

@@ -162,7 +162,7 @@ class HandOver:
             # Without it a start would make another TPM, which is nothing that an operator wants.
             if not (host.state / "tpm2-00.permall").exists():
                 continue
-            guest = RawGuest(host.vtpmd)
+            guest = RawGuest(host.vtpmd.control_path)
             guests.append(guest)
             if self._is_served(guest):
                 owners.append(Owner(host.side, to_guest=False))

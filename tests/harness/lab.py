@@ -26,6 +26,25 @@ class Closable(Protocol):
         """Close it; nothing happens if it is closed."""
 
 
+class Killable(Protocol):
+    """What a test has started and may leave running."""
+
+    def kill(self) -> None:
+        """End it; nothing happens if it has ended."""
+
+
+class ForGuests(Protocol):
+    """What a guest can have as its TPM: an emulator, or what looks like one."""
+
+    @property
+    def control_path(self) -> Path:
+        """Where it accepts QEMU's control connection."""
+
+    @property
+    def qmp_path(self) -> Path | None:
+        """Where QEMU has to have a monitor for it."""
+
+
 class Lab(Closing):
     """Start what a test needs, and end it all when the test is over, however that went.
 
@@ -62,7 +81,7 @@ class Lab(Closing):
         directory = self.new_path(kind.value)
         emulator = Emulator(kind, directory, state, peering, options, self._network)
         self._emulators.append(emulator)
-        self._ending.callback(emulator.kill)
+        self.kill_at_end(emulator)
         return emulator
 
     def daemon(self, state: Path | None = None) -> Emulator:
@@ -86,9 +105,9 @@ class Lab(Closing):
         self.close_at_end(management)
         return management
 
-    def raw_guest(self, emulator: Emulator) -> RawGuest:
+    def raw_guest(self, emulator: ForGuests) -> RawGuest:
         """Connect to an emulator as QEMU does when it starts, without a QEMU."""
-        guest = RawGuest(emulator)
+        guest = RawGuest(emulator.control_path)
         self.close_at_end(guest)
         return guest
 
@@ -98,9 +117,7 @@ class Lab(Closing):
         self.close_at_end(link)
         return link
 
-    def guest(
-        self, control: Emulator | ControlProxy, machine: Machine, arguments: Sequence[str] = ()
-    ) -> Guest:
+    def guest(self, control: ForGuests, machine: Machine, arguments: Sequence[str] = ()) -> Guest:
         """Start a guest with an emulator's TPM, or with that behind a proxy."""
         directory = self.new_path("guest")
         if control.qmp_path is not None:
@@ -111,7 +128,7 @@ class Lab(Closing):
         self.close_at_end(guest)
         return guest
 
-    def booted_guest(self, control: Emulator | ControlProxy, machine: Machine) -> Guest:
+    def booted_guest(self, control: ForGuests, machine: Machine) -> Guest:
         """Start a guest, wait for its workload, and let that set up its TPM and use it."""
         guest = self.guest(control, machine)
         guest.wait_for_workload()
@@ -124,6 +141,10 @@ class Lab(Closing):
         proxy = ControlProxy(self.new_path("proxy"), emulator, trigger)
         self.close_at_end(proxy)
         return proxy
+
+    def kill_at_end(self, process: Killable) -> None:
+        """Have a process killed when the test is over, before what was started earlier."""
+        self._ending.callback(process.kill)
 
     def close_at_end(self, resource: Closable) -> None:
         """Have something closed when the test is over, before what was started earlier."""

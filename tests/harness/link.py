@@ -17,8 +17,8 @@ from typing import NamedTuple, Protocol
 
 from tests.harness.credentials import HOST, credentials
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneKeying, LaneKind
-from vtpmd.daemon import lane, tls
-from vtpmd.wire import peer
+from vtpmd.daemon import tls
+from vtpmd.wire import greeting, peer
 
 RECORD_HEADER_BYTES = 5
 RECEIVE_BYTES_MAX = 1 << 16
@@ -205,7 +205,7 @@ class Link:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(CONNECT_TIMEOUT_S)
         try:
-            is_lane = source.recv(1, socket.MSG_PEEK) == lane.MAGIC[:1]
+            is_lane = greeting.begins(source.recv(1, socket.MSG_PEEK))
             ends = (self._lane_ends if is_lane else self._ends)(source, destination)
         except OSError:
             for sock in sockets:
@@ -221,7 +221,7 @@ class Link:
     def _lane_ends(
         self, source: socket.socket, destination: socket.socket
     ) -> tuple["_End", "_End"]:
-        return _LaneEnd(source, lane.GREETING_BYTES), _LaneEnd(destination)
+        return _LaneEnd(source, greeting.GREETING_BYTES), _LaneEnd(destination)
 
 
 class MessageLink(Link):
@@ -243,20 +243,24 @@ class MessageLink(Link):
             decoder = peer.Decoder()
             decoder.receive_data(unit.data)
             message = decoder.next_message()
-            if isinstance(message, peer.Hello):
-                self._hello = message
-            elif isinstance(message, peer.Key):
-                self._key = message.key
+            with self._changed:
+                if isinstance(message, peer.Hello):
+                    self._hello, self._key = message, b""
+                elif isinstance(message, peer.Key):
+                    self._key = message.key
+                    self._changed.notify_all()
         return super().before_unit(unit)
 
     def _lane_ends(
         self, source: socket.socket, destination: socket.socket
     ) -> tuple["_End", "_End"]:
-        assert self._hello is not None
-        hello = self._hello
+        with self._changed:  # the stream's thread may not have got as far
+            assert self._changed.wait_for(lambda: self._key, HELD_TIMEOUT_S)
+            assert self._hello is not None
+            hello = self._hello
         keying = LaneKeying(hello.session, self._key, hello.uuid, hello.lineage)
         return (
-            _LaneEnd(source, lane.GREETING_BYTES, Lane(keying, is_source=False)),
+            _LaneEnd(source, greeting.GREETING_BYTES, Lane(keying, is_source=False)),
             _LaneEnd(destination, 0, Lane(keying, is_source=True)),
         )
 

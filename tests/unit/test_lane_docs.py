@@ -9,9 +9,12 @@ from tests.support import lane as apart
 from tests.support.documents import DOCS, Row, fields, tables
 from vtpmd.core import lane
 from vtpmd.core.lane import Lane, LaneFrame, LaneKeying, LaneKind, LaneRefusal
+from vtpmd.wire import greeting
+from vtpmd.wire.greeting import Greeting, GreetingError
 
 TEXT = (DOCS / "lane-format.md").read_text()
 TABLES = tables(TEXT)
+GREETING = next(iter(tables(TEXT.partition("\n## Opening\n")[2]).values()))
 KINDS, REFUSALS = TABLES["Content+"], tables(TEXT.partition("finds first:")[2])[""]
 
 KEYING = LaneKeying(
@@ -91,6 +94,32 @@ def test_fields_of_kinds() -> None:
             keying = KEYING._replace(is_greeted=kind is not LaneKind.HELLO)
             with nullcontext() if name in has else pytest.raises(ValueError, match="next frame"):
                 Lane(keying, is_source=True).seal(with_it)
+
+
+def test_greeting() -> None:
+    """Its layout; and a greeting is what the document says, whatever is altered."""
+    data = greeting.encode(Greeting(KEYING.session, example(0)))
+    assert fields(GREETING, data) == {
+        "magic": int.from_bytes(b"VTPMLANE", "big"),
+        "version": greeting.VERSION,
+        "session": int.from_bytes(KEYING.session, "big"),
+        "HELLO": int.from_bytes(example(0), "big"),
+    }
+    assert GREETING[1]["Field"] == f"version, {greeting.VERSION}"
+    assert greeting.HELLO_BYTES == lane.LANE_FRAME_BYTES
+    assert greeting.decode(data) == Greeting(KEYING.session, example(0))
+    for at in range(10):
+        altered = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+        with pytest.raises(GreetingError):
+            greeting.decode(altered)
+
+
+def test_a_greeting_is_told_from_tls() -> None:
+    """By the types of TLS's records (RFC 8446, 5.1, and RFC 6520), and from nothing at all."""
+    for first in (*range(0x14, 0x19), 0):
+        assert not greeting.begins(bytes([first]))
+    assert not greeting.begins(b"")
+    assert greeting.begins(greeting.encode(Greeting(KEYING.session, example(0)))[:1])
 
 
 def test_examples() -> None:

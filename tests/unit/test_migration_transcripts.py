@@ -46,6 +46,7 @@ EVENTS: dict[str, Any] = {
     "Unknown": peer.Unknown(SESSION),
     "Connected": events.Connected(),
     "LaneOpened": events.LaneOpened(),
+    "LaneCame": events.LaneCame(5),
     "RoundDue": events.RoundDue(),
     "RoundSent": events.RoundSent(ROUND),
     "NothingChanged": events.NothingChanged(),
@@ -570,9 +571,10 @@ SOURCE = {
 
 
 TO_HOLDING = """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Record                  RECEIVING   apply
     Commit                  STAGING     stage
     Staged                  HOLDING     send Ack
@@ -600,9 +602,10 @@ TO_SETTLED = f"""{TO_STARTED}
 
 DESTINATION = {
     "the vTPM comes": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Record                  RECEIVING   apply
     Record                  RECEIVING   apply
     Commit                  STAGING     stage
@@ -684,10 +687,12 @@ DESTINATION = {
     Settled                 SETTLED     CLOSE
     """,
     "is it there?": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Ping                    WELCOMED    send Pong
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Ping                    RECEIVING   send Pong
-    Key                     RECEIVING
     Commit                  STAGING     stage
     Ping                    STAGING     send Pong
     Staged                  HOLDING     send Ack
@@ -722,52 +727,77 @@ DESTINATION = {
     LinkLost                ENDED       CLOSE
     """,
     "the session cannot be written down": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     StageFailed             ENDED       send Refuse, discard, CLOSE
     """,
-    "the link is lost before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    "the link is lost before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     LinkLost                ENDED       discard, CLOSE
     """,
-    "disarmed before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    "the link is lost before a base": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
+    LinkLost                ENDED       discard, CLOSE
+    """,
+    "disarmed before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     Disarm                  ENDED       discard, CLOSE
     """,
+    "disarmed before a base": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
+    Disarm                  ENDED       discard, CLOSE
+    """,
+    "another source begins before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    SetAside                ENDED       send Refuse, discard, CLOSE
+    """,
     "another source begins before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     SetAside                ENDED       send Refuse, discard, CLOSE
     """,
     "libtpms refuses the round": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     StageFailed             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     LinkLost                DECLINING   decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages, and the source gives up": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     Disarm                  DECLINING   decline
     """,
     "the engine fails while it stages, and another source begins": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     SetAside                DECLINING   send Refuse, decline
     """,
@@ -872,6 +902,7 @@ def parse(line: str) -> tuple[str, str, list[str]]:
 _SPELLINGS: dict[type, str] = {
     source.FallBack: "fall back",
     source.GoOn: "go on",
+    destination.SetLane: "set lane",
     destination.Apply: "apply",
     destination.Stage: "stage",
     destination.UseTail: "use tail",
@@ -967,13 +998,26 @@ def test_invariant_3_answers_of_another_session_change_nothing_here(name: str) -
     assert machine.state is State.RECLAIMING
 
 
-def test_a_round_before_the_key_is_refused() -> None:
-    """There would be a base, and no way to open the tail."""
+@pytest.mark.parametrize("said", [["LaneCame"], ["Commit"], ["Record"], ["Key", "Commit"]])
+def test_key_and_lane_come_before_a_round(said: list[str]) -> None:
+    """There would be a base, and no way to open the tail, or to ask for the vTPM."""
     machine = Destination(OWN)
     machine.step(HELLO)
-    with pytest.raises(ImpossibleEvent, match="before Key"):
-        machine.step(EVENTS["Commit"])
-    assert machine.state is State.RECEIVING
+    *before, last = said
+    for each in before:
+        machine.step(EVENTS[each])
+    with pytest.raises(ImpossibleEvent):
+        machine.step(EVENTS[last])
+    assert machine.state is State.WELCOMED
+
+
+def test_a_session_has_one_lane() -> None:
+    """Another one would have the same keys, with the same numbers."""
+    machine = Destination(OWN)
+    for each in ("Hello", "Key", "LaneCame"):
+        machine.step(EVENTS[each])
+    with pytest.raises(ImpossibleEvent):
+        machine.step(EVENTS["LaneCame"])
 
 
 def test_invariant_12_a_round_says_what_the_guest_said_of_power() -> None:
@@ -981,6 +1025,7 @@ def test_invariant_12_a_round_says_what_the_guest_said_of_power() -> None:
     machine = Destination(OWN)
     machine.step(HELLO)
     machine.step(EVENTS["Key"])
+    machine.step(EVENTS["LaneCame"])
     with pytest.raises(ImpossibleEvent, match="TPM2_Shutdown"):
         machine.step(EVENTS["Commit"]._replace(power=3))
     (stage,) = machine.step(EVENTS["Commit"]._replace(power=2))
@@ -1084,4 +1129,4 @@ def test_fit_destination_welcomes(fine: dict[str, Any]) -> None:
     """A VM without a UUID, no state in the directory, another patch release, an older libtpms."""
     machine = Destination(OWN)
     machine.step(HELLO._replace(**fine))
-    assert machine.state is State.RECEIVING
+    assert machine.state is State.WELCOMED

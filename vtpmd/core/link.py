@@ -184,10 +184,12 @@ def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
 
 
-def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytes:
-    """Return the payload of SET_LANE, which has a key (``struct link_lane``)."""
+def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytearray:
+    """Return the payload of SET_LANE (``struct link_lane``), which has a key: overwrite it."""
     lane = ffi.new("struct link_lane *", (*keying, is_source))
-    return bytes(ffi.buffer(lane))
+    packed = bytearray(ffi.buffer(lane))
+    lib.explicit_bzero(lane, ffi.sizeof("struct link_lane"))
+    return packed
 
 
 def pack_link_hold(apply_us: int, start_us: int) -> bytes:

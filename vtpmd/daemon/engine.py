@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vtpmd import core
 from vtpmd.core import LinkCondition, LinkHeader, LinkOperation, LinkQuestion
@@ -187,12 +187,14 @@ class Engine:
                 meanwhile.run()
             return await self._receive_reply(reply, soon=soon)
 
-    async def set_lane(self, lane: socket.socket, keying: LaneKeying, *, is_source: bool) -> None:
-        """Have the engine speak over this connection; it gets one of its own. Raises VtpmdError."""
+    async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        """Have the engine speak over a connection, of which it gets a descriptor of its own.
+
+        Raises VtpmdError.
+        """
         payload = core.pack_link_lane(keying, is_source=is_source)
-        reply = await self.request(
-            LinkOperation.SET_LANE, payload=payload, descriptor=lane.fileno()
-        )
+        reply = await self.request(LinkOperation.SET_LANE, payload=payload, descriptor=lane)
+        payload[:] = bytes(len(payload))
         if reply.result:
             raise VtpmdError(f"the engine cannot use the lane: it says {reply.result:#x}")
 
@@ -245,15 +247,28 @@ class Engine:
         try:
             async with self._sending:
                 # Most messages fit into the socket's buffer.
-                try:
-                    sent = self._link.sendmsg([packed, payload], rights)
-                except BlockingIOError:
-                    sent = 0
+                while not (sent := self._send_some([packed, payload], rights)):
+                    await self._writable()
                 if sent < len(packed) + len(payload):
                     rest = memoryview(packed + bytes(payload))[sent:]
                     await asyncio.get_running_loop().sock_sendall(self._link, rest)
         except OSError as error:
             raise await self._broken(error) from error
+
+    def _send_some(self, pieces: list[Any], rights: list[Any]) -> int:
+        """Send what there is room for, with the descriptor; return how many bytes."""
+        try:
+            return self._link.sendmsg(pieces, rights)
+        except BlockingIOError:
+            return 0
+
+    async def _writable(self) -> None:
+        loop, writable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(self._link, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._link)
 
     def _expect(self, operation: LinkOperation) -> asyncio.Future[Reply]:
         self._asked = operation

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 ADOPT_TIMEOUT_S: Final = 2.0
 # Of a disk that did not take what a session needs it to.
 RETRY_S: Final = 1.0
+# The lane's greeting and the Key come over two connections, and either may lose a packet.
+KEY_TIMEOUT_S: Final = 2.0
 # A source says something several times a second while it is armed.
 ALIVE_S: Final = 2.0
 
@@ -79,7 +81,6 @@ class Incoming:
         self._permanent_record = b""  # the one that came last
         self._durable_generation = 0  # of the permanent state
         self._cipher: TailCipher | None = None
-        self._has_lane = False
         self._is_held = False  # a TPM was started from what is staged
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
@@ -167,16 +168,25 @@ class Incoming:
         await self._happened(events.LinkLost(reason))
         self._close()
 
-    async def take_lane(self, accepted: socket.socket, frame: bytes) -> None:
-        """Have the engine speak with the source's over this connection. Raises VtpmdError."""
-        machine, key = self._machine, self._machine.key
-        if key is None or self._has_lane:
-            raise VtpmdError("a lane is refused: the session has one, or no key yet")
-        keying = LaneKeying(self.session, key, machine.uuid, machine.lineage, is_greeted=True)
-        hello = lane.greet_back(keying._replace(is_greeted=False), frame)
-        self._has_lane = True
-        await self._owner.engine.set_lane(accepted, keying, is_source=False)
-        accepted.send(hello)
+    async def take_lane(self, accepted: socket.socket, hello: bytes) -> None:
+        """Have the engine speak with the source's over this connection, and say so there.
+
+        ``hello`` is how that begins; the Key may come a little later. Raises VtpmdError, OSError.
+        """
+        await self._events.wait_for(lambda: self._machine.key is not None, KEY_TIMEOUT_S)
+        answer = lane.greet_back(self._keying(), hello)
+        came = events.LaneCame(accepted.fileno())
+        if not await self._events.run(came, lambda: self.state is State.WELCOMED):
+            raise VtpmdError(
+                f"a lane is refused: the session is {self.state.name}, must be WELCOMED"
+            )
+        accepted.send(answer)
+
+    def _keying(self) -> LaneKeying:
+        machine = self._machine
+        if machine.key is None:
+            raise VtpmdError("a lane is refused: its session has no key yet; is the link slow?")
+        return LaneKeying(self.session, machine.key, machine.uuid, machine.lineage)
 
     async def receiving(self, is_receiving: bool) -> None:
         """Tell the source whether this side's QEMU takes a stream."""
@@ -262,6 +272,9 @@ class Incoming:
         match action:
             case destination.Send(message=message):
                 self._send(message)
+            case destination.SetLane(descriptor=descriptor):
+                keying = self._keying()._replace(is_greeted=True)
+                await self._owner.engine.set_lane(descriptor, keying, is_source=False)
             case destination.Apply(record=record):
                 self._apply_record(record)
             case destination.Stage():
@@ -538,6 +551,7 @@ class Incoming:
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)
         try:
+            await self._owner.engine.request(LinkOperation.WITHDRAW)  # the lane goes, too
             await self._forget()
         except VtpmdError as error:
             log.error("%s", error)

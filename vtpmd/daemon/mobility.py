@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
     from vtpmd.daemon.tls import Connection, PeerName
+    from vtpmd.wire.greeting import Greeting
     from vtpmd.wire.peer import Decoder, Hello
 
 log = logging.getLogger(__name__)
@@ -277,14 +278,14 @@ class Mobility:
 
     def _why_busy(self, name: PeerName, condition: LinkCondition) -> str | None:
         """Return why no source can be welcomed now, or None."""
-        from vtpmd.migration.states import ON_APPROVAL, State
+        from vtpmd.migration.states import BEFORE_ACK, ON_APPROVAL, State
 
         session = self.incoming
         if LinkCondition.RUNNING in condition:
             return "a guest uses the TPM there already"
         if LinkCondition.BLOBS in condition:
             return "QEMU brings a guest's whole state there"
-        if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
+        if session is None or session.state in (*BEFORE_ACK, State.ENDED):
             return None
         if session.state is State.SETTLED:
             return None
@@ -295,11 +296,11 @@ class Mobility:
             return "another host's session is armed there"
         return None
 
-    async def take_lane(self, accepted: socket.socket, session: bytes, frame: bytes) -> None:
-        """Take the second connection of the session that comes in. Raises VtpmdError."""
-        if self.incoming is None or self.incoming.has_ended(session):
+    async def take_lane(self, accepted: socket.socket, greets: Greeting) -> None:
+        """Take the second connection of the session that comes in. Raises VtpmdError, OSError."""
+        if self.incoming is None or self.incoming.has_ended(greets.session):
             raise VtpmdError("a lane is refused: there is no session here that it is of")
-        await self.incoming.take_lane(accepted, frame)
+        await self.incoming.take_lane(accepted, greets.hello)
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""

@@ -414,7 +414,8 @@ class Outgoing:
         keying = LaneKeying(self.session, self._key, owner.uuid, owner.lineage)
         try:
             with await lane.connect(self._peer, keying) as sock:
-                await owner.engine.set_lane(sock, keying._replace(is_greeted=True), is_source=True)
+                greeted = keying._replace(is_greeted=True)
+                await owner.engine.set_lane(sock.fileno(), greeted, is_source=True)
         except VtpmdError as error:
             await self._lose(str(error))
         else:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vtpmd.migration import events
 from vtpmd.migration.events import LocalEvent
 from vtpmd.migration.states import (
+    BEFORE_ACK,
     ON_APPROVAL,
     ImpossibleEvent,
     State,
@@ -42,6 +43,12 @@ class Send(NamedTuple):
     """Send a message to the source."""
 
     message: peer.Message
+
+
+class SetLane(NamedTuple):
+    """Have the engine speak with the source's over this connection."""
+
+    descriptor: int
 
 
 class Apply(NamedTuple):
@@ -104,7 +111,7 @@ class Do(Enum):
     CLOSE = "close the connection"
 
 
-Action = Send | Apply | Stage | UseTail | Decline | Discard | Do
+Action = Send | SetLane | Apply | Stage | UseTail | Decline | Discard | Do
 Event = peer.Message | LocalEvent
 
 
@@ -131,6 +138,8 @@ class Destination:
             return []
         if not isinstance(event, LocalEvent | peer.Hello):
             check_session(event, self.session)
+        if isinstance(event, events.LaneCame) and self.key is None:
+            raise ImpossibleEvent("a lane before Key")
         if isinstance(event, peer.Commit):
             self._check_commit(event)
         before = self.state
@@ -140,8 +149,6 @@ class Destination:
         return self._message(event, before)
 
     def _check_commit(self, commit: peer.Commit) -> None:
-        if self.key is None:
-            raise ImpossibleEvent("Commit before Key")
         if commit.power > POWER_MAX:
             raise ImpossibleEvent(f"Commit with {commit.power} for the guest's TPM2_Shutdown")
 
@@ -150,6 +157,8 @@ class Destination:
             case events.Prepared():
                 own = self._own
                 return [Send(peer.Welcome(self._version, own.libtpms_version, own.following))]
+            case events.LaneCame(descriptor=descriptor):
+                return [SetLane(descriptor)]
             case events.Staged():
                 return [Send(peer.Ack(*self._commit[:3]))]
             case events.StageFailed() | events.TailRefused():
@@ -226,13 +235,13 @@ class Destination:
         return []
 
     def _lost(self, reason: str, before: State) -> list[Action]:
-        if before is State.WELCOMING or before not in (State.RECEIVING, *ON_APPROVAL):
+        if before not in (*BEFORE_ACK[1:], *ON_APPROVAL):
             return [Do.CLOSE]
         return self._end(reason, before)
 
     def _end(self, reason: str, before: State) -> list[Action]:
         """End a session that was not granted; what was acknowledged is asked for later."""
-        if before is State.RECEIVING:
+        if before in BEFORE_ACK:
             return [Discard(reason), Do.CLOSE]
         return [Decline(reason)]
 

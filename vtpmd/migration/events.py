@@ -123,6 +123,12 @@ class Staged(NamedTuple):
     """The round is durable, and libtpms takes the state."""
 
 
+class LaneCame(NamedTuple):
+    """The source has connected the lane, and shown that it has the session's key."""
+
+    descriptor: int
+
+
 class StageFailed(NamedTuple):
     """libtpms refuses the state, or it cannot be made durable."""
 
@@ -216,6 +222,7 @@ LocalEvent = (
     | RecordFailed
     | Connected
     | LaneOpened
+    | LaneCame
     | Disarmed
     | RoundDue
     | RoundSent

@@ -36,6 +36,7 @@ class State(Enum):
     LEFT = "source: fenced; QEMU has left, or vtpmd was restarted: whose the vTPM is, is asked"
     RELEASED = "source: fenced; the destination has let go; the record is to say so first"
     WELCOMING = "destination: connected; nothing is known of the peer yet"
+    WELCOMED = "destination: the source is welcome; its lane is not there yet"
     RECEIVING = "destination: there is no whole state yet"
     STAGING = "destination: a round is being validated and made durable"
     HOLDING = "destination: the last round is durable and acknowledged"
@@ -60,6 +61,8 @@ WITH_BASE: Final = (State.ARMED, State.ROUND, State.STOPPING, State.LAST_ROUND, 
 UNOFFERED: Final = WITH_BASE[:4]
 # The vTPM is, or may be, the destination's.
 GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING, State.LEFT)
+# The destination has acknowledged nothing.
+BEFORE_ACK: Final = (State.WELCOMING, State.WELCOMED, State.RECEIVING)
 # The destination has what the source may still grant to somebody else, or keep.
 ON_APPROVAL: Final = (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING)
 OWNING: Final = (State.ENTITLED, State.STARTED, State.ADMITTED, State.SETTLED)
@@ -152,16 +155,19 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
 }
 
 _DESTINATION: Final[dict[tuple[State, Event], State]] = {
-    (State.WELCOMING, peer.Hello): State.RECEIVING,
+    (State.WELCOMING, peer.Hello): State.WELCOMED,
     (State.WELCOMING, events.LinkLost): State.ENDED,
-    (State.RECEIVING, events.Prepared): State.RECEIVING,
-    (State.RECEIVING, peer.Key): State.RECEIVING,
+    (State.WELCOMED, events.Prepared): State.WELCOMED,
+    (State.WELCOMED, peer.Key): State.WELCOMED,
+    (State.WELCOMED, events.LaneCame): State.RECEIVING,
     (State.RECEIVING, peer.Record): State.RECEIVING,
     (State.RECEIVING, peer.Commit): State.STAGING,
     **{
-        (State.RECEIVING, event): State.ENDED
-        for event in (peer.Disarm, events.LinkLost, events.SetAside, events.StageFailed)
+        (state, event): State.ENDED
+        for state in BEFORE_ACK[1:]
+        for event in (peer.Disarm, events.LinkLost, events.SetAside)
     },
+    (State.WELCOMED, events.StageFailed): State.ENDED,
     (State.STAGING, events.Staged): State.HOLDING,
     (State.STAGING, events.StageFailed): State.DECLINING,
     (State.HOLDING, peer.Record): State.HOLDING,

@@ -5,6 +5,9 @@ vTPM's share of the downtime is what QEMU waits for at both control sockets whil
 still; the command that the guest's TPM still runs comes before that and is shown apart. With QEMU,
 the same guest migrates without a TPM, with swtpm and with vtpmd, and what QEMU itself waited for is
 taken from its calls of sendmsg() and recvmsg() (tests/bench/waits.c).
+
+The floor of both is what two C processes need that exchange the same messages, of the same sizes,
+on the same kinds of sockets, and have no TPM (tests/bench/floor.c).
 """
 
 from tests.bench.report import Result, Settings

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.bench.emulators import BenchError
 from tests.bench.moving import load
+from tests.bench.moving.floor import floor
 from tests.bench.moving.hand_over import HandOver, hand_over
 from tests.bench.moving.load import Activity
 from tests.harness.credentials import credentials
@@ -34,6 +35,7 @@ class Mode(StrEnum):
     SWTPM = "swtpm"
     WHOLE = "vtpmd, blobs"
     TAIL = "vtpmd, tail"
+    FLOOR = "floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +88,13 @@ def arm(management: Management, destination: Side) -> None:
 
 
 def move(mode: Mode, state_file: Path, activity: Activity) -> Moved:
-    """Move a vTPM once."""
+    """Move a vTPM once; for what there is without one, see move_floor()."""
     with pair(mode, state_file) as (lab, source, destination):
         management = None
         if mode is Mode.TAIL:
             management = lab.management(source.emulator)
             arm(management, destination)
-        data = _use(source, activity)
+        data = _use(source.guest, activity)
         taken = hand_over(source.guest.control, data, destination.guest.control)
         if data is not None:
             load.check(taken.response)
@@ -101,14 +103,24 @@ def move(mode: Mode, state_file: Path, activity: Activity) -> Moved:
         return Moved(hand_over=taken, phases_us=phases_us)
 
 
-def _use(source: Side, activity: Activity) -> DataSocket | None:
+def move_floor(tail_bytes: int, activity: Activity) -> Moved:
+    """Do what QEMU does to move a vTPM once, without one, with a tail of so many bytes."""
+    with Lab() as lab:
+        source = floor(lab, tail_bytes)
+        destination = floor(lab, tail_bytes, source)
+        guests = [lab.raw_guest(each) for each in (source, destination)]
+        data = _use(guests[0], activity)
+        return Moved(hand_over=hand_over(guests[0].control, data, guests[1].control))
+
+
+def _use(guest: RawGuest, activity: Activity) -> DataSocket | None:
     """Let the guest do its work; return its data socket if a command runs there now."""
     duration_s = random.uniform(*BEFORE_FREEZE_S)
     if activity is Activity.IDLE:
         time.sleep(duration_s)
         return None
-    load.work(source.guest.data, duration_s)
-    return source.guest.data
+    load.work(guest.data, duration_s)
+    return guest.data
 
 
 def _phases_us(management: Management) -> dict[str, int]:
