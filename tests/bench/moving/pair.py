@@ -24,7 +24,7 @@ from tests.support.emulator_client import DataSocket
 BUFFER_BYTES = 4096  # what QEMU 7.2 sets
 REPORT_TIMEOUT_S = 10.0
 REPORT_POLL_S = 0.005
-LAST_PHASE = "destination: start the TPM"  # what the source hears last
+LAST_PHASE = "destination: wait for the grant"  # what the source hears last
 # Longer than a round of the session, and at no fixed distance from one.
 BEFORE_FREEZE_S = (0.25, 0.40)
 
