@@ -46,6 +46,7 @@ class FakeLane:
     def __init__(self, sock: socket.socket, keying: LaneKeying, *, is_source: bool) -> None:
         sock.settimeout(TIMEOUT_S)
         self.socket = sock
+        self.key = keying.key
         self._lane = Lane(keying, is_source=is_source)
 
     def close(self) -> None:
@@ -94,10 +95,13 @@ class Stream:
         tls.settimeout(TIMEOUT_S)
         self._tls = tls
         self._decoder = peer.Decoder()
+        self.lane: FakeLane | None = None  # of this side's, as a source
 
     def close(self) -> None:
         """Hang up."""
         self._tls.close()
+        if self.lane is not None:
+            self.lane.close()
 
     def send(self, *messages: peer.Message) -> None:
         """Send messages, one after the other."""
@@ -123,7 +127,8 @@ class Stream:
         """Give the destination of a session its key and its lane."""
         self.send(peer.Key(key))
         keying = LaneKeying(hello.session, key, hello.uuid, hello.lineage)
-        return open_lane(self._tls.getpeername()[1], keying)
+        self.lane = open_lane(self._tls.getpeername()[1], keying)
+        return self.lane
 
     def acknowledge(self, commit: peer.Commit) -> None:
         """Say that a round is durable."""

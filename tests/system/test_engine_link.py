@@ -28,7 +28,7 @@ from tests.harness.bare_engine import (
 from tests.support.emulator_client import Control, ControlClient, DataSocket
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
+from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkShutdown, Store
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, EngineDied, Reply
 from vtpmd.wire.tpm import Result, StateType
@@ -123,7 +123,7 @@ def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_pa
     state = tmp_path / "state"
 
     async def test(vtpm: Vtpm) -> None:
-        await vtpm.ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        await vtpm.ask(LinkOperation.RETIRE)
         assert await vtpm.refused(LinkOperation.INIT) == Result.FAIL
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.FAILURE
         assert {file.name for file in state.iterdir()} == {".lock", "control"}
@@ -140,7 +140,7 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
     async def test(vtpm: Vtpm) -> None:
         assert await vtpm.refused(LinkOperation.AWAIT, 1) == Result.BAD_ORDINAL
         await start_held(vtpm, LinkShutdown.NONE)
-        await vtpm.ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        await vtpm.ask(LinkOperation.RETIRE)
         await vtpm.ask(LinkOperation.AWAIT, 1)
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.RETRY
         await vtpm.ask(LinkOperation.AWAIT, 0)

@@ -647,6 +647,16 @@ DESTINATION = {
     LinkLost                DECLINING   decline
     Entitled                ENTITLED
     """,
+    "the source asks for what was granted before it could be let be": f"""{TO_TAKING}
+    Reclaim                 DECLINING   decline
+    Entitled                ENTITLED    repeat
+    Reclaim                 RELEASING   RELEASE
+    """,
+    "the source asks for what was started before it could be let be": f"""{TO_TAKING}
+    Reclaim                 DECLINING   decline
+    Started                 STARTED     repeat
+    Reclaim                 RELEASING   RELEASE
+    """,
     "started before it could be let be": f"""{TO_TAKING}
     Disarm                  DECLINING   decline
     Started                 STARTED
@@ -909,6 +919,7 @@ _SPELLINGS: dict[type, str] = {
     destination.Decline: "decline",
     destination.Discard: "discard",
     source.Repeat: "repeat",
+    destination.Repeat: "repeat",
 }
 
 

@@ -285,6 +285,8 @@ class Incoming:
                 await self._decline(reason)
             case destination.Discard(reason=reason):
                 await self._discard(reason)
+            case destination.Repeat(event=event):
+                self._events.put(event)
             case Do() if action is not Do.LET_GO:
                 await _DO[action](self)
 

@@ -26,6 +26,8 @@ from vtpmd.wire.peer import Reason
 
 NO_UUID = bytes(peer.UUID_BYTES)
 
+Event = peer.Message | LocalEvent
+
 
 class Own(NamedTuple):
     """What this side can run, to hold against a Hello."""
@@ -91,6 +93,12 @@ class Decline(NamedTuple):
     reason: str
 
 
+class Repeat(NamedTuple):
+    """Take an event once more."""
+
+    event: Event
+
+
 class Discard(NamedTuple):
     """Forget the images: nothing of them was acknowledged; tell people why."""
 
@@ -111,8 +119,7 @@ class Do(Enum):
     CLOSE = "close the connection"
 
 
-Action = Send | SetLane | Apply | Stage | UseTail | Decline | Discard | Do
-Event = peer.Message | LocalEvent
+Action = Send | SetLane | Apply | Stage | UseTail | Decline | Discard | Repeat | Do
 
 
 class Destination:
@@ -127,6 +134,7 @@ class Destination:
         self._own = own
         self._version = peer.VERSION
         self._commit = peer.Commit(0, 0, 0, 0)
+        self._ended_by: Event = events.Disarmed("")
 
     def can_take(self, kind: type[LocalEvent]) -> bool:
         """Return whether an event of ours is possible now."""
@@ -144,6 +152,8 @@ class Destination:
             self._check_commit(event)
         before = self.state
         self.state = advance(before, type(event))
+        if self.state is State.DECLINING:
+            self._ended_by = event
         if isinstance(event, LocalEvent):
             return self._local(event, before)
         return self._message(event, before)
@@ -187,6 +197,10 @@ class Destination:
                 return [Do.SETTLE]
             case events.Settled():
                 return [Do.CLOSE]
+            case events.Entitled() | events.Started() if before is State.DECLINING:
+                # It was too late to end the session; but who asks for the vTPM gets an answer.
+                is_asked = isinstance(self._ended_by, peer.Reclaim)
+                return [Repeat(self._ended_by)] if is_asked else []
             case events.Served(was_fenced=True):
                 return [Do.SERVE_ON, Send(peer.Kept(self.session))]
             case events.Served():
