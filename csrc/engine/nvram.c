@@ -106,6 +106,11 @@ void nvram_set_read_only(bool is_so)
     is_read_only = is_so;
 }
 
+void nvram_defer(bool is_so)
+{
+    durable_defer(permanent, is_so);
+}
+
 void nvram_set_on(bool is_so)
 {
     if (is_so && !is_read_only)

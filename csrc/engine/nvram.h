@@ -53,6 +53,10 @@ int nvram_store_permanent(void);
  * Waits for a folding that is under way. */
 void nvram_set_read_only(bool is_so);
 
+/* While that `is_so`, what is stored as the permanent state need not survive a loss of power until
+ * the next that is stored has: nobody was promised it. Of the journal only. */
+void nvram_defer(bool is_so);
+
 /* Whether the TPM is on: journals are opened only then. */
 void nvram_set_on(bool is_so);
 

@@ -1026,6 +1026,13 @@ static void a_journal_is_there_from_the_first_change_to_the_end(void **state)
         assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
         assert_int_equal(io.calls, 2); /* a record, and its sync */
     }
+    /* One whose guest was not orderly writes a record, and leaves its sync to the guest. */
+    io.calls = io.syncs = 0;
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(io.calls, 1);
+    assert_int_equal(io.syncs, 0);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(io.syncs, 2);
     tpm_stop(tpm);
     assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
                      TPM_BAD_ORDINAL);
