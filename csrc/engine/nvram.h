@@ -44,6 +44,9 @@ const struct cipher_key *nvram_key(void);
  * Returns 0, or -EINVAL before nvram_set_journal(). */
 int nvram_set_anchor(const struct anchor *anchor);
 
+/* What the permanent state says of its guest's last TPM2_Shutdown, as orderly_shutdown(). */
+enum link_shutdown nvram_last_shutdown(void);
+
 /* Put the permanent state into its file, if it is durable elsewhere. Returns 0, also if there is
  * none, or a negative errno. */
 int nvram_store_permanent(void);

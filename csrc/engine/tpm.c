@@ -283,7 +283,9 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
         result = TPM_FAIL;
     if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
-    tpm->said = said;
+    /* Who was not told may see it. */
+    bool is_told = said != LINK_SHUTDOWN_NONE || custody != TPM_ACTIVE;
+    tpm->said = is_told ? said : nvram_last_shutdown();
     tpm->shut_down = false;
     tpm->worked = true;
     if (result != TPM_SUCCESS) {
