@@ -162,13 +162,17 @@ static bool send_shutdown(uint8_t type)
 
 /* An orderly stop keeps the clock safe and counts no failed try towards a lockout. A guest that
  * sleeps gets its PCRs back, whatever ran after it said so; one that did not ask for that must not
- * find them after a reset, and sessions that it saved would pile up. */
+ * find them after a reset, and sessions that it saved would pile up. QEMU holds its main loop for a
+ * reset: that this is on the disk the guest's TPM2_Startup waits for, and what ends a vTPM does. A
+ * loss of power in between is one without it. */
 static void shut_down(struct tpm *tpm)
 {
     if (tpm->shut_down)
         return;
+    nvram_defer(true);
     if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
         send_shutdown(TPM2_SU_CLEAR);
+    nvram_defer(false);
 }
 
 /* The one writer of power and custody. */
@@ -279,7 +283,9 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
         result = TPM_FAIL;
     if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
-    tpm->said = said;
+    /* Who was not told may see it. */
+    bool is_told = said != LINK_SHUTDOWN_NONE || custody != TPM_ACTIVE;
+    tpm->said = is_told ? said : nvram_last_shutdown();
     tpm->shut_down = false;
     tpm->worked = true;
     if (result != TPM_SUCCESS) {

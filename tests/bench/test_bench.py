@@ -13,6 +13,7 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, Chapter, round_trip
+from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
 from tests.bench.durable.recovery import Left
@@ -225,6 +226,13 @@ def check_start_up(measured: dict[str, Any]) -> None:
     assert processes == {"swtpm", "vtpmd"}
 
 
+def check_reset(measured: dict[str, Any]) -> None:
+    """Each step of both emulators was."""
+    for steps in measured["resets_us"].values():
+        assert set(steps) == set(ResetStep)
+    assert set(measured["resets_us"]) == {"swtpm", "vtpmd"}
+
+
 def check_store(measured: dict[str, Any]) -> None:
     """Something was."""
     assert measured["changes"]
@@ -273,6 +281,7 @@ def check_moving(measured: dict[str, Any]) -> None:
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
+    "reset": check_reset,
     "store": check_store,
     "moving": check_moving,
     "durable-writes": check_durable_writes,

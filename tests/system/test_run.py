@@ -29,8 +29,9 @@ EXIT_TIMEOUT_S = 30.0
 NOT_NEEDED = (
     "asyncio concurrent.futures cryptography dataclasses email hashlib hmac inspect json logging"
     " pathlib qemu rich shutil ssl subprocess tempfile threading"
-    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.migration.states vtpmd.pki"
-    " vtpmd.store.anchor vtpmd.store.incoming vtpmd.store.owner vtpmd.store.sealing"
+    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.core.delta vtpmd.migration.states"
+    " vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming vtpmd.store.keys vtpmd.store.owner"
+    " vtpmd.store.sealing"
 )
 
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkAdmit, LinkHandover, LinkOperation, LinkShutdown
+from vtpmd.core.delta import delta_apply, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon import lane, tls
@@ -306,10 +307,10 @@ class Incoming:
             self._events.put(events.Prepared())
 
     def _apply_record(self, record: bytes) -> None:
-        kind = StateType(core.delta_inspect(record).type)
+        kind = StateType(delta_inspect(record).type)
         if kind not in self._images:
             raise peer.StreamError(f"a record of type {kind.name}")
-        self._images[kind] = core.delta_apply(self._images[kind], record)
+        self._images[kind] = delta_apply(self._images[kind], record)
         if kind is StateType.PERMANENT:
             self._permanent_record = record
 
@@ -341,7 +342,7 @@ class Incoming:
     def _make_durable(self, state: core.Image, record: bytes) -> None:
         if state.generation == self._durable_generation:
             return
-        if not record or core.delta_inspect(record).to_generation != state.generation:
+        if not record or delta_inspect(record).to_generation != state.generation:
             raise VtpmdError("the state goes back to an earlier generation")
         self._owner.files.incoming.append(record, state)
         self._durable_generation = state.generation
@@ -651,7 +652,7 @@ def _apply(base: Images, opened: tail.Tail) -> Images:
     header = opened.header
     final = Images(
         *(
-            core.delta_apply(image, record) if record else image
+            delta_apply(image, record) if record else image
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
         )
     )

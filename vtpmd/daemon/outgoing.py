@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkCapture, LinkHandover, LinkOperation, Store
+from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon import lane, tls
@@ -666,7 +667,7 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
             images.append(before)
             records.append(b"")
             continue
-        record = core.delta_encode(before, after)
-        images.append(after._replace(digest=core.delta_inspect(record).result_digest))
+        record = delta_encode(before, after)
+        images.append(after._replace(digest=delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records
