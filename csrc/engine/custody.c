@@ -39,7 +39,12 @@ static const struct row rows[] = {
     [OP_CAPTURE] = {"nnn", "ddnnnn", "......"},
     [OP_STORE_PERMANENT] = {"dff", "dfffff", "......"},
     [OP_SET_UP] = {"ddd", "nnnnnn", "......"},
-    [OP_SET_BUFFER_SIZE] = {"ddd", "nnnnnn", "......"},
+    [OP_SET_BUFFER_SIZE] = {"ddd", "nnnndn", "......"},
+    [OP_GET_LINEAGE] = {"ddd", "dddddd", "......"},
+    [OP_RAISE_GENERATION] = {"ddd", "dddddd", "......"},
+    [OP_RUN_ON] = {"ddd", "dddddd", "AA...."},
+    [OP_GET_INFO] = {"ddd", "dddddd", "......"},
+    [OP_ABANDON] = {"ddd", "dddddd", "......"},
 };
 
 enum tpm_verdict custody_verdict(enum tpm_operation operation, enum tpm_power power,

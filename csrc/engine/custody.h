@@ -39,7 +39,7 @@ enum {
     TPM_CUSTODIES = 6,
 };
 
-/* What looks at either, or changes it. All else is done always. */
+/* What looks at either, or changes it. */
 enum tpm_operation {
     OP_EXECUTE,
     OP_INIT,
@@ -68,6 +68,12 @@ enum tpm_operation {
     OP_STORE_PERMANENT,
     OP_SET_UP,
     OP_SET_BUFFER_SIZE,
+    /* What is done always, as far as this goes, but not in every phase of long_command.h: */
+    OP_GET_LINEAGE,
+    OP_RAISE_GENERATION,
+    OP_RUN_ON,
+    OP_GET_INFO,
+    OP_ABANDON,
 };
 
 enum tpm_verdict {

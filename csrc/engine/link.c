@@ -137,6 +137,19 @@ static TPM_RESULT do_await(struct link *link, struct message *request, struct me
     return tpm_await(link->tpm, request->header.argument != 0);
 }
 
+static TPM_RESULT do_arm(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return tpm_arm(link->tpm, request->header.argument != 0);
+}
+
+static TPM_RESULT do_abandon(struct link *link, struct message *request, struct message *response)
+{
+    (void)request;
+    response->header.argument = tpm_abandon(link->tpm);
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
 {
     struct checkpoint_lineage lineage = {0};
@@ -393,6 +406,8 @@ static const operation operations[] = {
     [LINK_UNRETIRE] = do_unretire,
     [LINK_AWAIT] = do_await,
     [LINK_ADMIT] = do_admit,
+    [LINK_ARM] = do_arm,
+    [LINK_ABANDON] = do_abandon,
     [LINK_SET_LANE] = do_set_lane,
     [LINK_OFFER] = do_offer,
     [LINK_HOLD] = do_hold,

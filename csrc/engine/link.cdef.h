@@ -64,6 +64,10 @@ enum link_operation {
     LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
                            argument: enum link_admit; payload: struct link_lineage, of what has
                            come; may be asked again after it failed */
+    LINK_ARM = 53,      /* argument 1: LINK_ABANDON comes when the guest stops; 0: it does not */
+    LINK_ABANDON = 54,  /* the guest stops: a long command that runs has not happened, and is
+                           answered TPM_RC_RETRY, unless it commits already; answer: argument 1
+                           if that is so */
 
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have

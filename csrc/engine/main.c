@@ -2,8 +2,9 @@
  *
  * Started by vtpmd with the descriptors of enum link_descriptor: it opens no path and no network.
  * Beside vtpmd, this thread serves that (link.c), and one serves QEMU (server.c); alone, this one
- * serves QEMU, and a signal ends it. Other threads serve the guest (data.c), fold the journal
- * (fold.c), and see whether the storage stalls (watchdog.c).
+ * serves QEMU, and a signal ends it. Other threads serve the guest (data.c), execute what may be
+ * long (long_command.c), fold the journal (fold.c), and see whether the storage stalls
+ * (watchdog.c).
  *
  * Exit status: enum exit_status.
  */
@@ -170,7 +171,9 @@ static int serve_tpm(struct engine *engine)
     struct link *link = &engine->link;
     struct commands about = {.tpm = engine->tpm, .store = link->store};
 
-    int r = data_channel_new(&engine->channel, engine->tpm);
+    int r = engine->is_alone ? 0 : tpm_start_long_commands(engine->tpm);
+    if (r >= 0)
+        r = data_channel_new(&engine->channel, engine->tpm);
     if (r >= 0 && !engine->is_alone)
         r = asker_new(&link->asker, LINK_FD_SOCKET);
     if (r >= 0)

@@ -12,6 +12,7 @@
 #include "durable.h"
 #include "error.h"
 #include "image.h"
+#include "long_command.h"
 #include "orderly.h"
 #include "tpm.h"
 
@@ -278,7 +279,7 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
-    if (type == NO_TYPE)
+    if (type == NO_TYPE || !long_command_may_store())
         return TPM_FAIL;
     if (held.exists && type == LINK_STATE_PERMANENT)
         return hold_more(data, length) < 0 ? TPM_SIZE : TPM_SUCCESS;
@@ -299,6 +300,8 @@ static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must
     enum link_state_type type = type_by_name(name);
 
     (void)tpm_number;
+    if (!long_command_may_store())
+        return TPM_FAIL;
     if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_may_have(type)))
         return TPM_FAIL;
     return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;

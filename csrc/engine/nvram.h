@@ -1,8 +1,8 @@
 /* The state of one vTPM as libtpms hands it out and asks for it: three images, and their files.
  *
  * libtpms calls back into these on its own (nvram.c registers itself), always with the TPM's lock
- * held. An image is replaced only after its file is durable, so that what libtpms reads back is
- * never newer than the disk.
+ * held, or by a command that runs apart (long_command.h). An image is replaced only after its file
+ * is durable, so that what libtpms reads back is never newer than the disk.
  */
 #pragma once
 

@@ -14,13 +14,18 @@
 #include "custody.h"
 #include "digest.h"
 #include "error.h"
+#include "long_command.h"
 #include "nvram.h"
 #include "pages.h"
 #include "swtpm_format.h"
 
 enum {
-    TPM2_CC_STARTUP = 0x144, /* TPM 2.0 part 2, 6.5.2 */
+    TPM2_CC_CREATE_PRIMARY = 0x131, /* TPM 2.0 part 2, 6.5.2 */
+    TPM2_CC_SELF_TEST = 0x143,
+    TPM2_CC_STARTUP = 0x144,
     TPM2_CC_SHUTDOWN = 0x145,
+    TPM2_CC_CREATE = 0x153,
+    TPM2_CC_CREATE_LOADED = 0x191,
     TPM2_ST_NO_SESSIONS = 0x8001,
     TPM2_SU_CLEAR = 0, /* TPM 2.0 part 2, 6.10 */
     TPM2_SU_STATE = 1,
@@ -87,11 +92,18 @@ struct tpm *tpm_new(struct io *io)
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
     clock_condition_init(&tpm->settled);
+    long_command_init(&tpm->lock, &tpm->settled);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
     nvram_register(io);
     return tpm;
+}
+
+int tpm_start_long_commands(struct tpm *tpm)
+{
+    (void)tpm;
+    return long_command_start();
 }
 
 uint32_t tpm_message_bytes_max(void)
@@ -134,7 +146,7 @@ void tpm_respond_error(struct tpm_response *response, uint32_t code)
  * goes on without an answer.
  * sandbox: clock_gettime gettimeofday?=EFAULT getrandom getpid
  *          write fstat=EBADF newfstatat=EBADF lseek=ESPIPE */
-static void process(uint8_t *command, size_t command_bytes, struct tpm_response *response)
+void tpm_process(uint8_t *command, size_t command_bytes, struct tpm_response *response)
 {
     TPM_RESULT result = TPMLIB_Process(&response->bytes, &response->n_bytes, &response->n_allocated,
                                        command, (uint32_t)command_bytes);
@@ -154,7 +166,7 @@ static bool send_shutdown(uint8_t type)
     struct tpm_response response;
 
     tpm_response_init(&response);
-    process(command, sizeof(command), &response);
+    tpm_process(command, sizeof(command), &response);
     bool is_accepted = response_code(&response) == 0;
     tpm_response_deinit(&response);
     return is_accepted;
@@ -237,13 +249,54 @@ static void note_established(struct tpm *tpm)
         tpm->established = bit;
 }
 
+static TPM_RESULT set_saved_state(enum link_state_type type)
+{
+    size_t state_bytes;
+    const uint8_t *state = long_command_saved(type, &state_bytes);
+
+    return TPMLIB_SetState(library_types[type], state, (uint32_t)state_bytes);
+}
+
+/* The guest goes on here after a command was abandoned: libtpms gets the state from before it, as
+ * where it would have moved to. Returns false if that fails: the TPM is off. */
+static bool take_back(struct tpm *tpm)
+{
+    has_done(tpm, OP_RUN_ON);
+    TPMLIB_Terminate();
+    TPM_RESULT result = set_saved_state(LINK_STATE_PERMANENT);
+    if (result == TPM_SUCCESS)
+        result = set_saved_state(LINK_STATE_VOLATILE);
+    if (result == TPM_SUCCESS)
+        result = TPMLIB_MainInit();
+    long_command_forget();
+    if (result == TPM_SUCCESS)
+        return true;
+    error_report("the TPM cannot go on from before a command that was abandoned: libtpms refuses "
+                 "its state with %#x; it answers TPM_RC_FAILURE: restart the guest",
+                 result);
+    TPMLIB_Terminate();
+    struct condition now = tpm->condition;
+    set_condition(tpm, TPM_OFF, now.custody);
+    return false;
+}
+
+/* Have libtpms as the operation needs it. Returns false if that fails: the TPM is off. */
+static bool prepare(struct tpm *tpm, enum tpm_operation operation)
+{
+    if (long_verdict(operation, long_command_phase()) != LONG_TAKE_BACK)
+        return true;
+    return take_back(tpm);
+}
+
 static void power_off(struct tpm *tpm)
 {
     struct condition now = tpm->condition;
 
-    if (now.custody == TPM_ACTIVE)
+    /* What an abandoned command has left gets no TPM2_Shutdown: that would commit it. */
+    if (now.custody == TPM_ACTIVE && prepare(tpm, OP_EXECUTE))
         shut_down(tpm);
     TPMLIB_Terminate();
+    long_command_forget();
     set_condition(tpm, TPM_OFF, custody_after(OP_STOP, now.custody, &tpm->before));
 }
 
@@ -254,10 +307,21 @@ static void let_go(struct tpm *tpm)
     set_condition(tpm, TPM_OFF, tpm->before);
 }
 
+/* Custody's verdict, once what is done then need not wait for a command that runs apart. */
+static enum tpm_verdict wait_for_turn(struct tpm *tpm, enum tpm_operation operation)
+{
+    enum tpm_verdict verdict;
+
+    while ((verdict = verdict_on(tpm, operation)) == VERDICT_DO &&
+           long_verdict(operation, long_command_phase()) == LONG_WAIT)
+        pthread_cond_wait(&tpm->settled, &tpm->lock);
+    return verdict;
+}
+
 /* Returns true if an operation is to be done now; else `*result` is its answer. */
 static bool may(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
 {
-    enum tpm_verdict verdict = verdict_on(tpm, operation);
+    enum tpm_verdict verdict = wait_for_turn(tpm, operation);
 
     if (verdict == VERDICT_LET_GO) {
         let_go(tpm);
@@ -266,9 +330,9 @@ static bool may(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *resul
     *result = TPM_SUCCESS;
     if (verdict == VERDICT_NOT_NOW)
         *result = TPM_BAD_ORDINAL;
-    if (verdict == VERDICT_FAIL)
+    if (verdict == VERDICT_FAIL || (verdict == VERDICT_DO && !prepare(tpm, operation)))
         *result = TPM_FAIL;
-    return verdict == VERDICT_DO;
+    return verdict == VERDICT_DO && *result == TPM_SUCCESS;
 }
 
 static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_shutdown said)
@@ -340,6 +404,7 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
 {
     locked(tpm);
+    wait_for_turn(tpm, OP_GET_LINEAGE);
     bool is_known = nvram_get_lineage(lineage);
     lineage->sleeps = tpm->said == LINK_SHUTDOWN_STATE;
     return is_known;
@@ -450,6 +515,7 @@ int tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
     int r = close_journal();
+    long_command_deinit();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);
     pthread_mutex_destroy(&tpm->lock);
@@ -457,10 +523,19 @@ int tpm_free(struct tpm *tpm)
     return r;
 }
 
+/* Custody's verdict on a command, or that it waits for one that was abandoned to run out. */
+static enum tpm_verdict verdict_on_command(struct tpm *tpm)
+{
+    enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
+    bool waits = long_verdict(OP_EXECUTE, long_command_phase()) == LONG_WAIT;
+
+    return verdict == VERDICT_DO && waits ? VERDICT_WAIT : verdict;
+}
+
 /* Returns the verdict on a command, once it need not wait; VERDICT_WAIT if that took too long. */
 static enum tpm_verdict wait_until_settled(struct tpm *tpm)
 {
-    enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
+    enum tpm_verdict verdict = verdict_on_command(tpm);
     int r = 0;
 
     if (verdict != VERDICT_WAIT)
@@ -468,7 +543,7 @@ static enum tpm_verdict wait_until_settled(struct tpm *tpm)
     int64_t until_ms = clock_ms() + COMMAND_WAIT_MS;
     while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
         r = clock_wait_until(&tpm->settled, &tpm->lock, until_ms);
-        verdict = verdict_on(tpm, OP_EXECUTE);
+        verdict = verdict_on_command(tpm);
     }
     return verdict;
 }
@@ -501,12 +576,69 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
     return 0;
 }
 
+/* How long it takes is the guest's choice: which key it wants. */
+static bool may_be_long(uint32_t command_code, const uint8_t *command, size_t command_bytes)
+{
+    /* The last parameter of TPM2_SelfTest: whether it is to be full. */
+    if (command_code == TPM2_CC_SELF_TEST)
+        return command[command_bytes - 1] != 0;
+    return command_code == TPM2_CC_CREATE_PRIMARY || command_code == TPM2_CC_CREATE ||
+           command_code == TPM2_CC_CREATE_LOADED;
+}
+
+/* Returns false if there is no state to go back to: nothing is saved then. */
+static bool save_states(void)
+{
+    static const enum link_state_type types[] = {LINK_STATE_PERMANENT, LINK_STATE_VOLATILE,
+                                                 LINK_STATE_SAVESTATE};
+    TPM_RESULT result = TPM_SUCCESS;
+
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types) && result == TPM_SUCCESS; i++) {
+        unsigned char *state = NULL;
+        uint32_t state_bytes = 0;
+        result = TPMLIB_GetState(library_types[types[i]], &state, &state_bytes);
+        if (result == TPM_SUCCESS)
+            long_command_save(types[i], state, state_bytes);
+    }
+    if (result != TPM_SUCCESS)
+        long_command_forget();
+    return result == TPM_SUCCESS;
+}
+
+/* Returns false if the guest has stopped meanwhile: nothing has happened. */
+static bool execute(uint32_t command_code, uint8_t *command, size_t command_bytes,
+                    struct tpm_response *response)
+{
+    if (long_command_is_armed() && may_be_long(command_code, command, command_bytes) &&
+        save_states())
+        return long_command_execute(command, command_bytes, response);
+    tpm_process(command, command_bytes, response);
+    return true;
+}
+
+TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so)
+{
+    locked(tpm);
+    return long_command_arm(is_so) ? TPM_SUCCESS : TPM_BAD_ORDINAL;
+}
+
+bool tpm_abandon(struct tpm *tpm)
+{
+    locked(tpm);
+    if (!long_command_abandon())
+        return false;
+    TPMLIB_CancelCommand(); /* it is of no use any more */
+    return true;
+}
+
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response)
 {
     check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= tpm_message_bytes_max());
     locked(tpm);
     enum tpm_verdict verdict = wait_until_settled(tpm);
+    if (verdict == VERDICT_DO && !prepare(tpm, OP_EXECUTE))
+        verdict = VERDICT_FAIL;
     if (verdict == VERDICT_FAIL) {
         tpm_respond_error(response, TPM2_RC_FAILURE);
         return;
@@ -518,7 +650,10 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
     uint32_t command_code = get_be32(command + TPM_AT_CODE);
     /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
     uint16_t last_parameter = get_be16(command + command_bytes - 2);
-    process(command, command_bytes, response);
+    if (!execute(command_code, command, command_bytes, response)) {
+        tpm_respond_error(response, TPM2_RC_RETRY);
+        return;
+    }
     note_established(tpm);
     if (response_code(response) == 0)
         note_power(tpm, command_code, last_parameter);
@@ -623,10 +758,29 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
+/* What the TPM's state is: libtpms', or from before a command that runs or was abandoned. The
+ * caller frees it, after overwriting it. */
+static TPM_RESULT current_state(enum link_state_type type, uint8_t **state, size_t *state_bytes)
+{
+    uint32_t length = 0;
+
+    if (long_command_phase() == LONG_IDLE) {
+        TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
+        *state_bytes = length;
+        return result;
+    }
+    const uint8_t *saved = long_command_saved(type, state_bytes);
+    *state = malloc(*state_bytes + 1); /* not NULL for none */
+    if (!*state)
+        return TPM_SIZE;
+    if (saved)
+        memcpy(*state, saved, *state_bytes);
+    return TPM_SUCCESS;
+}
+
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes)
 {
     enum tpm_operation operation = type == LINK_STATE_PERMANENT ? OP_GET_PERMANENT : OP_GET_OTHER;
-    uint32_t length = 0;
     TPM_RESULT result;
 
     locked(tpm);
@@ -634,9 +788,8 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
         return result;
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
-    result = TPMLIB_GetState(library_types[type], state, &length);
-    *state_bytes = length;
-    if (result == TPM_SUCCESS && length == 0)
+    result = current_state(type, state, state_bytes);
+    if (result == TPM_SUCCESS && *state_bytes == 0)
         result = TPM_BLOB_NOT_FOUND;
     if (result == TPM_SUCCESS)
         has_done(tpm, operation);
@@ -734,16 +887,17 @@ TPM_RESULT tpm_set_anchor(struct tpm *tpm, const struct anchor *anchor)
 void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, uint64_t floor)
 {
     locked(tpm);
+    wait_for_turn(tpm, OP_RAISE_GENERATION);
     store_raise_generation(store, type, floor);
 }
 
 static TPM_RESULT capture(struct store *store, enum link_state_type type)
 {
-    unsigned char *state = NULL;
-    uint32_t state_bytes = 0;
+    uint8_t *state = NULL;
+    size_t state_bytes = 0;
     uint64_t generation;
 
-    TPM_RESULT result = TPMLIB_GetState(library_types[type], &state, &state_bytes);
+    TPM_RESULT result = current_state(type, &state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
     int r = store_capture(store, type, state, state_bytes, &generation);
@@ -766,7 +920,8 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
     result = capture(store, LINK_STATE_PERMANENT);
     if (result == TPM_SUCCESS)
         result = capture(store, LINK_STATE_VOLATILE);
-    tpm->worked = result != TPM_SUCCESS;
+    /* What runs may still change it all. */
+    tpm->worked = result != TPM_SUCCESS || long_command_phase() == LONG_RUNNING;
     return result;
 }
 
@@ -797,7 +952,8 @@ TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)
 void tpm_run_on(struct tpm *tpm)
 {
     locked(tpm);
-    has_done(tpm, OP_EXECUTE);
+    wait_for_turn(tpm, OP_RUN_ON);
+    has_done(tpm, OP_RUN_ON);
 }
 
 TPM_RESULT tpm_unretire(struct tpm *tpm)
@@ -821,5 +977,6 @@ TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[
 char *tpm_get_info(struct tpm *tpm, uint32_t flags)
 {
     locked(tpm);
+    wait_for_turn(tpm, OP_GET_INFO);
     return TPMLIB_GetInfo((enum TPMLIB_InfoFlags)flags);
 }

@@ -13,7 +13,8 @@
  *
  * Two threads call in: one executes the guest's commands, the other serves vtpmd. Functions wait
  * for the lock, and with it for the command that runs and for the disk; but tpm_cancel(),
- * tpm_set_locality(), tpm_get_established() and tpm_set_buffer_size() never do.
+ * tpm_set_locality(), tpm_get_established() and tpm_set_buffer_size() never do. What need not wait
+ * for a command that may be long, and what becomes of that, is in long_command.h.
  *
  * Results are libtpms' TPM_RESULTs: 0 is success.
  */
@@ -67,8 +68,14 @@ void tpm_response_wipe(struct tpm_response *response);
 
 void tpm_response_deinit(struct tpm_response *response);
 
+/* Have libtpms execute a command, whatever the TPM is. There is always a whole response. */
+void tpm_process(uint8_t *command, size_t command_bytes, struct tpm_response *response);
+
 /* Make the TPM of this process, stopped, with its state in `io`. */
 struct tpm *tpm_new(struct io *io);
+
+/* Be able to leave a long command behind. Returns 0 or a negative errno. */
+int tpm_start_long_commands(struct tpm *tpm);
 
 /* Stop the TPM if it runs, close its journal, overwrite what it held and free it. Returns 0, or a
  * negative errno: the journal is still there. */
@@ -140,6 +147,15 @@ TPM_RESULT tpm_stop(struct tpm *tpm);
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
 
+/* Somebody says by tpm_abandon() when the guest stops; or nobody does. TPM_BAD_ORDINAL without
+ * tpm_start_long_commands(). */
+TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so);
+
+/* The guest stops: a command that may be long, and changes nothing durable yet, has not happened.
+ * It is answered with TPM_RC_RETRY. What it has left in libtpms is undone when that is needed.
+ * Returns true if there was one. */
+bool tpm_abandon(struct tpm *tpm);
+
 /* Make the response a bare header with this TPM_RC. */
 void tpm_respond_error(struct tpm_response *response, uint32_t code);
 
@@ -200,7 +216,7 @@ TPM_RESULT tpm_unretire(struct tpm *tpm);
 /* A retired TPM is asked back: while that `is_so`, its commands wait for tpm_unretire(). */
 TPM_RESULT tpm_await(struct tpm *tpm, bool is_so);
 
-/* Set the buffer size of a stopped TPM, or ask for it with 0. */
+/* Set the buffer size of a TPM that is stopped, or on standby, or ask for it with 0. */
 TPM_RESULT tpm_set_buffer_size(struct tpm *tpm, uint32_t wanted, uint32_t sizes[3]);
 
 /* Get libtpms' description of itself; the caller frees it. NULL without memory. */

@@ -41,7 +41,14 @@ LIBTPMS_VERSION: Final = 0x000902
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
 # What is asked for at any time, and changes nothing: no step that a fault comes with.
-_QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
+_QUIET: Final = frozenset(
+    {
+        LinkOperation.CAPTURE,
+        LinkOperation.GET_CONDITION,
+        LinkOperation.ARM,
+        LinkOperation.ABANDON,
+    }
+)
 # How often libtpms commits something when it starts.
 CHANGES: Final = 0.2
 
@@ -530,4 +537,7 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.AWAIT: SimEngine._await,
     LinkOperation.EXPECT: SimEngine._expect,
     LinkOperation.ADMIT: SimEngine._admit,
+    # No command of a simulated guest is long.
+    LinkOperation.ARM: lambda *_: Result.SUCCESS,
+    LinkOperation.ABANDON: lambda *_: Result.SUCCESS,
 }

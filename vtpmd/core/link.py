@@ -37,6 +37,8 @@ class LinkOperation(IntEnum):
     UNRETIRE = lib.LINK_UNRETIRE
     AWAIT = lib.LINK_AWAIT
     ADMIT = lib.LINK_ADMIT
+    ARM = lib.LINK_ARM
+    ABANDON = lib.LINK_ABANDON
     SET_LANE = lib.LINK_SET_LANE
     OFFER = lib.LINK_OFFER
     HOLD = lib.LINK_HOLD

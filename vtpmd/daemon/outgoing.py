@@ -12,7 +12,7 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -132,7 +132,7 @@ class Outgoing:
         self._round_began_ns = 0
         self._events: EventQueue[source.Event] = EventQueue(self._take)
         self._asking = Asking(to, self._question, self._answered)
-        self._writing: set[asyncio.Task[None]] = set()
+        self._soon: set[asyncio.Task[None]] = set()
         self._opening: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
@@ -228,8 +228,15 @@ class Outgoing:
         return self.state is State.CONNECTING
 
     async def guest_stopped(self) -> None:
-        """QEMU has stopped the guest, and will soon ask for the state."""
+        """QEMU has stopped the guest, and will soon ask for the state.
+
+        It asks only once it has the response to the command that runs, so that comes first.
+        """
         self._owner.wakefulness.hold()
+        if self.state in WITH_BASE:
+            reply = await self._owner.engine.request(LinkOperation.ABANDON)
+            if reply.argument:
+                log.info("the guest stops in the middle of a TPM command, which it will send again")
         await self._happened(events.GuestStopped())
 
     async def guest_resumed(self) -> None:
@@ -314,8 +321,8 @@ class Outgoing:
             await self._events.wait_for(lambda: self.state is not State.GRANTED, TAKE_TIMEOUT_S)
         if self._connection is not None:
             await self._drain(self._connection)
-        if self._writing:
-            _, late = await asyncio.wait(self._writing, timeout=TAKE_TIMEOUT_S)
+        if self._soon:
+            _, late = await asyncio.wait(self._soon, timeout=TAKE_TIMEOUT_S)
             for task in late:
                 task.cancel()
 
@@ -341,8 +348,9 @@ class Outgoing:
                     continue
                 self._events.put(events.Disarmed(str(error)))
                 break
-        if self.state is State.ENDED:
+        if self.state is State.ENDED and not self.ended.is_set():
             self.ended.set()
+            self._do_soon(self._disarm_engine())
 
     async def _perform(self, action: source.Action) -> None:
         match action:
@@ -463,12 +471,22 @@ class Outgoing:
 
     async def _tell_armed(self) -> None:
         self.armed_following = self._owner.following()
+        if self.armed_following is not peer.Following.NOT_ASKED_FOR:
+            await self._owner.engine.request(LinkOperation.ARM, 1)
         theirs = self._machine.peer_following
         words: dict[str, object] = {
             "qemu": self.armed_following.word,
             "peer-qemu": None if theirs is None else theirs.word,
         }
         self._owner.tell(Notice.ARMED, words)
+
+    async def _disarm_engine(self) -> None:
+        if self.armed_following is None:
+            return
+        try:
+            await self._owner.engine.request(LinkOperation.ARM, 0)
+        except EngineDied as error:
+            log.debug("it need not be told that the session has ended: %s", error)
 
     async def _offer(self) -> None:
         began_ns = time.perf_counter_ns()
@@ -484,9 +502,13 @@ class Outgoing:
 
     def _write_soon(self, write: Callable[[bytes], None], is_due: Callable[[], bool]) -> None:
         """Make a transition of the record, which may be repeated, while it ``is_due``."""
-        task = asyncio.create_task(self._write_until_done(write, is_due))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._do_soon(self._write_until_done(write, is_due))
+
+    def _do_soon(self, work: Coroutine[object, object, None]) -> None:
+        """Do what nobody waits for, but the session's end."""
+        task = asyncio.create_task(work)
+        self._soon.add(task)
+        task.add_done_callback(self._soon.discard)
 
     async def _write_until_done(
         self, write: Callable[[bytes], None], is_due: Callable[[], bool]

@@ -54,7 +54,7 @@ class Do(Enum):
     OPEN_LANE = "open the lane, and hand it down; then LaneOpened"
     START_ROUND = "capture, and send what changed; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now"
-    TELL_ARMED = "tell people that a tail will do from now on"
+    TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
     MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
