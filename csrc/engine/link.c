@@ -51,16 +51,25 @@ static bool get_lineage(const struct message *request, struct checkpoint_lineage
     return says.generation <= GENERATION_MAX;
 }
 
+/* A vTPM that was granted to another host, and starts here, has come back. */
+static TPM_RESULT start(struct link *link)
+{
+    struct commands *commands = server_commands(link->server);
+
+    TPM_RESULT result = arrival_start(&commands->arrival, link->tpm, link->store);
+    if (result == TPM_SUCCESS)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
+}
+
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
     uint32_t from = request->header.argument;
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD)) {
-        struct commands *commands = server_commands(link->server);
-        return from ? TPM_BAD_PARAMETER : arrival_start(&commands->arrival, link->tpm, link->store);
-    }
+    if (!(from & LINK_INIT_HELD))
+        return from ? TPM_BAD_PARAMETER : start(link);
     if (said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));

@@ -430,9 +430,7 @@ def test_a_client_that_only_shuts_its_sending_side_gets_its_answer(server: Serve
 # -- failures
 
 
-@pytest.mark.parametrize(
-    "sent", [command(Control.INIT, 0), command(Control.SHUTDOWN), ASK_FOR_BLOB]
-)
+@pytest.mark.parametrize("sent", [command(Control.INIT, 0), command(Control.SHUTDOWN)])
 def test_a_command_whose_vtpmd_dies_is_answered_with_a_failure(beside: Server, sent: bytes) -> None:
     with beside.connect() as client:
         assert ask(client, command(Control.INIT, 0)) == OK
