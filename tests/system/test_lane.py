@@ -5,6 +5,8 @@ answered, no session is harmed, and what is asked for is a handshake's room.
 """
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -314,3 +316,38 @@ def test_what_is_sent_behind_the_greeting_is_the_engines(host: Host) -> None:
         sock = plain(host, greets(keying) + bytes(LANE_FRAME_BYTES))
         assert len(receive_exactly(sock, LANE_FRAME_BYTES)) == LANE_FRAME_BYTES
         assert_closed_in_silence(sock)
+
+
+# -- an armed session
+
+
+def armed(source: Host, fake: FakeDestination) -> tuple[Stream, FakeLane]:
+    """Arm a session with a destination that says what the test says."""
+    source.guest.boot()
+    source.manage.command("migrate-arm", to=fake.address)
+    stream, _ = fake.hold_base()
+    source.manage.wait_for("VTPM_ARMED")
+    return stream, fake.lanes[-1]
+
+
+def test_the_reason_for_the_end_is_what_the_stream_says(lab: Lab, fake: FakeDestination) -> None:
+    """It comes by another connection than the end of the lane, and may be the later one."""
+    source = make_host(lab, QUIET)
+    stream, lane = armed(source, fake)
+    os.kill(source.vtpmd.program.pid, signal.SIGSTOP)
+    lane.socket.shutdown(socket.SHUT_WR)
+    assert lane.has_ended()  # the engine has seen it, and vtpmd will
+    stream.send(peer.Refuse(peer.Reason.STATE, "a word that comes later"))
+    os.kill(source.vtpmd.program.pid, signal.SIGCONT)
+    event = source.manage.wait_for("VTPM_FALL_BACK")
+    assert "a word that comes later" in event["data"]["reason"]
+    assert_whole(source.guest.save())
+
+
+def test_a_lane_that_ends_without_a_word_ends_the_session(lab: Lab, fake: FakeDestination) -> None:
+    source = make_host(lab, QUIET)
+    _, lane = armed(source, fake)
+    lane.close()
+    event = source.manage.wait_for("VTPM_FALL_BACK")
+    assert event["data"]["reason"] == "the lane to the destination broke"
+    assert_whole(source.guest.save())

@@ -56,6 +56,8 @@ SILENCE_MAX_S: Final = 10.0
 ROUNDS_KEPT: Final = 1000
 # A QEMU that has sent everything may end before the destination asks for the vTPM.
 TAKE_TIMEOUT_S: Final = 2.0
+# The lane ends by itself, or with the session: then the stream has the reason, about as soon.
+WORD_TIMEOUT_S: Final = 0.5
 # Of a disk that did not take what the record has to say.
 RECORD_RETRY_S: Final = 1.0
 
@@ -309,6 +311,9 @@ class Outgoing:
                 self.phases_us["destination: start the TPM"] = told.start_us
                 await self._happened(events.Granted())
             case Handover.NONE:
+                if self.state in WITH_BASE:
+                    # Nothing but whole blobs is at stake, and the stream may say why.
+                    await self._events.wait_for(lambda: self.state is State.ENDED, WORD_TIMEOUT_S)
                 await self._happened(events.LinkLost(_REASONS[HandoverEvent(told.event)]))
 
     async def close(self) -> None:
