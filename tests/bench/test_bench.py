@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench.chapters import CHAPTERS, Chapter, round_trip
+from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip
 from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
@@ -278,12 +278,22 @@ def check_moving(measured: dict[str, Any]) -> None:
     assert measured["throughput"]["rounds"] > len(measured["throughput"]["armed_per_s"])
 
 
+def check_keys(measured: dict[str, Any]) -> None:
+    """Every guest has migrated under every load, and vtpmd's vTPM as a tail."""
+    guests = {(each["load"], each["tpm"]): each["migrations"] for each in measured["migrations"]}
+    tpms = (GuestTpm.SWTPM, GuestTpm.VTPMD)
+    assert set(guests) == set(product((keys.IDLE, *keys.LOADS), tpms))
+    for (_, tpm), migrations in guests.items():
+        assert all(bool(run["tail_bytes"]) == (tpm == GuestTpm.VTPMD) for run in migrations)
+
+
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
     "reset": check_reset,
     "store": check_store,
     "moving": check_moving,
+    "keys": check_keys,
     "durable-writes": check_durable_writes,
 }
 

@@ -126,7 +126,7 @@ class Traveller:
         if self._emulator is not None:
             self._emulator.kill()
 
-    def migrate(self, activity: Activity) -> Migrated:
+    def migrate(self, activity: Activity, load: str = "mixed") -> Migrated:
         """Migrate once. BenchError when a vTPM was to move as a tail and did not."""
         emulator = self._start_emulator()
         destination = self._start_guest(emulator, migration.INCOMING)
@@ -134,7 +134,7 @@ class Traveller:
         uri = migration.listen_unix(destination, self._lab.directory / f"{self._name}-stream")
         self._guest.resume()
         if activity is Activity.LOAD:
-            self._guest.command("start")
+            self._guest.command(f"start {load}")
         with self._armed_for(emulator) as tail_bytes:
             time.sleep(BEFORE_MIGRATION_S)
             report = migration.migrate(self._guest, destination, uri)
