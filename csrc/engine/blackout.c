@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <libtpms/tpm_error.h>
 #include <openssl/crypto.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,15 +19,15 @@
 #include "tpm.h"
 
 enum {
+    WAIT_MS = 10,
     REASON_STATE = 7, /* of a Refuse: docs/stream-format.md */
 };
 
 struct blackout {
     pthread_mutex_t lock; /* over what follows */
-    pthread_cond_t changed;
     struct tpm *tpm;
     struct asker *asker;
-    enum handover_state state;
+    _Atomic enum handover_state state;
     struct lane *lane; /* NULL: none, or it has ended */
     int lane_fd;
     bool is_source;
@@ -60,7 +61,6 @@ int blackout_new(struct blackout **out, struct tpm *tpm, struct asker *asker)
     blackout->asker = asker;
     blackout->lane_fd = BLACKOUT_NO_LANE;
     check(pthread_mutex_init(&blackout->lock, NULL) == 0);
-    clock_condition_init(&blackout->changed);
     *out = blackout;
     return 0;
 }
@@ -86,7 +86,6 @@ void blackout_free(struct blackout *blackout)
         return;
     end_lane(blackout);
     forget_tail(blackout);
-    pthread_cond_destroy(&blackout->changed);
     pthread_mutex_destroy(&blackout->lock);
     free(blackout);
 }
@@ -198,7 +197,6 @@ static void take(struct blackout *blackout, enum handover_event event)
         tell(blackout, event);
     if (step.actions & HANDOVER_DO_RETIRE)
         retire(blackout);
-    pthread_cond_broadcast(&blackout->changed);
 }
 
 static bool may(const struct blackout *blackout, enum handover_event event)
@@ -211,9 +209,12 @@ TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lan
 {
     struct lane *lane;
 
+    locked(blackout);
+    /* A key serves for one lane: its frames' numbers begin anew. */
+    if (memcmp(blackout->session, keying->session, sizeof(blackout->session)) == 0)
+        return TPM_BAD_ORDINAL;
     if (lane_new(&lane, keying, is_source) < 0)
         return TPM_SIZE;
-    locked(blackout);
     end_lane(blackout);
     blackout->lane = lane;
     blackout->lane_fd = fd;
@@ -330,14 +331,19 @@ static int read_frame(struct blackout *blackout)
     return blackout->frame_bytes < sizeof(blackout->frame) ? -EAGAIN : 0;
 }
 
-void blackout_receive(struct blackout *blackout)
+static void receive(struct blackout *blackout)
 {
-    locked(blackout);
     int r = blackout->lane ? read_frame(blackout) : -EAGAIN;
     if (r == -EAGAIN)
         return;
     enum handover_event event = r == 0 ? open_frame(blackout) : HANDOVER_LOST;
     take(blackout, event);
+}
+
+void blackout_receive(struct blackout *blackout)
+{
+    locked(blackout);
+    receive(blackout);
 }
 
 bool blackout_is_armed(struct blackout *blackout)
@@ -382,14 +388,28 @@ bool blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t t
     return true;
 }
 
+/* Wait for the other engine's word, here rather than in the link's thread, which would have to wake
+ * this one. That may be first all the same, or end the lane: so each wait is short.
+ * sandbox: poll|ppoll */
+static void wait_for_frame(struct blackout *blackout, int64_t until_ms)
+{
+    struct pollfd entry = {.fd = blackout->lane_fd, .events = POLLIN};
+    int64_t left_ms = until_ms - clock_ms();
+
+    pthread_mutex_unlock(&blackout->lock);
+    poll(&entry, 1, left_ms < WAIT_MS ? (int)left_ms : WAIT_MS);
+    pthread_mutex_lock(&blackout->lock);
+    receive(blackout);
+}
+
 static void wait_for_grant(struct blackout *blackout)
 {
     int64_t until_ms = clock_ms() + BLACKOUT_GRANT_TIMEOUT_MS;
 
-    while (blackout->state == HANDOVER_WAITING)
-        if (clock_wait_until(&blackout->changed, &blackout->lock, until_ms) == ETIMEDOUT &&
-            blackout->state == HANDOVER_WAITING)
-            take(blackout, HANDOVER_TIMED_OUT);
+    while (blackout->state == HANDOVER_WAITING && clock_ms() < until_ms)
+        wait_for_frame(blackout, until_ms);
+    if (blackout->state == HANDOVER_WAITING)
+        take(blackout, HANDOVER_TIMED_OUT);
 }
 
 bool blackout_init(struct blackout *blackout, TPM_RESULT *result)
@@ -410,5 +430,22 @@ void blackout_runs(struct blackout *blackout)
 {
     locked(blackout);
     if (may(blackout, HANDOVER_RUNS))
+        take(blackout, HANDOVER_RUNS);
+}
+
+static bool is_offered(struct blackout *blackout)
+{
+    enum handover_state state = blackout->state;
+
+    return state == HANDOVER_OFFERED || state == HANDOVER_FROZEN;
+}
+
+void blackout_worked(struct blackout *blackout)
+{
+    if (!is_offered(blackout))
+        return;
+    locked(blackout);
+    /* Not by what was captured before it was offered. */
+    if (is_offered(blackout) && tpm_has_worked(blackout->tpm))
         take(blackout, HANDOVER_RUNS);
 }

@@ -1,8 +1,9 @@
 /* What is done of a hand-over (handover.h): QEMU's commands, the lane's frames and vtpmd's words
  * become events, and the actions that follow are carried out.
  *
- * Two threads call in. The link's takes what vtpmd says and what the lane brings; the control
- * channel's, what QEMU says. One lock is over all, and is held while the TPM retires.
+ * Three threads call in. The link's takes what vtpmd says and what the lane brings; the control
+ * channel's, what QEMU says; the data channel's, that the guest does something. One lock is over
+ * all, and is held while the TPM retires.
  */
 #pragma once
 
@@ -77,3 +78,7 @@ bool blackout_init(struct blackout *blackout, TPM_RESULT *result);
 
 /* The guest runs here. */
 void blackout_runs(struct blackout *blackout);
+
+/* Of the guest: the data channel's thread has executed a command. Where nothing is offered it is a
+ * look at one word. */
+void blackout_worked(struct blackout *blackout);

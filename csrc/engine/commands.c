@@ -108,6 +108,14 @@ static void run_on(struct commands *commands)
     blackout_runs(commands->blackout);
 }
 
+/* What was started ahead of time is the only state there is, until vtpmd has made that durable. */
+static bool is_granted(struct commands *commands)
+{
+    enum handover_state state = blackout_state(commands->blackout);
+
+    return state == HANDOVER_ENTITLED || state == HANDOVER_STARTED;
+}
+
 static TPM_RESULT stop(struct commands *commands, bool is_shutdown)
 {
     cleanup(message_deinit) struct message reply = MESSAGE_NONE;
@@ -118,7 +126,9 @@ static TPM_RESULT stop(struct commands *commands, bool is_shutdown)
         return TPM_SUCCESS;
     /* It stops the TPM before it loads a state, with the guest standing still, and at a reset. */
     run_on(commands);
-    TPM_RESULT result = ask(commands, LINK_ASK_STOP, is_shutdown, NULL, 0, &reply);
+    TPM_RESULT result = TPM_SUCCESS;
+    if (is_granted(commands))
+        result = ask(commands, LINK_ASK_STOP, is_shutdown, NULL, 0, &reply);
     if (result != TPM_SUCCESS || !tpm_is_running(commands->tpm))
         return result;
     return tpm_stop(commands->tpm);

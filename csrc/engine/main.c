@@ -172,12 +172,12 @@ static int serve_tpm(struct engine *engine)
     struct commands about = {.tpm = engine->tpm, .store = link->store};
 
     int r = engine->is_alone ? 0 : tpm_start_long_commands(engine->tpm);
-    if (r >= 0)
-        r = data_channel_new(&engine->channel, engine->tpm);
     if (r >= 0 && !engine->is_alone)
         r = asker_new(&link->asker, LINK_FD_SOCKET);
     if (r >= 0)
         r = blackout_new(&link->blackout, engine->tpm, link->asker);
+    if (r >= 0)
+        r = data_channel_new(&engine->channel, engine->tpm, link->blackout);
     about.channel = engine->channel;
     about.asker = link->asker;
     about.blackout = link->blackout;

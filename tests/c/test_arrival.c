@@ -248,8 +248,8 @@ static void begin(void)
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
     assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
-    assert_int_equal(data_channel_new(&channel, tpm), 0);
     assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
+    assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
     commands = (struct commands){
         .tpm = tpm,
         .store = store,

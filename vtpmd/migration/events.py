@@ -100,6 +100,10 @@ class Revoked(NamedTuple):
     """The engine gives no tail any more, and grants nothing: the session ends."""
 
 
+class Worked(NamedTuple):
+    """The guest's last command has ended only now: there is more than the tail has."""
+
+
 class OfferEnded(NamedTuple):
     """The engine gives no tail for now: the guest runs, and the session goes on."""
 
@@ -235,6 +239,7 @@ LocalEvent = (
     | TailMade
     | Frozen
     | Revoked
+    | Worked
     | OfferEnded
     | Granted
     | CameBack
