@@ -293,12 +293,11 @@ def test_the_engine_takes_a_lane_only_whole(tmp_path: Path) -> None:
 
 
 def test_the_next_lane_and_the_end_of_the_session_close_the_one_before(tmp_path: Path) -> None:
-    keying = LaneKeying(bytes(16), KEY, bytes(16), bytes(16), is_greeted=True)
-
     async def test(bare: BareEngine) -> None:
         pairs = [socket.socketpair() for _ in range(2)]
-        for ours, theirs in pairs:
+        for number, (ours, theirs) in enumerate(pairs, 1):
             ours.settimeout(TIMEOUT_S)
+            keying = LaneKeying(bytes([number] * 16), KEY, bytes(16), bytes(16), is_greeted=True)
             with theirs:
                 await bare.engine.set_lane(theirs.fileno(), keying, is_source=True)
         assert await asyncio.to_thread(pairs[0][0].recv, 1) == b""

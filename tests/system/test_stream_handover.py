@@ -381,7 +381,8 @@ def test_guest_that_runs_on_during_the_freeze_keeps_its_tpm(lab: Lab) -> None:
     with pytest.raises(ControlError) as raised:
         pair.destination.guest.load(blobs)
 
-    assert raised.value.control == Control.INIT
+    # Its engine is told at once; but QEMU may be faster.
+    assert raised.value.control in (Control.SET_STATEBLOB, Control.INIT)
     assert_stays(pair, facts)
 
 
