@@ -13,6 +13,7 @@ SOURCES = [
     "digest.c",
     "engine/blob.c",
     "engine/control.c",
+    "engine/unasked.c",
     "journal_format.c",
     "journal_recover.c",
     "pages.c",
@@ -28,6 +29,8 @@ HEADERS = [
     "digest.h",
     "engine/blob.h",
     "engine/control.h",
+    "engine/custody.h",
+    "engine/unasked.h",
     "journal_format.h",
     "journal_recover.h",
     "pages.h",
@@ -58,6 +61,7 @@ ffibuilder.set_source(
     #include "engine/blob.h"
     #include "engine/control.h"
     #include "engine/link_types.h"
+    #include "engine/unasked.h"
     #include "journal_recover.h"
     #include "pages.h"
     """,

@@ -38,7 +38,7 @@ struct arrival {
     bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
     uint64_t newest;  /* of the vTPM's own generations, if what has arrived is older; or 0 */
-    bool has_started; /* the TPM, for the QEMU that uses it */
+    _Atomic bool has_started; /* the TPM, for the QEMU that uses it; others look at it */
 };
 
 /* Another QEMU uses the TPM. What the last one brought is not its guest's. */

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
 
+#include "ask.h"
 #include "bytes.h"
 #include "commands.h"
 #include "data.h"
@@ -248,6 +249,8 @@ static void begin(void)
     assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
     assert_int_equal(data_channel_new(&channel, tpm), 0);
     commands = (struct commands){.tpm = tpm, .store = store, .channel = channel};
+    assert_int_equal(asker_new(&commands.asker), 0);
+    asker_be_alone(commands.asker);
     commands.answer.given = MESSAGE_NONE;
     guest_fd = -1;
 }
@@ -257,6 +260,7 @@ static void end(void)
     if (guest_fd >= 0)
         close(guest_fd);
     data_channel_free(channel);
+    asker_free(commands.asker);
     tpm_free(tpm);
     store_free(store);
     store_free(own_store);

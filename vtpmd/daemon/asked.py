@@ -39,7 +39,6 @@ class Asked:
     def __init__(self, mobility: Mobility, on_shutdown: Callable[[], None]) -> None:
         self._mobility = mobility
         self._on_shutdown = on_shutdown
-        self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
         self._answers: dict[LinkQuestion, Callable[[Question], Awaitable[Answer]]] = {
             LinkQuestion.ASK_INIT: self._init,
             LinkQuestion.ASK_STOP: self._stop,
@@ -89,22 +88,16 @@ class Asked:
             # QEMU ends. A frozen TPM stays on: the destination may still ask for it.
             return Answer(argument=1)
         # QEMU stops the TPM before it loads a state, with the guest standing still.
-        self._gave_tail = False
         await self._mobility.stopping()
         return DONE
 
     async def _state(self, question: Question) -> Answer:
         if question.argument == StateType.PERMANENT:
             tail = await self._mobility.tail()
-            self._gave_tail = tail is not None
             return DONE if tail is None else Answer(0, core.LINK_BLOB_GIVEN, tail)
         if self._mobility.is_frozen():
             # The tail has it all. QEMU sets no empty blob at the other side.
             return Answer(argument=core.LINK_BLOB_GIVEN)
-        if self._gave_tail:
-            raise VtpmdError(
-                "the session ended while QEMU took the state: its migration fails; try again"
-            )
         return DONE
 
     async def _blob(self, _: Question) -> Answer:
@@ -120,7 +113,6 @@ class Asked:
 
     async def _runs(self, _: Question) -> Answer:
         # The lock itself is held from start to end. QEMU's guest runs here again.
-        self._gave_tail = False
         await self._mobility.guest_runs()
         return DONE
 
