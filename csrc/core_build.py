@@ -15,6 +15,7 @@ SOURCES = [
     "engine/control.c",
     "engine/handover.c",
     "engine/lane.c",
+    "engine/unasked.c",
     "journal_format.c",
     "journal_recover.c",
     "pages.c",
@@ -30,9 +31,11 @@ HEADERS = [
     "digest.h",
     "engine/blob.h",
     "engine/control.h",
+    "engine/custody.h",
     "engine/handover.cdef.h",
     "engine/handover.h",
     "engine/lane.h",
+    "engine/unasked.h",
     "journal_format.h",
     "journal_recover.h",
     "pages.h",
@@ -70,6 +73,7 @@ ffibuilder.set_source(
     #include "engine/handover.h"
     #include "engine/lane.h"
     #include "engine/link_types.h"
+    #include "engine/unasked.h"
     #include "journal_recover.h"
     #include "pages.h"
     """,

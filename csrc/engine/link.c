@@ -3,9 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libtpms/tpm_error.h>
-#include <poll.h>
+#include <libtpms/tpm_library.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "anchor.h"
@@ -15,6 +16,7 @@
 #include "check.h"
 #include "checkpoint.h"
 #include "cipher.h"
+#include "clock.h"
 #include "error.h"
 #include "journal.h"
 #include "lane.h"
@@ -54,9 +56,7 @@ static bool get_lineage(const struct message *request, struct checkpoint_lineage
 /* A vTPM that was granted to another host, and starts here, has come back. */
 static TPM_RESULT start(struct link *link)
 {
-    struct commands *commands = server_commands(link->server);
-
-    TPM_RESULT result = arrival_start(&commands->arrival, link->tpm, link->store);
+    TPM_RESULT result = commands_start(server_commands(link->server));
     if (result == TPM_SUCCESS)
         blackout_say(link->blackout, HANDOVER_OWNED);
     return result;
@@ -86,8 +86,8 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_stop(link->tpm);
+    (void)response;
+    return commands_stop(server_commands(link->server), request->header.argument != 0);
 }
 
 static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
@@ -264,19 +264,25 @@ static TPM_RESULT do_get_condition(struct link *link, struct message *request,
 {
     struct commands *commands = server_commands(link->server);
     bool has_blobs = commands->arrival.what == ARRIVED_BLOBS;
+    enum tpm_custody custody;
+    enum tpm_power power;
 
     (void)request;
+    tpm_look(link->tpm, &power, &custody);
     response->header.argument = (tpm_is_running(link->tpm) ? LINK_CONDITION_RUNNING : 0) |
-                                (has_blobs ? LINK_CONDITION_BLOBS : 0);
+                                (has_blobs ? LINK_CONDITION_BLOBS : 0) |
+                                (power == TPM_ON ? LINK_CONDITION_ON : 0) |
+                                (commands->arrival.has_started ? LINK_CONDITION_STARTED : 0) |
+                                (uint32_t)custody << LINK_CUSTODY_SHIFT;
     return TPM_SUCCESS;
 }
 
 /* sandbox: write */
-void link_end_control(struct link *link)
+void link_wake(int fd)
 {
     uint64_t one = 1;
 
-    if (write(link->wake_fd, &one, sizeof(one)) < 0)
+    if (write(fd, &one, sizeof(one)) < 0)
         check(errno == EAGAIN); /* it is as large as it can be: readable */
 }
 
@@ -284,8 +290,14 @@ static TPM_RESULT do_end_control(struct link *link, struct message *request,
                                  struct message *response)
 {
     (void)request, (void)response;
-    link_end_control(link);
+    link_wake(link->wake_fd);
     return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_end(struct link *link, struct message *request, struct message *response)
+{
+    (void)link, (void)request, (void)response;
+    return TPM_SUCCESS; /* link_serve() says so */
 }
 
 static TPM_RESULT do_serve_control(struct link *link, struct message *request,
@@ -298,9 +310,12 @@ static TPM_RESULT do_serve_control(struct link *link, struct message *request,
         return TPM_BAD_PARAMETER;
     memcpy(&says, request->payload, sizeof(says));
     if (!memchr(says.program, 0, sizeof(says.program)) ||
-        !memchr(says.socket_name, 0, sizeof(says.socket_name)))
+        !memchr(says.socket_name, 0, sizeof(says.socket_name)) ||
+        !memchr(says.link_name, 0, sizeof(says.link_name)))
         return TPM_BAD_PARAMETER;
     link->serving = says;
+    if (says.is_alone)
+        asker_be_alone(link->asker);
     error_set_program(link->serving.program);
     server_set_verbose(link->server, says.is_verbose);
     return TPM_SUCCESS;
@@ -403,6 +418,7 @@ static const operation operations[] = {
     [LINK_GET_CONDITION] = do_get_condition,
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,
+    [LINK_END] = do_end,
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
     [LINK_CAPTURE] = do_capture,
@@ -436,46 +452,62 @@ static int carry_out(struct link *link, struct message *request, struct message 
     return 0;
 }
 
-static int serve_request(struct link *link)
-{
-    cleanup(message_deinit) struct message request = MESSAGE_NONE;
-    cleanup(message_deinit) struct message response = MESSAGE_NONE;
-
-    int r = message_receive(link->fd, &request);
-    if (r != 0)
-        return r;
-    if (request.header.operation >= LINK_ASK_INIT)
-        return asker_answer(link->asker, &request);
-    r = carry_out(link, &request, &response);
-    return r < 0 ? r : asker_send(link->asker, &response);
-}
-
-/* Also with something unread, or in the middle of a message. */
+/* A vtpmd that has died leaves no more than this: also with something unread, or in the middle of a
+ * message. */
 static bool is_gone(int r)
 {
     return r == MESSAGE_END || r == -ECONNRESET || r == -EPIPE;
 }
 
-/* sandbox: poll|ppoll */
-static int serve_what_comes(struct link *link)
+int link_serve(struct link *link, int fd)
 {
-    struct pollfd entries[] = {{link->fd, POLLIN, 0},
-                               {blackout_lane_fd(link->blackout), POLLIN, 0}};
+    cleanup(message_deinit) struct message request = MESSAGE_NONE;
+    cleanup(message_deinit) struct message response = MESSAGE_NONE;
 
-    if (poll(entries, 2, -1) < 0)
-        return errno == EINTR ? 0 : -errno;
-    if (entries[1].revents)
-        blackout_receive(link->blackout);
-    return entries[0].revents ? serve_request(link) : 0;
+    int r = message_receive(fd, &request, clock_ms() + LINK_MESSAGE_TIMEOUT_MS);
+    if (r != 0)
+        return is_gone(r) ? LINK_GONE : r;
+    if (request.header.operation >= LINK_ASK_INIT)
+        return asker_answer(link->asker, &request);
+    if (!asker_begin_request(link->asker))
+        return LINK_GONE;
+    r = carry_out(link, &request, &response);
+    if (r == 0)
+        r = asker_end_request(link->asker, &response);
+    if (r != 0)
+        return is_gone(r) ? LINK_GONE : r;
+    return request.header.operation == LINK_END ? LINK_ENDING : 0;
 }
 
-int link_serve(struct link *link)
+/* sandbox: sendmsg */
+int link_greet(int fd)
 {
-    int r = asker_open(link->asker);
+    static const int shared[LINK_SHARED] = {
+        [LINK_SHARED_DIRECTORY] = LINK_FD_DIRECTORY,
+        [LINK_SHARED_LOCK] = LINK_FD_LOCK,
+        [LINK_SHARED_STORE] = LINK_FD_STORE,
+    };
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(shared))];
+    } control = {0};
+    struct link_header says = {LINK_READY, .payload_bytes = sizeof(uint32_t)};
+    uint32_t version = TPMLIB_GetVersion();
+    struct iovec vectors[] = {{&says, sizeof(says)}, {&version, sizeof(version)}};
+    struct msghdr header = {
+        .msg_iov = vectors,
+        .msg_iovlen = 2,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
 
-    while (r == 0)
-        r = serve_what_comes(link);
-    return is_gone(r) ? 0 : r;
+    struct cmsghdr *first = CMSG_FIRSTHDR(&header);
+    first->cmsg_level = SOL_SOCKET;
+    first->cmsg_type = SCM_RIGHTS;
+    first->cmsg_len = CMSG_LEN(sizeof(shared));
+    memcpy(CMSG_DATA(first), shared, sizeof(shared));
+    /* It is the first, and has room. */
+    return sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
 /* The record is complete and stays so: what wrote it has sealed it. */

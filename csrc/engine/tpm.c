@@ -212,6 +212,20 @@ static bool is_on(struct tpm *tpm)
     return now.power == TPM_ON;
 }
 
+void tpm_look(struct tpm *tpm, enum tpm_power *power, enum tpm_custody *custody)
+{
+    struct condition now = tpm->condition;
+
+    *power = now.power;
+    *custody = now.custody;
+}
+
+bool tpm_has_state(struct tpm *tpm)
+{
+    locked(tpm);
+    return nvram_may_have(LINK_STATE_PERMANENT);
+}
+
 bool tpm_is_running(struct tpm *tpm)
 {
     struct condition now = tpm->condition;
@@ -361,6 +375,13 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     return TPM_SUCCESS;
 }
 
+/* It has not come: what was another host's stays so. */
+static void undo_init(struct tpm *tpm, struct condition before)
+{
+    if (before.custody == TPM_FENCED || before.custody == TPM_RECLAIMING)
+        set_condition(tpm, TPM_OFF, TPM_FENCED);
+}
+
 /* Our own from now on, and off. Returns false if that is refused: `*result` is the answer. */
 static bool begin_init(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
 {
@@ -378,9 +399,13 @@ TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
     TPM_RESULT result;
 
     locked(tpm);
+    struct condition before = tpm->condition;
     if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &result))
         return result;
-    return power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    if (result != TPM_SUCCESS)
+        undo_init(tpm, before);
+    return result;
 }
 
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
@@ -388,16 +413,21 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     TPM_RESULT result;
 
     locked(tpm);
+    struct condition before = tpm->condition;
     if (!begin_init(tpm, OP_INIT_CAME, &result))
         return result;
-    if (nvram_expect(lineage) < 0)
+    if (nvram_expect(lineage) < 0) {
+        undo_init(tpm, before);
         return TPM_FAIL;
+    }
     result = power_on(tpm, TPM_ACTIVE, lineage->sleeps ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_NONE);
     /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
     if (!nvram_has_come() && result == TPM_SUCCESS) {
         power_off(tpm);
         result = TPM_FAIL;
     }
+    if (result != TPM_SUCCESS)
+        undo_init(tpm, before);
     return result;
 }
 
@@ -509,6 +539,19 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     if (may(tpm, OP_STOP, &result))
         power_off(tpm);
     return result;
+}
+
+TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!may(tpm, OP_STOP_FENCED, &result))
+        return result;
+    if (is_on(tpm))
+        power_off(tpm);
+    has_done(tpm, OP_STOP_FENCED);
+    return TPM_SUCCESS;
 }
 
 int tpm_free(struct tpm *tpm)

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
 
+#include "ask.h"
 #include "blackout.h"
 #include "bytes.h"
 #include "commands.h"
@@ -59,6 +60,7 @@ static struct store *own_store, *store;
 static struct tpm *tpm;
 static struct data_channel *channel;
 static struct blackout *blackout;
+static struct asker *asker;
 static struct commands commands;
 static int guest_fd;
 
@@ -248,12 +250,15 @@ static void begin(void)
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
     assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
-    assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
+    assert_int_equal(asker_new(&asker), 0);
+    asker_be_alone(asker);
+    assert_int_equal(blackout_new(&blackout, tpm, asker), 0);
     assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
     commands = (struct commands){
         .tpm = tpm,
         .store = store,
         .channel = channel,
+        .asker = asker,
         .blackout = blackout,
     };
     commands.answer.tail = MESSAGE_NONE;
@@ -266,6 +271,7 @@ static void end(void)
         close(guest_fd);
     data_channel_free(channel);
     blackout_free(blackout);
+    asker_free(asker);
     tpm_free(tpm);
     store_free(store);
     store_free(own_store);

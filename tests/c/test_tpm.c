@@ -1502,6 +1502,32 @@ static void assert_lineage(const uint8_t *identity)
     assert_memory_equal(identity_in_file(), identity, sizeof(lineage.identity));
 }
 
+static void invariant_3_vtpm_that_has_not_come_stays_another_hosts(void **state)
+{
+    struct checkpoint_lineage another = {.generation = 9, .identity = {9}};
+    enum tpm_custody custody;
+    enum tpm_power power;
+    size_t n_moved;
+    uint8_t *moved;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_stop_fenced(tpm), TPM_SUCCESS);
+    for (int time = 0; time < 2; time++) {
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+        io.fail_error = ENOSPC;
+        io.fail_from = io.calls + 1;
+        assert_int_not_equal(tpm_init_come(tpm, &another), TPM_SUCCESS);
+        io.fail_from = 0;
+        tpm_look(tpm, &power, &custody);
+        assert_int_equal(power, TPM_OFF);
+        assert_int_equal(custody, TPM_FENCED);
+        assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
+    }
+    free(moved);
+}
+
 static const struct checkpoint_lineage another = {.identity = "another vTPM's..", .generation = 99};
 
 static void invariant_13_what_comes_is_of_its_own_lineage(void **state)
@@ -1639,6 +1665,7 @@ int main(void)
         JOURNAL_TEST(invariant_12_that_a_guest_sleeps_travels_with_its_state),
         JOURNAL_TEST(invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more),
         JOURNAL_TEST(a_tpm_that_could_not_be_admitted_is_admitted_later),
+        JOURNAL_TEST(invariant_3_vtpm_that_has_not_come_stays_another_hosts),
         JOURNAL_TEST(invariant_13_what_comes_is_of_its_own_lineage),
         JOURNAL_TEST(invariant_13_the_same_state_of_another_lineage_is_written),
         JOURNAL_TEST(invariant_13_what_is_admitted_is_of_its_own_lineage),

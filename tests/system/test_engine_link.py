@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import os
 import signal
-import struct
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,16 +20,24 @@ from tests.harness.bare_engine import (
     SERVING,
     BareEngine,
     NoSessions,
+    attached,
     descriptors_for,
     sealed,
     with_engine,
 )
-from tests.support.emulator_client import Control, ControlClient, DataSocket
+from tests.support.emulator_client import ControlClient, DataSocket
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkShutdown, Store
+from vtpmd.core import (
+    LinkCapture,
+    LinkDescriptor,
+    LinkInit,
+    LinkOperation,
+    LinkShutdown,
+    Store,
+)
 from vtpmd.daemon import engine_process
-from vtpmd.daemon.engine import Engine, EngineDied, Reply
+from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
 
 
@@ -126,7 +133,7 @@ def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_pa
         await vtpm.ask(LinkOperation.RETIRE)
         assert await vtpm.refused(LinkOperation.INIT) == Result.FAIL
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.FAILURE
-        assert {file.name for file in state.iterdir()} == {".lock", "control"}
+        assert {file.name for file in state.iterdir()} == {".lock", "control", "vtpmd.link"}
         await vtpm.ask(LinkOperation.UNRETIRE)
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
@@ -160,7 +167,7 @@ def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     async def test(bare: BareEngine) -> None:
         os.kill(bare.engine.pid, signal.SIGSTOP)
         stopping = asyncio.create_task(bare.engine.stop())
-        await asyncio.sleep(0)  # the link is closed
+        await asyncio.sleep(0)  # it is told to end
         os.kill(bare.engine.pid, signal.SIGKILL)
         await stopping
         (line,) = bare.deaths
@@ -171,42 +178,17 @@ def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     with_engine(tmp_path, test)
 
 
-def test_vtpmd_that_leaves_without_reading_ends_the_engine_in_order(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A question was on its way."""
-    with ExitStack() as stack:
-        fd = sealed(SERVE_MESSAGE)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, tmp_path, lambda _: fd)
-        process = engine_process.spawn(descriptors)
-        with process.link, ControlClient(tmp_path / "control") as control:
-            process.link.recv(4096)  # that it is ready
-            control.socket.sendall(struct.pack(">II", Control.INIT, 0))
-            process.link.recv(1)
-        _, status = os.waitpid(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert capfd.readouterr().err == ""
+def started(stack: ExitStack, path: Path, record: bytes, seals: int = SEALS) -> tuple[int, int]:
+    """Start an engine from a boot record; return its number, and the directory's descriptor."""
+    fd = sealed(record, seals)
+    stack.callback(os.close, fd)
+    descriptors, _ = descriptors_for(stack, path, lambda _: fd)
+    return engine_process.spawn(descriptors), descriptors[LinkDescriptor.DIRECTORY]
 
 
-def boots(path: Path, record: bytes, seals: int) -> str:
-    """Start an engine from a boot record; return why it has ended, or nothing."""
-
-    async def attach(process: engine_process.EngineProcess) -> str:
-        engine = Engine(process)
-        try:
-            await engine.attach(lambda _: None)
-        except EngineDied as error:
-            return str(error)
-        finally:
-            await engine.stop()
-        return ""
-
-    with ExitStack() as stack:
-        fd = sealed(record, seals)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, path, lambda _: fd)
-        return asyncio.run(attach(engine_process.spawn(descriptors)))
+def status_of(pid: int) -> int:
+    """Return the status that an engine ends with."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def message(operation: int, payload: bytes = b"", payload_bytes: int | None = None) -> bytes:
@@ -234,7 +216,15 @@ WRONG_RECORDS = {
 
 
 def test_engine_starts_from_a_sealed_boot_record(tmp_path: Path) -> None:
-    assert boots(tmp_path, SERVE_MESSAGE + KEY_MESSAGE, SEALS) == ""
+    """And removes its sockets when it ends."""
+
+    async def stop(directory_fd: int) -> None:
+        await (await attached(directory_fd, pytest.fail)).stop()
+
+    with ExitStack() as stack:
+        _, directory_fd = started(stack, tmp_path, SERVE_MESSAGE + KEY_MESSAGE)
+        asyncio.run(stop(directory_fd))
+        assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("wrong", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
@@ -242,7 +232,9 @@ def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
     tmp_path: Path, wrong: tuple[bytes, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so in one line, and nothing is written."""
-    assert "exited with status 1" in boots(tmp_path, *wrong)
+    with ExitStack() as stack:
+        pid, _ = started(stack, tmp_path, *wrong)
+        assert status_of(pid) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
-    assert [each.name for each in tmp_path.iterdir()] == [".lock"]  # without its socket
+    assert {each.name for each in tmp_path.iterdir()} - {"vtpmd.link"} == {".lock"}

@@ -1099,7 +1099,7 @@ def test_invariant_6_a_tail_needs_a_base_and_a_destination_that_is_there_and_rec
 
 def test_a_session_that_was_found_asks_at_once() -> None:
     """After a restart: its state is the one of a QEMU that has left."""
-    found = Source.found(SESSION)
+    found = Source.found(SESSION, State.LEFT)
     assert (found.state, found.session, found.is_fenced) == (State.LEFT, SESSION, True)
 
 

@@ -18,7 +18,7 @@ from vtpmd import __version__
 from vtpmd.errors import VtpmdError
 
 # In the order of the help; each is the module of that name here.
-COMMANDS = ("run", "migrate", "owner", "pki", "fold", "recover", "rekey")
+COMMANDS = ("run", "attach", "migrate", "owner", "pki", "fold", "recover", "rekey")
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\

@@ -25,6 +25,7 @@ class LinkOperation(IntEnum):
     GET_CONDITION = lib.LINK_GET_CONDITION
     TAKE_BLOB = lib.LINK_TAKE_BLOB
     END_CONTROL = lib.LINK_END_CONTROL
+    END = lib.LINK_END
     INIT = lib.LINK_INIT
     STOP = lib.LINK_STOP
     CAPTURE = lib.LINK_CAPTURE
@@ -60,6 +61,8 @@ class LinkQuestion(IntEnum):
     TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
     TELL_RESTORED = lib.LINK_TELL_RESTORED
     TELL_RUNNING = lib.LINK_TELL_RUNNING
+    TELL_SIGNAL = lib.LINK_TELL_SIGNAL
+    TELL_END = lib.LINK_TELL_END
     TELL_HANDOVER = lib.LINK_TELL_HANDOVER
     TELL_GIVEN = lib.LINK_TELL_GIVEN
 
@@ -82,6 +85,19 @@ class LinkCondition(IntFlag):
 
     RUNNING = lib.LINK_CONDITION_RUNNING
     BLOBS = lib.LINK_CONDITION_BLOBS
+    ON = lib.LINK_CONDITION_ON
+    STARTED = lib.LINK_CONDITION_STARTED
+
+
+class LinkCustody(IntEnum):
+    """Whose the vTPM is, as its engine knows it (``enum tpm_custody``, csrc/engine/custody.h)."""
+
+    ACTIVE = lib.TPM_ACTIVE
+    GIVEN = lib.TPM_GIVEN
+    FENCED = lib.TPM_FENCED
+    RECLAIMING = lib.TPM_RECLAIMING
+    STANDBY = lib.TPM_STANDBY
+    PENDING = lib.TPM_PENDING
 
 
 class LinkAdmit(IntEnum):
@@ -161,6 +177,7 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
+LINK_SHARED: int = lib.LINK_SHARED  # how many descriptors READY brings: enum link_shared
 
 
 def link_held(said: LinkShutdown) -> int:
@@ -174,6 +191,12 @@ def link_said(argument: int) -> LinkShutdown:
     Raises ValueError for what the engine never says.
     """
     return LinkShutdown((argument & lib.LINK_SAID_MASK) >> lib.LINK_SAID_SHIFT)
+
+
+def link_condition(argument: int) -> tuple[LinkCondition, LinkCustody]:
+    """Return what GET_CONDITION answers. Raises ValueError for what the engine never says."""
+    custody = LinkCustody((argument & lib.LINK_CUSTODY_MASK) >> lib.LINK_CUSTODY_SHIFT)
+    return LinkCondition(argument & ~lib.LINK_CUSTODY_MASK), custody
 
 
 def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
@@ -299,14 +322,26 @@ def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: byte
     return bytes(ffi.buffer(anchor))
 
 
-def pack_link_serving(program: str, socket_name: str = "", *, is_verbose: bool = False) -> bytes:
+def pack_link_serving(
+    program: str,
+    socket_name: str = "",
+    link_name: str = "",
+    *,
+    is_verbose: bool = False,
+    is_alone: bool = False,
+) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
-    ``program`` is what lines begin with; ``socket_name`` the file that the engine removes at its
-    end. Raises ValueError for what has no room.
+    ``program`` is what lines begin with; ``socket_name`` and ``link_name`` the files that the
+    engine removes at its end. Raises ValueError for what has no room.
     """
-    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose})
-    for field, text in ((serving.program, program), (serving.socket_name, socket_name)):
+    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose, "is_alone": is_alone})
+    texts = (
+        (serving.program, program),
+        (serving.socket_name, socket_name),
+        (serving.link_name, link_name),
+    )
+    for field, text in texts:
         data = os.fsencode(text)
         if len(data) >= len(field) or 0 in data:
             raise ValueError(f"{text!r} has no room on the engine link")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from vtpmd.config import RunConfig, parse_address
@@ -23,10 +22,10 @@ async def serve_management(
     listening: socket.socket,
     mobility: Mobility,
     config: RunConfig,
-    stop: asyncio.Event,
+    on_quit: Callable[[], None],
 ) -> None:
     """Serve the management socket until cancelled."""
-    server = ManagementServer(listening, stop.set)
+    server = ManagementServer(listening, on_quit)
     mobility.tell = server.broadcast
     commands = _Commands(mobility, config)
     server.register("query-status", {}, commands.query_status)

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from vtpmd import core
 from vtpmd.core import LinkAdmit, LinkHandover, LinkOperation, LinkShutdown
@@ -21,7 +21,7 @@ from vtpmd.core.delta import delta_apply, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon import lane, tls
-from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
+from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
@@ -73,10 +73,31 @@ class Incoming:
     """One session of the destination, from the connection to its end."""
 
     def __init__(self, owner: Owner, connection: tls.Connection) -> None:
+        self._begin(owner, Destination(owner.own), str(connection.name), connection)
+
+    @classmethod
+    def found(cls, owner: Owner, machine: Destination, peer_name: str, used: int) -> Self:
+        """Go on with a session that another vtpmd has left; no generation above ``used`` was used.
+
+        Its file is to be open for more (``IncomingStates.resume``).
+        """
+        session = cls.__new__(cls)
+        session._begin(owner, machine, peer_name, None)
+        last = core.Image(StateType.PERMANENT, used, b"")  # the engine has the state itself
+        session._staged = Staged(Images(last, NOTHING.volatile), 0)
+        return session
+
+    def _begin(
+        self,
+        owner: Owner,
+        machine: Destination,
+        peer_name: str,
+        connection: tls.Connection | None,
+    ) -> None:
         self._owner = owner
-        self._machine = Destination(owner.own)
-        self._connection: tls.Connection | None = connection
-        self.peer = str(connection.name)
+        self._machine = machine
+        self._connection = connection
+        self.peer = peer_name
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = self._staged_before = Staged(NOTHING, 0)
         self._permanent_record = b""  # the one that came last
@@ -229,6 +250,16 @@ class Incoming:
         if self.state is State.STARTED and self._retry is None:
             await self._happened(events.InitAnswered())
 
+    async def go_on(self) -> None:
+        """Do what a session that was found is to do next, and go on trying where a disk fails."""
+        match self.state:
+            case State.ENTITLED:
+                await self._happened(events.Adopt())
+            case State.ADMITTED:
+                await self._happened(events.SettleDue())
+            case State.RELEASING:
+                await self._events.run(peer.Reclaim(self.session))
+
     async def adopt(self) -> bool:
         """Take up a vTPM that was granted, as QEMU starts otherwise; return False if it cannot."""
         await self._happened(events.Adopt())
@@ -247,6 +278,12 @@ class Incoming:
         self._cancel_retry()
         await self.set_aside("its vtpmd stops")
         self._close()
+
+    def abandon(self) -> None:
+        """Do no more: what the disk says of the session is what a crash would have left."""
+        self._cancel_retry()
+        if self._retrying is not None:
+            self._retrying.cancel()
 
     async def _take_message(self, message: peer.Message) -> None:
         await self._events.run(message)
@@ -522,6 +559,8 @@ class Incoming:
         try:
             await self._ask_to_admit(LinkAdmit.GOES_BACK, "its own file cannot be written")
             reply = await self._owner.engine.request(LinkOperation.RETIRE)
+        except EngineDetached:
+            raise  # it serves on
         except EngineDied:
             # What is dead serves no more, and executed nothing before the file said granted.
             found = self._owner.files.incoming.find()

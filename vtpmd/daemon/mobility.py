@@ -28,9 +28,13 @@ from vtpmd.wire import peer
 if TYPE_CHECKING:
     import socket
 
+    from vtpmd.daemon import incoming
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
     from vtpmd.daemon.tls import Connection, PeerName
+    from vtpmd.migration.destination import Own
+    from vtpmd.migration.states import State
+    from vtpmd.store.incoming import Resumed
     from vtpmd.wire.greeting import Greeting
     from vtpmd.wire.peer import Decoder, Hello
 
@@ -77,33 +81,41 @@ class Mobility:
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
 
-    async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
-        """Ask the host that the owner record says may have the vTPM, which is fenced then.
+    async def ask(self, state: State, credentials: Path | None, allowed: tuple[str, ...]) -> bool:
+        """Ask the host that the owner record says may have the vTPM, which is fenced here.
 
-        Raises VtpmdError for a record that cannot be read.
+        ``state`` is the one that the session is in, one of ``GIVEN_AWAY``. Return False if it
+        cannot be asked. Raises VtpmdError for a record that cannot be read.
         """
         record = self._files.owner.read()
-        if record.whose is Whose.OURS:
-            return
-        line = record.find(record.session)
-        if line is None or line.outcome is not Outcome.SENT:
-            log.warning("the vTPM was given back to %s: it is not served here", record.peer)
-            return
         if credentials is None:
             log.warning(
                 "the vTPM is %s to %s, which cannot be asked without --tls-creds: it is not served "
                 "here",
                 *(record.whose, record.peer),
             )
-            return
+            return False
         from vtpmd.config import parse_address
         from vtpmd.daemon.outgoing import Outgoing, Peer
         from vtpmd.migration.source import Source
 
-        machine = Source.found(bytes.fromhex(line.session))
-        to = Peer(*parse_address(line.peer), credentials, allowed)
+        machine = Source.found(bytes.fromhex(record.session), state)
+        to = Peer(*parse_address(record.peer), credentials, allowed)
         self.outgoing = Outgoing(await self._owner(), to, machine)
         self._spawn(self.outgoing.run())
+        return True
+
+    def found_incoming(self, state: State, resumed: Resumed) -> Incoming:
+        """Go on with a peer's session that another vtpmd has left in a state."""
+        from vtpmd.daemon.incoming import Incoming
+        from vtpmd.migration.destination import Destination
+
+        owner = self._incoming_owner(self._own(busy=None))
+        machine = Destination.found(owner.own, state, resumed.session, resumed.lineage)
+        line = self._files.owner.read().find(resumed.session.hex())
+        peer_name = "" if line is None else line.peer
+        self.incoming = Incoming.found(owner, machine, peer_name, resumed.used)
+        return self.incoming
 
     def owner_record(self) -> Record:
         """Return what the owner record says. Raises VtpmdError."""
@@ -117,7 +129,7 @@ class Mobility:
 
         await self.qemu.check_can_arm()
         owner = await self._owner()
-        condition = await self._engine.condition()
+        condition, _ = await self._engine.condition()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
@@ -248,26 +260,12 @@ class Mobility:
     async def welcome(self, connection: Connection, decoder: Decoder, hello: Hello) -> None:
         """Serve a source until its session needs the connection no more."""
         from vtpmd.daemon import incoming
-        from vtpmd.migration.destination import Own, why_refused
+        from vtpmd.migration.destination import why_refused
 
         async with self._starting:
-            own = Own(
-                busy=self._why_busy(connection.name, await self._engine.condition()),
-                uuid=self._uuid,
-                lineage=self._files.lineage(),
-                tpm_version=peer.TPM_VERSION,
-                libtpms_version=self._engine.libtpms_version,
-                image_bytes_max=core.IMAGE_BYTES_MAX,
-                following=self.following(),
-            )
-            owner = incoming.Owner(
-                engine=self._engine,
-                own=own,
-                files=self._files,
-                wakefulness=self._wakefulness,
-                is_receiving=lambda: self.qemu.is_receiving,
-                serve_on=self._serve_on,
-            )
+            condition, _ = await self._engine.condition()
+            own = self._own(busy=self._why_busy(connection.name, condition))
+            owner = self._incoming_owner(own)
             session = incoming.Incoming(owner, connection)
             # One that is refused takes nothing's place.
             if why_refused(own, hello) is None:
@@ -275,6 +273,31 @@ class Mobility:
                     await self.incoming.set_aside("a source begins a new session")
                 self.incoming = session
         await session.run(decoder, hello)
+
+    def _own(self, *, busy: str | None) -> Own:
+        from vtpmd.migration.destination import Own
+
+        return Own(
+            busy=busy,
+            uuid=self._uuid,
+            lineage=self._files.lineage(),
+            tpm_version=peer.TPM_VERSION,
+            libtpms_version=self._engine.libtpms_version,
+            image_bytes_max=core.IMAGE_BYTES_MAX,
+            following=self.following(),
+        )
+
+    def _incoming_owner(self, own: Own) -> incoming.Owner:
+        from vtpmd.daemon import incoming
+
+        return incoming.Owner(
+            engine=self._engine,
+            own=own,
+            files=self._files,
+            wakefulness=self._wakefulness,
+            is_receiving=lambda: self.qemu.is_receiving,
+            serve_on=self._serve_on,
+        )
 
     def _why_busy(self, name: PeerName, condition: LinkCondition) -> str | None:
         """Return why no source can be welcomed now, or None."""
@@ -358,6 +381,9 @@ class Mobility:
         if self.outgoing is not None and self.outgoing.is_its_qemus:
             raise NotOurs("the vTPM may be at another host: load a snapshot there")
         self._check_not_given_back()
+        condition, _ = await self._engine.condition()
+        if LinkCondition.STARTED in condition and self._is_fenced:
+            raise NotOurs("this QEMU's vTPM is at another host: load a snapshot there")
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
             return (await self._engine.request(LinkOperation.TAKE_BLOB)).result
@@ -403,7 +429,9 @@ class Mobility:
             self._check_not_given_back()  # while the TPM started
             self._files.owner.arrive()
         except VtpmdError:
-            await self._engine.request(LinkOperation.STOP)
+            # What is not written down as this host's must not serve it, also when nobody is asked.
+            is_ours = self._files.owner.read().is_ours
+            await self._engine.request(LinkOperation.STOP, not is_ours)
             raise
         await self._end_outgoing()
         return 0
@@ -482,6 +510,9 @@ class Mobility:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in (self.outgoing, self.incoming):
+            if session is not None:
+                session.abandon()
 
     # What QEMU's monitor says (vtpmd.daemon.qemu.Listener).
 

@@ -333,6 +333,12 @@ class Outgoing:
             for task in late:
                 task.cancel()
 
+    def abandon(self) -> None:
+        """Do no more: what the disk says of the session is what a crash would have left."""
+        self._asking.abandon()
+        for task in self._soon:
+            task.cancel()
+
     async def _drain(self, connection: tls.Connection) -> None:
         try:
             async with asyncio.timeout(TAKE_TIMEOUT_S):

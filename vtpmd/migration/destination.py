@@ -136,6 +136,13 @@ class Destination:
         self._commit = peer.Commit(0, 0, 0, 0)
         self._ended_by: Event = events.Disarmed("")
 
+    @classmethod
+    def found(cls, own: Own, state: State, session: bytes, lineage: bytes) -> Destination:
+        """Return a session that another vtpmd has left in this state."""
+        machine = cls(own)
+        machine.state, machine.session, machine.lineage = state, session, lineage
+        return machine
+
     def can_take(self, kind: type[LocalEvent]) -> bool:
         """Return whether an event of ours is possible now."""
         return is_possible(self.state, kind)

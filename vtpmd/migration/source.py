@@ -95,11 +95,14 @@ class Source:
         self._key = key
 
     @classmethod
-    def found(cls, session: bytes) -> Source:
-        """Return the session of an owner record that says offered or moved."""
+    def found(cls, session: bytes, state: State) -> Source:
+        """Return the session of an owner record that says offered or moved.
+
+        LEFT, or another one of GIVEN_AWAY where its QEMU is still there.
+        """
         nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", b"", 0, 0, 0)
         found = cls(hello=nobody, key=b"")
-        found.state = State.LEFT
+        found.state = state
         return found
 
     @property

@@ -39,7 +39,7 @@ from vtpmd.store.directory import (
     StateKeyError,
 )
 from vtpmd.store.keys import Key
-from vtpmd.store.owner import Directory, InPlace
+from vtpmd.store.owner import GENERATION_MAX, GENERATIONS_RESERVED, Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
@@ -83,6 +83,14 @@ class Found(NamedTuple):
     generation: int  # of the state that was granted
     used: int  # the highest generation of any state that the source is known to have used
     state: bytes | None  # granted, and the TPM has not written its own file since
+
+
+class Resumed(NamedTuple):
+    """A session that is gone on with."""
+
+    session: bytes
+    lineage: bytes  # the identity of the vTPM
+    used: int  # no generation above it has been used
 
 
 class IncomingStates:
@@ -169,6 +177,28 @@ class IncomingStates:
             state=image.data if is_only_state else None,
         )
 
+    def resume(self) -> Resumed:
+        """Have grant() and remove() go on with the file of another vtpmd, which has died.
+
+        Its last entry is the state that the engine was started from, if it was.
+        """
+        content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
+        if content is None:
+            raise ValueError("there is no session to go on with")
+        self._head, self._sealing = self._open_head(content)
+        self._serial = self._head.granted or _last_serial(content)
+        try:
+            records = _records(content, self._serial, self._sealing)
+            generation = _replay(records).generation if records else 0
+        except (Damaged, DeltaError, SealBroken) as error:
+            raise StateDirectoryError(
+                f"{INCOMING_NAME} is damaged: start the vTPM again, from what else there is"
+            ) from error
+        self._in_place.keep_open(INCOMING_NAME)
+        # Those of the volatile state are not in the file; all were reserved by then.
+        used = self._head.used or min(generation + GENERATIONS_RESERVED, GENERATION_MAX)
+        return Resumed(self._head.session, self._head.lineage, used)
+
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1
         if self._sealing is not None:
@@ -228,6 +258,18 @@ def _records(content: bytes, last: int, sealing: Sealing | None) -> list[bytes]:
         serial = found
         offset += _aligned(ENTRY_HEADER.size + length)
     return records
+
+
+def _last_serial(content: bytes) -> int:
+    """Return the serial of the last entry; 0: there is none."""
+    offset, serial = ENTRIES_OFFSET, 0
+    while offset + ENTRY_HEADER.size <= len(content):
+        found, length = ENTRY_HEADER.unpack_from(content, offset)
+        if found == 0 or (serial and found != serial + 1):
+            break
+        serial = found
+        offset += _aligned(ENTRY_HEADER.size + length)
+    return serial
 
 
 def _replay(records: list[bytes]) -> Image:
