@@ -38,7 +38,7 @@ def record_of(host: Host) -> Record:
 
 def files_of(host: Host) -> dict[str, bytes]:
     """Return all that a host's state directory holds."""
-    return {path.name: path.read_bytes() for path in host.vtpmd.state.iterdir()}
+    return {path.name: path.read_bytes() for path in host.vtpmd.state.glob("tpm2-*")}
 
 
 def session_of(blobs: Blobs) -> bytes:
