@@ -135,7 +135,8 @@ static TPM_RESULT do_unretire(struct link *link, struct message *request, struct
     if (may_be_theirs && request->header.argument != 1)
         return TPM_BAD_ORDINAL;
     TPM_RESULT result = tpm_unretire(link->tpm);
-    if (result == TPM_SUCCESS)
+    /* What was granted to this host is so until it is admitted. */
+    if (result == TPM_SUCCESS && may_be_theirs)
         blackout_say(link->blackout, HANDOVER_OWNED);
     return result;
 }

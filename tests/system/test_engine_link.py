@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +26,13 @@ from tests.harness.bare_engine import (
     sealed,
     with_engine,
 )
-from tests.support.emulator_client import ControlClient, DataSocket
+from tests.support.emulator_client import (
+    INIT_DELETE_VOLATILE,
+    Blob,
+    ControlClient,
+    DataSocket,
+    receive_exactly,
+)
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
 from vtpmd.core import (
@@ -36,6 +43,8 @@ from vtpmd.core import (
     LinkShutdown,
     Store,
 )
+from vtpmd.core.handover import Handover
+from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
@@ -44,20 +53,23 @@ from vtpmd.wire.tpm import Result, StateType
 class Vtpm:
     """An engine, and the guest's end of its data socket."""
 
-    def __init__(self, engine: Engine, store: Store, guest: DataSocket) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, control: ControlClient, guest: DataSocket
+    ) -> None:
+        self.engine = engine
         self.store = store
-        self._engine = engine
+        self.control = control
         self._guest = guest
 
     async def ask(self, operation: LinkOperation, argument: int = 0, payload: bytes = b"") -> Reply:
         """Ask the engine for something that it does."""
-        reply = await self._engine.request(operation, argument, payload)
+        reply = await self.engine.request(operation, argument, payload)
         assert reply.result == Result.SUCCESS, operation
         return reply
 
     async def refused(self, operation: LinkOperation, argument: int = 0) -> int:
         """Ask the engine for something that it refuses; return its result."""
-        reply = await self._engine.request(operation, argument)
+        reply = await self.engine.request(operation, argument)
         assert reply.result != Result.SUCCESS, operation
         return reply.result
 
@@ -75,7 +87,7 @@ def with_guest(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
         with ControlClient(bare.control_path) as control:
             guest = await asyncio.to_thread(control.attach_data)
             try:
-                await test(Vtpm(bare.engine, bare.store, guest))
+                await test(Vtpm(bare.engine, bare.store, control, guest))
             finally:
                 guest.close()
 
@@ -157,6 +169,33 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
             ReturnCode.RETRY,
             ReturnCode.FAILURE,
         )
+
+    with_guest(tmp_path / "state", test)
+
+
+def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
+    """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
+    keying = LaneKeying(bytes(16), bytes(32), bytes(16), bytes(16), is_greeted=True)
+    tail = b"VTPMTAIL, of a session"
+
+    async def test(vtpm: Vtpm) -> None:
+        source = Lane(keying._replace(is_greeted=True), is_source=True)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
+            await start_held(vtpm, LinkShutdown.NONE)
+            await vtpm.ask(LinkOperation.HOLD, payload=core.pack_link_hold(0, 0) + tail)
+            await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
+            assert source.open(take).kind is LaneKind.TAKE
+            ours.sendall(source.seal(LaneFrame(LaneKind.GRANT)))
+            await asyncio.to_thread(vtpm.control.init, INIT_DELETE_VOLATILE)
+            await vtpm.ask(LinkOperation.UNRETIRE)
+            reply = await vtpm.engine.request(LinkOperation.WITHDRAW)
+            assert (reply.result, Handover(reply.argument)) == (
+                Result.BAD_ORDINAL,
+                Handover.STARTED,
+            )
 
     with_guest(tmp_path / "state", test)
 

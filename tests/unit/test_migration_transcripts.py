@@ -643,6 +643,26 @@ DESTINATION = {
     Stopped                 TAKING
     Started                 STARTED
     """,
+    "the Grant overtakes the last round, too": f"""{TO_TAKING}
+    Record                  TAKING
+    Entitled                ENTITLED
+    Record                  ENTITLED
+    Commit                  ENTITLED
+    Stopped                 ENTITLED
+    Started                 STARTED
+    Record                  STARTED
+    Commit                  STARTED
+    Stopped                 STARTED
+    InitAnswered            STARTED     ADMIT
+    Admitted                ADMITTED    send Running, SETTLE
+    Record                  ADMITTED
+    Commit                  ADMITTED
+    Stopped                 ADMITTED
+    Settled                 SETTLED     CLOSE
+    Record                  SETTLED
+    Commit                  SETTLED
+    Stopped                 SETTLED
+    """,
     "the tail overtakes a round that begins": f"""{TO_STANDBY}
     Record                  HOLDING     LET_GO, apply
     Took                    TAKING

@@ -14,6 +14,7 @@ from vtpmd.migration.events import LocalEvent
 from vtpmd.migration.states import (
     BEFORE_ACK,
     ON_APPROVAL,
+    OWNING,
     ImpossibleEvent,
     State,
     advance,
@@ -242,7 +243,7 @@ class Destination:
 
     def _round(self, event: peer.Message, before: State) -> list[Action]:
         """Take what belongs to a round, unless the freeze has overtaken it."""
-        if before is State.TAKING:
+        if before is State.TAKING or before in OWNING:
             return []
         let_go: list[Action] = [Do.LET_GO] if before is State.STANDBY else []
         match event:

@@ -187,8 +187,12 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
         (state, events.Took): State.TAKING
         for state in (State.STAGING, State.HOLDING, State.STANDBY)
     },
-    # Of the round that the freeze overtook: the tail has it.
-    **{(State.TAKING, event): State.TAKING for event in (peer.Record, peer.Commit, peer.Stopped)},
+    # Of the round that the freeze overtook, and the lane's Grant after it: the tail has it.
+    **{
+        (state, event): state
+        for state in (State.TAKING, *OWNING)
+        for event in (peer.Record, peer.Commit, peer.Stopped)
+    },
     (State.TAKING, events.Entitled): State.ENTITLED,
     (State.TAKING, events.Started): State.STARTED,
     (State.TAKING, peer.Reclaim): State.DECLINING,
