@@ -175,7 +175,7 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
 
 def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
     """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
-    keying = LaneKeying(bytes(16), bytes(32), bytes(16), bytes(16), is_greeted=True)
+    keying = LaneKeying(b"a session of ours"[:16], bytes(32), bytes(16), bytes(16), is_greeted=True)
     tail = b"VTPMTAIL, of a session"
 
     async def test(vtpm: Vtpm) -> None:
