@@ -10,20 +10,21 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.sim import schedule
+from tests.sim.blackout import Blackout
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival
 from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation
+from vtpmd.core.handover import HandoverEvent
+from vtpmd.core.lane import LaneFrame
 from vtpmd.daemon import incoming, outgoing, settling
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.settling import Come, File, Own
 from vtpmd.migration import destination, events, source
-from vtpmd.migration.source import Source
 from vtpmd.store import moving, owner
 from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, OwnerRecord, Transition, Whose
-from vtpmd.wire import peer
 
 Patch = pytest.MonkeyPatch
 
@@ -130,14 +131,13 @@ def _orphan_goes_on(patch: Patch) -> None:
     """A session that another took the place of still stages, and digests are not compared."""
     patch.setattr(Incoming, "set_aside", _nothing)
     patch.setattr(Mobility, "_why_busy", lambda *_: None)
-    step = Source.step
+    event_of = Blackout._event_of
 
-    def believing(self: Source, event: Any) -> Any:
-        if isinstance(event, peer.Take):
-            self.final_digests = (event.permanent_digest, event.volatile_digest)
-        return step(self, event)
+    def believing(self: Blackout, frame: LaneFrame) -> HandoverEvent:
+        event = event_of(self, frame)
+        return HandoverEvent.TAKE if event is HandoverEvent.TAKE_OTHER else event
 
-    patch.setattr(Source, "step", believing)
+    patch.setattr(Blackout, "_event_of", believing)
 
 
 def _generations_are_not_raised(patch: Patch) -> None:
@@ -146,11 +146,15 @@ def _generations_are_not_raised(patch: Patch) -> None:
 
 def _retires_in_vain(patch: Patch) -> None:
     """The source's engine goes on serving."""
+    retire = SimEngine.retire
 
-    async def retire(session: outgoing.Outgoing) -> None:
-        session._events.put(events.Retired())
+    def in_vain(self: SimEngine, *, unserved: bool) -> int:
+        custody = self.custody
+        result = retire(self, unserved=unserved)
+        self.custody = custody
+        return result
 
-    patch.setitem(outgoing._DO, source.Do.RETIRE, retire)
+    patch.setattr(SimEngine, "retire", in_vain)
 
 
 def _blobs_outlive_their_qemu(patch: Patch) -> None:

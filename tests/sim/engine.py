@@ -2,7 +2,7 @@
 
 What it executes is a counter. All else is as the link has it: who may execute, what is captured,
 when the state's file is written, and what a start begins with. ``server.py`` has its control
-channel, ``link.py`` the link to a vtpmd, which may come and go.
+channel, ``blackout.py`` the hand-over, ``link.py`` the link to a vtpmd, which may come and go.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
+from tests.sim.blackout import Blackout, Digests
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
+from tests.sim.network import Stream
 from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
@@ -28,10 +30,11 @@ from vtpmd.core import (
     LinkCustody,
     LinkInit,
     LinkOperation,
-    LinkRetire,
     pack_link_lineage,
     unpack_link_lineage,
 )
+from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
@@ -87,6 +90,9 @@ class Watcher(Protocol):
     def new_bytes(self) -> bytes:
         """Return 16 bytes that nothing else has."""
 
+    def take_descriptor(self, descriptor: int) -> Stream:
+        """Return the connection that vtpmd hands down; it is the engine's, too, then."""
+
 
 class SimEngine:
     """One vTPM's engine."""
@@ -108,6 +114,7 @@ class SimEngine:
         self._directory = directory
         self._identity = begun.identity
         self._watcher = watcher
+        self.blackout = Blackout(self)
         # tpm.c
         self.running = False
         self.custody = Custody.FENCED if begun.fenced else Custody.ACTIVE
@@ -125,6 +132,7 @@ class SimEngine:
         self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
+        self.held_digests: Digests = (b"", b"")
         self._is_adopting = False
         # the store
         self._last = {StateType.PERMANENT: begun.generation, StateType.VOLATILE: begun.generation}
@@ -182,6 +190,11 @@ class SimEngine:
         await self.late()
         return answer
 
+    def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        """LINK_SET_LANE."""
+        stream = self._watcher.take_descriptor(lane)
+        self.blackout.set_lane(stream, keying, is_source=is_source)
+
     def tell(self, news: Question) -> None:
         """asker_tell()."""
         if self.link is not None:
@@ -225,6 +238,9 @@ class SimEngine:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture()
+            case LinkOperation.WITHDRAW:
+                result = self.blackout.say(HandoverEvent.WITHDRAW)
+                return Reply(result, self.blackout.state, bytearray())
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
 
@@ -299,8 +315,11 @@ class SimEngine:
 
     def _init(self, argument: int) -> Reply:
         if argument & LinkInit.HELD:
-            return self._init_standby()
-        return Reply(self.server.start(), 0, bytearray())
+            return self._init_standby(has_come=bool(argument & LinkInit.CAME))
+        result = self.server.start()
+        if result == Result.SUCCESS:
+            self.blackout.say(HandoverEvent.OWNED)
+        return Reply(result, 0, bytearray())
 
     def _undo_init(self, before: Custody) -> None:
         if before in AWAY:
@@ -351,9 +370,11 @@ class SimEngine:
         last = self._last[StateType.PERMANENT]
         self._last[StateType.PERMANENT] = max(last, floor)
 
-    def _init_standby(self) -> Reply:
+    def _init_standby(self, *, has_come: bool) -> Reply:
         if self.custody in AHEAD:
             self._let_go()
+        if self.custody in AWAY and not has_come:
+            return Reply(Result.FAIL, 0, bytearray())
         if self.running:
             self.power_off()
         if self._set_permanent is None or self._set_volatile is None:
@@ -362,8 +383,9 @@ class SimEngine:
         self._before, self.custody = self.custody, Custody.STANDBY
         self._held_has_changed, self._held_image = False, given[0]
         result = self._power_on()
-        digests = b"".join(sha256(each).digest() for each in given)
-        return Reply(result, 0, bytearray(digests))
+        if result == Result.SUCCESS:
+            self.held_digests = sha256(given[0]).digest(), sha256(given[1]).digest()
+        return Reply(result, 0, bytearray(b"".join(self.held_digests)))
 
     def _power_on(self) -> int:
         image = self._set_permanent or self._current
@@ -484,11 +506,10 @@ class SimEngine:
         self.server.end()
         return Result.SUCCESS
 
-    def _expect(self, *_: Any) -> int:
-        if self.custody not in AHEAD:
-            return Result.BAD_ORDINAL
+    def expect(self) -> None:
+        """tpm_expect(), by the hand-over."""
+        assert self.custody in AHEAD
         self.custody = Custody.PENDING
-        return Result.SUCCESS
 
     def _admit(self, argument: int, payload: bytes) -> int:
         goes_back = argument == LinkAdmit.GOES_BACK
@@ -513,23 +534,35 @@ class SimEngine:
             return Result.SUCCESS
         self.served = False
         self.custody = Custody.ACTIVE
+        self.blackout.say(HandoverEvent.OWNED)
         return Result.SUCCESS
 
-    def _retire(self, argument: int, _: bytes) -> int:
+    def retire(self, *, unserved: bool) -> int:
+        """tpm_retire()."""
         ahead = self.custody in AHEAD
         served = self.served and not ahead
-        unserved = argument == LinkRetire.UNSERVED
         if served if unserved else (not self.running or ahead or self.worked):
             return Result.FAIL
         self.served = served
         self.custody = Custody.FENCED
         return Result.SUCCESS
 
-    def _unretire(self, *_: Any) -> int:
+    def _retire(self, *_: Any) -> int:
+        result = self.retire(unserved=True)
+        if result == Result.SUCCESS:
+            self.blackout.say(HandoverEvent.OWNED)
+        return result
+
+    def _unretire(self, argument: int, _: bytes) -> int:
+        may_be_theirs = self.blackout.state is Handover.GRANTED
+        if may_be_theirs and argument != 1:
+            return Result.BAD_ORDINAL
         if self.custody in AHEAD:
             self._before = Custody.ACTIVE
         else:
             self.custody = Custody.ACTIVE
+        if may_be_theirs:
+            self.blackout.say(HandoverEvent.OWNED)
         return Result.SUCCESS
 
     def await_(self, *, is_so: bool) -> int:
@@ -558,7 +591,9 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,
     LinkOperation.AWAIT: lambda engine, argument, _: engine.await_(is_so=bool(argument)),
-    LinkOperation.EXPECT: SimEngine._expect,
+    LinkOperation.OFFER: lambda engine, _, payload: engine.blackout.offer(payload),
+    LinkOperation.HOLD: lambda engine, _, payload: engine.blackout.hold(payload),
+    LinkOperation.LET_GO: lambda engine, *_: engine.blackout.say(HandoverEvent.LET_GO),
     LinkOperation.ADMIT: SimEngine._admit,
     # No command of a simulated guest is long.
     LinkOperation.ARM: lambda *_: Result.SUCCESS,

@@ -10,8 +10,9 @@ from tests.sim.disk import Disk, SimDirectory
 from tests.sim.engine import SimEngine
 from tests.sim.link import SimLink
 from tests.sim.loop import PowerLoss
-from tests.sim.network import Connection, Stream
+from tests.sim.network import Connection, PlainSocket, Stream
 from vtpmd.config import RunConfig
+from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.outgoing import Peer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 CREDENTIALS: Final = Path("credentials")
-CONFIG: Final = RunConfig(None, None, "debug", None, CREDENTIALS, (), None, None)
+CONFIG: Final = RunConfig(None, None, "debug", None, str(CREDENTIALS), (), None, None)
 # What a supervisor waits for before it starts vtpmd again.
 RESTART_S: Final = 0.2
 PORT: Final = 1
@@ -105,6 +106,7 @@ class Host:
             qemu.gone()
         if served is not None:
             served.process.kill()
+            self.world.network.host_died(served.process)
         if daemon is not None:
             daemon.process.kill()
             self.world.network.host_died(daemon.process)
@@ -194,6 +196,12 @@ class Served(Running):
         if host.qemu is not None:
             host.qemu.lost_tpm()
 
+    def take_descriptor(self, descriptor: int) -> Stream:
+        stream = self.world.descriptors[descriptor]
+        stream.is_handed_down = True
+        stream.process = self.process
+        return stream
+
     async def _run(self) -> None:
         await self.engine.server.run()
         # A vtpmd that is there ends it when its sessions have ended.
@@ -210,6 +218,7 @@ class Served(Running):
         self.world.log(f"{self.host.name}: the engine ends")
         self.host.served = None
         self.process.kill()
+        self.world.network.host_died(self.process)
         if self.engine.link is not None:
             link, self.engine.link = self.engine.link, None
             link.death = "it has stopped"
@@ -337,6 +346,19 @@ class Daemon(Running):
 
         if self.is_ready:
             self._later(lambda: self.process.spawn(arm()))
+
+    async def serve_lane(self, stream: Stream) -> None:
+        """As ``vtpmd.daemon.peer_server`` does with what is greeted as a lane."""
+        sock: Any = PlainSocket(stream, self.world.descriptors)
+        assert self.mobility is not None
+        try:
+            with sock:
+                async with asyncio.timeout(tls.HANDSHAKE_TIMEOUT_S):
+                    await self.mobility.take_lane(sock, await lane.read_greeting(sock))
+        except (VtpmdError, OSError) as error:
+            self.world.log(f"{self.host.name}: a lane could not be served: {error}")
+        except Exception as error:
+            self._mistake(error)
 
     async def serve_peer(self, stream: Stream, name: str) -> None:
         """As ``vtpmd.daemon.peer_server`` does once the peer is known."""

@@ -7,10 +7,14 @@ silent for too long.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.loop import Process
 from vtpmd.core import Image, LinkCondition, LinkCustody, LinkOperation, link_condition
+from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon.engine import (
     Answer,
     Answerer,
@@ -29,6 +33,37 @@ LIBTPMS_VERSION: Final = 0x000902
 # What is asked for at any time, and changes nothing: no step that a fault comes with.
 _QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
 DECIDES_S: Final = 0.001
+# How often what the engine says comes late, and how late.
+LATE: Final = 0.15
+LATENCY_S: Final = (0.0001, 0.001, 0.01)
+
+
+class Way:
+    """One way of the link: what is said arrives in order."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._under_way: deque[Callable[[], None]] = deque()
+        self._is_late = False
+
+    def say(self, arrives: Callable[[], None]) -> None:
+        """Have something arrive."""
+        self._under_way.append(arrives)
+        if not self._is_late:
+            self._let_come()
+
+    def _let_come(self) -> None:
+        self._is_late = True
+        rng = self._process.rng
+        delay_s = rng.choice(LATENCY_S) if rng.random() < LATE else 0.0
+        self._process.call_later(delay_s, self._arrive)
+
+    def _arrive(self) -> None:
+        arrives = self._under_way.popleft()
+        self._is_late = bool(self._under_way)
+        if self._is_late:
+            self._let_come()
+        arrives()
 
 
 class SimLink:
@@ -43,6 +78,7 @@ class SimLink:
         self.waiting: asyncio.Future[Answer | None] | None = None  # the engine's
         self._engine = engine
         self._process = process
+        self._way = Way(process)  # to vtpmd
         self._lock = asyncio.Lock()
         self._answerer: Answerer | None = None
         self._asked: list[Question] = []  # before there was who answers
@@ -90,7 +126,26 @@ class SimLink:
             await self._engine.late()
             self._check()
             self.heard_s = self._process.time()
-            return self._engine.do(operation, int(argument), bytes(payload))
+            done = self._engine.do(operation, int(argument), bytes(payload))
+            return await self._come(done)
+
+    async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        async with self._lock:
+            self._check()
+            self._engine.note("engine: SET_LANE")
+            await self._engine.late()
+            self._check()
+            self._engine.set_lane(lane, keying, is_source=is_source)
+            await self._come(Reply(0, 0, bytearray()))
+
+    async def _come(self, reply: Reply) -> Reply:
+        """Have a reply come behind what the engine has said before."""
+        coming: asyncio.Future[Reply] = self._process.create_future()
+        self._way.say(lambda: coming.set_result(reply))
+        await asyncio.wait({coming, self.closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            self._check()
+        return await coming
 
     def _check(self) -> None:
         self._process.check_alive()
@@ -130,11 +185,11 @@ class SimLink:
         """Have the question come, and its answer go where the engine waits for it."""
         self.heard_s = self._process.time()
         self.waiting = waiting
-        self._process.call_soon(self._take, question)
+        self._way.say(partial(self._take, question))
 
     def tell(self, news: Question) -> None:
         """Have the news come."""
-        self._process.call_soon(self._take, news)
+        self._way.say(partial(self._take, news))
 
     def _take(self, question: Question) -> None:
         if self._answerer is None:

@@ -110,6 +110,11 @@ class Process(asyncio.AbstractEventLoop):
         self._tasks: list[_Task] = []
 
     @property
+    def rng(self) -> random.Random:
+        """The seed's choices."""
+        return self._scheduler.rng
+
+    @property
     def can_run(self) -> bool:
         """True unless it is gone, or somebody has stopped it."""
         return self.alive and self._scheduler.now_s >= self.stopped_until_s
@@ -198,6 +203,13 @@ class Process(asyncio.AbstractEventLoop):
         task = _Task(coro, loop=self, **kwargs)
         self._tasks.append(task)
         return task
+
+    async def sock_sendall(self, sock: Any, data: Any) -> None:
+        sock.stream.write(bytes(data))
+
+    async def sock_recv(self, sock: Any, nbytes: int) -> bytes:
+        data: bytes = await sock.stream.read(nbytes)
+        return data
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

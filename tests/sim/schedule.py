@@ -197,6 +197,11 @@ def cut(world: World) -> None:
     world.network.cut(world.rng.choice((0.0, 0.1, 3.0)))
 
 
+def lane_cut(world: World) -> None:
+    world.log("CUT of the lanes")
+    world.network.cut_lanes()
+
+
 def silence(world: World) -> None:
     world.log("SILENCE")
     world.network.silence(world.rng.choice((0.1, 0.9, 2.5, 6.0)))
@@ -315,6 +320,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
     disk_fails,
     cut,
     cut,
+    lane_cut,
+    lane_cut,
     silence,
     dead_flows,
     stop,

@@ -13,7 +13,8 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd._core import lib
-from vtpmd.core import LINK_BLOB_GIVEN, LinkAskedInit, LinkCustody, LinkQuestion
+from vtpmd.core import LinkAskedInit, LinkCustody, LinkQuestion
+from vtpmd.core.handover import Handover
 from vtpmd.daemon.engine import Answer, Question
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format
@@ -176,7 +177,7 @@ class ControlServer:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
-        self._gave_tail = False
+        self._gave_tail = self._gave_whole = False
         self._done: int | None = None  # what vtpmd has done of what it is asked about
         self.is_deciding = False  # without vtpmd
         self._told_running = False
@@ -228,6 +229,9 @@ class ControlServer:
         if runs is not self._told_running:
             self._tpm.tell(Question(LinkQuestion.TELL_RUNNING, int(runs), b""))
         self._told_running = runs
+        if self._gave_whole:
+            self._tpm.tell(Question(LinkQuestion.TELL_GIVEN, 0, b""))
+        self._gave_whole = False
         if command.number is Number.INIT:
             self._tpm.tell(Question(LinkQuestion.TELL_INIT, 0, b""))
         if command.number is Number.SHUTDOWN:
@@ -279,6 +283,10 @@ class ControlServer:
             says |= LinkAskedInit.BLOBS
         if self.arrival.what is Arrived.TAIL:
             says |= LinkAskedInit.TAIL
+        if is_incoming and self.arrival.what is Arrived.TAIL:
+            result = await self._tpm.blackout.init()
+            if result is not None:
+                return result
         if is_incoming and self.arrival.what is Arrived.UNUSABLE:
             return Result.FAIL
         command = self._init_command(is_incoming=is_incoming)
@@ -310,14 +318,20 @@ class ControlServer:
 
     async def _stop_tpm(self, *, is_shutdown: bool) -> Said:
         self.arrival.forget(Arrived.NOTHING)
-        question = LinkQuestion.ASK_STOP
-        _, answer = await self._ask(lib.UNASKED_STOP, question, int(is_shutdown))
-        stays_on = answer.result == Result.SUCCESS and bool(answer.argument)
-        if not stays_on:
-            self._gave_tail = False
-        if answer.result != Result.SUCCESS or stays_on or not self._tpm.is_running:
-            return Said(answer.result)
+        if is_shutdown and self._tpm.blackout.state is Handover.FROZEN:
+            return Said(Result.SUCCESS)
+        self._run_on()
+        result = int(Result.SUCCESS)
+        if self._tpm.blackout.state in (Handover.ENTITLED, Handover.STARTED):
+            question = LinkQuestion.ASK_STOP
+            result = (await self._ask(lib.UNASKED_STOP, question, int(is_shutdown)))[1].result
+        if result != Result.SUCCESS or not self._tpm.is_running:
+            return Said(result)
         return Said(self._tpm.stop_tpm())
+
+    def _run_on(self) -> None:
+        self._gave_tail = False
+        self._tpm.blackout.runs()
 
     async def _set_data_socket(self, _: Command) -> Said:
         self.arrival.begin()
@@ -325,7 +339,7 @@ class ControlServer:
         return Said(answer.result)
 
     async def _lock_storage(self, _: Command) -> Said:
-        self._gave_tail = False
+        self._run_on()
         verdict, answer = await self._ask(lib.UNASKED_RUNS, LinkQuestion.ASK_RUNS)
         if verdict is Verdict.GO_ON:
             self._tpm.run_on()
@@ -334,19 +348,32 @@ class ControlServer:
         return Said(answer.result)
 
     async def _get_state_blob(self, command: Command) -> Said:
-        is_after_tail = command.kind is not StateType.PERMANENT and self._gave_tail
-        row = lib.UNASKED_STATE_AFTER_TAIL if is_after_tail else lib.UNASKED_STATE
-        _, answer = await self._ask(row, LinkQuestion.ASK_STATE, command.kind)
-        is_own = answer.argument != LINK_BLOB_GIVEN
-        if answer.result != Result.SUCCESS:
-            return Said(answer.result)
-        if is_after_tail and is_own:
-            return Said(Result.FAIL)
         if command.kind is StateType.PERMANENT:
-            self._gave_tail = not is_own
-        if answer.argument == LINK_BLOB_GIVEN:
-            return Said(Result.SUCCESS, answer.payload)
-        return self._own_state(command.kind)
+            return await self._permanent_state()
+        if not self._gave_tail:
+            return self._own_state(command.kind)
+        is_frozen = self._tpm.blackout.state is Handover.FROZEN
+        return Said(Result.SUCCESS if is_frozen else Result.FAIL)
+
+    async def _permanent_state(self) -> Said:
+        result, tail = await self._give_tail()
+        self._gave_tail = tail is not None
+        if result != Result.SUCCESS:
+            return Said(result)
+        if tail is not None:
+            return Said(Result.SUCCESS, tail)
+        self._gave_whole = True
+        return self._own_state(StateType.PERMANENT)
+
+    async def _give_tail(self) -> tuple[int, bytes | None]:
+        blackout = self._tpm.blackout
+        if not blackout.is_armed:
+            return Result.SUCCESS, None
+        tail = blackout.give_tail()
+        if tail is not None:
+            return Result.SUCCESS, tail
+        result = (await self._ask(lib.UNASKED_STATE, LinkQuestion.ASK_STATE))[1].result
+        return result, blackout.give_tail() if result == Result.SUCCESS else None
 
     def _own_state(self, kind: StateType) -> Said:
         result, state = self._tpm.get_state(kind)
@@ -366,8 +393,14 @@ class ControlServer:
     async def _set_tail(self, blob: bytes) -> int:
         if not self.arrival.take_tail():
             return Result.BAD_PARAMETER
+        if self._tpm.blackout.take_tail(blob):
+            return Result.SUCCESS
         verdict, answer = await self._ask(lib.UNASKED_TAIL, LinkQuestion.ASK_TAIL, payload=blob)
-        return Result.BAD_PARAMETER if verdict is Verdict.REFUSE else answer.result
+        if verdict is Verdict.REFUSE:
+            return Result.BAD_PARAMETER
+        if answer.result != Result.SUCCESS:
+            return answer.result
+        return Result.SUCCESS if self._tpm.blackout.take_tail(blob) else Result.BAD_PARAMETER
 
     async def _set_blob(self, command: Command) -> int:
         if self.arrival.what is Arrived.TAIL:

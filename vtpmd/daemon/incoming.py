@@ -126,6 +126,11 @@ class Incoming:
         """True from the Grant until that is durable."""
         return self.state in (State.ENTITLED, State.STARTED)
 
+    async def was_granted(self) -> bool:
+        """Return is_granted, once what has been heard by now is taken."""
+        await self._events.wait_for(lambda: True, ADOPT_TIMEOUT_S)
+        return self.is_granted
+
     @property
     def is_settled(self) -> bool:
         """True once nothing of the session's is under way."""
@@ -247,8 +252,10 @@ class Incoming:
 
     async def init_answered(self) -> None:
         """QEMU has the answer to its INIT: have the guest's commands executed."""
-        if self.state is State.STARTED and self._retry is None:
-            await self._happened(events.InitAnswered())
+        # It is heard of after the Grant, but both may have to wait for what is under way.
+        await self._events.run(
+            events.InitAnswered(), lambda: self.state is State.STARTED and self._retry is None
+        )
 
     async def go_on(self) -> None:
         """Do what a session that was found is to do next, and go on trying where a disk fails."""

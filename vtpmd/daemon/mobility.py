@@ -251,7 +251,7 @@ class Mobility:
 
     async def stopping(self) -> None:
         """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
-        if self.incoming is not None and self.incoming.is_granted:
+        if self.incoming is not None and await self.incoming.was_granted():
             # What was started ahead of time is the only state there is, until that is durable.
             await self._end_incoming("QEMU stops the TPM")
 
@@ -265,12 +265,14 @@ class Mobility:
         async with self._starting:
             condition, _ = await self._engine.condition()
             own = self._own(busy=self._why_busy(connection.name, condition))
+            # One that is refused takes nothing's place.
+            if self.incoming is not None and why_refused(own, hello) is None:
+                await self.incoming.set_aside("a source begins a new session")
+                # It may have been granted the vTPM by then.
+                own = own._replace(busy=self._why_busy(connection.name, condition))
             owner = self._incoming_owner(own)
             session = incoming.Incoming(owner, connection)
-            # One that is refused takes nothing's place.
             if why_refused(own, hello) is None:
-                if self.incoming is not None:
-                    await self.incoming.set_aside("a source begins a new session")
                 self.incoming = session
         await session.run(decoder, hello)
 
