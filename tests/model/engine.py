@@ -104,7 +104,7 @@ def hears_lane(project: Project, world: World, side: Side) -> tuple[str, World] 
         return None
     if coming:
         event, rest = coming[0], coming[1:]
-        world = world._replace(**{"lane_to_s" if side == "s" else "lane_to_d": rest})
+        world = world._replace(lane_to_s=rest) if side == "s" else world._replace(lane_to_d=rest)
     if not engine_may(project, world, side, event):
         event = HandoverEvent.LOST
     taken = engine_takes(project, world, side, event)

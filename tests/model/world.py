@@ -226,7 +226,8 @@ class Project:
             taken = self._step(machine, event)
             after = machine._wanted if machine.state is State.REVOKING else None
             self._steps[key] = taken and (*taken, after and tag(after))
-        return self._steps[key]
+        found: tuple[State, tuple[Tagged, ...], Tagged | None] | None = self._steps[key]
+        return found
 
     def destination(
         self, state: State, session: bytes, ended_by: Tagged | None, event: destination.Event
@@ -240,7 +241,8 @@ class Project:
             taken = self._step(machine, event)
             after = tag(machine._ended_by) if machine.state is State.DECLINING else None
             self._steps[key] = taken and (*taken, after)
-        return self._steps[key]
+        found: tuple[State, tuple[Tagged, ...], Tagged | None] | None = self._steps[key]
+        return found
 
     def _step(
         self, machine: Source | Destination, event: Any
