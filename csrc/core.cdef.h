@@ -1,5 +1,6 @@
-/* What vtpmd/core/ uses of pages.h, delta.h and journal_recover.h, beside the engine link. cffi
- * reads this file; the compiler holds it against those headers, and works out each `...`. */
+/* What vtpmd/core/ uses of pages.h, delta.h, journal_recover.h and engine/lane.h, beside the engine
+ * link. cffi reads this file; the compiler holds it against those headers, and works out each
+ * `...`. */
 
 #define IMAGE_TYPE_MIN ...
 #define IMAGE_TYPE_MAX ...
@@ -152,6 +153,43 @@ struct journal_recovery {
 bool journal_may_start(const struct journal_recovery *recovery);
 int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
                     struct journal_recovery *recovery);
+
+#define LANE_SESSION_BYTES ...
+#define LANE_KEY_BYTES ...
+#define LANE_UUID_BYTES ...
+#define LANE_LINEAGE_BYTES ...
+#define LANE_CONTENT_BYTES ...
+#define LANE_FRAME_BYTES ...
+#define LANE_FRAMES_MAX ...
+
+enum lane_kind { LANE_HELLO, LANE_TAKE, LANE_GRANT, LANE_REFUSE, LANE_GO_ON, ... };
+enum lane_refusal { LANE_FORGED, LANE_IMPOSSIBLE, LANE_ENDED, ... };
+
+struct lane_frame {
+    enum lane_kind kind;
+    uint32_t reason;
+    uint8_t permanent_digest[...];
+    uint8_t volatile_digest[...];
+    uint32_t apply_us;
+    uint32_t start_us;
+    ...;
+};
+
+struct lane_keying {
+    uint8_t session[...];
+    uint8_t key[...];
+    uint8_t uuid[...];
+    uint8_t lineage[...];
+    bool is_greeted;
+    ...;
+};
+
+struct lane;
+
+int lane_new(struct lane **lane, const struct lane_keying *keying, bool is_source);
+void lane_free(struct lane *lane);
+int lane_seal(struct lane *lane, const struct lane_frame *frame, uint8_t *bytes);
+int lane_open(struct lane *lane, const uint8_t *bytes, struct lane_frame *frame);
 
 uint32_t crc32c(const uint8_t *bytes, size_t n_bytes);
 

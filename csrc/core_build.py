@@ -13,6 +13,9 @@ SOURCES = [
     "digest.c",
     "engine/blob.c",
     "engine/control.c",
+    "engine/handover.c",
+    "engine/lane.c",
+    "engine/unasked.c",
     "journal_format.c",
     "journal_recover.c",
     "pages.c",
@@ -28,12 +31,22 @@ HEADERS = [
     "digest.h",
     "engine/blob.h",
     "engine/control.h",
+    "engine/custody.h",
+    "engine/handover.cdef.h",
+    "engine/handover.h",
+    "engine/lane.h",
+    "engine/unasked.h",
     "journal_format.h",
     "journal_recover.h",
     "pages.h",
     "swtpm_format.h",
 ]
-DECLARATIONS = ["engine/link.cdef.h", "engine/codecs.cdef.h", "core.cdef.h"]
+DECLARATIONS = [
+    "engine/handover.cdef.h",
+    "engine/link.cdef.h",
+    "engine/codecs.cdef.h",
+    "core.cdef.h",
+]
 
 # CPython's own flags carry -DNDEBUG, and leave a declaration that has drifted a mere warning.
 FLAGS = [
@@ -57,7 +70,10 @@ ffibuilder.set_source(
     #include "delta.h"
     #include "engine/blob.h"
     #include "engine/control.h"
+    #include "engine/handover.h"
+    #include "engine/lane.h"
     #include "engine/link_types.h"
+    #include "engine/unasked.h"
     #include "journal_recover.h"
     #include "pages.h"
     """,

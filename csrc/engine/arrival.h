@@ -37,8 +37,8 @@ struct arrival {
     bool has_given;            /* libtpms has states from QEMU for the next INIT */
     bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
-    uint64_t newest;  /* of the vTPM's own generations, if what has arrived is older; or 0 */
-    bool has_started; /* the TPM, for the QEMU that uses it */
+    uint64_t newest; /* of the vTPM's own generations, if what has arrived is older; or 0 */
+    _Atomic bool has_started; /* the TPM, for the QEMU that uses it; others look at it */
 };
 
 /* Another QEMU uses the TPM. What the last one brought is not its guest's. */

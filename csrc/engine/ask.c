@@ -1,38 +1,45 @@
 #include "ask.h"
 
 #include <errno.h>
-#include <libtpms/tpm_library.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
+#include "bytes.h"
 #include "check.h"
+#include "clock.h"
 
-enum link_state {
-    NOT_YET,
-    OPEN,
+enum attachment {
+    ALONE,
+    AWAY,
+    ATTACHED,
     CLOSED,
 };
 
 struct asker {
-    int fd;
-    pthread_mutex_t sending; /* a message is sent whole */
+    pthread_mutex_t sending; /* a message is sent whole, and the socket not closed meanwhile */
     pthread_mutex_t lock;    /* over what follows */
     pthread_cond_t changed;
-    enum link_state state;
+    enum attachment state;
+    int fd;                 /* the link, also of a vtpmd that was silent, or -1 */
+    bool is_serving;        /* a request of vtpmd's is carried out */
+    bool is_deciding;       /* something is decided without vtpmd */
+    int64_t heard_ms;       /* since when vtpmd is silent, while it is not served */
     uint32_t asked;         /* the operation that an answer is waited for of, or 0 */
     struct message *answer; /* where it goes */
 };
 
-int asker_new(struct asker **out, int fd)
+int asker_new(struct asker **out)
 {
     struct asker *asker = calloc(1, sizeof(*asker));
 
     if (!asker)
         return -ENOMEM;
-    asker->fd = fd;
+    asker->state = AWAY;
+    asker->fd = -1;
     check(pthread_mutex_init(&asker->sending, NULL) == 0);
     check(pthread_mutex_init(&asker->lock, NULL) == 0);
-    check(pthread_cond_init(&asker->changed, NULL) == 0);
+    clock_condition_init(&asker->changed);
     *out = asker;
     return 0;
 }
@@ -41,75 +48,185 @@ void asker_free(struct asker *asker)
 {
     if (!asker)
         return;
+    close_descriptor(&asker->fd);
     pthread_cond_destroy(&asker->changed);
     pthread_mutex_destroy(&asker->lock);
     pthread_mutex_destroy(&asker->sending);
     free(asker);
 }
 
-static void set_state(struct asker *asker, enum link_state state)
+/* The one writer of the state, with the lock. */
+static void set_state(struct asker *asker, enum attachment state)
+{
+    if (asker->state != CLOSED)
+        asker->state = state;
+    pthread_cond_broadcast(&asker->changed);
+}
+
+/* With the lock: vtpmd is silent, or does not read. The link's thread sees the end of the
+ * connection, and closes it.
+ * sandbox: shutdown */
+static void hang_up(struct asker *asker)
+{
+    if (asker->state != ATTACHED)
+        return;
+    shutdown(asker->fd, SHUT_RDWR);
+    set_state(asker, AWAY);
+}
+
+/* sandbox: futex */
+void asker_attach(struct asker *asker, int fd)
 {
     pthread_mutex_lock(&asker->lock);
-    asker->state = state;
-    pthread_cond_broadcast(&asker->changed);
+    /* Also who waited for the last one's answer has to have seen that none comes. */
+    while ((asker->is_deciding || asker->asked != 0) && asker->state != CLOSED)
+        pthread_cond_wait(&asker->changed, &asker->lock);
+    check(asker->fd < 0); /* asker_detach() was called */
+    asker->fd = fd;
+    set_state(asker, ATTACHED);
     pthread_mutex_unlock(&asker->lock);
 }
 
-int asker_send(struct asker *asker, const struct message *message)
+void asker_detach(struct asker *asker)
 {
     pthread_mutex_lock(&asker->sending);
-    int r = message_send(asker->fd, message);
+    pthread_mutex_lock(&asker->lock);
+    hang_up(asker);
+    asker->is_serving = false;
+    close_descriptor(&asker->fd);
+    pthread_mutex_unlock(&asker->lock);
     pthread_mutex_unlock(&asker->sending);
-    return r;
 }
 
-int asker_open(struct asker *asker)
+void asker_be_alone(struct asker *asker)
 {
-    uint32_t version = TPMLIB_GetVersion();
-    struct message ready = {
-        .header = {LINK_READY, .payload_bytes = sizeof(version)},
-        .payload = (uint8_t *)&version,
-        .descriptor = -1,
-    };
-
-    int r = asker_send(asker, &ready);
-    if (r == 0)
-        set_state(asker, OPEN);
-    return r;
+    pthread_mutex_lock(&asker->lock);
+    set_state(asker, ALONE);
+    pthread_mutex_unlock(&asker->lock);
 }
 
 void asker_close(struct asker *asker)
 {
+    pthread_mutex_lock(&asker->lock);
     set_state(asker, CLOSED);
+    pthread_mutex_unlock(&asker->lock);
 }
 
-/* sandbox: futex */
-bool asker_wait(struct asker *asker)
+bool asker_begin_request(struct asker *asker)
 {
     pthread_mutex_lock(&asker->lock);
-    while (asker->state == NOT_YET)
-        pthread_cond_wait(&asker->changed, &asker->lock);
-    bool is_open = asker->state == OPEN;
+    asker->is_serving = asker->state == ATTACHED;
+    bool is_so = asker->is_serving;
     pthread_mutex_unlock(&asker->lock);
-    return is_open;
+    return is_so;
+}
+
+/* Send a whole message to a vtpmd that is attached, also one that the engine tells of its end.
+ * Returns 0 or a negative errno; then it is attached no more. */
+static int send_whole(struct asker *asker, const struct message *message, int64_t deadline_ms)
+{
+    pthread_mutex_lock(&asker->sending);
+    pthread_mutex_lock(&asker->lock);
+    int fd = asker->state == ATTACHED || asker->state == CLOSED ? asker->fd : -1;
+    pthread_mutex_unlock(&asker->lock);
+    int r = fd < 0 ? -ENOTCONN : message_send(fd, message, deadline_ms);
+    if (r < 0) {
+        pthread_mutex_lock(&asker->lock);
+        hang_up(asker);
+        pthread_mutex_unlock(&asker->lock);
+    }
+    pthread_mutex_unlock(&asker->sending);
+    return r;
+}
+
+int asker_end_request(struct asker *asker, const struct message *response)
+{
+    int r = send_whole(asker, response, clock_ms() + ASKER_SILENCE_MAX_MS);
+    pthread_mutex_lock(&asker->lock);
+    asker->is_serving = false;
+    asker->heard_ms = clock_ms();
+    pthread_cond_broadcast(&asker->changed);
+    pthread_mutex_unlock(&asker->lock);
+    return r;
+}
+
+/* With the lock: wait until the answer is there, or none will come. A vtpmd that is served is not
+ * silent, however long that takes.
+ * sandbox: futex */
+static void wait_for_answer(struct asker *asker)
+{
+    while (asker->asked != 0 && asker->state == ATTACHED) {
+        int64_t deadline_ms = asker->heard_ms + ASKER_SILENCE_MAX_MS;
+        if (asker->is_serving)
+            pthread_cond_wait(&asker->changed, &asker->lock);
+        else if (clock_ms() < deadline_ms)
+            clock_wait_until(&asker->changed, &asker->lock, deadline_ms);
+        else
+            hang_up(asker);
+    }
+}
+
+/* With the lock: once a request of a vtpmd that is gone is done. Returns what asker_ask() does
+ * where there is no answer. */
+static int decide(struct asker *asker)
+{
+    while (asker->is_serving)
+        pthread_cond_wait(&asker->changed, &asker->lock);
+    asker->is_deciding = asker->state != CLOSED;
+    return asker->is_deciding ? ASKER_NOBODY : ASKER_CLOSED;
 }
 
 int asker_ask(struct asker *asker, const struct message *question, struct message *answer)
 {
+    int64_t now_ms = clock_ms();
+
     pthread_mutex_lock(&asker->lock);
     check(asker->asked == 0);
-    asker->asked = question->header.operation;
-    asker->answer = answer;
+    int r = asker->state == ATTACHED ? 0 : decide(asker);
+    if (r == 0) {
+        asker->asked = question->header.operation;
+        asker->answer = answer;
+        asker->heard_ms = now_ms;
+    }
     pthread_mutex_unlock(&asker->lock);
-    int r = asker_send(asker, question); /* the answer may come before the lock is held again */
+    if (r != 0)
+        return r;
+    send_whole(asker, question, now_ms + ASKER_SILENCE_MAX_MS); /* the answer may come at once */
     pthread_mutex_lock(&asker->lock);
-    while (r == 0 && asker->asked != 0 && asker->state == OPEN)
-        pthread_cond_wait(&asker->changed, &asker->lock);
+    wait_for_answer(asker);
     if (asker->asked != 0)
-        r = -ENOTCONN;
+        r = decide(asker);
     asker->asked = 0;
+    pthread_cond_broadcast(&asker->changed);
     pthread_mutex_unlock(&asker->lock);
     return r;
+}
+
+void asker_decided(struct asker *asker)
+{
+    pthread_mutex_lock(&asker->lock);
+    asker->is_deciding = false;
+    pthread_cond_broadcast(&asker->changed);
+    pthread_mutex_unlock(&asker->lock);
+}
+
+bool asker_wait(struct asker *asker, int64_t deadline_ms)
+{
+    asker_decided(asker);
+    pthread_mutex_lock(&asker->lock);
+    while ((asker->state == ALONE || asker->state == AWAY) && clock_ms() < deadline_ms)
+        clock_wait_until(&asker->changed, &asker->lock, deadline_ms);
+    bool is_attached = asker->state == ATTACHED;
+    pthread_mutex_unlock(&asker->lock);
+    return is_attached;
+}
+
+bool asker_is_alone(struct asker *asker)
+{
+    pthread_mutex_lock(&asker->lock);
+    bool is_so = asker->state == ALONE;
+    pthread_mutex_unlock(&asker->lock);
+    return is_so;
 }
 
 bool asker_is_asking(struct asker *asker, enum link_question number)
@@ -123,7 +240,8 @@ bool asker_is_asking(struct asker *asker, enum link_question number)
 int asker_answer(struct asker *asker, struct message *answer)
 {
     pthread_mutex_lock(&asker->lock);
-    int r = asker->asked == answer->header.operation ? 0 : -EPROTO;
+    bool is_waited_for = asker->state == ATTACHED && asker->asked != 0;
+    int r = is_waited_for && asker->asked == answer->header.operation ? 0 : -EPROTO;
     if (r == 0) {
         *asker->answer = *answer;
         *answer = MESSAGE_NONE;
@@ -143,5 +261,5 @@ void asker_tell(struct asker *asker, enum link_question number, uint32_t argumen
         .descriptor = -1,
     };
 
-    asker_send(asker, &news); /* who is gone needs no news */
+    send_whole(asker, &news, 0); /* who is gone needs no news */
 }

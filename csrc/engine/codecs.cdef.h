@@ -1,7 +1,7 @@
 /* The engine's codecs without I/O, control.h, blob.h and swtpm_format.h, as tests hold them against
- * the documents, and blobs against Python's. Only tests use them: an extension of their own would
- * cost a third build, and they are some kilobytes. cffi reads this file; the compiler holds it
- * against those headers, and works out each `...`. */
+ * the documents, and blobs against Python's; and unasked.h, which the simulator goes by. Only tests
+ * use them: an extension of their own would cost a third build, and they are some kilobytes. cffi
+ * reads this file; the compiler holds it against those headers, and works out each `...`. */
 
 struct iovec {
     void *iov_base;
@@ -110,3 +110,27 @@ int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
                 const struct cipher_key *key, struct blob_content *content);
 void blob_content_deinit(struct blob_content *content);
 uint32_t blob_result(int refusal);
+
+#define UNASKED_WAIT_MS ...
+#define UNASKED_GO_ON ...
+#define UNASKED_DONE ...
+#define UNASKED_AWAIT ...
+#define UNASKED_WAIT ...
+#define UNASKED_REFUSE ...
+
+enum tpm_power {... };
+enum unasked {... };
+enum unasked_command {
+    UNASKED_INIT,
+    UNASKED_INIT_NEW,
+    UNASKED_INIT_TAIL,
+    UNASKED_STOP,
+    UNASKED_STATE,
+    UNASKED_BLOB,
+    UNASKED_TAIL,
+    UNASKED_CONNECTED,
+    UNASKED_RUNS
+};
+
+enum unasked unasked_verdict(enum unasked_command command, enum tpm_power power,
+                             enum tpm_custody custody);

@@ -7,10 +7,14 @@
 #include <sys/socket.h>
 
 #include "ask.h"
+#include "blackout.h"
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "data.h"
 #include "error.h"
+#include "tpm.h"
+#include "unasked.h"
 
 /* What a command is about. */
 struct context {
@@ -19,27 +23,102 @@ struct context {
     const struct control_event *event;
 };
 
-/* Ask vtpmd, if there is one. Returns what it says; an engine that is alone goes on by itself. */
-static TPM_RESULT ask(struct commands *commands, enum link_question number, uint32_t argument,
-                      const uint8_t *payload, size_t payload_bytes, struct message *answer)
-{
-    struct message question = {
-        .header = {number, .argument = argument, .payload_bytes = (uint32_t)payload_bytes},
-        .payload = (uint8_t *)payload,
-        .descriptor = -1,
-    };
+/* What a command is about that vtpmd is asked about. */
+struct asked {
+    enum unasked_command command;
+    struct message question;
+    struct message answer;
+};
 
-    if (!commands->asker)
-        return TPM_SUCCESS;
-    int r = asker_ask(commands->asker, &question, answer);
-    return r < 0 ? TPM_FAIL : answer->header.result;
+#define ASKED(command_, number, argument_)                                                         \
+    {                                                                                              \
+        .command = (command_),                                                                     \
+        .question = {.header = {(number), .argument = (argument_)}, .descriptor = -1},             \
+        .answer = MESSAGE_NONE,                                                                    \
+    }
+
+static void asked_deinit(struct asked *asked)
+{
+    message_deinit(&asked->answer);
 }
 
-static TPM_RESULT ask_whether(struct commands *commands, enum link_question number)
+static void say_refused(enum unasked_command command, enum tpm_custody custody)
 {
-    cleanup(message_deinit) struct message answer = MESSAGE_NONE;
+    static const char *const names[UNASKED_COMMANDS] = {
+        [UNASKED_INIT] = "INIT",
+        [UNASKED_INIT_NEW] = "INIT",
+        [UNASKED_STOP] = "STOP",
+        [UNASKED_BLOB] = "SET_STATEBLOB",
+    };
 
-    return ask(commands, number, 0, NULL, 0, &answer);
+    if (command == UNASKED_TAIL)
+        error_report("the tail is refused: no source has a session here; the guest goes on at the "
+                     "source: migrate again");
+    else if (command == UNASKED_INIT_TAIL)
+        error_report("INIT is refused: QEMU's guest came with a state that could not be used; "
+                     "migrate again");
+    else if (custody == TPM_FENCED || custody == TPM_RECLAIMING)
+        error_report("%s is refused: the vTPM may be another host's, and no vtpmd is there to ask; "
+                     "attach one: see vtpmd attach --help",
+                     names[command]);
+    else
+        error_report("%s is refused: a peer may have sent a vTPM, and no vtpmd is there to tell; "
+                     "attach one: see vtpmd attach --help",
+                     names[command]);
+}
+
+/* There is nobody to ask. Returns what the table says. */
+static enum unasked look_up(struct commands *commands, enum unasked_command command)
+{
+    enum tpm_custody custody;
+    enum tpm_power power;
+
+    tpm_look(commands->tpm, &power, &custody);
+    enum unasked verdict = unasked_verdict(command, power, custody);
+    if (verdict == UNASKED_REFUSE)
+        say_refused(command, custody);
+    return verdict;
+}
+
+/* Nobody is there, and nobody has come. */
+static enum unasked refuse(struct commands *commands, enum unasked_command command)
+{
+    enum tpm_custody custody;
+    enum tpm_power power;
+
+    tpm_look(commands->tpm, &power, &custody);
+    say_refused(command, custody);
+    return UNASKED_REFUSE;
+}
+
+enum {
+    ANSWERED = 'y', /* by vtpmd; else enum unasked, but not UNASKED_WAIT */
+};
+
+/* Ask vtpmd, if one is there, or look up what is to be done. `*result` is what the command fails
+ * with, or success, whoever says so. */
+static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *result)
+{
+    int64_t deadline_ms = clock_ms() + UNASKED_WAIT_MS;
+    enum unasked verdict = UNASKED_WAIT;
+
+    commands->done.is_so = false;
+    while (verdict == UNASKED_WAIT) {
+        int r = asker_ask(commands->asker, &asked->question, &asked->answer);
+        if (r == 0)
+            *result = asked->answer.header.result;
+        else if (r == ASKER_CLOSED)
+            *result = TPM_FAIL;
+        else if (commands->done.is_so)
+            *result = commands->done.result;
+        if (r != ASKER_NOBODY || commands->done.is_so)
+            return ANSWERED;
+        verdict = look_up(commands, asked->command);
+        if (verdict == UNASKED_WAIT && !asker_wait(commands->asker, deadline_ms))
+            verdict = refuse(commands, asked->command);
+    }
+    *result = verdict == UNASKED_REFUSE ? TPM_FAIL : TPM_SUCCESS;
+    return (int)verdict;
 }
 
 static void do_get_capability(struct context *context)
@@ -60,24 +139,50 @@ static void answer(struct context *context, TPM_RESULT result)
     control_answer_result(context->control, result);
 }
 
+static enum unasked_command init_command(struct commands *commands, bool is_incoming)
+{
+    enum arrived what = commands->arrival.what;
+
+    if (is_incoming && what == ARRIVED_TAIL)
+        return UNASKED_INIT_TAIL;
+    if (what == ARRIVED_BLOBS || tpm_has_state(commands->tpm))
+        return UNASKED_INIT;
+    return asker_is_alone(commands->asker) ? UNASKED_INIT : UNASKED_INIT_NEW;
+}
+
 /* Start the TPM, in one way or another. */
 static TPM_RESULT start(struct commands *commands, bool is_incoming)
 {
-    cleanup(message_deinit) struct message reply = MESSAGE_NONE;
     struct arrival *arrival = &commands->arrival;
-    bool is_tail = arrival->what == ARRIVED_TAIL && !commands->asker;
     uint32_t says = (is_incoming ? LINK_ASKED_INCOMING : 0) |
                     (arrival->what == ARRIVED_BLOBS ? LINK_ASKED_BLOBS : 0) |
                     (arrival->what == ARRIVED_TAIL ? LINK_ASKED_TAIL : 0);
+    cleanup(asked_deinit) struct asked asked =
+        ASKED(init_command(commands, is_incoming), LINK_ASK_INIT, says);
+    TPM_RESULT result;
 
-    if (is_incoming && (is_tail || arrival->what == ARRIVED_UNUSABLE)) {
-        error_report("INIT is refused: QEMU's guest came with a state that could not be used; "
-                     "migrate again");
+    if (is_incoming && arrival->what == ARRIVED_TAIL && blackout_init(commands->blackout, &result))
+        return result;
+    if (is_incoming && arrival->what == ARRIVED_UNUSABLE) {
+        say_refused(UNASKED_INIT_TAIL, TPM_ACTIVE);
         return TPM_FAIL;
     }
-    if (commands->asker)
-        return ask(commands, LINK_ASK_INIT, says, NULL, 0, &reply);
-    return arrival_start(arrival, commands->tpm, commands->store);
+    if (ask(commands, &asked, &result) == UNASKED_GO_ON)
+        return arrival_start(arrival, commands->tpm, commands->store);
+    return result;
+}
+
+TPM_RESULT commands_start(struct commands *commands)
+{
+    commands->done.result = arrival_start(&commands->arrival, commands->tpm, commands->store);
+    commands->done.is_so = true;
+    return commands->done.result;
+}
+
+TPM_RESULT commands_stop(struct commands *commands, bool fenced)
+{
+    commands->done.is_so = false;
+    return fenced ? tpm_stop_fenced(commands->tpm) : tpm_stop(commands->tpm);
 }
 
 static void do_init(struct context *context)
@@ -86,23 +191,45 @@ static void do_init(struct context *context)
     bool is_incoming = context->event->flags & CONTROL_INIT_DELETE_VOLATILE;
     struct link_restored restored;
 
+    commands->gave_tail = false;
     TPM_RESULT result = start(commands, is_incoming);
     if (arrival_end(&commands->arrival, commands->tpm, result, is_incoming, &restored)) {
         error_report("an older state of the vTPM was restored: generation %llu, and there was %llu",
                      (unsigned long long)restored.generation, (unsigned long long)restored.newest);
-        if (commands->asker)
-            asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
+        asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
     }
     answer(context, result);
 }
 
+/* A migration that took a tail is over, though nobody has said so. */
+static void run_on(struct commands *commands)
+{
+    commands->gave_tail = false;
+    blackout_runs(commands->blackout);
+}
+
+/* What was started ahead of time is the only state there is, until vtpmd has made that durable. */
+static bool is_granted(struct commands *commands)
+{
+    enum handover_state state = blackout_state(commands->blackout);
+
+    return state == HANDOVER_ENTITLED || state == HANDOVER_STARTED;
+}
+
 static TPM_RESULT stop(struct commands *commands, bool is_shutdown)
 {
-    cleanup(message_deinit) struct message reply = MESSAGE_NONE;
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_STOP, LINK_ASK_STOP, is_shutdown);
+    TPM_RESULT result = TPM_SUCCESS;
 
     arrival_forget(&commands->arrival, commands->tpm, ARRIVED_NOTHING);
-    TPM_RESULT result = ask(commands, LINK_ASK_STOP, is_shutdown, NULL, 0, &reply);
-    if (result != TPM_SUCCESS || reply.header.argument || !tpm_is_running(commands->tpm))
+    /* QEMU ends. A frozen TPM stays on: the destination may still ask for it. */
+    if (is_shutdown && blackout_state(commands->blackout) == HANDOVER_FROZEN)
+        return TPM_SUCCESS;
+    /* It stops the TPM before it loads a state, with the guest standing still, and at a reset. */
+    run_on(commands);
+    if (is_granted(commands))
+        ask(commands, &asked, &result);
+    if (result != TPM_SUCCESS || !tpm_is_running(commands->tpm))
         return result;
     return tpm_stop(commands->tpm);
 }
@@ -179,7 +306,9 @@ static bool is_stream_socket(int fd)
 
 static TPM_RESULT set_data_socket(struct context *context)
 {
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_CONNECTED, LINK_ASK_CONNECTED, 0);
     struct commands *commands = context->commands;
+    TPM_RESULT result;
 
     if (!is_stream_socket(context->event->descriptor))
         return TPM_BAD_PARAMETER;
@@ -189,7 +318,8 @@ static TPM_RESULT set_data_socket(struct context *context)
         return TPM_IOERROR;
     }
     arrival_begin(&commands->arrival, commands->tpm);
-    return ask_whether(commands, LINK_ASK_CONNECTED);
+    ask(commands, &asked, &result);
+    return result;
 }
 
 static void do_set_data_socket(struct context *context)
@@ -222,11 +352,17 @@ static void do_get_info(struct context *context)
 /* QEMU's guest runs here again: what was given away may be changed. vtpmd knows if it may not. */
 static void do_lock_storage(struct context *context)
 {
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_RUNS, LINK_ASK_RUNS, 0);
     struct commands *commands = context->commands;
+    TPM_RESULT result;
 
-    if (!commands->asker)
+    run_on(commands);
+    int verdict = ask(commands, &asked, &result);
+    if (verdict == UNASKED_GO_ON)
         tpm_run_on(commands->tpm);
-    answer(context, ask_whether(commands, LINK_ASK_RUNS));
+    if (verdict == UNASKED_AWAIT)
+        result = tpm_await(commands->tpm, true);
+    answer(context, result);
 }
 
 /* Make the blob of the TPM's own state. Returns a TPM_RESULT. */
@@ -262,60 +398,101 @@ static void answer_own_state(struct context *context)
     control_answer_state_blob(context->control, pieces, SWTPM_PIECES, is_encrypted);
 }
 
-static void do_get_state_blob(struct context *context)
+/* Put the tail into the answer. Returns false where there is none to give: it is the whole state
+ * then that QEMU gets (invariant 6). */
+static bool give_tail(struct commands *commands, TPM_RESULT *result)
+{
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_STATE, LINK_ASK_STATE, 0);
+    struct message *tail = &commands->answer.tail;
+
+    *result = TPM_SUCCESS;
+    if (!blackout_is_armed(commands->blackout))
+        return false;
+    if (blackout_give_tail(commands->blackout, tail))
+        return true;
+    ask(commands, &asked, result);
+    return *result == TPM_SUCCESS && blackout_give_tail(commands->blackout, tail);
+}
+
+static void answer_permanent_state(struct context *context)
 {
     struct commands *commands = context->commands;
-    struct message *given = &commands->answer.given;
-    uint32_t type = (uint32_t)context->event->type;
+    TPM_RESULT result;
 
-    TPM_RESULT result = ask(commands, LINK_ASK_STATE, type, NULL, 0, given);
+    commands->gave_tail = give_tail(commands, &result);
     if (result != TPM_SUCCESS) {
         answer(context, result);
         return;
     }
-    if (given->header.argument == LINK_BLOB_OWN) {
+    if (!commands->gave_tail) {
         answer_own_state(context);
+        commands->gave_whole = true;
         return;
     }
-    struct iovec piece = {given->payload, given->header.payload_bytes};
+    struct iovec piece = {commands->answer.tail.payload,
+                          commands->answer.tail.header.payload_bytes};
     control_answer_state_blob(context->control, &piece, 1, false);
+}
+
+static void do_get_state_blob(struct context *context)
+{
+    struct commands *commands = context->commands;
+    struct iovec nothing = {NULL, 0};
+
+    if (context->event->type == LINK_STATE_PERMANENT)
+        answer_permanent_state(context);
+    else if (!commands->gave_tail)
+        answer_own_state(context);
+    else if (blackout_state(commands->blackout) == HANDOVER_FROZEN)
+        /* The tail has it all. QEMU sets no empty blob at the other side. */
+        control_answer_state_blob(context->control, &nothing, 1, false);
+    else {
+        error_report("GET_STATEBLOB is refused: the session ended while QEMU took the state; its "
+                     "migration fails: try again");
+        answer(context, TPM_FAIL);
+    }
 }
 
 static TPM_RESULT set_tail(struct context *context)
 {
-    cleanup(message_deinit) struct message reply = MESSAGE_NONE;
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_TAIL, LINK_ASK_TAIL, 0);
     struct commands *commands = context->commands;
     const struct control_event *event = context->event;
+    TPM_RESULT result;
 
     if (!arrival_take_tail(&commands->arrival, commands->tpm))
         return TPM_BAD_PARAMETER;
-    if (!commands->asker) {
-        error_report("the tail is refused: no source has a session here; the guest goes on at the "
-                     "source: migrate again");
+    if (blackout_take_tail(commands->blackout, event->data, event->data_bytes))
+        return TPM_SUCCESS;
+    asked.question.payload = (uint8_t *)event->data;
+    asked.question.header.payload_bytes = (uint32_t)event->data_bytes;
+    if (ask(commands, &asked, &result) == UNASKED_REFUSE)
         return TPM_BAD_PARAMETER;
-    }
-    return ask(commands, LINK_ASK_TAIL, 0, event->data, event->data_bytes, &reply);
+    if (result != TPM_SUCCESS)
+        return result;
+    bool is_taken = blackout_take_tail(commands->blackout, event->data, event->data_bytes);
+    return is_taken ? TPM_SUCCESS : TPM_BAD_PARAMETER;
 }
 
 TPM_RESULT commands_take_blob(struct commands *commands)
 {
     if (!commands->coming.content)
         return TPM_BAD_ORDINAL;
-    return arrival_take_blob(&commands->arrival, commands->tpm, commands->coming.type,
-                             commands->coming.content);
+    commands->done.result = arrival_take_blob(&commands->arrival, commands->tpm,
+                                              commands->coming.type, commands->coming.content);
+    commands->done.is_so = true;
+    return commands->done.result;
 }
 
 static TPM_RESULT take_content(struct commands *commands, uint32_t type,
                                const struct blob_content *content)
 {
-    cleanup(message_deinit) struct message reply = MESSAGE_NONE;
+    cleanup(asked_deinit) struct asked asked = ASKED(UNASKED_BLOB, LINK_ASK_BLOB, type);
     TPM_RESULT result;
 
     commands->coming.type = type;
     commands->coming.content = content;
-    if (commands->asker)
-        result = ask(commands, LINK_ASK_BLOB, type, NULL, 0, &reply);
-    else
+    if (ask(commands, &asked, &result) == UNASKED_GO_ON)
         result = commands_take_blob(commands);
     commands->coming.content = NULL;
     return result;
@@ -389,6 +566,7 @@ void commands_carry_out(struct commands *commands, struct control *control,
 
     commands->number = event->number;
     carry_out[event->number](&context);
+    asker_decided(commands->asker);
 }
 
 static void free_answer(struct commands *commands)
@@ -397,10 +575,10 @@ static void free_answer(struct commands *commands)
     if (commands->answer.state)
         explicit_bzero(commands->answer.state, commands->answer.state_bytes);
     free(commands->answer.state);
-    message_deinit(&commands->answer.given);
+    message_deinit(&commands->answer.tail);
     free(commands->answer.info);
     memset(&commands->answer, 0, sizeof(commands->answer));
-    commands->answer.given = MESSAGE_NONE;
+    commands->answer.tail = MESSAGE_NONE;
 }
 
 void commands_answered(struct commands *commands)
@@ -408,11 +586,12 @@ void commands_answered(struct commands *commands)
     bool runs = tpm_is_running(commands->tpm);
 
     free_answer(commands);
-    if (!commands->asker)
-        return;
     if (runs != commands->told_running)
         asker_tell(commands->asker, LINK_TELL_RUNNING, runs, NULL, 0);
     commands->told_running = runs;
+    if (commands->gave_whole)
+        asker_tell(commands->asker, LINK_TELL_GIVEN, 0, NULL, 0);
+    commands->gave_whole = false;
     if (commands->number == CONTROL_INIT)
         asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)

@@ -1,7 +1,7 @@
 /* What the commands of the control channel do: docs/control-channel.md.
  *
- * vtpmd is asked first where a session may make something else of a command (enum link_question).
- * An engine that is alone has no sessions: it is asked nothing, and a tail is of no use to it.
+ * vtpmd is asked first where a session may make something else of a command (enum link_question);
+ * without one, unasked.h says what becomes of it.
  */
 #pragma once
 
@@ -11,6 +11,7 @@
 #include "swtpm_format.h"
 
 struct asker;
+struct blackout;
 struct data_channel;
 struct store;
 struct tpm;
@@ -19,20 +20,27 @@ struct commands {
     struct tpm *tpm;
     struct store *store;
     struct data_channel *channel;
-    struct asker *asker; /* NULL: the engine is alone */
+    struct asker *asker;
+    struct blackout *blackout;
     struct arrival arrival;
     struct { /* the blob that vtpmd is asked about, or NULL */
         uint32_t type;
         const struct blob_content *content;
     } coming;
+    struct { /* what vtpmd has done of what it is asked about, should it die before it answers */
+        bool is_so;
+        TPM_RESULT result;
+    } done;
     uint32_t number; /* of the command that is carried out */
     struct {         /* what an answer is made of, until it is out */
         struct swtpm_wrapped blob;
         uint8_t *state;
         size_t state_bytes;
-        struct message given;
+        struct message tail;
         char *info;
     } answer;
+    bool gave_whole; /* the command has given the TPM's own permanent state */
+    bool gave_tail;  /* QEMU takes a state, and has got a tail for the permanent one */
     bool has_shut_down;
     bool told_running; /* what vtpmd was told last */
 };
@@ -45,5 +53,14 @@ void commands_carry_out(struct commands *commands, struct control *control,
  * command leads to. */
 void commands_answered(struct commands *commands);
 
-/* Take the blob that vtpmd is being asked about, by its leave. Returns a TPM_RESULT. */
+/* What vtpmd has done about a command that it is asked about; of the link's thread. They return a
+ * TPM_RESULT. */
+
+/* Start the TPM from what QEMU has brought, or what there is. */
+TPM_RESULT commands_start(struct commands *commands);
+
+/* Stop it; `fenced`, the vTPM is another host's then. */
+TPM_RESULT commands_stop(struct commands *commands, bool fenced);
+
+/* Take the blob. */
 TPM_RESULT commands_take_blob(struct commands *commands);

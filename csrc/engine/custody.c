@@ -23,6 +23,7 @@ static const struct row rows[] = {
     [OP_LET_GO] = {"iii", "iiidll", "...F.."},
     [OP_FORGET_STATE] = {"ddd", "nnnnll", "......"},
     [OP_STOP] = {"iii", "ddddll", "...F.."},
+    [OP_STOP_FENCED] = {"ddd", "ddddll", "FFFF.."},
     [OP_AWAIT] = {"nni", "nnddnn", "..RR.."},
     [OP_AWAIT_NO_MORE] = {"nni", "nnidnn", "...F.."},
     [OP_RETIRE_UNCHANGED] = {"fff", "ddddff", "FFFF.."},

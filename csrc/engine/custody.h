@@ -20,18 +20,11 @@
 
 #include <stdbool.h>
 
+#include "link_types.h"
+
 enum tpm_power {
     TPM_OFF,
     TPM_ON,
-};
-
-enum tpm_custody {
-    TPM_ACTIVE,
-    TPM_GIVEN,
-    TPM_FENCED,
-    TPM_RECLAIMING,
-    TPM_STANDBY,
-    TPM_PENDING,
 };
 
 enum {
@@ -51,6 +44,7 @@ enum tpm_operation {
     OP_LET_GO,
     OP_FORGET_STATE,
     OP_STOP,
+    OP_STOP_FENCED,
     OP_AWAIT,
     OP_AWAIT_NO_MORE,
     OP_RETIRE_UNCHANGED,

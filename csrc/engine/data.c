@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "blackout.h"
 #include "bytes.h"
 #include "check.h"
 #include "clock.h"
@@ -22,6 +23,7 @@ enum {
 
 struct data_channel {
     struct tpm *tpm;
+    struct blackout *blackout;
     size_t command_bytes_max;
     uint8_t *command; /* room for the longest */
     pthread_t thread;
@@ -192,6 +194,7 @@ static void serve_socket(struct data_channel *channel, int fd)
             tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
         }
         r = send_all(channel, fd, response.bytes, response.n_bytes);
+        blackout_worked(channel->blackout);
         explicit_bzero(channel->command, n_bytes);
         tpm_response_wipe(&response);
     }
@@ -220,13 +223,14 @@ static void *serve(void *argument)
     return NULL;
 }
 
-int data_channel_new(struct data_channel **out, struct tpm *tpm)
+int data_channel_new(struct data_channel **out, struct tpm *tpm, struct blackout *blackout)
 {
     struct data_channel *channel = calloc(1, sizeof(*channel));
 
     if (!channel)
         return -ENOMEM;
     channel->tpm = tpm;
+    channel->blackout = blackout;
     channel->command_bytes_max = tpm_message_bytes_max();
     channel->command = malloc(channel->command_bytes_max);
     if (!channel->command) {

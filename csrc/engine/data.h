@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct blackout;
 struct tpm;
 struct data_channel;
 
@@ -36,7 +37,7 @@ int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
                size_t *command_bytes);
 
 /* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
-int data_channel_new(struct data_channel **channel, struct tpm *tpm);
+int data_channel_new(struct data_channel **channel, struct tpm *tpm, struct blackout *blackout);
 
 /* End the thread, when the command that runs is answered, and free the channel. */
 void data_channel_free(struct data_channel *channel);

@@ -3,18 +3,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libtpms/tpm_error.h>
+#include <libtpms/tpm_library.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "anchor.h"
 #include "ask.h"
+#include "blackout.h"
 #include "bytes.h"
 #include "check.h"
 #include "checkpoint.h"
 #include "cipher.h"
+#include "clock.h"
 #include "error.h"
 #include "journal.h"
+#include "lane.h"
 #include "message.h"
 #include "pages.h"
 #include "server.h"
@@ -48,16 +53,23 @@ static bool get_lineage(const struct message *request, struct checkpoint_lineage
     return says.generation <= GENERATION_MAX;
 }
 
+/* A vTPM that was granted to another host, and starts here, has come back. */
+static TPM_RESULT start(struct link *link)
+{
+    TPM_RESULT result = commands_start(server_commands(link->server));
+    if (result == TPM_SUCCESS)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
+}
+
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
     uint32_t from = request->header.argument;
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD)) {
-        struct commands *commands = server_commands(link->server);
-        return from ? TPM_BAD_PARAMETER : arrival_start(&commands->arrival, link->tpm, link->store);
-    }
+    if (!(from & LINK_INIT_HELD))
+        return from ? TPM_BAD_PARAMETER : start(link);
     if (said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
@@ -65,15 +77,17 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
     TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
-    if (result == TPM_SUCCESS)
-        response->header.payload_bytes = sizeof(*digests);
+    if (result != TPM_SUCCESS)
+        return result;
+    link->held = *digests;
+    response->header.payload_bytes = sizeof(*digests);
     return result;
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_stop(link->tpm);
+    (void)response;
+    return commands_stop(server_commands(link->server), request->header.argument != 0);
 }
 
 static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
@@ -106,14 +120,25 @@ static TPM_RESULT do_capture(struct link *link, struct message *request, struct 
 
 static TPM_RESULT do_retire(struct link *link, struct message *request, struct message *response)
 {
-    (void)response;
-    return tpm_retire(link->tpm, request->header.argument == LINK_RETIRE_UNSERVED);
+    (void)request, (void)response;
+    TPM_RESULT result = tpm_retire(link->tpm, true);
+    if (result == TPM_SUCCESS)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
 }
 
 static TPM_RESULT do_unretire(struct link *link, struct message *request, struct message *response)
 {
-    (void)request, (void)response;
-    return tpm_unretire(link->tpm);
+    bool may_be_theirs = blackout_state(link->blackout) == HANDOVER_GRANTED;
+
+    (void)response;
+    if (may_be_theirs && request->header.argument != 1)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = tpm_unretire(link->tpm);
+    /* What was granted to this host is so until it is admitted. */
+    if (result == TPM_SUCCESS && may_be_theirs)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
 }
 
 static TPM_RESULT do_await(struct link *link, struct message *request, struct message *response)
@@ -135,12 +160,6 @@ static TPM_RESULT do_abandon(struct link *link, struct message *request, struct 
     return TPM_SUCCESS;
 }
 
-static TPM_RESULT do_expect(struct link *link, struct message *request, struct message *response)
-{
-    (void)request, (void)response;
-    return tpm_expect(link->tpm);
-}
-
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
 {
     struct checkpoint_lineage lineage = {0};
@@ -148,7 +167,72 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
     (void)response;
     if (!get_lineage(request, &lineage) || request->header.argument > LINK_ADMIT_GOES_BACK)
         return TPM_BAD_PARAMETER;
-    return tpm_admit(link->tpm, &lineage, request->header.argument == LINK_ADMIT_GOES_BACK);
+    bool goes_back = request->header.argument == LINK_ADMIT_GOES_BACK;
+    TPM_RESULT result = tpm_admit(link->tpm, &lineage, goes_back);
+    if (result == TPM_SUCCESS && !goes_back)
+        blackout_say(link->blackout, HANDOVER_OWNED);
+    return result;
+}
+
+static TPM_RESULT do_set_lane(struct link *link, struct message *request, struct message *response)
+{
+    struct link_lane says;
+    struct lane_keying keying;
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(says) || request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    memcpy(&says, request->payload, sizeof(says));
+    memcpy(keying.session, says.session, sizeof(keying.session));
+    memcpy(keying.key, says.key, sizeof(keying.key));
+    memcpy(keying.uuid, says.uuid, sizeof(keying.uuid));
+    memcpy(keying.lineage, says.lineage, sizeof(keying.lineage));
+    keying.is_greeted = says.is_greeted;
+    TPM_RESULT result =
+        blackout_set_lane(link->blackout, request->descriptor, &keying, says.is_source);
+    if (result == TPM_SUCCESS)
+        request->descriptor = -1; /* the blackout's now */
+    explicit_bzero(&says, sizeof(says));
+    explicit_bzero(&keying, sizeof(keying));
+    return result;
+}
+
+static TPM_RESULT do_offer(struct link *link, struct message *request, struct message *response)
+{
+    struct link_digests digests;
+
+    (void)response;
+    if (request->header.payload_bytes <= sizeof(digests))
+        return TPM_BAD_PARAMETER;
+    memcpy(&digests, request->payload, sizeof(digests));
+    return blackout_offer(link->blackout, &digests, request->payload + sizeof(digests),
+                          request->header.payload_bytes - sizeof(digests));
+}
+
+static TPM_RESULT do_hold(struct link *link, struct message *request, struct message *response)
+{
+    struct link_hold times;
+
+    (void)response;
+    if (request->header.payload_bytes <= sizeof(times))
+        return TPM_BAD_PARAMETER;
+    memcpy(&times, request->payload, sizeof(times));
+    return blackout_hold(link->blackout, &link->held, &times, request->payload + sizeof(times),
+                         request->header.payload_bytes - sizeof(times));
+}
+
+static TPM_RESULT do_let_go(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return blackout_say(link->blackout, HANDOVER_LET_GO);
+}
+
+static TPM_RESULT do_withdraw(struct link *link, struct message *request, struct message *response)
+{
+    (void)request;
+    TPM_RESULT result = blackout_say(link->blackout, HANDOVER_WITHDRAW);
+    response->header.argument = blackout_state(link->blackout);
+    return result;
 }
 
 static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
@@ -181,19 +265,25 @@ static TPM_RESULT do_get_condition(struct link *link, struct message *request,
 {
     struct commands *commands = server_commands(link->server);
     bool has_blobs = commands->arrival.what == ARRIVED_BLOBS;
+    enum tpm_custody custody;
+    enum tpm_power power;
 
     (void)request;
+    tpm_look(link->tpm, &power, &custody);
     response->header.argument = (tpm_is_running(link->tpm) ? LINK_CONDITION_RUNNING : 0) |
-                                (has_blobs ? LINK_CONDITION_BLOBS : 0);
+                                (has_blobs ? LINK_CONDITION_BLOBS : 0) |
+                                (power == TPM_ON ? LINK_CONDITION_ON : 0) |
+                                (commands->arrival.has_started ? LINK_CONDITION_STARTED : 0) |
+                                (uint32_t)custody << LINK_CUSTODY_SHIFT;
     return TPM_SUCCESS;
 }
 
 /* sandbox: write */
-void link_end_control(struct link *link)
+void link_wake(int fd)
 {
     uint64_t one = 1;
 
-    if (write(link->wake_fd, &one, sizeof(one)) < 0)
+    if (write(fd, &one, sizeof(one)) < 0)
         check(errno == EAGAIN); /* it is as large as it can be: readable */
 }
 
@@ -201,8 +291,14 @@ static TPM_RESULT do_end_control(struct link *link, struct message *request,
                                  struct message *response)
 {
     (void)request, (void)response;
-    link_end_control(link);
+    link_wake(link->wake_fd);
     return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_end(struct link *link, struct message *request, struct message *response)
+{
+    (void)link, (void)request, (void)response;
+    return TPM_SUCCESS; /* link_serve() says so */
 }
 
 static TPM_RESULT do_serve_control(struct link *link, struct message *request,
@@ -215,9 +311,12 @@ static TPM_RESULT do_serve_control(struct link *link, struct message *request,
         return TPM_BAD_PARAMETER;
     memcpy(&says, request->payload, sizeof(says));
     if (!memchr(says.program, 0, sizeof(says.program)) ||
-        !memchr(says.socket_name, 0, sizeof(says.socket_name)))
+        !memchr(says.socket_name, 0, sizeof(says.socket_name)) ||
+        !memchr(says.link_name, 0, sizeof(says.link_name)))
         return TPM_BAD_PARAMETER;
     link->serving = says;
+    if (says.is_alone)
+        asker_be_alone(link->asker);
     error_set_program(link->serving.program);
     server_set_verbose(link->server, says.is_verbose);
     return TPM_SUCCESS;
@@ -320,6 +419,7 @@ static const operation operations[] = {
     [LINK_GET_CONDITION] = do_get_condition,
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,
+    [LINK_END] = do_end,
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
     [LINK_CAPTURE] = do_capture,
@@ -331,10 +431,14 @@ static const operation operations[] = {
     [LINK_RETIRE] = do_retire,
     [LINK_UNRETIRE] = do_unretire,
     [LINK_AWAIT] = do_await,
-    [LINK_EXPECT] = do_expect,
     [LINK_ADMIT] = do_admit,
     [LINK_ARM] = do_arm,
     [LINK_ABANDON] = do_abandon,
+    [LINK_SET_LANE] = do_set_lane,
+    [LINK_OFFER] = do_offer,
+    [LINK_HOLD] = do_hold,
+    [LINK_LET_GO] = do_let_go,
+    [LINK_WITHDRAW] = do_withdraw,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */
@@ -349,33 +453,62 @@ static int carry_out(struct link *link, struct message *request, struct message 
     return 0;
 }
 
-static int serve_request(struct link *link)
-{
-    cleanup(message_deinit) struct message request = MESSAGE_NONE;
-    cleanup(message_deinit) struct message response = MESSAGE_NONE;
-
-    int r = message_receive(link->fd, &request);
-    if (r != 0)
-        return r;
-    if (request.header.operation >= LINK_ASK_INIT)
-        return asker_answer(link->asker, &request);
-    r = carry_out(link, &request, &response);
-    return r < 0 ? r : asker_send(link->asker, &response);
-}
-
-/* Also with something unread, or in the middle of a message. */
+/* A vtpmd that has died leaves no more than this: also with something unread, or in the middle of a
+ * message. */
 static bool is_gone(int r)
 {
     return r == MESSAGE_END || r == -ECONNRESET || r == -EPIPE;
 }
 
-int link_serve(struct link *link)
+int link_serve(struct link *link, int fd)
 {
-    int r = asker_open(link->asker);
+    cleanup(message_deinit) struct message request = MESSAGE_NONE;
+    cleanup(message_deinit) struct message response = MESSAGE_NONE;
 
-    while (r == 0)
-        r = serve_request(link);
-    return is_gone(r) ? 0 : r;
+    int r = message_receive(fd, &request, clock_ms() + LINK_MESSAGE_TIMEOUT_MS);
+    if (r != 0)
+        return is_gone(r) ? LINK_GONE : r;
+    if (request.header.operation >= LINK_ASK_INIT)
+        return asker_answer(link->asker, &request);
+    if (!asker_begin_request(link->asker))
+        return LINK_GONE;
+    r = carry_out(link, &request, &response);
+    if (r == 0)
+        r = asker_end_request(link->asker, &response);
+    if (r != 0)
+        return is_gone(r) ? LINK_GONE : r;
+    return request.header.operation == LINK_END ? LINK_ENDING : 0;
+}
+
+/* sandbox: sendmsg */
+int link_greet(int fd)
+{
+    static const int shared[LINK_SHARED] = {
+        [LINK_SHARED_DIRECTORY] = LINK_FD_DIRECTORY,
+        [LINK_SHARED_LOCK] = LINK_FD_LOCK,
+        [LINK_SHARED_STORE] = LINK_FD_STORE,
+    };
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(shared))];
+    } control = {0};
+    struct link_header says = {LINK_READY, .payload_bytes = sizeof(uint32_t)};
+    uint32_t version = TPMLIB_GetVersion();
+    struct iovec vectors[] = {{&says, sizeof(says)}, {&version, sizeof(version)}};
+    struct msghdr header = {
+        .msg_iov = vectors,
+        .msg_iovlen = 2,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+
+    struct cmsghdr *first = CMSG_FIRSTHDR(&header);
+    first->cmsg_level = SOL_SOCKET;
+    first->cmsg_type = SCM_RIGHTS;
+    first->cmsg_len = CMSG_LEN(sizeof(shared));
+    memcpy(CMSG_DATA(first), shared, sizeof(shared));
+    /* It is the first, and has room. */
+    return sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
 /* The record is complete and stays so: what wrote it has sealed it. */

@@ -1,11 +1,14 @@
 /* The engine link: the messages between vtpmd and its engine, on a stream socket between the two.
  *
+ * The engine listens in the state directory, and serves one vtpmd at a time, which may come and go:
+ * the end of the connection ends nothing but what was asked. LINK_END ends the engine.
+ *
  * Declared once: C includes this file by way of link_types.h, Python reads it through cffi, which
  * is why it holds nothing but declarations. Numbers are in the machine's own order: both ends are
  * one build on one machine.
  *
  * What the TPM starts from, and how it keeps it, is in the boot record: requests, one after
- * another, in a memfd that is sealed. The engine carries them out before it says LINK_READY, and
+ * another, in a memfd that is sealed. The engine carries them out before it serves anybody, and
  * ends if one of them fails.
  *
  * A request is a header, then `payload_bytes` bytes of payload; so is its response, with the same
@@ -17,7 +20,9 @@
  */
 
 enum link_operation {
-    LINK_READY = 1, /* engine → vtpmd: it serves; payload: uint32_t, TPMLIB_GetVersion() */
+    LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: uint32_t,
+                       TPMLIB_GetVersion(); with descriptors, enum link_shared, and, if that is
+                       wanted (SO_PASSCRED), the engine's process number */
 
     /* Of the boot record alone. */
     LINK_SERVE_CONTROL = 2, /* there has to be one; payload: struct link_serving */
@@ -30,16 +35,18 @@ enum link_operation {
     LINK_LOAD_STATE = 6,    /* argument: state type; payload: what the checkpoint holds */
 
     /* The control channel. */
-    LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition */
+    LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition and enum link_custody */
     LINK_TAKE_BLOB = 17,     /* while LINK_ASK_BLOB is asked: give the stopped TPM that state */
     LINK_END_CONTROL = 18,   /* take no more of QEMU's commands; one that is carried out goes on */
+    LINK_END = 19,           /* stop in order; LINK_TELL_END follows */
 
     /* Power. */
     LINK_INIT = 24, /* power on; a volatile state is resumed from, and then removed; argument: 0,
                        from what QEMU has brought, or else what the directory holds; or enum
                        link_init with enum link_shutdown, as the host says that it comes from, and
                        then there is an answer: payload, struct link_digests */
-    LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off */
+    LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off; argument 1: and then the
+                       vTPM is another host's */
 
     /* The state. */
     LINK_CAPTURE = 32,          /* into the store; answer: argument, enum link_capture and enum
@@ -54,13 +61,13 @@ enum link_operation {
                                    it is durable */
 
     /* Custody (custody.h). */
-    LINK_RETIRE = 48,   /* serve no more, and write nothing; argument: enum link_retire; refused if
-                           that is broken */
-    LINK_UNRETIRE = 49, /* serve and write again, also what was given away as blobs */
+    LINK_RETIRE = 48,   /* serve no more, and write nothing; refused if a command was executed since
+                           the vTPM came to this host by LINK_ADMIT, or ever; not so for a TPM that
+                           is held, or has not started */
+    LINK_UNRETIRE = 49, /* serve and write again, also what was given away as blobs; argument 1: and
+                           what was granted, as the owner record says that it is ours again */
     LINK_AWAIT = 50,    /* argument 1: the retired TPM is asked back, and commands wait for
                            LINK_UNRETIRE as they do for LINK_ADMIT; 0: not any more */
-    LINK_EXPECT = 51,   /* the guest may use the held TPM: its commands wait for LINK_ADMIT, a
-                           moment at most, and are answered TPM_RC_RETRY then */
     LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
                            argument: enum link_admit; payload: struct link_lineage, of what has
                            come; may be asked again after it failed */
@@ -68,6 +75,18 @@ enum link_operation {
     LINK_ABANDON = 54,  /* the guest stops: a long command that runs has not happened, and is
                            answered TPM_RC_RETRY, unless it commits already; answer: argument 1
                            if that is so */
+
+    /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
+    LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
+                           greeted each other on */
+    LINK_OFFER = 58,    /* the owner record says offered: QEMU gets a tail, for a second without a
+                           question, while nothing runs; payload: struct link_digests, of what the
+                           tail ends at, and the tail */
+    LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
+                           from; payload: struct link_hold, and the tail */
+    LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
+    LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
+                           argument, enum handover_state */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
@@ -75,7 +94,8 @@ enum link_operation {
 enum link_question {
     LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
     LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
-    LINK_ASK_STATE = 66,     /* argument: state type; answer: argument, enum link_blob */
+    LINK_ASK_STATE = 66,     /* the permanent one, while a session may give a tail for it; the
+                                answer has done so, by LINK_OFFER, or has not */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
     LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it */
@@ -85,6 +105,12 @@ enum link_question {
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
     LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
     LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
+    LINK_TELL_SIGNAL = 75,   /* news: a signal is to stop the vTPM; without LINK_END in
+                                LINK_END_TIMEOUT_MS the engine stops */
+    LINK_TELL_END = 76,      /* news, the last: it exits now; argument: its exit status */
+    LINK_TELL_HANDOVER =
+        77,               /* news: argument, enum handover_state; payload: struct link_handover */
+    LINK_TELL_GIVEN = 78, /* news: QEMU has got the TPM's own permanent state */
 };
 
 enum link_asked_init {
@@ -93,14 +119,27 @@ enum link_asked_init {
     LINK_ASKED_TAIL = 4,     /* it has brought a tail */
 };
 
-enum link_blob {
-    LINK_BLOB_OWN = 0,   /* the whole blob, of the TPM's state */
-    LINK_BLOB_GIVEN = 1, /* what the payload has */
-};
-
 enum link_condition {
     LINK_CONDITION_RUNNING = 1, /* from an INIT to the STOP */
     LINK_CONDITION_BLOBS = 2,   /* the next INIT starts from what QEMU has brought */
+    LINK_CONDITION_ON = 4,      /* also one that is on ahead of time */
+    LINK_CONDITION_STARTED = 8, /* it was started for the QEMU that is connected, on or off now */
+};
+
+/* Whose the vTPM is: custody.h. */
+enum tpm_custody {
+    TPM_ACTIVE = 0,
+    TPM_GIVEN = 1,
+    TPM_FENCED = 2,
+    TPM_RECLAIMING = 3,
+    TPM_STANDBY = 4,
+    TPM_PENDING = 5,
+};
+
+/* Where an argument has an enum tpm_custody. */
+enum link_custody {
+    LINK_CUSTODY_SHIFT = 8,
+    LINK_CUSTODY_MASK = 0x700,
 };
 
 /* How LINK_INIT starts a TPM ahead of time: from what LINK_SET_BOTH_STATES gave, which is durable
@@ -120,13 +159,6 @@ enum link_admit {
 /* What LINK_CAPTURE answers. */
 enum link_capture {
     LINK_CAPTURE_CHANGED = 1, /* it may differ from the last one */
-};
-
-/* What must not have happened when the engine retires. */
-enum link_retire {
-    LINK_RETIRE_UNCHANGED = 0, /* nothing ran since the last LINK_CAPTURE */
-    LINK_RETIRE_UNSERVED = 1,  /* nothing ran since the vTPM came to this host by LINK_ADMIT, or
-                                  ever; so for a TPM that is held, or has not started */
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */
@@ -151,27 +183,65 @@ enum link_state_type {
 
 /* The descriptors that the engine is started with. */
 enum link_descriptor {
-    LINK_FD_INPUT = 0,       /* /dev/null */
-    LINK_FD_LIBRARY_LOG = 1, /* /dev/null */
-    LINK_FD_ERROR = 2,       /* one line for each thing that a person should know */
-    LINK_FD_SOCKET = 3,      /* this link, or nothing that is a socket: the engine is alone */
-    LINK_FD_DIRECTORY = 4,   /* the state directory */
-    LINK_FD_LOCK = 5,        /* .lock: held for as long as the engine lives */
-    LINK_FD_STORE = 6,       /* the store's memfd (pages.h), to be mapped writable */
-    LINK_FD_BOOT = 7,        /* the boot record */
-    LINK_FD_ANCHOR = 8,      /* the anchor, if there is one */
-    LINK_FD_CONTROL = 9,     /* the control channel's listening socket */
-    LINK_FD_CONTROL_DIRECTORY = 10, /* where the engine removes that socket's file, if it is to */
+    LINK_FD_INPUT = 0,              /* /dev/null */
+    LINK_FD_LIBRARY_LOG = 1,        /* /dev/null */
+    LINK_FD_ERROR = 2,              /* one line for each thing that a person should know */
+    LINK_FD_SOCKET = 3,             /* where this link is listened on */
+    LINK_FD_DIRECTORY = 4,          /* the state directory */
+    LINK_FD_LOCK = 5,               /* .lock: held for as long as the engine lives */
+    LINK_FD_STORE = 6,              /* the store's memfd (pages.h), to be mapped writable */
+    LINK_FD_BOOT = 7,               /* the boot record */
+    LINK_FD_ANCHOR = 8,             /* the anchor, if there is one */
+    LINK_FD_CONTROL = 9,            /* the control channel's listening socket */
+    LINK_FD_CONTROL_DIRECTORY = 10, /* where the engine removes that socket's file */
+};
+
+/* Those that a vtpmd gets with LINK_READY, in this order: it shares the very lock. */
+enum link_shared {
+    LINK_SHARED_DIRECTORY = 0,
+    LINK_SHARED_LOCK = 1,
+    LINK_SHARED_STORE = 2,
+    LINK_SHARED = 3,
 };
 
 enum link_limit {
     LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+    LINK_MESSAGE_TIMEOUT_MS = 5000,  /* for the rest of a message that has begun */
+    LINK_END_TIMEOUT_MS = 10000,     /* for vtpmd to stop its engine in order: sessions end first */
 };
 
 /* SHA-256 of what libtpms was given to start from. */
 struct link_digests {
     uint8_t permanent_digest[32];
     uint8_t volatile_digest[32];
+};
+
+/* What LINK_SET_LANE brings (lane.h). */
+struct link_lane {
+    uint8_t session[16];
+    uint8_t key[32];
+    uint8_t uuid[16];
+    uint8_t lineage[16];
+    uint8_t is_greeted;
+    uint8_t is_source;
+};
+
+/* What a destination has done so far, for the source's report. */
+struct link_hold {
+    uint32_t apply_us;
+    uint32_t start_us;
+};
+
+/* How a hand-over came to the state that it is in. */
+struct link_handover {
+    uint8_t session[16];
+    uint32_t is_source;
+    uint32_t event;      /* enum handover_event */
+    uint32_t tail_bytes; /* source: given to QEMU */
+    uint32_t retire_us;  /* source */
+    uint32_t apply_us;   /* as in struct link_hold, on both sides */
+    uint32_t start_us;
+    uint32_t wait_us; /* destination: from the tail to the Grant */
 };
 
 /* What LINK_SET_JOURNAL brings. */
@@ -199,8 +269,10 @@ struct link_restored {
 /* How to serve the control channel. Texts end with a NUL. */
 struct link_serving {
     uint32_t is_verbose;   /* a line for each command */
+    uint32_t is_alone;     /* there is to be no vtpmd, unless one is attached later */
     char program[80];      /* what lines on standard error begin with */
-    char socket_name[108]; /* the file to remove at the end, or none */
+    char socket_name[108]; /* the file to remove at the end, in LINK_FD_CONTROL_DIRECTORY */
+    char link_name[32];    /* the same of this link, in the state directory */
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

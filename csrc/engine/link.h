@@ -4,18 +4,20 @@
 #include "link_types.h"
 
 struct asker;
+struct blackout;
 struct server;
 struct store;
 struct tpm;
 
 /* What requests are about. */
 struct link {
-    int fd;
-    int wake_fd; /* wakes the server of the control channel up, to end */
+    int wake_fd; /* wakes the server of the control channel up, to end after its command */
     struct tpm *tpm;
     struct store *store;
     struct server *server;
     struct asker *asker;
+    struct blackout *blackout;
+    struct link_digests held;    /* what the TPM on standby was started from */
     struct link_serving serving; /* what the boot record says of that server */
 };
 
@@ -23,9 +25,18 @@ struct link {
  * negative errno. */
 int link_boot(struct link *link, int fd);
 
-/* Say that the engine can serve, then serve requests until vtpmd closes the link. Returns 0 then,
- * or a negative errno if the link broke or carried what cannot be a request. */
-int link_serve(struct link *link);
+enum {
+    LINK_GONE = 1,   /* vtpmd has closed the connection, or is attached no more */
+    LINK_ENDING = 2, /* it has said LINK_END */
+};
 
-/* Have the control channel served no longer than until the command that is carried out. */
-void link_end_control(struct link *link);
+/* Say on a new connection that the engine can serve, and give it what a vtpmd shares. Returns 0 or
+ * a negative errno. */
+int link_greet(int fd);
+
+/* Take the next message, which has begun to come. Returns 0, one of the above, or a negative errno
+ * if it is none, or does not come whole. */
+int link_serve(struct link *link, int fd);
+
+/* Make an eventfd readable, for good: it wakes who waits for that. */
+void link_wake(int fd);

@@ -1,10 +1,9 @@
 /* vtpmd-engine: one vTPM, in a process of its own.
  *
  * Started by vtpmd with the descriptors of enum link_descriptor: it opens no path and no network.
- * Beside vtpmd, this thread serves that (link.c), and one serves QEMU (server.c); alone, this one
- * serves QEMU, and a signal ends it. Other threads serve the guest (data.c), execute what may be
- * long (long_command.c), fold the journal (fold.c), and see whether the storage stalls
- * (watchdog.c).
+ * This thread serves vtpmd, if one is there, and sees signals (attach.c); one serves QEMU
+ * (server.c). Other threads serve the guest (data.c), execute what may be long (long_command.c),
+ * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
  * Exit status: enum exit_status.
  */
@@ -21,6 +20,8 @@
 #include <unistd.h>
 
 #include "ask.h"
+#include "attach.h"
+#include "blackout.h"
 #include "data.h"
 #include "error.h"
 #include "io.h"
@@ -34,8 +35,8 @@
 #include "wipe.h"
 
 enum exit_status {
-    EXIT_STOPPED = 0, /* by QEMU, by a signal, or by vtpmd: it closed the link */
-    EXIT_FAILED = 1,  /* set-up failed, or the link broke */
+    EXIT_STOPPED = 0, /* by QEMU, by a signal, or by vtpmd */
+    EXIT_FAILED = 1,  /* set-up failed */
     EXIT_USAGE = 2,   /* it was not started by vtpmd */
     EXIT_JOURNAL = 7, /* stopped, but swtpm cannot take the directory: a journal is left */
 };
@@ -50,8 +51,8 @@ struct engine {
     struct tpm *tpm;
     struct data_channel *channel;
     pthread_t server_thread;
-    bool is_alone;
     struct link link;
+    struct attach attach;
 };
 
 static bool is_socket(int fd)
@@ -65,8 +66,8 @@ static bool is_started_by_vtpmd(void)
 {
     struct stat status;
 
-    return is_socket(LINK_FD_CONTROL) && fstat(LINK_FD_DIRECTORY, &status) == 0 &&
-           S_ISDIR(status.st_mode);
+    return is_socket(LINK_FD_CONTROL) && is_socket(LINK_FD_SOCKET) &&
+           fstat(LINK_FD_DIRECTORY, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
 /* nohup(1) has a terminal's end ignored. */
@@ -77,16 +78,12 @@ static bool is_ignored(int number)
     return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
-/* Beside vtpmd, that decides when the engine stops; alone, a signal does. Called before there are
- * other threads, which block the same signals then. Returns a descriptor, or a negative errno. */
-static int open_wake(bool is_alone)
+/* Called before there are other threads, which block the same signals then. Returns a descriptor,
+ * or a negative errno. */
+static int open_signals(void)
 {
     sigset_t ends;
 
-    if (!is_alone) {
-        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        return fd < 0 ? -errno : fd;
-    }
     sigemptyset(&ends);
     sigaddset(&ends, SIGTERM);
     sigaddset(&ends, SIGINT);
@@ -96,6 +93,21 @@ static int open_wake(bool is_alone)
         return -errno;
     int fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
+}
+
+/* Open what the threads wait for. Returns 0 or a negative errno. */
+static int open_waits(struct engine *engine)
+{
+    struct attach *attach = &engine->attach;
+
+    attach->link = &engine->link;
+    attach->listening_fd = LINK_FD_SOCKET;
+    attach->signal_fd = open_signals();
+    if (attach->signal_fd < 0)
+        return attach->signal_fd;
+    attach->served_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    engine->link.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return attach->served_fd < 0 || engine->link.wake_fd < 0 ? -errno : 0;
 }
 
 static void warn_of_unlocked_memory(enum locked locked)
@@ -108,10 +120,10 @@ static void warn_of_unlocked_memory(enum locked locked)
 
 static void *run_server(void *argument)
 {
-    struct link *link = argument;
+    struct engine *engine = argument;
 
-    if (asker_wait(link->asker))
-        server_run(link->server);
+    server_run(engine->link.server);
+    link_wake(engine->attach.served_fd);
     return NULL;
 }
 
@@ -125,42 +137,32 @@ static int seal(void)
     return r;
 }
 
-static int serve_link(struct link *link)
-{
-    int r = link_serve(link);
-
-    if (r < 0)
-        error_report("the link to vtpmd broke: %s; restart vtpmd", strerror(-r));
-    return r;
-}
-
-/* Serve until the end, with all that there is. Returns 0 or a negative errno. */
+/* Serve until the end. Returns 0 or a negative errno. */
 static int serve_all(struct engine *engine)
 {
     struct link *link = &engine->link;
+
+    int r = thread_start(&engine->server_thread, SERVER_STACK_BYTES, run_server, engine);
+    if (r < 0)
+        return r;
+    r = seal(); /* all threads run */
+    if (r >= 0)
+        attach_run(&engine->attach);
+    asker_close(link->asker);
+    link_wake(link->wake_fd);
+    pthread_join(engine->server_thread, NULL);
+    return r;
+}
+
+static int boot(struct link *link)
+{
     enum locked locked = sandbox_lock_memory();
 
     int r = link_boot(link, LINK_FD_BOOT);
-    if (r < 0) {
+    if (r < 0)
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
-        return r;
-    }
-    warn_of_unlocked_memory(locked);
-    if (!engine->is_alone) {
-        r = thread_start(&engine->server_thread, SERVER_STACK_BYTES, run_server, link);
-        if (r < 0)
-            return r;
-    }
-    r = seal(); /* all threads run */
-    if (engine->is_alone) {
-        if (r >= 0)
-            server_run(link->server);
-        return r;
-    }
-    r = r < 0 ? r : serve_link(link);
-    asker_close(link->asker);
-    link_end_control(link);
-    pthread_join(engine->server_thread, NULL);
+    else
+        warn_of_unlocked_memory(locked);
     return r;
 }
 
@@ -170,30 +172,44 @@ static int serve_tpm(struct engine *engine)
     struct link *link = &engine->link;
     struct commands about = {.tpm = engine->tpm, .store = link->store};
 
-    int r = engine->is_alone ? 0 : tpm_start_long_commands(engine->tpm);
+    int r = tpm_start_long_commands(engine->tpm);
     if (r >= 0)
-        r = data_channel_new(&engine->channel, engine->tpm);
-    if (r >= 0 && !engine->is_alone)
-        r = asker_new(&link->asker, LINK_FD_SOCKET);
+        r = asker_new(&link->asker);
+    if (r >= 0)
+        r = blackout_new(&link->blackout, engine->tpm, link->asker);
+    if (r >= 0)
+        r = data_channel_new(&engine->channel, engine->tpm, link->blackout);
     about.channel = engine->channel;
     about.asker = link->asker;
+    about.blackout = link->blackout;
     if (r >= 0)
         r = server_new(&link->server, &about, LINK_FD_CONTROL, link->wake_fd);
+    if (r >= 0)
+        r = boot(link);
     if (r >= 0)
         r = serve_all(engine);
     tpm_let_go(engine->tpm); /* the other thread may wait for it */
     if (engine->channel)
         data_channel_free(engine->channel);
     server_free(link->server);
-    asker_free(link->asker);
+    blackout_free(link->blackout);
     return r;
 }
 
-/* sandbox: unlinkat(arg0 == LINK_FD_CONTROL_DIRECTORY, arg2 == 0) */
-static void remove_socket(const char *name)
+/* sandbox: unlinkat(arg0 == LINK_FD_CONTROL_DIRECTORY, arg2 == 0)
+ *          unlinkat(arg0 == LINK_FD_DIRECTORY, arg2 == 0) */
+static void remove_socket(int directory_fd, const char *name)
 {
-    if (*name && unlinkat(LINK_FD_CONTROL_DIRECTORY, name, 0) < 0 && errno != ENOENT)
-        error_report("cannot remove the control socket %s: %s", name, strerror(errno));
+    if (*name && unlinkat(directory_fd, name, 0) < 0 && errno != ENOENT)
+        error_report("cannot remove the socket %s: %s", name, strerror(errno));
+}
+
+/* What a vtpmd that is attached goes by, last of all. */
+static enum exit_status tell_end(struct link *link, enum exit_status status)
+{
+    asker_tell(link->asker, LINK_TELL_END, status, NULL, 0);
+    asker_free(link->asker);
+    return status;
 }
 
 static enum exit_status serve(struct engine *engine)
@@ -216,10 +232,9 @@ static enum exit_status serve(struct engine *engine)
     bool is_folded = tpm_free(engine->tpm) >= 0;
     watchdog_free(engine->watchdog);
     store_free(link->store);
-    remove_socket(link->serving.socket_name);
-    if (r < 0)
-        return EXIT_FAILED;
-    return is_folded ? EXIT_STOPPED : EXIT_JOURNAL;
+    remove_socket(LINK_FD_DIRECTORY, link->serving.link_name);
+    remove_socket(LINK_FD_CONTROL_DIRECTORY, link->serving.socket_name);
+    return r < 0 ? EXIT_FAILED : tell_end(link, is_folded ? EXIT_STOPPED : EXIT_JOURNAL);
 }
 
 /* sandbox: exit_group */
@@ -231,19 +246,17 @@ int main(void)
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
         return EXIT_USAGE;
     }
-    engine.is_alone = !is_socket(LINK_FD_SOCKET);
     wipe_init();
     /* libcrypto reads its configuration now, and not when a guest waits for what uses it first. */
     OPENSSL_init_crypto(OPENSSL_INIT_LOAD_CONFIG, NULL);
-    int r = sandbox_enter(engine.is_alone);
+    int r = sandbox_enter();
     if (r < 0) {
-        error_report("cannot give up privileges: %s; is the kernel older than 5.9?", strerror(-r));
+        error_report("cannot give up privileges: %s; is the kernel older than 3.5?", strerror(-r));
         return EXIT_FAILED;
     }
-    engine.link.fd = LINK_FD_SOCKET;
-    engine.link.wake_fd = open_wake(engine.is_alone);
-    if (engine.link.wake_fd < 0) {
-        error_report("cannot wait for signals: %s", strerror(-engine.link.wake_fd));
+    r = open_waits(&engine);
+    if (r < 0) {
+        error_report("cannot wait for signals: %s", strerror(-r));
         return EXIT_FAILED;
     }
     return serve(&engine);

@@ -1,12 +1,14 @@
 #include "message.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "bytes.h"
+#include "clock.h"
 #include "vectors.h"
 
 void message_deinit(struct message *message)
@@ -16,6 +18,13 @@ void message_deinit(struct message *message)
     free(message->payload);
     close_descriptor(&message->descriptor);
 }
+
+/* Where messages come from. */
+struct source {
+    ssize_t (*read)(int fd, void *bytes, size_t n_bytes, int *descriptor);
+    int fd;
+    int64_t deadline_ms; /* for a whole message, where there may be less */
+};
 
 /* Reads once, and keeps the first descriptor that comes along.
  * sandbox: recvmsg */
@@ -33,7 +42,7 @@ static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor
         .msg_controllen = sizeof(control),
     };
 
-    ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
+    ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (n < 0)
         return n;
     struct cmsghdr *first = CMSG_FIRSTHDR(&header);
@@ -51,29 +60,43 @@ static ssize_t read_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
     return read(fd, bytes, n_bytes);
 }
 
-typedef ssize_t (*source)(int fd, void *bytes, size_t n_bytes, int *descriptor);
+/* Returns 0 or a negative errno: what a socket did not do has to be tried again, or not.
+ * sandbox: poll|ppoll restart_syscall=EINTR */
+static int wait_for(int fd, short events, int64_t deadline_ms)
+{
+    struct pollfd entry = {.fd = fd, .events = events};
+    int64_t left_ms = deadline_ms - clock_ms();
+
+    if (errno == EINTR)
+        return 0;
+    if (errno != EAGAIN)
+        return -errno;
+    int n = left_ms > 0 ? poll(&entry, 1, (int)left_ms) : 0;
+    if (n == 0)
+        return -ETIMEDOUT;
+    return n < 0 && errno != EINTR ? -errno : 0;
+}
 
 /* Returns 0, MESSAGE_END before the first byte, or a negative errno. */
-static int take_exactly(source from, int fd, void *bytes, size_t n_bytes, int *descriptor)
+static int take_exactly(const struct source *from, void *bytes, size_t n_bytes, int *descriptor)
 {
     for (size_t taken = 0; taken < n_bytes;) {
-        ssize_t n = from(fd, (char *)bytes + taken, n_bytes - taken, descriptor);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
+        ssize_t n = from->read(from->fd, (char *)bytes + taken, n_bytes - taken, descriptor);
         if (n == 0)
             return taken ? -EPIPE : MESSAGE_END;
-        taken += (size_t)n;
+        int r = n < 0 ? wait_for(from->fd, POLLIN, from->deadline_ms) : 0;
+        if (r < 0)
+            return r;
+        taken += n < 0 ? 0 : (size_t)n;
     }
     return 0;
 }
 
-static int take(source from, int fd, struct message *message)
+static int take(const struct source *from, struct message *message)
 {
     struct link_header *header = &message->header;
 
-    int r = take_exactly(from, fd, header, sizeof(*header), &message->descriptor);
+    int r = take_exactly(from, header, sizeof(*header), &message->descriptor);
     if (r != 0)
         return r;
     size_t n_bytes = header->payload_bytes;
@@ -86,22 +109,26 @@ static int take(source from, int fd, struct message *message)
     if (!message->payload)
         return -ENOMEM;
     header->payload_bytes = (uint32_t)n_bytes;
-    r = take_exactly(from, fd, message->payload, n_bytes, &message->descriptor);
+    r = take_exactly(from, message->payload, n_bytes, &message->descriptor);
     return r == MESSAGE_END ? -EPIPE : r;
 }
 
-int message_receive(int fd, struct message *message)
+int message_receive(int fd, struct message *message, int64_t deadline_ms)
 {
-    return take(receive_some, fd, message);
+    struct source from = {receive_some, fd, deadline_ms};
+
+    return take(&from, message);
 }
 
 int message_read(int fd, struct message *message)
 {
-    return take(read_some, fd, message);
+    struct source from = {read_some, fd, 0};
+
+    return take(&from, message);
 }
 
 /* sandbox: sendmsg */
-int message_send(int fd, const struct message *message)
+int message_send(int fd, const struct message *message, int64_t deadline_ms)
 {
     struct iovec vectors[2] = {
         {(void *)&message->header, sizeof(message->header)},
@@ -110,12 +137,11 @@ int message_send(int fd, const struct message *message)
     struct msghdr header = {.msg_iov = vectors, .msg_iovlen = 2};
 
     while (header.msg_iovlen > 0) {
-        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        vectors_advance(&header.msg_iov, &header.msg_iovlen, (size_t)n);
+        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+        int r = n < 0 ? wait_for(fd, POLLOUT, deadline_ms) : 0;
+        if (r < 0)
+            return r;
+        vectors_advance(&header.msg_iov, &header.msg_iovlen, n < 0 ? 0 : (size_t)n);
     }
     return 0;
 }

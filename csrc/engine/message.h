@@ -21,9 +21,11 @@ struct message {
 void message_deinit(struct message *message);
 
 /* Read the next message into one that is MESSAGE_NONE. Returns 0, MESSAGE_END, or a negative errno
- * if what comes cannot be one. */
-int message_receive(int fd, struct message *message);
+ * if what comes cannot be one. From a socket, which does not block, it has to come whole by a
+ * deadline (clock.h): -ETIMEDOUT. */
+int message_receive(int fd, struct message *message, int64_t deadline_ms);
 int message_read(int fd, struct message *message);
 
-/* Send a message. Returns 0 or a negative errno. */
-int message_send(int fd, const struct message *message);
+/* Send a message on a socket that does not block, by a deadline; one that has passed is to wait for
+ * nothing. Returns 0 or a negative errno: half of it may have been sent then. */
+int message_send(int fd, const struct message *message, int64_t deadline_ms);

@@ -3,10 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
-#include <linux/close_range.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -25,12 +23,10 @@
 
 #include "sandbox_filter.h"
 
-int sandbox_enter(bool is_alone)
+int sandbox_enter(void)
 {
     struct rlimit no_core = {0, 0};
 
-    if (!is_alone && close_range(LINK_FD_CONTROL_DIRECTORY + 1, ~0U, 0) < 0)
-        return -errno;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
     if (setrlimit(RLIMIT_CORE, &no_core) < 0)
@@ -39,13 +35,6 @@ int sandbox_enter(bool is_alone)
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -errno;
     signal(SIGPIPE, SIG_IGN); /* nobody may read standard error any more */
-    if (is_alone)
-        return 0;
-    /* A terminal and a service manager signal all processes at once. vtpmd decides when the engine
-     * stops, by closing the link; until then the guest is served. */
-    signal(SIGINT, SIG_IGN);
-    signal(SIGTERM, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
     return 0;
 }
 

@@ -1,14 +1,11 @@
 /* What the engine gives up before it reads a byte from outside. */
 #pragma once
 
-#include <stdbool.h>
-
 #include "link_types.h"
 
-/* Rule out new privileges, core dumps and tracing. An engine that is not alone closes what it was
- * given beyond the descriptors of the link, and leaves signals of the terminal to vtpmd. Returns 0
- * or a negative errno. */
-int sandbox_enter(bool is_alone);
+/* Rule out new privileges, core dumps and tracing. What it was given beyond the descriptors of the
+ * link, as a lock, is kept for as long as it lives. Returns 0 or a negative errno. */
+int sandbox_enter(void);
 
 /* What could be locked into memory. */
 enum locked {

@@ -37,7 +37,7 @@ int server_new(struct server **out, const struct commands *about, int listening_
     if (!server)
         return -ENOMEM;
     server->commands = *about;
-    server->commands.answer.given = MESSAGE_NONE;
+    server->commands.answer.tail = MESSAGE_NONE;
     server->listening_fd = listening_fd;
     server->wake_fd = wake_fd;
     server->client_fd = NO_CLIENT;

@@ -174,13 +174,17 @@ static bool send_shutdown(uint8_t type)
 
 /* An orderly stop keeps the clock safe and counts no failed try towards a lockout. A guest that
  * sleeps gets its PCRs back, whatever ran after it said so; one that did not ask for that must not
- * find them after a reset, and sessions that it saved would pile up. */
+ * find them after a reset, and sessions that it saved would pile up. QEMU holds its main loop for a
+ * reset: that this is on the disk the guest's TPM2_Startup waits for, and what ends a vTPM does. A
+ * loss of power in between is one without it. */
 static void shut_down(struct tpm *tpm)
 {
     if (tpm->shut_down)
         return;
+    nvram_defer(true);
     if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
         send_shutdown(TPM2_SU_CLEAR);
+    nvram_defer(false);
 }
 
 /* The one writer of power and custody. */
@@ -206,6 +210,20 @@ static bool is_on(struct tpm *tpm)
     struct condition now = tpm->condition;
 
     return now.power == TPM_ON;
+}
+
+void tpm_look(struct tpm *tpm, enum tpm_power *power, enum tpm_custody *custody)
+{
+    struct condition now = tpm->condition;
+
+    *power = now.power;
+    *custody = now.custody;
+}
+
+bool tpm_has_state(struct tpm *tpm)
+{
+    locked(tpm);
+    return nvram_may_have(LINK_STATE_PERMANENT);
 }
 
 bool tpm_is_running(struct tpm *tpm)
@@ -343,7 +361,9 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
         result = TPM_FAIL;
     if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
-    tpm->said = said;
+    /* Who was not told may see it. */
+    bool is_told = said != LINK_SHUTDOWN_NONE || custody != TPM_ACTIVE;
+    tpm->said = is_told ? said : nvram_last_shutdown();
     tpm->shut_down = false;
     tpm->worked = true;
     if (result != TPM_SUCCESS) {
@@ -353,6 +373,13 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     note_established(tpm);
     set_condition(tpm, TPM_ON, custody);
     return TPM_SUCCESS;
+}
+
+/* It has not come: what was another host's stays so. */
+static void undo_init(struct tpm *tpm, struct condition before)
+{
+    if (before.custody == TPM_FENCED || before.custody == TPM_RECLAIMING)
+        set_condition(tpm, TPM_OFF, TPM_FENCED);
 }
 
 /* Our own from now on, and off. Returns false if that is refused: `*result` is the answer. */
@@ -372,9 +399,13 @@ TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
     TPM_RESULT result;
 
     locked(tpm);
+    struct condition before = tpm->condition;
     if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &result))
         return result;
-    return power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
+    if (result != TPM_SUCCESS)
+        undo_init(tpm, before);
+    return result;
 }
 
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
@@ -382,16 +413,21 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     TPM_RESULT result;
 
     locked(tpm);
+    struct condition before = tpm->condition;
     if (!begin_init(tpm, OP_INIT_CAME, &result))
         return result;
-    if (nvram_expect(lineage) < 0)
+    if (nvram_expect(lineage) < 0) {
+        undo_init(tpm, before);
         return TPM_FAIL;
+    }
     result = power_on(tpm, TPM_ACTIVE, lineage->sleeps ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_NONE);
     /* One that could not be stored leaves libtpms on, in failure mode: it has not come. */
     if (!nvram_has_come() && result == TPM_SUCCESS) {
         power_off(tpm);
         result = TPM_FAIL;
     }
+    if (result != TPM_SUCCESS)
+        undo_init(tpm, before);
     return result;
 }
 
@@ -503,6 +539,19 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     if (may(tpm, OP_STOP, &result))
         power_off(tpm);
     return result;
+}
+
+TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!may(tpm, OP_STOP_FENCED, &result))
+        return result;
+    if (is_on(tpm))
+        power_off(tpm);
+    has_done(tpm, OP_STOP_FENCED);
+    return TPM_SUCCESS;
 }
 
 int tpm_free(struct tpm *tpm)
@@ -917,6 +966,12 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
     /* What runs may still change it all. */
     tpm->worked = result != TPM_SUCCESS || long_command_phase() == LONG_RUNNING;
     return result;
+}
+
+bool tpm_has_worked(struct tpm *tpm)
+{
+    locked(tpm);
+    return tpm->worked;
 }
 
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved)

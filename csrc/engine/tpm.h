@@ -26,6 +26,7 @@
 
 #include <libtpms/tpm_library.h>
 
+#include "custody.h"
 #include "link_types.h"
 
 enum {
@@ -140,6 +141,9 @@ void tpm_let_go(struct tpm *tpm);
 /* Send TPM2_Shutdown as the guest needs it, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
 
+/* As tpm_stop(), and the vTPM is another host's from now on: it was started here in vain. */
+TPM_RESULT tpm_stop_fenced(struct tpm *tpm);
+
 /* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to tpm_message_bytes_max(). There
  * is always a whole response, no longer than that: TPM_RC_FAILURE from a TPM that is stopped or
  * another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS, or if what
@@ -195,10 +199,19 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm);
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
                        enum link_shutdown *said);
 
+/* Return true if something ran since the last capture. */
+bool tpm_has_worked(struct tpm *tpm);
+
 /* Answer every command with TPM_RC_FAILURE from now on, and leave state and files as they are: the
  * vTPM is another host's. TPM_FAIL, and no change, if something ran since the last capture or, for
  * `unserved`, since the vTPM came; then the TPM need not be running, and may be on standby. */
 TPM_RESULT tpm_retire(struct tpm *tpm, bool unserved);
+
+/* Tell what the TPM is, and whose. Never waits. */
+void tpm_look(struct tpm *tpm, enum tpm_power *power, enum tpm_custody *custody);
+
+/* Return true if there is a permanent state to start from. */
+bool tpm_has_state(struct tpm *tpm);
 
 /* Return true from an INIT that was answered with success until the TPM is off. Never waits. */
 bool tpm_is_running(struct tpm *tpm);

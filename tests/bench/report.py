@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-FILE_WIDTH = 100  # columns, where there is no terminal that has its own
+FILE_WIDTH = 120  # columns, where there is no terminal that has its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ def target_table(targets: list[Target]) -> Table:
     rows = [
         [
             target.what,
-            f"{target.measured:.4g} {target.unit}".rstrip(),
-            f"{target.limit:.4g} {target.unit}".rstrip(),
+            f"{target.measured:.5g} {target.unit}".rstrip(),
+            f"{target.limit:.5g} {target.unit}".rstrip(),
             "met" if target.met else "MISSED",
         ]
         for target in targets

@@ -13,6 +13,7 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip
+from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
 from tests.bench.durable.recovery import Left
@@ -20,7 +21,7 @@ from tests.bench.durable.subjects import APPEND, OPERATIONS, SYNCED_SWTPM, appen
 from tests.bench.durable.subjects import EMULATORS as DURABLE_EMULATORS
 from tests.bench.durable.subjects import Size as DurableSize
 from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
-from tests.bench.moving.guests import GuestTpm
+from tests.bench.moving.guests import WITHOUT_LOAD, GuestTpm
 from tests.bench.moving.hand_over import Step
 from tests.bench.moving.load import Activity, Size
 from tests.bench.moving.pair import Mode
@@ -44,8 +45,6 @@ PHASES = {
     "source: seal",
     "source: retire",
     "destination: apply the tail",
-    "destination: validate by libtpms",
-    "destination: make durable",
     "destination: wait for the grant",
     "destination: start the TPM",
 }
@@ -227,6 +226,13 @@ def check_start_up(measured: dict[str, Any]) -> None:
     assert processes == {"swtpm", "vtpmd"}
 
 
+def check_reset(measured: dict[str, Any]) -> None:
+    """Each step of both emulators was."""
+    for steps in measured["resets_us"].values():
+        assert set(steps) == set(ResetStep)
+    assert set(measured["resets_us"]) == {"swtpm", "vtpmd"}
+
+
 def check_store(measured: dict[str, Any]) -> None:
     """Something was."""
     assert measured["changes"]
@@ -256,13 +262,15 @@ def check_moving(measured: dict[str, Any]) -> None:
     }
     assert set(medians) == set(product(Size, Activity, Mode))
     for size, activity in product(Size, Activity):
-        swtpm, blobs, tail = (medians[size, activity, mode] for mode in Mode)
-        assert tail < swtpm == blobs - LINEAGE_BYTES  # which says whose it is
+        swtpm, blobs, tail, floor = (medians[size, activity, mode] for mode in Mode)
+        assert floor == tail < swtpm == blobs - LINEAGE_BYTES  # which says whose it is
     for each in measured["hand_overs"]:
         assert set(each["phases_us"]) == (PHASES if each["mode"] == Mode.TAIL else set())
         assert all(each["steps_us"][step]["mean"] > 0 for step in (Step.GET_PERMANENT, Step.INIT))
     guests = {(each["activity"], each["tpm"]): each for each in measured["migrations"]}
-    assert set(guests) == set(product(Activity, GuestTpm)) - {(Activity.LOAD, GuestTpm.NONE)}
+    assert set(guests) == set(product(Activity, GuestTpm)) - set(
+        product([Activity.LOAD], WITHOUT_LOAD)
+    )
     for (_, tpm), each in guests.items():
         assert all(run["passes"] > 0 for run in each["migrations"])
         assert all(bool(run["share_us"]) == (tpm != GuestTpm.NONE) for run in each["migrations"])
@@ -282,6 +290,7 @@ def check_keys(measured: dict[str, Any]) -> None:
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
+    "reset": check_reset,
     "store": check_store,
     "moving": check_moving,
     "keys": check_keys,

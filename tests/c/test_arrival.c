@@ -17,6 +17,8 @@
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
 
+#include "ask.h"
+#include "blackout.h"
 #include "bytes.h"
 #include "commands.h"
 #include "data.h"
@@ -57,6 +59,8 @@ static struct io_memory io;
 static struct store *own_store, *store;
 static struct tpm *tpm;
 static struct data_channel *channel;
+static struct blackout *blackout;
+static struct asker *asker;
 static struct commands commands;
 static int guest_fd;
 
@@ -246,9 +250,18 @@ static void begin(void)
     assert_int_equal(store_new(&own_store), 0);
     assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
     assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
-    assert_int_equal(data_channel_new(&channel, tpm), 0);
-    commands = (struct commands){.tpm = tpm, .store = store, .channel = channel};
-    commands.answer.given = MESSAGE_NONE;
+    assert_int_equal(asker_new(&asker), 0);
+    asker_be_alone(asker);
+    assert_int_equal(blackout_new(&blackout, tpm, asker), 0);
+    assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
+    commands = (struct commands){
+        .tpm = tpm,
+        .store = store,
+        .channel = channel,
+        .asker = asker,
+        .blackout = blackout,
+    };
+    commands.answer.tail = MESSAGE_NONE;
     guest_fd = -1;
 }
 
@@ -257,6 +270,8 @@ static void end(void)
     if (guest_fd >= 0)
         close(guest_fd);
     data_channel_free(channel);
+    blackout_free(blackout);
+    asker_free(asker);
     tpm_free(tpm);
     store_free(store);
     store_free(own_store);

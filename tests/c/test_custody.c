@@ -177,6 +177,11 @@ static TPM_RESULT do_stop(void)
     return tpm_stop(tpm);
 }
 
+static TPM_RESULT do_stop_fenced(void)
+{
+    return tpm_stop_fenced(tpm);
+}
+
 static TPM_RESULT do_await(void)
 {
     return tpm_await(tpm, true);
@@ -291,6 +296,7 @@ static const struct operation {
     {"ADMIT", do_admit},
     {"the link's end", do_let_go},
     {"FORGET_STATE", do_forget_state},
+    {"STOP, fenced", do_stop_fenced},
     {"STOP", do_stop},
     {"AWAIT 1", do_await},
     {"AWAIT 0", do_await_no_more},

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
 
+#include "blackout.h"
 #include "bytes.h"
 #include "checkpoint.h"
 #include "data.h"
@@ -25,6 +26,7 @@ static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .g
 static struct io_memory io;
 static struct tpm *tpm;
 static struct data_channel *channel;
+static struct blackout *blackout;
 static int guest, served;
 static atomic_bool commands_wait_for_ever, a_command_waits;
 
@@ -81,7 +83,8 @@ static int set_up(void **state)
     tpm_response_init(&response);
     tpm_execute(tpm, startup, sizeof(startup), &response);
     tpm_response_deinit(&response);
-    assert_int_equal(data_channel_new(&channel, tpm), 0);
+    assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
+    assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
     connect_guest();
     return 0;
 }
@@ -91,6 +94,7 @@ static int tear_down(void **state)
     (void)state;
     close(guest);
     data_channel_free(channel);
+    blackout_free(blackout);
     tpm_free(tpm);
     io_memory_deinit(&io);
     return 0;
@@ -262,7 +266,7 @@ static void the_longest_command_is_what_libtpms_says(void **state)
         memcpy(command, get_random, sizeof(get_random));
         data_channel_free(channel);
         close(guest);
-        assert_int_equal(data_channel_new(&channel, tpm), 0);
+        assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
         connect_guest();
         put_be32(command + 2, longest);
         say(command, longest);

@@ -53,7 +53,7 @@ static void must(int is_so)
 
 static void enter(void)
 {
-    must(sandbox_enter(false) == 0 && sandbox_seal() == 0);
+    must(sandbox_enter() == 0 && sandbox_seal() == 0);
 }
 
 static void *allocate(void *memory)

@@ -28,6 +28,7 @@
 #include "digest.h"
 #include "io_memory.h"
 #include "nvram.h"
+#include "orderly.h"
 #include "pages.h"
 #include "state_directory.h"
 #include "tpm.h"
@@ -1026,6 +1027,13 @@ static void a_journal_is_there_from_the_first_change_to_the_end(void **state)
         assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
         assert_int_equal(io.calls, 2); /* a record, and its sync */
     }
+    /* One whose guest was not orderly writes a record, and leaves its sync to the guest. */
+    io.calls = io.syncs = 0;
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(io.calls, 1);
+    assert_int_equal(io.syncs, 0);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(io.syncs, 2);
     tpm_stop(tpm);
     assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
                      TPM_BAD_ORDINAL);
@@ -1310,6 +1318,112 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
     free(moved[2]);
 }
 
+/* Whole blobs, as swtpm's: they have no word of it. Only what the guest said last tells. */
+static void invariant_12_that_a_guest_sleeps_is_seen_in_a_state_without_a_word_of_it(void **state)
+{
+    static const struct {
+        const char *last;
+        bool sleeps;
+    } guests[] = {{SHUTDOWN_STATE, true}, {SHUTDOWN_CLEAR, false}, {NULL, false}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(guests) / sizeof(*guests); i++) {
+        uint8_t *moved[3];
+        size_t n_moved[3];
+        start();
+        assert_int_equal(EXECUTE(PCR_EVENT_1), 0);
+        if (guests[i].last)
+            assert_int_equal(execute(guests[i].last, sizeof(SHUTDOWN_STATE) - 1), 0);
+        assert_int_equal(EXECUTE(GET_RANDOM), 0);
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+            assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+        tpm_stop(tpm);
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+            assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
+            free(moved[type]);
+        }
+        assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* it wakes up, or is reset */
+        assert_int_equal(EXECUTE(STARTUP_STATE) == 0, guests[i].sleeps);
+        if (guests[i].sleeps)
+            assert_true(pcr_1_is_there());
+    }
+}
+
+static enum link_shutdown shutdown_in(uint8_t *bytes, size_t n_bytes)
+{
+    uint8_t *copy = malloc(n_bytes); /* of that size, so that a read past its end is seen */
+
+    assert_non_null(copy);
+    memcpy(copy, bytes, n_bytes);
+    enum link_shutdown said = orderly_shutdown(copy, n_bytes);
+    free(copy);
+    return said;
+}
+
+/* What comes from outside is not read past its end, and what is of a later format not read. */
+static void a_permanent_state_that_is_cut_or_of_another_version_says_nothing_of_power(void **state)
+{
+    static const size_t versions[] = {0, 8}; /* where they are: of the state, of its constants */
+    size_t n_bytes, needed;
+    uint8_t *bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    assert_int_equal(shutdown_in(bytes, n_bytes), LINK_SHUTDOWN_STATE);
+    for (needed = n_bytes; shutdown_in(bytes, needed - 1) == LINK_SHUTDOWN_STATE; needed--)
+        ;
+    assert_in_range(needed, 100, n_bytes - 100);
+    for (size_t cut = 1; cut < needed; cut++)
+        assert_int_equal(shutdown_in(bytes, cut), LINK_SHUTDOWN_NONE);
+    for (size_t i = 0; i < sizeof(versions) / sizeof(*versions); i++) {
+        bytes[versions[i]]++;
+        assert_int_equal(shutdown_in(bytes, n_bytes), LINK_SHUTDOWN_NONE);
+        bytes[versions[i]]--;
+    }
+    for (size_t at = 0; at < needed; at++)
+        for (int bit = 0; bit < 8; bit++) {
+            bytes[at] ^= 1 << bit;
+            shutdown_in(bytes, n_bytes);
+            bytes[at] ^= 1 << bit;
+        }
+    free(bytes);
+}
+
+/* libtpms from 0.10 on writes a profile, and then or later counts up. */
+static void a_permanent_state_with_a_profile_says_the_same_of_power(void **state)
+{
+    static const uint8_t data_magic[] = {0x12, 0x21, 0x34, 0x43};
+    static const char profile[] = "\0\x10{\"Name\":\"none\"}";
+    enum { HEADER_BYTES = 8, PROFILE_BYTES = sizeof(profile) };
+    size_t n_bytes, at;
+    uint8_t *bytes, *later;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    later = malloc(n_bytes + PROFILE_BYTES);
+    assert_non_null(later);
+    memcpy(later, bytes, HEADER_BYTES);
+    later[1] = 4;
+    memcpy(later + HEADER_BYTES, profile, PROFILE_BYTES);
+    memcpy(later + HEADER_BYTES + PROFILE_BYTES, bytes + HEADER_BYTES, n_bytes - HEADER_BYTES);
+    n_bytes += PROFILE_BYTES;
+    assert_int_equal(shutdown_in(later, n_bytes), LINK_SHUTDOWN_STATE);
+    for (at = 2; memcmp(later + at, data_magic, sizeof(data_magic)) != 0; at++)
+        ;
+    for (int version = 3; version <= 6; version++) {
+        later[at - 1] = (uint8_t)version;
+        bool is_known = version == 4 || version == 5;
+        assert_int_equal(shutdown_in(later, n_bytes) == LINK_SHUTDOWN_STATE, is_known);
+    }
+    free(later);
+    free(bytes);
+}
+
 static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void **state)
 {
     uint8_t *moved;
@@ -1386,6 +1500,32 @@ static void assert_lineage(const uint8_t *identity)
     tpm_get_lineage(tpm, &lineage);
     assert_memory_equal(lineage.identity, identity, sizeof(lineage.identity));
     assert_memory_equal(identity_in_file(), identity, sizeof(lineage.identity));
+}
+
+static void invariant_3_vtpm_that_has_not_come_stays_another_hosts(void **state)
+{
+    struct checkpoint_lineage another = {.generation = 9, .identity = {9}};
+    enum tpm_custody custody;
+    enum tpm_power power;
+    size_t n_moved;
+    uint8_t *moved;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_stop_fenced(tpm), TPM_SUCCESS);
+    for (int time = 0; time < 2; time++) {
+        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+        io.fail_error = ENOSPC;
+        io.fail_from = io.calls + 1;
+        assert_int_not_equal(tpm_init_come(tpm, &another), TPM_SUCCESS);
+        io.fail_from = 0;
+        tpm_look(tpm, &power, &custody);
+        assert_int_equal(power, TPM_OFF);
+        assert_int_equal(custody, TPM_FENCED);
+        assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
+    }
+    free(moved);
 }
 
 static const struct checkpoint_lineage another = {.identity = "another vTPM's..", .generation = 99};
@@ -1508,6 +1648,9 @@ int main(void)
         TEST(invariant_12_a_plain_reset_leaves_no_pcrs),
         TEST(invariant_12_saved_sessions_do_not_pile_up_over_resets),
         TEST(invariant_12_a_shutdown_that_was_refused_is_none),
+        TEST(invariant_12_that_a_guest_sleeps_is_seen_in_a_state_without_a_word_of_it),
+        TEST(a_permanent_state_that_is_cut_or_of_another_version_says_nothing_of_power),
+        TEST(a_permanent_state_with_a_profile_says_the_same_of_power),
         TEST(a_commit_that_changes_nothing_writes_nothing),
         JOURNAL_TEST(invariant_1_an_acknowledged_change_is_durable_in_the_journal),
         JOURNAL_TEST(a_journal_is_there_from_the_first_change_to_the_end),
@@ -1522,6 +1665,7 @@ int main(void)
         JOURNAL_TEST(invariant_12_that_a_guest_sleeps_travels_with_its_state),
         JOURNAL_TEST(invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more),
         JOURNAL_TEST(a_tpm_that_could_not_be_admitted_is_admitted_later),
+        JOURNAL_TEST(invariant_3_vtpm_that_has_not_come_stays_another_hosts),
         JOURNAL_TEST(invariant_13_what_comes_is_of_its_own_lineage),
         JOURNAL_TEST(invariant_13_the_same_state_of_another_lineage_is_written),
         JOURNAL_TEST(invariant_13_what_is_admitted_is_of_its_own_lineage),

@@ -35,7 +35,7 @@ int __wrap_main(void)
     long number, a[6];
     int status;
 
-    if (sandbox_enter(false) < 0)
+    if (sandbox_enter() < 0)
         return 1;
     while (scanf("%ld%ld%ld%ld%ld%ld%ld", &number, a, a + 1, a + 2, a + 3, a + 4, a + 5) == 7) {
         pid_t child = fork();

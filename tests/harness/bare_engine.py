@@ -7,15 +7,22 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vtpmd.core import LinkDescriptor, LinkOperation, LinkQuestion, Store, pack_link_serving
+from vtpmd.core import (
+    LinkDescriptor,
+    LinkOperation,
+    LinkQuestion,
+    Store,
+    pack_link_serving,
+)
 from vtpmd.daemon import engine_process, listener
+from vtpmd.daemon.attachment import attach
 from vtpmd.daemon.engine import Answer, Engine, Question
 from vtpmd.front.boot import boot_record
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import LINK_NAME, StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
 
-SERVING = pack_link_serving("vtpmd")
+SERVING = pack_link_serving("vtpmd", "control", LINK_NAME)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -38,11 +45,11 @@ class NoSessions:
 class BareEngine:
     """An engine that was started, its store, and its control socket."""
 
-    def __init__(self, engine: Engine, store: Store, control_path: Path) -> None:
+    def __init__(self, engine: Engine, store: Store, control_path: Path, deaths: list[str]) -> None:
         self.engine = engine
         self.store = store
         self.control_path = control_path
-        self.deaths: list[str] = []  # what it was heard of; nothing, when the test is done
+        self.deaths = deaths  # what it was heard of; nothing, when the test is done
 
 
 def descriptors_for(
@@ -52,25 +59,40 @@ def descriptors_for(
     directory = stack.enter_context(StateDirectory.open(path))
     store = stack.enter_context(Store.create())
     control = stack.enter_context(listener.listen(path / "control"))
+    link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
+    parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    stack.callback(os.close, parent)
     return {
+        LinkDescriptor.SOCKET: link.fileno(),
         LinkDescriptor.DIRECTORY: directory.directory_fd,
         LinkDescriptor.LOCK: directory.lock_fd,
         LinkDescriptor.STORE: store.fd,
         LinkDescriptor.CONTROL: control.fileno(),
+        LinkDescriptor.CONTROL_DIRECTORY: parent,
         LinkDescriptor.BOOT: boot_fd(directory),
     }, store
+
+
+async def attached(directory_fd: int, on_death: Callable[[str], None]) -> Engine:
+    """Attach to the engine of a state directory, a child of this process."""
+    attachment = await attach(directory_fd)
+    for fd in (attachment.directory_fd, attachment.lock_fd, attachment.store_fd):
+        os.close(fd)
+    engine = Engine(attachment, is_child=True)
+    engine.begin(on_death, on_end=lambda: None)
+    return engine
 
 
 def with_engine(path: Path, test: Callable[[BareEngine], Awaitable[None]]) -> None:
     """Run a test with an engine on a state directory; stop it in order."""
 
-    async def run(process: engine_process.EngineProcess, store: Store) -> None:
-        engine = Engine(process)
-        bare = BareEngine(engine, store, path / "control")
-        await engine.attach(bare.deaths.append)
+    async def run(directory_fd: int, store: Store) -> None:
+        deaths: list[str] = []
+        engine = await attached(directory_fd, deaths.append)
+        bare = BareEngine(engine, store, path / "control", deaths)
         await test(bare)
         await engine.stop()
-        assert bare.deaths == []
+        assert deaths == []
 
     with ExitStack() as stack:
 
@@ -79,7 +101,8 @@ def with_engine(path: Path, test: Callable[[BareEngine], Awaitable[None]]) -> No
             return stack.enter_context(boot_record(begun, None, None, SERVING))
 
         descriptors, store = descriptors_for(stack, path, boot_fd)
-        asyncio.run(run(engine_process.spawn(descriptors), store))
+        engine_process.spawn(descriptors)
+        asyncio.run(run(descriptors[LinkDescriptor.DIRECTORY], store))
 
 
 def sealed(record: bytes, seals: int = SEALS) -> int:

@@ -6,15 +6,18 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from tests.harness.credentials import HOST
-from tests.harness.program import Program
+from tests.harness.program import POLL_S, START_TIMEOUT_S, Program
 
+VTPMD = Path(sys.executable).with_name("vtpmd")
 KILL_TIMEOUT_S = 20.0
+ATTACHED = "is attached to its engine"
 _LISTENING = "waiting for vTPMs on "
 _PORT = re.compile(rf"{_LISTENING}\S+ port (\d+)")
 
@@ -48,11 +51,16 @@ def _arguments(
     if kind is EmulatorKind.SWTPM:
         control = f"type=unixio,path={control_path}"
         return ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", control]
-    vtpmd = Path(sys.executable).with_name("vtpmd")
-    arguments: list[str | Path] = [vtpmd, "run", state, "--socket", control_path]
+    arguments: list[str | Path] = [VTPMD, "run", state, "--socket", control_path]
+    return arguments + _daemon_arguments(directory, peering)
+
+
+def _daemon_arguments(directory: Path, peering: Peering | None) -> list[str | Path]:
+    """Return what `vtpmd attach` is told as well."""
     if peering is None:
-        return [*arguments, "--log", "level=debug"]
-    arguments += ["--log", f"level={peering.log_level}", "--manage", directory / "manage"]
+        return ["--log", "level=debug"]
+    arguments: list[str | Path] = ["--log", f"level={peering.log_level}"]
+    arguments += ["--manage", directory / "manage"]
     arguments += ["--tls-creds", peering.credentials]
     arguments += [word for name in peering.allow for word in ("--allow", name)]
     if peering.listens:
@@ -92,9 +100,15 @@ class Emulator:
         directory.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
         arguments = [*_arguments(kind, self.state, directory, peering), *options]
+        self._daemon_arguments = [*_daemon_arguments(directory, peering), *options]
+        self._directory, self._network = directory, network
+        self._before: list[Program] = []  # if there are any, the program is `vtpmd attach`
         self._name = HOST if peering is None else peering.name
         self.program = Program(kind.value, arguments, directory, network)
         self.program.connect(self.control_path).close()
+        self._engine: int | None = None  # a descriptor of the process
+        if kind is EmulatorKind.VTPMD:
+            self._engine = os.pidfd_open(self._find_engine())
 
     @property
     def port(self) -> int:
@@ -109,26 +123,73 @@ class Emulator:
         """Where a peer finds it, for migrate-arm."""
         return f"{self._name}:{self.port}"
 
+    def attach(self, *options: str) -> None:
+        """Start a vtpmd for the engine, in place of any that was there; wait until it serves.
+
+        With options that both programs have. RuntimeError when it ends instead.
+        """
+        n_before = self.program.output.count(ATTACHED)
+        arguments = [VTPMD, "attach", self.state, *self._daemon_arguments, *options]
+        self._before.append(self.program)
+        self.program = Program("vtpmd", arguments, self._directory, self._network)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.program.output.count(ATTACHED) == n_before:
+            self.program.raise_if_ended()
+            assert time.monotonic() < deadline, self.program.output
+            time.sleep(POLL_S)
+
     def stop(self) -> int:
         """Stop cleanly; return the exit code."""
-        return self.program.stop()
+        if not self._before:
+            return self.program.stop()
+        self.signal_engine(signal.SIGTERM)
+        status = self.program.wait()
+        for program in self._before:  # one of them may have become the engine
+            program.wait()
+        return status
 
     def engines(self) -> list[int]:
-        """Return the process numbers of vtpmd's engines; swtpm has none."""
-        if self.program.exit_code is not None:
+        """Return the process numbers of vtpmd's engines that live; swtpm has none."""
+        if self._engine is None or _has_ended(self._engine):
             return []
-        is_alone = self.program.name_of_process == "vtpmd-engine"
-        return [self.program.pid] if is_alone else self.program.children()
+        return [self._engine_pid]
+
+    def _find_engine(self) -> int:
+        """Return the engine's process number, as soon as it has been started."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self.program.raise_if_ended()
+            found = self.program.children()
+            if self.program.name_of_process == "vtpmd-engine":
+                found = [self.program.pid]
+            if found:
+                (self._engine_pid,) = found
+                return self._engine_pid
+            time.sleep(POLL_S)
+        raise TimeoutError(f"no engine was started: {self.program.output}")
+
+    def signal_engine(self, number: signal.Signals) -> None:
+        """Send the engine a signal, also one whose vtpmd is gone; unless it has ended."""
+        if self._engine is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._engine, number)
+
+    def wait_for_engine(self) -> None:
+        """Wait until the engine has ended. TimeoutError when it does not."""
+        if self._engine is not None and not _has_ended(self._engine, KILL_TIMEOUT_S):
+            raise TimeoutError("the engine does not end")
 
     def kill(self) -> None:
         """Kill the emulator and its engines, as a host's failure does; all are gone then."""
-        descriptors = [os.pidfd_open(engine) for engine in self.engines()]
-        # The engines first: one that sees the other gone would end in order, and fold.
-        for descriptor in descriptors:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        self.program.kill()
-        for descriptor in descriptors:
-            ended, _, _ = select.select([descriptor], [], [], KILL_TIMEOUT_S)
-            os.close(descriptor)
-            assert ended, "an engine does not die of SIGKILL"
+        # The engine first: what its vtpmd does because of that, a host's failure would not leave.
+        self.signal_engine(signal.SIGKILL)
+        for program in (self.program, *self._before):
+            program.kill()
+        self.wait_for_engine()
+        if self._engine is not None:
+            os.close(self._engine)
+            self._engine = None
+
+
+def _has_ended(pidfd: int, timeout_s: float = 0) -> bool:
+    return bool(select.select([pidfd], [], [], timeout_s)[0])

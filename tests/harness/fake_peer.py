@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.harness.credentials import HOST
+from tests.support.emulator_client import receive_exactly
 from vtpmd import core
-from vtpmd.wire import peer
+from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
+from vtpmd.wire import greeting, peer
+from vtpmd.wire.greeting import Greeting
 
 TIMEOUT_S = 20.0
 RECEIVE_BYTES_MAX = 1 << 16
 WELCOME = peer.Welcome(peer.VERSION, 0, peer.Following.NOT_ASKED_FOR)
 NO_UUID = bytes(peer.UUID_BYTES)
+HELLO = LaneFrame(LaneKind.HELLO)
 LINEAGE = b"of a fake peer's"  # its vTPM's identity
 
 Wanted = TypeVar("Wanted", bound=peer.Message)
@@ -36,6 +40,54 @@ def hello(
     )
 
 
+class FakeLane:
+    """One side of a lane, which is a vtpmd's; it says what a test makes it say."""
+
+    def __init__(self, sock: socket.socket, keying: LaneKeying, *, is_source: bool) -> None:
+        sock.settimeout(TIMEOUT_S)
+        self.socket = sock
+        self.key = keying.key
+        self._lane = Lane(keying, is_source=is_source)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.socket.close()
+
+    def seal(self, frame: LaneFrame) -> bytes:
+        """Return the next frame's bytes, to be sent or not."""
+        return self._lane.seal(frame)
+
+    def send(self, frame: LaneFrame) -> None:
+        """Say something, under the right seal."""
+        self.socket.sendall(self.seal(frame))
+
+    def greet(self, session: bytes) -> None:
+        """Begin as a source."""
+        self.socket.sendall(greeting.encode(Greeting(session, self.seal(HELLO))))
+
+    def open(self, data: bytes) -> LaneFrame:
+        """Return the frame that has come as these bytes."""
+        return self._lane.open(data)
+
+    def receive(self) -> LaneFrame:
+        """Return the next frame. ConnectionError when the other side closes instead."""
+        return self.open(receive_exactly(self.socket, LANE_FRAME_BYTES))
+
+    def has_ended(self) -> bool:
+        """Wait for the next byte; return whether the other side has closed instead."""
+        with suppress(ConnectionResetError):
+            return self.socket.recv(1) == b""
+        return True
+
+
+def open_lane(port: int, keying: LaneKeying) -> FakeLane:
+    """Connect the lane of a session that a destination has welcomed."""
+    lane = FakeLane(socket.create_connection((HOST, port), TIMEOUT_S), keying, is_source=True)
+    lane.greet(keying.session)
+    assert lane.receive() == HELLO
+    return lane
+
+
 class Stream:
     """One connection to a vtpmd under test, over TLS."""
 
@@ -43,10 +95,13 @@ class Stream:
         tls.settimeout(TIMEOUT_S)
         self._tls = tls
         self._decoder = peer.Decoder()
+        self.lane: FakeLane | None = None  # of this side's, as a source
 
     def close(self) -> None:
         """Hang up."""
         self._tls.close()
+        if self.lane is not None:
+            self.lane.close()
 
     def send(self, *messages: peer.Message) -> None:
         """Send messages, one after the other."""
@@ -67,6 +122,13 @@ class Stream:
         while not isinstance(message := self.next_message(), peer.Commit):
             assert isinstance(message, peer.Record), f"{message} came, not a Record or a Commit"
         return message
+
+    def open_lane(self, hello: peer.Hello, key: bytes) -> FakeLane:
+        """Give the destination of a session its key and its lane."""
+        self.send(peer.Key(key))
+        keying = LaneKeying(hello.session, key, hello.uuid, hello.lineage)
+        self.lane = open_lane(self._tls.getpeername()[1], keying)
+        return self.lane
 
     def acknowledge(self, commit: peer.Commit) -> None:
         """Say that a round is durable."""
@@ -135,31 +197,54 @@ class FakeDestination:
         self._listener = socket.create_server((HOST, 0))
         self._listener.settimeout(TIMEOUT_S)
         self._streams: list[Stream] = []
+        self.lanes: list[FakeLane] = []
 
     @property
     def address(self) -> str:
         """Where a source finds it, for migrate-arm."""
         return f"{HOST}:{self._listener.getsockname()[1]}"
 
-    def accept(self) -> Stream:
-        """Take the next source's connection, and shake hands."""
+    def accept_plain(self) -> socket.socket:
+        """Take the next connection, whatever it is to be."""
         plain, _ = self._listener.accept()
         plain.settimeout(TIMEOUT_S)
-        stream = Stream(self._context.wrap_socket(plain, server_side=True))
+        return plain
+
+    def accept(self) -> Stream:
+        """Take the next source's connection, and shake hands."""
+        stream = Stream(self._context.wrap_socket(self.accept_plain(), server_side=True))
         self._streams.append(stream)
         return stream
 
+    def accept_lane(self, stream: Stream, hello: peer.Hello) -> FakeLane:
+        """Take the lane of a source that was welcomed, with the key that it sends."""
+        key = stream.receive(peer.Key).key
+        plain = self.accept_plain()
+        keying = LaneKeying(hello.session, key, hello.uuid, hello.lineage)
+        lane = FakeLane(plain, keying, is_source=False)
+        greets = greeting.decode(receive_exactly(plain, greeting.GREETING_BYTES))
+        assert greets.session == hello.session
+        assert lane.open(greets.hello) == HELLO
+        lane.send(HELLO)
+        self.lanes.append(lane)
+        return lane
+
     def hold_base(self) -> tuple[Stream, bytes]:
-        """Take the next source's base, and acknowledge it; return the session's name, too."""
+        """Take the next source's lane and base; return the session's name, too.
+
+        The lane is the last of ``lanes``.
+        """
         stream = self.accept()
-        session = stream.receive(peer.Hello).session
+        hello = stream.receive(peer.Hello)
         stream.send(WELCOME)
-        stream.receive(peer.Key)
+        self.accept_lane(stream, hello)
         stream.acknowledge(stream.receive_round())
-        return stream, session
+        return stream, hello.session
 
     def close(self) -> None:
         """Listen no more, and hang up on every source."""
         self._listener.close()
         for stream in self._streams:
             stream.close()
+        for lane in self.lanes:
+            lane.close()

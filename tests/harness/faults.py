@@ -118,7 +118,8 @@ class LinkFault(Enum):
 class Victim(Enum):
     """Whom a SIGKILL ends."""
 
-    VTPMD = "vtpmd"
+    VTPMD = "vtpmd"  # and its engine
+    DAEMON = "daemon"  # vtpmd alone
     ENGINE = "engine"
     QEMU = "qemu"
 
@@ -126,6 +127,8 @@ class Victim(Enum):
         """Let it happen; the victim is gone then, what ends because of it may take a moment."""
         match self:
             case Victim.VTPMD:
+                host.vtpmd.kill()
+            case Victim.DAEMON:
                 host.vtpmd.program.kill()
             case Victim.ENGINE:
                 for engine in host.vtpmd.engines():

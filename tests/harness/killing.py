@@ -36,7 +36,7 @@ class Victims(StrEnum):
     """Which processes are killed."""
 
     ENGINE = "engine"
-    DAEMON = "daemon"
+    DAEMON = "daemon"  # its engine serves on, and is stopped in order
     BOTH = "both"
     ALONE = "alone"  # the engine that has no daemon
 
@@ -81,6 +81,12 @@ class Processes:
         for descriptor in random.sample(chosen, len(chosen)):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
+
+    def stop_engine(self) -> None:
+        """Have an engine whose daemon was killed end in order, if it has been started."""
+        for descriptor in self._engines:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -230,6 +236,8 @@ class Killing:
                 if moment is not Moment.RECOVERING:
                     time.sleep(delay_s)
                 processes.send(signal.SIGKILL, self._victims, order)
+                if self._victims is Victims.DAEMON:
+                    processes.stop_engine()
 
         with meanwhile(kill):
             yield

@@ -1,6 +1,7 @@
 """Everything that one test runs: emulators, guests, proxies, in a private directory."""
 
 import shutil
+import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.harness.proxy import ControlProxy, Trigger
 from tests.harness.raw_guest import RawGuest
 from vtpmd.closing import Closing
 
+DISK_TIMEOUT_S = 30
 LOG_CHARACTERS_MAX = 4000  # of each log, from its end, in a failed test's report
 
 
@@ -24,6 +26,25 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Close it; nothing happens if it is closed."""
+
+
+class Killable(Protocol):
+    """What a test has started and may leave running."""
+
+    def kill(self) -> None:
+        """End it; nothing happens if it has ended."""
+
+
+class ForGuests(Protocol):
+    """What a guest can have as its TPM: an emulator, or what looks like one."""
+
+    @property
+    def control_path(self) -> Path:
+        """Where it accepts QEMU's control connection."""
+
+    @property
+    def qmp_path(self) -> Path | None:
+        """Where QEMU has to have a monitor for it."""
 
 
 class Lab(Closing):
@@ -51,6 +72,13 @@ class Lab(Closing):
         self._names += 1
         return self.directory / f"{self._names}-{name}"
 
+    def new_disk(self) -> Path:
+        """Make an empty image that QEMU saves its snapshots in."""
+        disk = self.new_path("disk")
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"]
+        subprocess.run(create, check=True, timeout=DISK_TIMEOUT_S)
+        return disk
+
     def emulator(
         self,
         kind: EmulatorKind,
@@ -62,7 +90,7 @@ class Lab(Closing):
         directory = self.new_path(kind.value)
         emulator = Emulator(kind, directory, state, peering, options, self._network)
         self._emulators.append(emulator)
-        self._ending.callback(emulator.kill)
+        self.kill_at_end(emulator)
         return emulator
 
     def daemon(self, state: Path | None = None) -> Emulator:
@@ -86,9 +114,9 @@ class Lab(Closing):
         self.close_at_end(management)
         return management
 
-    def raw_guest(self, emulator: Emulator) -> RawGuest:
+    def raw_guest(self, emulator: ForGuests) -> RawGuest:
         """Connect to an emulator as QEMU does when it starts, without a QEMU."""
-        guest = RawGuest(emulator)
+        guest = RawGuest(emulator.control_path)
         self.close_at_end(guest)
         return guest
 
@@ -98,9 +126,7 @@ class Lab(Closing):
         self.close_at_end(link)
         return link
 
-    def guest(
-        self, control: Emulator | ControlProxy, machine: Machine, arguments: Sequence[str] = ()
-    ) -> Guest:
+    def guest(self, control: ForGuests, machine: Machine, arguments: Sequence[str] = ()) -> Guest:
         """Start a guest with an emulator's TPM, or with that behind a proxy."""
         directory = self.new_path("guest")
         if control.qmp_path is not None:
@@ -111,7 +137,7 @@ class Lab(Closing):
         self.close_at_end(guest)
         return guest
 
-    def booted_guest(self, control: Emulator | ControlProxy, machine: Machine) -> Guest:
+    def booted_guest(self, control: ForGuests, machine: Machine) -> Guest:
         """Start a guest, wait for its workload, and let that set up its TPM and use it."""
         guest = self.guest(control, machine)
         guest.wait_for_workload()
@@ -124,6 +150,10 @@ class Lab(Closing):
         proxy = ControlProxy(self.new_path("proxy"), emulator, trigger)
         self.close_at_end(proxy)
         return proxy
+
+    def kill_at_end(self, process: Killable) -> None:
+        """Have a process killed when the test is over, before what was started earlier."""
+        self._ending.callback(process.kill)
 
     def close_at_end(self, resource: Closable) -> None:
         """Have something closed when the test is over, before what was started earlier."""

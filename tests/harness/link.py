@@ -16,8 +16,9 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from tests.harness.credentials import HOST, credentials
+from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneKeying, LaneKind
 from vtpmd.daemon import tls
-from vtpmd.wire import peer
+from vtpmd.wire import greeting, peer
 
 RECORD_HEADER_BYTES = 5
 RECEIVE_BYTES_MAX = 1 << 16
@@ -41,11 +42,15 @@ class Ending(Enum):
     SILENCE = "before a unit; nobody is told, and no later connection gets through"
 
 
+# A message of the stream, or a frame of the lane.
+Kind = type[peer.Message] | LaneKind
+
+
 class Unit(NamedTuple):
     """What is forwarded as a whole: a record, of which no more is known, or a message."""
 
     data: bytes
-    kind: type[peer.Message] | None = None
+    kind: Kind | None = None
 
     @property
     def is_sign_of_life(self) -> bool:
@@ -58,7 +63,7 @@ class Cut:
     """Cut the link after so many units, both ways together, at the next one that is `before`."""
 
     after: int = 0
-    before: type[peer.Message] | None = None  # None: whatever it is
+    before: Kind | None = None  # None: whatever it is
     ending: Ending = Ending.RESET
 
 
@@ -117,11 +122,11 @@ class Link:
         with self._changed:
             return self._held is direction
 
-    def wait_for_held(self, kind: type[peer.Message]) -> None:
+    def wait_for_held(self, kind: Kind) -> None:
         """Wait until a message of a kind is kept. TimeoutError when none comes."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._keeps(kind), HELD_TIMEOUT_S):
-                raise TimeoutError(f"no {kind.__name__} has come")
+                raise TimeoutError(f"no {kind} has come")
 
     def was_kept(self) -> None:
         """Take note that a unit is kept."""
@@ -178,7 +183,7 @@ class Link:
             return False
         return cut.before in (None, unit.kind)
 
-    def _keeps(self, kind: type[peer.Message]) -> bool:
+    def _keeps(self, kind: Kind) -> bool:
         return any(connection.keeps(kind) for connection in self._connections)
 
     def _accept(self) -> None:
@@ -200,7 +205,8 @@ class Link:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(CONNECT_TIMEOUT_S)
         try:
-            ends = self._ends(source, destination)
+            is_lane = greeting.begins(source.recv(1, socket.MSG_PEEK))
+            ends = (self._lane_ends if is_lane else self._ends)(source, destination)
         except OSError:
             for sock in sockets:
                 sock.close()
@@ -212,12 +218,51 @@ class Link:
     def _ends(self, source: socket.socket, destination: socket.socket) -> tuple["_End", "_End"]:
         return _RecordEnd(source), _RecordEnd(destination)
 
+    def _lane_ends(
+        self, source: socket.socket, destination: socket.socket
+    ) -> tuple["_End", "_End"]:
+        return _LaneEnd(source, greeting.GREETING_BYTES), _LaneEnd(destination)
+
 
 class MessageLink(Link):
     """A link that forwards message by message.
 
-    Each side sees the tests' certificate in place of the other side's.
+    Each side sees the tests' certificate in place of the other side's. What it sees makes the
+    lane's keys, too.
     """
+
+    def __init__(self, port: int) -> None:
+        """Listen on a free port, for connections that are meant for `port`."""
+        super().__init__(port)
+        self._hello: peer.Hello | None = None
+        self._key = b""
+
+    def before_unit(self, unit: Unit) -> Ending | None:
+        """Say whether to cut before a unit, and how."""
+        if unit.kind in (peer.Hello, peer.Key):
+            decoder = peer.Decoder()
+            decoder.receive_data(unit.data)
+            message = decoder.next_message()
+            with self._changed:
+                if isinstance(message, peer.Hello):
+                    self._hello, self._key = message, b""
+                elif isinstance(message, peer.Key):
+                    self._key = message.key
+                    self._changed.notify_all()
+        return super().before_unit(unit)
+
+    def _lane_ends(
+        self, source: socket.socket, destination: socket.socket
+    ) -> tuple["_End", "_End"]:
+        with self._changed:  # the stream's thread may not have got as far
+            assert self._changed.wait_for(lambda: self._key, HELD_TIMEOUT_S)
+            assert self._hello is not None
+            hello = self._hello
+        keying = LaneKeying(hello.session, self._key, hello.uuid, hello.lineage)
+        return (
+            _LaneEnd(source, greeting.GREETING_BYTES, Lane(keying, is_source=False)),
+            _LaneEnd(destination, 0, Lane(keying, is_source=True)),
+        )
 
     def _ends(self, source: socket.socket, destination: socket.socket) -> tuple["_End", "_End"]:
         directory = credentials()
@@ -256,6 +301,35 @@ class _RecordEnd:
         n_bytes = int.from_bytes(header[3:], "big")
         body = self._stream.read(n_bytes)
         return Unit(header + body) if len(body) == n_bytes else None
+
+    def encode(self, unit: Unit) -> bytes:
+        return unit.data
+
+    def close(self) -> None:
+        self._stream.close()
+        self.socket.close()
+
+
+class _LaneEnd:
+    """A side of a lane, whose frames are opened where the keys are known."""
+
+    def __init__(
+        self, sock: socket.socket, greeting_bytes: int = 0, opener: Lane | None = None
+    ) -> None:
+        self.socket = sock
+        self._stream = sock.makefile("rb")
+        self._greeting_bytes = greeting_bytes  # ends with the first frame
+        self._opener = opener
+
+    def read(self) -> Unit | None:
+        n_bytes = self._greeting_bytes or LANE_FRAME_BYTES
+        self._greeting_bytes = 0
+        data = self._stream.read(n_bytes)
+        if len(data) < n_bytes:
+            return None
+        if self._opener is None:
+            return Unit(data)
+        return Unit(data, self._opener.open(data[-LANE_FRAME_BYTES:]).kind)
 
     def encode(self, unit: Unit) -> bytes:
         return unit.data
@@ -360,7 +434,7 @@ class _Connection:
         for way in self._ways:
             way.let_go()
 
-    def keeps(self, kind: type[peer.Message]) -> bool:
+    def keeps(self, kind: Kind) -> bool:
         """Return whether a message of a kind is kept."""
         return any(way.keeps(kind) for way in self._ways)
 
@@ -416,7 +490,7 @@ class _Way:
             while self._kept and not self._link.is_held(self._direction):
                 self._pass_on(self._kept.pop(0))
 
-    def keeps(self, kind: type[peer.Message]) -> bool:
+    def keeps(self, kind: Kind) -> bool:
         """Return whether a message of a kind is kept."""
         return any(unit.kind is kind for unit in self._kept)
 

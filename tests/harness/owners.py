@@ -27,6 +27,8 @@ from vtpmd.store.directory import OWNER_NAME
 from vtpmd.store.owner import Record
 from vtpmd.wire import peer
 
+KEY = bytes(range(peer.KEY_BYTES))
+
 
 def record_of(host: Host) -> Record:
     """Return what a host's owner record says."""
@@ -36,7 +38,7 @@ def record_of(host: Host) -> Record:
 
 def files_of(host: Host) -> dict[str, bytes]:
     """Return all that a host's state directory holds."""
-    return {path.name: path.read_bytes() for path in host.vtpmd.state.iterdir()}
+    return {path.name: path.read_bytes() for path in host.vtpmd.state.glob("tpm2-*")}
 
 
 def session_of(blobs: Blobs) -> bytes:
@@ -116,19 +118,28 @@ def link_stands_still(host: Host) -> Iterator[None]:
 
 
 def base_of(lab: Lab, host: Host) -> list[peer.Message]:
-    """Return what a host sends from Key to Commit, to a destination that says no more."""
+    """Return a host's records and Commit, which it sends to a destination that says no more."""
     fake = FakeDestination(credentials())
     lab.close_at_end(fake)
     host.manage.command("migrate-arm", to=fake.address)
     stream = fake.accept()
-    stream.receive(peer.Hello)
+    greeting = stream.receive(peer.Hello)
     stream.send(WELCOME)
-    messages: list[peer.Message] = [stream.receive(peer.Key)]
-    while not isinstance(messages[-1], peer.Commit):
+    fake.accept_lane(stream, greeting)
+    messages: list[peer.Message] = []
+    while not messages or not isinstance(messages[-1], peer.Commit):
         message = stream.next_message()
         assert message is not None
         messages.append(message)
     return messages
+
+
+def bring(stream: Stream, greeting: peer.Hello, base: list[peer.Message]) -> None:
+    """Send a base, with a key and a lane, if the Hello is welcomed; wait for what comes of it."""
+    if isinstance(stream.next_message(), peer.Welcome):
+        stream.open_lane(greeting, KEY)
+        stream.send(*base)
+        stream.next_message()
 
 
 def call(lab: Lab, host: Host, directory: Path | None = None) -> Stream:

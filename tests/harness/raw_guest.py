@@ -4,9 +4,9 @@ What only a real guest can show (that its kernel and its sessions notice nothing
 `tests.harness.guest`.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness.emulator import Emulator
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, Blob, ControlClient
 from tests.support.tpm2 import Tpm
 
@@ -33,9 +33,9 @@ class Facts(NamedTuple):
 class RawGuest:
     """A control connection, a data socket and a TPM behind them."""
 
-    def __init__(self, emulator: Emulator) -> None:
+    def __init__(self, control_path: Path) -> None:
         """Connect as QEMU does when it starts; the TPM is not powered on yet."""
-        self.control = ControlClient(emulator.control_path)
+        self.control = ControlClient(control_path)
         self.data = self.control.attach_data()
         self.tpm = Tpm(self.data.transact)
         self._steps = 0

@@ -103,11 +103,15 @@ class Host:
     def restart_vtpmd(self) -> None:
         """Start vtpmd where it has ended, or lost its engine, as a supervisor does.
 
-        A QEMU that was connected to the old one has lost its TPM, and is killed.
+        An engine that lives is attached to. A QEMU that was connected to another has lost its TPM,
+        and is killed.
         """
+        if self.vtpmd.program.exit_code is not None and self.vtpmd.engines():
+            self.vtpmd.attach()
+            self.manage = self.lab.management(self.vtpmd)
+            return
         self.close_guest()
         self.vtpmd.kill()
-        wait_until_unused(self.state)  # an engine that has lost its vtpmd stops in order
         self.start_vtpmd()
 
     def start_guest(self, machine: Machine, *arguments: str) -> Guest:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from tests.model.engine import close_lane, engine_may, engine_takes
 from tests.model.world import (
-    DIGESTS,
+    COMMITS,
     FOREIGN,
     OLD,
+    ROUND,
     SESSION,
     THIRD,
     Project,
@@ -23,19 +25,20 @@ from tests.model.world import (
     World,
     destination_closes,
     destination_takes,
+    may_serve,
     send_to_d,
     send_to_s,
     source_closes,
     source_takes,
     tag,
 )
+from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do as Theirs
 from vtpmd.migration.source import Do
-from vtpmd.migration.states import BEFORE_BASE, State
+from vtpmd.migration.states import BEFORE_BASE, GIVEN_AWAY, OWNING, State
 from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 from vtpmd.store.owner import Outcome, Whose
-from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 
 # What the source writes down, and with which transition of the owner record.
@@ -56,19 +59,60 @@ RELEASE: Final = ("give back", "remove file", events.Remembered())
 
 
 def go_on(project: Project, world: World) -> World:
-    """Have both sides do what they have to, up to what is durable."""
-    while world.s.todo and not _is_durable(world, world.s.todo[0].value):
-        world = source_acts(project, world)
-    while world.d.todo and not _is_durable(world, world.d.todo[0].value):
-        world = destination_acts(project, world)
-    return world
+    """Have both sides do what they have to, up to what is durable.
+
+    They take what their engines tell, too, unless that comes late.
+    """
+    while True:
+        while world.s.todo and not _is_durable(world, world.s.todo[0].value):
+            world = source_acts(project, world)
+        if world.s.todo or world.s.is_late or not world.s.news:
+            break
+        world = source_is_told(project, world)
+    while True:
+        while world.d.todo and not _is_durable(world, world.d.todo[0].value):
+            world = destination_acts(project, world)
+        if world.d.todo or world.d.is_late or not world.d.news:
+            return world
+        world = destination_is_told(project, world)
+
+
+_NEWS: Final[dict[str, events.LocalEvent]] = {
+    "FROZEN": events.Frozen(),
+    "GRANTED": events.Granted(),
+    "TAKING": events.Took(),
+    "ENTITLED": events.Entitled(),
+    "STARTED": events.Started(),
+    "NONE": events.LinkLost(""),
+    "INIT": events.InitAnswered(),
+}
+
+
+def source_is_told(project: Project, world: World) -> World:
+    """Have the source's vtpmd take what its engine has told it first."""
+    news, *rest = world.s.news
+    told = world.source(news=tuple(rest))
+    return source_takes(project, told, _NEWS[news]) or told
+
+
+def destination_is_told(project: Project, world: World) -> World:
+    """Likewise, the destination's."""
+    news, *rest = world.d.news
+    told = world.destination(news=tuple(rest))
+    if news == "INIT" and world.d.state is not State.STARTED:
+        return told
+    return destination_takes(project, told, _NEWS[news]) or told
+
+
+# Of what is written as a word, what changes no disk.
+_QUIET: Final = ("admit", "third", "answer", "serve on", "boot")
 
 
 def _is_durable(world: World, action: object) -> bool:
     """A file that was not granted is removed by the next start in any case."""
     if action == "remove file":
         return world.d.file != "staged"
-    return action in RECORDS or (isinstance(action, str) and action not in ("admit", "third"))
+    return action in RECORDS or (isinstance(action, str) and action not in _QUIET)
 
 
 def source_acts(project: Project, world: World) -> World:
@@ -79,14 +123,24 @@ def source_acts(project: Project, world: World) -> World:
     if isinstance(value, events.LocalEvent):
         return source_takes(project, world, value) or world
     match value:
+        case str() if rest:
+            return world.source(todo=(*rest, action))  # once all that was asked for is done
+        case "answer":
+            return gives_tail(project, world)
+        case "serve on":
+            return _serves_on(project, world)
+        case "boot":
+            return _boots(world)
         case source.Send(message=message):
             return send_to_d(world, message)
+        case source.Repeat(event=event):
+            return _later(world, event)
         case source.Do():
             return _source_does(project, world, value)
     return world
 
 
-def _later(world: World, event: events.LocalEvent) -> World:
+def _later(world: World, event: Any) -> World:
     return world.source(todo=(*world.s.todo, tag(event)))
 
 
@@ -98,40 +152,130 @@ def _source_does(project: Project, world: World, action: Do) -> World:
     match action:
         case Do.START_ROUND:
             return _starts_round(world)
+        case Do.KEEP_BASE:
+            return world.source(acked=True)
         case Do.WITHDRAW:
             return world.source(withdraws=True)
         case Do.MAKE_TAIL:
-            made = world.source(worked=False)._replace(tail=host.value)
-            if world.rounds:
-                made = _starts_round(made)
-            return _later(made, events.TailMade(DIGESTS, was_sent=True))
-        case Do.RETIRE:
-            if host.worked or not host.on:
-                return _later(world, events.RetireFailed())
-            return _later(world.source(fenced=True), events.Retired())
+            return _makes_tail(project, world)
+        case Do.END_OFFER:
+            return _revokes(project, world, HandoverEvent.LET_GO, events.OfferEnded())
+        case Do.REVOKE:
+            return _revokes(project, world, HandoverEvent.WITHDRAW, events.Revoked())
         case Do.ASK:
             return world.source(asks=True)
         case Do.RECORD_RELEASED:
             return _later(world, events.Remembered())
         case Do.SERVE:
-            return world.source(fenced=False)
+            return _unretires(project, world, as_recorded=True)
         case Do.CLOSE:
-            return source_closes(world)
+            return _closes(project, world)
+    return world
+
+
+def _closes(project: Project, world: World) -> World:
+    closed = source_closes(world)
+    if world.s.state in (*GIVEN_AWAY, State.RELEASED):
+        return closed
+    return engine_takes(project, closed, "s", HandoverEvent.WITHDRAW) or closed
+
+
+def _revokes(project: Project, world: World, how: HandoverEvent, then: events.LocalEvent) -> World:
+    """Have the engine let be what it may do by itself; where it refuses, it has done it."""
+    if "revoke" in project.without:
+        return _later(world, then)
+    taken = engine_takes(project, world, "s", how)
+    if taken is not None:
+        return _later(taken, then)
+    if how is HandoverEvent.LET_GO:
+        return _revokes(project, world, HandoverEvent.WITHDRAW, events.Revoked())
+    return _later(world, events.Granted())
+
+
+def _unretires(project: Project, world: World, *, as_recorded: bool) -> World:
+    """LINK_UNRETIRE: what was granted is served again only as the owner record says."""
+    if world.s.engine is Handover.GRANTED:
+        if not as_recorded and "unretire" not in project.without:
+            return world
+        world = engine_takes(project, world, "s", HandoverEvent.OWNED) or world
+    return world.source(fenced=False)
+
+
+def _serves_on(project: Project, world: World) -> World:
+    """As Mobility._serve_on() does, once the guest is known to run here."""
+    host = world.s
+    whose = host.record.value.whose
+    is_fenced = (
+        host.state in (*GIVEN_AWAY, State.RELEASED)
+        or whose is Whose.MOVED
+        or (whose is Whose.OFFERED and host.state is None)
+    )
+    if is_fenced and "serve on" not in project.without:
+        return world
+    return _unretires(project, world, as_recorded=False)
+
+
+def _boots(world: World) -> World:
+    """INIT: as Mobility._check_ours() has it, also of what was offered in a session not granted."""
+    host = world.s
+    whose = host.record.value.whose
+    goes_on = whose is Whose.OFFERED and host.state not in (None, *GIVEN_AWAY)
+    if (may_serve(host.record) or goes_on) and not host.fenced:
+        return world.source(on=True, qemu="run", worked=True, resumed=host.state is not None)
     return world
 
 
 def _starts_round(world: World) -> World:
-    """Send a round if that may be; else nothing has changed."""
-    if world.s.state in BEFORE_BASE or world.rounds:
-        rounds = world.rounds - (world.s.state not in BEFORE_BASE)
-        # Its records change images in memory alone: they are not in the model.
-        todo = (_COMMIT, *world.s.todo, tag(events.RoundSent(_ROUND)))
-        return world.source(todo=todo)._replace(rounds=rounds)
-    return _later(world, events.NothingChanged())
+    """Send a round if something ran since the last one, and the TPM is on."""
+    is_first = world.s.state in BEFORE_BASE
+    if not _captures(world):
+        return _later(world, events.Disarmed("") if is_first else _NO_ROUND)
+    return _sends_round(world) if is_first or world.s.worked else _later(world, _NO_ROUND)
 
 
-_ROUND: Final = events.Round(1, 1, 1, 0)
-_COMMIT: Final = tag(source.Send(peer.Commit(*_ROUND)))
+def _captures(world: World) -> bool:
+    return world.s.on and not world.s.fenced
+
+
+_NO_ROUND: Final = events.NothingChanged()
+
+
+def _sends_round(world: World) -> World:
+    # Its records change images in memory alone: they are not in the model.
+    sent = send_to_d(world.source(worked=False, acked=False), COMMITS[world.s.value].value)
+    return _later(sent, events.RoundSent(ROUND))
+
+
+def _makes_tail(project: Project, world: World) -> World:
+    """Capture, and have the engine give what changed since the base."""
+    host = world.s
+    is_new = host.worked and _captures(world)
+    is_all = host.acked and not is_new
+    if host.state is State.FREEZING and host.acked and is_new:
+        world = _sends_round(world)
+    was_sent = world.s.acked is not host.acked or not is_new
+    world = world.source(worked=host.worked and not is_new)
+    offered = engine_takes(project, world, "s", HandoverEvent.OFFER) if world.s_lane else None
+    if offered is None:
+        return _later(world, events.Disarmed("the lane is gone"))
+    offered = offered.source(offer=host.value, offers_all=is_all)
+    return _later(offered, events.TailMade(was_sent))
+
+
+def gives_tail(project: Project, world: World) -> World:
+    """blackout_give_tail(): QEMU has the tail then, or whole blobs, which are not in the model."""
+    host = world.s
+    own = world.source(qemu="stop" if host.qemu == "asks" else host.qemu)
+    if not engine_may(project, world, "s", HandoverEvent.ASKED):
+        return own
+    if host.worked:
+        return engine_takes(project, own, "s", HandoverEvent.RUNS) or own
+    asked = engine_takes(project, own, "s", HandoverEvent.ASKED)
+    assert asked is not None
+    if asked.s.engine is not Handover.FROZEN:
+        return asked
+    given = asked._replace(tail=host.offer, tail_is_all=host.offers_all)
+    return given.source(qemu="saved" if host.qemu == "asks" else host.qemu)
 
 
 def destination_acts(project: Project, world: World) -> World:
@@ -142,19 +286,22 @@ def destination_acts(project: Project, world: World) -> World:
     if isinstance(value, events.LocalEvent):
         return destination_takes(project, world, value) or world
     match value:
+        case "answer" | "third" if rest:
+            return world.destination(todo=(*rest, action))  # once all that it leads to is done
         case str():
             return _STEPS[value](project, world)
         case destination.Send(message=message):
             return send_to_s(world, message)
+        case destination.Repeat(event=event):
+            return _afterwards(world, event)
         case destination.Stage():
-            staged = FOREIGN if world.d.session == THIRD else OLD
+            staged = FOREIGN if world.d.session == THIRD else value.power
             held = world.destination(file="staged", file_of=world.d.session, staged=staged)
             return _afterwards(held, events.Staged())
         case destination.UseTail():
             return _use_tail(project, world)
         case destination.Decline():
-            engine = "fenced" if world.d.engine == "fenced" else "off"
-            return _next(world.destination(engine=engine), *DECLINE)
+            return _declines(project, world)
         case destination.Discard():
             return _next(world, *DECLINE[:2])
         case Theirs():
@@ -170,21 +317,83 @@ def _afterwards(world: World, *steps: Any) -> World:
     return world.destination(todo=(*world.d.todo, *map(tag, steps)))
 
 
+def _declines(project: Project, world: World) -> World:
+    """Have the engine take nothing, unless it has; then forget what came."""
+    withdrawn = engine_takes(project, world, "d", HandoverEvent.WITHDRAW)
+    if "withdraw" in project.without:
+        withdrawn = world
+    granted = _GRANTED.get(world.d.engine)
+    if withdrawn is None and granted is not None:
+        return _afterwards(world, granted)
+    return _next(_off(withdrawn or world), *DECLINE)
+
+
+_GRANTED: Final[dict[Handover, events.LocalEvent]] = {
+    Handover.ENTITLED: events.Entitled(),
+    Handover.STARTED: events.Started(),
+}
+
+
+def _off(world: World) -> World:
+    return world.destination(tpm="fenced" if world.d.tpm == "fenced" else "off")
+
+
+def _lets_go(project: Project, world: World) -> World | None:
+    """Have the TPM on standby off; None: QEMU has brought the tail."""
+    taken = engine_takes(project, world, "d", HandoverEvent.LET_GO)
+    return None if taken is None else _off(taken)
+
+
 def _use_tail(project: Project, world: World) -> World:
     host = world.d
+    refused = _afterwards(world, events.TailRefused(Reason.STATE, ""))
     if not _opens(host.session):
-        return _afterwards(world, events.TailRefused(Reason.STATE, ""))
+        return refused
+    if host.tpm == "held" and not world.tail_is_all:
+        let_go = _lets_go(project, world)
+        if let_go is None:
+            return refused
+        world = let_go
     # A session that is not the current one, for a canary, has left its images in the engine; the
     # tail finds nothing new in those of its own.
     value = FOREIGN if host.staged == FOREIGN else world.tail
-    from_engine = "digests" not in project.without
-    digests = (b"of", b"another") if value == FOREIGN and from_engine else DIGESTS
-    held = world.destination(file="staged", staged=value, engine="held", value=value)
-    return _afterwards(held, events.TailApplied(digests, 0, 0, 0))
+    held = world.destination(file="staged", staged=value, tpm="held", value=value)
+    taken = _holds(project, held, holds_all=False)
+    return refused if taken is None else _afterwards(taken, events.TailApplied())
+
+
+def _holds(project: Project, world: World, *, holds_all: bool) -> World | None:
+    """LINK_HOLD: the engine asks the source once QEMU has brought the tail that says so."""
+    if not world.d_lane and world.d.session == SESSION:
+        return None
+    taken = engine_takes(project, world, "d", HandoverEvent.HOLD)
+    return taken and taken.destination(holds_all=holds_all)
+
+
+def takes_tail(project: Project, world: World) -> World | None:
+    """blackout_take_tail(): None for a tail that is not the one that the engine expects."""
+    host = world.d
+    if host.engine is not Handover.HELD:
+        return None
+    # The empty tail is that of the session, and of the round that came last.
+    is_that = world.tail_is_all and host.session == SESSION and host.staged == world.tail
+    if host.holds_all and not is_that and "tail" not in project.without:
+        return None
+    return engine_takes(project, world, "d", HandoverEvent.TAIL)
+
+
+def _answers_tail(project: Project, world: World) -> World:
+    """ASK_TAIL is answered: QEMU has brought the tail that the engine expects, or fails."""
+    host = world.d
+    taken = None if host.state is State.ENDED else takes_tail(project, world)
+    after = (taken or world).destination(command="")
+    if host.qemu != "tail":
+        return after  # it died over it
+    return after.destination(qemu="tail" if taken is not None else "dead")
 
 
 _TAIL_CIPHER: Final = TailCipher(key=bytes(32), uuid=bytes(16), lineage=bytes(16))
-_TAIL: Final = _TAIL_CIPHER.seal(Tail(Header(SESSION, 0, 0, 0, 0), 0, b"", b""), bytes(12))
+_TAIL: Final = _TAIL_CIPHER.seal(Tail(Header(SESSION, 0, 0, 0, 0), 0, b"", b""))
 
 
 def _opens(session: bytes) -> bool:
@@ -200,19 +409,35 @@ def _destination_does(project: Project, world: World, action: Theirs) -> World:
     host = world.d
     match action:
         case Theirs.START:
-            held = world.destination(engine="held", value=host.staged)
+            held = world.destination(tpm="held", value=host.staged)
             return _afterwards(held, events.HeldStarted())
+        case Theirs.HOLD:
+            return _holds(project, world, holds_all=True) or world
         case Theirs.LET_GO:
-            return world.destination(engine="off")
+            return _lets_go(project, world) or _is_overtaken(world)
         case Theirs.SETTLE if "settle" in project.without:
             return _afterwards(world.destination(settles=True), events.Settled())
         case Theirs.RELEASE:
-            if host.served:
-                return _afterwards(world, events.Served())
-            return _next(world.destination(engine="fenced"), *RELEASE)
+            return _releases(project, world)
         case Theirs.CLOSE:
             return world._replace(asked=False) if world.asked else destination_closes(world)
     return _next(world, *STEPS.get(action, ()))
+
+
+def _is_overtaken(world: World) -> World:
+    """The freeze has overtaken the round that begins: nothing more is done of that event."""
+    rest = world.d.todo
+    while rest and not isinstance(rest[0].value, events.LocalEvent):
+        rest = rest[1:]
+    return _afterwards(world.destination(todo=rest), events.Took())
+
+
+def _releases(project: Project, world: World) -> World:
+    if world.d.served:
+        return _afterwards(world, events.Served())
+    fenced = world.destination(tpm="fenced")
+    owned = engine_takes(project, fenced, "d", HandoverEvent.OWNED) or fenced
+    return _next(owned, *RELEASE)
 
 
 def _writes(name: str, *arguments: Any) -> Callable[[Project, World], World]:
@@ -222,6 +447,14 @@ def _writes(name: str, *arguments: Any) -> Callable[[Project, World], World]:
         return world.destination(record=record)
 
     return write
+
+
+def declines_for_ever(project: Project, world: World, session: bytes = SESSION) -> World:
+    """Remember that a session has ended without a Grant, of whatever QEMU was told."""
+    host = world.d
+    denied = host.qemu == "run" and host.tpm != "active" and session == SESSION
+    record = project.transition(host.record, "decline", session)
+    return world.destination(record=record, denied=denied)
 
 
 def _makes_file(_: Project, world: World) -> World:
@@ -236,8 +469,9 @@ def _grants(_: Project, world: World) -> World:
     return world.destination(file="granted")
 
 
-def _admits(_: Project, world: World) -> World:
-    return world.destination(engine="active", served=False)
+def _admits(project: Project, world: World) -> World:
+    admitted = world.destination(tpm="active", served=False)
+    return engine_takes(project, admitted, "d", HandoverEvent.OWNED) or admitted
 
 
 def _writes_own_file(_: Project, world: World) -> World:
@@ -247,11 +481,14 @@ def _writes_own_file(_: Project, world: World) -> World:
 def _third_begins(project: Project, world: World) -> World:
     """Another host's session is armed here, with a base of its own vTPM."""
     host = world.d
+    if host.state in (*OWNING, State.RELEASING) and "welcome" not in project.without:
+        return world  # what it was to take the place of was granted by then: it is refused
     record = project.transition(host.record, "expect", THIRD, "third")
     if "orphan" in project.without and host.state not in (None, State.ENDED):
         # As it was: the session before goes on, and both stage into one engine and one file.
         return world.destination(record=record, file_of=THIRD, staged=FOREIGN)
-    began = destination_closes(world).destination(record=record, engine="off", served=False)
+    began = close_lane(destination_closes(world), "d")
+    began = began.destination(record=record, tpm="off", served=False, news=())
     return began.destination(
         state=State.HOLDING, session=THIRD, file="staged", file_of=THIRD, staged=FOREIGN
     )
@@ -260,7 +497,7 @@ def _third_begins(project: Project, world: World) -> World:
 _STEPS: Final[dict[str, Callable[[Project, World], World]]] = {
     "expect": _writes("expect", "a"),
     "make file": _makes_file,
-    "decline": _writes("decline"),
+    "decline": lambda project, world: declines_for_ever(project, world, world.d.session),
     "remove file": _removes_file,
     "grant": _grants,
     "admit": _admits,
@@ -268,6 +505,7 @@ _STEPS: Final[dict[str, Callable[[Project, World], World]]] = {
     "take": _writes("take", 0),
     "give back": _writes("give_back"),
     "third": _third_begins,
+    "answer": _answers_tail,
 }
 # What the last of some steps leads to, and what to if a disk does not take one of them.
 FAILURES: Final[dict[type, events.LocalEvent]] = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.model.actions import FAILURES, PREPARE, RECORDS, destination_acts, source_acts
-from tests.model.moves import Move, took
+from tests.model.engine import close_lane, engine_takes
+from tests.model.moves import Move, engine_moves, took
 from tests.model.world import (
     BROKEN,
     FOREIGN,
@@ -14,7 +15,6 @@ from tests.model.world import (
     SESSION,
     THIRD,
     Project,
-    Tagged,
     World,
     destination_can,
     destination_closes,
@@ -24,11 +24,14 @@ from tests.model.world import (
     tag,
     third_is_refused,
 )
+from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do
-from vtpmd.migration.states import GIVEN_AWAY, State
+from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, State
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
+
+T = TypeVar("T")
 
 
 def faults(project: Project, world: World) -> Iterator[Move]:
@@ -36,6 +39,8 @@ def faults(project: Project, world: World) -> Iterator[Move]:
     yield from _cuts(world)
     yield from _crashes(world)
     yield from _disks(project, world)
+    if not world.s.todo and not world.d.todo:
+        yield from _late(project, world)
     if not world.s.todo:
         yield from _at_source(project, world)
     if not world.d.todo:
@@ -52,6 +57,14 @@ def _cuts(world: World) -> Iterator[Move]:
         for to_d in _beginnings(world.to_d):
             for to_s in _beginnings(world.to_s):
                 yield "CUT", cut._replace(to_d=to_d, to_s=to_s)
+    if (world.s_lane and world.d_lane) or world.lane_to_d or world.lane_to_s:
+        cut = world._replace(
+            s_lane=world.s_lane and BROKEN,
+            d_lane=world.d_lane and BROKEN,
+        )
+        for lane_to_d in _beginnings(world.lane_to_d):
+            for lane_to_s in _beginnings(world.lane_to_s):
+                yield "CUT of the lane", cut._replace(lane_to_d=lane_to_d, lane_to_s=lane_to_s)
     if world.question is not None:
         yield "QUESTION LOST", world._replace(question=None)
     if world.answer is not None:
@@ -60,30 +73,48 @@ def _cuts(world: World) -> Iterator[Move]:
         yield "CUT of the connection that asks", world._replace(asked=False)
 
 
-def _beginnings(said: tuple[Tagged, ...]) -> Iterator[tuple[Tagged, ...]]:
+def _beginnings(said: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
     return (said[:n] for n in range(len(said) + 1))
 
 
 def _crashes(world: World) -> Iterator[Move]:
     """A host dies; what it said last is lost, or is not."""
     if world.s.up:
-        dead = source_closes(world.source(up=False, todo=()))
+        dead = close_lane(source_closes(world.source(up=False, todo=())), "s")
         dead = dead._replace(question=None, answer=None, asked=False)
         for to_d in _beginnings(world.to_d):
-            yield "CRASH of the source", dead._replace(to_d=to_d)
+            for lane_to_d in _beginnings(world.lane_to_d):
+                yield "CRASH of the source", dead._replace(to_d=to_d, lane_to_d=lane_to_d)
     if world.d.up:
         qemu = "wait" if world.d.qemu == "wait" else "dead"
-        dead = world.destination(up=False, state=None, qemu=qemu, todo=(), engine="off")
-        dead = destination_closes(dead.destination(settles=False))
+        dead = world.destination(up=False, state=None, qemu=qemu, todo=(), tpm="off")
+        dead = dead.destination(settles=False, engine=Handover.NONE, news=(), is_late=False)
+        dead = close_lane(destination_closes(dead.destination(resumed=False, command="")), "d")
         dead = dead._replace(question=None, asked=False)
         for to_s in _beginnings(world.to_s):
-            for answer in {world.answer, None}:
-                yield "CRASH of the destination", dead._replace(to_s=to_s, answer=answer)
-    if world.d.qemu != "dead":
-        yield "QEMU at the destination dies", world.destination(qemu="dead")
-    if world.s.qemu in ("run", "stop") and world.s.on:
-        # Its vtpmd goes on, and its TPM is as it was until the next QEMU's INIT.
-        yield "QEMU at the source dies", world.source(qemu="dead", on=False, resumed=False)
+            for lane_to_s in _beginnings(world.lane_to_s):
+                for answer in {world.answer, None}:
+                    yield (
+                        "CRASH of the destination",
+                        dead._replace(to_s=to_s, lane_to_s=lane_to_s, answer=answer),
+                    )
+    if world.d.qemu not in ("dead", "wait") or world.tail != NOTHING:
+        yield "QEMU at the destination dies", world.destination(qemu="dead", resumed=False)
+    if world.s.qemu != "dead":
+        # Its vtpmd goes on, and its TPM is as it was until the next QEMU's STOP.
+        yield "QEMU at the source dies", world.source(qemu="dead", resumed=False)
+
+
+def _late(project: Project, world: World) -> Iterator[Move]:
+    """What an engine tells its vtpmd, that takes when other things have come."""
+    if not world.s.is_late:
+        for label, after in engine_moves(project, world.source(is_late=True)):
+            if after.s.news:
+                yield f"{label}, and it is told LATE", after
+    if not world.d.is_late:
+        for label, after in engine_moves(project, world.destination(is_late=True)):
+            if after.d.news:
+                yield f"{label}, and it is told LATE", after
 
 
 def _disks(project: Project, world: World) -> Iterator[Move]:
@@ -104,7 +135,9 @@ def _disks(project: Project, world: World) -> Iterator[Move]:
         rest = (*world.d.todo[end + 1 :], tag(failure))
         written = destination_acts(project, world)
         for label, done in _with_and_without(world, written):
-            yield f"DISK of the destination, {label}", done.destination(todo=rest)
+            retries = isinstance(failure, events.AdmitFailed)
+            failed = done.destination(todo=rest, retries=retries)
+            yield f"DISK of the destination, {label}", failed
 
 
 _STORAGE: Final = events.StageFailed(Reason.STORAGE, "")
@@ -121,7 +154,9 @@ def _source_fails(project: Project, world: World, action: source.Do) -> World:
     assert state is not None
     if action is source.Do.RECORD_RELEASED:
         return world.source(todo=(tag(events.RecordFailed("")),))
-    ended = source_takes(project, world.source(todo=()), events.Disarmed(""))
+    # What waits for the end of it, goes on waiting.
+    waits = tuple(each for each in world.s.todo if isinstance(each.value, str))
+    ended = source_takes(project, world.source(todo=waits), events.Disarmed(""))
     return world if ended is None or state is State.ENDED else ended
 
 
@@ -135,6 +170,9 @@ def _at_source(project: Project, world: World) -> Iterator[Move]:
         record = project.transition(host.record, "reserve", b"x" * 16, "c:1", 0)
         armed = record.value._replace(sessions=host.record.value.sessions)
         yield "MIGRATE-ARM at the source", world.source(record=tag(armed))
+    if host.qemu == "saved" and host.engine is Handover.FROZEN:
+        # It does not know LOCK_STORAGE.
+        yield "QEMU at the source runs on without a word", world.source(qemu="run", resumed=True)
     if host.state not in (None, State.ENDED):
         ended = source_takes(project, world, events.Disarmed(""))
         yield from took("DISARM at the source", ended)
@@ -145,8 +183,8 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     host = world.d
     if not host.up:
         return
-    if host.state is State.WAITING:
-        late = destination_takes(project, world, events.GrantTimedOut())
+    if host.engine is Handover.WAITING:
+        late = engine_takes(project, world, "d", HandoverEvent.TIMED_OUT)
         yield from took("SILENCE: no Grant in time", late)
     if host.state not in (None, State.ENDED):
         aside = destination_takes(project, world, events.SetAside(""))
@@ -178,7 +216,7 @@ def _third(project: Project, world: World) -> Iterator[Move]:
         gone = destination_takes(project, world, peer.Disarm(THIRD))
         yield from took("the third host goes", gone)
         return
-    welcome = (None, State.ENDED, State.WELCOMING, State.RECEIVING, State.SETTLED)
+    welcome = (None, State.ENDED, *BEFORE_ACK, State.SETTLED)
     silent = (State.HOLDING, State.STANDBY)
     if third_is_refused(world):
         return
@@ -187,7 +225,7 @@ def _third(project: Project, world: World) -> Iterator[Move]:
     if host.own != NOTHING and host.qemu == "dead" and host.state in over:
         # For a canary: its guest comes, is served for a while, and stops.
         taken = destination_closes(world).destination(
-            state=None, session=SESSION, own=FOREIGN, file="none", engine="off", qemu="dead"
+            state=None, session=SESSION, own=FOREIGN, file="none", tpm="off", qemu="dead"
         )
         yield "ANOTHER vTPM in place of this one", taken
     if not first or host.qemu == "run" or host.state not in (*welcome, *silent):

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.model.actions import blind, destination_acts, is_open, source_acts
+from tests.model.actions import (
+    blind,
+    declines_for_ever,
+    destination_acts,
+    destination_is_told,
+    gives_tail,
+    is_open,
+    source_acts,
+    source_is_told,
+    takes_tail,
+)
+from tests.model.engine import (
+    Side,
+    close_lane,
+    engine_may,
+    engine_takes,
+    hears_lane,
+    open_lane,
+    tell,
+)
 from tests.model.world import (
     LINEAGE,
     NOTHING,
@@ -24,12 +43,13 @@ from tests.model.world import (
     source_takes,
     tag,
 )
+from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.migration import events
 from vtpmd.migration.source import Source
-from vtpmd.migration.states import GIVEN_AWAY, ON_APPROVAL, OWNING, State
+from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, ON_APPROVAL, OWNING, State
 from vtpmd.store import moving
 from vtpmd.store.incoming import Found
-from vtpmd.store.owner import Outcome, Whose
+from vtpmd.store.owner import Outcome
 from vtpmd.wire import peer
 
 Move = tuple[str, World]
@@ -50,6 +70,7 @@ def moves(project: Project, world: World) -> Iterator[Move]:
         action = world.d.todo[0].value
         yield f"destination: {_name(action)}", destination_acts(project, world)
         return
+    yield from engine_moves(project, world)
     yield from _source_moves(project, world)
     yield from _destination_moves(project, world)
     yield from _commands(world)
@@ -74,6 +95,25 @@ def took(label: str, world: World | None) -> Iterator[Move]:
         yield label, world
 
 
+# The engines, by themselves.
+
+
+def engine_moves(project: Project, world: World) -> Iterator[Move]:
+    """Yield what the engines do by what they hear from each other, and from QEMU."""
+    sides: tuple[Side, ...] = ("s", "d")
+    for side in sides:
+        heard = hears_lane(project, world, side)
+        if heard is not None:
+            whose = "source's" if side == "s" else "destination's"
+            yield f"{whose} engine hears {heard[0]}", heard[1]
+    if world.s.up and world.s.qemu in ("stop", "saved"):
+        yield "the guest runs at the source after all", _runs_on(project, world)
+        if world.s_lane and world.s.engine is not Handover.GRANTED:
+            yield from _asks_for_state(project, world)
+    if world.d.up:
+        yield from _destination_qemu(project, world)
+
+
 # The source.
 
 
@@ -82,15 +122,22 @@ def _source_moves(project: Project, world: World) -> Iterator[Move]:
     if not host.up:
         yield "source's vtpmd starts", _source_starts(project, world)
         return
+    if host.news:
+        yield f"source is told {host.news[0]}", source_is_told(project, world)
     if host.state is not None:
         yield from _source_session(project, world)
     if host.withdraws:
         yield "source withdraws its offer", _withdraw(project, world)
     if host.resumed:
         heard = world.source(resumed=False)
-        label = "source hears that the guest runs"
-        yield label, source_takes(project, heard, events.GuestResumed()) or heard
+        heard = source_takes(project, heard, events.GuestResumed()) or heard
+        yield "source hears that the guest runs", _then(heard, "serve on")
     yield from _source_qemu(project, world)
+
+
+def _then(world: World, last: str) -> World:
+    """Have the source do something once all else that it has to is done."""
+    return world.source(todo=(*world.s.todo, tag(last)))
 
 
 def _source_session(project: Project, world: World) -> Iterator[Move]:
@@ -103,6 +150,10 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         lost = world._replace(s_link=0)
         taken = source_takes(project, lost, events.LinkLost("")) or lost
         yield "source notices the loss", taken
+    if host.state is State.OPENING and _knows_key(world):
+        came = destination_takes(project, open_lane(world), events.LaneCame(-1))
+        assert came is not None
+        yield from took("the lane opens", source_takes(project, came, events.LaneOpened()))
     if host.asks and host.state in GIVEN_AWAY and not _is_asking(world):
         question = peer.Reclaim(SESSION) if host.state is State.RECLAIMING else peer.Ask(SESSION)
         yield f"source asks: {type(question).__name__}", world._replace(question=tag(question))
@@ -112,18 +163,10 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         yield label, source_takes(project, answered, world.answer.value) or answered
     if host.state is State.ARMED:
         yield from took("a round is due", source_takes(project, world, events.RoundDue()))
-    yield from _source_guest(project, world)
 
 
-def _source_guest(project: Project, world: World) -> Iterator[Move]:
-    host = world.s
-    assert host.state is not None
-    if host.qemu == "run" and host.on and world.stops:
-        standing = world._replace(stops=world.stops - 1).source(qemu="stop")
-        stopped = source_takes(project, standing, events.GuestStopped())
-        yield from took("QEMU stops the guest", stopped)
-    if host.qemu == "stop" and host.on and source_machine(host.state).why_no_tail(0) is None:
-        yield from took("QEMU takes the tail", source_takes(project, world, events.Freeze()))
+def _knows_key(world: World) -> bool:
+    return world.d.up and world.d.state is State.WELCOMED and _is_its(world) and not world.to_d
 
 
 def _is_asking(world: World) -> bool:
@@ -154,26 +197,80 @@ def _source_starts(project: Project, world: World) -> World:
     world = world.source(up=True)
     if may_serve(host.record):
         return world
-    found = Source.found(SESSION)
+    found = Source.found(SESSION, State.LEFT)
     return world.source(fenced=True, state=found.state, asks="ask" not in project.without)
+
+
+# Its QEMU.
 
 
 def _source_qemu(project: Project, world: World) -> Iterator[Move]:
     host = world.s
-    if host.qemu == "stop" and host.on:
-        yield "the guest runs at the source after all", world.source(qemu="run", resumed=True)
-    if host.qemu == "stop" and host.state in (State.GRANTED, State.MOVED):
-        ended = world.source(up=False, todo=())
-        yield "QEMU at the source ends, and its vtpmd", source_closes(ended)
-    if not host.on and host.qemu != "run":
-        # Offered, in a session that was not granted: as Mobility has it.
-        goes_on = host.record.value.whose is Whose.OFFERED and host.state not in (None, *GIVEN_AWAY)
-        if (may_serve(host.record) or goes_on) and not host.fenced:
-            resumed = host.state is not None
-            yield "a guest boots at the source", world.source(on=True, qemu="run", resumed=resumed)
-        elif host.state in (State.GRANTED, State.MOVED, State.RECLAIMING):
-            left = source_takes(project, world, events.QemuLeft())
-            yield from took("another QEMU would boot at the source", left)
+    if host.qemu == "run" and host.state is not None and world.stops:
+        standing = world._replace(stops=world.stops - 1).source(qemu="stop")
+        stopped = source_takes(project, standing, events.GuestStopped())
+        yield from took("QEMU stops the guest", stopped)
+    if host.news:
+        return  # what the engine asks comes after what it has told
+    if host.qemu == "asks":
+        yield from _asked_for_state(project, world)
+    if host.qemu == "saved" or (host.qemu == "stop" and host.engine is Handover.GRANTED):
+        yield "QEMU at the source ends, and its vtpmd", _source_ends(project, world)
+    if host.qemu == "dead":
+        yield "another QEMU at the source", _another_connects(project, world)
+
+
+def _runs_on(project: Project, world: World) -> World:
+    """QEMU says LOCK_STORAGE, if it has got the state, and its monitor that the guest runs."""
+    if world.s.qemu == "saved":
+        world = engine_takes(project, world, "s", HandoverEvent.RUNS) or world
+    return world.source(qemu="run", resumed=True)
+
+
+def _asks_for_state(project: Project, world: World) -> Iterator[Move]:
+    """GET_STATEBLOB of an armed engine, which gives the tail, or asks vtpmd to have it do so."""
+    asks = world.source(qemu="asks")
+    engine = world.s.engine
+    if engine is Handover.OFFERED:
+        yield "QEMU asks, once the offer is old", asks
+    if not engine_may(project, world, "s", HandoverEvent.ASKED):
+        yield "QEMU asks for the state", asks
+        return
+    asked = gives_tail(project, asks)
+    given = asked.s.qemu == "saved"
+    # It has worked, or the tail was taken before: it is vtpmd's to say.
+    yield "QEMU takes the tail", asked if given else asked.source(qemu="asks")
+
+
+def _asked_for_state(project: Project, world: World) -> Iterator[Move]:
+    """ASK_STATE: as Mobility.give_tail() does."""
+    host = world.s
+    if host.state in (None, State.ENDED, *GIVEN_AWAY, State.RELEASED):
+        yield "QEMU gets no tail", world.source(qemu="stop")
+        return
+    assert host.state is not None
+    no_tail = source_machine(host.state).why_no_tail(0)
+    event = events.Freeze() if no_tail is None else events.Disarmed(no_tail)
+    taken = source_takes(project, world, event) or world
+    yield f"source is asked for the state: {type(event).__name__}", _then(taken, "answer")
+
+
+def _source_ends(project: Project, world: World) -> World:
+    """SHUTDOWN: as Outgoing.close(), which ends what can be ended, and has all of it written."""
+    ended = source_takes(project, world, events.Disarmed("")) or world
+    while ended.s.todo:
+        ended = source_acts(project, ended)
+    if ended.s.withdraws:
+        ended = _withdraw(project, ended)
+    return close_lane(source_closes(ended.source(up=False)), "s")
+
+
+def _another_connects(project: Project, world: World) -> World:
+    """SET_DATAFD, STOP and INIT of another QEMU."""
+    left = source_takes(project, world, events.QemuLeft()) or world
+    stopped = engine_takes(project, left, "s", HandoverEvent.RUNS) or left
+    off = stopped.source(on=False)
+    return _then(source_takes(project, off, events.GuestResumed()) or off, "boot")
 
 
 # The destination.
@@ -192,15 +289,29 @@ def _destination_moves(project: Project, world: World) -> Iterator[Move]:
         yield "destination notices the loss", taken or lost
     if world.question is not None:
         yield _answer(project, world, world.question.value)
+    if host.news:
+        yield f"destination is told {host.news[0]}", destination_is_told(project, world)
+    if host.resumed:
+        yield "destination hears that its guest runs", _destination_serves_on(project, world)
     if host.session == THIRD and host.state is State.HOLDING:
         stopped = destination_takes(project, world, peer.Stopped(THIRD))
         yield from took("the third host's guest stops", stopped)
     yield from _destination_tries_again(project, world)
-    yield from _destination_qemu(project, world)
 
 
 def _is_its(world: World) -> bool:
     return world.d.session == SESSION
+
+
+def _destination_serves_on(project: Project, world: World) -> World:
+    """Mobility._serve_on(): UNRETIRE without a word of what was granted; standby stays that."""
+    host = world.d
+    heard = world.destination(resumed=False)
+    if host.state is State.RELEASING or not may_serve(host.record):
+        return heard
+    if "unretire ends" in project.without:
+        heard = engine_takes(project, heard, "d", HandoverEvent.OWNED) or heard
+    return heard.destination(tpm="active") if host.tpm == "fenced" else heard
 
 
 def _destination_hears(project: Project, world: World) -> Move:
@@ -219,7 +330,7 @@ def _destination_tries_again(project: Project, world: World) -> Iterator[Move]:
     host = world.d
     if host.state is State.ADMITTED:
         yield from took("it settles", destination_takes(project, world, events.SettleDue()))
-    if host.state is State.STARTED and host.qemu == "run":
+    if host.retries:
         yield from took("it admits", destination_takes(project, world, events.InitAnswered()))
 
 
@@ -243,8 +354,7 @@ def _answer(project: Project, world: World, question: Any) -> Move:
     if line is None:
         answer = peer.Unknown(SESSION)
     elif outcome is Outcome.OPEN and (not _is_its(world) or host.state in (None, State.ENDED)):
-        record = project.transition(host.record, "decline", SESSION)
-        asked = asked.destination(record=record)
+        asked = declines_for_ever(project, asked)
         answer = peer.Released(SESSION)
     elif outcome in (Outcome.DECLINED, Outcome.RELEASED):
         answer = peer.Released(SESSION)
@@ -278,27 +388,52 @@ def _destination_starts(project: Project, world: World) -> World:
 def _destination_qemu(project: Project, world: World) -> Iterator[Move]:
     host = world.d
     if host.qemu == "wait" and world.tail != NOTHING:
-        came = world.destination(qemu="tail")
-        taken = destination_takes(project, came, events.TailCame(b""))
-        if taken is not None and host.state is not State.ENDED:
-            yield "SET_STATEBLOB", taken
-        else:
-            yield "the tail is refused", world.destination(qemu="dead")
-    if host.qemu == "tail":
-        came = world.destination(qemu="init")
-        awaited = host.state in (State.TAKING, State.ENTITLED)
-        taken = destination_takes(project, came, events.InitCame()) if awaited else None
-        yield "INIT", taken or world.destination(qemu="dead")
-    if host.qemu in ("init", "dead") and host.state is State.STARTED:
-        # Also when QEMU has died over it: vtpmd has done what INIT asks for.
-        qemu = "run" if host.qemu == "init" else "dead"
-        answered = world.destination(qemu=qemu)
-        taken = destination_takes(project, answered, events.InitAnswered())
-        yield from took("INIT is answered", taken)
-    if host.qemu == "init" and host.state is not State.WAITING and host.state is not State.STARTED:
-        yield "INIT is refused", world.destination(qemu="dead")
-    if host.qemu == "dead":
+        yield from took("SET_STATEBLOB", _tail_comes(project, world))
+    if host.qemu == "tail" and not host.command:
+        yield "INIT", _init_comes(project, world)
+    if host.command == "init" and host.engine is not Handover.WAITING:
+        yield _init_is_answered(project, world)
+    if host.qemu == "dead" and not host.command and not host.news:
         yield from _boots(project, world)
+
+
+def _tail_comes(project: Project, world: World) -> World | None:
+    """The engine takes the tail by itself, or asks vtpmd to have it do so."""
+    came = world.destination(qemu="tail")
+    taken = takes_tail(project, came)
+    if taken is not None:
+        return taken
+    if world.d.news:
+        return None  # it asks once that is told
+    asked = None
+    if world.d.state is not State.ENDED:
+        asked = destination_takes(project, came, events.TailCame(b""))
+    if asked is None:
+        return world.destination(qemu="dead")
+    return asked.destination(command="tail", todo=(*asked.d.todo, tag("answer")))
+
+
+def _init_comes(project: Project, world: World) -> World:
+    """INIT of a guest that came: refused unless the engine has taken its tail."""
+    taken = engine_takes(project, world, "d", HandoverEvent.INIT)
+    if taken is None:
+        return world.destination(qemu="dead")
+    return taken.destination(qemu="init", command="init")
+
+
+def _init_is_answered(project: Project, world: World) -> Move:
+    """Also of a QEMU that has died over it."""
+    host = world.d
+    answered = world.destination(command="")
+    is_there = host.qemu == "init"
+    if host.engine is not Handover.STARTED:
+        refused = answered.destination(qemu="dead" if is_there else host.qemu)
+        return "INIT is refused", refused
+    if is_there:
+        # That its guest runs changes nothing, but for a canary.
+        resumed = "unretire ends" in project.without
+        answered = answered.destination(qemu="run", resumed=resumed)
+    return "INIT is answered", tell(answered, "d", "INIT")
 
 
 def _boots(project: Project, world: World) -> Iterator[Move]:
@@ -308,12 +443,12 @@ def _boots(project: Project, world: World) -> Iterator[Move]:
     if host.state is State.ENTITLED:
         adopted = destination_takes(project, world, events.Adopt())
     yield from took("a boot at the destination takes up what was granted", adopted)
-    if host.state in (State.RECEIVING, *ON_APPROVAL):
+    if host.state in (*BEFORE_ACK[1:], *ON_APPROVAL):
         aside = destination_takes(project, world, events.SetAside(""))
         yield from took("a boot at the destination sets aside what came", aside)
     is_ready = host.state in (None, State.ENDED, State.SETTLED)
-    if is_ready and may_serve(host.record) and host.own != NOTHING and host.engine != "fenced":
-        running = world.destination(qemu="run", engine="active", value=host.own)
+    if is_ready and may_serve(host.record) and host.own != NOTHING and host.tpm != "fenced":
+        running = world.destination(qemu="run", tpm="active", value=host.own)
         yield "a guest boots at the destination", running
 
 

@@ -16,6 +16,7 @@ from tests.model.moves import Move, moves
 from tests.model.world import (
     FOREIGN,
     NEWEST,
+    Changes,
     Project,
     World,
     began,
@@ -23,6 +24,7 @@ from tests.model.world import (
     forget,
     source_can,
 )
+from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.migration.states import State
 
 # Of a kind: enough to work with; the shortest come first.
@@ -36,6 +38,7 @@ class Found(NamedTuple):
     n_faults: int  # how many the search went up to
     ways: dict[str, list[str]]  # from a kind of fault to ways to it
     rows: frozenset[tuple[State, type]]  # of the sessions' TABLE, that were walked
+    engine_rows: frozenset[tuple[Handover, HandoverEvent]]  # and of the engines'
 
     @property
     def kinds(self) -> set[str]:
@@ -43,13 +46,21 @@ class Found(NamedTuple):
         return set(self.ways)
 
 
-def search(n_faults: int, without: Iterable[str] = (), *, until_found: bool = False) -> Found:
+def search(
+    n_faults: int,
+    without: Iterable[str] = (),
+    table: Changes | None = None,
+    *,
+    came_from_there: tuple[bool, ...] = (False, True),
+    until_found: bool = False,
+) -> Found:
     """Search all that can happen with so many faults; ``without`` names repairs left out.
 
-    ``until_found``: search no further than with the fewest faults that show something.
+    ``table`` is what the engines' table says otherwise, ``came_from_there`` the kinds of worlds to
+    begin with. ``until_found``: search no further than with the fewest faults that show something.
     """
-    searching = _Search(frozenset(without))
-    found = Found(0, 0, {}, frozenset())
+    searching = _Search(Project(frozenset(without), table), came_from_there)
+    found = Found(0, 0, {}, frozenset(), frozenset())
     for n in range(n_faults + 1):
         searching.spread()
         if until_found or n == n_faults:
@@ -64,8 +75,8 @@ def search(n_faults: int, without: Iterable[str] = (), *, until_found: bool = Fa
 class _Search:
     """Worlds by number, in the order in which they were come to."""
 
-    def __init__(self, without: frozenset[str]) -> None:
-        self.project = Project(without)
+    def __init__(self, project: Project, came_from_there: Iterable[bool]) -> None:
+        self.project = project
         self.numbers: dict[World, int] = {}
         self.worlds: list[World] = []
         self.parents = array("i")
@@ -73,8 +84,8 @@ class _Search:
         self.edges_from, self.edges_to = array("i"), array("i")
         self.n_spread = self.n_failed = 0
         self.ways: dict[str, list[str]] = {}
-        for came_from_there in (False, True):
-            self._come_to(began(self.project, came_from_there=came_from_there), -1, "")
+        for each in came_from_there:
+            self._come_to(began(self.project, came_from_there=each), -1, "")
 
     def spread(self) -> None:
         """Come to all worlds that follow without one more fault."""
@@ -108,6 +119,8 @@ class _Search:
         return number
 
     def _judge(self, world: World, number: int) -> None:
+        if world.d.denied:
+            self._note("DENIED", number)
         by_source, by_destination = source_can(world), destination_can(world)
         if not by_source and not by_destination:
             return
@@ -129,7 +142,9 @@ class _Search:
     def found(self, n_faults: int) -> Found:
         """Return what was found, and worlds from which nobody will ever serve without a fault."""
         self._note_stuck()
-        return Found(len(self.worlds), n_faults, self.ways, frozenset(self.project.rows))
+        project = self.project
+        rows, engine_rows = frozenset(project.rows), frozenset(project.engine_rows)
+        return Found(len(self.worlds), n_faults, self.ways, rows, engine_rows)
 
     def _note_stuck(self) -> None:
         alive = bytearray(map(_serves, self.worlds))

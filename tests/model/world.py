@@ -1,9 +1,9 @@
 """A world of two hosts that hand one vTPM over, small enough to be searched whole.
 
-Both sides' decisions are the project's own: ``Source``, ``Destination``, their TABLE, and the
-transitions of ``OwnerRecord``. What is modelled here is what they act upon: an engine that executes
-or does not, a file, QEMU, a link that loses things. An action that is durable in two steps is two
-steps here, so that a crash comes between them.
+Both sides' decisions are the project's own: ``Source``, ``Destination``, their TABLE, the engines'
+``handover_step()``, and the transitions of ``OwnerRecord``. What is modelled here is what they act
+upon: a TPM that executes or does not, a file, QEMU, a link and a lane that lose things. An action
+that is durable in two steps is two steps here, so that a crash comes between them.
 
 A state of the vTPM is known as the newest one, as one that a command has made old, or as one of
 another vTPM's lineage: a state that is old stays so, and nothing asks how old it is. So the guest
@@ -14,10 +14,18 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from vtpmd.core.handover import Handover, HandoverEvent, HandoverStep, handover_step
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Destination
 from vtpmd.migration.source import Source
-from vtpmd.migration.states import BEFORE_BASE, GIVEN_AWAY, WITH_BASE, ImpossibleEvent, State
+from vtpmd.migration.states import (
+    BEFORE_BASE,
+    GIVEN_AWAY,
+    OWNING,
+    WITH_BASE,
+    ImpossibleEvent,
+    State,
+)
 from vtpmd.store.owner import Outcome, OwnerRecord, OwnerRecordError, Record, Session, Whose
 from vtpmd.wire import peer
 
@@ -27,9 +35,11 @@ LINEAGE: Final = b"l" * peer.LINEAGE_BYTES
 EARLIER: Final = b"r" * peer.SESSION_BYTES  # by which the vTPM once went the other way
 HELLO: Final = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, SESSION, b"u" * 16, LINEAGE, 2, 0, 0)
 ROUND: Final = events.Round(1, 1, 1, 0)
-DIGESTS: Final = (b"p", b"v")  # of the state that the tail was made of
 UP, BROKEN = 1, 2  # an end of the link; 0: none
 NOTHING, OLD, NEWEST, FOREIGN = -1, 0, 1, 2  # what a place holds of the vTPM
+
+
+Changes = dict[tuple[Handover, HandoverEvent], HandoverStep]
 
 
 class Tagged:
@@ -72,7 +82,15 @@ class SourceHost(NamedTuple):
     on: bool = True
     fenced: bool = False
     value: int = NEWEST
-    worked: bool = False  # a command ran since the tail was made
+    worked: bool = False  # a command ran since the state was captured
+    acked: bool = False  # the destination holds what was sent last
+    wanted: Tagged | None = None  # while something is revoked: what for
+    engine: Handover = Handover.NONE
+    news: tuple[str, ...] = ()  # of the engine, that vtpmd has not taken yet
+    is_late: bool = False  # vtpmd takes other things first
+    offer: int = NOTHING  # the state that the engine's tail ends at
+    offers_all: bool = False  # that tail says that the destination has all
+    # run, stop, asks (for the state), saved (it has the tail), dead
     qemu: str = "run"
     resumed: bool = False  # QEMU's word that the guest runs is under way
     withdraws: bool = False
@@ -87,15 +105,25 @@ class DestinationHost(NamedTuple):
     state: State | None = State.WELCOMING
     session: bytes = SESSION  # that it is in: the source's, or another host's
     todo: tuple[Tagged, ...] = ()
+    ended_by: Tagged | None = None  # while it is found out whether that was too late
     # tpm2-00.incoming: none, staged, granted, written (granted, and its own file is newer)
     file: str = "none"
     file_of: bytes = SESSION
     staged: int = NOTHING  # the state in it
     own: int = NOTHING  # the state in the vTPM's own file
-    engine: str = "off"  # off, held, active, fenced
-    value: int = NOTHING  # of the engine
+    tpm: str = "off"  # off, held, active, fenced
+    value: int = NOTHING  # of the TPM
     served: bool = False
+    engine: Handover = Handover.NONE
+    news: tuple[str, ...] = ()
+    is_late: bool = False
+    holds_all: bool = False  # the tail that the engine expects says so
+    command: str = ""  # of QEMU's, that the engine is at: tail, init
+    # wait, tail (it has brought that), init (it waits for the answer), run, dead
     qemu: str = "wait"
+    resumed: bool = False
+    denied: bool = False  # what QEMU was told has started
+    retries: bool = False  # what its disk has not taken: that it was granted
     settles: bool = False  # for a canary: settling that is not part of the session
 
 
@@ -106,13 +134,17 @@ class World(NamedTuple):
     d: DestinationHost
     s_link: int = UP
     d_link: int = UP
+    s_lane: int = 0
+    d_lane: int = 0
+    lane_to_d: tuple[HandoverEvent, ...] = ()
+    lane_to_s: tuple[HandoverEvent, ...] = ()
     to_d: tuple[Tagged, ...] = ()
     to_s: tuple[Tagged, ...] = ()
     question: Tagged | None = None  # over a connection of its own
     answer: Tagged | None = None
     asked: bool = False  # the destination speaks over that connection
     tail: int = NOTHING
-    rounds: int = 2  # how many more may find that something has changed
+    tail_is_all: bool = False
     stops: int = 2  # how often QEMU may still stop the guest at the source
 
     def source(self, **changes: Any) -> World:
@@ -149,14 +181,18 @@ class _Nowhere:
 class Project:
     """The project's own code, which is asked each question once in a search.
 
-    ``rows`` are the rows of the sessions' TABLE that it was asked for, ``without`` the repairs that
-    the model leaves out.
+    ``rows`` are the rows of the sessions' TABLE that it was asked for, ``engine_rows`` those of the
+    engines'; ``without`` are the repairs that the model leaves out, and ``table`` what the engines'
+    says otherwise.
     """
 
-    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+    def __init__(self, without: frozenset[str] = frozenset(), table: Changes | None = None) -> None:
         self.without = without
         self.rows: set[tuple[State, type]] = set()
-        self._steps: dict[Any, tuple[State, tuple[Tagged, ...]] | None] = {}
+        self.engine_rows: set[tuple[Handover, HandoverEvent]] = set()
+        self._table = table or {}
+        self._steps: dict[Any, Any] = {}
+        self._handovers: dict[tuple[Handover, HandoverEvent], HandoverStep | None] = {}
         self._transitions: dict[Any, Tagged] = {}
 
     def transition(self, record: Tagged, name: str, *arguments: Any) -> Tagged:
@@ -167,21 +203,46 @@ class Project:
             found = self._transitions[key] = tag(_transition(record.value, name, *arguments))
         return found
 
-    def source(self, state: State, event: source.Event) -> tuple[State, tuple[Tagged, ...]] | None:
-        """Return what a source's session becomes by an event, and does; None: it is impossible."""
-        key = ("source", state, tag(event))
+    def handover(self, state: Handover, event: HandoverEvent) -> HandoverStep | None:
+        """Return what an engine's hand-over becomes by an event; None: it is impossible."""
+        key = state, event
+        if key not in self._handovers:
+            self._handovers[key] = self._table.get(key) or handover_step(state, event)
+        if self._handovers[key] is not None:
+            self.engine_rows.add(key)
+        return self._handovers[key]
+
+    def source(
+        self, state: State, wanted: Tagged | None, event: source.Event
+    ) -> tuple[State, tuple[Tagged, ...], Tagged | None] | None:
+        """Return what a source's session becomes by an event, and does; None: it is impossible.
+
+        ``wanted`` is what it has something revoked for: it comes back as it is then.
+        """
+        key = ("source", state, wanted, tag(event))
         if key not in self._steps:
-            self._steps[key] = self._step(source_machine(state), event)
-        return self._steps[key]
+            machine = source_machine(state)
+            machine._wanted = None if wanted is None else wanted.value
+            taken = self._step(machine, event)
+            after = machine._wanted if machine.state is State.REVOKING else None
+            self._steps[key] = taken and (*taken, after and tag(after))
+        found: tuple[State, tuple[Tagged, ...], Tagged | None] | None = self._steps[key]
+        return found
 
     def destination(
-        self, state: State, session: bytes, event: destination.Event
-    ) -> tuple[State, tuple[Tagged, ...]] | None:
-        """Likewise, a destination's."""
-        key = (session, state, tag(event))
+        self, state: State, session: bytes, ended_by: Tagged | None, event: destination.Event
+    ) -> tuple[State, tuple[Tagged, ...], Tagged | None] | None:
+        """Likewise, a destination's; ``ended_by`` is what it would have ended by."""
+        key = (session, state, ended_by, tag(event))
         if key not in self._steps:
-            self._steps[key] = self._step(destination_machine(state, session), event)
-        return self._steps[key]
+            machine = destination_machine(state, session)
+            if ended_by is not None:
+                machine._ended_by = ended_by.value
+            taken = self._step(machine, event)
+            after = tag(machine._ended_by) if machine.state is State.DECLINING else None
+            self._steps[key] = taken and (*taken, after)
+        found: tuple[State, tuple[Tagged, ...], Tagged | None] | None = self._steps[key]
+        return found
 
     def _step(
         self, machine: Source | Destination, event: Any
@@ -220,7 +281,6 @@ def source_machine(state: State) -> Source:
     machine = Source(hello=HELLO, key=b"k")
     machine.state = state
     machine.round = ROUND
-    machine.final_digests = DIGESTS
     machine.peer_following = peer.Following.NOT_ASKED_FOR
     return machine
 
@@ -254,31 +314,33 @@ def began(project: Project, *, came_from_there: bool) -> World:
     ``came_from_there``: the destination had the vTPM before, and has given it away.
     """
     sent = project.transition(tag(Record()), "reserve", SESSION, "b:1", 0)
-    theirs, own = Record(), NOTHING
-    if came_from_there:
-        line = Session(EARLIER.hex(), Outcome.SENT, "a:1", "then")
-        theirs, own = Record(Whose.MOVED, EARLIER.hex(), sessions=(line,)), OLD
-    return World(SourceHost(sent), DestinationHost(tag(theirs), own=own))
+    if not came_from_there:
+        return World(SourceHost(sent), DestinationHost(tag(Record())))
+    line = Session(EARLIER.hex(), Outcome.SENT, "a:1", "then")
+    theirs = tag(Record(Whose.MOVED, EARLIER.hex(), sessions=(line,)))
+    return World(SourceHost(sent), DestinationHost(theirs, own=OLD, engine=Handover.GRANTED))
 
 
 def source_takes(project: Project, world: World, event: source.Event) -> World | None:
     """Have the source's session take an event, if that is possible now; its actions are to do."""
     if world.s.state is None:
         return None
-    taken = project.source(world.s.state, event)
+    taken = project.source(world.s.state, world.s.wanted, event)
     if taken is None:
         return None
-    return world.source(state=taken[0], todo=(*taken[1], *world.s.todo))
+    state, actions, wanted = taken
+    return world.source(state=state, todo=(*actions, *world.s.todo), wanted=wanted)
 
 
 def destination_takes(project: Project, world: World, event: destination.Event) -> World | None:
     """Likewise, the destination's."""
     if world.d.state is None:
         return None
-    taken = project.destination(world.d.state, world.d.session, event)
+    taken = project.destination(world.d.state, world.d.session, world.d.ended_by, event)
     if taken is None:
         return None
-    return world.destination(state=taken[0], todo=(*taken[1], *world.d.todo))
+    state, actions, ended_by = taken
+    return world.destination(state=state, todo=(*actions, *world.d.todo), ended_by=ended_by)
 
 
 def send_to_d(world: World, message: peer.Message) -> World:
@@ -313,7 +375,7 @@ def source_can(world: World) -> bool:
 
 def destination_can(world: World) -> bool:
     """Return whether the destination would."""
-    return world.d.up and world.d.qemu == "run" and world.d.engine == "active"
+    return world.d.up and world.d.qemu == "run" and world.d.tpm == "active"
 
 
 def may_serve(record: Tagged) -> bool:
@@ -328,16 +390,25 @@ def executed(world: World, *, at_source: bool) -> World:
         return OLD if value == NEWEST else value
 
     s, d = world.s, world.d
-    s = s._replace(value=NEWEST if at_source else old(s.value), worked=at_source or s.worked)
+    s = s._replace(
+        value=NEWEST if at_source else old(s.value),
+        worked=at_source or s.worked,
+        offer=old(s.offer),
+    )
     d = d._replace(own=old(d.own), staged=old(d.staged), value=old(d.value))
     if not at_source:
         # Durable in its own file, which is newer from then on than what was granted.
         file = "written" if d.file == "granted" else d.file
         d = d._replace(own=NEWEST, value=NEWEST, served=True, file=file)
-    return world._replace(s=s, d=d, tail=old(world.tail))
+    to_d = tuple(_GONE_OLD.get(each, each) for each in world.to_d)
+    return world._replace(s=s, d=d, tail=old(world.tail), to_d=to_d)
 
 
+# Of a round: what it is a round of is where the guest's TPM2_Shutdown would be.
+COMMITS: Final = {value: tag(peer.Commit(*ROUND[:3], value)) for value in (OLD, NEWEST)}
+_GONE_OLD: Final = {COMMITS[NEWEST]: COMMITS[OLD]}
 _BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE, State.FREEZING)
+_OVER: Final = (None, State.ENDED)
 
 
 def forget(world: World) -> World:
@@ -345,30 +416,94 @@ def forget(world: World) -> World:
 
     Each line says of something that no move reads it before it is written anew.
     """
-    s, d = world.s, world.d
+    s, d = _forget_at_source(world.s), _forget_at_destination(world.d)
+    if s.state not in GIVEN_AWAY and world.answer is not None:
+        world = world._replace(answer=None)
+    if world.stops and s.state not in _BEFORE_FREEZE:
+        world = world._replace(stops=0)  # no tail is made any more
+    if s.engine is Handover.GRANTED and d.engine not in (Handover.TAKING, Handover.WAITING):
+        # Nothing more is said over the lane, and its loss is nothing to either.
+        world = world._replace(s_lane=0, d_lane=0, lane_to_s=(), lane_to_d=())
+    if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
+        world = world._replace(tail=NOTHING, tail_is_all=False)  # a QEMU takes one stream
+    if world.to_s and s.state is State.ENDED:
+        world = world._replace(to_s=())
+    if world.to_d and d.state in (State.ENDED, State.TAKING, *OWNING):
+        still = (
+            each for each in world.to_d if d.state is not State.ENDED and not _is_of_round(each)
+        )
+        world = world._replace(to_d=tuple(still))
+    return world._replace(s=s, d=d)
+
+
+def _is_of_round(message: Tagged) -> bool:
+    return isinstance(message.value, peer.Commit | peer.Stopped)
+
+
+_SETTLING: Final = (State.ADMITTED, State.SETTLED, State.RELEASING)
+# What is told means nothing to a session that has come to one of these.
+_MEANS_NOTHING: Final[dict[str, tuple[State, ...]]] = {
+    "FROZEN": (State.FROZEN, *GIVEN_AWAY, State.RELEASED),
+    "GRANTED": (*GIVEN_AWAY, State.RELEASED),
+    "TAKING": (State.TAKING, State.DECLINING, State.ENTITLED, State.STARTED, *_SETTLING),
+    "ENTITLED": (State.ENTITLED, State.STARTED, *_SETTLING),
+    "STARTED": (State.STARTED, *_SETTLING),
+    "INIT": _SETTLING,
+    "NONE": (),
+}
+
+
+def _may_mean(state: State | None, news: str) -> bool:
+    return state not in (*_OVER, *_MEANS_NOTHING[news])
+
+
+def _forget_at_source(s: SourceHost) -> SourceHost:
+    if may_serve(s.record) and not s.todo and (not s.up or (s.state in _OVER and not s.fenced)):
+        # Up or soon up again, with a guest or soon with one: it serves, and that is all.
+        return SourceHost(s.record, state=None, value=s.value)
     if not s.up:
         # A start makes all of it anew, from record and state.
-        s = SourceHost(s.record, up=False, state=None, on=False, value=s.value, qemu="dead")
-    elif s.worked and s.state not in (State.FREEZING, State.FROZEN, State.RETIRING):
-        s = s._replace(worked=False)  # only retiring asks, and making the tail resets it
-    if s.state not in GIVEN_AWAY:
-        s = s._replace(asks=False) if s.asks else s
-        world = world._replace(answer=None) if world.answer is not None else world
-    if (world.stops or world.rounds) and s.state not in _BEFORE_FREEZE:
-        world = world._replace(stops=0, rounds=0)  # no tail is made any more
+        return SourceHost(s.record, up=False, state=None, on=False, value=s.value, qemu="dead")
+    if s.state not in GIVEN_AWAY and s.asks:
+        s = s._replace(asks=False)
+    news = tuple(each for each in s.news if _may_mean(s.state, each))
+    if news != s.news or (s.is_late and not news):
+        s = s._replace(news=news, is_late=bool(news))
+    if s.engine is Handover.GRANTED and s.qemu == "saved":
+        s = s._replace(qemu="stop")  # whether it says that its guest runs, makes nothing of it
+    if s.state in _OVER and not s.fenced and s.engine is not Handover.FROZEN:
+        # Its guest may run on, and that is all that it can do.
+        s = s._replace(resumed=False, qemu="run" if s.qemu in ("stop", "saved") else s.qemu)
+    if s.engine not in (Handover.OFFERED, Handover.FROZEN) and s.offer != NOTHING:
+        s = s._replace(offer=NOTHING, offers_all=False)
+    is_over = s.state in (*_OVER, *GIVEN_AWAY, State.RELEASED)
+    if is_over and s.engine is not Handover.FROZEN and (s.worked or s.acked):
+        s = s._replace(worked=False, acked=False)  # no round is sent any more
     if s.withdraws and s.record.value.whose is not Whose.OFFERED:
         # Nothing to withdraw. If an offer comes before that is found out: a stop, a resume and a
         # stop lead there, too.
         s = s._replace(withdraws=False)
+    return s
+
+
+def _forget_at_destination(d: DestinationHost) -> DestinationHost:
+    if d.ended_by is not None:
+        d = d._replace(ended_by=None)
     if d.file == "none" and (d.staged != NOTHING or d.file_of != SESSION):
         d = d._replace(staged=NOTHING, file_of=SESSION)
-    if d.engine in ("off", "fenced") and (d.value != NOTHING or d.served):
+    if d.tpm in ("off", "fenced") and (d.value != NOTHING or d.served):
         d = d._replace(value=NOTHING, served=False)
-    if d.state in (None, State.ENDED):
+    if d.state is not State.STARTED and d.retries:
+        d = d._replace(retries=False)
+    if d.engine is not Handover.HELD and d.holds_all:
+        d = d._replace(holds_all=False)
+    news = tuple(each for each in d.news if _may_mean(d.state, each))
+    if news != d.news or (d.is_late and not news):
+        d = d._replace(news=news, is_late=bool(news))
+    if d.state in _OVER:
         if d.session != SESSION:
             d = d._replace(session=SESSION)
-        if d.qemu in ("tail", "init"):
-            d = d._replace(qemu="dead")  # its INIT will be refused, and nobody waits for it
-    if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
-        world = world._replace(tail=NOTHING)  # a QEMU takes one stream
-    return world._replace(s=s, d=d)
+        if d.qemu in ("tail", "init") and d.engine in (Handover.NONE, Handover.GRANTED):
+            # Its INIT will be refused, and nobody waits for it.
+            d = d._replace(qemu="dead", command="")
+    return d

@@ -10,19 +10,21 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.sim import schedule
+from tests.sim.blackout import Blackout
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival
-from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, LinkRetire
-from vtpmd.daemon import incoming, outgoing
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation
+from vtpmd.core.handover import HandoverEvent
+from vtpmd.core.lane import LaneFrame
+from vtpmd.daemon import incoming, outgoing, settling
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.settling import Come, File, Own
 from vtpmd.migration import destination, events, source
-from vtpmd.migration.source import Source
 from vtpmd.store import moving, owner
 from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, OwnerRecord, Transition, Whose
-from vtpmd.wire import peer
 
 Patch = pytest.MonkeyPatch
 
@@ -94,11 +96,31 @@ def _granted_file_wins(patch: Patch) -> None:
 
 
 def _restarted_source_does_not_ask(patch: Patch) -> None:
-    async def begin(self: Mobility, *_: object) -> None:
-        if self._files.owner.read().whose is not Whose.OURS:
-            await self._engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+    patch.setitem(settling._OWN, Own.ASK, _nothing)
 
-    patch.setattr(Mobility, "begin", begin)
+
+def _fenced_vtpm_is_taken_back_unasked(patch: Patch) -> None:
+    """What the engine knows of the Grant does not count."""
+
+    async def take_back(_: Mobility, engine: Any, files: MovingFiles, __: object) -> None:
+        files.owner._go(Transition.CLAIM, session="")
+        await engine.request(LinkOperation.UNRETIRE)
+
+    patch.setitem(settling._OWN, Own.ASK, take_back)
+
+
+def _what_was_granted_is_left(patch: Patch) -> None:
+    """A vtpmd that attaches finds what another has left half done, and leaves it so."""
+    for key in list(settling.COME):
+        if key[0] in (File.OPEN, File.GRANTED):
+            patch.setitem(settling.COME, key, Come.NOTHING)
+
+
+def _qemu_that_the_guest_has_left_is_not_known(patch: Patch) -> None:
+    """After a restart of vtpmd it is taken for another one."""
+    condition = SimEngine._condition
+    started = LinkCondition.STARTED
+    patch.setattr(SimEngine, "_condition", lambda self: condition(self) & ~started)
 
 
 def _grant_is_not_durable(patch: Patch) -> None:
@@ -109,27 +131,30 @@ def _orphan_goes_on(patch: Patch) -> None:
     """A session that another took the place of still stages, and digests are not compared."""
     patch.setattr(Incoming, "set_aside", _nothing)
     patch.setattr(Mobility, "_why_busy", lambda *_: None)
-    step = Source.step
+    event_of = Blackout._event_of
 
-    def believing(self: Source, event: Any) -> Any:
-        if isinstance(event, peer.Take):
-            self.final_digests = (event.permanent_digest, event.volatile_digest)
-        return step(self, event)
+    def believing(self: Blackout, frame: LaneFrame) -> HandoverEvent:
+        event = event_of(self, frame)
+        return HandoverEvent.TAKE if event is HandoverEvent.TAKE_OTHER else event
 
-    patch.setattr(Source, "step", believing)
+    patch.setattr(Blackout, "_event_of", believing)
 
 
 def _generations_are_not_raised(patch: Patch) -> None:
-    patch.setattr(SimEngine, "raise_generations", _nothing)
+    patch.setattr(SimEngine, "raise_generations", lambda *_: None)
 
 
 def _retires_in_vain(patch: Patch) -> None:
     """The source's engine goes on serving."""
+    retire = SimEngine.retire
 
-    async def retire(session: outgoing.Outgoing) -> None:
-        session._events.put(events.Retired())
+    def in_vain(self: SimEngine, *, unserved: bool) -> int:
+        custody = self.custody
+        result = retire(self, unserved=unserved)
+        self.custody = custody
+        return result
 
-    patch.setitem(outgoing._DO, source.Do.RETIRE, retire)
+    patch.setattr(SimEngine, "retire", in_vain)
 
 
 def _blobs_outlive_their_qemu(patch: Patch) -> None:
@@ -196,6 +221,20 @@ CANARIES: Final[dict[str, Canary]] = {
         range(8000, 16_000),  # one in two thousand
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
+    "a fenced vTPM is taken back unasked": Canary(
+        _fenced_vtpm_is_taken_back_unasked, (schedule.vtpmd_dies, schedule.vtpmd_detaches)
+    ),
+    "what was granted is not settled": Canary(
+        _what_was_granted_is_left,
+        (schedule.vtpmd_dies,),
+        schedule.HAND_OVER,
+        range(4000),
+    ),
+    "the QEMU that the guest has left is not known": Canary(
+        _qemu_that_the_guest_has_left_is_not_known,
+        (schedule.vtpmd_dies, schedule.go_back, schedule.go_back, schedule.cont),
+        seeds=range(4000),
+    ),
     "commands run before the grant is durable": Canary(_grant_is_not_durable),
     "an orphan session goes on, and digests are not compared": Canary(
         _orphan_goes_on, (schedule.other_host,)

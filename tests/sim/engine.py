@@ -2,7 +2,7 @@
 
 What it executes is a counter. All else is as the link has it: who may execute, what is captured,
 when the state's file is written, and what a start begins with. ``server.py`` has its control
-channel. It dies together with its vtpmd.
+channel, ``blackout.py`` the hand-over, ``link.py`` the link to a vtpmd, which may come and go.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
+from tests.sim.blackout import Blackout, Digests
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
+from tests.sim.network import Stream
 from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
@@ -24,31 +27,28 @@ from vtpmd.core import (
     LinkAdmit,
     LinkCapture,
     LinkCondition,
+    LinkCustody,
     LinkInit,
     LinkOperation,
-    LinkRetire,
     pack_link_lineage,
     unpack_link_lineage,
 )
-from vtpmd.daemon.engine import Answer, Answerer, EngineDied, Meanwhile, Question, Reply
+from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.lane import LaneKeying
+from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import Result, StateType
 
-LIBTPMS_VERSION: Final = 0x000902
+if TYPE_CHECKING:
+    from tests.sim.link import SimLink
+
+SILENCE_MAX_S: Final = 5.0  # ASKER_SILENCE_MAX_MS
+CUSTODY_SHIFT: Final = 8  # LINK_CUSTODY_SHIFT
 # How often an answer lets the event loop do something else first, and for how long.
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
-# What is asked for at any time, and changes nothing: no step that a fault comes with.
-_QUIET: Final = frozenset(
-    {
-        LinkOperation.CAPTURE,
-        LinkOperation.GET_CONDITION,
-        LinkOperation.ARM,
-        LinkOperation.ABANDON,
-    }
-)
 # How often libtpms commits something when it starts.
 CHANGES: Final = 0.2
 
@@ -90,11 +90,14 @@ class Watcher(Protocol):
     def new_bytes(self) -> bytes:
         """Return 16 bytes that nothing else has."""
 
+    def take_descriptor(self, descriptor: int) -> Stream:
+        """Return the connection that vtpmd hands down; it is the engine's, too, then."""
+
 
 class SimEngine:
-    """One vTPM's engine; in a daemon's place of ``vtpmd.daemon.engine.Engine``, and its store."""
+    """One vTPM's engine."""
 
-    libtpms_version = LIBTPMS_VERSION
+    is_alone = False  # each is started with options for moving
 
     def __init__(
         self,
@@ -103,17 +106,15 @@ class SimEngine:
         begun: Start,
         watcher: Watcher,
     ) -> None:
-        self.death: str | None = None
         self.server = ControlServer(self)
-        self._answerer: Answerer | None = None
-        self._can_be_answered = asyncio.Event()
-        self._answering: set[asyncio.Task[Answer]] = set()
+        self.link: SimLink | None = None
+        self._coming: asyncio.Future[None] | None = None  # of a vtpmd
         self._process = process
         self._rng = process._scheduler.rng
         self._directory = directory
         self._identity = begun.identity
         self._watcher = watcher
-        self._lock = asyncio.Lock()
+        self.blackout = Blackout(self)
         # tpm.c
         self.running = False
         self.custody = Custody.FENCED if begun.fenced else Custody.ACTIVE
@@ -131,45 +132,80 @@ class SimEngine:
         self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
+        self.held_digests: Digests = (b"", b"")
         self._is_adopting = False
         # the store
         self._last = {StateType.PERMANENT: begun.generation, StateType.VOLATILE: begun.generation}
         self._images: dict[StateType, Image] = {}
 
-    # What vtpmd asks.
+    @property
+    def now_s(self) -> float:
+        """The time."""
+        return self._process.time()
 
-    async def request(
-        self,
-        operation: LinkOperation,
-        argument: int = 0,
-        payload: bytes | bytearray | memoryview = b"",
-        meanwhile: Meanwhile | None = None,
-        *,
-        soon: bool = True,
-    ) -> Reply:
-        del soon
-        async with self._lock:
-            self._process.check_alive()
-            if self.death is not None:
-                raise EngineDied(self.death)
-            if meanwhile is not None:
-                meanwhile.run()
-            if operation not in _QUIET:
-                self._watcher.note(f"engine: {operation.name}")
-            await self.late()
-            return self._do(operation, int(argument), bytes(payload))
+    def note(self, what: str) -> None:
+        """Something happens that counts as a step."""
+        self._watcher.note(what)
+
+    # vtpmd comes and goes.
+
+    def attached(self, link: SimLink) -> None:
+        """A vtpmd is there."""
+        self.link = link
+        if self._coming is not None and not self._coming.done():
+            self._coming.set_result(None)
+
+    def detach(self, link: SimLink) -> None:
+        """It is not any more."""
+        if self.link is link:
+            self.link = None
+            link.close()
+
+    async def wait_for_vtpmd(self, until_s: float) -> bool:
+        """asker_wait()."""
+        if self.link is None:
+            self._coming = self._process.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, until_s - self.now_s)):
+                    await self._coming
+        return self.link is not None
+
+    async def ask(self, question: Question) -> Answer | None:
+        """asker_ask(): None without a vtpmd that answers."""
+        self.note(f"engine asks: {question.number.name}")
+        await self.late()
+        link = self.link
+        if link is None:
+            return None
+        waiting: asyncio.Future[Answer | None] = self._process.create_future()
+        link.ask(question, waiting)
+        while not waiting.done():
+            left_s = link.heard_s + SILENCE_MAX_S - self.now_s
+            if left_s <= 0:
+                self.note("engine: vtpmd is silent")
+                self.detach(link)
+                break
+            await asyncio.wait({waiting}, timeout=left_s)
+        answer = waiting.result()
+        await self.late()
+        return answer
+
+    def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        """LINK_SET_LANE."""
+        stream = self._watcher.take_descriptor(lane)
+        self.blackout.set_lane(stream, keying, is_source=is_source)
+
+    def tell(self, news: Question) -> None:
+        """asker_tell()."""
+        if self.link is not None:
+            self.link.tell(news)
+
+    # What vtpmd asks.
 
     async def late(self) -> None:
         """Let others do something first, now and then."""
         if self._rng.random() < LATE:
             await asyncio.sleep(self._rng.choice(LATENCY_S))
-
-    async def condition(self) -> LinkCondition:
-        return LinkCondition((await self.request(LinkOperation.GET_CONDITION)).argument)
-
-    async def end_control(self) -> None:
-        await self.request(LinkOperation.END_CONTROL)
-        await asyncio.gather(*self._answering)
 
     def stop(self) -> None:
         """End it, in order."""
@@ -179,8 +215,8 @@ class SimEngine:
         if self.running:
             self.power_off()
 
-    async def raise_generations(self, floor: int) -> None:
-        self._watcher.note("engine: RAISE_GENERATION")
+    def raise_generations(self, floor: int) -> None:
+        """LINK_RAISE_GENERATION."""
         for kind in self._last:
             self._last[kind] = max(self._last[kind], floor)
 
@@ -191,7 +227,7 @@ class SimEngine:
     def read(self, kind: StateType) -> Image:
         return self._images[kind]
 
-    def _do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
+    def do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
         match operation:
             case LinkOperation.INIT:
                 return self._init(argument)
@@ -202,37 +238,19 @@ class SimEngine:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture()
+            case LinkOperation.WITHDRAW:
+                result = self.blackout.say(HandoverEvent.WITHDRAW)
+                return Reply(result, self.blackout.state, bytearray())
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
 
-    def _condition(self) -> LinkCondition:
+    def _condition(self) -> int:
         has_blobs = self.server.arrival.what is Arrived.BLOBS
-        running = LinkCondition.RUNNING if self.is_running else LinkCondition(0)
-        return running | (LinkCondition.BLOBS if has_blobs else LinkCondition(0))
-
-    # What it asks vtpmd, and tells it.
-
-    def answer_by(self, answerer: Answerer) -> None:
-        self._answerer = answerer
-        self._can_be_answered.set()
-
-    async def ask(self, question: Question) -> Answer:
-        """asker_ask()."""
-        self._watcher.note(f"engine asks: {question.number.name}")
-        await self.late()
-        await self._can_be_answered.wait()
-        assert self._answerer is not None
-        answering = self._process.create_task(self._answerer.answer(question))
-        self._answering.add(answering)
-        answering.add_done_callback(self._answering.discard)
-        answer: Answer = await answering
-        await self.late()
-        return answer
-
-    def tell(self, news: Question) -> None:
-        """asker_tell()."""
-        assert self._answerer is not None  # nothing is news before something was asked
-        self._answerer.hear(news)
+        found = LinkCondition.RUNNING if self.is_running else LinkCondition(0)
+        found |= LinkCondition.BLOBS if has_blobs else LinkCondition(0)
+        found |= LinkCondition.ON if self.running else LinkCondition(0)
+        found |= LinkCondition.STARTED if self.server.arrival.has_started else LinkCondition(0)
+        return found | LinkCustody[self.custody.name] << CUSTODY_SHIFT
 
     # Custody.
 
@@ -261,7 +279,7 @@ class SimEngine:
             return Response.FAILURE
         assert self.permanent is not None and self.volatile is not None
         check(value, self.permanent, self.volatile)
-        self._run_on()
+        self.run_on()
         self.worked = self.served = True
         self.permanent = self.permanent._replace(value=value)
         if not self._commit(self.permanent.encode()):
@@ -270,7 +288,13 @@ class SimEngine:
         self.volatile = self.volatile._replace(extends=self.volatile.extends + 1)
         return Response.DONE
 
-    def _run_on(self) -> None:
+    @property
+    def has_state(self) -> bool:
+        """tpm_has_state()."""
+        return self._current is not None
+
+    def run_on(self) -> None:
+        """tpm_run_on()."""
         if self.custody is Custody.GIVEN:
             self.custody = Custody.ACTIVE
 
@@ -291,15 +315,22 @@ class SimEngine:
 
     def _init(self, argument: int) -> Reply:
         if argument & LinkInit.HELD:
-            return self._init_standby()
-        return Reply(self.server.arrival.start(), 0, bytearray())
+            return self._init_standby(has_come=bool(argument & LinkInit.CAME))
+        result = self.server.start()
+        if result == Result.SUCCESS:
+            self.blackout.say(HandoverEvent.OWNED)
+        return Reply(result, 0, bytearray())
+
+    def _undo_init(self, before: Custody) -> None:
+        if before in AWAY:
+            self.custody = Custody.FENCED
 
     def _begin_init(self, *, has_come: bool) -> bool:
         if self.custody in AHEAD:
             self._let_go()
         if self.custody in AWAY and not has_come:
             return False
-        self._run_on()
+        self.run_on()
         if self.running:
             self.power_off()
         self.custody = Custody.ACTIVE
@@ -307,10 +338,17 @@ class SimEngine:
 
     def init(self, *, has_come: bool) -> int:
         """tpm_init()."""
-        return self._power_on() if self._begin_init(has_come=has_come) else Result.FAIL
+        before = self.custody
+        if not self._begin_init(has_come=has_come):
+            return Result.FAIL
+        result = self._power_on()
+        if result:
+            self._undo_init(before)
+        return result
 
     def init_come(self, lineage: Lineage) -> int:
         """tpm_init_come()."""
+        custody = self.custody
         self._begin_init(has_come=True)
         before, self._identity = self._identity, lineage.identity
         is_newer = lineage.generation > self._generation
@@ -319,6 +357,7 @@ class SimEngine:
         self._must_be_written = False
         if result:
             self._identity = before
+            self._undo_init(custody)
         return result
 
     def get_lineage(self) -> tuple[Lineage, bool]:
@@ -331,9 +370,11 @@ class SimEngine:
         last = self._last[StateType.PERMANENT]
         self._last[StateType.PERMANENT] = max(last, floor)
 
-    def _init_standby(self) -> Reply:
+    def _init_standby(self, *, has_come: bool) -> Reply:
         if self.custody in AHEAD:
             self._let_go()
+        if self.custody in AWAY and not has_come:
+            return Reply(Result.FAIL, 0, bytearray())
         if self.running:
             self.power_off()
         if self._set_permanent is None or self._set_volatile is None:
@@ -342,8 +383,9 @@ class SimEngine:
         self._before, self.custody = self.custody, Custody.STANDBY
         self._held_has_changed, self._held_image = False, given[0]
         result = self._power_on()
-        digests = b"".join(sha256(each).digest() for each in given)
-        return Reply(result, 0, bytearray(digests))
+        if result == Result.SUCCESS:
+            self.held_digests = sha256(given[0]).digest(), sha256(given[1]).digest()
+        return Reply(result, 0, bytearray(b"".join(self.held_digests)))
 
     def _power_on(self) -> int:
         image = self._set_permanent or self._current
@@ -443,10 +485,12 @@ class SimEngine:
             return result
         return self.set_state(StateType.VOLATILE, payload[permanent_bytes:])
 
-    def stop_tpm(self) -> int:
-        """tpm_stop()."""
+    def stop_tpm(self, *, fenced: bool = False) -> int:
+        """tpm_stop(), or tpm_stop_fenced()."""
         if self.running:
             self.power_off()
+        if fenced:
+            self.custody = Custody.FENCED
         return Result.SUCCESS
 
     def forget_state(self) -> int:
@@ -462,11 +506,10 @@ class SimEngine:
         self.server.end()
         return Result.SUCCESS
 
-    def _expect(self, *_: Any) -> int:
-        if self.custody not in AHEAD:
-            return Result.BAD_ORDINAL
+    def expect(self) -> None:
+        """tpm_expect(), by the hand-over."""
+        assert self.custody in AHEAD
         self.custody = Custody.PENDING
-        return Result.SUCCESS
 
     def _admit(self, argument: int, payload: bytes) -> int:
         goes_back = argument == LinkAdmit.GOES_BACK
@@ -491,30 +534,43 @@ class SimEngine:
             return Result.SUCCESS
         self.served = False
         self.custody = Custody.ACTIVE
+        self.blackout.say(HandoverEvent.OWNED)
         return Result.SUCCESS
 
-    def _retire(self, argument: int, _: bytes) -> int:
+    def retire(self, *, unserved: bool) -> int:
+        """tpm_retire()."""
         ahead = self.custody in AHEAD
         served = self.served and not ahead
-        unserved = argument == LinkRetire.UNSERVED
         if served if unserved else (not self.running or ahead or self.worked):
             return Result.FAIL
         self.served = served
         self.custody = Custody.FENCED
         return Result.SUCCESS
 
-    def _unretire(self, *_: Any) -> int:
+    def _retire(self, *_: Any) -> int:
+        result = self.retire(unserved=True)
+        if result == Result.SUCCESS:
+            self.blackout.say(HandoverEvent.OWNED)
+        return result
+
+    def _unretire(self, argument: int, _: bytes) -> int:
+        may_be_theirs = self.blackout.state is Handover.GRANTED
+        if may_be_theirs and argument != 1:
+            return Result.BAD_ORDINAL
         if self.custody in AHEAD:
             self._before = Custody.ACTIVE
         else:
             self.custody = Custody.ACTIVE
+        if may_be_theirs:
+            self.blackout.say(HandoverEvent.OWNED)
         return Result.SUCCESS
 
-    def _await(self, argument: int, _: bytes) -> int:
+    def await_(self, *, is_so: bool) -> int:
+        """tpm_await()."""
         if self.custody not in AWAY:
             return Result.BAD_ORDINAL
         if self.running:
-            self.custody = Custody.RECLAIMING if argument else Custody.FENCED
+            self.custody = Custody.RECLAIMING if is_so else Custody.FENCED
         return Result.SUCCESS
 
     def _store_permanent(self, *_: Any) -> int:
@@ -528,14 +584,16 @@ class SimEngine:
 _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] = {
     LinkOperation.TAKE_BLOB: lambda engine, *_: engine.server.take_blob(),
     LinkOperation.END_CONTROL: lambda engine, *_: engine._end_control(),
-    LinkOperation.STOP: lambda engine, *_: engine.stop_tpm(),
+    LinkOperation.STOP: lambda engine, argument, _: engine.server.stop(fenced=bool(argument)),
     LinkOperation.SET_BOTH_STATES: SimEngine._set_both,
     LinkOperation.FORGET_STATE: lambda engine, *_: engine.forget_state(),
     LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,
-    LinkOperation.AWAIT: SimEngine._await,
-    LinkOperation.EXPECT: SimEngine._expect,
+    LinkOperation.AWAIT: lambda engine, argument, _: engine.await_(is_so=bool(argument)),
+    LinkOperation.OFFER: lambda engine, _, payload: engine.blackout.offer(payload),
+    LinkOperation.HOLD: lambda engine, _, payload: engine.blackout.hold(payload),
+    LinkOperation.LET_GO: lambda engine, *_: engine.blackout.say(HandoverEvent.LET_GO),
     LinkOperation.ADMIT: SimEngine._admit,
     # No command of a simulated guest is long.
     LinkOperation.ARM: lambda *_: Result.SUCCESS,

@@ -63,7 +63,7 @@ class Scheduler:
 
     def step(self) -> bool:
         """Run one burst, or let time pass until something is due; return False if nothing is."""
-        ready = [each for each in self._processes if each.ready and each.alive]
+        ready = [each for each in self._processes if each.ready and each.can_run]
         if not ready:
             return self._let_time_pass()
         chosen = ready[0] if len(ready) == 1 else self.rng.choice(ready)
@@ -104,9 +104,25 @@ class Process(asyncio.AbstractEventLoop):
         self.name = name
         self.host = host
         self.alive = True
+        self.stopped_until_s = 0.0
         self.ready: deque[asyncio.Handle] = deque()
         self._scheduler = scheduler
         self._tasks: list[_Task] = []
+
+    @property
+    def rng(self) -> random.Random:
+        """The seed's choices."""
+        return self._scheduler.rng
+
+    @property
+    def can_run(self) -> bool:
+        """True unless it is gone, or somebody has stopped it."""
+        return self.alive and self._scheduler.now_s >= self.stopped_until_s
+
+    def pause(self, for_s: float) -> None:
+        """Let it do nothing for a while."""
+        self.stopped_until_s = self._scheduler.now_s + for_s
+        self._scheduler.after(for_s, lambda: None)  # there is something to do then
 
     def kill(self) -> None:
         """End it at once; if it is the one that runs, it does not get past its next wait."""
@@ -187,6 +203,13 @@ class Process(asyncio.AbstractEventLoop):
         task = _Task(coro, loop=self, **kwargs)
         self._tasks.append(task)
         return task
+
+    async def sock_sendall(self, sock: Any, data: Any) -> None:
+        sock.stream.write(bytes(data))
+
+    async def sock_recv(self, sock: Any, nbytes: int) -> bytes:
+        data: bytes = await sock.stream.read(nbytes)
+        return data
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

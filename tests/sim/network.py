@@ -21,9 +21,12 @@ NOTICED_S: Final = (0.0, 0.0001, 0.001, 0.02)
 class Stream:
     """One end of a connection; what ``vtpmd.daemon.tls_stream`` is in a daemon."""
 
-    def __init__(self, network: Network, process: Process) -> None:
+    def __init__(self, network: Network, process: Process, *, is_lane: bool = False) -> None:
         self._network = network
         self.process = process
+        self.is_lane = is_lane
+        self.is_handed_down = False  # to an engine, whose it is then
+        self._watcher: Callable[[], None] | None = None
         self.other: Stream | None = None
         self.heard_ns = network.now_ns()
         self._received: list[bytes] = []
@@ -33,20 +36,38 @@ class Stream:
         self._waiter: asyncio.Future[None] | None = None
         self._arrives_s = 0.0  # when what was written last does
 
-    async def read(self) -> bytes:
+    async def read(self, n_bytes_max: int | None = None) -> bytes:
         """Wait for bytes; none at the end. Raises OSError."""
         while not self.closed:
             self.process.check_alive()
-            if self._received:
-                self.heard_ns = self._network.now_ns()
-                return self._received.pop(0)
+            data = self.read_now(n_bytes_max)
+            if data is not None:
+                return data
             if self._failed:
                 raise ConnectionResetError("the connection is broken")
-            if self._ended:
-                return b""
             self._waiter = self.process.create_future()
             await self._waiter
         return b""
+
+    def read_now(self, n_bytes_max: int | None = None) -> bytes | None:
+        """Return bytes that have come, none at the end; None: nothing has."""
+        if not self._received:
+            return b"" if self._ended and not self._failed else None
+        self.heard_ns = self._network.now_ns()
+        first = self._received.pop(0)
+        if n_bytes_max is not None and len(first) > n_bytes_max:
+            self._received.insert(0, first[n_bytes_max:])
+        return first[:n_bytes_max]
+
+    @property
+    def is_broken(self) -> bool:
+        """True once all that came is read, and no more will."""
+        return self._failed and not self._received
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Have somebody called when something comes, and now if something has."""
+        self._watcher = watcher
+        self._wake()
 
     async def give_way(self) -> None:
         """Every step of the loop is a turn."""
@@ -85,8 +106,47 @@ class Stream:
         self._wake()
 
     def _wake(self) -> None:
+        if self._watcher is not None and self.process.alive:
+            self.process.call_soon(self._watched)
         if self._waiter is not None and not self._waiter.done() and self.process.alive:
             self._waiter.set_result(None)
+
+    def _watched(self) -> None:
+        if self._watcher is not None:
+            self._watcher()
+
+
+class PlainSocket:
+    """A lane's connection as ``vtpmd.daemon.lane`` has it: what it asks of a socket."""
+
+    def __init__(self, stream: Stream, descriptors: dict[int, Stream]) -> None:
+        self.stream = stream
+        self._descriptors = descriptors
+
+    def __enter__(self) -> PlainSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return a number that the connection can be handed down by."""
+        number = len(self._descriptors)
+        self._descriptors[number] = self.stream
+        return number
+
+    def setsockopt(self, *_: object) -> None:
+        """Nothing to do."""
+
+    def send(self, data: bytes) -> int:
+        """Send."""
+        self.stream.write(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close it, unless it was handed down."""
+        if not self.stream.is_handed_down:
+            self.stream.close()
 
 
 class Connection:
@@ -112,11 +172,13 @@ class Network:
         """The clock of ``time.monotonic_ns()``."""
         return int(self._scheduler.now_s * 1e9)
 
-    def connect(self, client: Process, server: Process) -> tuple[Stream, Stream]:
+    def connect(
+        self, client: Process, server: Process, *, is_lane: bool = False
+    ) -> tuple[Stream, Stream]:
         """Make a connection. Raises OSError while the link is down."""
         if self.is_down:
             raise ConnectionRefusedError("no route to host")
-        ends = Stream(self, client), Stream(self, server)
+        ends = Stream(self, client, is_lane=is_lane), Stream(self, server, is_lane=is_lane)
         ends[0].other, ends[1].other = ends[1], ends[0]
         self._flows = [each for each in self._flows if not each.is_over]
         self._flows.append(Flow(*ends))
@@ -161,6 +223,13 @@ class Network:
         for flow in self._flows:
             flow.lose_from(self._rng.randrange(flow.under_way + 1))
             self._ends_notice(flow)
+
+    def cut_lanes(self) -> None:
+        """Break the lanes alone."""
+        for flow in self._flows:
+            if flow.ends[0].is_lane:
+                flow.lose_from(self._rng.randrange(flow.under_way + 1))
+                self._ends_notice(flow)
 
     def silence(self, for_s: float) -> None:
         """Have nothing arrive for a while; then all does."""

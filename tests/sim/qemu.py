@@ -83,25 +83,30 @@ class Qemu:
         self.saved = False  # since the guest ran last
         self.has_tpm = True
         self._waiting: asyncio.Future[Said] | None = None
+        self.connecting: asyncio.Task[None] | None = None  # one that waits for a guest
         self._event_s = 0.0
         self._comes_whole = False
         self._answer: Callable[[bool], None] | None = None  # of a stream that is being loaded
         self._waiters: list[asyncio.Future[None]] = []
-        none = MigrationState.NONE
-        status = "inmigrate" if incoming else "prelaunch"
-        self._emit(
-            QemuConnected(
-                uuid="",
-                running=False,
-                status=status,
-                migration_status=none,
-                capabilities=Capabilities(events=True, colo=False),
-            )
-        )
+        self._status = "inmigrate" if incoming else "prelaunch"
+        self._migration = MigrationState.NONE
+        self.monitor_answers()
 
     def log(self, text: str) -> None:
         """Write a line of the transcript."""
         self.world.log(f"qemu at {self.host.name}: {text}")
+
+    def monitor_answers(self) -> None:
+        """A vtpmd connects to the monitor, and is told what is so."""
+        self._emit(
+            QemuConnected(
+                uuid="",
+                running=self.vcpus,
+                status=self._status,
+                migration_status=self._migration,
+                capabilities=Capabilities(events=True, colo=False),
+            )
+        )
 
     # The process.
 
@@ -152,6 +157,10 @@ class Qemu:
 
     def _emit(self, event: QemuEvent) -> None:
         """The monitor says something, in order."""
+        if isinstance(event, MigrationStatus):
+            self._migration = event.status
+        if isinstance(event, GuestResumed):
+            self._status = "running"
         scheduler = self.world.scheduler
         at_s = max(self._event_s, scheduler.now_s + self.rng.choice(EVENT_LATENCY_S))
         self._event_s = at_s
@@ -163,8 +172,8 @@ class Qemu:
 
     async def control(self, command: Command) -> bytes:
         """Send a command; return the answer's blob. Raises TpmLost for an error, too."""
-        daemon = self.host.daemon
-        if daemon is None or not daemon.serves_qemu or not self.has_tpm:
+        served = self.host.served
+        if served is None or not self.has_tpm:
             raise TpmLost
         self._waiting = waiting = self.process.create_future()
 
@@ -175,7 +184,7 @@ class Qemu:
             if self.process.alive and not waiting.done():
                 waiting.set_result(said)
 
-        daemon.control(command, answered)
+        served.engine.server.send(command, answered)
         said: Said = await waiting
         self.world.note(f"qemu at {self.host.name}: {command.number.name} → {said.result:#x}")
         if said.result:
@@ -238,6 +247,8 @@ class Qemu:
     async def _load(self, saved: Saved) -> bool:
         """Start the TPM from a state; return whether it has."""
         try:
+            if self.connecting is not None:  # its main loop does one thing at a time
+                await self.connecting
             await self.control(Command(Number.STOP))
             for kind, blob in zip(TYPES, saved.blobs, strict=True):
                 if blob:
@@ -260,11 +271,11 @@ class Qemu:
     async def command(self) -> bool:
         """Have one command executed; return whether it was."""
         for _ in range(WAITS):
-            daemon = self.host.daemon
-            if not self.vcpus or daemon is None or daemon.engine is None or not self.has_tpm:
+            served = self.host.served
+            if not self.vcpus or served is None or not self.has_tpm:
                 return False
             value = self.vm.next_value()
-            response = daemon.engine.execute(value, self._check)
+            response = served.engine.execute(value, self._check)
             if response is Response.DONE:
                 self.vm.acknowledged(value)
                 assert self.memory is not None

@@ -38,7 +38,7 @@ async def play(world: World) -> None:
 
 async def _ready(host: Host) -> None:
     for _ in range(100):
-        if host.daemon is not None and host.daemon.serves_qemu:
+        if host.serves_qemu:
             return
         await asyncio.sleep(0.1)
 
@@ -134,7 +134,7 @@ async def _move(world: World) -> None:
     if target.qemu is not None or source.qemu is None:
         return
     incoming = Qemu(target, world.vm, incoming=True)
-    incoming.process.spawn(incoming._connect())
+    incoming.connecting = incoming.process.spawn(incoming._connect())
     qemu.busy = True
     await asyncio.sleep(world.rng.choice((0.01, 0.1)))
     if source.daemon is not None:
@@ -197,6 +197,11 @@ def cut(world: World) -> None:
     world.network.cut(world.rng.choice((0.0, 0.1, 3.0)))
 
 
+def lane_cut(world: World) -> None:
+    world.log("CUT of the lanes")
+    world.network.cut_lanes()
+
+
 def silence(world: World) -> None:
     world.log("SILENCE")
     world.network.silence(world.rng.choice((0.1, 0.9, 2.5, 6.0)))
@@ -212,6 +217,24 @@ def stop(world: World) -> None:
     host = _either(world)
     if host.daemon is not None:
         host.daemon.stop()
+
+
+def vtpmd_dies(world: World) -> None:
+    """Its engine serves on."""
+    _either(world).lose_daemon()
+
+
+def vtpmd_detaches(world: World) -> None:
+    """Somebody upgrades it."""
+    host = _either(world)
+    if host.daemon is not None:
+        host.daemon.stop(ends_vtpm=False)
+
+
+def vtpmd_hangs(world: World) -> None:
+    host = _either(world)
+    if host.daemon is not None:
+        host.daemon.hang(world.rng.choice((0.3, 3.0, 7.0)))
 
 
 def qemu_dies(world: World) -> None:
@@ -297,9 +320,17 @@ FAULTS: Final[tuple[Fault, ...]] = (
     disk_fails,
     cut,
     cut,
+    lane_cut,
+    lane_cut,
     silence,
     dead_flows,
     stop,
+    vtpmd_dies,
+    vtpmd_dies,
+    vtpmd_dies,
+    vtpmd_detaches,
+    vtpmd_hangs,
+    vtpmd_hangs,
     qemu_dies,
     stream_cut,
     stream_cut,

@@ -12,8 +12,10 @@ from enum import Enum, auto
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vtpmd.core import LINK_BLOB_GIVEN, LinkAskedInit, LinkQuestion
-from vtpmd.daemon.engine import Question
+from vtpmd._core import lib
+from vtpmd.core import LinkAskedInit, LinkCustody, LinkQuestion
+from vtpmd.core.handover import Handover
+from vtpmd.daemon.engine import Answer, Question
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FormatError, Lineage
@@ -68,6 +70,20 @@ class Restored(NamedTuple):
     newest: int
 
 
+class Verdict(Enum):
+    """Who has decided on a command, and how: commands.c, unasked.h."""
+
+    ANSWERED = "vtpmd"
+    GO_ON = chr(lib.UNASKED_GO_ON)
+    DONE = chr(lib.UNASKED_DONE)
+    AWAIT = chr(lib.UNASKED_AWAIT)
+    WAIT = chr(lib.UNASKED_WAIT)
+    REFUSE = chr(lib.UNASKED_REFUSE)
+
+
+WAIT_S: Final = lib.UNASKED_WAIT_MS / 1000
+
+
 class Arrived(Enum):
     """What the QEMU that uses the TPM has brought for its next INIT: enum arrived."""
 
@@ -86,7 +102,7 @@ class Arrival:
         self._has_given = False  # libtpms has states from QEMU for the next INIT
         self._lineage: Lineage | None = None  # of the blobs
         self._newest = 0
-        self._has_started = False  # the TPM, for the QEMU that uses it
+        self.has_started = False  # the TPM, for the QEMU that uses it
 
     def _set(self, what: Arrived) -> None:
         self.what, self._has_given = what, False
@@ -99,7 +115,7 @@ class Arrival:
 
     def begin(self) -> None:
         self.forget(Arrived.NOTHING)
-        self._has_started = False
+        self.has_started = False
 
     def take_tail(self) -> bool:
         if self.what is not Arrived.NOTHING or self._has_given:
@@ -117,7 +133,7 @@ class Arrival:
             if lineage.generation < own.generation:
                 self._newest = own.generation
             return True
-        return self._has_started
+        return self.has_started
 
     def take_blob(self, kind: StateType, content: Content) -> int:
         is_permanent = kind is StateType.PERMANENT
@@ -145,7 +161,7 @@ class Arrival:
             if was_brought:
                 self.forget(Arrived.UNUSABLE)
             return None
-        self._has_started = True
+        self.has_started = True
         if not was_brought and not is_incoming:
             return None
         generation = 0 if self._lineage is None else self._lineage.generation
@@ -155,14 +171,17 @@ class Arrival:
 
 
 class ControlServer:
-    """server.c and commands.c, of an engine that has a vtpmd."""
+    """server.c and commands.c."""
 
     def __init__(self, tpm: SimEngine) -> None:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
+        self._gave_tail = self._gave_whole = False
+        self._done: int | None = None  # what vtpmd has done of what it is asked about
+        self.is_deciding = False  # without vtpmd
         self._told_running = False
-        self._has_ended = False
+        self.has_ended = False
         self._sent: asyncio.Queue[tuple[Command, Callable[[Said], None]]] = asyncio.Queue()
         self._woken = asyncio.Event()
         self._carry_out: dict[Number, Callable[[Command], Awaitable[Said]]] = {
@@ -182,12 +201,12 @@ class ControlServer:
 
     def end(self) -> None:
         """Take no more commands; one that is carried out goes on."""
-        self._has_ended = True
+        self.has_ended = True
         self._woken.set()
 
     async def run(self) -> None:
         """server_run()."""
-        while not self._has_ended:
+        while not self.has_ended:
             if self._sent.empty():
                 self._woken.clear()
                 await self._woken.wait()
@@ -199,7 +218,9 @@ class ControlServer:
         if not self._is_allowed(command):
             answered(Said(Result.BAD_ORDINAL))
             return
-        answered(await self._carry_out[command.number](command))
+        said = await self._carry_out[command.number](command)
+        self.is_deciding = False
+        answered(said)
         await self._tpm.late()
         self._answered(command)
 
@@ -208,11 +229,14 @@ class ControlServer:
         if runs is not self._told_running:
             self._tpm.tell(Question(LinkQuestion.TELL_RUNNING, int(runs), b""))
         self._told_running = runs
+        if self._gave_whole:
+            self._tpm.tell(Question(LinkQuestion.TELL_GIVEN, 0, b""))
+        self._gave_whole = False
         if command.number is Number.INIT:
             self._tpm.tell(Question(LinkQuestion.TELL_INIT, 0, b""))
         if command.number is Number.SHUTDOWN:
             self._tpm.tell(Question(LinkQuestion.TELL_SHUTDOWN, 0, b""))
-            self._has_ended = True
+            self.has_ended = True
 
     def _is_allowed(self, command: Command) -> bool:
         """Return whether the TPM's power is right for it: control.c."""
@@ -220,8 +244,29 @@ class ControlServer:
             return self._tpm.is_running
         return command.number is not Number.SET_STATEBLOB or not self._tpm.is_running
 
-    async def _ask(self, number: LinkQuestion, argument: int = 0, payload: bytes = b"") -> int:
-        return (await self._tpm.ask(Question(number, argument, payload))).result
+    async def _ask(
+        self, command: int, number: LinkQuestion, argument: int = 0, payload: bytes = b""
+    ) -> tuple[Verdict, Answer]:
+        """ask(): of vtpmd, if one is there, or of the table."""
+        self._done = None
+        until_s = self._tpm.now_s + WAIT_S
+        while True:
+            answer = await self._tpm.ask(Question(number, argument, payload))
+            if answer is None and self._done is not None:
+                answer = Answer(self._done)
+            if answer is not None:
+                return Verdict.ANSWERED, answer
+            self.is_deciding = True
+            power, custody = self._tpm.running, self._tpm.custody
+            number_of_custody = LinkCustody[custody.name]
+            verdict = Verdict(chr(lib.unasked_verdict(command, power, number_of_custody)))
+            if verdict is Verdict.WAIT:
+                self.is_deciding = False
+                if await self._tpm.wait_for_vtpmd(until_s):
+                    continue
+                verdict = Verdict.REFUSE
+            is_refused = verdict is Verdict.REFUSE
+            return verdict, Answer(Result.FAIL if is_refused else Result.SUCCESS)
 
     async def _init(self, command: Command) -> Said:
         result = await self._start(is_incoming=command.is_incoming)
@@ -232,14 +277,38 @@ class ControlServer:
         return Said(result)
 
     async def _start(self, *, is_incoming: bool) -> int:
+        self._gave_tail = False
         says = LinkAskedInit.INCOMING if is_incoming else LinkAskedInit(0)
         if self.arrival.what is Arrived.BLOBS:
             says |= LinkAskedInit.BLOBS
         if self.arrival.what is Arrived.TAIL:
             says |= LinkAskedInit.TAIL
+        if is_incoming and self.arrival.what is Arrived.TAIL:
+            result = await self._tpm.blackout.init()
+            if result is not None:
+                return result
         if is_incoming and self.arrival.what is Arrived.UNUSABLE:
             return Result.FAIL
-        return await self._ask(LinkQuestion.ASK_INIT, says)
+        command = self._init_command(is_incoming=is_incoming)
+        verdict, answer = await self._ask(command, LinkQuestion.ASK_INIT, says)
+        return self.arrival.start() if verdict is Verdict.GO_ON else answer.result
+
+    def _init_command(self, *, is_incoming: bool) -> int:
+        if is_incoming and self.arrival.what is Arrived.TAIL:
+            return int(lib.UNASKED_INIT_TAIL)
+        if self.arrival.what is Arrived.BLOBS or self._tpm.has_state or self._tpm.is_alone:
+            return int(lib.UNASKED_INIT)
+        return int(lib.UNASKED_INIT_NEW)
+
+    def start(self) -> int:
+        """commands_start(), by LINK_INIT."""
+        self._done = self.arrival.start()
+        return self._done
+
+    def stop(self, *, fenced: bool) -> int:
+        """commands_stop(), by LINK_STOP."""
+        self._done = None
+        return self._tpm.stop_tpm(fenced=fenced)
 
     async def _shutdown(self, _: Command) -> Said:
         return await self._stop_tpm(is_shutdown=True)
@@ -249,26 +318,62 @@ class ControlServer:
 
     async def _stop_tpm(self, *, is_shutdown: bool) -> Said:
         self.arrival.forget(Arrived.NOTHING)
-        question = Question(LinkQuestion.ASK_STOP, int(is_shutdown), b"")
-        answer = await self._tpm.ask(question)
-        if answer.result != Result.SUCCESS or answer.argument or not self._tpm.is_running:
-            return Said(answer.result)
+        if is_shutdown and self._tpm.blackout.state is Handover.FROZEN:
+            return Said(Result.SUCCESS)
+        self._run_on()
+        result = int(Result.SUCCESS)
+        if self._tpm.blackout.state in (Handover.ENTITLED, Handover.STARTED):
+            question = LinkQuestion.ASK_STOP
+            result = (await self._ask(lib.UNASKED_STOP, question, int(is_shutdown)))[1].result
+        if result != Result.SUCCESS or not self._tpm.is_running:
+            return Said(result)
         return Said(self._tpm.stop_tpm())
+
+    def _run_on(self) -> None:
+        self._gave_tail = False
+        self._tpm.blackout.runs()
 
     async def _set_data_socket(self, _: Command) -> Said:
         self.arrival.begin()
-        return Said(await self._ask(LinkQuestion.ASK_CONNECTED))
+        answer = (await self._ask(lib.UNASKED_CONNECTED, LinkQuestion.ASK_CONNECTED))[1]
+        return Said(answer.result)
 
     async def _lock_storage(self, _: Command) -> Said:
-        return Said(await self._ask(LinkQuestion.ASK_RUNS))
+        self._run_on()
+        verdict, answer = await self._ask(lib.UNASKED_RUNS, LinkQuestion.ASK_RUNS)
+        if verdict is Verdict.GO_ON:
+            self._tpm.run_on()
+        if verdict is Verdict.AWAIT:
+            return Said(self._tpm.await_(is_so=True))
+        return Said(answer.result)
 
     async def _get_state_blob(self, command: Command) -> Said:
-        answer = await self._tpm.ask(Question(LinkQuestion.ASK_STATE, command.kind, b""))
-        if answer.result != Result.SUCCESS:
-            return Said(answer.result)
-        if answer.argument == LINK_BLOB_GIVEN:
-            return Said(Result.SUCCESS, answer.payload)
-        return self._own_state(command.kind)
+        if command.kind is StateType.PERMANENT:
+            return await self._permanent_state()
+        if not self._gave_tail:
+            return self._own_state(command.kind)
+        is_frozen = self._tpm.blackout.state is Handover.FROZEN
+        return Said(Result.SUCCESS if is_frozen else Result.FAIL)
+
+    async def _permanent_state(self) -> Said:
+        result, tail = await self._give_tail()
+        self._gave_tail = tail is not None
+        if result != Result.SUCCESS:
+            return Said(result)
+        if tail is not None:
+            return Said(Result.SUCCESS, tail)
+        self._gave_whole = True
+        return self._own_state(StateType.PERMANENT)
+
+    async def _give_tail(self) -> tuple[int, bytes | None]:
+        blackout = self._tpm.blackout
+        if not blackout.is_armed:
+            return Result.SUCCESS, None
+        tail = blackout.give_tail()
+        if tail is not None:
+            return Result.SUCCESS, tail
+        result = (await self._ask(lib.UNASKED_STATE, LinkQuestion.ASK_STATE))[1].result
+        return result, blackout.give_tail() if result == Result.SUCCESS else None
 
     def _own_state(self, kind: StateType) -> Said:
         result, state = self._tpm.get_state(kind)
@@ -288,7 +393,14 @@ class ControlServer:
     async def _set_tail(self, blob: bytes) -> int:
         if not self.arrival.take_tail():
             return Result.BAD_PARAMETER
-        return await self._ask(LinkQuestion.ASK_TAIL, payload=blob)
+        if self._tpm.blackout.take_tail(blob):
+            return Result.SUCCESS
+        verdict, answer = await self._ask(lib.UNASKED_TAIL, LinkQuestion.ASK_TAIL, payload=blob)
+        if verdict is Verdict.REFUSE:
+            return Result.BAD_PARAMETER
+        if answer.result != Result.SUCCESS:
+            return answer.result
+        return Result.SUCCESS if self._tpm.blackout.take_tail(blob) else Result.BAD_PARAMETER
 
     async def _set_blob(self, command: Command) -> int:
         if self.arrival.what is Arrived.TAIL:
@@ -305,7 +417,8 @@ class ControlServer:
         except FormatError as error:
             return error.result
         self._coming = command.kind, content
-        result = await self._ask(LinkQuestion.ASK_BLOB, command.kind)
+        verdict, answer = await self._ask(lib.UNASKED_BLOB, LinkQuestion.ASK_BLOB, command.kind)
+        result = self.take_blob() if verdict is Verdict.GO_ON else answer.result
         self._coming = None
         return result
 
@@ -313,4 +426,5 @@ class ControlServer:
         """commands_take_blob(), by LINK_TAKE_BLOB."""
         if self._coming is None:
             return Result.BAD_ORDINAL
-        return self.arrival.take_blob(*self._coming)
+        self._done = self.arrival.take_blob(*self._coming)
+        return self._done

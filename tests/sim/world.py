@@ -14,7 +14,7 @@ import pytest
 
 from tests.sim.host import Host
 from tests.sim.loop import PowerLoss, Process, Scheduler
-from tests.sim.network import Connection, Network, Stream, frames
+from tests.sim.network import Connection, Network, PlainSocket, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
 from vtpmd.daemon import incoming, lineage, outgoing, tls
@@ -99,6 +99,7 @@ class World:
         self.rng = random.Random(seed)
         self.scheduler = Scheduler(self.rng)
         self.network = Network(self.scheduler, self.sent)
+        self.descriptors: dict[int, Stream] = {}
         self.transcript: list[str] = []
         self.step = 0
         self.slowness = 1.0
@@ -178,6 +179,8 @@ class World:
         host = end.process.host.host
         assert end.other is not None
         to = end.other.process.host.host
+        if end.is_lane:
+            return  # who says it notes what
         for message in frames(data):
             if isinstance(message, peer.Ping | peer.Pong):
                 continue
@@ -240,6 +243,17 @@ class World:
         daemon.process.call_soon(lambda: daemon.process.spawn(daemon.serve_peer(there, name)))
         return Connection(here, to)
 
+    async def connect_lane(self, to: str, client: Process) -> PlainSocket:
+        """Connect one daemon to another, as ``tls.connect_without`` does. Raises OSError."""
+        await asyncio.sleep(self.network.handshake_s() / 2)
+        client.check_alive()
+        daemon = self.hosts[to].daemon
+        if daemon is None or not daemon.is_ready or self.network.is_down:
+            raise ConnectionRefusedError(f"cannot connect to {to}")
+        here, there = self.network.connect(client, daemon.process, is_lane=True)
+        daemon.process.call_soon(lambda: daemon.process.spawn(daemon.serve_lane(there)))
+        return PlainSocket(here, self.descriptors)
+
 
 class _Time:
     """The world's clock, in place of the module ``time``."""
@@ -288,12 +302,18 @@ def inside(world: World) -> Iterator[None]:
         assert isinstance(process, Process)
         return await world.connect(host, process.host.host.name, process)
 
+    async def connect_lane(host: str, _: int) -> PlainSocket:
+        process = asyncio.get_running_loop()
+        assert isinstance(process, Process)
+        return await world.connect_lane(host, process)
+
     with pytest.MonkeyPatch.context() as patch, _logging_to(_Mistakes(world)):
         patch.setattr(outgoing, "time", _Time(world))
         patch.setattr(incoming, "time", _Time(world))
         patch.setattr(lineage, "time", _Time(world))
         patch.setattr(incoming_states, "INCOMING_BYTES", INCOMING_BYTES)
         patch.setattr(tls, "connect", connect)
+        patch.setattr(tls, "connect_without", connect_lane)
         patch.setattr(tls, "client_context", lambda _: None)
         yield
 

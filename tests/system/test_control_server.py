@@ -17,7 +17,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,8 @@ class Server:
         self.assert_serves()  # it is what it becomes
         (self.engine,) = emulator.engines()
         assert (self.engine == self.program.pid) == is_alone
+        n_sockets = 2 if is_alone else 3  # those that listen, and vtpmd's
+        wait_until(lambda: len(self.sockets()) == n_sockets, "its vtpmd is attached")
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -86,8 +88,11 @@ class Server:
 
     def descriptors(self) -> dict[str, str]:
         """Return the engine's descriptors, and what each of them is."""
-        entries = Path(f"/proc/{self.engine}/fd").iterdir()
-        return {entry.name: str(entry.readlink()) for entry in entries}
+        found = {}
+        for entry in Path(f"/proc/{self.engine}/fd").iterdir():
+            with suppress(FileNotFoundError):  # a client's, which was closed just now
+                found[entry.name] = str(entry.readlink())
+        return found
 
     def sockets(self) -> set[str]:
         return {what for what in self.descriptors().values() if what.startswith("socket:")}
@@ -433,18 +438,18 @@ def test_a_client_that_only_shuts_its_sending_side_gets_its_answer(server: Serve
 @pytest.mark.parametrize(
     "sent", [command(Control.INIT, 0), command(Control.SHUTDOWN), ASK_FOR_BLOB]
 )
-def test_a_command_whose_vtpmd_dies_is_answered_with_a_failure(beside: Server, sent: bytes) -> None:
+def test_invariant_11_a_command_whose_vtpmd_dies_is_carried_out(
+    beside: Server, sent: bytes
+) -> None:
     with beside.connect() as client:
         assert ask(client, command(Control.INIT, 0)) == OK
-        pidfd = os.pidfd_open(beside.engine)
         os.kill(beside.program.pid, signal.SIGSTOP)
         send(client, sent)
         wait_until(lambda: is_read(client), "the command is read")
         beside.program.kill()
-        assert receive_until_closed(client) == FAIL + bytes(12 if sent is ASK_FOR_BLOB else 0)
-        ended, _, _ = select.select([pidfd], [], [], TIMEOUT_S)
-        os.close(pidfd)
-        assert ended
+        answer = client.recv(1 << 16)
+        assert answer[:4] == OK
+        assert (len(answer) > 1000) == (sent is ASK_FOR_BLOB)
 
 
 def test_descriptors_that_run_out_are_waited_for(server: Server) -> None:
@@ -539,8 +544,8 @@ def test_a_stop_does_not_wait_for_who_does_not_read(alone: Server) -> None:
     with alone.connect() as client:
         asked_bytes = ask_without_reading(alone, client)
         os.kill(alone.program.pid, signal.SIGTERM)
+        assert alone.program.wait() == 0
         assert len(receive_until_closed(client)) < asked_bytes
-    assert alone.program.wait() == 0
 
 
 def test_a_stop_of_vtpmd_does_not_wait_for_who_does_not_read(beside: Server) -> None:

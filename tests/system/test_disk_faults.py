@@ -254,7 +254,11 @@ def test_a_full_btrfs_stops_no_commit_while_the_journal_has_room(lab: Lab, rando
 
 def files_of(emulator: Emulator) -> dict[str, bytes]:
     """Return what is in a state directory, but for temporary files."""
-    paths = (path for path in emulator.state.iterdir() if not path.match(TEMPORARY_FILES))
+    paths = (
+        path
+        for path in emulator.state.iterdir()
+        if path.is_file() and not path.match(TEMPORARY_FILES)
+    )
     return {path.name: path.read_bytes() for path in paths}
 
 

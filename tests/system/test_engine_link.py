@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 import signal
-import struct
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,36 +21,55 @@ from tests.harness.bare_engine import (
     SERVING,
     BareEngine,
     NoSessions,
+    attached,
     descriptors_for,
     sealed,
     with_engine,
 )
-from tests.support.emulator_client import Control, ControlClient, DataSocket
+from tests.support.emulator_client import (
+    INIT_DELETE_VOLATILE,
+    Blob,
+    ControlClient,
+    DataSocket,
+    receive_exactly,
+)
 from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkRetire, LinkShutdown, Store
+from vtpmd.core import (
+    LinkCapture,
+    LinkDescriptor,
+    LinkInit,
+    LinkOperation,
+    LinkShutdown,
+    Store,
+)
+from vtpmd.core.handover import Handover
+from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.daemon import engine_process
-from vtpmd.daemon.engine import Engine, EngineDied, Reply
+from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
 
 
 class Vtpm:
     """An engine, and the guest's end of its data socket."""
 
-    def __init__(self, engine: Engine, store: Store, guest: DataSocket) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, control: ControlClient, guest: DataSocket
+    ) -> None:
+        self.engine = engine
         self.store = store
-        self._engine = engine
+        self.control = control
         self._guest = guest
 
     async def ask(self, operation: LinkOperation, argument: int = 0, payload: bytes = b"") -> Reply:
         """Ask the engine for something that it does."""
-        reply = await self._engine.request(operation, argument, payload)
+        reply = await self.engine.request(operation, argument, payload)
         assert reply.result == Result.SUCCESS, operation
         return reply
 
     async def refused(self, operation: LinkOperation, argument: int = 0) -> int:
         """Ask the engine for something that it refuses; return its result."""
-        reply = await self._engine.request(operation, argument)
+        reply = await self.engine.request(operation, argument)
         assert reply.result != Result.SUCCESS, operation
         return reply.result
 
@@ -68,7 +87,7 @@ def with_guest(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
         with ControlClient(bare.control_path) as control:
             guest = await asyncio.to_thread(control.attach_data)
             try:
-                await test(Vtpm(bare.engine, bare.store, guest))
+                await test(Vtpm(bare.engine, bare.store, control, guest))
             finally:
                 guest.close()
 
@@ -123,10 +142,10 @@ def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_pa
     state = tmp_path / "state"
 
     async def test(vtpm: Vtpm) -> None:
-        await vtpm.ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        await vtpm.ask(LinkOperation.RETIRE)
         assert await vtpm.refused(LinkOperation.INIT) == Result.FAIL
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.FAILURE
-        assert {file.name for file in state.iterdir()} == {".lock", "control"}
+        assert {file.name for file in state.iterdir()} == {".lock", "control", "vtpmd.link"}
         await vtpm.ask(LinkOperation.UNRETIRE)
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
@@ -140,7 +159,7 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
     async def test(vtpm: Vtpm) -> None:
         assert await vtpm.refused(LinkOperation.AWAIT, 1) == Result.BAD_ORDINAL
         await start_held(vtpm, LinkShutdown.NONE)
-        await vtpm.ask(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+        await vtpm.ask(LinkOperation.RETIRE)
         await vtpm.ask(LinkOperation.AWAIT, 1)
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.RETRY
         await vtpm.ask(LinkOperation.AWAIT, 0)
@@ -154,13 +173,40 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
     with_guest(tmp_path / "state", test)
 
 
+def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
+    """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
+    keying = LaneKeying(b"a session of ours"[:16], bytes(32), bytes(16), bytes(16), is_greeted=True)
+    tail = b"VTPMTAIL, of a session"
+
+    async def test(vtpm: Vtpm) -> None:
+        source = Lane(keying._replace(is_greeted=True), is_source=True)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
+            await start_held(vtpm, LinkShutdown.NONE)
+            await vtpm.ask(LinkOperation.HOLD, payload=core.pack_link_hold(0, 0) + tail)
+            await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
+            assert source.open(take).kind is LaneKind.TAKE
+            ours.sendall(source.seal(LaneFrame(LaneKind.GRANT)))
+            await asyncio.to_thread(vtpm.control.init, INIT_DELETE_VOLATILE)
+            await vtpm.ask(LinkOperation.UNRETIRE)
+            reply = await vtpm.engine.request(LinkOperation.WITHDRAW)
+            assert (reply.result, Handover(reply.argument)) == (
+                Result.BAD_ORDINAL,
+                Handover.STARTED,
+            )
+
+    with_guest(tmp_path / "state", test)
+
+
 def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     """Nothing says that it stopped in order."""
 
     async def test(bare: BareEngine) -> None:
         os.kill(bare.engine.pid, signal.SIGSTOP)
         stopping = asyncio.create_task(bare.engine.stop())
-        await asyncio.sleep(0)  # the link is closed
+        await asyncio.sleep(0)  # it is told to end
         os.kill(bare.engine.pid, signal.SIGKILL)
         await stopping
         (line,) = bare.deaths
@@ -171,42 +217,17 @@ def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     with_engine(tmp_path, test)
 
 
-def test_vtpmd_that_leaves_without_reading_ends_the_engine_in_order(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A question was on its way."""
-    with ExitStack() as stack:
-        fd = sealed(SERVE_MESSAGE)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, tmp_path, lambda _: fd)
-        process = engine_process.spawn(descriptors)
-        with process.link, ControlClient(tmp_path / "control") as control:
-            process.link.recv(4096)  # that it is ready
-            control.socket.sendall(struct.pack(">II", Control.INIT, 0))
-            process.link.recv(1)
-        _, status = os.waitpid(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert capfd.readouterr().err == ""
+def started(stack: ExitStack, path: Path, record: bytes, seals: int = SEALS) -> tuple[int, int]:
+    """Start an engine from a boot record; return its number, and the directory's descriptor."""
+    fd = sealed(record, seals)
+    stack.callback(os.close, fd)
+    descriptors, _ = descriptors_for(stack, path, lambda _: fd)
+    return engine_process.spawn(descriptors), descriptors[LinkDescriptor.DIRECTORY]
 
 
-def boots(path: Path, record: bytes, seals: int) -> str:
-    """Start an engine from a boot record; return why it has ended, or nothing."""
-
-    async def attach(process: engine_process.EngineProcess) -> str:
-        engine = Engine(process)
-        try:
-            await engine.attach(lambda _: None)
-        except EngineDied as error:
-            return str(error)
-        finally:
-            await engine.stop()
-        return ""
-
-    with ExitStack() as stack:
-        fd = sealed(record, seals)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, path, lambda _: fd)
-        return asyncio.run(attach(engine_process.spawn(descriptors)))
+def status_of(pid: int) -> int:
+    """Return the status that an engine ends with."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def message(operation: int, payload: bytes = b"", payload_bytes: int | None = None) -> bytes:
@@ -234,7 +255,15 @@ WRONG_RECORDS = {
 
 
 def test_engine_starts_from_a_sealed_boot_record(tmp_path: Path) -> None:
-    assert boots(tmp_path, SERVE_MESSAGE + KEY_MESSAGE, SEALS) == ""
+    """And removes its sockets when it ends."""
+
+    async def stop(directory_fd: int) -> None:
+        await (await attached(directory_fd, pytest.fail)).stop()
+
+    with ExitStack() as stack:
+        _, directory_fd = started(stack, tmp_path, SERVE_MESSAGE + KEY_MESSAGE)
+        asyncio.run(stop(directory_fd))
+        assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("wrong", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
@@ -242,7 +271,9 @@ def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
     tmp_path: Path, wrong: tuple[bytes, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so in one line, and nothing is written."""
-    assert "exited with status 1" in boots(tmp_path, *wrong)
+    with ExitStack() as stack:
+        pid, _ = started(stack, tmp_path, *wrong)
+        assert status_of(pid) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
-    assert [each.name for each in tmp_path.iterdir()] == [".lock"]  # without its socket
+    assert {each.name for each in tmp_path.iterdir()} - {"vtpmd.link"} == {".lock"}

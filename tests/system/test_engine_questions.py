@@ -69,7 +69,7 @@ def test_answer_that_comes_when_the_engine_ends_leaves_it_to_end_in_order(tmp_pa
             starting = asyncio.create_task(asyncio.to_thread(client.request, 2, bytes(4)))
             await late.asked.wait()
             stopping = asyncio.create_task(bare.engine.stop())
-            await asyncio.sleep(0)  # the link is closed
+            await asyncio.sleep(0)  # it is told to end
             late.ending.set()
             await stopping
             assert await starting == Result.FAIL

@@ -40,6 +40,7 @@ from tests.harness.owners import (
     assert_refuses_to_boot,
     base_of,
     boot,
+    bring,
     engine_stands_still,
     freeze,
     greet,
@@ -53,6 +54,7 @@ from tests.harness.owners import (
 from tests.support.emulator_client import Blob, ControlError
 from tests.support.tpm2 import ReturnCode, get_random
 from tests.system.test_arming import qemu_of
+from vtpmd.core.lane import LaneFrame, LaneKind
 from vtpmd.migration.tail import is_tail
 from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
 from vtpmd.wire import peer
@@ -153,8 +155,8 @@ def test_vtpm_is_armed_once_when_two_ask_at_once(lab: Lab) -> None:
     assert sorted(map(type, failures), key=str) == [type(None), ExecuteError]
 
 
-def frozen_for(lab: Lab, fake: FakeDestination) -> tuple[Host, Stream, peer.Take]:
-    """Return a source whose tail is at QEMU, and the Take of the destination that it is for."""
+def frozen_for(lab: Lab, fake: FakeDestination) -> tuple[Host, Stream, bytes, LaneFrame]:
+    """Return a source whose tail is at QEMU, its session, and the TAKE of its destination."""
     source = make_host(lab)
     source.guest.boot()
     source.manage.command("migrate-arm", to=fake.address)
@@ -164,35 +166,33 @@ def frozen_for(lab: Lab, fake: FakeDestination) -> tuple[Host, Stream, peer.Take
     stream.receive(peer.Stopped)
     said = source.manage.migration()["digests"]
     both = bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
-    return source, stream, peer.Take(session, *both, 0, 0, 0)
+    return source, stream, session, LaneFrame(LaneKind.TAKE, 0, *both)
 
 
 def test_invariant_3_state_that_is_asked_for_again_when_the_guest_has_run_is_not_granted(
     lab: Lab, fake: FakeDestination
 ) -> None:
     """The Take comes in the very moment in which QEMU asks again."""
-    source, stream, take = frozen_for(lab, fake)
+    source, _, _, take = frozen_for(lab, fake)
     source.guest.work()
     facts = source.guest.facts()
     with ThreadPoolExecutor(1) as executor:
-        with link_stands_still(source):
+        with link_stands_still(source):  # which serves the lane, too
             saving = executor.submit(source.guest.control.get_state_blob, Blob.PERMANENT)
-            time.sleep(A_MOMENT_S)  # vtpmd is asked, and waits for the engine
-            stream.send(take)
-            phase = "destination: make durable"
-            wait_until(lambda: phase in source.manage.migration()["phases-us"])
+            time.sleep(A_MOMENT_S)
+            fake.lanes[-1].send(take)
         saving.result(WAIT_TIMEOUT_S)
-    assert not any(isinstance(message, peer.Grant) for message in stream.wait_for_end())
+    assert fake.lanes[-1].receive().kind is LaneKind.GO_ON
+    assert fake.lanes[-1].has_ended()
     assert source.guest.facts() == facts
     assert_serves(source.guest)
 
 
 def test_answer_to_an_earlier_question_fails_no_command(lab: Lab, fake: FakeDestination) -> None:
     """The link is lost, so the source asks; its guest resumes before it is told."""
-    source, stream, take = frozen_for(lab, fake)
-    session = take.session
-    stream.send(take)
-    stream.receive(peer.Grant)
+    source, stream, session, take = frozen_for(lab, fake)
+    fake.lanes[-1].send(take)
+    assert fake.lanes[-1].receive().kind is LaneKind.GRANT
     stream.close()
     first = fake.accept()
     first.receive(peer.Ask)
@@ -204,13 +204,6 @@ def test_answer_to_an_earlier_question_fails_no_command(lab: Lab, fake: FakeDest
     assert int.from_bytes(response[6:10], "big") == ReturnCode.RETRY
     second.send(peer.Released(session))
     assert_serves(source.guest)
-
-
-def bring(stream: Stream, base: list[peer.Message]) -> None:
-    """Send a base if the Hello is welcomed."""
-    if isinstance(stream.next_message(), peer.Welcome):
-        stream.send(*base)
-        stream.next_message()
 
 
 def test_invariant_13_hello_while_a_boot_waits_does_not_become_its_state(
@@ -233,8 +226,8 @@ def test_invariant_13_hello_while_a_boot_waits_does_not_become_its_state(
     asking.receive(peer.Ask)
     with ThreadPoolExecutor(2) as executor:
         booting = executor.submit(source.guest.control.init)
-        visitor, _ = greet(lab, source)
-        bringing = executor.submit(bring, visitor, base)
+        visitor, greeting = greet(lab, source)
+        bringing = executor.submit(bring, visitor, greeting, base)
         with suppress(TimeoutError):
             bringing.result(A_MOMENT_S)
         asking.send(peer.Released(session))
@@ -251,8 +244,8 @@ def test_invariant_2_hello_between_qemus_blobs_and_init_does_not_undo_them(lab: 
     source.guest.boot()
     facts = source.guest.facts()
     destination.guest.give(source.guest.save())
-    visitor, _ = greet(lab, destination)
-    bring(visitor, base)
+    visitor, greeting = greet(lab, destination)
+    bring(visitor, greeting, base)
     destination.guest.start()
     assert destination.guest.facts() == facts
 

@@ -5,7 +5,8 @@ what the source may not know it asks for by itself, and who is not the owner exe
 nothing. Clients of the control socket stand for QEMU, as in test_stream_handover.
 """
 
-import contextlib
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ from tests.harness.owners import (
     assert_refuses_to_boot,
     base_of,
     boot,
+    bring,
     call,
     engine_stands_still,
     files_of,
@@ -259,22 +261,19 @@ def test_a_hundred_hops_between_two_daemons_leave_nothing_behind(lab: Lab) -> No
 
 
 def test_reclaim_that_comes_while_the_destination_admits(lab: Lab) -> None:
-    """The engine is not scheduled for a moment, so that both are under way at once."""
+    """vtpmd is not scheduled for a moment, and finds both when it is."""
     pair = make_armed_pair(lab)
     blobs = freeze(pair)
     pair.link.hold(Direction.TO_DESTINATION)  # the Grant
     pair.destination.guest.give(blobs)
     pair.source.manage.wait_for("VTPM_GRANTED")
-    with ThreadPoolExecutor(1) as executor:
-        starting = executor.submit(pair.destination.guest.start)
-        wait_until(lambda: incoming(pair.destination) == "waiting")
-        with engine_stands_still(pair.destination):
-            pair.link.hold(None)
-            wait_until(lambda: incoming(pair.destination) == "started")
-            asking = call(lab, pair.destination)
-            asking.send(peer.Reclaim(session_of(blobs)))
-        with contextlib.suppress(ControlError):  # the Reclaim may be first
-            starting.result(WAIT_TIMEOUT_S)
+    wait_until(lambda: incoming(pair.destination) == "taking")
+    asking = call(lab, pair.destination)
+    os.kill(pair.destination.vtpmd.program.pid, signal.SIGSTOP)
+    pair.link.hold(None)
+    pair.destination.guest.start()
+    asking.send(peer.Reclaim(session_of(blobs)))
+    os.kill(pair.destination.vtpmd.program.pid, signal.SIGCONT)
     (answer,) = [said for said in asking.wait_for_end() if not isinstance(said, peer.Running)]
     assert isinstance(answer, peer.Released)
 
@@ -362,7 +361,7 @@ def test_source_that_is_shut_down_right_after_the_tail_stays_for_the_take(lab: L
     pair.destination.guest.give(blobs)
     with ThreadPoolExecutor(1) as executor:
         starting = executor.submit(pair.destination.guest.start)
-        wait_until(lambda: incoming(pair.destination) == "waiting")
+        wait_until(lambda: incoming(pair.destination) == "taking")
         pair.source.guest.control.shutdown()
         pair.link.hold(None)
         starting.result(WAIT_TIMEOUT_S)
@@ -402,20 +401,16 @@ def test_two_hellos_at_once_never_mix_two_vtpms(lab: Lab) -> None:
     facts = pair.source.guest.facts()
     assert other.guest.facts() != facts
     first, greeting = greet(lab, pair.destination)
-    first.receive(peer.Welcome)
-    first.send(*base)
-    first.receive(peer.Ack)
+    bring(first, greeting, base)
     with ThreadPoolExecutor(1) as executor, engine_stands_still(pair.destination):
         first.send(peer.Stopped(greeting.session))
         wait_until(lambda: incoming(pair.destination) == "standby")
         arming = executor.submit(pair.arm)
         wait_until(lambda: sum("a source has connected" in x for x in pair.destination.log) == 2)
-        second, _ = greet(lab, pair.destination)
+        second, greeting = greet(lab, pair.destination)
         wait_until(lambda: sum("a source has connected" in x for x in pair.destination.log) == 3)
     arming.result(WAIT_TIMEOUT_S)
-    if isinstance(second.next_message(), peer.Welcome):
-        second.send(*base)
-        second.next_message()
+    bring(second, greeting, base)
 
     pair.destination.guest.load(pair.source.guest.save())
 

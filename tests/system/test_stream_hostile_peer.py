@@ -6,12 +6,11 @@ in the log; nothing half applied is in the way of the whole blobs that QEMU brin
 serves on, with as many descriptors as before.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
@@ -33,8 +32,9 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import lineage
 from tests.support.emulator_client import ControlError
-from vtpmd import core
 from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
+from vtpmd.core.lane import LANE_FRAME_BYTES, LaneFrame, LaneKind
 from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -78,7 +78,7 @@ def state() -> Iterator[State]:
 
 def whole(image: Image) -> peer.Record:
     """Return the record of a whole image."""
-    return peer.Record(core.delta_encode(Image(image.type, 0, b""), image))
+    return peer.Record(delta_encode(Image(image.type, 0, b""), image))
 
 
 def changed(image: Image, generation: int) -> Image:
@@ -93,7 +93,8 @@ def hold(
     greeting = hello(session=session, lineage=identity)
     stream.send(greeting)
     stream.receive(peer.Welcome)
-    stream.send(peer.Key(KEY), whole(state.permanent), whole(state.volatile))
+    stream.open_lane(greeting, KEY)
+    stream.send(whole(state.permanent), whole(state.volatile))
     stream.send(peer.Commit(1, state.permanent.generation, state.volatile.generation, 0))
     stream.receive(peer.Ack)
     return greeting
@@ -110,8 +111,7 @@ def sealed(
     """Return a tail that opens with the session's key, and says what it is told to say."""
     header = tail.Header(session, *permanent, *volatile)
     cipher = tail.TailCipher(key=KEY, uuid=uuid, lineage=LINEAGE)
-    nonce = os.urandom(tail.NONCE_BYTES)
-    return Blobs(cipher.seal(tail.Tail(header, 0, *records), nonce), b"", b"")
+    return Blobs(cipher.seal(tail.Tail(header, 0, *records)), b"", b"")
 
 
 Lie = Callable[[Stream, State], None]
@@ -159,14 +159,34 @@ def bytes_while_holding(data: bytes) -> Lie:
     return lie
 
 
+def on_the_lane(frame: LaneFrame) -> Lie:
+    """Say something on the lane when the destination holds a base."""
+
+    def lie(stream: Stream, state: State) -> None:
+        hold(stream, state)
+        assert stream.lane is not None
+        stream.lane.send(frame)
+
+    return lie
+
+
+def garbage_on_the_lane(stream: Stream, state: State) -> None:
+    """Say what was sealed with no key."""
+    hold(stream, state)
+    assert stream.lane is not None
+    stream.lane.socket.sendall(bytes(LANE_FRAME_BYTES))
+
+
 def records(make: Callable[[State], tuple[bytes, bytes, peer.Commit]]) -> Lie:
     """Send two records and a Commit as the first round."""
 
     def lie(stream: Stream, state: State) -> None:
         permanent, volatile, commit = make(state)
-        stream.send(hello())
+        greeting = hello()
+        stream.send(greeting)
         stream.receive(peer.Welcome)
-        stream.send(peer.Key(KEY), peer.Record(permanent), peer.Record(volatile), commit)
+        stream.open_lane(greeting, KEY)
+        stream.send(peer.Record(permanent), peer.Record(volatile), commit)
 
     return lie
 
@@ -198,10 +218,7 @@ LIES: dict[str, Lie] = {
     # Messages at the wrong moment.
     "key-before-hello": at_once(peer.Key(KEY)),
     "record-before-hello": at_once(peer.Record(b"")),
-    "grant-before-hello": at_once(peer.Grant(bytes(16))),
     "hello-twice": after_welcome(hello()),
-    "grant-before-a-base": after_welcome(peer.Grant(bytes(16))),
-    "take-from-a-source": after_welcome(peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0)),
     "welcome-from-a-source": after_welcome(peer.Welcome(1, 0, 0)),
     "ack-from-a-source": after_welcome(peer.Ack(1, 7, 9)),
     "released-from-a-source": after_welcome(peer.Released(bytes(16))),
@@ -211,7 +228,16 @@ LIES: dict[str, Lie] = {
     "stopped-before-hello": at_once(peer.Stopped(bytes(16))),
     "stopped-before-a-base": after_welcome(peer.Stopped(bytes(16)), session=bytes(16)),
     "stopped-of-another-session": while_holding(lambda *_: [peer.Stopped(bytes(16))]),
-    "grant-before-the-tail": while_holding(lambda _, session: [peer.Grant(session)]),
+    **{
+        f"{said.kind.name}-on-the-lane-before-the-tail": on_the_lane(said)
+        for said in (
+            LaneFrame(LaneKind.GRANT),
+            LaneFrame(LaneKind.TAKE),
+            LaneFrame(LaneKind.GO_ON),
+            LaneFrame(LaneKind.REFUSE, reason=7),
+        )
+    },
+    "garbage-on-the-lane": garbage_on_the_lane,
     "reclaim-before-the-tail": while_holding(lambda _, session: [peer.Reclaim(session)]),
     "key-after-the-base": while_holding(lambda *_: [peer.Key(KEY)]),
     "hello-after-the-base": while_holding(lambda _, session: [hello(session=session)]),
@@ -249,14 +275,10 @@ LIES: dict[str, Lie] = {
         )
     ),
     "record-for-another-base": while_holding(
-        lambda s, _: [
-            peer.Record(core.delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))
-        ]
+        lambda s, _: [peer.Record(delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))]
     ),
     "record-for-a-base-of-other-content": while_holding(
-        lambda s, _: [
-            peer.Record(core.delta_encode(damaged(s.permanent), changed(s.permanent, 10)))
-        ]
+        lambda s, _: [peer.Record(delta_encode(damaged(s.permanent), changed(s.permanent, 10)))]
     ),
     # Valid records of what libtpms does not take.
     "permanent-state-that-is-none": records(
@@ -280,7 +302,7 @@ LIES: dict[str, Lie] = {
     ),
     "second-round-that-libtpms-refuses": while_holding(
         lambda s, _: [
-            peer.Record(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
+            peer.Record(delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
             peer.Commit(2, 8, 9, 0),
         ]
     ),
@@ -349,7 +371,7 @@ def test_lies_do_not_touch_a_tpm_that_runs(lab: Lab) -> None:
     host.guest.boot()
     facts = host.guest.facts()
     before = descriptors(host.vtpmd)
-    for message in (hello(), peer.Reclaim(bytes(16)), peer.Grant(bytes(16)), peer.Key(KEY)):
+    for message in (hello(), peer.Reclaim(bytes(16)), peer.Disarm(bytes(16)), peer.Key(KEY)):
         stream = speak(lab, host)
         stream.send(message)
         stream.wait_for_end()
@@ -409,17 +431,17 @@ TAIL_LIES: dict[str, Callable[[State, bytes], Blobs]] = {
     ),
     "with-a-record-of-the-other-type": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.volatile, changed(s.volatile, 10)), b""),
+        records=(delta_encode(s.volatile, changed(s.volatile, 10)), b""),
         permanent=(7, 10),
     ),
     "with-a-record-that-goes-elsewhere": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.permanent, changed(s.permanent, 9)), b""),
+        records=(delta_encode(s.permanent, changed(s.permanent, 9)), b""),
         permanent=(7, 8),
     ),
     "with-a-state-that-libtpms-refuses": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8)), b""),
+        records=(delta_encode(s.permanent, changed(damaged(s.permanent), 8)), b""),
         permanent=(7, 8),
     ),
 }
@@ -458,17 +480,33 @@ def test_tail_before_the_key_is_refused(lab: Lab, state: State) -> None:
     assert_takes_whole_blobs(host, state)
 
 
-@pytest.mark.parametrize("granted", [True, False], ids=["its-own", "another"])
-def test_grant_of_another_session_starts_nothing(lab: Lab, state: State, granted: bool) -> None:
-    """The canary beside it: the grant of the right session starts the TPM."""
+# What a source may say on the lane when it was asked; the canary is the first.
+ANSWERS: dict[str, bytes | LaneFrame | None] = {
+    "a-grant": LaneFrame(LaneKind.GRANT),
+    "that-the-guest-goes-on": LaneFrame(LaneKind.GO_ON),
+    "a-refusal": LaneFrame(LaneKind.REFUSE, reason=7),
+    "a-take": LaneFrame(LaneKind.TAKE),
+    "what-was-sealed-with-no-key": bytes(LANE_FRAME_BYTES),
+    "the-end": None,
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_invariant_3_only_a_grant_starts_the_tpm(lab: Lab, state: State, name: str) -> None:
     host = make_host(lab, QUIET)
     stream = speak(lab, host)
-    greeting = hold(stream, state)
-    host.guest.give(sealed(greeting.session))
-    take = stream.receive(peer.Take)
-    assert take.session == greeting.session
-    stream.send(peer.Grant(greeting.session if granted else bytes(16)))
-    if granted:
+    session = hold(stream, state).session
+    assert stream.lane is not None
+    host.guest.give(sealed(session))
+    assert stream.lane.receive().kind is LaneKind.TAKE
+    answer = ANSWERS[name]
+    if isinstance(answer, LaneFrame):
+        stream.lane.send(answer)
+    elif answer is not None:
+        stream.lane.socket.sendall(answer)
+    else:
+        stream.lane.close()
+    if answer == LaneFrame(LaneKind.GRANT):
         host.guest.start()
         assert host.guest.facts() == state.facts
         return
@@ -479,7 +517,7 @@ def test_grant_of_another_session_starts_nothing(lab: Lab, state: State, granted
 
 def changed_permanent(state: State) -> bytes:
     """Return the record of a permanent state that follows the one of hold()."""
-    return core.delta_encode(state.permanent, changed(state.permanent, 8))
+    return delta_encode(state.permanent, changed(state.permanent, 8))
 
 
 def another_round(stream: Stream, state: State, session: bytes) -> Blobs:
@@ -511,8 +549,9 @@ def test_tpm_that_was_started_ahead_of_the_tail(lab: Lab, state: State, then: st
     assert_serves_nothing(host.guest)
     host.guest.give(blobs)
     if blobs is not state.blobs:
-        stream.receive(peer.Take)
-        stream.send(peer.Grant(session))
+        assert stream.lane is not None
+        assert stream.lane.receive().kind is LaneKind.TAKE
+        stream.lane.send(LaneFrame(LaneKind.GRANT))
     host.guest.start()
     assert host.guest.facts() == state.facts
     assert_serves(host.guest)
@@ -547,8 +586,6 @@ DESTINATION_LIES_IN_ANSWER_TO_HELLO: dict[str, bytes] = {
     "frame-of-4-gib": b"\xff\xff\xff\xff" + bytes(64),
     "hello": peer.encode(hello()),
     "ack-before-welcome": peer.encode(peer.Ack(0, 0, 0)),
-    "take-before-welcome": peer.encode(peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0)),
-    "grant": peer.encode(peer.Grant(bytes(16))),
     "released": peer.encode(peer.Released(bytes(16))),
     "refusal-with-a-line-break": peer.encode(peer.Refuse(7, "one\nvtpmd: two\x1b[2J")),
 }
@@ -595,7 +632,6 @@ ACKNOWLEDGEMENTS: dict[str, Callable[[peer.Commit], peer.Message]] = {
     "of-another-volatile-generation": lambda commit: peer.Ack(
         commit.round, commit.permanent_generation, commit.volatile_generation - 1
     ),
-    "that-is-a-take": lambda _: peer.Take(bytes(16), NO_DIGEST, NO_DIGEST, 0, 0, 0),
     "that-is-a-refusal": lambda _: peer.Refuse(peer.Reason.STORAGE, "the disk is full"),
 }
 
@@ -607,9 +643,9 @@ def test_each_false_acknowledgement_leads_to_whole_blobs(lab: Lab, fake: FakeDes
     for lie in ACKNOWLEDGEMENTS.values():
         source.manage.command("migrate-arm", to=fake.address)
         stream = fake.accept()
-        stream.receive(peer.Hello)
+        greeting = stream.receive(peer.Hello)
         stream.send(WELCOME)
-        stream.receive(peer.Key)
+        fake.accept_lane(stream, greeting)
         stream.send(lie(stream.receive_round()))
         assert_gives_whole_blobs(source)
         stream.close()
@@ -631,21 +667,22 @@ def digests(source: Host) -> tuple[bytes, bytes]:
     return bytes.fromhex(said["permanent"]), bytes.fromhex(said["volatile"])
 
 
-TAKES: dict[str, Callable[[bytes, tuple[bytes, bytes]], peer.Message]] = {
-    "of-another-session": lambda _, both: peer.Take(bytes(16), *both, 0, 0, 0),
-    "with-another-permanent-digest": lambda session, both: peer.Take(
-        session, NO_DIGEST, both[1], 0, 0, 0
-    ),
-    "with-another-volatile-digest": lambda session, both: peer.Take(
-        session, both[0], NO_DIGEST, 0, 0, 0
-    ),
-    "with-the-digests-exchanged": lambda session, both: peer.Take(
-        session, both[1], both[0], 0, 0, 0
-    ),
+Both = tuple[bytes, bytes]
+TAKES: dict[str, Callable[[bytes, Both], LaneFrame | peer.Message]] = {
+    "with-another-permanent-digest": lambda _, both: take(NO_DIGEST, both[1]),
+    "with-another-volatile-digest": lambda _, both: take(both[0], NO_DIGEST),
+    "with-the-digests-exchanged": lambda _, both: take(both[1], both[0]),
+    "that-is-a-grant": lambda *_: LaneFrame(LaneKind.GRANT),
+    "that-is-a-refusal-on-the-lane": lambda *_: LaneFrame(LaneKind.REFUSE, reason=7),
     "that-is-a-refusal": lambda *_: peer.Refuse(peer.Reason.STATE, "it does not fit"),
     "that-is-a-running": lambda session, _: peer.Running(session, 0, 0),
     "that-is-a-released": lambda session, _: peer.Released(session),
 }
+
+
+def take(permanent: bytes, volatile: bytes) -> LaneFrame:
+    """Return what a destination says that has started from what has these digests."""
+    return LaneFrame(LaneKind.TAKE, 0, permanent, volatile)
 
 
 def test_each_false_take_leaves_the_tpm_with_the_source(lab: Lab, fake: FakeDestination) -> None:
@@ -656,24 +693,35 @@ def test_each_false_take_leaves_the_tpm_with_the_source(lab: Lab, fake: FakeDest
         facts = source.guest.facts()
         stream, session, blobs = freeze(source, fake)
         assert_tail(blobs)
-        stream.send(lie(session, digests(source)))
+        said = lie(session, digests(source))
+        if isinstance(said, LaneFrame):
+            fake.lanes[-1].send(said)
+        else:
+            stream.send(said)
         source.manage.wait_for("VTPM_GO_ON")
-        said = stream.wait_for_end()
-        assert not any(isinstance(message, peer.Grant) for message in said)
+        with suppress(ConnectionError):
+            assert fake.lanes[-1].receive().kind is LaneKind.GO_ON
+        assert fake.lanes[-1].has_ended()
         source.guest.resume()
         assert source.guest.facts() == facts
         assert_serves(source.guest)
         stream.close()
 
 
+def granted(source: Host, fake: FakeDestination) -> tuple[Stream, bytes]:
+    """Freeze, and be granted the vTPM; return the stream and the session."""
+    stream, session, blobs = freeze(source, fake)
+    assert_tail(blobs)
+    fake.lanes[-1].send(take(*digests(source)))
+    assert fake.lanes[-1].receive().kind is LaneKind.GRANT
+    return stream, session
+
+
 def test_true_take_is_granted_once_and_durably(lab: Lab, fake: FakeDestination) -> None:
     """The canary of the test above. The record is on disk before the grant is sent."""
     source = make_host(lab, QUIET)
     source.guest.boot()
-    stream, session, blobs = freeze(source, fake)
-    assert_tail(blobs)
-    stream.send(peer.Take(session, *digests(source), 0, 0, 0))
-    assert stream.receive(peer.Grant).session == session
+    stream, _ = granted(source, fake)
     source.vtpmd.kill()
     again = make_host_on(lab, source.vtpmd.state)
     with pytest.raises(ControlError):
@@ -700,9 +748,7 @@ def test_only_a_release_of_the_session_gives_the_tpm_back(
     source = make_host(lab, QUIET)
     source.guest.boot()
     facts = source.guest.facts()
-    stream, session, _ = freeze(source, fake)
-    stream.send(peer.Take(session, *digests(source), 0, 0, 0))
-    stream.receive(peer.Grant)
+    _, session = granted(source, fake)
     source.guest.resume()
     asking = fake.accept()
     assert asking.receive(peer.Reclaim).session == session
@@ -721,9 +767,9 @@ def test_secrets_are_in_no_log(lab: Lab, fake: FakeDestination) -> None:
     source.guest.boot()
     source.manage.command("migrate-arm", to=fake.address)
     stream = fake.accept()
-    stream.receive(peer.Hello)
+    greeting = stream.receive(peer.Hello)
     stream.send(WELCOME)
-    key = stream.receive(peer.Key).key
+    key = fake.accept_lane(stream, greeting).key
     record = stream.receive(peer.Record).record
     stream.send_bytes(b"\xff\xff\xff\xff")
     source.manage.wait_for("VTPM_FALL_BACK")

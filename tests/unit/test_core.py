@@ -14,15 +14,17 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_ADMIT_": core.LinkAdmit,
     "LINK_INIT_": core.LinkInit,
     "LINK_CAPTURE_": core.LinkCapture,
-    "LINK_RETIRE_": core.LinkRetire,
     "LINK_SHUTDOWN_": core.LinkShutdown,
     "LINK_CONDITION_": core.LinkCondition,
     "LINK_ASKED_": core.LinkAskedInit,
     "LINK_FD_": core.LinkDescriptor,
     "LINK_STATE_": StateType,
+    "TPM_": core.LinkCustody,
 }
 QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
-NO_OPERATIONS = (*PREFIXES, *QUESTIONS, "LINK_PAYLOAD_", "LINK_SAID_", "LINK_BLOB_")
+LIMITS = ("LINK_PAYLOAD_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")
+FIELDS = ("LINK_SAID_", "LINK_BLOB_", "LINK_CUSTODY_", "LINK_SHARED")
+NO_OPERATIONS = (*PREFIXES, *QUESTIONS, *LIMITS, *FIELDS)
 
 
 def constants_of_c(prefix: str) -> dict[str, int]:

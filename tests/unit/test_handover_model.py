@@ -33,7 +33,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.model.search import search
-from tests.model.world import SESSION, destination_machine, source_machine
+from tests.model.world import ROUND, SESSION, destination_machine, source_machine
 from vtpmd.migration import destination, events
 from vtpmd.migration.destination import Destination, Send
 from vtpmd.migration.destination import Do as Theirs
@@ -187,6 +187,8 @@ UNREACHED: dict[tuple[State, Any], str] = {
 EXAMPLES: dict[Any, Any] = {
     peer.Receiving: peer.Receiving(SESSION, 1),
     peer.Record: peer.Record(b""),
+    peer.Commit: peer.Commit(*ROUND),
+    events.TailMade: events.TailMade(was_sent=True),
     peer.Running: peer.Running(SESSION, 0, 0),
     peer.Refuse: peer.Refuse(peer.Reason.BUSY, ""),
     events.LinkLost: events.LinkLost(""),

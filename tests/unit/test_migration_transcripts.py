@@ -19,9 +19,8 @@ from vtpmd.migration.states import TABLE, WITH_BASE, ImpossibleEvent, State
 from vtpmd.wire import peer
 
 SESSION, UUID, KEY = b"s" * 16, b"u" * 16, b"k" * 32
-DIGESTS = (b"p" * 32, b"v" * 32)
 LINEAGE = b"l" * 16
-HELLO = peer.Hello(3, 3, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
+HELLO = peer.Hello(4, 4, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
 OWN = destination.Own(None, UUID, None, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
 ROUND = events.Round(1, 10, 20, 0)
 
@@ -35,9 +34,6 @@ EVENTS: dict[str, Any] = {
     "Commit": peer.Commit(*ROUND),
     "Ack": peer.Ack(1, 10, 20),
     "Ack of another round": peer.Ack(2, 10, 20),
-    "Take": peer.Take(SESSION, *DIGESTS, 0, 0, 0),
-    "Take of another state": peer.Take(SESSION, DIGESTS[0], b"x" * 32, 0, 0, 0),
-    "Grant": peer.Grant(SESSION),
     "Running": peer.Running(SESSION, 0, 0),
     "Reclaim": peer.Reclaim(SESSION),
     "Released": peer.Released(SESSION),
@@ -49,6 +45,8 @@ EVENTS: dict[str, Any] = {
     "Pong": peer.Pong(SESSION),
     "Unknown": peer.Unknown(SESSION),
     "Connected": events.Connected(),
+    "LaneOpened": events.LaneOpened(),
+    "LaneCame": events.LaneCame(5),
     "RoundDue": events.RoundDue(),
     "RoundSent": events.RoundSent(ROUND),
     "NothingChanged": events.NothingChanged(),
@@ -57,10 +55,13 @@ EVENTS: dict[str, Any] = {
     "QemuLeft": events.QemuLeft(),
     "MigrationEnded": events.MigrationEnded(),
     "Freeze": events.Freeze(),
-    "TailMade": events.TailMade(DIGESTS, False),
-    "TailMade, all sent": events.TailMade(DIGESTS, True),
-    "Retired": events.Retired(),
-    "RetireFailed": events.RetireFailed(),
+    "TailMade": events.TailMade(False),
+    "TailMade, all sent": events.TailMade(True),
+    "Frozen": events.Frozen(),
+    "Worked": events.Worked(),
+    "OfferEnded": events.OfferEnded(),
+    "Revoked": events.Revoked(),
+    "Granted": events.Granted(),
     "CameBack": events.CameBack(),
     "LinkLost": events.LinkLost("a reason"),
     "Disarmed": events.Disarmed("a reason"),
@@ -71,11 +72,12 @@ EVENTS: dict[str, Any] = {
     "StageFailed": events.StageFailed(peer.Reason.STATE, "a reason"),
     "HeldStarted": events.HeldStarted(),
     "TailCame": events.TailCame(b"tail"),
-    "TailApplied": events.TailApplied(DIGESTS, 0, 0, 0),
+    "TailApplied": events.TailApplied(),
     "TailRefused": events.TailRefused(peer.Reason.STATE, "a reason"),
     "SetAside": events.SetAside("a reason"),
-    "InitCame": events.InitCame(),
-    "GrantTimedOut": events.GrantTimedOut(),
+    "Took": events.Took(),
+    "Entitled": events.Entitled(),
+    "Started": events.Started(),
     "Adopt": events.Adopt(),
     "InitAnswered": events.InitAnswered(),
     "Admitted": events.Admitted(0, 0),
@@ -89,21 +91,24 @@ EVENTS: dict[str, Any] = {
 
 TO_ARMED = """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     RoundSent               SYNCING
     Ack                     ARMED       KEEP_BASE, TELL_ARMED
 """
 
-TO_FROZEN = f"""{TO_ARMED}
+TO_OFFERED = f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
-    TailMade                FROZEN
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
+"""
+
+TO_FROZEN = f"""{TO_OFFERED}
+    Frozen                  FROZEN      TELL_FREEZE
 """
 
 TO_GRANTED = f"""{TO_FROZEN}
-    Take                    RETIRING    RETIRE
-    Retired                 GRANTED     send Grant, TELL_GRANTED
+    Granted                 GRANTED     TELL_GRANTED
 """
 
 TO_RECLAIMING = f"""{TO_GRANTED}
@@ -113,7 +118,8 @@ TO_RECLAIMING = f"""{TO_GRANTED}
 SOURCE = {
     "the vTPM moves": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     RoundSent               SYNCING
     Ack                     ARMED       KEEP_BASE, TELL_ARMED
     RoundDue                ROUND       START_ROUND
@@ -122,21 +128,20 @@ SOURCE = {
     Receiving               ARMED
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
     RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
-    TailMade                FROZEN
-    Take                    RETIRING    RETIRE
-    Retired                 GRANTED     send Grant, TELL_GRANTED
+    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
+    TailMade                OFFERED
+    Frozen                  FROZEN      TELL_FREEZE
+    Granted                 GRANTED     TELL_GRANTED
     Running                 MOVED       RECORD_MOVED
     LinkLost                MOVED       CLOSE
     """,
     "nothing has changed when the guest stops": f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade, all sent      FROZEN      send Stopped
-    Take                    RETIRING    RETIRE
-    Retired                 GRANTED     send Grant, TELL_GRANTED
+    Granted                 GRANTED     TELL_GRANTED
     Running                 MOVED       RECORD_MOVED
     """,
     "the guest stops while a round is under way": f"""{TO_ARMED}
@@ -145,18 +150,21 @@ SOURCE = {
     GuestStopped            STOPPING    OFFER
     Ack                     LAST_ROUND  KEEP_BASE, START_ROUND
     RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE
+    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
+    TailMade                OFFERED
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     Ack                     FROZEN
-    Take                    RETIRING    RETIRE
+    Frozen                  FROZEN      TELL_FREEZE
+    Granted                 GRANTED     TELL_GRANTED
     """,
     "the freeze comes without a word from QEMU's monitor": f"""{TO_ARMED}
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     RoundSent               FREEZING
     TailMade, all sent      FROZEN      send Stopped
     Ack                     FROZEN
-    Take                    RETIRING    RETIRE
+    Frozen                  FROZEN      TELL_FREEZE
+    Granted                 GRANTED     TELL_GRANTED
     """,
     "the freeze overtakes a round": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
@@ -164,7 +172,8 @@ SOURCE = {
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     Ack                     FROZEN
-    Take                    RETIRING    RETIRE
+    Frozen                  FROZEN      TELL_FREEZE
+    Granted                 GRANTED     TELL_GRANTED
     """,
     "the freeze overtakes the round of a stop": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
@@ -178,6 +187,13 @@ SOURCE = {
     RoundSent               LAST_ROUND  send Stopped
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
+    """,
+    "the guest's last command ends when all is there": f"""{TO_OFFERED}
+    Worked                  LAST_ROUND  START_ROUND
+    RoundSent               LAST_ROUND  send Stopped
+    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
+    TailMade                OFFERED
+    Frozen                  FROZEN      TELL_FREEZE
     """,
     "nothing has changed": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
@@ -196,15 +212,15 @@ SOURCE = {
     GuestStopped            LAST_ROUND
     RoundDue                LAST_ROUND
     RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE
+    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
+    TailMade                OFFERED
     GuestStopped            OFFERED
     RoundDue                OFFERED
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     GuestStopped            FROZEN
     RoundDue                FROZEN
-    Take                    RETIRING    RETIRE
-    Retired                 GRANTED     send Grant, TELL_GRANTED
+    Granted                 GRANTED     TELL_GRANTED
     GuestStopped            GRANTED
     RoundDue                GRANTED
     GuestResumed            RECLAIMING  HOLD_COMMANDS, ASK
@@ -227,7 +243,11 @@ SOURCE = {
     RoundDue                GREETING
     GuestStopped            GREETING
     GuestResumed            GREETING
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    RoundDue                OPENING
+    GuestStopped            OPENING
+    GuestResumed            OPENING
+    LaneOpened              SYNCING     START_ROUND
     RoundDue                SYNCING
     GuestStopped            SYNCING
     GuestResumed            SYNCING
@@ -236,7 +256,10 @@ SOURCE = {
     """,
     "the destination says where its QEMU is, and that it is there": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    Receiving               OPENING
+    MigrationEnded          OPENING
+    LaneOpened              SYNCING     START_ROUND
     Receiving               SYNCING
     MigrationEnded          SYNCING
     RoundSent               SYNCING
@@ -257,7 +280,8 @@ SOURCE = {
     Pong                    LAST_ROUND
     Receiving               LAST_ROUND
     MigrationEnded          LAST_ROUND
-    NothingChanged          OFFERED     send Stopped
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
     Pong                    OFFERED
     Receiving               OFFERED
     MigrationEnded          OFFERED
@@ -265,8 +289,7 @@ SOURCE = {
     TailMade                FROZEN
     Pong                    FROZEN
     Receiving               FROZEN
-    Take                    RETIRING    RETIRE
-    Retired                 GRANTED     send Grant, TELL_GRANTED
+    Granted                 GRANTED     TELL_GRANTED
     Pong                    GRANTED
     Receiving               GRANTED
     Running                 MOVED       RECORD_MOVED
@@ -323,22 +346,45 @@ SOURCE = {
     """,
     "the guest runs on once all is there": f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
-    GuestResumed            ARMED       WITHDRAW
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
+    GuestResumed            REVOKING    END_OFFER
+    OfferEnded              ARMED       WITHDRAW
     """,
     "the destination gives up once all is there": f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
-    Refuse                  ENDED       fall back, WITHDRAW, CLOSE
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
+    Refuse                  REVOKING    REVOKE
+    Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the link is lost once all is there": f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
-    LinkLost                ENDED       fall back, WITHDRAW, CLOSE
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
+    LinkLost                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed once all is there": f"""{TO_ARMED}
     GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    TailMade                OFFERED
+    Disarmed                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    """,
+    "the lane cannot be opened": """
+    Connected               GREETING    send Hello
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LinkLost                ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination gives up before there is a lane": """
+    Connected               GREETING    send Hello
+    Welcome                 OPENING     send Key, OPEN_LANE
+    Refuse                  ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "disarmed before there is a lane": """
+    Connected               GREETING    send Hello
+    Welcome                 OPENING     send Key, OPEN_LANE
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "nobody is there": """
@@ -365,24 +411,28 @@ SOURCE = {
     """,
     "the destination refuses the whole images": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     RoundSent               SYNCING
     Refuse                  ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the link is lost before a base": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     RoundSent               SYNCING
     LinkLost                ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed before a base": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "an acknowledgement of what was not sent": """
     Connected               GREETING    send Hello
-    Welcome                 SYNCING     send Key, START_ROUND
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
     RoundSent               SYNCING
     Ack of another round    ENDED       fall back, WITHDRAW, CLOSE
     """,
@@ -412,32 +462,40 @@ SOURCE = {
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
-    "QEMU asks again, and its migration is over": f"""{TO_FROZEN}
-    Freeze                  FROZEN      LOOK_AGAIN
+    "QEMU asks for the state, and its migration is over": f"""{TO_FROZEN}
     MigrationEnded          FROZEN
-    GuestResumed            ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    GuestResumed            REVOKING    REVOKE
+    Revoked                 ENDED       go on, send Disarm, WITHDRAW, CLOSE
     """,
     "the destination refuses the tail": f"""{TO_FROZEN}
-    Refuse                  ENDED       go on, WITHDRAW, CLOSE
+    Refuse                  REVOKING    REVOKE
+    Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
     "the destination lets go before it has asked": f"""{TO_FROZEN}
-    Released                ENDED       go on, WITHDRAW, CLOSE
+    Released                REVOKING    REVOKE
+    Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
-    "the link is lost after the freeze": f"""{TO_FROZEN}
-    LinkLost                ENDED       go on, WITHDRAW, CLOSE
+    "the link, or the lane, is lost after the freeze": f"""{TO_FROZEN}
+    LinkLost                REVOKING    REVOKE
+    Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
     "disarmed after the freeze": f"""{TO_FROZEN}
-    Disarmed                ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    Disarmed                REVOKING    REVOKE
+    Revoked                 ENDED       go on, send Disarm, WITHDRAW, CLOSE
     """,
-    "QEMU resumes the guest here": f"""{TO_FROZEN}
-    GuestResumed            ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    "disarmed when it was granted": f"""{TO_FROZEN}
+    Disarmed                REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED
     """,
-    "the guest has resumed before the destination asks": f"""{TO_FROZEN}
-    Take                    RETIRING    RETIRE
-    RetireFailed            ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    "QEMU resumes the guest here when it was granted": f"""{TO_FROZEN}
+    GuestResumed            REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    GuestResumed            RECLAIMING  HOLD_COMMANDS, ASK
     """,
-    "the destination has made another state of the tail": f"""{TO_FROZEN}
-    Take of another state   ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    "the engine has given the tail, and more, when the guest resumes": f"""{TO_OFFERED}
+    GuestResumed            REVOKING    END_OFFER
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    GuestResumed            RECLAIMING  HOLD_COMMANDS, ASK
     """,
     "reclaimed": f"""{TO_RECLAIMING}
     Running                 RECLAIMING
@@ -521,9 +579,10 @@ SOURCE = {
 
 
 TO_HOLDING = """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Record                  RECEIVING   apply
     Commit                  STAGING     stage
     Staged                  HOLDING     send Ack
@@ -531,20 +590,16 @@ TO_HOLDING = """
 
 TO_STANDBY = f"""{TO_HOLDING}
     Stopped                 STANDBY     START
-    HeldStarted             STANDBY
+    HeldStarted             STANDBY     HOLD
 """
 
 TO_TAKING = f"""{TO_HOLDING}
     TailCame                CHECKING    use tail
-    TailApplied             TAKING      send Take
+    TailApplied             TAKING
 """
 
-TO_WAITING = f"""{TO_TAKING}
-    InitCame                WAITING
-"""
-
-TO_STARTED = f"""{TO_WAITING}
-    Grant                   STARTED     EXPECT
+TO_STARTED = f"""{TO_TAKING}
+    Started                 STARTED
 """
 
 TO_SETTLED = f"""{TO_STARTED}
@@ -555,9 +610,10 @@ TO_SETTLED = f"""{TO_STARTED}
 
 DESTINATION = {
     "the vTPM comes": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Record                  RECEIVING   apply
     Record                  RECEIVING   apply
     Commit                  STAGING     stage
@@ -566,34 +622,72 @@ DESTINATION = {
     Commit                  STAGING     stage
     Staged                  HOLDING     send Ack
     Stopped                 STANDBY     START
-    HeldStarted             STANDBY
-    TailCame                CHECKING    use tail
-    TailApplied             TAKING      send Take
-    InitCame                WAITING
-    Grant                   STARTED     EXPECT
+    HeldStarted             STANDBY     HOLD
+    Took                    TAKING
+    Started                 STARTED
     InitAnswered            STARTED     ADMIT
     Admitted                ADMITTED    send Running, SETTLE
     Settled                 SETTLED     CLOSE
     LinkLost                SETTLED     CLOSE
     """,
     "the Grant is faster than QEMU": f"""{TO_TAKING}
-    Grant                   ENTITLED
-    InitCame                STARTED     EXPECT
+    Entitled                ENTITLED
+    Started                 STARTED
     InitAnswered            STARTED     ADMIT
     Admitted                ADMITTED    send Running, SETTLE
     Settled                 SETTLED     CLOSE
     """,
-    "the tail overtakes the last round": f"""{TO_WAITING}
-    Record                  WAITING
-    Commit                  WAITING
-    Stopped                 WAITING
-    Grant                   STARTED     EXPECT
-    """,
-    "the tail and the Grant overtake the last round": f"""{TO_TAKING}
+    "the tail overtakes the last round": f"""{TO_TAKING}
     Record                  TAKING
     Commit                  TAKING
     Stopped                 TAKING
-    Grant                   ENTITLED
+    Started                 STARTED
+    """,
+    "the Grant overtakes the last round, too": f"""{TO_TAKING}
+    Record                  TAKING
+    Entitled                ENTITLED
+    Record                  ENTITLED
+    Commit                  ENTITLED
+    Stopped                 ENTITLED
+    Started                 STARTED
+    Record                  STARTED
+    Commit                  STARTED
+    Stopped                 STARTED
+    InitAnswered            STARTED     ADMIT
+    Admitted                ADMITTED    send Running, SETTLE
+    Record                  ADMITTED
+    Commit                  ADMITTED
+    Stopped                 ADMITTED
+    Settled                 SETTLED     CLOSE
+    Record                  SETTLED
+    Commit                  SETTLED
+    Stopped                 SETTLED
+    """,
+    "the tail overtakes a round that begins": f"""{TO_STANDBY}
+    Record                  HOLDING     LET_GO, apply
+    Took                    TAKING
+    """,
+    "the tail overtakes a round that ends": f"""{TO_STANDBY}
+    Commit                  STAGING     LET_GO, stage
+    Took                    TAKING
+    """,
+    "granted before it could be let be": f"""{TO_TAKING}
+    LinkLost                DECLINING   decline
+    Entitled                ENTITLED
+    """,
+    "the source asks for what was granted before it could be let be": f"""{TO_TAKING}
+    Reclaim                 DECLINING   decline
+    Entitled                ENTITLED    repeat
+    Reclaim                 RELEASING   RELEASE
+    """,
+    "the source asks for what was started before it could be let be": f"""{TO_TAKING}
+    Reclaim                 DECLINING   decline
+    Started                 STARTED     repeat
+    Reclaim                 RELEASING   RELEASE
+    """,
+    "started before it could be let be": f"""{TO_TAKING}
+    Disarm                  DECLINING   decline
+    Started                 STARTED
     """,
     "the guest runs on after its TPM was started": f"""{TO_STANDBY}
     Stopped                 STANDBY
@@ -606,7 +700,7 @@ DESTINATION = {
     TailCame                CHECKING    use tail
     """,
     "QEMU boots instead of starting what was granted": f"""{TO_TAKING}
-    Grant                   ENTITLED
+    Entitled                ENTITLED
     Adopt                   STARTED     ADMIT
     Admitted                ADMITTED    send Running, SETTLE
     Settled                 SETTLED     CLOSE
@@ -621,9 +715,9 @@ DESTINATION = {
     Settled                 SETTLED     CLOSE
     """,
     "the link is lost once granted": f"""{TO_TAKING}
-    Grant                   ENTITLED
+    Entitled                ENTITLED
     LinkLost                ENTITLED    CLOSE
-    InitCame                STARTED     EXPECT
+    Started                 STARTED
     LinkLost                STARTED     CLOSE
     InitAnswered            STARTED     ADMIT
     Admitted                ADMITTED    send Running, SETTLE
@@ -631,10 +725,12 @@ DESTINATION = {
     Settled                 SETTLED     CLOSE
     """,
     "is it there?": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Ping                    WELCOMED    send Pong
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Ping                    RECEIVING   send Pong
-    Key                     RECEIVING
     Commit                  STAGING     stage
     Ping                    STAGING     send Pong
     Staged                  HOLDING     send Ack
@@ -643,11 +739,9 @@ DESTINATION = {
     Ping                    STANDBY     send Pong
     TailCame                CHECKING    use tail
     Ping                    CHECKING    send Pong
-    TailApplied             TAKING      send Take
+    TailApplied             TAKING
     Ping                    TAKING      send Pong
-    InitCame                WAITING
-    Ping                    WAITING     send Pong
-    Grant                   STARTED     EXPECT
+    Started                 STARTED
     Ping                    STARTED     send Pong
     InitAnswered            STARTED     ADMIT
     Admitted                ADMITTED    send Running, SETTLE
@@ -659,7 +753,7 @@ DESTINATION = {
     Remembered              ENDED       send Released, CLOSE
     """,
     "is it there once granted?": f"""{TO_TAKING}
-    Grant                   ENTITLED
+    Entitled                ENTITLED
     Ping                    ENTITLED    send Pong
     """,
     "is it there at the end?": f"""{TO_HOLDING}
@@ -671,52 +765,77 @@ DESTINATION = {
     LinkLost                ENDED       CLOSE
     """,
     "the session cannot be written down": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     StageFailed             ENDED       send Refuse, discard, CLOSE
     """,
-    "the link is lost before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    "the link is lost before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     LinkLost                ENDED       discard, CLOSE
     """,
-    "disarmed before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    "the link is lost before a base": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
+    LinkLost                ENDED       discard, CLOSE
+    """,
+    "disarmed before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
     Disarm                  ENDED       discard, CLOSE
     """,
+    "disarmed before a base": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
+    Disarm                  ENDED       discard, CLOSE
+    """,
+    "another source begins before the lane": """
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    SetAside                ENDED       send Refuse, discard, CLOSE
+    """,
     "another source begins before a base": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     SetAside                ENDED       send Refuse, discard, CLOSE
     """,
     "libtpms refuses the round": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     StageFailed             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     LinkLost                DECLINING   decline
     Remembered              ENDED       send Released, CLOSE
     """,
     "the engine fails while it stages, and the source gives up": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     Disarm                  DECLINING   decline
     """,
     "the engine fails while it stages, and another source begins": """
-    Hello                   RECEIVING   PREPARE
-    Prepared                RECEIVING   send Welcome
-    Key                     RECEIVING
+    Hello                   WELCOMED    PREPARE
+    Prepared                WELCOMED    send Welcome
+    Key                     WELCOMED
+    LaneCame                RECEIVING   set lane
     Commit                  STAGING     stage
     SetAside                DECLINING   send Refuse, decline
     """,
@@ -756,18 +875,6 @@ DESTINATION = {
     SetAside                DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
-    "the link is lost while INIT waits": f"""{TO_WAITING}
-    LinkLost                DECLINING   decline
-    Remembered              ENDED       send Released, CLOSE
-    """,
-    "the source ends the session while INIT waits": f"""{TO_WAITING}
-    Disarm                  DECLINING   decline
-    Remembered              ENDED       send Released, CLOSE
-    """,
-    "QEMU starts from something else while INIT waits": f"""{TO_WAITING}
-    SetAside                DECLINING   send Refuse, decline
-    Remembered              ENDED       send Released, CLOSE
-    """,
     "that the session is over cannot be written down": f"""{TO_HOLDING}
     Disarm                  DECLINING   decline
     RecordFailed            ENDED       CLOSE
@@ -782,20 +889,12 @@ DESTINATION = {
     TailRefused             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
-    "no Grant in time": f"""{TO_WAITING}
-    GrantTimedOut           DECLINING   decline
-    Remembered              ENDED       send Released, CLOSE
-    """,
     "the source asks for what it has not granted": f"""{TO_TAKING}
     Reclaim                 DECLINING   decline
     Remembered              ENDED       send Released, CLOSE
     """,
-    "the source asks while INIT waits": f"""{TO_WAITING}
-    Reclaim                 DECLINING   decline
-    Remembered              ENDED       send Released, CLOSE
-    """,
     "given back before QEMU starts it": f"""{TO_TAKING}
-    Grant                   ENTITLED
+    Entitled                ENTITLED
     Reclaim                 RELEASING   RELEASE
     Remembered              ENDED       send Released, CLOSE
     """,
@@ -841,11 +940,14 @@ def parse(line: str) -> tuple[str, str, list[str]]:
 _SPELLINGS: dict[type, str] = {
     source.FallBack: "fall back",
     source.GoOn: "go on",
+    destination.SetLane: "set lane",
     destination.Apply: "apply",
     destination.Stage: "stage",
     destination.UseTail: "use tail",
     destination.Decline: "decline",
     destination.Discard: "discard",
+    source.Repeat: "repeat",
+    destination.Repeat: "repeat",
 }
 
 
@@ -915,7 +1017,7 @@ def test_what_is_not_in_the_table_is_refused(state: State) -> None:
             assert not isinstance(event, events.LocalEvent) or not machine.can_take(type(event))
 
 
-@pytest.mark.parametrize("name", ["Grant", "Reclaim", "Disarm", "Stopped", "Ping"])
+@pytest.mark.parametrize("name", ["Reclaim", "Disarm", "Stopped", "Ping"])
 def test_invariant_3_messages_of_another_session_change_nothing_here(name: str) -> None:
     """Whoever has a certificate cannot grant, reclaim or end a session that is not theirs."""
     machine = Destination(OWN)
@@ -935,13 +1037,26 @@ def test_invariant_3_answers_of_another_session_change_nothing_here(name: str) -
     assert machine.state is State.RECLAIMING
 
 
-def test_a_round_before_the_key_is_refused() -> None:
-    """There would be a base, and no way to open the tail."""
+@pytest.mark.parametrize("said", [["LaneCame"], ["Commit"], ["Record"], ["Key", "Commit"]])
+def test_key_and_lane_come_before_a_round(said: list[str]) -> None:
+    """There would be a base, and no way to open the tail, or to ask for the vTPM."""
     machine = Destination(OWN)
     machine.step(HELLO)
-    with pytest.raises(ImpossibleEvent, match="before Key"):
-        machine.step(EVENTS["Commit"])
-    assert machine.state is State.RECEIVING
+    *before, last = said
+    for each in before:
+        machine.step(EVENTS[each])
+    with pytest.raises(ImpossibleEvent):
+        machine.step(EVENTS[last])
+    assert machine.state is State.WELCOMED
+
+
+def test_a_session_has_one_lane() -> None:
+    """Another one would have the same keys, with the same numbers."""
+    machine = Destination(OWN)
+    for each in ("Hello", "Key", "LaneCame"):
+        machine.step(EVENTS[each])
+    with pytest.raises(ImpossibleEvent):
+        machine.step(EVENTS["LaneCame"])
 
 
 def test_invariant_12_a_round_says_what_the_guest_said_of_power() -> None:
@@ -949,6 +1064,7 @@ def test_invariant_12_a_round_says_what_the_guest_said_of_power() -> None:
     machine = Destination(OWN)
     machine.step(HELLO)
     machine.step(EVENTS["Key"])
+    machine.step(EVENTS["LaneCame"])
     with pytest.raises(ImpossibleEvent, match="TPM2_Shutdown"):
         machine.step(EVENTS["Commit"]._replace(power=3))
     (stage,) = machine.step(EVENTS["Commit"]._replace(power=2))
@@ -961,10 +1077,17 @@ def lines() -> list[tuple[str, str, list[str]]]:
     return [parse(line) for each in transcripts for line in each.splitlines() if line.strip()]
 
 
-def test_invariant_3_a_grant_comes_after_the_retirement_only() -> None:
-    """No other event has one sent, and no other has the engine serve again than Remembered."""
-    assert {event for event, _, actions in lines() if "send Grant" in actions} == {"Retired"}
+def test_invariant_3_the_engine_serves_again_once_released_is_durable_only() -> None:
+    """No other event has it serve again than Remembered."""
     assert {event for event, _, actions in lines() if "SERVE" in actions} == {"Remembered"}
+
+
+def test_invariant_3_what_was_offered_is_withdrawn_once_the_engine_has_agreed() -> None:
+    """It may have granted the vTPM, and not been heard yet."""
+    for state in (State.OFFERED, State.FROZEN):
+        ends = [then for (before, _), then in TABLE.items() if before is state]
+        assert State.ENDED not in ends
+        assert State.ARMED not in ends
 
 
 def test_invariant_3_released_is_said_once_that_is_durable_only() -> None:
@@ -996,7 +1119,7 @@ def test_invariant_6_a_tail_needs_a_base_and_a_destination_that_is_there_and_rec
 
 def test_a_session_that_was_found_asks_at_once() -> None:
     """After a restart: its state is the one of a QEMU that has left."""
-    found = Source.found(SESSION)
+    found = Source.found(SESSION, State.LEFT)
     assert (found.state, found.session, found.is_fenced) == (State.LEFT, SESSION, True)
 
 
@@ -1045,4 +1168,4 @@ def test_fit_destination_welcomes(fine: dict[str, Any]) -> None:
     """A VM without a UUID, no state in the directory, another patch release, an older libtpms."""
     machine = Destination(OWN)
     machine.step(HELLO._replace(**fine))
-    assert machine.state is State.RECEIVING
+    assert machine.state is State.WELCOMED

@@ -20,13 +20,11 @@ MESSAGES: st.SearchStrategy[peer.Message] = st.one_of(
     st.builds(peer.Record, st.binary(max_size=2000)),
     st.builds(peer.Commit, U32, U64, U64, U8),
     st.builds(peer.Ack, U32, U64, U64),
-    st.builds(peer.Take, SESSION, DIGEST, DIGEST, U32, U32, U32),
     st.builds(peer.Running, SESSION, U32, U32),
     st.builds(peer.Receiving, SESSION, U8),
     *(
         st.builds(kind, SESSION)
         for kind in (
-            peer.Grant,
             peer.Reclaim,
             peer.Released,
             peer.Kept,
@@ -84,7 +82,7 @@ def test_garbage_is_refused_or_waited_for(data: bytes) -> None:
         while decoder.next_message() is not None:
             pass
     except peer.StreamError:
-        decoder.receive_data(peer.encode(peer.Grant(bytes(16))))
+        decoder.receive_data(peer.encode(peer.Disarm(bytes(16))))
         with pytest.raises(peer.StreamError, match="before"):
             decoder.next_message()
 
@@ -98,10 +96,10 @@ def test_lengths_past_the_limit_are_refused_at_once(length: int) -> None:
 
 def test_fixed_messages_have_their_length() -> None:
     """A byte more or less is another protocol's."""
-    grant = peer.encode(peer.Grant(bytes(16)))
-    for body in (grant[5:-1], grant[5:] + b"\0"):
-        frame = (1 + len(body)).to_bytes(4, "big") + grant[4:5] + body
-        with pytest.raises(peer.StreamError, match="Grant of"):
+    disarm = peer.encode(peer.Disarm(bytes(16)))
+    for body in (disarm[5:-1], disarm[5:] + b"\0"):
+        frame = (1 + len(body)).to_bytes(4, "big") + disarm[4:5] + body
+        with pytest.raises(peer.StreamError, match="Disarm of"):
             decode(frame)
 
 

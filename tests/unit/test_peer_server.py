@@ -27,16 +27,26 @@ from tests.harness.credentials import (
     stranger_credentials,
 )
 from tests.harness.fake_peer import hello
-from vtpmd.daemon import acceptor, handshakes, limited_log, peer_server, tls
+from vtpmd.core.lane import LaneKeying
+from vtpmd.daemon import acceptor, handshakes, lane, limited_log, outgoing, peer_server, tls
 from vtpmd.daemon.acceptor import Acceptor
 from vtpmd.daemon.handshakes import Handshakes, network
 from vtpmd.daemon.limited_log import LimitedLog
 from vtpmd.daemon.peer_server import PeerServer
-from vtpmd.daemon.tls_stream import TlsStream
+from vtpmd.daemon.tls_stream import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    USER_TIMEOUT_S,
+    TlsStream,
+)
+from vtpmd.errors import VtpmdError
 from vtpmd.wire import peer
+from vtpmd.wire.greeting import MAGIC, Greeting
 
 TIMEOUT_S = 60.0
 SESSION = bytes(range(peer.SESSION_BYTES))
+KEYING = LaneKeying(SESSION, bytes(range(peer.KEY_BYTES)), bytes(16), bytes(16))
 N_HOPS = 100
 POLL_S = 0.005
 
@@ -53,6 +63,7 @@ class FakeSessions:
 
     def __init__(self) -> None:
         self.n_welcomed = 0
+        self.lane_options: list[tuple[int, ...]] = []
         self.reclaims_may_go_on = asyncio.Event()
         self.reclaims_may_go_on.set()
 
@@ -66,10 +77,29 @@ class FakeSessions:
         while await connection.stream.read():
             connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
 
+    async def take_lane(self, accepted: socket.socket, greets: Greeting) -> None:
+        """Answer whoever has the key."""
+        hello = lane.greet_back(KEYING, greets.hello)
+        self.lane_options.append(options(accepted))
+        accepted.send(hello)
+
     async def answer(self, connection: tls.Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Say Kept."""
         await self.reclaims_may_go_on.wait()
         connection.stream.write(peer.encode(peer.Kept(question.session)))
+
+
+def options(sock: socket.socket) -> tuple[int, ...]:
+    """Return what a connection has that finds a dead flow, and that lets no frame wait."""
+    of_tcp = (
+        socket.TCP_NODELAY,
+        socket.TCP_KEEPIDLE,
+        socket.TCP_KEEPINTVL,
+        socket.TCP_KEEPCNT,
+        socket.TCP_USER_TIMEOUT,
+    )
+    is_kept_alive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return (is_kept_alive, *(sock.getsockopt(socket.IPPROTO_TCP, each) for each in of_tcp))
 
 
 class Site:
@@ -159,6 +189,92 @@ def run(
                 await asyncio.gather(serving, return_exceptions=True)
 
     asyncio.run(main())
+
+
+# -- lanes
+
+
+def test_a_lane_is_no_handshake_of_tls() -> None:
+    """It is told by its first byte; beside it, TLS goes on. Both ends find a dead flow."""
+
+    async def test(site: Site) -> None:
+        to = outgoing.Peer(HOST, site.port, credentials(), ())
+        with await lane.connect(to, KEYING) as sock:
+            waits = (KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+            wanted = (1, 1, *waits, 1000 * USER_TIMEOUT_S)
+            assert options(sock) == wanted
+            assert site.sessions.lane_options == [wanted]
+            assert isinstance(await site.ask(hello()), peer.Welcome)
+
+    run(test)
+
+
+def test_a_lane_without_the_key_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(site: Site) -> None:
+        to = outgoing.Peer(HOST, site.port, credentials(), ())
+        with pytest.raises(VtpmdError, match=r"^there is no lane to the destination: .*closed"):
+            await lane.connect(to, KEYING._replace(key=bytes(32)))
+        assert site.sessions.lane_options == []
+        (await lane.connect(to, KEYING)).close()
+
+    run(test)
+    assert "a lane is refused: " in caplog.text
+
+
+@pytest.mark.parametrize("said", [b"", MAGIC[:1], MAGIC + bytes(10), b"\x16", b"\x16\x03\x01"])
+def test_who_begins_and_does_not_go_on_is_not_waited_for(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it begins; a lane is a handshake as any."""
+
+    async def test(site: Site) -> None:
+        monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 0.1)
+        (sock,) = await site.open_idle(1)
+        await asyncio.get_running_loop().sock_sendall(sock, said)
+        await has_ended(sock)
+        monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", TIMEOUT_S)
+        assert isinstance(await site.ask(hello()), peer.Welcome)
+
+    run(test)
+
+
+def test_the_time_to_begin_is_a_part_of_the_time_to_shake_hands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who begins at the last moment has no more of it than who begins at once."""
+    asked: list[float] = []
+
+    async def first_byte(connection: socket.socket, until_s: float) -> bytes:
+        asked.append(until_s)
+        return await real_first_byte(connection, until_s)
+
+    async def accept(connection: socket.socket, context: Any, until_s: float) -> tls.Connection:
+        asked.append(until_s)
+        return await real_accept(connection, context, until_s)
+
+    real_first_byte, real_accept = tls.first_byte, tls.accept
+    monkeypatch.setattr(tls, "first_byte", first_byte)
+    monkeypatch.setattr(tls, "accept", accept)
+
+    async def test(site: Site) -> None:
+        assert isinstance(await site.ask(hello()), peer.Welcome)
+
+    run(test)
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+
+
+def test_lanes_that_say_no_more_keep_no_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "HANDSHAKES_PER_NETWORK_MAX", 3)
+
+    async def test(site: Site) -> None:
+        idle = await site.open_idle(3)
+        for sock in idle:
+            await asyncio.get_running_loop().sock_sendall(sock, MAGIC)
+        assert isinstance(await site.ask(hello()), peer.Welcome)
+        await has_ended(idle[0])
+
+    run(test)
 
 
 # -- handshakes

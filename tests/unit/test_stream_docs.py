@@ -5,7 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
-from vtpmd.daemon import asking, incoming, outgoing, peer_server
+from vtpmd.core.handover import Handover, HandoverAction, HandoverEvent, handover_step
+from vtpmd.daemon import asking, incoming, lane, outgoing, peer_server
 from vtpmd.migration import destination, events, source, tail
 from vtpmd.migration.states import TABLE, State
 from vtpmd.wire import peer
@@ -28,6 +29,17 @@ def test_states() -> None:
     assert meanings == {(each.name, *each.value.split(": ", 1)) for each in State}
     rows = [(state.name, event.__name__, after.name) for (state, event), after in TABLE.items()]
     assert sorted(map(tuple, table("States", 1))) == sorted(rows)
+
+
+def test_hand_over() -> None:
+    """The engine's table, row by row."""
+    rows = []
+    for state in Handover:
+        for event in HandoverEvent:
+            if (step := handover_step(state, event)) is not None:
+                does = ", ".join(str(each.name) for each in HandoverAction if each in step.actions)
+                rows.append([state.name, event.name, step.state.name, does or "nothing"])
+    assert sorted(map(tuple, table("The hand-over"))) == sorted(map(tuple, rows))
 
 
 def test_own_events() -> None:
@@ -67,7 +79,7 @@ def test_what_is_known_of_a_qemu() -> None:
 def test_waits() -> None:
     """With their values; those that both questions have are the same."""
     modules = {
-        "source": (source, outgoing, asking),
+        "source": (source, outgoing, asking, lane),
         "destination": (destination, incoming, peer_server),
     }
     for side, name, value, _ in table("Waits"):

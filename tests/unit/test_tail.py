@@ -8,10 +8,9 @@ from vtpmd.migration import tail
 from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 
 KEY, UUID, LINEAGE, SESSION = os.urandom(32), *(os.urandom(16) for _ in range(3))
-NONCE = os.urandom(tail.NONCE_BYTES)
 CIPHER = TailCipher(key=KEY, uuid=UUID, lineage=LINEAGE)
 TAIL = Tail(Header(SESSION, 1, 2, 3, 4), 1, b"a permanent record", b"a volatile one")
-SEALED = CIPHER.seal(TAIL, NONCE)
+SEALED = CIPHER.seal(TAIL)
 
 
 def open_it(
@@ -28,7 +27,23 @@ def test_round_trip() -> None:
     """Also with records that are empty: nothing has changed."""
     assert open_it(SEALED) == TAIL
     unchanged = TAIL._replace(permanent=b"", volatile=b"")
-    assert open_it(CIPHER.seal(unchanged, NONCE)) == unchanged
+    assert open_it(CIPHER.seal(unchanged)) == unchanged
+
+
+def test_the_same_tail_is_the_same_bytes_and_no_other_has_its_nonce() -> None:
+    """So the destination knows it ahead of time, and the key serves for each tail of a session."""
+    assert CIPHER.seal(TAIL) == TailCipher(key=KEY, uuid=UUID, lineage=LINEAGE).seal(TAIL)
+    at = slice(tail.HEADER.size - tail.NONCE_BYTES, tail.HEADER.size)
+    others = (
+        TAIL._replace(power=2),
+        TAIL._replace(permanent=b"another record"),
+        TAIL._replace(volatile=b""),
+        TAIL._replace(header=TAIL.header._replace(volatile_to=5)),
+    )
+    nonces = {CIPHER.seal(each)[at] for each in (TAIL, *others)}
+    assert len(nonces) == len(others) + 1
+    assert TailCipher(key=KEY, uuid=LINEAGE, lineage=UUID).seal(TAIL)[at] not in nonces
+    assert TailCipher(key=bytes(32), uuid=UUID, lineage=LINEAGE).seal(TAIL)[at] not in nonces
 
 
 def test_every_altered_byte_is_refused() -> None:
@@ -67,9 +82,9 @@ def test_tail_of_another_session_vm_or_key_is_refused() -> None:
 def test_invariant_12_the_guests_last_word_on_power_comes_with_it() -> None:
     """Each that there is, and no other."""
     for power in range(tail.POWER_MAX + 1):
-        assert open_it(CIPHER.seal(TAIL._replace(power=power), NONCE)).power == power
+        assert open_it(CIPHER.seal(TAIL._replace(power=power))).power == power
     with pytest.raises(TailError, match="says 3"):
-        open_it(CIPHER.seal(TAIL._replace(power=tail.POWER_MAX + 1), NONCE))
+        open_it(CIPHER.seal(TAIL._replace(power=tail.POWER_MAX + 1)))
 
 
 def test_tail_of_another_version_is_refused() -> None:

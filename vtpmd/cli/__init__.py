@@ -18,7 +18,7 @@ from vtpmd import __version__
 from vtpmd.errors import VtpmdError
 
 # In the order of the help; each is the module of that name here.
-COMMANDS = ("run", "migrate", "owner", "pki", "fold", "recover", "rekey")
+COMMANDS = ("run", "attach", "migrate", "owner", "pki", "fold", "recover", "rekey")
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\
@@ -54,7 +54,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the commands of these names."""
     parser = Parser(prog="vtpmd", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(prog="vtpmd", metavar="COMMAND", required=True)
     for name in names:
         import_module(f"vtpmd.cli.{name}").add_parser(commands)
     return parser

@@ -13,11 +13,13 @@ from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
-    from contextlib import ExitStack
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager, ExitStack
     from pathlib import Path
 
     from vtpmd.core import LinkDescriptor
     from vtpmd.store.anchor import Anchor
+    from vtpmd.store.directory import StateDirectory
     from vtpmd.store.keys import Key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
@@ -39,7 +41,7 @@ exit status:
   0  stopped by a signal, or by QEMU when it ended
   1  the vTPM could not be started, or its engine died
   2  the command line was wrong
-  3  the state directory is in use by another vtpmd or swtpm
+  3  the state directory is in use by another vtpmd or swtpm, or by an engine whose vtpmd has died
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  the state is damaged: nothing was changed, see vtpmd recover
   6  the state has fallen behind the anchor: it was put back to an older one
@@ -58,53 +60,46 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "directory", metavar="DIR", type=_plain, help="state directory; made if new"
     )
-    _add_durability(parser)
-    parser.add_argument(
-        "--socket",
-        metavar="PATH",
-        type=_plain,
-        help="control socket that QEMU connects to (default: DIR/vtpmd.sock)",
-    )
-    parser.add_argument(
-        "--name", type=_name, help="the guest's name: in log lines and in QEMU's arguments"
-    )
-    parser.add_argument("--uuid", type=_uuid, help="the guest's UUID: in QEMU's arguments")
-    _add_moving(parser)
-    parser.add_argument(
-        "--log",
-        metavar="level=LEVEL",
-        type=_log_level,
-        default="level=info",
-        help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
-    )
-    parser.set_defaults(command=run)
-
-
-def _add_durability(parser: argparse.ArgumentParser) -> None:
-    """Add the options about how the state is kept."""
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        help="encrypt the state on the disk: file=PATH, fd=N, pwdfile=PATH or pwdfd=N, and mode=, "
-        "format=, kdf= and remove as swtpm has them",
-    )
+    add_key(parser)
     parser.add_argument(
         "--anchor",
         metavar="PATH",
         type=_path,
         help="keep on another disk how far the state has come, and do not start from less",
     )
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        type=_plain,
+        help="control socket that QEMU connects to (default: DIR/vtpmd.sock)",
+    )
+    add_daemon_options(parser)
+    parser.set_defaults(command=run)
 
 
-def _add_moving(parser: argparse.ArgumentParser) -> None:
-    """Add the options about moving to and from other hosts."""
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """Add the option that gives a key."""
+    parser.add_argument(
+        "--key",
+        metavar="KEY",
+        help="encrypt the state on the disk: file=PATH, fd=N, pwdfile=PATH or pwdfd=N, and mode=, "
+        "format=, kdf= and remove as swtpm has them",
+    )
+
+
+def add_daemon_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the guest, the log, and moving to and from other hosts."""
+    parser.add_argument(
+        "--name", type=_name, help="the guest's name: in log lines and in QEMU's arguments"
+    )
+    parser.add_argument("--uuid", type=_uuid, help="the guest's UUID: in QEMU's arguments")
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="wait here for vTPMs that other hosts send"
     )
     parser.add_argument(
         "--tls-creds",
         metavar="DIR",
-        type=_path,
+        type=_plain,
         help="certificates for both directions, laid out as for QEMU's tls-creds-x509",
     )
     parser.add_argument(
@@ -115,10 +110,17 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
         help="a peer that may send or take vTPMs: a name in its certificate; may be repeated",
     )
     parser.add_argument(
-        "--qmp", metavar="PATH", type=_path, help="follow QEMU on this monitor's UNIX socket"
+        "--qmp", metavar="PATH", type=_plain, help="follow QEMU on this monitor's UNIX socket"
     )
     parser.add_argument(
-        "--manage", metavar="PATH", type=_path, help="take commands on this UNIX socket, in QMP"
+        "--manage", metavar="PATH", type=_plain, help="take commands on this UNIX socket, in QMP"
+    )
+    parser.add_argument(
+        "--log",
+        metavar="level=LEVEL",
+        type=_log_level,
+        default="level=info",
+        help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
     )
 
 
@@ -131,20 +133,19 @@ def run(options: argparse.Namespace) -> int:
 
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener, signals
-    from vtpmd.store.directory import StateDirectory
-    from vtpmd.store.keys import parse_key_source, read_key
+    from vtpmd.store.directory import LINK_NAME, StateDirectory
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import anchor_of, start
 
-    config = _config(options)
-    source = None if options.key is None else parse_key_source(options.key)
+    config = config_of(options)
+    read_key = _key_reader(options.key)
     forbid_core_dumps()
     path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         directory.write_in_place()
         store = stack.enter_context(Store.create())
-        key = None if source is None else stack.enter_context(read_key(source))
+        key = stack.enter_context(read_key())
         files = MovingFiles(directory, key)
         stack.callback(files.close)
         anchor = stack.enter_context(anchor_of(options.anchor, directory, files, key))
@@ -152,26 +153,63 @@ def run(options: argparse.Namespace) -> int:
         # From the socket on there is something to put in order.
         signals.hold()
         control = stack.enter_context(listener.listen(path))
+        link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
         descriptors = {
+            LinkDescriptor.SOCKET: link.fileno(),
             LinkDescriptor.DIRECTORY: directory.directory_fd,
             LinkDescriptor.LOCK: directory.lock_fd,
             LinkDescriptor.STORE: store.fd,
             LinkDescriptor.CONTROL: control.fileno(),
+            LinkDescriptor.CONTROL_DIRECTORY: _open_parent(path),
         }
         is_alone = _is_alone(config, begun, files)
         descriptors |= _boot(stack, begun, key, anchor, _serving(config, path, is_alone=is_alone))
-        management, peers = _listen(stack, config)
+        management, peers = listen_for(stack, config)
         print(qemu_arguments(_absolute(path), name=config.name, uuid=config.uuid), flush=True)
         _tell_what_was_taken_up(begun)
         if is_alone:
-            descriptors[LinkDescriptor.CONTROL_DIRECTORY] = _open_parent(path)
             engine_process.become(descriptors)
-        process = engine_process.spawn(descriptors)
-        control.close()  # one that has died is not connected to
-        # Imported while the engine starts: asyncio is most of this program's start-up time.
-        from vtpmd.daemon import runtime
+        child = _spawn(stack, directory, descriptors)
+        for each in (control, link):
+            each.close()  # one that has died is not connected to
+        return _serve_beside(directory, key, (peers, management), child, config)
 
-        return runtime.serve(runtime.Resources(process, store, files, peers, management), config)
+
+def _serve_beside(
+    directory: StateDirectory,
+    key: Key | None,
+    listening: tuple[socket.socket | None, socket.socket | None],
+    child: int,
+    config: RunConfig,
+) -> int:
+    # Imported while the engine starts: asyncio is most of this program's start-up time.
+    from vtpmd.daemon import runtime
+
+    place = directory.directory_fd, directory.path
+    return runtime.serve(runtime.Resources(*place, key, *listening, child), config)
+
+
+def _spawn(
+    stack: ExitStack, directory: StateDirectory, descriptors: dict[LinkDescriptor, int]
+) -> int:
+    """Start the engine, which this process looks after; return its process number."""
+    from vtpmd.daemon import engine_process
+    from vtpmd.store.daemon_lock import look_after
+
+    stack.enter_context(look_after(directory.directory_fd, directory.path))
+    return engine_process.spawn(descriptors)
+
+
+def _key_reader(option: str | None) -> Callable[[], AbstractContextManager[Key | None]]:
+    """Return what reads the key, if there is one. Raises UsageError, and has read nothing then."""
+    from contextlib import nullcontext
+    from functools import partial
+
+    if option is None:
+        return nullcontext
+    from vtpmd.store.keys import parse_key_source, read_key
+
+    return partial(read_key, parse_key_source(option))
 
 
 def _boot(
@@ -206,15 +244,15 @@ def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
 
 def _serving(config: RunConfig, path: str, *, is_alone: bool) -> bytes:
     from vtpmd.core import pack_link_serving
+    from vtpmd.store.directory import LINK_NAME
 
     program = "vtpmd" if config.name is None else f"vtpmd[{config.name}]"
     is_verbose = config.log_level == "debug"
-    # Alone, the engine removes the socket.
-    socket_name = os.path.basename(path) if is_alone else ""
-    return pack_link_serving(program, socket_name, is_verbose=is_verbose)
+    names = os.path.basename(path), LINK_NAME
+    return pack_link_serving(program, *names, is_verbose=is_verbose, is_alone=is_alone)
 
 
-def _listen(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:
+def listen_for(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:
     """Return the management socket and the one for peers, as far as they are asked for."""
     from vtpmd.daemon import listener
 
@@ -233,7 +271,7 @@ def _tell_what_was_taken_up(begun: Start) -> None:
         print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
 
 
-def _config(options: argparse.Namespace) -> RunConfig:
+def config_of(options: argparse.Namespace) -> RunConfig:
     """Return the options, checked against each other. Raises UsageError or VtpmdError."""
     if options.listen is not None and (options.tls_creds is None or not options.allow):
         raise UsageError("--listen needs --tls-creds, and a peer to wait for: --allow")
@@ -242,7 +280,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
         uuid=options.uuid,
         log_level=options.log,
         listen=None if options.listen is None else parse_address(options.listen),
-        credentials=options.tls_creds,
+        tls_creds=options.tls_creds,
         allowed=tuple(options.allow),
         qmp=options.qmp,
         manage=options.manage,

@@ -2,12 +2,15 @@
 
 import os
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
 from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES, JOURNAL_SECRET_BYTES
 from vtpmd.core.memory import check_length
+
+if TYPE_CHECKING:
+    from vtpmd.core.lane import LaneKeying
 
 
 class LinkOperation(IntEnum):
@@ -22,6 +25,7 @@ class LinkOperation(IntEnum):
     GET_CONDITION = lib.LINK_GET_CONDITION
     TAKE_BLOB = lib.LINK_TAKE_BLOB
     END_CONTROL = lib.LINK_END_CONTROL
+    END = lib.LINK_END
     INIT = lib.LINK_INIT
     STOP = lib.LINK_STOP
     CAPTURE = lib.LINK_CAPTURE
@@ -33,10 +37,14 @@ class LinkOperation(IntEnum):
     RETIRE = lib.LINK_RETIRE
     UNRETIRE = lib.LINK_UNRETIRE
     AWAIT = lib.LINK_AWAIT
-    EXPECT = lib.LINK_EXPECT
     ADMIT = lib.LINK_ADMIT
     ARM = lib.LINK_ARM
     ABANDON = lib.LINK_ABANDON
+    SET_LANE = lib.LINK_SET_LANE
+    OFFER = lib.LINK_OFFER
+    HOLD = lib.LINK_HOLD
+    LET_GO = lib.LINK_LET_GO
+    WITHDRAW = lib.LINK_WITHDRAW
 
 
 class LinkQuestion(IntEnum):
@@ -53,6 +61,10 @@ class LinkQuestion(IntEnum):
     TELL_SHUTDOWN = lib.LINK_TELL_SHUTDOWN
     TELL_RESTORED = lib.LINK_TELL_RESTORED
     TELL_RUNNING = lib.LINK_TELL_RUNNING
+    TELL_SIGNAL = lib.LINK_TELL_SIGNAL
+    TELL_END = lib.LINK_TELL_END
+    TELL_HANDOVER = lib.LINK_TELL_HANDOVER
+    TELL_GIVEN = lib.LINK_TELL_GIVEN
 
     @property
     def is_news(self) -> bool:
@@ -73,6 +85,19 @@ class LinkCondition(IntFlag):
 
     RUNNING = lib.LINK_CONDITION_RUNNING
     BLOBS = lib.LINK_CONDITION_BLOBS
+    ON = lib.LINK_CONDITION_ON
+    STARTED = lib.LINK_CONDITION_STARTED
+
+
+class LinkCustody(IntEnum):
+    """Whose the vTPM is, as its engine knows it (``enum tpm_custody``, csrc/engine/custody.h)."""
+
+    ACTIVE = lib.TPM_ACTIVE
+    GIVEN = lib.TPM_GIVEN
+    FENCED = lib.TPM_FENCED
+    RECLAIMING = lib.TPM_RECLAIMING
+    STANDBY = lib.TPM_STANDBY
+    PENDING = lib.TPM_PENDING
 
 
 class LinkAdmit(IntEnum):
@@ -103,13 +128,6 @@ class LinkShutdown(IntEnum):
     STATE = lib.LINK_SHUTDOWN_STATE
 
 
-class LinkRetire(IntEnum):
-    """What must not have happened when the engine retires (``enum link_retire``)."""
-
-    UNCHANGED = lib.LINK_RETIRE_UNCHANGED
-    UNSERVED = lib.LINK_RETIRE_UNSERVED
-
-
 class LinkDescriptor(IntEnum):
     """The descriptors that the engine is started with (``enum link_descriptor``)."""
 
@@ -133,6 +151,19 @@ class LinkDigests(NamedTuple):
     volatile: bytes
 
 
+class LinkHandover(NamedTuple):
+    """How a hand-over came to the state that it is in (``struct link_handover``)."""
+
+    session: bytes
+    is_source: bool
+    event: int  # HandoverEvent
+    tail_bytes: int
+    retire_us: int
+    apply_us: int
+    start_us: int
+    wait_us: int
+
+
 class LinkHeader(NamedTuple):
     """What precedes each payload on the engine link (``struct link_header``)."""
 
@@ -146,7 +177,7 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
-LINK_BLOB_GIVEN: int = lib.LINK_BLOB_GIVEN  # the answer to ASK_STATE that has a payload
+LINK_SHARED: int = lib.LINK_SHARED  # how many descriptors READY brings: enum link_shared
 
 
 def link_held(said: LinkShutdown) -> int:
@@ -162,6 +193,12 @@ def link_said(argument: int) -> LinkShutdown:
     return LinkShutdown((argument & lib.LINK_SAID_MASK) >> lib.LINK_SAID_SHIFT)
 
 
+def link_condition(argument: int) -> tuple[LinkCondition, LinkCustody]:
+    """Return what GET_CONDITION answers. Raises ValueError for what the engine never says."""
+    custody = LinkCustody((argument & lib.LINK_CUSTODY_MASK) >> lib.LINK_CUSTODY_SHIFT)
+    return LinkCondition(argument & ~lib.LINK_CUSTODY_MASK), custody
+
+
 def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
     """Return what the answer to a held INIT brings, LINK_DIGESTS_BYTES long.
 
@@ -170,6 +207,36 @@ def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
     digests = bytes(payload)
     check_length("answer to a held INIT", digests, LINK_DIGESTS_BYTES)
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
+
+
+def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytearray:
+    """Return the payload of SET_LANE (``struct link_lane``), which has a key: overwrite it."""
+    lane = ffi.new("struct link_lane *", (*keying, is_source))
+    packed = bytearray(ffi.buffer(lane))
+    lib.explicit_bzero(lane, ffi.sizeof("struct link_lane"))
+    return packed
+
+
+def pack_link_hold(apply_us: int, start_us: int) -> bytes:
+    """Return what HOLD has before its tail (``struct link_hold``)."""
+    return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us, start_us))))
+
+
+def unpack_link_handover(payload: bytes | bytearray) -> LinkHandover:
+    """Return what TELL_HANDOVER brings. Raises ValueError for another length."""
+    check_length("news of a hand-over", bytes(payload), ffi.sizeof("struct link_handover"))
+    told = ffi.new("struct link_handover *")
+    ffi.memmove(told, payload, len(payload))
+    return LinkHandover(
+        bytes(told.session),
+        bool(told.is_source),
+        told.event,
+        told.tail_bytes,
+        told.retire_us,
+        told.apply_us,
+        told.start_us,
+        told.wait_us,
+    )
 
 
 def pack_link_header(header: LinkHeader) -> bytes:
@@ -255,14 +322,26 @@ def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: byte
     return bytes(ffi.buffer(anchor))
 
 
-def pack_link_serving(program: str, socket_name: str = "", *, is_verbose: bool = False) -> bytes:
+def pack_link_serving(
+    program: str,
+    socket_name: str = "",
+    link_name: str = "",
+    *,
+    is_verbose: bool = False,
+    is_alone: bool = False,
+) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
-    ``program`` is what lines begin with; ``socket_name`` the file that the engine removes at its
-    end. Raises ValueError for what has no room.
+    ``program`` is what lines begin with; ``socket_name`` and ``link_name`` the files that the
+    engine removes at its end. Raises ValueError for what has no room.
     """
-    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose})
-    for field, text in ((serving.program, program), (serving.socket_name, socket_name)):
+    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose, "is_alone": is_alone})
+    texts = (
+        (serving.program, program),
+        (serving.socket_name, socket_name),
+        (serving.link_name, link_name),
+    )
+    for field, text in texts:
         data = os.fsencode(text)
         if len(data) >= len(field) or 0 in data:
             raise ValueError(f"{text!r} has no room on the engine link")

@@ -12,10 +12,11 @@ from typing import Final
 
 from vtpmd import core
 from vtpmd.core import LinkAskedInit, LinkQuestion
+from vtpmd.core.handover import Handover
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
-from vtpmd.wire.tpm import Result, StateType
+from vtpmd.wire.tpm import Result
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ class Asked:
     def __init__(self, mobility: Mobility, on_shutdown: Callable[[], None]) -> None:
         self._mobility = mobility
         self._on_shutdown = on_shutdown
-        self._gave_tail = False  # QEMU takes a state, and the permanent blob of that is a tail
         self._answers: dict[LinkQuestion, Callable[[Question], Awaitable[Answer]]] = {
             LinkQuestion.ASK_INIT: self._init,
             LinkQuestion.ASK_STOP: self._stop,
@@ -75,6 +75,12 @@ class Asked:
             self._mobility.init_answered()
         elif news.number is LinkQuestion.TELL_RUNNING:
             self._mobility.runs = bool(news.argument)
+        elif news.number is LinkQuestion.TELL_HANDOVER:
+            self._mobility.handed_over(
+                Handover(news.argument), core.unpack_link_handover(news.payload)
+            )
+        elif news.number is LinkQuestion.TELL_GIVEN:
+            self._mobility.gave_whole_state()
         elif news.number is LinkQuestion.TELL_RESTORED:
             self._mobility.lineages.has_restored(*core.unpack_link_restored(news.payload))
         else:
@@ -84,27 +90,13 @@ class Asked:
         asked = LinkAskedInit(question.argument)
         return Answer(await self._mobility.init(asked))
 
-    async def _stop(self, question: Question) -> Answer:
-        if question.argument and self._mobility.is_frozen():
-            # QEMU ends. A frozen TPM stays on: the destination may still ask for it.
-            return Answer(argument=1)
+    async def _stop(self, _: Question) -> Answer:
         # QEMU stops the TPM before it loads a state, with the guest standing still.
-        self._gave_tail = False
         await self._mobility.stopping()
         return DONE
 
-    async def _state(self, question: Question) -> Answer:
-        if question.argument == StateType.PERMANENT:
-            tail = await self._mobility.tail()
-            self._gave_tail = tail is not None
-            return DONE if tail is None else Answer(0, core.LINK_BLOB_GIVEN, tail)
-        if self._mobility.is_frozen():
-            # The tail has it all. QEMU sets no empty blob at the other side.
-            return Answer(argument=core.LINK_BLOB_GIVEN)
-        if self._gave_tail:
-            raise VtpmdError(
-                "the session ended while QEMU took the state: its migration fails; try again"
-            )
+    async def _state(self, _: Question) -> Answer:
+        await self._mobility.give_tail()
         return DONE
 
     async def _blob(self, _: Question) -> Answer:
@@ -120,7 +112,6 @@ class Asked:
 
     async def _runs(self, _: Question) -> Answer:
         # The lock itself is held from start to end. QEMU's guest runs here again.
-        self._gave_tail = False
         await self._mobility.guest_runs()
         return DONE
 

@@ -96,6 +96,12 @@ class Asking:
         self._is_over = True
         self._hurry.set()
 
+    def abandon(self) -> None:
+        """Ask no more, and carry out nothing."""
+        self._is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
     async def finished(self) -> None:
         """Wait until there is nothing more to ask; cancelled, no more is asked."""
         if self._task is None:

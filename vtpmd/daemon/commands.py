@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from vtpmd.config import RunConfig, parse_address
@@ -23,10 +22,10 @@ async def serve_management(
     listening: socket.socket,
     mobility: Mobility,
     config: RunConfig,
-    stop: asyncio.Event,
+    on_quit: Callable[[], None],
 ) -> None:
     """Serve the management socket until cancelled."""
-    server = ManagementServer(listening, stop.set)
+    server = ManagementServer(listening, on_quit)
     mobility.tell = server.broadcast
     commands = _Commands(mobility, config)
     server.register("query-status", {}, commands.query_status)
@@ -78,10 +77,11 @@ class _Commands:
     async def migrate_arm(self, arguments: Arguments) -> object:
         from vtpmd.daemon.outgoing import Peer
 
-        if self._config.credentials is None:
+        credentials = self._config.credentials()
+        if credentials is None:
             raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
         address = parse_address(str(arguments["to"]))
-        to = Peer(*address, self._config.credentials, self._config.allowed)
+        to = Peer(*address, credentials, self._config.allowed)
         session = await self._mobility.arm(to)
         return {"session": session.session.hex(), "qemu": self._mobility.qemu.word}
 

@@ -7,18 +7,22 @@ import logging
 import os
 import select
 import signal
+import socket
 import struct
-import sys
 import time
+from array import array
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vtpmd import core
-from vtpmd.core import LinkCondition, LinkHeader, LinkOperation, LinkQuestion
-from vtpmd.daemon.engine_process import EngineProcess
+from vtpmd.core import LinkCondition, LinkCustody, LinkHeader, LinkOperation, LinkQuestion
+from vtpmd.daemon.attachment import Attachment
 from vtpmd.errors import VtpmdError
+
+if TYPE_CHECKING:
+    from vtpmd.core.lane import LaneKeying
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ SOON_MS = 1
 # What a clean stop may take: the command that runs, TPM2_Shutdown, one write of the state. Nor is
 # any answer waited for longer then.
 STOP_TIMEOUT_S = 20.0
+# An engine that ends closes the link a moment before its process is gone.
+GONE_TIMEOUT_S = 1.0
 # Of an engine that has stopped in order (csrc/engine/main.c); the other one leaves a journal.
 EXIT_STOPPED, EXIT_JOURNAL = 0, 7
 
@@ -40,12 +46,17 @@ class EngineDied(VtpmdError):
     """The engine process is gone; the vTPM's volatile state is lost with it."""
 
 
-class EngineState(Enum):
-    """Where an engine is in its life."""
+class EngineDetached(EngineDied):
+    """The link is closed. The process may be gone, or serve on: nothing is known of its TPM."""
 
-    STARTING = "the process exists; it has not said that it can serve"
+
+class EngineState(Enum):
+    """Where an engine is in its life, as its vtpmd sees it."""
+
     SERVING = "requests are answered"
-    STOPPING = "the link is closed; the process is on its way out"
+    STOPPING = "it was told to end; the process is on its way out"
+    LOST = "the link is closed; it is not known yet why"
+    DETACHED = "the link is closed, and the process serves on: vtpmd may attach again"
     DEAD = "the process is gone"
 
 
@@ -102,50 +113,53 @@ class Meanwhile:
 
 
 class Engine:
-    """One vTPM's engine.
+    """One vTPM's engine, for as long as vtpmd is attached to it.
 
     Its coroutines belong to one event loop and are cancelled only together with the engine: half a
     message on the link cannot be taken back. Requests are answered one at a time, in order. After
     :exc:`EngineDied` every further request raises it too.
     """
 
-    def __init__(self, process: EngineProcess) -> None:
-        self.pid = process.pid
-        self.libtpms_version = 0
-        self.state = EngineState.STARTING
+    def __init__(self, attachment: Attachment, *, is_child: bool) -> None:
+        """Take an attachment's connection, which is closed here. Raises EngineDied."""
+        self.pid = attachment.pid
+        self._pidfd = _open_process(attachment)
+        self.libtpms_version = attachment.libtpms_version
+        self.state = EngineState.SERVING
         self.death: str | None = None
         self.left_journal = False  # it stopped, and swtpm cannot take the directory
+        self.detached = asyncio.Event()  # set once it is that
+        self._is_child = is_child
         self._questions: list[Question] = []  # that came before there was who answers
         self._answerer: Answerer | None = None
-        self._link = process.link
-        self._link.setblocking(False)
+        self._link = attachment.link
         self._poll = select.poll()
         self._poll.register(self._link, select.POLLIN)
-        self._received = bytearray()
-        self._pidfd = os.pidfd_open(process.pid)
+        self._received = bytearray(attachment.received)
         self._lock = asyncio.Lock()  # a request is under way
         self._sending = asyncio.Lock()
         self._reply: asyncio.Future[Reply] | None = None
         self._asked = LinkOperation.READY  # what that is the answer to
         self._ends = False
+        self._told_status: int | None = None  # with what it exits, as it says
         self._answering: set[asyncio.Task[None]] = set()
         self._exited = asyncio.Event()
+        self._known = asyncio.Event()  # what became of it, once the link is closed
         self._on_death: Callable[[str], None] | None = None
+        self._on_end: Callable[[], None] | None = None
 
-    async def attach(self, on_death: Callable[[str], None]) -> None:
-        """Wait until the engine can serve.
+    def begin(self, on_death: Callable[[str], None], on_end: Callable[[], None]) -> None:
+        """Take what the engine says, and see it end.
 
-        From then on ``on_death`` is called once, with one line for a person, if the process ends
-        before :meth:`stop`, or does not stop in order. Raises EngineDied if it does so right away.
+        From now on ``on_death`` is called once, with one line for a person, if the process does not
+        stop in order; ``on_end`` if it does so before :meth:`stop`.
         """
-        self._on_death = on_death
+        self._on_death, self._on_end = on_death, on_end
         loop = asyncio.get_running_loop()
         loop.add_reader(self._pidfd, self._reap)
         loop.add_reader(self._link, self._on_readable)
-        async with self._lock:
-            ready = await self._receive_reply(self._expect(LinkOperation.READY), soon=False)
-            self.libtpms_version = int.from_bytes(ready.payload, sys.byteorder)
-        self.state = EngineState.SERVING
+        while self._take_message():
+            pass  # of what has come with the greeting
 
     def answer_by(self, answerer: Answerer) -> None:
         """Have somebody answer what the engine asks, and what it has asked by now."""
@@ -162,6 +176,7 @@ class Engine:
         meanwhile: Meanwhile | None = None,
         *,
         soon: bool = True,
+        descriptor: int | None = None,
     ) -> Reply:
         """Send one request and return its answer.
 
@@ -173,22 +188,48 @@ class Engine:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
         async with self._lock:
             if self.state is not EngineState.SERVING:
-                raise EngineDied(self.death or f"the engine is {self.state.name.lower()}")
-            reply = self._expect(operation)
-            await self._send(LinkHeader(operation, 0, argument, len(payload)), payload)
-            if meanwhile is not None:
-                meanwhile.run()
-            return await self._receive_reply(reply, soon=soon)
+                raise self._error()
+            return await self._transact(
+                operation, argument, payload, meanwhile, soon=soon, descriptor=descriptor
+            )
+
+    async def _transact(
+        self,
+        operation: LinkOperation,
+        argument: int = 0,
+        payload: bytes | bytearray | memoryview = b"",
+        meanwhile: Meanwhile | None = None,
+        *,
+        soon: bool = True,
+        descriptor: int | None = None,
+    ) -> Reply:
+        reply = self._expect(operation)
+        header = LinkHeader(operation, 0, argument, len(payload))
+        await self._send(header, payload, descriptor)
+        if meanwhile is not None:
+            meanwhile.run()
+        return await self._receive_reply(reply, soon=soon)
+
+    async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        """Have the engine speak over a connection, of which it gets a descriptor of its own.
+
+        Raises VtpmdError.
+        """
+        payload = core.pack_link_lane(keying, is_source=is_source)
+        reply = await self.request(LinkOperation.SET_LANE, payload=payload, descriptor=lane)
+        payload[:] = bytes(len(payload))
+        if reply.result:
+            raise VtpmdError(f"the engine cannot use the lane: it says {reply.result:#x}")
 
     async def raise_generations(self, floor: int) -> None:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
         floors = struct.pack("=QQ", floor, floor)
         await self.request(LinkOperation.RAISE_GENERATION, payload=floors)
 
-    async def condition(self) -> LinkCondition:
-        """Return what QEMU has made of the TPM. Raises EngineDied."""
+    async def condition(self) -> tuple[LinkCondition, LinkCustody]:
+        """Return what QEMU has made of the TPM, and whose that is. Raises EngineDied."""
         reply = await self.request(LinkOperation.GET_CONDITION)
-        return LinkCondition(reply.argument)
+        return core.link_condition(reply.argument)
 
     async def end_control(self) -> None:
         """Have no more of QEMU's commands begun, and wait until what is asked is answered."""
@@ -201,17 +242,44 @@ class Engine:
         """End the engine: it sends TPM2_Shutdown if the guest did not, and exits.
 
         Returns when the process is gone; one that hangs is killed after STOP_TIMEOUT_S. One that
-        was killed has died.
+        was killed has died. One that this vtpmd is not attached to any more is sent SIGTERM.
         """
         if self.state is not EngineState.DEAD:
-            self.state = EngineState.STOPPING
-            self._close()
+            self._ends = True
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._ask_to_end()
                     await self._exited.wait()
             except TimeoutError:
                 await self._kill()
+        await self.detach()
+
+    async def _ask_to_end(self) -> None:
+        async with self._lock:
+            if self.state is EngineState.SERVING:
+                self.state = EngineState.STOPPING
+                with suppress(EngineDied):
+                    await self._transact(LinkOperation.END, soon=False)
+        if self.state is EngineState.LOST:
+            await self._known.wait()
+        if self.state is EngineState.DETACHED:
+            self.state = EngineState.STOPPING
+            self._signal_end()
+
+    def _signal_end(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    async def detach(self) -> None:
+        """Close the link, and see the process no more: it serves on, if it lives."""
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
         self._close()
+        if self.state is not EngineState.DEAD:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self.state = EngineState.DETACHED
 
     def _close(self) -> None:
         if self._link.fileno() >= 0:
@@ -219,21 +287,40 @@ class Engine:
         self._link.close()
 
     async def _send(
-        self, header: LinkHeader, payload: bytes | bytearray | memoryview = b""
+        self,
+        header: LinkHeader,
+        payload: bytes | bytearray | memoryview = b"",
+        descriptor: int | None = None,
     ) -> None:
+        rights = [] if descriptor is None else [_rights(descriptor)]
         packed = core.pack_link_header(header)
         try:
             async with self._sending:
                 # Most messages fit into the socket's buffer.
-                try:
-                    sent = self._link.sendmsg([packed, payload])
-                except BlockingIOError:
-                    sent = 0
+                while not (sent := self._send_some([packed, payload], rights)):
+                    await self._writable()
                 if sent < len(packed) + len(payload):
                     rest = memoryview(packed + bytes(payload))[sent:]
                     await asyncio.get_running_loop().sock_sendall(self._link, rest)
         except OSError as error:
-            raise await self._broken(error) from error
+            self._lose(error)
+            await self._known.wait()
+            raise self._error() from error
+
+    def _send_some(self, pieces: list[Any], rights: list[Any]) -> int:
+        """Send what there is room for, with the descriptor; return how many bytes."""
+        try:
+            return self._link.sendmsg(pieces, rights)
+        except BlockingIOError:
+            return 0
+
+    async def _writable(self) -> None:
+        loop, writable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(self._link, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(self._link)
 
     def _expect(self, operation: LinkOperation) -> asyncio.Future[Reply]:
         self._asked = operation
@@ -249,7 +336,8 @@ class Engine:
             await asyncio.wait({reply}, timeout=WAIT_S)
             waited_s += WAIT_S
             if self._ends and waited_s >= STOP_TIMEOUT_S and not reply.done():
-                raise await self._broken(TimeoutError("it does not answer"))
+                await self._kill()
+                raise self._error()
             if waited_s % WARN_AFTER_S == 0:
                 log.warning(
                     "the engine has not answered %s for %.0f s: its storage may stand still; the "
@@ -259,12 +347,13 @@ class Engine:
         try:
             return reply.result()
         except OSError as error:
-            raise await self._broken(error) from error
+            await self._known.wait()
+            raise self._error() from error
         finally:
             self._reply = None
 
-    def _on_readable(self) -> None:
-        """Take what has come."""
+    def _on_readable(self) -> bool:
+        """Take what has come; return whether there may be more."""
         try:
             data = self._link.recv(READ_BYTES_MAX)
             if not data:
@@ -273,13 +362,37 @@ class Engine:
             while self._take_message():
                 pass
         except BlockingIOError:
-            return
+            return False
         except (OSError, ValueError) as error:
-            asyncio.get_running_loop().remove_reader(self._link)
-            if self._reply is not None and not self._reply.done():
-                self._reply.set_exception(OSError(str(error)))
-            elif self.state is EngineState.SERVING:
-                self._run(self._kill())
+            self._lose(error)
+            return False
+        return True
+
+    def _lose(self, error: Exception) -> None:
+        """The link is closed, or carries what is no message: half of one is not taken back."""
+        if self.state is EngineState.SERVING:
+            self.state = EngineState.LOST
+            self._run(self._see_what_became())
+        elif self.state is EngineState.STOPPING:
+            self._signal_end()  # it may not have heard of it
+        self._close()
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(OSError(str(error)))
+
+    async def _see_what_became(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GONE_TIMEOUT_S):
+                await self._exited.wait()
+        if self.state is EngineState.LOST:
+            self.state = EngineState.DETACHED
+            self._known.set()
+            self.detached.set()
+
+    def _error(self) -> EngineDied:
+        """Return what a request is refused with now."""
+        if self.state is EngineState.DEAD:
+            return EngineDied(self.death or f"the engine (pid {self.pid}) has stopped")
+        return EngineDetached("the link to the engine is closed, which serves on")
 
     def _take_message(self) -> bool:
         """Take a message that is there whole. Raises OSError for one that is none."""
@@ -293,7 +406,9 @@ class Engine:
             return False
         payload = self._received[head : head + header.payload_bytes]
         del self._received[: head + header.payload_bytes]
-        if header.operation >= LinkQuestion.ASK_INIT:
+        if header.operation == LinkQuestion.TELL_END:
+            self._told_status = header.argument
+        elif header.operation >= LinkQuestion.ASK_INIT:
             question = Question(LinkQuestion(header.operation), header.argument, bytes(payload))
             self._take_question(question)
         elif header.operation != self._asked or self._reply is None or self._reply.done():
@@ -323,37 +438,63 @@ class Engine:
         with suppress(EngineDied):
             await self._send(header, answer.payload)
 
-    async def _broken(self, error: Exception) -> EngineDied:
-        """Return what a failure of the link is raised as, once the process is surely gone."""
-        # Half a message was sent or read: the two would never agree again.
-        await self._kill()
-        return EngineDied(self.death or f"the link to the engine broke: {error}")
-
     async def _kill(self) -> None:
         if not self._exited.is_set():
-            os.kill(self.pid, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             await self._exited.wait()
 
     def _reap(self) -> None:
         """Take the exit status of the process, which has ended."""
+        while self._link.fileno() >= 0 and self._on_readable():
+            pass  # up to its last word
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        code = self._told_status
+        if self._is_child:
+            _, status = os.waitpid(self.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
         was_stopping = self.state is EngineState.STOPPING
         self.state = EngineState.DEAD
         self.left_journal = code == EXIT_JOURNAL
         self._exited.set()
-        if not was_stopping or code not in (EXIT_STOPPED, EXIT_JOURNAL):
-            self.death = _describe_death(self.pid, code, was_stopping=was_stopping)
+        self._known.set()
+        if code not in (EXIT_STOPPED, EXIT_JOURNAL):
+            self.death = describe_death(self.pid, code, was_stopping=was_stopping)
             if self._on_death is not None:
                 self._on_death(self.death)
+        elif not was_stopping and self._on_end is not None:
+            self._on_end()
 
 
-def _describe_death(pid: int, code: int, *, was_stopping: bool) -> str:
-    how = (
-        f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-    )
+def _rights(descriptor: int) -> tuple[int, int, array[int]]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor])
+
+
+def _open_process(attachment: Attachment) -> int:
+    """Return a descriptor of the engine's process, and of no other that has got its number since.
+
+    Raises EngineDied.
+    """
+    died = EngineDied(f"the engine (pid {attachment.pid}) has ended just now")
+    try:
+        pidfd = os.pidfd_open(attachment.pid)
+    except ProcessLookupError:
+        raise died from None
+    with suppress(BlockingIOError):
+        if not attachment.link.recv(1, socket.MSG_PEEK):
+            os.close(pidfd)
+            raise died
+    return pidfd
+
+
+def describe_death(pid: int, code: int | None, *, was_stopping: bool = False) -> str:
+    """Return a line for a person about an engine that has not stopped in order."""
+    if code is None:  # of no child of this process it is not told
+        how = "ended without a word"
+    elif code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    else:
+        how = f"exited with status {code}"
     if code == -signal.SIGSYS:
         how += (
             " for a system call that its sandbox forbids (its number is in the kernel's log, as "

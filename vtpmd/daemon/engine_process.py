@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import vtpmd
 from vtpmd.core import LinkDescriptor
@@ -18,40 +17,29 @@ ARGUMENTS = ("vtpmd-engine",)
 DESCRIPTOR_MIN = 16
 
 
-class EngineProcess(NamedTuple):
-    """A started engine: ours to wait for, and our end of the link to it."""
-
-    pid: int
-    link: socket.socket
-
-
-def spawn(descriptors: dict[LinkDescriptor, int]) -> EngineProcess:
-    """Start an engine beside this process, with these descriptors and a link.
+def spawn(descriptors: dict[LinkDescriptor, int]) -> int:
+    """Start an engine beside this process, with these descriptors; return its process number.
 
     It gets copies of them, and holds them, and so the lock, for as long as it lives. Raises
     VtpmdError if the executable cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    copies = _copies(descriptors | {LinkDescriptor.SOCKET: theirs.fileno()})
+    copies = _copies(descriptors)
     actions = [
         (os.POSIX_SPAWN_OPEN, LinkDescriptor.INPUT, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, LinkDescriptor.LIBRARY_LOG, os.devnull, os.O_WRONLY, 0),
         *((os.POSIX_SPAWN_DUP2, fd, to) for to, fd in copies.items()),
     ]
     try:
-        pid = os.posix_spawn(EXECUTABLE, ARGUMENTS, _environment(), file_actions=actions)
+        return os.posix_spawn(EXECUTABLE, ARGUMENTS, _environment(), file_actions=actions)
     except OSError as error:
-        ours.close()
         raise _not_started(error) from error
     finally:
-        theirs.close()
         for fd in copies.values():
             os.close(fd)
-    return EngineProcess(pid, ours)
 
 
 def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
-    """Become an engine that is alone, with these descriptors and what the process was given.
+    """Become an engine, with these descriptors and what the process was given.
 
     Its standard input and output are /dev/null: who waits for the end of what was written there is
     not kept waiting. Raises VtpmdError if the executable cannot be started.
@@ -59,7 +47,7 @@ def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
     copies = _copies(descriptors)
     for fd in range(LinkDescriptor.SOCKET, LinkDescriptor.CONTROL_DIRECTORY + 1):
         _move_away(fd)
-    for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG, LinkDescriptor.SOCKET):
+    for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG):
         _open_null(fd)
     for to, fd in copies.items():
         os.dup2(fd, to)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from vtpmd import core
-from vtpmd.core import LinkAdmit, LinkOperation, LinkRetire, LinkShutdown
-from vtpmd.daemon import tls
-from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
+from vtpmd.core import LinkAdmit, LinkHandover, LinkOperation, LinkShutdown
+from vtpmd.core.delta import delta_apply, delta_inspect
+from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.lane import LaneKeying
+from vtpmd.daemon import lane, tls
+from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
@@ -35,12 +39,12 @@ from vtpmd.wire.tpm import StateType
 
 log = logging.getLogger(__name__)
 
-# From INIT to the Grant: a round trip. QEMU's main loop stands still meanwhile, on both hosts.
-GRANT_TIMEOUT_S: Final = 2.0
 # A boot that has to wait for the state that came to be taken up first.
 ADOPT_TIMEOUT_S: Final = 2.0
 # Of a disk that did not take what a session needs it to.
 RETRY_S: Final = 1.0
+# The lane's greeting and the Key come over two connections, and either may lose a packet.
+KEY_TIMEOUT_S: Final = 2.0
 # A source says something several times a second while it is armed.
 ALIVE_S: Final = 2.0
 
@@ -69,21 +73,41 @@ class Incoming:
     """One session of the destination, from the connection to its end."""
 
     def __init__(self, owner: Owner, connection: tls.Connection) -> None:
+        self._begin(owner, Destination(owner.own), str(connection.name), connection)
+
+    @classmethod
+    def found(cls, owner: Owner, machine: Destination, peer_name: str, used: int) -> Self:
+        """Go on with a session that another vtpmd has left; no generation above ``used`` was used.
+
+        Its file is to be open for more (``IncomingStates.resume``).
+        """
+        session = cls.__new__(cls)
+        session._begin(owner, machine, peer_name, None)
+        last = core.Image(StateType.PERMANENT, used, b"")  # the engine has the state itself
+        session._staged = Staged(Images(last, NOTHING.volatile), 0)
+        return session
+
+    def _begin(
+        self,
+        owner: Owner,
+        machine: Destination,
+        peer_name: str,
+        connection: tls.Connection | None,
+    ) -> None:
         self._owner = owner
-        self._machine = Destination(owner.own)
-        self._connection: tls.Connection | None = connection
-        self.peer = str(connection.name)
+        self._machine = machine
+        self._connection = connection
+        self.peer = peer_name
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = self._staged_before = Staged(NOTHING, 0)
         self._permanent_record = b""  # the one that came last
         self._durable_generation = 0  # of the permanent state
         self._cipher: TailCipher | None = None
-        self._digests: events.Digests | None = None  # of what the held TPM was started from
+        self._is_held = False  # a TPM was started from what is staged
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[None] | None = None
-        self._took_ns = self._granted_ns = 0
-        self._start_us = 0
+        self._wait_us = self._start_us = 0
         self._refused = ""  # why the tail was
         self._news = NewsLog(log.error)  # of what is tried again
 
@@ -98,14 +122,14 @@ class Incoming:
         return self._machine.session
 
     @property
-    def awaits_init(self) -> bool:
-        """True from the tail until QEMU starts the TPM."""
-        return self.state in (State.TAKING, State.ENTITLED)
-
-    @property
     def is_granted(self) -> bool:
         """True from the Grant until that is durable."""
         return self.state in (State.ENTITLED, State.STARTED)
+
+    async def was_granted(self) -> bool:
+        """Return is_granted, once what has been heard by now is taken."""
+        await self._events.wait_for(lambda: True, ADOPT_TIMEOUT_S)
+        return self.is_granted
 
     @property
     def is_settled(self) -> bool:
@@ -171,6 +195,26 @@ class Incoming:
         await self._happened(events.LinkLost(reason))
         self._close()
 
+    async def take_lane(self, accepted: socket.socket, hello: bytes) -> None:
+        """Have the engine speak with the source's over this connection, and say so there.
+
+        ``hello`` is how that begins; the Key may come a little later. Raises VtpmdError, OSError.
+        """
+        await self._events.wait_for(lambda: self._machine.key is not None, KEY_TIMEOUT_S)
+        answer = lane.greet_back(self._keying(), hello)
+        came = events.LaneCame(accepted.fileno())
+        if not await self._events.run(came, lambda: self.state is State.WELCOMED):
+            raise VtpmdError(
+                f"a lane is refused: the session is {self.state.name}, must be WELCOMED"
+            )
+        accepted.send(answer)
+
+    def _keying(self) -> LaneKeying:
+        machine = self._machine
+        if machine.key is None:
+            raise VtpmdError("a lane is refused: its session has no key yet; is the link slow?")
+        return LaneKeying(self.session, machine.key, machine.uuid, machine.lineage)
+
     async def receiving(self, is_receiving: bool) -> None:
         """Tell the source whether this side's QEMU takes a stream."""
         if self.session != bytes(peer.SESSION_BYTES):
@@ -192,18 +236,36 @@ class Incoming:
         if self.state is State.ENDED:
             raise VtpmdError(f"the tail is refused: {self._refused}; migrate again")
 
-    async def start(self) -> bool:
-        """Wait for the Grant; return False if the vTPM is not ours: it must not run then."""
-        await self._happened(events.InitCame())
-        await self._events.wait_for(lambda: self.state is not State.WAITING, GRANT_TIMEOUT_S)
-        if self.state is State.WAITING:
-            await self._happened(events.GrantTimedOut())
-        return self.state is State.STARTED
+    async def told(self, state: Handover, told: LinkHandover) -> None:
+        """Take what the engine has done by itself."""
+        if told.session != self.session:
+            return  # of a session before
+        match state:
+            case Handover.TAKING:
+                self._owner.wakefulness.hold()
+                await self._happened(events.Took())
+            case Handover.ENTITLED | Handover.STARTED:
+                self._wait_us = told.wait_us
+                await self._happened(_GRANTED[state])
+            case Handover.NONE:
+                await self._happened(events.LinkLost(_REASONS[HandoverEvent(told.event)]))
 
     async def init_answered(self) -> None:
         """QEMU has the answer to its INIT: have the guest's commands executed."""
-        if self.state is State.STARTED and self._retry is None:
-            await self._happened(events.InitAnswered())
+        # It is heard of after the Grant, but both may have to wait for what is under way.
+        await self._events.run(
+            events.InitAnswered(), lambda: self.state is State.STARTED and self._retry is None
+        )
+
+    async def go_on(self) -> None:
+        """Do what a session that was found is to do next, and go on trying where a disk fails."""
+        match self.state:
+            case State.ENTITLED:
+                await self._happened(events.Adopt())
+            case State.ADMITTED:
+                await self._happened(events.SettleDue())
+            case State.RELEASING:
+                await self._events.run(peer.Reclaim(self.session))
 
     async def adopt(self) -> bool:
         """Take up a vTPM that was granted, as QEMU starts otherwise; return False if it cannot."""
@@ -224,9 +286,13 @@ class Incoming:
         await self.set_aside("its vtpmd stops")
         self._close()
 
+    def abandon(self) -> None:
+        """Do no more: what the disk says of the session is what a crash would have left."""
+        self._cancel_retry()
+        if self._retrying is not None:
+            self._retrying.cancel()
+
     async def _take_message(self, message: peer.Message) -> None:
-        if isinstance(message, peer.Grant):
-            self._granted_ns = time.perf_counter_ns()
         await self._events.run(message)
         if isinstance(message, peer.Key):
             # Made before the guest stands still.
@@ -241,12 +307,19 @@ class Incoming:
 
     async def _take(self, event: destination.Event) -> None:
         for action in self._machine.step(event):
+            if action is Do.LET_GO and not await self._let_go():
+                # The freeze has overtaken the round that begins: the tail has it.
+                self._events.put(events.Took())
+                return
             await self._perform(action)
 
     async def _perform(self, action: destination.Action) -> None:
         match action:
             case destination.Send(message=message):
                 self._send(message)
+            case destination.SetLane(descriptor=descriptor):
+                keying = self._keying()._replace(is_greeted=True)
+                await self._owner.engine.set_lane(descriptor, keying, is_source=False)
             case destination.Apply(record=record):
                 self._apply_record(record)
             case destination.Stage():
@@ -257,7 +330,9 @@ class Incoming:
                 await self._decline(reason)
             case destination.Discard(reason=reason):
                 await self._discard(reason)
-            case Do():
+            case destination.Repeat(event=event):
+                self._events.put(event)
+            case Do() if action is not Do.LET_GO:
                 await _DO[action](self)
 
     def _send(self, message: peer.Message) -> None:
@@ -276,10 +351,10 @@ class Incoming:
             self._events.put(events.Prepared())
 
     def _apply_record(self, record: bytes) -> None:
-        kind = StateType(core.delta_inspect(record).type)
+        kind = StateType(delta_inspect(record).type)
         if kind not in self._images:
             raise peer.StreamError(f"a record of type {kind.name}")
-        self._images[kind] = core.delta_apply(self._images[kind], record)
+        self._images[kind] = delta_apply(self._images[kind], record)
         if kind is StateType.PERMANENT:
             self._permanent_record = record
 
@@ -311,7 +386,7 @@ class Incoming:
     def _make_durable(self, state: core.Image, record: bytes) -> None:
         if state.generation == self._durable_generation:
             return
-        if not record or core.delta_inspect(record).to_generation != state.generation:
+        if not record or delta_inspect(record).to_generation != state.generation:
             raise VtpmdError("the state goes back to an earlier generation")
         self._owner.files.incoming.append(record, state)
         self._durable_generation = state.generation
@@ -347,40 +422,55 @@ class Incoming:
         reply = await self._owner.engine.request(LinkOperation.INIT, argument)
         if reply.result:
             raise VtpmdError(f"the TPM does not start: libtpms says {reply.result:#x}")
-        self._digests = core.unpack_link_digests(reply.payload)
+        self._is_held = True
         self._start_us = (time.perf_counter_ns() - began_ns) // 1000
 
-    async def _let_go(self) -> None:
-        self._digests = None
+    async def _let_go(self) -> bool:
+        """Have the TPM that is on standby off; return False if QEMU has brought the tail."""
+        if (await self._owner.engine.request(LinkOperation.LET_GO)).result:
+            return False
+        self._is_held = False
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        return True
+
+    async def _hold(self) -> None:
+        """Have the engine know the tail that says that there is no more than was staged."""
+        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
+        at = self._staged.images.generations
+        header = tail.Header(self.session, at[0], at[0], at[1], at[1])
+        sealed = self._cipher.seal(tail.Tail(header, self._staged.power, b"", b""))
+        await self._have_taken(sealed, 0)
+
+    async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
+        """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
+        payload = core.pack_link_hold(apply_us, self._start_us) + sealed
+        return not (await self._owner.engine.request(LinkOperation.HOLD, payload=payload)).result
 
     async def _use_tail(self, blob: bytes) -> None:
+        began_ns = time.perf_counter_ns()
         try:
-            applied = await self._apply(blob)
+            await self._apply(blob)
+            apply_us = (time.perf_counter_ns() - began_ns) // 1000 - self._start_us
+            if not await self._have_taken(blob, max(0, apply_us)):
+                raise VtpmdError("the lane to the source is gone")
         except (tail.TailError, VtpmdError) as error:
             self._refused = str(error)
             self._events.put(events.TailRefused(_refusal(error), str(error)))
         else:
-            self._took_ns = time.perf_counter_ns()
-            self._events.put(applied)
+            self._events.put(events.TailApplied())
 
-    async def _apply(self, blob: bytes) -> events.TailApplied:
+    async def _apply(self, blob: bytes) -> None:
         """Have the TPM started from what the tail ends at. Raises TailError or VtpmdError."""
-        began_ns = time.perf_counter_ns()
         assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
         opened = self._cipher.open(blob, self.session)
         final = self._final(opened)
-        apply_us = (time.perf_counter_ns() - began_ns) // 1000
-        validate_us = store_us = 0
-        if self._digests is not None and final != self._staged:
-            await self._let_go()
-        if self._digests is None and final != self._staged:
-            validate_us, store_us = await self._stage_images(final.images, opened.permanent)
+        if final != self._staged:
+            if self._is_held and not await self._let_go():
+                raise VtpmdError("the TPM that was started ahead of time is in use")
+            await self._stage_images(final.images, opened.permanent)
             self._staged = final
-        if self._digests is None:
+        if not self._is_held:
             await self._start_held()
-        assert self._digests is not None  # noqa: S101 - it has started
-        return events.TailApplied(self._digests, apply_us, validate_us, store_us)
 
     def _final(self, opened: tail.Tail) -> Staged:
         """Return the state that a tail ends at. Raises TailError, DeltaError."""
@@ -398,9 +488,6 @@ class Incoming:
                 return base
         raise tail.TailError("it does not continue what was acknowledged here")
 
-    async def _expect(self) -> None:
-        await self._ask_engine(LinkOperation.EXPECT, "the guest's commands cannot wait")
-
     async def _admit(self) -> None:
         """Make it durable that the vTPM is ours, then have the guest's commands executed."""
         self._cancel_retry()
@@ -414,8 +501,7 @@ class Incoming:
             self._events.put(events.AdmitFailed())
             self._try_again(events.InitAnswered())
             return
-        wait_us = max(0, self._granted_ns - self._took_ns) // 1000
-        self._events.put(events.Admitted(wait_us, self._start_us))
+        self._events.put(events.Admitted(self._wait_us, self._start_us))
 
     async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
         lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
@@ -479,7 +565,9 @@ class Incoming:
         """
         try:
             await self._ask_to_admit(LinkAdmit.GOES_BACK, "its own file cannot be written")
-            reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNSERVED)
+            reply = await self._owner.engine.request(LinkOperation.RETIRE)
+        except EngineDetached:
+            raise  # it serves on
         except EngineDied:
             # What is dead serves no more, and executed nothing before the file said granted.
             found = self._owner.files.incoming.find()
@@ -489,6 +577,10 @@ class Incoming:
         return not reply.result
 
     async def _decline(self, reason: str) -> None:
+        granted = await self._granted_meanwhile()
+        if granted is not None:
+            self._events.put(granted)
+            return
         log.warning("the state that a peer has sent is set aside: %s", reason)
         try:
             await self._forget()
@@ -498,9 +590,17 @@ class Incoming:
         else:
             self._events.put(events.Remembered())
 
+    async def _granted_meanwhile(self) -> events.LocalEvent | None:
+        """Have the engine ask for the vTPM no more; return what has happened if it was granted."""
+        with suppress(EngineDied):  # it can start nothing any more, and no Grant is durable
+            reply = await self._owner.engine.request(LinkOperation.WITHDRAW)
+            return _GRANTED.get(Handover(reply.argument)) if reply.result else None
+        return None
+
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)
         try:
+            await self._owner.engine.request(LinkOperation.WITHDRAW)  # the lane goes, too
             await self._forget()
         except VtpmdError as error:
             log.error("%s", error)
@@ -527,7 +627,7 @@ class Incoming:
         self._permanent_record, self._durable_generation = b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
         self._staged = self._staged_before = Staged(NOTHING, 0)
-        self._digests = None
+        self._is_held = False
 
     async def _ask_engine(
         self, operation: LinkOperation, failure: str, payload: bytes = b"", argument: int = 0
@@ -565,11 +665,21 @@ class Incoming:
             self._connection = None
 
 
+_GRANTED: Final[dict[Handover, events.LocalEvent]] = {
+    Handover.ENTITLED: events.Entitled(),
+    Handover.STARTED: events.Started(),
+}
+# Why the engine has ended what it does by itself.
+_REASONS: Final = {
+    HandoverEvent.END: "the guest goes on at the source",
+    HandoverEvent.LOST: "the lane to the source broke",
+    HandoverEvent.TIMED_OUT: "the source did not grant the vTPM in time",
+}
+
 _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
     Do.PREPARE: Incoming._prepare,
-    Do.LET_GO: Incoming._let_go,
     Do.START: Incoming._start,
-    Do.EXPECT: Incoming._expect,
+    Do.HOLD: Incoming._hold,
     Do.ADMIT: Incoming._admit,
     Do.SETTLE: Incoming._settle,
     Do.RELEASE: Incoming._release,
@@ -588,7 +698,7 @@ def _apply(base: Images, opened: tail.Tail) -> Images:
     header = opened.header
     final = Images(
         *(
-            core.delta_apply(image, record) if record else image
+            delta_apply(image, record) if record else image
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
         )
     )

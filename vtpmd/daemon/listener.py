@@ -49,6 +49,31 @@ def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[s
                 os.unlink(path)
 
 
+@contextmanager
+def listen_in(directory_fd: int, name: str) -> Iterator[socket.socket]:
+    """Listen in a directory (mode 0600) that is locked: what is there is nobody's any more.
+
+    Unless the block is left without an error the file is removed. Raises VtpmdError.
+    """
+    path = path_in(directory_fd, name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory_fd)
+        _bind(listening, path, "another state directory")
+        listening.listen(BACKLOG)
+        try:
+            yield listening
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory_fd)
+            raise
+
+
+def path_in(directory_fd: int, name: str) -> str:
+    """Return a path for a socket that fits, however long the directory's own is."""
+    return f"/proc/self/fd/{directory_fd}/{name}"
+
+
 def _bind(listening: socket.socket, path: str | os.PathLike[str], option: str) -> None:
     if _is_socket(path):
         _remove_stale(path, option)

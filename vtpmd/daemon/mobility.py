@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation, Store
+from vtpmd.core import LinkAskedInit, LinkCondition, LinkHandover, LinkOperation, Store
+from vtpmd.core.handover import Handover
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
@@ -25,9 +26,16 @@ from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
 
 if TYPE_CHECKING:
+    import socket
+
+    from vtpmd.daemon import incoming
     from vtpmd.daemon.incoming import Incoming
     from vtpmd.daemon.outgoing import Notice, Outgoing, Owner, Peer
     from vtpmd.daemon.tls import Connection, PeerName
+    from vtpmd.migration.destination import Own
+    from vtpmd.migration.states import State
+    from vtpmd.store.incoming import Resumed
+    from vtpmd.wire.greeting import Greeting
     from vtpmd.wire.peer import Decoder, Hello
 
 log = logging.getLogger(__name__)
@@ -77,33 +85,41 @@ class Mobility:
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
 
-    async def begin(self, credentials: Path | None, allowed: tuple[str, ...]) -> None:
-        """Ask the host that the owner record says may have the vTPM, which is fenced then.
+    async def ask(self, state: State, credentials: Path | None, allowed: tuple[str, ...]) -> bool:
+        """Ask the host that the owner record says may have the vTPM, which is fenced here.
 
-        Raises VtpmdError for a record that cannot be read.
+        ``state`` is the one that the session is in, one of ``GIVEN_AWAY``. Return False if it
+        cannot be asked. Raises VtpmdError for a record that cannot be read.
         """
         record = self._files.owner.read()
-        if record.whose is Whose.OURS:
-            return
-        line = record.find(record.session)
-        if line is None or line.outcome is not Outcome.SENT:
-            log.warning("the vTPM was given back to %s: it is not served here", record.peer)
-            return
         if credentials is None:
             log.warning(
                 "the vTPM is %s to %s, which cannot be asked without --tls-creds: it is not served "
                 "here",
                 *(record.whose, record.peer),
             )
-            return
+            return False
         from vtpmd.config import parse_address
         from vtpmd.daemon.outgoing import Outgoing, Peer
         from vtpmd.migration.source import Source
 
-        machine = Source.found(bytes.fromhex(line.session))
-        to = Peer(*parse_address(line.peer), credentials, allowed)
+        machine = Source.found(bytes.fromhex(record.session), state)
+        to = Peer(*parse_address(record.peer), credentials, allowed)
         self.outgoing = Outgoing(await self._owner(), to, machine)
         self._spawn(self.outgoing.run())
+        return True
+
+    def found_incoming(self, state: State, resumed: Resumed) -> Incoming:
+        """Go on with a peer's session that another vtpmd has left in a state."""
+        from vtpmd.daemon.incoming import Incoming
+        from vtpmd.migration.destination import Destination
+
+        owner = self._incoming_owner(self._own(busy=None))
+        machine = Destination.found(owner.own, state, resumed.session, resumed.lineage)
+        line = self._files.owner.read().find(resumed.session.hex())
+        peer_name = "" if line is None else line.peer
+        self.incoming = Incoming.found(owner, machine, peer_name, resumed.used)
+        return self.incoming
 
     def owner_record(self) -> Record:
         """Return what the owner record says. Raises VtpmdError."""
@@ -117,7 +133,7 @@ class Mobility:
 
         await self.qemu.check_can_arm()
         owner = await self._owner()
-        condition = await self._engine.condition()
+        condition, _ = await self._engine.condition()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")
@@ -170,15 +186,15 @@ class Mobility:
             if self.tell is not None:
                 self.tell(event, data)
 
-    async def tail(self) -> bytes | None:
-        """Return what QEMU's stream carries for the permanent state, or None: a whole blob.
+    async def give_tail(self) -> None:
+        """Have QEMU's stream carry a tail, where that may be; else it carries a whole blob.
 
         Invariant 6: a tail only when the authenticated peer has acknowledged a base and is there,
         and QEMU, if it can be asked, is migrating. Raises NotOurs.
         """
         session = self.outgoing
         if session is None or session.ended.is_set():
-            return None
+            return
         if session.is_fenced:
             raise NotOurs("the vTPM may be another host's: its state is not given away here")
         # Without a monitor an armed session is trusted to be for this migration.
@@ -187,13 +203,25 @@ class Mobility:
             await asyncio.sleep(0)
             if not self.qemu.is_migrating:
                 log.info("QEMU saves its state without migrating: it gets whole blobs")
-                await self.end_freeze()
-                return None
-        return await session.freeze()
+                return
+        await session.freeze()
 
-    def is_frozen(self) -> bool:
-        """True while the state is QEMU's tail: the other blobs are empty then."""
-        return self.outgoing is not None and self.outgoing.is_frozen
+    def gave_whole_state(self) -> None:
+        """QEMU has got the TPM's whole state: a session that is not armed yet is of no use."""
+        if self.outgoing is not None:
+            self._spawn(self.outgoing.state_given())
+
+    def handed_over(self, state: Handover, told: LinkHandover) -> None:
+        """The engine has done something by itself of what a session has prepared."""
+        if told.is_source and self.outgoing is not None:
+            self._spawn(self.outgoing.told(state, told))
+        elif not told.is_source and self.incoming is not None:
+            self._spawn(self._arrived(self.incoming, state, told))
+
+    async def _arrived(self, session: Incoming, state: Handover, told: LinkHandover) -> None:
+        await session.told(state, told)
+        if state is Handover.STARTED:
+            await self._end_outgoing()
 
     async def guest_runs(self) -> None:
         """The guest runs here, or will; what must be found out for that is not waited for."""
@@ -225,15 +253,9 @@ class Mobility:
         """True where what the record says is offered was not granted by this process' session."""
         return self.outgoing is not None and not self.outgoing.is_fenced
 
-    async def end_freeze(self) -> None:
-        """The migration that took a tail is over, though nobody has said so."""
-        if self.is_frozen():
-            await self.guest_runs()
-
     async def stopping(self) -> None:
         """QEMU powers the TPM off: a reset, or what it brings from now on belongs together."""
-        await self.end_freeze()
-        if self.incoming is not None and self.incoming.is_granted:
+        if self.incoming is not None and await self.incoming.was_granted():
             # What was started ahead of time is the only state there is, until that is durable.
             await self._end_incoming("QEMU stops the TPM")
 
@@ -242,44 +264,57 @@ class Mobility:
     async def welcome(self, connection: Connection, decoder: Decoder, hello: Hello) -> None:
         """Serve a source until its session needs the connection no more."""
         from vtpmd.daemon import incoming
-        from vtpmd.migration.destination import Own, why_refused
+        from vtpmd.migration.destination import why_refused
 
         async with self._starting:
-            own = Own(
-                busy=self._why_busy(connection.name, await self._engine.condition()),
-                uuid=self._uuid,
-                lineage=self._files.lineage(),
-                tpm_version=peer.TPM_VERSION,
-                libtpms_version=self._engine.libtpms_version,
-                image_bytes_max=core.IMAGE_BYTES_MAX,
-                following=self.following(),
-            )
-            owner = incoming.Owner(
-                engine=self._engine,
-                own=own,
-                files=self._files,
-                wakefulness=self._wakefulness,
-                is_receiving=lambda: self.qemu.is_receiving,
-                serve_on=self._serve_on,
-            )
-            session = incoming.Incoming(owner, connection)
+            condition, _ = await self._engine.condition()
+            own = self._own(busy=self._why_busy(connection.name, condition))
             # One that is refused takes nothing's place.
+            if self.incoming is not None and why_refused(own, hello) is None:
+                await self.incoming.set_aside("a source begins a new session")
+                # It may have been granted the vTPM by then.
+                own = own._replace(busy=self._why_busy(connection.name, condition))
+            owner = self._incoming_owner(own)
+            session = incoming.Incoming(owner, connection)
             if why_refused(own, hello) is None:
-                if self.incoming is not None:
-                    await self.incoming.set_aside("a source begins a new session")
                 self.incoming = session
         await session.run(decoder, hello)
 
+    def _own(self, *, busy: str | None) -> Own:
+        from vtpmd.migration.destination import Own
+
+        return Own(
+            busy=busy,
+            uuid=self._uuid,
+            lineage=self._files.lineage(),
+            tpm_version=peer.TPM_VERSION,
+            libtpms_version=self._engine.libtpms_version,
+            image_bytes_max=core.IMAGE_BYTES_MAX,
+            following=self.following(),
+        )
+
+    def _incoming_owner(self, own: Own) -> incoming.Owner:
+        from vtpmd.daemon import incoming
+
+        return incoming.Owner(
+            engine=self._engine,
+            own=own,
+            files=self._files,
+            wakefulness=self._wakefulness,
+            is_receiving=lambda: self.qemu.is_receiving,
+            serve_on=self._serve_on,
+        )
+
     def _why_busy(self, name: PeerName, condition: LinkCondition) -> str | None:
         """Return why no source can be welcomed now, or None."""
-        from vtpmd.migration.states import ON_APPROVAL, State
+        from vtpmd.migration.states import BEFORE_ACK, ON_APPROVAL, State
 
         session = self.incoming
         if LinkCondition.RUNNING in condition:
             return "a guest uses the TPM there already"
         if LinkCondition.BLOBS in condition:
             return "QEMU brings a guest's whole state there"
-        if session is None or session.state in (State.WELCOMING, State.RECEIVING, State.ENDED):
+        if session is None or session.state in (*BEFORE_ACK, State.ENDED):
             return None
         if session.state is State.SETTLED:
             return None
@@ -289,6 +324,12 @@ class Mobility:
         if not is_named(session.peer, name) and session.is_alive:
             return "another host's session is armed there"
         return None
+
+    async def take_lane(self, accepted: socket.socket, greets: Greeting) -> None:
+        """Take the second connection of the session that comes in. Raises VtpmdError, OSError."""
+        if self.incoming is None or self.incoming.has_ended(greets.session):
+            raise VtpmdError("a lane is refused: there is no session here that it is of")
+        await self.incoming.take_lane(accepted, greets.hello)
 
     async def answer(self, connection: Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Tell a source that asks over a new connection what became of its session."""
@@ -346,6 +387,9 @@ class Mobility:
         if self.outgoing is not None and self.outgoing.is_its_qemus:
             raise NotOurs("the vTPM may be at another host: load a snapshot there")
         self._check_not_given_back()
+        condition, _ = await self._engine.condition()
+        if LinkCondition.STARTED in condition and self._is_fenced:
+            raise NotOurs("this QEMU's vTPM is at another host: load a snapshot there")
         async with self._starting:
             await self._end_incoming("QEMU brings whole blobs")
             return (await self._engine.request(LinkOperation.TAKE_BLOB)).result
@@ -370,11 +414,7 @@ class Mobility:
         Raises NotOurs: it may not start.
         """
         async with self._starting:
-            session = self.incoming
-            is_incoming = LinkAskedInit.INCOMING in asked
-            if session is not None and is_incoming and session.awaits_init:
-                return await self._start_from_session(session)
-            if is_incoming and LinkAskedInit.TAIL in asked:
+            if LinkAskedInit.INCOMING in asked and LinkAskedInit.TAIL in asked:
                 raise NotOurs(
                     "QEMU's guest came with a state that could not be used; migrate again"
                 )
@@ -384,14 +424,6 @@ class Mobility:
             self._check_not_releasing()
             await self._check_ours()
             return (await self._engine.request(LinkOperation.INIT)).result
-
-    async def _start_from_session(self, session: Incoming) -> int:
-        if not await session.start():
-            raise NotOurs(
-                "the source has not granted the vTPM; the guest goes on there: migrate again"
-            )
-        await self._end_outgoing()
-        return 0
 
     async def _start_from_blobs(self) -> int:
         """Start what QEMU's stream has brought: whoever migrated or restored it decided."""
@@ -403,7 +435,9 @@ class Mobility:
             self._check_not_given_back()  # while the TPM started
             self._files.owner.arrive()
         except VtpmdError:
-            await self._engine.request(LinkOperation.STOP)
+            # What is not written down as this host's must not serve it, also when nobody is asked.
+            is_ours = self._files.owner.read().is_ours
+            await self._engine.request(LinkOperation.STOP, not is_ours)
             raise
         await self._end_outgoing()
         return 0
@@ -482,6 +516,9 @@ class Mobility:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in (self.outgoing, self.incoming):
+            if session is not None:
+                session.abandon()
 
     # What QEMU's monitor says (vtpmd.daemon.qemu.Listener).
 

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkOperation, LinkRetire, Store
-from vtpmd.daemon import tls
+from vtpmd.core import LinkCapture, LinkHandover, LinkOperation, Store
+from vtpmd.core.delta import delta_encode, delta_inspect
+from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.lane import LaneKeying
+from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine, EngineDied
 from vtpmd.daemon.images import NOTHING, Images, digest
@@ -53,6 +56,8 @@ SILENCE_MAX_S: Final = 10.0
 ROUNDS_KEPT: Final = 1000
 # A QEMU that has sent everything may end before the destination asks for the vTPM.
 TAKE_TIMEOUT_S: Final = 2.0
+# The lane ends by itself, or with the session: then the stream has the reason, about as soon.
+WORD_TIMEOUT_S: Final = 0.5
 # Of a disk that did not take what the record has to say.
 RECORD_RETRY_S: Final = 1.0
 
@@ -125,11 +130,12 @@ class Outgoing:
         self._sent = self._acknowledged = NOTHING
         self._power = 0
         self._cipher: TailCipher | None = None
-        self._tail: bytes | None = None
+        self.tail_bytes: int | None = None  # of the tail that QEMU got, if it got one
         self._round_began_ns = 0
         self._events: EventQueue[source.Event] = EventQueue(self._take)
         self._asking = Asking(to, self._question, self._answered)
         self._soon: set[asyncio.Task[None]] = set()
+        self._opening: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
         self.round_bytes = 0
@@ -163,17 +169,12 @@ class Outgoing:
     @property
     def is_its_qemus(self) -> bool:
         """True while the vTPM may be the destination's, and the QEMU here is the one it left."""
-        return self.state in (State.RETIRING, State.GRANTED, State.MOVED, State.RECLAIMING)
+        return self.state in (State.GRANTED, State.MOVED, State.RECLAIMING)
 
     @property
     def peer_following(self) -> peer.Following | None:
         """What the destination knew of its QEMU when it welcomed the session."""
         return self._machine.peer_following
-
-    @property
-    def tail_bytes(self) -> int | None:
-        """How long the tail is that QEMU got, if it got one."""
-        return None if self._tail is None else len(self._tail)
 
     @property
     def _silence_us(self) -> int:
@@ -220,6 +221,8 @@ class Outgoing:
             await self._lose(f"the link to the destination broke: {error}")
         finally:
             pinging.cancel()
+            if self._opening is not None:
+                self._opening.cancel()
             self._close()
         await self._asking.finished()
 
@@ -276,19 +279,44 @@ class Outgoing:
         """Wait for the destination to let go of the vTPM; return False if it is not in time."""
         return await self._events.wait_for(lambda: not self.is_fenced, timeout_s)
 
-    async def freeze(self) -> bytes | None:
-        """Return the tail for QEMU's stream, or None: it has to carry whole blobs.
+    async def freeze(self) -> None:
+        """Have the engine give QEMU a tail, unless its stream has to carry whole blobs.
 
-        The guest stands still. The same tail is returned again until the guest resumes.
+        The guest stands still.
         """
-        if not self.is_frozen:
-            why = self._machine.why_no_tail(self._silence_us)
-            if why is not None:
-                await self.fall_back(why)
-                return None
-            self._owner.wakefulness.hold()
+        why = self._machine.why_no_tail(self._silence_us)
+        if why is not None:
+            await self.fall_back(why)
+            return
+        self._owner.wakefulness.hold()
         await self._happened(events.Freeze())
-        return self._tail if self.is_frozen else None
+
+    async def state_given(self) -> None:
+        """QEMU has taken whole blobs: a destination without a base is of no use for those."""
+        if self.state in BEFORE_BASE:
+            await self.fall_back("QEMU asked for the state before the destination held a base")
+
+    async def told(self, state: Handover, told: LinkHandover) -> None:
+        """Take what the engine has done by itself."""
+        if told.session != self.session:
+            return  # of a session before
+        match state:
+            case Handover.FROZEN:
+                self._owner.wakefulness.hold()
+                self.tail_bytes = told.tail_bytes
+                await self._happened(events.Frozen())
+            case Handover.GRANTED:
+                self.phases_us["source: retire"] = told.retire_us
+                self.phases_us["destination: apply the tail"] = told.apply_us
+                self.phases_us["destination: start the TPM"] = told.start_us
+                await self._happened(events.Granted())
+            case Handover.NONE if told.event == HandoverEvent.RUNS and self.state is State.OFFERED:
+                await self._happened(events.Worked())
+            case Handover.NONE:
+                if self.state in WITH_BASE:
+                    # Nothing but whole blobs is at stake, and the stream may say why.
+                    await self._events.wait_for(lambda: self.state is State.ENDED, WORD_TIMEOUT_S)
+                await self._happened(events.LinkLost(_REASONS[HandoverEvent(told.event)]))
 
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
@@ -304,6 +332,12 @@ class Outgoing:
             _, late = await asyncio.wait(self._soon, timeout=TAKE_TIMEOUT_S)
             for task in late:
                 task.cancel()
+
+    def abandon(self) -> None:
+        """Do no more: what the disk says of the session is what a crash would have left."""
+        self._asking.abandon()
+        for task in self._soon:
+            task.cancel()
 
     async def _drain(self, connection: tls.Connection) -> None:
         try:
@@ -344,6 +378,8 @@ class Outgoing:
                 self.outcome, self.reason = "go-on", reason
                 log.warning("the vTPM goes on here: %s", reason)
                 self._owner.tell(Notice.GO_ON, {"reason": reason})
+            case source.Repeat(event=event):
+                self._events.put(event)
             case Do():
                 await _DO[action](self)
 
@@ -383,19 +419,29 @@ class Outgoing:
         if isinstance(message, peer.Ack) and self.rounds:
             took_us = (now_ns - self._round_began_ns) // 1000
             self.rounds[-1] = self.rounds[-1]._replace(acknowledged_us=took_us)
-        elif isinstance(message, peer.Take):
-            self.phases_us["destination: apply the tail"] = message.apply_us
-            self.phases_us["destination: validate by libtpms"] = message.validate_us
-            self.phases_us["destination: make durable"] = message.store_us
         elif isinstance(message, peer.Running):
             self.phases_us["destination: wait for the grant"] = message.wait_us
-            self.phases_us["destination: start the TPM"] = message.init_us
 
     def _send(self, *messages: peer.Message) -> None:
         if self._connection is not None:
             self._connection.stream.write(b"".join(map(peer.encode, messages)))
 
     # What the session's actions do, in the order of source.Do.
+
+    async def _open_lane(self) -> None:
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        owner = self._owner
+        keying = LaneKeying(self.session, self._key, owner.uuid, owner.lineage)
+        try:
+            with await lane.connect(self._peer, keying) as sock:
+                greeted = keying._replace(is_greeted=True)
+                await owner.engine.set_lane(sock.fileno(), greeted, is_source=True)
+        except VtpmdError as error:
+            await self._lose(str(error))
+        else:
+            await self._happened(events.LaneOpened())
 
     async def _start_round(self) -> None:
         images = await self._capture()
@@ -496,19 +542,16 @@ class Outgoing:
                 return
             await asyncio.sleep(RECORD_RETRY_S)
 
-    async def _look_again(self) -> None:
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
-        if reply.result or reply.argument & LinkCapture.CHANGED:
-            self._events.put(events.GuestResumed())
-
     async def _make_tail(self) -> None:
+        if self.state is State.OFFERED and self._machine.why_no_tail(self._silence_us) is not None:
+            return  # it is asked once more when QEMU asks
         began_ns = time.perf_counter_ns()
         final = await self._capture() or self._sent
         captured_ns = time.perf_counter_ns()
         base = self._acknowledged
         final, records = _records(base, final)
         encoded_ns = time.perf_counter_ns()
-        if base is self._sent and any(records):
+        if self.state is State.FREEZING and base is self._sent and any(records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
             self._send_round(final, records)
         header = tail.Header(
@@ -519,9 +562,8 @@ class Outgoing:
             final.volatile.generation,
         )
         assert self._cipher is not None  # noqa: S101 - made before a base was sent
-        nonce = os.urandom(tail.NONCE_BYTES)
-        self._tail = self._cipher.seal(tail.Tail(header, self._power, *records), nonce)
-        digests = (digest(final.permanent), digest(final.volatile))
+        sealed = self._cipher.seal(tail.Tail(header, self._power, *records))
+        digests = digest(final.permanent), digest(final.volatile)
         self.digests = {
             "permanent": digests[0].hex(),
             "volatile": digests[1].hex(),
@@ -529,19 +571,31 @@ class Outgoing:
         self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
         self.phases_us["source: encode"] = (encoded_ns - captured_ns) // 1000
         self.phases_us["source: seal"] = (time.perf_counter_ns() - encoded_ns) // 1000
-        was_sent = final.generations == self._sent.generations
-        self._events.put(events.TailMade(digests, was_sent))
-        self._owner.tell(Notice.FREEZE, {"tail-bytes": len(self._tail)})
+        payload = b"".join((*digests, sealed))
+        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=payload)
+        if reply.result:
+            raise VtpmdError("the lane to the destination is gone")
+        self._events.put(events.TailMade(final.generations == self._sent.generations))
 
-    async def _retire(self) -> None:
-        began_ns = time.perf_counter_ns()
+    async def _tell_freeze(self) -> None:
+        self._owner.tell(Notice.FREEZE, {"tail-bytes": self.tail_bytes})
+
+    async def _end_offer(self) -> None:
+        if await self._engine_lets_be(LinkOperation.LET_GO):
+            self._events.put(events.OfferEnded())
+        else:
+            await self._revoke()
+
+    async def _revoke(self) -> None:
+        """Have the engine grant nothing; where it has, or that is not known, it has."""
+        is_back = await self._engine_lets_be(LinkOperation.WITHDRAW)
+        self._events.put(events.Revoked() if is_back else events.Granted())
+
+    async def _engine_lets_be(self, operation: LinkOperation) -> bool:
         try:
-            reply = await self._owner.engine.request(LinkOperation.RETIRE, LinkRetire.UNCHANGED)
-        except VtpmdError:
-            self._events.put(events.RetireFailed())
-            raise
-        self.phases_us["source: retire"] = (time.perf_counter_ns() - began_ns) // 1000
-        self._events.put(events.RetireFailed() if reply.result else events.Retired())
+            return not (await self._owner.engine.request(operation)).result
+        except EngineDied:
+            return False
 
     async def _tell_granted(self) -> None:
         self.outcome = "granted"
@@ -577,10 +631,12 @@ class Outgoing:
         self._events.put(events.Remembered())
 
     async def _serve(self) -> None:
-        await self._owner.engine.request(LinkOperation.UNRETIRE)
+        await self._owner.engine.request(LinkOperation.UNRETIRE, 1)
 
     async def _close_link(self) -> None:
         self._close()
+        if not self.is_fenced:
+            await self._engine_lets_be(LinkOperation.WITHDRAW)  # the lane goes, too
 
     def _question(self) -> peer.Message | None:
         """Return what the destination is to be asked now; None: nothing more."""
@@ -603,14 +659,16 @@ class Outgoing:
 
 
 _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
+    Do.OPEN_LANE: Outgoing._open_lane,
     Do.START_ROUND: Outgoing._start_round,
     Do.KEEP_BASE: Outgoing._keep_base,
     Do.TELL_ARMED: Outgoing._tell_armed,
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,
-    Do.LOOK_AGAIN: Outgoing._look_again,
-    Do.RETIRE: Outgoing._retire,
+    Do.END_OFFER: Outgoing._end_offer,
+    Do.REVOKE: Outgoing._revoke,
+    Do.TELL_FREEZE: Outgoing._tell_freeze,
     Do.TELL_GRANTED: Outgoing._tell_granted,
     Do.RECORD_MOVED: Outgoing._record_moved,
     Do.HOLD_COMMANDS: Outgoing._hold_commands,
@@ -619,6 +677,17 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.RECORD_RELEASED: Outgoing._record_released,
     Do.SERVE: Outgoing._serve,
     Do.CLOSE: Outgoing._close_link,
+}
+
+
+# Why the engine has ended what it does by itself.
+_REASONS: Final = {
+    HandoverEvent.END: "the destination has let go of it",
+    HandoverEvent.LOST: "the lane to the destination broke",
+    HandoverEvent.ASKED: "QEMU has asked for the state once more",
+    HandoverEvent.RUNS: "the guest runs here again",
+    HandoverEvent.TAKE_OTHER: "the destination's state is not the one that was sent",
+    HandoverEvent.NOT_RETIRED: "the guest has used its TPM since QEMU took the state",
 }
 
 
@@ -633,7 +702,7 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
             images.append(before)
             records.append(b"")
             continue
-        record = core.delta_encode(before, after)
-        images.append(after._replace(digest=core.delta_inspect(record).result_digest))
+        record = delta_encode(before, after)
+        images.append(after._replace(digest=delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records

@@ -13,12 +13,12 @@ import socket
 from pathlib import Path
 from typing import Final, Protocol
 
-from vtpmd.daemon import tls
+from vtpmd.daemon import lane, tls
 from vtpmd.daemon.acceptor import Acceptor
 from vtpmd.daemon.handshakes import Handshakes
 from vtpmd.daemon.limited_log import LimitedLog
 from vtpmd.errors import VtpmdError
-from vtpmd.wire import peer
+from vtpmd.wire import greeting, peer
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class Sessions(Protocol):
         self, connection: tls.Connection, decoder: peer.Decoder, hello: peer.Hello
     ) -> None:
         """Serve a source; returns when its session no longer needs the connection."""
+
+    async def take_lane(self, accepted: socket.socket, greets: greeting.Greeting) -> None:
+        """Take the second connection of a session. Raises VtpmdError for one of none."""
 
     async def answer(self, connection: tls.Connection, question: peer.Ask | peer.Reclaim) -> None:
         """Answer a source that asks for its vTPM over a new connection."""
@@ -86,7 +89,11 @@ class PeerServer:
             with accepted:  # nothing is left in it once tls.accept() has taken over
                 if self._handshakes.enter(address):
                     lines.write(logging.WARNING, "too many handshakes: the oldest has made room")
-                connection = await tls.accept(accepted, self._credentials.context())
+                until_s = tls.accept_until_s()
+                if greeting.begins(await tls.first_byte(accepted, until_s)):
+                    await self._serve_lane(accepted, until_s)
+                    return
+                connection = await tls.accept(accepted, self._credentials.context(), until_s)
             lines = self._of_peers
             try:
                 await self._serve_peer(connection)
@@ -101,6 +108,11 @@ class PeerServer:
             lines.write(logging.ERROR, "a peer could not be served", exc_info=True)
         finally:
             self._handshakes.leave()
+
+    async def _serve_lane(self, accepted: socket.socket, until_s: float) -> None:
+        """Give a session its lane. Who greets is told nothing before it has shown the key."""
+        async with asyncio.timeout_at(until_s):
+            await self._mobility.take_lane(accepted, await lane.read_greeting(accepted))
 
     async def _serve_peer(self, connection: tls.Connection) -> None:
         try:

@@ -4,42 +4,82 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
-from typing import NamedTuple
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd.config import RunConfig
 from vtpmd.core import Store
 from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
-from vtpmd.daemon.engine import EXIT_JOURNAL, Engine
-from vtpmd.daemon.engine_process import EngineProcess
+from vtpmd.daemon.attachment import Attachment, NoEngine, attach
+from vtpmd.daemon.engine import EXIT_JOURNAL, EXIT_STOPPED, Engine, describe_death
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
+from vtpmd.daemon.settling import settle
+from vtpmd.errors import VtpmdError
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Record
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from vtpmd.store.keys import Key
 
 log = logging.getLogger("vtpmd")
 
-EXIT_STOPPED = 0
 EXIT_ENGINE_DIED = 1
+# Before an engine that has closed the link is attached to again.
+PAUSE_MIN_S: Final = 0.1
+PAUSE_MAX_S: Final = 10.0
 
 
 class Resources(NamedTuple):
     """What the process has opened before the event loop runs; it stays the caller's."""
 
-    process: EngineProcess
-    store: Store
-    files: MovingFiles
+    directory_fd: int  # the state directory, whose engine is looked after
+    path: str  # of it, for people
+    key: Key | None
     peers: socket.socket | None
     management: socket.socket | None
+    # The engine's process number, where this process has started it: the vTPM ends with this then.
+    child: int | None
+
+
+class Stop:
+    """That this vtpmd is to end, and perhaps its vTPM."""
+
+    def __init__(self, *, ends_vtpm: bool) -> None:
+        self.ends_vtpm = ends_vtpm
+        self._event = asyncio.Event()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is to end."""
+        return self._event.is_set()
+
+    def leave(self) -> None:
+        """This vtpmd is to end."""
+        self._event.set()
+
+    def end(self) -> None:
+        """The vTPM ends, and so does its vtpmd."""
+        self.ends_vtpm = True
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until it is to end."""
+        await self._event.wait()
 
 
 def serve(resources: Resources, config: RunConfig) -> int:
-    """Serve one vTPM until QEMU or a signal ends it; return the exit status.
+    """Look after one vTPM until QEMU or a signal ends it; return the exit status.
 
-    The engine is gone when this returns. Raises VtpmdError if it cannot serve.
+    The engine is gone when this returns if this process has started it, or the vTPM has ended.
+    Raises VtpmdError if it cannot serve.
     """
     configure_logging(config.name, config.log_level)
     return asyncio.run(_serve(resources, config))
@@ -54,39 +94,109 @@ def configure_logging(name: str | None, level: str) -> None:
 
 
 async def _serve(resources: Resources, config: RunConfig) -> int:
-    engine = Engine(resources.process)
-    stop = asyncio.Event()
+    stop = Stop(ends_vtpm=resources.child is not None)
     loop = asyncio.get_running_loop()
     for number in signals.ends():
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.leave)
     signals.release()
     try:
-        await engine.attach(on_death=log.error)
-        uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
-        mobility = Mobility(
-            engine,
-            resources.store,
-            resources.files,
-            uuid,
-            follows_qemu=config.qmp is not None,
-        )
-        await mobility.begin(config.credentials, config.allowed)
-        engine.answer_by(Asked(mobility, stop.set))
-        _warn_of_forks(mobility.owner_record())
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(mobility.close)
-            _start_services(stack, resources, config, mobility, stop)
-            # While there is somebody to tell.
-            stack.callback(mobility.tell_now)
-            stack.push_async_callback(mobility.conclude)
-            stack.push_async_callback(engine.end_control)
-            await stop.wait()
+        return await _serve_until_stopped(resources, config, stop)
+    except NoEngine:
+        if resources.child is None:
+            raise
+        return _status_of_child(resources.child)
     finally:
-        await engine.stop()
         signals.hold()  # it has stopped: nothing takes them any more, and the status is true
+
+
+async def _serve_until_stopped(resources: Resources, config: RunConfig, stop: Stop) -> int:
+    """Attach, and again whenever the engine has closed the link; return the exit status."""
+    engine = await _serve_attached(resources, config, stop, is_first=True)
+    pause_s = PAUSE_MIN_S
+    while not stop.is_set:
+        log.warning("the engine has closed the link and serves on: attaching again")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await stop.wait()
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        if not stop.is_set:
+            await engine.detach()
+            engine = await _serve_attached(resources, config, stop, is_first=False)
+    await (engine.stop() if stop.ends_vtpm else engine.detach())
     if engine.death is not None:
         return EXIT_ENGINE_DIED
     return EXIT_JOURNAL if engine.left_journal else EXIT_STOPPED
+
+
+async def _serve_attached(
+    resources: Resources, config: RunConfig, stop: Stop, *, is_first: bool
+) -> Engine:
+    """Attach and serve until it is to stop, or the engine has closed the link.
+
+    Raises VtpmdError if that cannot begin; later there is another try.
+    """
+    attachment = await attach(resources.directory_fd)
+    engine = Engine(attachment, is_child=attachment.pid == resources.child)
+    try:
+        await _serve_engine(engine, attachment, resources, config, stop)
+    except BaseException as error:
+        if isinstance(error, VtpmdError) and not is_first:
+            log.error("%s", error)
+            return engine
+        await (engine.stop() if resources.child is not None else engine.detach())
+        raise
+    return engine
+
+
+async def _serve_engine(
+    engine: Engine, attachment: Attachment, resources: Resources, config: RunConfig, stop: Stop
+) -> None:
+    async with AsyncExitStack() as stack:
+        shared = attachment.directory_fd, attachment.lock_fd
+        directory = stack.enter_context(StateDirectory(resources.path, *shared))
+        try:
+            store = stack.enter_context(Store.map(attachment.store_fd))
+        finally:
+            os.close(attachment.store_fd)
+        files = MovingFiles(directory, resources.key)
+        stack.callback(files.close)
+        engine.begin(on_death=log.error, on_end=stop.end)
+        directory.read_state(StateType.PERMANENT, resources.key)  # which is the right one
+        uuid = NO_UUID if config.uuid is None else bytes.fromhex(config.uuid.replace("-", ""))
+        mobility = Mobility(engine, store, files, uuid, follows_qemu=config.qmp is not None)
+        stack.push_async_callback(mobility.close)
+        await settle(mobility, engine, files, config)
+        engine.answer_by(Asked(mobility, stop.end))
+        _warn_of_forks(mobility.owner_record())
+        _start_services(stack, resources, config, mobility, stop)
+        log.info("vtpmd is attached to its engine (pid %d)", engine.pid)
+        # While there is somebody to tell.
+        stack.callback(mobility.tell_now)
+        await _wait_for_either(stop.wait(), engine.detached.wait())
+        if not stop.is_set:
+            return
+        if stop.ends_vtpm:
+            await engine.end_control()
+        await mobility.conclude()
+
+
+async def _wait_for_either(*waits: Coroutine[object, object, object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _status_of_child(pid: int) -> int:
+    """Return the exit status for an engine that has ended before vtpmd was attached to it."""
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (EXIT_STOPPED, EXIT_JOURNAL):
+        return code
+    log.error("%s", describe_death(pid, code))
+    return EXIT_ENGINE_DIED
 
 
 def _start_services(
@@ -94,26 +204,28 @@ def _start_services(
     resources: Resources,
     config: RunConfig,
     mobility: Mobility,
-    stop: asyncio.Event,
+    stop: Stop,
 ) -> None:
     """Start what was asked for; each is imported only then, and ends with the stack."""
-    if resources.peers is not None and config.credentials is not None:
+    credentials = config.credentials()
+    if resources.peers is not None and credentials is not None:
         from vtpmd.daemon.peer_server import PeerServer
 
         server = PeerServer(
             resources.peers,
-            credentials=config.credentials,
+            credentials=credentials,
             allowed=config.allowed,
             mobility=mobility,
         )
         log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
         _run_beside(stack, server.serve())
     if config.qmp is not None:
-        _run_beside(stack, follow(config.qmp, mobility.qemu))
+        _run_beside(stack, follow(Path(config.qmp), mobility.qemu))
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 
-        _run_beside(stack, serve_management(resources.management, mobility, config, stop))
+        work = serve_management(resources.management, mobility, config, stop.leave)
+        _run_beside(stack, work)
 
 
 def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vtpmd.daemon.limited_log import LimitedLog
+from vtpmd.daemon.readiness import Readiness
 from vtpmd.daemon.tls_stream import TlsStream, find_dead_flow
 from vtpmd.errors import VtpmdError
 
@@ -195,7 +196,7 @@ async def connect(
     peer = _address(host, port)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            sock = await _connect(host, port)
+            sock = await connect_without(host, port)
             stream = await TlsStream.handshake(sock, context, host)
         name = _name_at(stream)
     except (OSError, ValueError) as error:
@@ -212,17 +213,46 @@ async def connect(
     return Connection(stream, name)
 
 
-async def accept(connection: socket.socket, context: ssl.SSLContext) -> Connection:
+def accept_until_s() -> float:
+    """Return when a peer that connects now must have shaken hands, by the event loop's clock."""
+    return asyncio.get_running_loop().time() + HANDSHAKE_TIMEOUT_S
+
+
+async def first_byte(connection: socket.socket, until_s: float) -> bytes:
+    """Return the first byte that a peer says, and leave it to be read; none if it has left.
+
+    Raises HandshakeError.
+    """
+    readiness = Readiness(connection)
+    peer = "that has left"
+    try:
+        peer = _address(*connection.getpeername()[:2])
+        async with asyncio.timeout_at(until_s):
+            while True:
+                try:
+                    return connection.recv(1, socket.MSG_PEEK)
+                except BlockingIOError:
+                    await readiness.wait()
+    except OSError as error:
+        raise explain(error, peer) from error
+    finally:
+        readiness.close()
+
+
+async def accept(
+    connection: socket.socket, context: ssl.SSLContext, until_s: float | None = None
+) -> Connection:
     """Shake hands with a peer that has connected, and take over the socket (non-blocking).
 
-    The caller checks whether the name is allowed, as it can tell the peer. Raises HandshakeError;
-    the socket is closed then.
+    ``until_s`` is accept_until_s() of when it has connected, by default of now. The caller checks
+    whether the name is allowed, as it can tell the peer. Raises HandshakeError; the socket is
+    closed then.
     """
     peer = "that has left"
     try:
         peer = _address(*connection.getpeername()[:2])
         find_dead_flow(connection)
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+        async with asyncio.timeout_at(accept_until_s() if until_s is None else until_s):
             stream = await TlsStream.handshake(connection, context, None)
         return Connection(stream, _name_at(stream))
     except (OSError, ValueError) as error:
@@ -238,8 +268,11 @@ def _name_at(stream: TlsStream) -> PeerName:
         raise
 
 
-async def _connect(host: str, port: int) -> socket.socket:
-    """Connect to the first address of a host that takes it. Raises the last one's OSError."""
+async def connect_without(host: str, port: int) -> socket.socket:
+    """Connect, without TLS, to the first address of a host that takes it.
+
+    Raises the last one's OSError.
+    """
     loop = asyncio.get_running_loop()
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in await loop.getaddrinfo(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vtpmd import core
-from vtpmd.core import LinkHeader, LinkOperation, LinkRetire
+from vtpmd.core import LinkHeader, LinkOperation
 
 if TYPE_CHECKING:
     from vtpmd.store.anchor import Anchor
@@ -65,4 +65,4 @@ def _messages(
     for kind, state in begun.states.items():
         yield LinkOperation.LOAD_STATE, kind, state
     if begun.fenced:
-        yield LinkOperation.RETIRE, LinkRetire.UNSERVED, b""
+        yield LinkOperation.RETIRE, 0, b""

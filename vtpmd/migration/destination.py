@@ -12,7 +12,9 @@ from typing import NamedTuple
 from vtpmd.migration import events
 from vtpmd.migration.events import LocalEvent
 from vtpmd.migration.states import (
+    BEFORE_ACK,
     ON_APPROVAL,
+    OWNING,
     ImpossibleEvent,
     State,
     advance,
@@ -24,6 +26,8 @@ from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 
 NO_UUID = bytes(peer.UUID_BYTES)
+
+Event = peer.Message | LocalEvent
 
 
 class Own(NamedTuple):
@@ -44,6 +48,12 @@ class Send(NamedTuple):
     message: peer.Message
 
 
+class SetLane(NamedTuple):
+    """Have the engine speak with the source's over this connection."""
+
+    descriptor: int
+
+
 class Apply(NamedTuple):
     """Apply a record to the images; they are the source's word until the round is staged."""
 
@@ -62,7 +72,10 @@ class Stage(NamedTuple):
 
 
 class UseTail(NamedTuple):
-    """Open the tail, stage what is new in it, start the TPM; then TailApplied or TailRefused."""
+    """Open the tail, stage what is new in it, start the TPM, and have the engine ask the source.
+
+    Then TailApplied or TailRefused.
+    """
 
     blob: bytes
 
@@ -72,12 +85,19 @@ class UseTail(NamedTuple):
 
 
 class Decline(NamedTuple):
-    """Remember that the session ended without a Grant, then forget its images; tell people why.
+    """Have the engine take nothing; remember that the session ended without a Grant; forget it.
 
-    Then Remembered or RecordFailed. QEMU may still bring whole blobs.
+    Tell people why. Then Remembered or RecordFailed, and QEMU may still bring whole blobs; or
+    Entitled or Started, if the engine was granted it by then.
     """
 
     reason: str
+
+
+class Repeat(NamedTuple):
+    """Take an event once more."""
+
+    event: Event
 
 
 class Discard(NamedTuple):
@@ -90,9 +110,9 @@ class Do(Enum):
     """Actions without anything more to say."""
 
     PREPARE = "make the session's file, have the owner record know it; Prepared or StageFailed"
-    LET_GO = "have the engine let go of the TPM that it started ahead of time"
+    LET_GO = "have the engine let go of the TPM that it started ahead; Took, if it was overtaken"
     START = "start the TPM from the last round, held; then HeldStarted or StageFailed"
-    EXPECT = "the guest may use the held TPM: its commands wait"
+    HOLD = "have the engine ask the source, by itself, once QEMU brings the tail to that"
     ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
     SETTLE = "put the state into its own file; then Settled or SettleFailed"
     RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
@@ -100,8 +120,7 @@ class Do(Enum):
     CLOSE = "close the connection"
 
 
-Action = Send | Apply | Stage | UseTail | Decline | Discard | Do
-Event = peer.Message | LocalEvent
+Action = Send | SetLane | Apply | Stage | UseTail | Decline | Discard | Repeat | Do
 
 
 class Destination:
@@ -116,6 +135,14 @@ class Destination:
         self._own = own
         self._version = peer.VERSION
         self._commit = peer.Commit(0, 0, 0, 0)
+        self._ended_by: Event = events.Disarmed("")
+
+    @classmethod
+    def found(cls, own: Own, state: State, session: bytes, lineage: bytes) -> Destination:
+        """Return a session that another vtpmd has left in this state."""
+        machine = cls(own)
+        machine.state, machine.session, machine.lineage = state, session, lineage
+        return machine
 
     def can_take(self, kind: type[LocalEvent]) -> bool:
         """Return whether an event of ours is possible now."""
@@ -127,17 +154,19 @@ class Destination:
             return []
         if not isinstance(event, LocalEvent | peer.Hello):
             check_session(event, self.session)
+        if isinstance(event, events.LaneCame) and self.key is None:
+            raise ImpossibleEvent("a lane before Key")
         if isinstance(event, peer.Commit):
             self._check_commit(event)
         before = self.state
         self.state = advance(before, type(event))
+        if self.state is State.DECLINING:
+            self._ended_by = event
         if isinstance(event, LocalEvent):
             return self._local(event, before)
         return self._message(event, before)
 
     def _check_commit(self, commit: peer.Commit) -> None:
-        if self.key is None:
-            raise ImpossibleEvent("Commit before Key")
         if commit.power > POWER_MAX:
             raise ImpossibleEvent(f"Commit with {commit.power} for the guest's TPM2_Shutdown")
 
@@ -146,6 +175,8 @@ class Destination:
             case events.Prepared():
                 own = self._own
                 return [Send(peer.Welcome(self._version, own.libtpms_version, own.following))]
+            case events.LaneCame(descriptor=descriptor):
+                return [SetLane(descriptor)]
             case events.Staged():
                 return [Send(peer.Ack(*self._commit[:3]))]
             case events.StageFailed() | events.TailRefused():
@@ -153,22 +184,18 @@ class Destination:
                 return [refusal, *self._end(event.reason, before)]
             case events.TailCame(blob=blob):
                 return [UseTail(blob)]
-            case events.TailApplied():
-                return [Send(peer.Take(self.session, *event.digests, *event[1:]))]
+            case events.HeldStarted():
+                return [Do.HOLD]
             case events.SetAside(reason=reason):
                 refusal = Send(peer.Refuse(Reason.STATE, reason))
                 return [refusal, *self._end(reason, before)]
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
-            case events.GrantTimedOut():
-                return self._end("the source did not grant the vTPM in time", before)
         return self._owning(event, before)
 
     def _owning(self, event: LocalEvent, before: State) -> list[Action]:
         """What happens once the source has granted the vTPM."""
         match event:
-            case events.InitCame() if before is State.ENTITLED:
-                return [Do.EXPECT]
             case events.InitAnswered() | events.Adopt():
                 return [Do.ADMIT]
             case events.Admitted():
@@ -178,6 +205,10 @@ class Destination:
                 return [Do.SETTLE]
             case events.Settled():
                 return [Do.CLOSE]
+            case events.Entitled() | events.Started() if before is State.DECLINING:
+                # It was too late to end the session; but who asks for the vTPM gets an answer.
+                is_asked = isinstance(self._ended_by, peer.Reclaim)
+                return [Repeat(self._ended_by)] if is_asked else []
             case events.Served(was_fenced=True):
                 return [Do.SERVE_ON, Send(peer.Kept(self.session))]
             case events.Served():
@@ -200,9 +231,7 @@ class Destination:
                 self.key = event.key
             case peer.Record() | peer.Commit() | peer.Stopped():
                 return self._round(event, before)
-            case peer.Grant() if before is State.WAITING:
-                return [Do.EXPECT]
-            case peer.Reclaim() if before in (State.TAKING, State.WAITING):
+            case peer.Reclaim() if before is State.TAKING:
                 return self._end("the guest runs on at the source", before)
             case peer.Reclaim() if before is State.ADMITTED:
                 return [Send(peer.Kept(self.session))]
@@ -214,7 +243,7 @@ class Destination:
 
     def _round(self, event: peer.Message, before: State) -> list[Action]:
         """Take what belongs to a round, unless the freeze has overtaken it."""
-        if before in (State.TAKING, State.WAITING):
+        if before is State.TAKING or before in OWNING:
             return []
         let_go: list[Action] = [Do.LET_GO] if before is State.STANDBY else []
         match event:
@@ -228,13 +257,13 @@ class Destination:
         return []
 
     def _lost(self, reason: str, before: State) -> list[Action]:
-        if before is State.WELCOMING or before not in (State.RECEIVING, *ON_APPROVAL):
+        if before not in (*BEFORE_ACK[1:], *ON_APPROVAL):
             return [Do.CLOSE]
         return self._end(reason, before)
 
     def _end(self, reason: str, before: State) -> list[Action]:
         """End a session that was not granted; what was acknowledged is asked for later."""
-        if before is State.RECEIVING:
+        if before in BEFORE_ACK:
             return [Discard(reason), Do.CLOSE]
         return [Decline(reason)]
 

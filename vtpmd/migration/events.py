@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from vtpmd.wire.peer import Reason
 
-Digests = tuple[bytes, bytes]  # SHA-256 of the permanent and of the volatile state
-
 
 class Round(NamedTuple):
     """What a round brings the destination to."""
@@ -42,6 +40,10 @@ class RecordFailed(NamedTuple):
 
 class Connected(NamedTuple):
     """The peer is reached and authenticated."""
+
+
+class LaneOpened(NamedTuple):
+    """The engines of both hosts have a connection between them."""
 
 
 class Disarmed(NamedTuple):
@@ -85,18 +87,29 @@ class Freeze(NamedTuple):
 
 
 class TailMade(NamedTuple):
-    """The tail is sealed; these are the digests of the state that it ends at."""
+    """The tail is sealed, and the engine's to give."""
 
-    digests: Digests
     was_sent: bool  # all of it went over the link, too
 
 
-class Retired(NamedTuple):
-    """The engine serves no more."""
+class Frozen(NamedTuple):
+    """The tail is QEMU's: the engine has given it."""
 
 
-class RetireFailed(NamedTuple):
-    """The guest has used the TPM since the freeze."""
+class Revoked(NamedTuple):
+    """The engine gives no tail any more, and grants nothing: the session ends."""
+
+
+class Worked(NamedTuple):
+    """The guest's last command has ended only now: there is more than the tail has."""
+
+
+class OfferEnded(NamedTuple):
+    """The engine gives no tail for now: the guest runs, and the session goes on."""
+
+
+class Granted(NamedTuple):
+    """The destination has asked, and the engine has stopped serving and granted it the vTPM."""
 
 
 class CameBack(NamedTuple):
@@ -112,6 +125,12 @@ class Prepared(NamedTuple):
 
 class Staged(NamedTuple):
     """The round is durable, and libtpms takes the state."""
+
+
+class LaneCame(NamedTuple):
+    """The source has connected the lane, and shown that it has the session's key."""
+
+    descriptor: int
 
 
 class StageFailed(NamedTuple):
@@ -136,12 +155,7 @@ class TailCame(NamedTuple):
 
 
 class TailApplied(NamedTuple):
-    """The TPM is started from what the tail ends at, held; the engine has made the digests."""
-
-    digests: Digests
-    apply_us: int
-    validate_us: int
-    store_us: int
+    """The TPM is started from what the tail ends at, held, and the engine knows that it is."""
 
 
 class TailRefused(NamedTuple):
@@ -157,12 +171,16 @@ class SetAside(NamedTuple):
     reason: str
 
 
-class InitCame(NamedTuple):
-    """QEMU starts the TPM that came with its stream."""
+class Took(NamedTuple):
+    """QEMU has brought the tail, and the engine has asked the source for the vTPM."""
 
 
-class GrantTimedOut(NamedTuple):
-    """The source has not granted the vTPM in time."""
+class Entitled(NamedTuple):
+    """The source has granted the vTPM; QEMU has not started it."""
+
+
+class Started(NamedTuple):
+    """It has, and may be told so: the engine has the guest's commands wait."""
 
 
 class Adopt(NamedTuple):
@@ -207,6 +225,8 @@ LocalEvent = (
     | Remembered
     | RecordFailed
     | Connected
+    | LaneOpened
+    | LaneCame
     | Disarmed
     | RoundDue
     | RoundSent
@@ -217,8 +237,11 @@ LocalEvent = (
     | MigrationEnded
     | Freeze
     | TailMade
-    | Retired
-    | RetireFailed
+    | Frozen
+    | Revoked
+    | Worked
+    | OfferEnded
+    | Granted
     | CameBack
     | Prepared
     | Staged
@@ -228,8 +251,9 @@ LocalEvent = (
     | TailApplied
     | TailRefused
     | SetAside
-    | InitCame
-    | GrantTimedOut
+    | Took
+    | Entitled
+    | Started
     | Adopt
     | InitAnswered
     | Admitted

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from vtpmd.migration import events
-from vtpmd.migration.events import Digests, LocalEvent, Round
+from vtpmd.migration.events import LocalEvent, Round
 from vtpmd.migration.states import (
     BEFORE_BASE,
     GIVEN_AWAY,
@@ -24,6 +24,9 @@ from vtpmd.wire import peer
 
 # A tail is of use only to a destination that answers; whole blobs are to any.
 HEARD_US_MAX: Final = 1_000_000
+
+
+Event = peer.Message | LocalEvent
 
 
 class Send(NamedTuple):
@@ -48,14 +51,16 @@ class GoOn(NamedTuple):
 class Do(Enum):
     """Actions without anything more to say."""
 
+    OPEN_LANE = "open the lane, and hand it down; then LaneOpened"
     START_ROUND = "capture, and send what changed; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now"
     TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
-    MAKE_TAIL = "seal what changed since the base; then TailMade"
-    LOOK_AGAIN = "if the guest has used its TPM since the tail was made: GuestResumed"
-    RETIRE = "have the engine serve no more; then Retired or RetireFailed"
+    MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
+    END_OFFER = "have it give no tail for now, then OfferEnded; if it has: as REVOKE"
+    REVOKE = "have it give no tail, and grant nothing; then Revoked, or Granted if it has"
+    TELL_FREEZE = "tell people that QEMU has the tail"
     TELL_GRANTED = "tell people that the destination may have the vTPM"
     RECORD_MOVED = "have the owner record say moved, and tell people: the destination has said so"
     HOLD_COMMANDS = "the guest's commands wait, for a while, instead of failing"
@@ -66,9 +71,13 @@ class Do(Enum):
     CLOSE = "close the connection"
 
 
-Action = Send | FallBack | GoOn | Do
-Event = peer.Message | LocalEvent
+class Repeat(NamedTuple):
+    """Take an event once more."""
 
+    event: Event
+
+
+Action = Send | FallBack | GoOn | Repeat | Do
 _GOODBYE: Final = (Do.WITHDRAW, Do.CLOSE)
 
 
@@ -79,18 +88,21 @@ class Source:
         self.state = State.CONNECTING
         self.session = hello.session
         self.round = Round(0, 0, 0, 0)
-        self.final_digests: Digests | None = None
+        self._wanted: tuple[Event, State] | None = None  # what something is revoked for
         self.peer_following: peer.Following | None = None
         self.is_received = False  # the destination's QEMU takes a stream
         self._hello = hello
         self._key = key
 
     @classmethod
-    def found(cls, session: bytes) -> Source:
-        """Return the session of an owner record that says offered or moved."""
+    def found(cls, session: bytes, state: State) -> Source:
+        """Return the session of an owner record that says offered or moved.
+
+        LEFT, or another one of GIVEN_AWAY where its QEMU is still there.
+        """
         nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", b"", 0, 0, 0)
         found = cls(hello=nobody, key=b"")
-        found.state = State.LEFT
+        found.state = state
         return found
 
     @property
@@ -101,7 +113,7 @@ class Source:
     @property
     def is_fenced(self) -> bool:
         """True while the vTPM may be the destination's."""
-        return self.state in (State.RETIRING, *GIVEN_AWAY, State.RELEASED)
+        return self.state in (*GIVEN_AWAY, State.RELEASED)
 
     def why_no_tail(self, heard_us: int) -> str | None:
         """Return why a freeze must be answered with whole blobs, or None: a tail will do.
@@ -139,35 +151,73 @@ class Source:
         match event:
             case events.Connected():
                 return [Send(self._hello)]
+            case events.LaneOpened():
+                return [Do.START_ROUND]
             case events.RoundDue() if before is State.ARMED:
                 return [Do.START_ROUND]
             case events.RoundSent(round=sent):
                 self.round = sent
                 return self._say_stopped()
             case events.NothingChanged():
-                return self._say_stopped()
+                return [*self._say_stopped(), *self._make_offer()]
             case events.MigrationEnded():
                 self.is_received = False
-            case events.TailMade(digests=digests, was_sent=was_sent):
-                self.final_digests = digests
-                return [Send(peer.Stopped(self.session))] if was_sent else []
-            case events.Retired():
-                return [Send(peer.Grant(self.session)), Do.TELL_GRANTED]
-            case events.RetireFailed():
-                return self._give_up("the guest has used its TPM since QEMU took the state")
+            case events.TailMade(was_sent=was_sent) if before is State.FREEZING and was_sent:
+                return [Send(peer.Stopped(self.session))]
             case events.CameBack():
                 return [Do.CLOSE]
             case events.Remembered():
                 return [Do.SERVE, GoOn("the destination has let go of it"), Do.CLOSE]
             case events.RecordFailed() | events.QemuLeft():
                 return [Do.ASK]
+            case events.LinkLost() | events.Disarmed() if before in (State.OFFERED, State.FROZEN):
+                return self._revoke(event, before)
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
             case events.Disarmed(reason=reason):
                 return [*self._parting(reason, before), Send(peer.Disarm(self.session)), *_GOODBYE]
             case events.GuestStopped() | events.GuestResumed() | events.Freeze():
                 return self._guest(event, before)
+        return self._handover(event, before)
+
+    def _handover(self, event: LocalEvent, before: State) -> list[Action]:
+        """What the engine has done, or lets be."""
+        match event:
+            case events.Frozen() if before in (State.OFFERED, State.FROZEN):
+                return [Do.TELL_FREEZE]
+            case events.Worked():
+                return [Do.START_ROUND]
+            case events.OfferEnded():
+                return [Do.WITHDRAW]
+            case events.Revoked():
+                return self._revoked()
+            case events.Granted() if before is State.REVOKING:
+                assert self._wanted is not None  # noqa: S101 - something is revoked for it
+                wanted, _ = self._wanted
+                is_too_late = isinstance(wanted, events.Disarmed)
+                return [Do.TELL_GRANTED, *([] if is_too_late else [Repeat(wanted)])]
+            case events.Granted() if before is State.FROZEN:
+                return [Do.TELL_GRANTED]
         return []
+
+    def _revoke(self, event: Event, before: State) -> list[Action]:
+        """End what the engine may do by itself, before anything is said or written."""
+        self._wanted = event, before
+        return [Do.REVOKE]
+
+    def _revoked(self) -> list[Action]:
+        assert self._wanted is not None  # noqa: S101 - something is revoked for it
+        event, before = self._wanted
+        match event:
+            case peer.Refuse():
+                return self._refused(event, before)
+            case peer.Released():
+                return [GoOn("the destination has let go of it"), *_GOODBYE]
+            case events.Disarmed(reason=reason):
+                return [*self._parting(reason, before), Send(peer.Disarm(self.session)), *_GOODBYE]
+            case events.LinkLost(reason=reason):
+                return [*self._parting(reason, before), *_GOODBYE]
+        return self._give_up("the guest runs here again")
 
     def _guest(self, event: LocalEvent, before: State) -> list[Action]:
         """The guest stops, runs again, or its state is asked for."""
@@ -176,14 +226,15 @@ class Source:
                 return [Do.OFFER, Do.START_ROUND]
             case events.GuestStopped() if before is State.ROUND:
                 return [Do.OFFER]
-            case events.Freeze() if before is State.FROZEN:
-                return [Do.LOOK_AGAIN]
             case events.Freeze():
                 return [Do.OFFER, Do.MAKE_TAIL]
+            case events.GuestResumed() if before is State.OFFERED:
+                self._wanted = event, before
+                return [Do.END_OFFER]
             case events.GuestResumed() if before in WITH_BASE:
                 return [Do.WITHDRAW]
             case events.GuestResumed() if before is State.FROZEN:
-                return self._give_up("the guest runs here again")
+                return self._revoke(event, before)
             case events.GuestResumed() if before in (State.GRANTED, State.MOVED):
                 return [Do.HOLD_COMMANDS, Do.ASK]
         return []
@@ -196,14 +247,10 @@ class Source:
                 self.is_received = bool(event.is_receiving)
             case peer.Ack() if before is not State.FROZEN:
                 return self._acknowledged(event, before)
+            case peer.Refuse() | peer.Released() if before in (State.OFFERED, State.FROZEN):
+                return self._revoke(event, before)
             case peer.Refuse() if before not in GIVEN_AWAY:
                 return self._refused(event, before)
-            case peer.Take():
-                if (event.permanent_digest, event.volatile_digest) != self.final_digests:
-                    return self._give_up("the destination's state is not the one that was sent")
-                return [Do.RETIRE]
-            case peer.Released() if before is State.FROZEN:
-                return [GoOn("the destination has let go of it"), *_GOODBYE]
             case peer.Released():
                 return [Do.RECORD_RELEASED]
             case peer.Running() | peer.Kept() if before in (State.GRANTED, State.LEFT):
@@ -217,7 +264,7 @@ class Source:
         if welcome.following not in known:
             return self._wrong(f"it follows its QEMU as {welcome.following}")
         self.peer_following = peer.Following(welcome.following)
-        return [Send(peer.Key(self._key)), Do.START_ROUND]
+        return [Send(peer.Key(self._key)), Do.OPEN_LANE]
 
     def _acknowledged(self, ack: peer.Ack, before: State) -> list[Action]:
         if tuple(ack) != tuple(self.round)[: len(ack)]:
@@ -227,7 +274,11 @@ class Source:
                 return [Do.KEEP_BASE, Do.TELL_ARMED]
             case State.STOPPING:
                 return [Do.KEEP_BASE, Do.START_ROUND]
-        return [Do.KEEP_BASE]
+        return [Do.KEEP_BASE, *self._make_offer()]
+
+    def _make_offer(self) -> list[Action]:
+        """Have the engine give QEMU the tail by itself, once the destination has all there is."""
+        return [Do.MAKE_TAIL] if self.state is State.OFFERED else []
 
     def _refused(self, refuse: peer.Refuse, before: State) -> list[Action]:
         why = f"the destination refuses: {refuse.text}"

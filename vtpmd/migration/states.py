@@ -20,28 +20,29 @@ class State(Enum):
 
     CONNECTING = "source: the peer has not answered yet"
     GREETING = "source: HELLO is sent; the destination decides"
+    OPENING = "source: it has agreed; the lane between the two engines is being opened"
     SYNCING = "source: the whole images are under way; a migration now takes whole blobs"
     ARMED = "source: the destination holds a base; a migration now takes a tail"
     ROUND = "source: as ARMED, and a round is under way"
     STOPPING = "source: the guest stands still, the record says offered; a round is under way"
     LAST_ROUND = "source: as STOPPING, and that round is the last one"
-    OFFERED = "source: as LAST_ROUND, and the destination has it"
+    OFFERED = "source: the destination has it, and the engine the tail that says so"
     FREEZING = "source: QEMU has asked for the state; the tail is made"
     FROZEN = "source: the tail is QEMU's; the destination has not asked for the vTPM yet"
-    RETIRING = "source: the destination has asked; the engine stops serving"
+    REVOKING = "source: the engine is to give no tail and grant nothing, if it has not yet"
     GRANTED = "source: fenced; the vTPM is the destination's, or may be: it has not said so yet"
     MOVED = "source: fenced; the destination has said that it has the vTPM"
     RECLAIMING = "source: fenced; the guest runs here again; the destination is asked to let go"
     LEFT = "source: fenced; QEMU has left, or vtpmd was restarted: whose the vTPM is, is asked"
     RELEASED = "source: fenced; the destination has let go; the record is to say so first"
     WELCOMING = "destination: connected; nothing is known of the peer yet"
+    WELCOMED = "destination: the source is welcome; its lane is not there yet"
     RECEIVING = "destination: there is no whole state yet"
     STAGING = "destination: a round is being validated and made durable"
     HOLDING = "destination: the last round is durable and acknowledged"
     STANDBY = "destination: as HOLDING, and the TPM is started from it, held"
     CHECKING = "destination: QEMU has brought the tail, which is being applied"
-    TAKING = "destination: started, held; the source has not granted the vTPM yet"
-    WAITING = "destination: as TAKING, and QEMU's INIT waits for the Grant"
+    TAKING = "destination: the engine has asked the source, which has not granted the vTPM yet"
     ENTITLED = "destination: granted; QEMU has not sent INIT yet"
     STARTED = "destination: granted, INIT may be answered; that it is granted is not durable yet"
     ADMITTED = "destination: that it is granted is durable, and the guest's commands are executed"
@@ -54,27 +55,35 @@ class State(Enum):
 Event = type[peer.Message] | type[LocalEvent]
 
 # Before QEMU has the tail: what goes wrong here costs no more than whole blobs.
-BEFORE_BASE: Final = (State.CONNECTING, State.GREETING, State.SYNCING)
+BEFORE_BASE: Final = (State.CONNECTING, State.GREETING, State.OPENING, State.SYNCING)
 WITH_BASE: Final = (State.ARMED, State.ROUND, State.STOPPING, State.LAST_ROUND, State.OFFERED)
+# As WITH_BASE, and the engine gives QEMU no tail by itself.
+UNOFFERED: Final = WITH_BASE[:4]
 # The vTPM is, or may be, the destination's.
 GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING, State.LEFT)
+# The destination has acknowledged nothing.
+BEFORE_ACK: Final = (State.WELCOMING, State.WELCOMED, State.RECEIVING)
 # The destination has what the source may still grant to somebody else, or keep.
-ON_APPROVAL: Final = (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING, State.WAITING)
+ON_APPROVAL: Final = (State.STAGING, State.HOLDING, State.STANDBY, State.TAKING)
 OWNING: Final = (State.ENTITLED, State.STARTED, State.ADMITTED, State.SETTLED)
 
 _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.CONNECTING, events.Connected): State.GREETING,
-    (State.GREETING, peer.Welcome): State.SYNCING,
+    (State.GREETING, peer.Welcome): State.OPENING,
+    (State.OPENING, events.LaneOpened): State.SYNCING,
     (State.SYNCING, events.RoundSent): State.SYNCING,
     (State.SYNCING, peer.Ack): State.ARMED,
     **{(state, events.RoundDue): state for state in BEFORE_BASE},
     **{(state, events.GuestStopped): state for state in BEFORE_BASE},
     **{(state, events.GuestResumed): state for state in BEFORE_BASE},
-    **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *WITH_BASE)},
-    **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
-    **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *WITH_BASE)},
-    **{(state, peer.Receiving): state for state in (State.SYNCING, *WITH_BASE)},
-    **{(state, events.MigrationEnded): state for state in (State.SYNCING, *WITH_BASE)},
+    **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *UNOFFERED)},
+    **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *UNOFFERED)},
+    **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *UNOFFERED)},
+    **{(state, peer.Receiving): state for state in (State.OPENING, State.SYNCING, *WITH_BASE)},
+    **{
+        (state, events.MigrationEnded): state
+        for state in (State.OPENING, State.SYNCING, *WITH_BASE)
+    },
     **{(state, peer.Pong): state for state in WITH_BASE},
     (State.ARMED, events.RoundDue): State.ROUND,
     (State.ROUND, events.RoundDue): State.ROUND,
@@ -93,7 +102,9 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.ROUND, events.GuestResumed): State.ROUND,
     (State.STOPPING, events.GuestResumed): State.ROUND,
     (State.LAST_ROUND, events.GuestResumed): State.ROUND,
-    (State.OFFERED, events.GuestResumed): State.ARMED,
+    (State.OFFERED, events.TailMade): State.OFFERED,
+    (State.OFFERED, events.Worked): State.LAST_ROUND,
+    (State.OFFERED, events.Frozen): State.FROZEN,
     **{(state, events.Freeze): State.FREEZING for state in WITH_BASE},
     (State.FREEZING, events.RoundSent): State.FREEZING,
     (State.FREEZING, events.TailMade): State.FROZEN,
@@ -107,17 +118,19 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
             events.RoundDue,
             events.GuestStopped,
             events.MigrationEnded,
-            events.Freeze,
+            events.Frozen,
         )
     },
-    (State.FROZEN, peer.Take): State.RETIRING,
+    (State.FROZEN, events.Granted): State.GRANTED,
     **{
-        (State.FROZEN, event): State.ENDED
-        for event in (peer.Refuse, peer.Released, events.LinkLost, events.GuestResumed)
+        (state, event): State.REVOKING
+        for state in (State.OFFERED, State.FROZEN)
+        for event in (peer.Refuse, events.LinkLost, events.GuestResumed, events.Disarmed)
     },
-    (State.FROZEN, events.Disarmed): State.ENDED,
-    (State.RETIRING, events.Retired): State.GRANTED,
-    (State.RETIRING, events.RetireFailed): State.ENDED,
+    (State.FROZEN, peer.Released): State.REVOKING,
+    (State.REVOKING, events.OfferEnded): State.ARMED,
+    (State.REVOKING, events.Revoked): State.ENDED,
+    (State.REVOKING, events.Granted): State.GRANTED,
     **{(state, events.LinkLost): state for state in GIVEN_AWAY},
     **{(state, events.GuestStopped): state for state in GIVEN_AWAY},
     **{(state, events.RoundDue): state for state in GIVEN_AWAY},
@@ -143,16 +156,19 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
 }
 
 _DESTINATION: Final[dict[tuple[State, Event], State]] = {
-    (State.WELCOMING, peer.Hello): State.RECEIVING,
+    (State.WELCOMING, peer.Hello): State.WELCOMED,
     (State.WELCOMING, events.LinkLost): State.ENDED,
-    (State.RECEIVING, events.Prepared): State.RECEIVING,
-    (State.RECEIVING, peer.Key): State.RECEIVING,
+    (State.WELCOMED, events.Prepared): State.WELCOMED,
+    (State.WELCOMED, peer.Key): State.WELCOMED,
+    (State.WELCOMED, events.LaneCame): State.RECEIVING,
     (State.RECEIVING, peer.Record): State.RECEIVING,
     (State.RECEIVING, peer.Commit): State.STAGING,
     **{
-        (State.RECEIVING, event): State.ENDED
-        for event in (peer.Disarm, events.LinkLost, events.SetAside, events.StageFailed)
+        (state, event): State.ENDED
+        for state in BEFORE_ACK[1:]
+        for event in (peer.Disarm, events.LinkLost, events.SetAside)
     },
+    (State.WELCOMED, events.StageFailed): State.ENDED,
     (State.STAGING, events.Staged): State.HOLDING,
     (State.STAGING, events.StageFailed): State.DECLINING,
     (State.HOLDING, peer.Record): State.HOLDING,
@@ -168,23 +184,27 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.CHECKING, events.TailApplied): State.TAKING,
     (State.CHECKING, events.TailRefused): State.DECLINING,
     **{
+        (state, events.Took): State.TAKING
+        for state in (State.STAGING, State.HOLDING, State.STANDBY)
+    },
+    # Of the round that the freeze overtook, and the lane's Grant after it: the tail has it.
+    **{
         (state, event): state
-        for state in (State.TAKING, State.WAITING)
-        # Of the round that the freeze overtook: the tail has it.
+        for state in (State.TAKING, *OWNING)
         for event in (peer.Record, peer.Commit, peer.Stopped)
     },
-    (State.TAKING, events.InitCame): State.WAITING,
-    (State.TAKING, peer.Grant): State.ENTITLED,
-    (State.WAITING, peer.Grant): State.STARTED,
+    (State.TAKING, events.Entitled): State.ENTITLED,
+    (State.TAKING, events.Started): State.STARTED,
     (State.TAKING, peer.Reclaim): State.DECLINING,
-    (State.WAITING, peer.Reclaim): State.DECLINING,
-    (State.WAITING, events.GrantTimedOut): State.DECLINING,
     **{(state, peer.Disarm): State.DECLINING for state in ON_APPROVAL},
     **{(state, events.LinkLost): State.DECLINING for state in ON_APPROVAL},
     **{(state, events.SetAside): State.DECLINING for state in ON_APPROVAL},
     (State.DECLINING, events.Remembered): State.ENDED,
     (State.DECLINING, events.RecordFailed): State.ENDED,
-    (State.ENTITLED, events.InitCame): State.STARTED,
+    # The engine was granted it before it was asked to let it be.
+    (State.DECLINING, events.Entitled): State.ENTITLED,
+    (State.DECLINING, events.Started): State.STARTED,
+    (State.ENTITLED, events.Started): State.STARTED,
     (State.ENTITLED, events.Adopt): State.STARTED,
     (State.ENTITLED, peer.Reclaim): State.RELEASING,
     (State.STARTED, events.InitAnswered): State.STARTED,

@@ -17,12 +17,17 @@
 All numbers are big-endian. A length of 0 means that the image has not changed; power is what the
 guest's last TPM2_Shutdown said (0: none since its TPM2_Startup, 1: CLEAR, 2: STATE). Associated
 data are bytes 0 to 71, the VM's uuid and the vTPM's lineage: a tail of another session, another
-vTPM or other generations does not open. The key is made for the session and sent over TLS; a
-session seals one tail.
+vTPM or other generations does not open. The key is made for the session and sent over TLS.
+
+The nonce is the beginning of an HMAC-SHA256 of all that is sealed and associated, with a key that
+is derived from the session's: two tails have one nonce only if they are the same tail. So both
+sides make the same bytes of the same tail, and the destination knows ahead of time the tail that
+says that it has all.
 """
 
 from __future__ import annotations
 
+import hmac
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -36,6 +41,7 @@ POWER_MAX: Final = 2  # enum link_shutdown of csrc/engine/link.cdef.h
 TAIL_BYTES_MAX: Final = 512 * 1024
 
 _LENGTH: Final = Struct(">I")
+_NONCE_LABEL: Final = b"vtpmd tail nonce"
 
 
 class TailError(Exception):
@@ -81,19 +87,22 @@ class TailCipher:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         self._whose = uuid + lineage
+        self._nonce_key = hmac.digest(key, _NONCE_LABEL, "sha256")
         self._cipher = AESGCM(key)
         self._forged: type[Exception] = InvalidTag
         # Code is fetched when it runs first: with another key, as a nonce serves once.
         other, nonce = AESGCM(bytes(len(key))), bytes(NONCE_BYTES)
         other.decrypt(nonce, other.encrypt(nonce, b"", nonce), nonce)
 
-    def seal(self, tail: Tail, nonce: bytes) -> bytes:
-        """Return the bytes of a tail; ``nonce`` has NONCE_BYTES random bytes."""
-        head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, nonce)
+    def seal(self, tail: Tail) -> bytes:
+        """Return the bytes of a tail."""
         content = bytes([tail.power]) + b"".join(
             _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
         )
-        return head + self._cipher.encrypt(nonce, content, head + self._whose)
+        head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, bytes(NONCE_BYTES))
+        mac = hmac.digest(self._nonce_key, head + self._whose + content, "sha256")
+        head = head[:-NONCE_BYTES] + mac[:NONCE_BYTES]
+        return head + self._cipher.encrypt(mac[:NONCE_BYTES], content, head + self._whose)
 
     def open(self, data: bytes, session: bytes) -> Tail:
         """Return the tail that ``data`` is. Raises TailError; then nothing in it may be used."""

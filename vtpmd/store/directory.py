@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DIRECTORY_MODE = 0o700
 LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
+LINK_NAME = "vtpmd.link"  # the engine's socket
 
 JOURNAL_NAME = "tpm2-00.journal"
 PERMANENT_NAME = "tpm2-00.permall"
@@ -179,6 +180,10 @@ class StateDirectory(OpenDirectory):
         except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
+            if isinstance(error, StateDirectoryInUse) and _has_link(path):
+                raise StateDirectoryInUse(
+                    f"{error}; or, if it is an engine whose vtpmd has died: vtpmd attach {path}"
+                ) from None
             if isinstance(error, OSError):
                 raise StateDirectoryError(
                     f"cannot use state directory {path}: {error.strerror}; "
@@ -321,6 +326,10 @@ def _make_directory(path: str | os.PathLike[str]) -> None:
     except OSError:
         if not os.path.isdir(path):
             raise
+
+
+def _has_link(path: str | os.PathLike[str]) -> bool:
+    return os.path.lexists(os.path.join(os.fspath(path), LINK_NAME))
 
 
 def _open_lock(directory_fd: int) -> int:

@@ -30,8 +30,8 @@ from hmac import compare_digest
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vtpmd import core
 from vtpmd.core import Image
+from vtpmd.core.delta import DeltaError, delta_apply, delta_encode, delta_inspect
 from vtpmd.store.directory import (
     INCOMING_NAME,
     PERMANENT_NAME,
@@ -39,7 +39,7 @@ from vtpmd.store.directory import (
     StateKeyError,
 )
 from vtpmd.store.keys import Key
-from vtpmd.store.owner import Directory, InPlace
+from vtpmd.store.owner import GENERATION_MAX, GENERATIONS_RESERVED, Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
@@ -85,6 +85,14 @@ class Found(NamedTuple):
     state: bytes | None  # granted, and the TPM has not written its own file since
 
 
+class Resumed(NamedTuple):
+    """A session that is gone on with."""
+
+    session: bytes
+    lineage: bytes  # the identity of the vTPM
+    used: int  # no generation above it has been used
+
+
 class IncomingStates:
     """The file of one session at a time. Its methods raise StateDirectoryError."""
 
@@ -118,11 +126,11 @@ class IncomingStates:
         """
         if self._head is None:
             raise ValueError("there is no session to take from")
-        continues = core.delta_inspect(record).from_generation in self._ends_at
+        continues = delta_inspect(record).from_generation in self._ends_at
         entry = self._entry(record)
         if not continues or self._end + len(entry) > INCOMING_BYTES:
             self.make(self._head.session, self._head.lineage)
-            entry = self._entry(core.delta_encode(NO_STATE, state))
+            entry = self._entry(delta_encode(NO_STATE, state))
         self._in_place.overwrite(INCOMING_NAME, self._end, entry)
         self._serial += 1
         self._end += len(entry)
@@ -157,7 +165,7 @@ class IncomingStates:
             if head.magic not in (MAGIC, MAGIC_SEALED):
                 raise Damaged
             image = _replay(_records(content, head.granted, sealing))
-        except (Damaged, core.DeltaError, SealBroken) as error:
+        except (Damaged, DeltaError, SealBroken) as error:
             if not is_only_state:
                 return nothing
             raise StateDirectoryError(
@@ -168,6 +176,28 @@ class IncomingStates:
             used=max(image.generation, head.used),
             state=image.data if is_only_state else None,
         )
+
+    def resume(self) -> Resumed:
+        """Have grant() and remove() go on with the file of another vtpmd, which has died.
+
+        Its last entry is the state that the engine was started from, if it was.
+        """
+        content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
+        if content is None:
+            raise ValueError("there is no session to go on with")
+        self._head, self._sealing = self._open_head(content)
+        self._serial = self._head.granted or _last_serial(content)
+        try:
+            records = _records(content, self._serial, self._sealing)
+            generation = _replay(records).generation if records else 0
+        except (Damaged, DeltaError, SealBroken) as error:
+            raise StateDirectoryError(
+                f"{INCOMING_NAME} is damaged: start the vTPM again, from what else there is"
+            ) from error
+        self._in_place.keep_open(INCOMING_NAME)
+        # Those of the volatile state are not in the file; all were reserved by then.
+        used = self._head.used or min(generation + GENERATIONS_RESERVED, GENERATION_MAX)
+        return Resumed(self._head.session, self._head.lineage, used)
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1
@@ -230,12 +260,24 @@ def _records(content: bytes, last: int, sealing: Sealing | None) -> list[bytes]:
     return records
 
 
+def _last_serial(content: bytes) -> int:
+    """Return the serial of the last entry; 0: there is none."""
+    offset, serial = ENTRIES_OFFSET, 0
+    while offset + ENTRY_HEADER.size <= len(content):
+        found, length = ENTRY_HEADER.unpack_from(content, offset)
+        if found == 0 or (serial and found != serial + 1):
+            break
+        serial = found
+        offset += _aligned(ENTRY_HEADER.size + length)
+    return serial
+
+
 def _replay(records: list[bytes]) -> Image:
     """Return the state that the last record ends at. Raises Damaged or DeltaError."""
     chain: list[bytes] = []
-    wanted = core.delta_inspect(records[-1]).to_generation
+    wanted = delta_inspect(records[-1]).to_generation
     for record in reversed(records):
-        header = core.delta_inspect(record)
+        header = delta_inspect(record)
         if header.to_generation == wanted:
             chain.append(record)
             wanted = header.from_generation
@@ -243,5 +285,5 @@ def _replay(records: list[bytes]) -> Image:
         raise Damaged
     state = NO_STATE
     for record in reversed(chain):
-        state = core.delta_apply(state, record)
+        state = delta_apply(state, record)
     return state

@@ -125,10 +125,11 @@ def is_ours(found: "Found", record: "Record") -> bool:
     Once the record says how the session ended, it wins, whatever the file says: the vTPM may have
     been given back, or have moved on, since.
     """
-    return found.granted and _is_open(found, record)
+    return found.granted and is_open(found, record)
 
 
-def _is_open(found: "Found", record: "Record") -> bool:
+def is_open(found: "Found", record: "Record") -> bool:
+    """Return whether the record does not say yet how the session ended."""
     from vtpmd.store.owner import Outcome
 
     line = record.find(found.session.hex())
@@ -162,5 +163,5 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: "Key | None") ->
 
 def forget(files: MovingFiles, found: "Found") -> None:
     """Remember that a session was not granted, unless it is known how it ended."""
-    if _is_open(found, files.owner.read()):
+    if is_open(found, files.owner.read()):
         files.owner.decline(found.session)

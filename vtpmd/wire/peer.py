@@ -12,8 +12,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 3
-VERSION_MINIMUM: Final = 3
+VERSION: Final = 4
+VERSION_MINIMUM: Final = 4
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16
@@ -130,26 +130,6 @@ class Ack(NamedTuple):
     volatile_generation: int
 
 
-class Take(NamedTuple):
-    """The destination has the tail and would run.
-
-    With the digests of the images that it ended up with, and what that took, in µs.
-    """
-
-    session: bytes
-    permanent_digest: bytes
-    volatile_digest: bytes
-    apply_us: int
-    validate_us: int
-    store_us: int
-
-
-class Grant(NamedTuple):
-    """The source has retired: the destination may run."""
-
-    session: bytes
-
-
 class Running(NamedTuple):
     """The destination's TPM runs: how long QEMU's INIT waited for the Grant, and took, in µs."""
 
@@ -230,8 +210,6 @@ Message = (
     | Record
     | Commit
     | Ack
-    | Take
-    | Grant
     | Running
     | Reclaim
     | Released
@@ -253,8 +231,6 @@ _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     5: (Record, None),
     6: (Commit, Struct(">IQQB")),
     7: (Ack, Struct(">IQQ")),
-    8: (Take, Struct(f">{SESSION_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIII")),
-    9: (Grant, Struct(f">{SESSION_BYTES}s")),
     10: (Reclaim, Struct(f">{SESSION_BYTES}s")),
     11: (Released, Struct(f">{SESSION_BYTES}s")),
     12: (Kept, Struct(f">{SESSION_BYTES}s")),

@@ -35,7 +35,7 @@ def travellers() -> Iterator[dict["GuestTpm", "Traveller"]]:
         guests: dict[GuestTpm, Traveller] = {}
         try:
             for tpm in (GuestTpm.SWTPM, GuestTpm.VTPMD):
-                guests[tpm] = Traveller(lab, tpm)
+                guests[tpm] = Traveller(lab, tpm, tail_bytes=0)  # that is for the floor
                 guests[tpm].migrate(Activity.IDLE)
             yield guests
         finally:

@@ -2,9 +2,14 @@
 
 Bytes and time at the sockets come from the same hand-overs, each between two new processes. The
 vTPM's share of the downtime is what QEMU waits for at both control sockets while the guest stands
-still; the command that the guest's TPM still runs comes before that and is shown apart. With QEMU,
+still; the command that the guest's TPM still runs comes before that and is shown apart. Where the
+bench is QEMU, vtpmd is told by its monitor that the guest stops, as early before QEMU's question as
+QEMU does when there is no memory left to send. With QEMU,
 the same guest migrates without a TPM, with swtpm and with vtpmd, and what QEMU itself waited for is
 taken from its calls of sendmsg() and recvmsg() (tests/bench/waits.c).
+
+The floor of both is what two C processes need that exchange the same messages, of the same sizes,
+on the same kinds of sockets, and have no TPM (tests/bench/floor.c).
 """
 
 from tests.bench.report import Result, Settings

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.bench.emulators import BenchError
 from tests.bench.moving import waits
+from tests.bench.moving.floor import Floor, floor
 from tests.bench.moving.load import Activity
 from tests.bench.stats import Distribution
 from tests.harness import guest as harness
@@ -41,6 +42,10 @@ class GuestTpm(StrEnum):
     NONE = "no TPM"
     SWTPM = "swtpm"
     VTPMD = "vtpmd, armed"
+    FLOOR = "floor"
+
+
+WITHOUT_LOAD = (GuestTpm.NONE, GuestTpm.FLOOR)  # there is nothing to work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +103,18 @@ def _set_parameters(guest: Guest) -> None:
 class Traveller:
     """A guest that migrates again and again; it is stopped in between."""
 
-    def __init__(self, lab: Lab, tpm: GuestTpm) -> None:
-        """Boot the guest, and let it set its TPM up and use it."""
+    def __init__(self, lab: Lab, tpm: GuestTpm, tail_bytes: int) -> None:
+        """Boot the guest, and let it set its TPM up and use it; `tail_bytes` is for the floor."""
         self._lab = lab
         self._tpm = tpm
+        self._tail_bytes = tail_bytes
         self._machine = replace(MACHINE, started_through=waits.recorder())
         self._hops = 0
+        self._emulator: Emulator | Floor | None = None
         self._emulator = self._start_emulator()
         self._guest = self._start_guest(self._emulator)
         self._guest.wait_for_workload()
-        if tpm is not GuestTpm.NONE:
+        if tpm not in WITHOUT_LOAD:
             self._guest.command("setup")
             self._guest.command(f"work {WORK_BEFORE}")
         _set_parameters(self._guest)
@@ -140,7 +147,7 @@ class Traveller:
         moved = tail_bytes[0] if tail_bytes else None
         return Migrated(report=report, share_us=share_us, tail_bytes=moved)
 
-    def _share_us(self, destination: Emulator | None) -> float | None:
+    def _share_us(self, destination: Emulator | Floor | None) -> float | None:
         if self._emulator is None or destination is None:
             return None
         paths = (self._emulator.control_path, destination.control_path)
@@ -150,7 +157,8 @@ class Traveller:
     def _name(self) -> str:
         return f"{self._tpm.name.lower()}-{self._hops}"
 
-    def _start_emulator(self) -> Emulator | None:
+    def _start_emulator(self) -> Emulator | Floor | None:
+        """Start the next one; a floor is the destination of the one before."""
         match self._tpm:
             case GuestTpm.NONE:
                 return None
@@ -159,18 +167,27 @@ class Traveller:
             case GuestTpm.VTPMD:
                 follows = Peering(credentials=credentials(), follows_qemu=True, log_level="info")
                 return self._lab.peer(follows)
+            case GuestTpm.FLOOR:
+                source = self._emulator if isinstance(self._emulator, Floor) else None
+                return floor(self._lab, self._tail_bytes, source)
 
-    def _start_guest(self, emulator: Emulator | None, arguments: Sequence[str] = ()) -> Guest:
+    def _start_guest(
+        self, emulator: Emulator | Floor | None, arguments: Sequence[str] = ()
+    ) -> Guest:
         self._hops += 1
         if emulator is None:
             return GuestWithoutTpm(self._lab.directory / self._name, MACHINE, arguments)
         return self._lab.guest(emulator, self._machine, arguments)
 
     @contextmanager
-    def _armed_for(self, destination: Emulator | None) -> Iterator[list[int]]:
+    def _armed_for(self, destination: Emulator | Floor | None) -> Iterator[list[int]]:
         """Have a session with a vtpmd; the list has the bytes in the tail when it is over."""
         tail_bytes: list[int] = []
-        if self._tpm is not GuestTpm.VTPMD or self._emulator is None or destination is None:
+        if (
+            self._tpm is not GuestTpm.VTPMD
+            or not isinstance(self._emulator, Emulator)
+            or not isinstance(destination, Emulator)
+        ):
             yield tail_bytes
             return
         management = self._lab.management(self._emulator)
@@ -188,11 +205,13 @@ class Traveller:
 def travellers() -> Iterator[dict[GuestTpm, Traveller]]:
     """Run a guest of each kind; each is stopped, and has migrated once."""
     with Lab() as lab:
-        guests = {}
+        guests: dict[GuestTpm, Traveller] = {}
+        tail_bytes = 1
         try:
             for tpm in GuestTpm:
-                guests[tpm] = Traveller(lab, tpm)
-                guests[tpm].migrate(Activity.IDLE)
+                guests[tpm] = Traveller(lab, tpm, tail_bytes)
+                migrated = guests[tpm].migrate(Activity.IDLE)
+                tail_bytes = migrated.tail_bytes or tail_bytes  # the floor's are as long
             yield guests
         finally:
             for guest in guests.values():
@@ -205,14 +224,14 @@ Migrations = dict[tuple[Activity, GuestTpm], list[Migrated]]
 def measure(runs: int) -> Migrations:
     """Migrate each guest `runs` times, idle and under load, in turn.
 
-    A guest without a TPM can have no load on it: it is idle only.
+    A guest without a TPM, as the floor's is, can have no load on it: it is idle only.
     """
     found: Migrations = {}
     with travellers() as guests:
         for _ in range(runs):
             for activity in Activity:
                 for tpm, guest in guests.items():
-                    if activity is Activity.LOAD and tpm is GuestTpm.NONE:
+                    if activity is Activity.LOAD and tpm in WITHOUT_LOAD:
                         continue
                     found.setdefault((activity, tpm), []).append(guest.migrate(activity))
     return found
@@ -228,7 +247,6 @@ def downtime_ms(migrations: Sequence[Migrated]) -> Distribution:
     return Distribution.of([each.report.downtime_ms for each in migrations])
 
 
-def share_us(migrations: Sequence[Migrated]) -> Distribution | None:
-    """Describe for how long QEMU waited for the vTPM, in microseconds; None without one."""
-    shares = [each.share_us for each in migrations if each.share_us is not None]
-    return Distribution.of(shares) if shares else None
+def share_us(migrations: Sequence[Migrated]) -> Distribution:
+    """Describe for how long QEMU waited for the vTPM, in microseconds; ValueError without one."""
+    return Distribution.of([each.share_us for each in migrations if each.share_us is not None])

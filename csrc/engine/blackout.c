@@ -1,0 +1,451 @@
+#include "blackout.h"
+
+#include <errno.h>
+#include <libtpms/tpm_error.h>
+#include <openssl/crypto.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "ask.h"
+#include "bytes.h"
+#include "check.h"
+#include "clock.h"
+#include "error.h"
+#include "lane.h"
+#include "message.h"
+#include "tpm.h"
+
+enum {
+    WAIT_MS = 10,
+    REASON_STATE = 7, /* of a Refuse: docs/stream-format.md */
+};
+
+struct blackout {
+    pthread_mutex_t lock; /* over what follows */
+    struct tpm *tpm;
+    struct asker *asker;
+    _Atomic enum handover_state state;
+    struct lane *lane; /* NULL: none, or it has ended */
+    int lane_fd;
+    bool is_source;
+    uint8_t session[LANE_SESSION_BYTES];
+    uint8_t frame[LANE_FRAME_BYTES]; /* what has come of the next one */
+    size_t frame_bytes;
+    uint8_t *tail; /* that QEMU gets, or may bring */
+    size_t tail_bytes;
+    int64_t offered_ms;
+    int64_t took_ns;             /* when QEMU brought it */
+    struct link_digests digests; /* of what the tail ends at */
+    struct link_handover told;   /* what vtpmd hears */
+};
+
+static void unlock(pthread_mutex_t **lock)
+{
+    pthread_mutex_unlock(*lock);
+}
+
+#define locked(blackout)                                                                           \
+    cleanup(unlock) pthread_mutex_t *held = &(blackout)->lock;                                     \
+    pthread_mutex_lock(held)
+
+int blackout_new(struct blackout **out, struct tpm *tpm, struct asker *asker)
+{
+    struct blackout *blackout = calloc(1, sizeof(*blackout));
+
+    if (!blackout)
+        return -ENOMEM;
+    blackout->tpm = tpm;
+    blackout->asker = asker;
+    blackout->lane_fd = BLACKOUT_NO_LANE;
+    check(pthread_mutex_init(&blackout->lock, NULL) == 0);
+    *out = blackout;
+    return 0;
+}
+
+static void end_lane(struct blackout *blackout)
+{
+    lane_free(blackout->lane);
+    blackout->lane = NULL;
+    close_descriptor(&blackout->lane_fd);
+    blackout->frame_bytes = 0;
+}
+
+static void forget_tail(struct blackout *blackout)
+{
+    free(blackout->tail);
+    blackout->tail = NULL;
+    blackout->tail_bytes = 0;
+}
+
+void blackout_free(struct blackout *blackout)
+{
+    if (!blackout)
+        return;
+    end_lane(blackout);
+    forget_tail(blackout);
+    pthread_mutex_destroy(&blackout->lock);
+    free(blackout);
+}
+
+static bool keep_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes)
+{
+    uint8_t *copy = malloc(tail_bytes);
+
+    if (!copy)
+        return false;
+    memcpy(copy, tail, tail_bytes);
+    forget_tail(blackout);
+    blackout->tail = copy;
+    blackout->tail_bytes = tail_bytes;
+    return true;
+}
+
+static void take(struct blackout *blackout, enum handover_event event);
+
+/* sandbox: sendmsg */
+static bool send_bytes(int fd, uint8_t *bytes, size_t n_bytes)
+{
+    struct iovec vector = {bytes, n_bytes};
+    struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
+
+    return sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)n_bytes;
+}
+
+/* A socket that does not take a frame at once has a link behind it that is of no use. */
+static void send_frame(struct blackout *blackout, const struct lane_frame *frame)
+{
+    uint8_t bytes[LANE_FRAME_BYTES];
+
+    if (blackout->lane && (lane_seal(blackout->lane, frame, bytes) != 0 ||
+                           !send_bytes(blackout->lane_fd, bytes, sizeof(bytes))))
+        end_lane(blackout); /* the other side finds out; who waits here has a time limit */
+}
+
+static void send_take(struct blackout *blackout)
+{
+    struct lane_frame frame = {
+        .kind = LANE_TAKE,
+        .apply_us = blackout->told.apply_us,
+        .start_us = blackout->told.start_us,
+    };
+
+    memcpy(frame.permanent_digest, blackout->digests.permanent_digest, LANE_DIGEST_BYTES);
+    memcpy(frame.volatile_digest, blackout->digests.volatile_digest, LANE_DIGEST_BYTES);
+    send_frame(blackout, &frame);
+}
+
+static void send_end(struct blackout *blackout)
+{
+    struct lane_frame frame = {
+        .kind = blackout->is_source ? LANE_GO_ON : LANE_REFUSE,
+        .reason = blackout->is_source ? 0 : REASON_STATE,
+    };
+
+    send_frame(blackout, &frame);
+}
+
+static uint32_t us_since(int64_t began_ns)
+{
+    return (uint32_t)((clock_ns() - began_ns) / NS_PER_US);
+}
+
+static void retire(struct blackout *blackout)
+{
+    int64_t began_ns = clock_ns();
+    bool is_retired = tpm_retire(blackout->tpm, false) == TPM_SUCCESS;
+
+    blackout->told.retire_us = us_since(began_ns);
+    take(blackout, is_retired ? HANDOVER_RETIRED : HANDOVER_NOT_RETIRED);
+}
+
+static void expect(struct blackout *blackout)
+{
+    check(tpm_expect(blackout->tpm) == TPM_SUCCESS); /* it is on standby, and no one else's */
+}
+
+static void tell(struct blackout *blackout, enum handover_event event)
+{
+    blackout->told.event = event;
+    blackout->told.is_source = blackout->is_source;
+    memcpy(blackout->told.session, blackout->session, sizeof(blackout->told.session));
+    if (blackout->asker)
+        asker_tell(blackout->asker, LINK_TELL_HANDOVER, blackout->state, &blackout->told,
+                   sizeof(blackout->told));
+}
+
+/* Take an event that is possible, and carry out what follows. */
+static void take(struct blackout *blackout, enum handover_event event)
+{
+    struct handover_step step = handover_step(blackout->state, event);
+
+    check(step.is_possible);
+    blackout->state = step.state;
+    if (step.actions & HANDOVER_DO_EXPECT)
+        expect(blackout);
+    if (step.actions & HANDOVER_DO_SEND_TAKE)
+        send_take(blackout);
+    if (step.actions & HANDOVER_DO_SEND_GRANT)
+        send_frame(blackout, &(struct lane_frame){.kind = LANE_GRANT});
+    if (step.actions & HANDOVER_DO_SEND_END)
+        send_end(blackout);
+    if (step.actions & HANDOVER_DO_CLOSE)
+        end_lane(blackout);
+    if (step.actions & HANDOVER_DO_TELL)
+        tell(blackout, event);
+    if (step.actions & HANDOVER_DO_RETIRE)
+        retire(blackout);
+}
+
+static bool may(const struct blackout *blackout, enum handover_event event)
+{
+    return handover_step(blackout->state, event).is_possible;
+}
+
+TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lane_keying *keying,
+                             bool is_source)
+{
+    struct lane *lane;
+
+    locked(blackout);
+    /* A key serves for one lane: its frames' numbers begin anew. */
+    if (memcmp(blackout->session, keying->session, sizeof(blackout->session)) == 0)
+        return TPM_BAD_ORDINAL;
+    if (lane_new(&lane, keying, is_source) < 0)
+        return TPM_SIZE;
+    end_lane(blackout);
+    blackout->lane = lane;
+    blackout->lane_fd = fd;
+    blackout->is_source = is_source;
+    memcpy(blackout->session, keying->session, sizeof(blackout->session));
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *digests,
+                          const uint8_t *tail, size_t tail_bytes)
+{
+    locked(blackout);
+    if (!blackout->lane || !may(blackout, HANDOVER_OFFER))
+        return TPM_BAD_ORDINAL;
+    if (!keep_tail(blackout, tail, tail_bytes))
+        return TPM_SIZE;
+    blackout->digests = *digests;
+    blackout->offered_ms = clock_ms();
+    take(blackout, HANDOVER_OFFER);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
+                         const struct link_hold *times, const uint8_t *tail, size_t tail_bytes)
+{
+    locked(blackout);
+    if (!blackout->lane || !may(blackout, HANDOVER_HOLD))
+        return TPM_BAD_ORDINAL;
+    if (!keep_tail(blackout, tail, tail_bytes))
+        return TPM_SIZE;
+    blackout->digests = *digests;
+    blackout->told = (struct link_handover){
+        .apply_us = times->apply_us,
+        .start_us = times->start_us,
+    };
+    take(blackout, HANDOVER_HOLD);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event)
+{
+    locked(blackout);
+    if (!may(blackout, event))
+        return TPM_BAD_ORDINAL;
+    take(blackout, event);
+    return TPM_SUCCESS;
+}
+
+int blackout_lane_fd(struct blackout *blackout)
+{
+    locked(blackout);
+    return blackout->lane_fd;
+}
+
+enum handover_state blackout_state(struct blackout *blackout)
+{
+    locked(blackout);
+    return blackout->state;
+}
+
+static bool are_digests(const struct blackout *blackout, const struct lane_frame *frame)
+{
+    return memcmp(frame->permanent_digest, blackout->digests.permanent_digest, LANE_DIGEST_BYTES) ==
+               0 &&
+           memcmp(frame->volatile_digest, blackout->digests.volatile_digest, LANE_DIGEST_BYTES) ==
+               0;
+}
+
+static enum handover_event event_of(struct blackout *blackout, const struct lane_frame *frame)
+{
+    switch (frame->kind) {
+    case LANE_TAKE:
+        blackout->told.apply_us = frame->apply_us;
+        blackout->told.start_us = frame->start_us;
+        return are_digests(blackout, frame) ? HANDOVER_TAKE : HANDOVER_TAKE_OTHER;
+    case LANE_GRANT:
+        blackout->told.wait_us = us_since(blackout->took_ns);
+        return HANDOVER_GRANT;
+    case LANE_REFUSE:
+    case LANE_GO_ON:
+        return HANDOVER_END;
+    case LANE_HELLO:
+        break;
+    }
+    return HANDOVER_LOST;
+}
+
+/* Take a whole frame. Returns the event that it is, HANDOVER_LOST if that is none for now. */
+static enum handover_event open_frame(struct blackout *blackout)
+{
+    struct lane_frame frame;
+
+    blackout->frame_bytes = 0;
+    if (lane_open(blackout->lane, blackout->frame, &frame) != 0)
+        return HANDOVER_LOST;
+    enum handover_event event = event_of(blackout, &frame);
+    return may(blackout, event) ? event : HANDOVER_LOST;
+}
+
+/* Read more of the next frame. Returns 0 once it is whole, -EAGAIN, or another negative errno.
+ * sandbox: recvmsg */
+static int read_frame(struct blackout *blackout)
+{
+    struct iovec vector = {blackout->frame + blackout->frame_bytes,
+                           sizeof(blackout->frame) - blackout->frame_bytes};
+    struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
+
+    ssize_t n = recvmsg(blackout->lane_fd, &header, MSG_DONTWAIT);
+    if (n < 0)
+        return errno == EINTR ? -EAGAIN : -errno;
+    if (n == 0)
+        return -EPIPE;
+    blackout->frame_bytes += (size_t)n;
+    return blackout->frame_bytes < sizeof(blackout->frame) ? -EAGAIN : 0;
+}
+
+static void receive(struct blackout *blackout)
+{
+    int r = blackout->lane ? read_frame(blackout) : -EAGAIN;
+    if (r == -EAGAIN)
+        return;
+    enum handover_event event = r == 0 ? open_frame(blackout) : HANDOVER_LOST;
+    take(blackout, event);
+}
+
+void blackout_receive(struct blackout *blackout)
+{
+    locked(blackout);
+    receive(blackout);
+}
+
+bool blackout_is_armed(struct blackout *blackout)
+{
+    locked(blackout);
+    return blackout->lane && blackout->is_source;
+}
+
+static bool has_gone_stale(const struct blackout *blackout)
+{
+    return blackout->state == HANDOVER_OFFERED &&
+           clock_ms() - blackout->offered_ms > BLACKOUT_OFFER_MS;
+}
+
+bool blackout_give_tail(struct blackout *blackout, struct message *answer)
+{
+    locked(blackout);
+    if (!may(blackout, HANDOVER_ASKED) || has_gone_stale(blackout))
+        return false;
+    if (tpm_has_worked(blackout->tpm)) {
+        take(blackout, HANDOVER_RUNS);
+        return false;
+    }
+    blackout->told = (struct link_handover){.tail_bytes = (uint32_t)blackout->tail_bytes};
+    take(blackout, HANDOVER_ASKED);
+    if (blackout->state != HANDOVER_FROZEN)
+        return false;
+    answer->payload = blackout->tail;
+    answer->header.payload_bytes = (uint32_t)blackout->tail_bytes;
+    blackout->tail = NULL;
+    return true;
+}
+
+bool blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes)
+{
+    locked(blackout);
+    if (!may(blackout, HANDOVER_TAIL) || tail_bytes != blackout->tail_bytes ||
+        CRYPTO_memcmp(tail, blackout->tail, tail_bytes) != 0)
+        return false;
+    blackout->took_ns = clock_ns();
+    take(blackout, HANDOVER_TAIL);
+    return true;
+}
+
+/* Wait for the other engine's word, here rather than in the link's thread, which would have to wake
+ * this one. That may be first all the same, or end the lane: so each wait is short.
+ * sandbox: poll|ppoll */
+static void wait_for_frame(struct blackout *blackout, int64_t until_ms)
+{
+    struct pollfd entry = {.fd = blackout->lane_fd, .events = POLLIN};
+    int64_t left_ms = until_ms - clock_ms();
+
+    pthread_mutex_unlock(&blackout->lock);
+    poll(&entry, 1, left_ms < WAIT_MS ? (int)left_ms : WAIT_MS);
+    pthread_mutex_lock(&blackout->lock);
+    receive(blackout);
+}
+
+static void wait_for_grant(struct blackout *blackout)
+{
+    int64_t until_ms = clock_ms() + BLACKOUT_GRANT_TIMEOUT_MS;
+
+    while (blackout->state == HANDOVER_WAITING && clock_ms() < until_ms)
+        wait_for_frame(blackout, until_ms);
+    if (blackout->state == HANDOVER_WAITING)
+        take(blackout, HANDOVER_TIMED_OUT);
+}
+
+bool blackout_init(struct blackout *blackout, TPM_RESULT *result)
+{
+    locked(blackout);
+    if (!may(blackout, HANDOVER_INIT))
+        return false;
+    take(blackout, HANDOVER_INIT);
+    wait_for_grant(blackout);
+    *result = blackout->state == HANDOVER_STARTED ? TPM_SUCCESS : TPM_FAIL;
+    if (*result != TPM_SUCCESS)
+        error_report("INIT is refused: the source has not granted the vTPM; the guest goes on "
+                     "there: migrate again");
+    return true;
+}
+
+void blackout_runs(struct blackout *blackout)
+{
+    locked(blackout);
+    if (may(blackout, HANDOVER_RUNS))
+        take(blackout, HANDOVER_RUNS);
+}
+
+static bool is_offered(struct blackout *blackout)
+{
+    enum handover_state state = blackout->state;
+
+    return state == HANDOVER_OFFERED || state == HANDOVER_FROZEN;
+}
+
+void blackout_worked(struct blackout *blackout)
+{
+    if (!is_offered(blackout))
+        return;
+    locked(blackout);
+    /* Not by what was captured before it was offered. */
+    if (is_offered(blackout) && tpm_has_worked(blackout->tpm))
+        take(blackout, HANDOVER_RUNS);
+}

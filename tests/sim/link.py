@@ -1,0 +1,207 @@
+"""One vtpmd's attachment to a simulated engine: the link, ask.c, and vtpmd's own end of it.
+
+It belongs to vtpmd's process, and ends with it; or with the engine, or by that, where vtpmd is
+silent for too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tests.sim.loop import Process
+from vtpmd.core import Image, LinkCondition, LinkCustody, LinkOperation, link_condition
+from vtpmd.core.lane import LaneKeying
+from vtpmd.daemon.engine import (
+    Answer,
+    Answerer,
+    EngineDetached,
+    EngineDied,
+    Meanwhile,
+    Question,
+    Reply,
+)
+from vtpmd.wire.tpm import StateType
+
+if TYPE_CHECKING:
+    from tests.sim.engine import SimEngine
+
+LIBTPMS_VERSION: Final = 0x000902
+# What is asked for at any time, and changes nothing: no step that a fault comes with.
+_QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
+DECIDES_S: Final = 0.001
+# How often what the engine says comes late, and how late.
+LATE: Final = 0.15
+LATENCY_S: Final = (0.0001, 0.001, 0.01)
+
+
+class Way:
+    """One way of the link: what is said arrives in order."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._under_way: deque[Callable[[], None]] = deque()
+        self._is_late = False
+
+    def say(self, arrives: Callable[[], None]) -> None:
+        """Have something arrive."""
+        self._under_way.append(arrives)
+        if not self._is_late:
+            self._let_come()
+
+    def _let_come(self) -> None:
+        self._is_late = True
+        rng = self._process.rng
+        delay_s = rng.choice(LATENCY_S) if rng.random() < LATE else 0.0
+        self._process.call_later(delay_s, self._arrive)
+
+    def _arrive(self) -> None:
+        arrives = self._under_way.popleft()
+        self._is_late = bool(self._under_way)
+        if self._is_late:
+            self._let_come()
+        arrives()
+
+
+class SimLink:
+    """In a daemon's place of ``vtpmd.daemon.engine.Engine``, and its store."""
+
+    libtpms_version = LIBTPMS_VERSION
+
+    def __init__(self, engine: SimEngine, process: Process) -> None:
+        self.death: str | None = None
+        self.closed = process.create_future()  # by the engine
+        self.heard_s = process.time()
+        self.waiting: asyncio.Future[Answer | None] | None = None  # the engine's
+        self._engine = engine
+        self._process = process
+        self._way = Way(process)  # to vtpmd
+        self._lock = asyncio.Lock()
+        self._answerer: Answerer | None = None
+        self._asked: list[Question] = []  # before there was who answers
+        self._answering: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def attach(cls, engine: SimEngine, process: Process) -> SimLink:
+        """asker_attach(): what is decided without vtpmd is done first."""
+        while engine.server.is_deciding or engine.link is not None:  # noqa: ASYNC110
+            await asyncio.sleep(DECIDES_S)
+        link = cls(engine, process)
+        engine.attached(link)
+        return link
+
+    @property
+    def is_open(self) -> bool:
+        """True while the engine takes what vtpmd says, and says something itself."""
+        return self._process.alive and self._engine.link is self
+
+    def close(self) -> None:
+        """The engine closes it, or the process is gone: who waits for an answer gets none."""
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+        if self._process.alive and not self.closed.done():
+            self.closed.set_result(None)
+
+    # vtpmd's end.
+
+    async def request(
+        self,
+        operation: LinkOperation,
+        argument: int = 0,
+        payload: bytes | bytearray | memoryview = b"",
+        meanwhile: Meanwhile | None = None,
+        *,
+        soon: bool = True,
+    ) -> Reply:
+        del soon
+        async with self._lock:
+            self._check()
+            if meanwhile is not None:
+                meanwhile.run()
+            if operation not in _QUIET:
+                self._engine.note(f"engine: {operation.name}")
+            await self._engine.late()
+            self._check()
+            self.heard_s = self._process.time()
+            done = self._engine.do(operation, int(argument), bytes(payload))
+            return await self._come(done)
+
+    async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
+        async with self._lock:
+            self._check()
+            self._engine.note("engine: SET_LANE")
+            await self._engine.late()
+            self._check()
+            self._engine.set_lane(lane, keying, is_source=is_source)
+            await self._come(Reply(0, 0, bytearray()))
+
+    async def _come(self, reply: Reply) -> Reply:
+        """Have a reply come behind what the engine has said before."""
+        coming: asyncio.Future[Reply] = self._process.create_future()
+        self._way.say(lambda: coming.set_result(reply))
+        await asyncio.wait({coming, self.closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            self._check()
+        return await coming
+
+    def _check(self) -> None:
+        self._process.check_alive()
+        if self.death is not None:
+            raise EngineDied(self.death)
+        if not self.is_open:
+            raise EngineDetached("the link is closed")
+
+    async def condition(self) -> tuple[LinkCondition, LinkCustody]:
+        reply = await self.request(LinkOperation.GET_CONDITION)
+        return link_condition(reply.argument)
+
+    async def end_control(self) -> None:
+        await self.request(LinkOperation.END_CONTROL)
+        await asyncio.gather(*self._answering)
+
+    async def raise_generations(self, floor: int) -> None:
+        self._check()
+        self._engine.note("engine: RAISE_GENERATION")
+        self._engine.raise_generations(floor)
+
+    def generation(self, kind: StateType) -> int:
+        return self._engine.generation(kind)
+
+    def read(self, kind: StateType) -> Image:
+        return self._engine.read(kind)
+
+    def answer_by(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        asked, self._asked = self._asked, []
+        for question in asked:
+            self._take(question)
+
+    # The engine's end.
+
+    def ask(self, question: Question, waiting: asyncio.Future[Answer | None]) -> None:
+        """Have the question come, and its answer go where the engine waits for it."""
+        self.heard_s = self._process.time()
+        self.waiting = waiting
+        self._way.say(partial(self._take, question))
+
+    def tell(self, news: Question) -> None:
+        """Have the news come."""
+        self._way.say(partial(self._take, news))
+
+    def _take(self, question: Question) -> None:
+        if self._answerer is None:
+            self._asked.append(question)
+        elif question.number.is_news:
+            self._answerer.hear(question)
+        else:
+            task = self._process.create_task(self._answer(self._answerer, question))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, answerer: Answerer, question: Question) -> None:
+        answer = await answerer.answer(question)
+        if self.is_open and self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(answer)

@@ -1,0 +1,71 @@
+"""The hand-over's table (``csrc/engine/handover.h``)."""
+
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from vtpmd._core import lib
+
+
+class Handover(IntEnum):
+    """Where a hand-over is (``enum handover_state``)."""
+
+    NONE = lib.HANDOVER_NONE
+    OFFERED = lib.HANDOVER_OFFERED
+    FROZEN = lib.HANDOVER_FROZEN
+    RETIRING = lib.HANDOVER_RETIRING
+    GRANTED = lib.HANDOVER_GRANTED
+    HELD = lib.HANDOVER_HELD
+    TAKING = lib.HANDOVER_TAKING
+    WAITING = lib.HANDOVER_WAITING
+    ENTITLED = lib.HANDOVER_ENTITLED
+    STARTED = lib.HANDOVER_STARTED
+
+
+class HandoverEvent(IntEnum):
+    """What happens to it (``enum handover_event``)."""
+
+    OFFER = lib.HANDOVER_OFFER
+    HOLD = lib.HANDOVER_HOLD
+    LET_GO = lib.HANDOVER_LET_GO
+    WITHDRAW = lib.HANDOVER_WITHDRAW
+    OWNED = lib.HANDOVER_OWNED
+    ASKED = lib.HANDOVER_ASKED
+    RUNS = lib.HANDOVER_RUNS
+    TAIL = lib.HANDOVER_TAIL
+    INIT = lib.HANDOVER_INIT
+    TAKE = lib.HANDOVER_TAKE
+    TAKE_OTHER = lib.HANDOVER_TAKE_OTHER
+    GRANT = lib.HANDOVER_GRANT
+    END = lib.HANDOVER_END
+    LOST = lib.HANDOVER_LOST
+    RETIRED = lib.HANDOVER_RETIRED
+    NOT_RETIRED = lib.HANDOVER_NOT_RETIRED
+    TIMED_OUT = lib.HANDOVER_TIMED_OUT
+
+
+class HandoverAction(IntFlag):
+    """What is to be done (``enum handover_action``)."""
+
+    GIVE_TAIL = lib.HANDOVER_DO_GIVE_TAIL
+    RETIRE = lib.HANDOVER_DO_RETIRE
+    EXPECT = lib.HANDOVER_DO_EXPECT
+    SEND_TAKE = lib.HANDOVER_DO_SEND_TAKE
+    SEND_GRANT = lib.HANDOVER_DO_SEND_GRANT
+    SEND_END = lib.HANDOVER_DO_SEND_END
+    CLOSE = lib.HANDOVER_DO_CLOSE
+    TELL = lib.HANDOVER_DO_TELL
+
+
+class HandoverStep(NamedTuple):
+    """What follows from an event (``struct handover_step``)."""
+
+    state: Handover
+    actions: HandoverAction
+
+
+def handover_step(state: Handover, event: HandoverEvent) -> HandoverStep | None:
+    """Return what follows from an event, or None: it is not possible, and changes nothing."""
+    step = lib.handover_step(state, event)
+    if not step.is_possible:
+        return None
+    return HandoverStep(Handover(step.state), HandoverAction(step.actions))
