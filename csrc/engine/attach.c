@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "error.h"
 #include "link.h"
+#include "tpm.h"
 
 enum {
     NOBODY = -1,
@@ -62,6 +63,7 @@ static void take_vtpmd(struct serving *serving)
 static void lose_vtpmd(struct serving *serving)
 {
     asker_detach(serving->attach->link->asker);
+    tpm_arm(serving->attach->link->tpm, false); /* who comes next says so again */
     serving->vtpmd_fd = NOBODY;
     if (serving->state == ENDING)
         serving->state = ENDED;

@@ -41,6 +41,7 @@ static const struct row rows[] = {
     [OP_STORE_PERMANENT] = {"dff", "dfffff", "......"},
     [OP_SET_UP] = {"ddd", "nnnnnn", "......"},
     [OP_SET_BUFFER_SIZE] = {"ddd", "nnnndn", "......"},
+    [OP_HAS_STATE] = {"ddd", "dddddd", "......"},
     [OP_GET_LINEAGE] = {"ddd", "dddddd", "......"},
     [OP_RAISE_GENERATION] = {"ddd", "dddddd", "......"},
     [OP_RUN_ON] = {"ddd", "dddddd", "AA...."},

@@ -63,6 +63,7 @@ enum tpm_operation {
     OP_SET_UP,
     OP_SET_BUFFER_SIZE,
     /* What is done always, as far as this goes, but not in every phase of long_command.h: */
+    OP_HAS_STATE,
     OP_GET_LINEAGE,
     OP_RAISE_GENERATION,
     OP_RUN_ON,

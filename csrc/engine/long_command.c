@@ -27,6 +27,7 @@ static const char verdicts[][LONG_PHASES + 1] = {
     [OP_INIT_STANDBY] = "dwwwd",
     [OP_INIT_STANDBY_CAME] = "dwwwd",
     [OP_STOP] = "dwwwd",
+    [OP_STOP_FENCED] = "dwwwd",
     [OP_RETIRE_UNCHANGED] = "ddwdd",
     [OP_RETIRE_UNSERVED] = "ddwdd",
     [OP_UNRETIRE] = "ddwdd",
@@ -37,6 +38,7 @@ static const char verdicts[][LONG_PHASES + 1] = {
     [OP_GET_OTHER] = "dwwss",
     [OP_CAPTURE] = "dswss",
     [OP_STORE_PERMANENT] = "ddwdd",
+    [OP_HAS_STATE] = "ddwdd",
     [OP_GET_LINEAGE] = "ddwdd",
     [OP_RAISE_GENERATION] = "ddwdd",
     [OP_RUN_ON] = "ddwdd",
@@ -56,7 +58,7 @@ static struct {
     pthread_cond_t *changed;
     _Atomic enum long_phase phase; /* written with the lock, but read without it, too */
     enum outcome outcome;
-    bool is_armed;
+    atomic_bool is_armed; /* without the lock */
     struct {
         uint8_t *bytes;
         size_t n_bytes;
@@ -174,7 +176,7 @@ void long_command_deinit(void)
 bool long_command_arm(bool is_so)
 {
     own.is_armed = is_so && own.has_thread;
-    return own.is_armed == is_so;
+    return own.has_thread || !is_so;
 }
 
 bool long_command_is_armed(void)

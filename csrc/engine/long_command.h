@@ -71,10 +71,11 @@ int long_command_start(void);
 /* Without the lock, and in no other phase than idle: end the thread, if there is one. */
 void long_command_deinit(void);
 
-/* With the lock from here on, but for long_command_may_store(). */
-
-/* Somebody says when the guest stops; returns false without a thread. Or nobody does any more. */
+/* Somebody says when the guest stops; returns false without a thread. Or nobody does any more.
+ * Never waits. */
 bool long_command_arm(bool is_so);
+
+/* With the lock from here on, but for long_command_may_store(). */
 
 bool long_command_is_armed(void);
 

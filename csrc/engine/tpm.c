@@ -43,6 +43,7 @@ struct tpm {
     _Atomic struct condition condition;
     enum tpm_custody before;   /* of one on standby: what it goes back to */
     bool worked;               /* something ran since the last capture */
+    bool worked_before;        /* the same, before the command that runs apart */
     bool served;               /* something ran since the vTPM came to this host, or ever */
     enum link_shutdown said;   /* the guest's last TPM2_Shutdown that libtpms accepted since its
                                   TPM2_Startup */
@@ -220,12 +221,6 @@ void tpm_look(struct tpm *tpm, enum tpm_power *power, enum tpm_custody *custody)
     *custody = now.custody;
 }
 
-bool tpm_has_state(struct tpm *tpm)
-{
-    locked(tpm);
-    return nvram_may_have(LINK_STATE_PERMANENT);
-}
-
 bool tpm_is_running(struct tpm *tpm)
 {
     struct condition now = tpm->condition;
@@ -382,11 +377,14 @@ static void undo_init(struct tpm *tpm, struct condition before)
         set_condition(tpm, TPM_OFF, TPM_FENCED);
 }
 
-/* Our own from now on, and off. Returns false if that is refused: `*result` is the answer. */
-static bool begin_init(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *result)
+/* Our own from now on, and off, whatever it was `*before`. Returns false if that is refused:
+ * `*result` is the answer. */
+static bool begin_init(struct tpm *tpm, enum tpm_operation operation, struct condition *before,
+                       TPM_RESULT *result)
 {
     if (!may(tpm, operation, result))
         return false;
+    *before = tpm->condition;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
     if (is_on(tpm))
         power_off(tpm);
@@ -396,11 +394,11 @@ static bool begin_init(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT
 
 TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
 {
+    struct condition before;
     TPM_RESULT result;
 
     locked(tpm);
-    struct condition before = tpm->condition;
-    if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &result))
+    if (!begin_init(tpm, has_come ? OP_INIT_CAME : OP_INIT, &before, &result))
         return result;
     result = power_on(tpm, TPM_ACTIVE, LINK_SHUTDOWN_NONE);
     if (result != TPM_SUCCESS)
@@ -410,11 +408,11 @@ TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
 
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
 {
+    struct condition before;
     TPM_RESULT result;
 
     locked(tpm);
-    struct condition before = tpm->condition;
-    if (!begin_init(tpm, OP_INIT_CAME, &result))
+    if (!begin_init(tpm, OP_INIT_CAME, &before, &result))
         return result;
     if (nvram_expect(lineage) < 0) {
         undo_init(tpm, before);
@@ -429,6 +427,13 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     if (result != TPM_SUCCESS)
         undo_init(tpm, before);
     return result;
+}
+
+bool tpm_has_state(struct tpm *tpm)
+{
+    locked(tpm);
+    wait_for_turn(tpm, OP_HAS_STATE);
+    return nvram_may_have(LINK_STATE_PERMANENT);
 }
 
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
@@ -613,6 +618,7 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
                      strerror(-r));
         return r;
     }
+    tpm->worked_before = tpm->worked;
     tpm->worked = tpm->served = true;
     tpm->shut_down = false;
     current_locality = tpm->locality;
@@ -661,7 +667,7 @@ static bool execute(uint32_t command_code, uint8_t *command, size_t command_byte
 
 TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so)
 {
-    locked(tpm);
+    (void)tpm;
     return long_command_arm(is_so) ? TPM_SUCCESS : TPM_BAD_ORDINAL;
 }
 
@@ -670,6 +676,7 @@ bool tpm_abandon(struct tpm *tpm)
     locked(tpm);
     if (!long_command_abandon())
         return false;
+    tpm->worked = tpm->worked_before;
     TPMLIB_CancelCommand(); /* it is of no use any more */
     return true;
 }
@@ -956,15 +963,16 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
     locked(tpm);
     if (!may(tpm, OP_CAPTURE, &result))
         return result;
-    *worked = tpm->worked;
+    /* Beside a command that runs, what is captured is from before it. */
+    bool *has_worked = long_command_phase() == LONG_RUNNING ? &tpm->worked_before : &tpm->worked;
+    *worked = *has_worked;
     *said = tpm->said;
-    if (!tpm->worked)
+    if (!*worked)
         return TPM_SUCCESS;
     result = capture(store, LINK_STATE_PERMANENT);
     if (result == TPM_SUCCESS)
         result = capture(store, LINK_STATE_VOLATILE);
-    /* What runs may still change it all. */
-    tpm->worked = result != TPM_SUCCESS || long_command_phase() == LONG_RUNNING;
+    *has_worked = result != TPM_SUCCESS;
     return result;
 }
 

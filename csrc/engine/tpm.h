@@ -152,7 +152,7 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
 
 /* Somebody says by tpm_abandon() when the guest stops; or nobody does. TPM_BAD_ORDINAL without
- * tpm_start_long_commands(). */
+ * tpm_start_long_commands(). Never waits. */
 TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so);
 
 /* The guest stops: a command that may be long, and changes nothing durable yet, has not happened.

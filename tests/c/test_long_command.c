@@ -124,13 +124,15 @@ TPM_RESULT TPMLIB_Process(unsigned char **response, uint32_t *response_bytes,
     return real(response, response_bytes, allocated_bytes, command, command_bytes);
 }
 
+static atomic_bool starts_fail;
+
 TPM_RESULT TPMLIB_MainInit(void)
 {
     TPM_RESULT (*real)(void);
 
     *(void **)&real = dlsym(RTLD_NEXT, "TPMLIB_MainInit");
     n_main_inits++;
-    return real();
+    return starts_fail ? TPM_FAIL : real();
 }
 
 static bool states_are_refused;
@@ -379,6 +381,16 @@ static TPM_RESULT do_stop(void)
     return tpm_stop(tpm);
 }
 
+static TPM_RESULT do_stop_fenced(void)
+{
+    return tpm_stop_fenced(tpm);
+}
+
+static TPM_RESULT do_has_state(void)
+{
+    return tpm_has_state(tpm) ? TPM_SUCCESS : TPM_FAIL;
+}
+
 static TPM_RESULT do_retire(void)
 {
     tpm_retire(tpm, false);
@@ -495,6 +507,8 @@ static const struct operation {
     {"EXECUTE", do_execute},
     {"INIT", do_init, .stops = true, .main_inits = 1},
     {"STOP", do_stop, .stops = true},
+    {"STOP_FENCED", do_stop_fenced, .stops = true},
+    {"HAS_STATE", do_has_state},
     {"RETIRE", do_retire},
     {"UNRETIRE", do_unretire},
     {"GET_ESTABLISHED", do_get_established},
@@ -529,6 +543,7 @@ static void read_row(const char *operation, char letters[LONG_PHASES + 1])
     letters[0] = 0;
     while (fgets(line, sizeof(line), file)) {
         is_in_table |= strncmp(line, header, strlen(header)) == 0;
+        is_in_table &= *line != '\n';
         if (!is_in_table || sscanf(line, "|%[^|]|", cell) != 1)
             continue;
         cell[strlen(cell) - 1] = ','; /* as after each name but the last */
@@ -718,11 +733,58 @@ static void a_capture_beside_a_command_that_runs_is_not_the_last_one(void **stat
     begin_at(&guest, COMMAND(CREATE_PRIMARY), IN_LIBRARY);
     assert_int_equal(tpm_capture(tpm, store, &worked, &said), TPM_SUCCESS);
     assert_true(worked);
+    assert_int_equal(tpm_capture(tpm, store, &worked, &said), TPM_SUCCESS);
+    assert_false(worked);
+    assert_true(tpm_has_worked(tpm));
     assert_int_equal(end(&guest), 0);
     assert_int_equal(tpm_retire(tpm, false), TPM_FAIL);
     assert_int_equal(tpm_capture(tpm, store, &worked, &said), TPM_SUCCESS);
     assert_true(worked);
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+}
+
+static void an_abandoned_command_is_none_that_has_worked(void **state)
+{
+    struct guest guest;
+
+    (void)state;
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    abandon(&guest, COMMAND(CREATE_PRIMARY));
+    assert_true(tpm_has_worked(tpm)); /* what ran before it was not captured */
+    run_out();
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    assert_int_equal(do_capture(), TPM_SUCCESS);
+    abandon(&guest, COMMAND(CREATE_PRIMARY));
+    assert_false(tpm_has_worked(tpm));
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    run_out();
+}
+
+static TPM_RESULT do_init_come(void)
+{
+    return tpm_init(tpm, true);
+}
+
+static void invariant_3_a_start_that_waits_does_not_end_a_retirement_if_it_fails(void **state)
+{
+    struct operation operation = {"INIT, came", do_init_come};
+    struct trial trial = {.operation = &operation};
+    struct guest guest;
+
+    (void)state;
+    abandon(&guest, COMMAND(CREATE_PRIMARY));
+    waits = false;
+    assert_int_equal(pthread_create(&trial.thread, NULL, run_trial, &trial), 0);
+    wait_for(&has_paused);
+    assert_true(waits);
+    assert_int_equal(do_capture(), TPM_SUCCESS);
+    assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
+    starts_fail = true;
+    sem_post(&may_go_on);
+    join(trial.thread);
+    starts_fail = false;
+    assert_int_equal(trial.result, TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, false), TPM_FAIL); /* it is another host's */
 }
 
 static void a_guest_goes_on_from_before_an_abandoned_command(void **state)
@@ -894,6 +956,8 @@ int main(void)
         TEST(without_its_thread_a_tpm_cannot_be_armed),
         TEST(invariant_5_the_state_is_the_one_from_before_an_abandoned_command),
         TEST(a_capture_beside_a_command_that_runs_is_not_the_last_one),
+        TEST(an_abandoned_command_is_none_that_has_worked),
+        TEST(invariant_3_a_start_that_waits_does_not_end_a_retirement_if_it_fails),
         TEST(a_guest_goes_on_from_before_an_abandoned_command),
         TEST(invariant_1_a_command_that_commits_is_done),
         TEST(invariant_3_an_abandoned_command_writes_nothing),
