@@ -91,7 +91,7 @@ def with_engine(path: Path, test: Callable[[BareEngine], Awaitable[None]]) -> No
         engine = await attached(directory_fd, deaths.append)
         bare = BareEngine(engine, store, path / "control", deaths)
         await test(bare)
-        await engine.stop()
+        await bare.engine.stop()
         assert deaths == []
 
     with ExitStack() as stack:

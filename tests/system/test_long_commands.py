@@ -5,6 +5,7 @@ the TPM has). What is done of each operation is tested in C (``tests/c/test_long
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests.harness import migration
-from tests.harness.bare_engine import BareEngine, NoSessions, with_engine
+from tests.harness.bare_engine import BareEngine, NoSessions, attached, with_engine
 from tests.harness.facts import differences
 from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
@@ -36,6 +37,7 @@ from vtpmd.wire.tpm import Result, StateType
 ATTEMPTS_MAX: Final = 500
 MAKE_KEY: Final = tpm2.create_primary(tpm2.rsa_signing_template(3072))
 NO_SUCH_OBJECT: Final = 0x910  # TPM_RC_REFERENCE_H0
+UNARMED_KEYS: Final = 8
 MOVES: Final = 4
 CANCELLED: Final = range(3, 30)
 ABANDONED: Final = "in the middle of a TPM command"
@@ -107,6 +109,23 @@ def test_invariant_5_what_is_captured_is_the_state_before_a_key_that_was_not_mad
         assert await transact(guest, public) == ReturnCode.SUCCESS
 
     with_armed_guest(tmp_path / "state", test)
+
+
+def test_nothing_is_abandoned_for_a_vtpmd_that_has_not_armed_the_engine(tmp_path: Path) -> None:
+    """What another one had said ended with its connection."""
+    path = tmp_path / "state"
+
+    async def test(bare: BareEngine, guest: DataSocket) -> None:
+        await bare.engine.detach()
+        directory_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        bare.engine = await attached(directory_fd, bare.deaths.append)
+        os.close(directory_fd)
+        bare.engine.answer_by(NoSessions(bare.engine))
+        for attempt in range(UNARMED_KEYS):
+            assert await make_key(bare, guest, 0.01 * attempt) == ReturnCode.SUCCESS
+            await transact(guest, tpm2.flush_context(Handle.TRANSIENT_FIRST))
+
+    with_armed_guest(path, test)
 
 
 @pytest.mark.parametrize("load", ["rsa-2048", "rsa-3072"])
