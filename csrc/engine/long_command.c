@@ -10,6 +10,9 @@
 
 enum {
     THREAD_STACK_BYTES = 1 << 20, /* libtpms keeps a copy of its NV memory on the stack */
+    /* What is left behind computes on, in vain, for a tenth of a second and more: not in the way of
+     * the hand-over, which the guest waits for. */
+    NICENESS = 10,
     STATE_TYPES = LINK_STATE_SAVESTATE + 1,
 };
 
@@ -142,7 +145,7 @@ int long_command_start(void)
     check(own.command);
     tpm_response_init(&own.response);
     check(pthread_cond_init(&own.wanted, NULL) == 0);
-    int r = thread_start(&own.thread, THREAD_STACK_BYTES, run, NULL);
+    int r = thread_start_nice(&own.thread, THREAD_STACK_BYTES, NICENESS, run, NULL);
     own.has_thread = r >= 0;
     if (r < 0) {
         pthread_cond_destroy(&own.wanted);

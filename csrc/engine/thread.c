@@ -1,10 +1,12 @@
 #include "thread.h"
 
 #include <semaphore.h>
+#include <sys/resource.h>
 
 #include "check.h"
 
 struct start {
+    int niceness;
     void *(*run)(void *);
     void *argument;
     sem_t is_running;
@@ -16,15 +18,23 @@ static void *begin(void *argument)
     void *(*run)(void *) = start->run;
     void *run_argument = start->argument;
 
+    if (start->niceness) /* of this thread alone, as Linux has it; unless it gives way already */
+        setpriority(PRIO_PROCESS, 0, start->niceness);
     sem_post(&start->is_running); /* the caller's stack from here on */
     return run(run_argument);
 }
 
-/* A thread's end frees its stack and blocks its signals; both may be left out.
- * sandbox: futex exit madvise=ENOSYS rt_sigprocmask=0 */
 int thread_start(pthread_t *thread, size_t stack_bytes, void *(*run)(void *), void *argument)
 {
-    struct start start = {.run = run, .argument = argument};
+    return thread_start_nice(thread, stack_bytes, 0, run, argument);
+}
+
+/* A thread's end frees its stack and blocks its signals; both may be left out.
+ * sandbox: futex exit madvise=ENOSYS rt_sigprocmask=0 */
+int thread_start_nice(pthread_t *thread, size_t stack_bytes, int niceness, void *(*run)(void *),
+                      void *argument)
+{
+    struct start start = {.niceness = niceness, .run = run, .argument = argument};
     pthread_attr_t attributes;
 
     check(sem_init(&start.is_running, 0, 0) == 0);

@@ -6,6 +6,7 @@ the TPM has). What is done of each operation is tested in C (``tests/c/test_long
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from tests.support.emulator_client import ControlClient, DataSocket
 from tests.support.tpm2 import Handle, ReturnCode
 from tests.system.test_stream_guest import (
     FOLLOWING,
+    Host,
     arm,
     assert_used_a_tail,
     make_destination,
@@ -123,6 +125,32 @@ def test_guest_that_makes_keys_moves_and_sees_no_error(lab: Lab, load: str) -> N
         here = there
     here.guest.command("stop")
     assert differences(before, here.guest.check(), worked=False) == []
+
+
+def rounds(source: Host) -> list[object]:
+    """Return what the source has sent."""
+    sent: list[object] = source.manage.migration()["rounds"]
+    return sent
+
+
+def has_sent_more(source: Host, before: list[object]) -> bool:
+    """Tell whether the source has sent a round since."""
+    return rounds(source) != before
+
+
+def test_rounds_go_on_between_qemus_passes(lab: Lab) -> None:
+    """What the guest did before a long command is at the destination while that runs."""
+    source = make_source(lab)
+    destination = make_destination(lab)
+    arm(source, destination)
+    migrate_slowly(lab, source, destination)
+    for _ in range(2):
+        before = rounds(source)
+        source.guest.command("work 6")
+        wait_until(partial(has_sent_more, source, before))
+    assert source.guest.qmp("query-migrate")["ram"]["dirty-sync-count"] == 1
+    source.guest.qmp("migrate_cancel")
+    assert migration.wait_until_ended(source.guest) in migration.GIVEN_UP
 
 
 def test_guest_goes_on_here_when_its_migration_is_cancelled_in_the_middle_of_a_key(

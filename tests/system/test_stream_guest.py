@@ -472,13 +472,12 @@ def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
     source.manage.wait_for("VTPM_ARMED")
     migrate_slowly(lab, source, destination)
     source.guest.pause()
-    stream.acknowledge_until_stopped()  # QEMU's first pass may have had a round
+    stream.acknowledge_until_stopped()  # there may have been rounds before
 
     source.guest.resume()
     source.guest.command("work 5")
+    first = stream.receive_round()  # while it runs
     source.guest.pause()
-    first = stream.receive_round()
-    stream.receive(peer.Stopped)
     source.guest.resume()
     source.guest.command("work 5")
     source.guest.pause()

@@ -44,6 +44,9 @@ NO_UUID: Final = bytes(16)
 # QEMU's monitor says that a pass begins, and in the same moment QEMU may ask for the state: then
 # that is answered first, and includes what a round would do.
 QEMU_FIRST_S: Final = 0.001
+# Rounds between QEMU's passes. A guest that makes keys has its state settled while one is made, for
+# 30 ms and more: when it stops then, the destination has all there is.
+BETWEEN_PASSES_S: Final = 0.05
 # Longer than a hand-over takes, and nothing to a person.
 TELL_AFTER_S: Final = 0.02
 # A boot waits for the word of the host that may have the vTPM, and QEMU's main loop with it.
@@ -74,6 +77,7 @@ class Mobility:
         self.lineages = Lineages(engine, self._tell_soon)
         self._wakefulness = Wakefulness()
         self._round: asyncio.TimerHandle | None = None
+        self._between: asyncio.Task[None] | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
         self.qemu = QemuView(self, asked_for=follows_qemu)
         # For people: what the engine has told. What is decided by it is asked for.
@@ -521,10 +525,13 @@ class Mobility:
     def pass_began(self) -> None:
         """QEMU begins another pass: a round is due."""
         if self._round is None:
-            self._round = asyncio.get_running_loop().call_later(QEMU_FIRST_S, self._begin_round)
+            self._round = asyncio.get_running_loop().call_later(QEMU_FIRST_S, self._begin_pass)
+
+    def _begin_pass(self) -> None:
+        self._round = None
+        self._begin_round()
 
     def _begin_round(self) -> None:
-        self._round = None
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             self._spawn(self.outgoing.round_due())
 
@@ -548,7 +555,14 @@ class Mobility:
             self._spawn(self.incoming.receiving(now))
 
     def migration_began(self) -> None:
-        """Its first pass is told by itself."""
+        """Its first pass is told by itself, and the others are; but the guest works on in them."""
+        if self._between is None or self._between.done():
+            self._between = self._spawn(self._rounds_between_passes())
+
+    async def _rounds_between_passes(self) -> None:
+        while self.qemu.is_migrating:
+            await asyncio.sleep(BETWEEN_PASSES_S)
+            self._begin_round()
 
     def migration_ended(self) -> None:
         """Whoever received it, does so no more."""

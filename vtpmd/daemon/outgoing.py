@@ -445,7 +445,7 @@ class Outgoing:
 
     async def _start_round(self) -> None:
         images = await self._capture()
-        if images is None:
+        if images is None or images.generations == self._sent.generations:
             self._events.put(events.NothingChanged())
             return
         self._send_round(*_records(self._sent, images))
