@@ -68,15 +68,15 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD))
-        return from ? TPM_BAD_PARAMETER : start(link);
-    if (said > LINK_SHUTDOWN_STATE)
+    if (from == 0)
+        return start(link);
+    if ((from & ~LINK_SAID_MASK) != LINK_INIT_HELD || said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
+    TPM_RESULT result = tpm_init_standby(link->tpm, said, digests);
     if (result != TPM_SUCCESS)
         return result;
     link->held = *digests;

@@ -28,7 +28,6 @@ from vtpmd.core import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkInit,
     LinkOperation,
     pack_link_lineage,
     unpack_link_lineage,
@@ -314,8 +313,8 @@ class SimEngine:
             self.custody = Custody.FENCED
 
     def _init(self, argument: int) -> Reply:
-        if argument & LinkInit.HELD:
-            return self._init_standby(has_come=bool(argument & LinkInit.CAME))
+        if argument:
+            return self._init_standby()
         result = self.server.start()
         if result == Result.SUCCESS:
             self.blackout.say(HandoverEvent.OWNED)
