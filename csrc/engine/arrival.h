@@ -34,7 +34,7 @@ enum arrived {
 
 struct arrival {
     _Atomic enum arrived what; /* others look at it */
-    bool has_given;            /* libtpms has states from QEMU for the next INIT */
+    _Atomic bool has_given;    /* libtpms has states from QEMU for the next INIT; the same */
     bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
     uint64_t newest; /* of the vTPM's own generations, if what has arrived is older; or 0 */

@@ -93,18 +93,9 @@ static TPM_RESULT do_stop(struct link *link, struct message *request, struct mes
 static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
                                      struct message *response)
 {
-    uint32_t permanent_bytes = request->header.argument;
-    uint32_t both_bytes = request->header.payload_bytes;
-
     (void)response;
-    if (permanent_bytes > both_bytes)
-        return TPM_BAD_PARAMETER;
-    TPM_RESULT result =
-        tpm_set_state(link->tpm, LINK_STATE_PERMANENT, request->payload, permanent_bytes);
-    if (result != TPM_SUCCESS)
-        return result;
-    return tpm_set_state(link->tpm, LINK_STATE_VOLATILE, request->payload + permanent_bytes,
-                         both_bytes - permanent_bytes);
+    return commands_set_both_states(server_commands(link->server), request->payload,
+                                    request->header.argument, request->header.payload_bytes);
 }
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
@@ -333,7 +324,7 @@ static TPM_RESULT do_forget_state(struct link *link, struct message *request,
                                   struct message *response)
 {
     (void)request, (void)response;
-    return tpm_forget_state(link->tpm);
+    return commands_forget_state(server_commands(link->server));
 }
 
 static TPM_RESULT do_raise_generation(struct link *link, struct message *request,
