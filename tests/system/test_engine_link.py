@@ -290,7 +290,7 @@ def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_g
     async def give(bare: BareEngine, control: ControlClient) -> None:
         bare.engine.answer_by(NoSessions(bare.engine))
         guest = await asyncio.to_thread(control.attach_data)
-        vtpm = Vtpm(bare.engine, bare.store, guest)
+        vtpm = Vtpm(bare.engine, bare.store, control, guest)
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
         await vtpm.ask(LinkOperation.CAPTURE)
