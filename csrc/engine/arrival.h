@@ -34,7 +34,7 @@ enum arrived {
 
 struct arrival {
     _Atomic enum arrived what; /* others look at it */
-    bool has_given;            /* libtpms has states from QEMU for the next INIT */
+    _Atomic bool has_given;    /* libtpms has states from QEMU for the next INIT; the same */
     bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
     uint64_t newest; /* of the vTPM's own generations, if what has arrived is older; or 0 */
@@ -51,8 +51,9 @@ void arrival_forget(struct arrival *arrival, struct tpm *tpm, enum arrived next)
 bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm);
 
 /* Take a state of a stopped TPM. What comes with a migration takes no other vTPM's place; a
- * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT: an error makes all
- * that has arrived unusable, as libtpms drops it then. */
+ * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT. After an error, as
+ * after a blob that was refused before it came here, all that has arrived is unusable: libtpms
+ * drops it, and who calls has it forgotten. */
 TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t type,
                              const struct blob_content *content);
 

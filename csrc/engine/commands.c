@@ -74,6 +74,9 @@ static enum unasked look_up(struct commands *commands, enum unasked_command comm
     enum tpm_power power;
 
     tpm_look(commands->tpm, &power, &custody);
+    /* A session that a vtpmd has left gives nothing to start from. */
+    if (power == TPM_OFF && !asker_is_alone(commands->asker))
+        commands_forget_state(commands);
     enum unasked verdict = unasked_verdict(command, power, custody);
     if (verdict == UNASKED_REFUSE)
         say_refused(command, custody);
@@ -472,6 +475,25 @@ static TPM_RESULT set_tail(struct context *context)
         return result;
     bool is_taken = blackout_take_tail(commands->blackout, event->data, event->data_bytes);
     return is_taken ? TPM_SUCCESS : TPM_BAD_PARAMETER;
+}
+
+TPM_RESULT commands_set_both_states(struct commands *commands, const uint8_t *states,
+                                    uint32_t permanent_bytes, uint32_t both_bytes)
+{
+    if (permanent_bytes > both_bytes)
+        return TPM_BAD_PARAMETER;
+    if (commands->arrival.has_given)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = tpm_set_state(commands->tpm, LINK_STATE_PERMANENT, states, permanent_bytes);
+    if (result != TPM_SUCCESS)
+        return result;
+    return tpm_set_state(commands->tpm, LINK_STATE_VOLATILE, states + permanent_bytes,
+                         both_bytes - permanent_bytes);
+}
+
+TPM_RESULT commands_forget_state(struct commands *commands)
+{
+    return commands->arrival.has_given ? TPM_SUCCESS : tpm_forget_state(commands->tpm);
 }
 
 TPM_RESULT commands_take_blob(struct commands *commands)

@@ -64,3 +64,9 @@ TPM_RESULT commands_stop(struct commands *commands, bool fenced);
 
 /* Take the blob. */
 TPM_RESULT commands_take_blob(struct commands *commands);
+
+/* Take a peer's states for the next start, or drop them. What QEMU has brought is not touched: in
+ * its place none is taken. */
+TPM_RESULT commands_set_both_states(struct commands *commands, const uint8_t *states,
+                                    uint32_t permanent_bytes, uint32_t both_bytes);
+TPM_RESULT commands_forget_state(struct commands *commands);

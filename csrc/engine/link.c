@@ -68,15 +68,15 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD))
-        return from ? TPM_BAD_PARAMETER : start(link);
-    if (said > LINK_SHUTDOWN_STATE)
+    if (from == 0)
+        return start(link);
+    if ((from & ~LINK_SAID_MASK) != LINK_INIT_HELD || said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
+    TPM_RESULT result = tpm_init_standby(link->tpm, said, digests);
     if (result != TPM_SUCCESS)
         return result;
     link->held = *digests;
@@ -93,18 +93,9 @@ static TPM_RESULT do_stop(struct link *link, struct message *request, struct mes
 static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
                                      struct message *response)
 {
-    uint32_t permanent_bytes = request->header.argument;
-    uint32_t both_bytes = request->header.payload_bytes;
-
     (void)response;
-    if (permanent_bytes > both_bytes)
-        return TPM_BAD_PARAMETER;
-    TPM_RESULT result =
-        tpm_set_state(link->tpm, LINK_STATE_PERMANENT, request->payload, permanent_bytes);
-    if (result != TPM_SUCCESS)
-        return result;
-    return tpm_set_state(link->tpm, LINK_STATE_VOLATILE, request->payload + permanent_bytes,
-                         both_bytes - permanent_bytes);
+    return commands_set_both_states(server_commands(link->server), request->payload,
+                                    request->header.argument, request->header.payload_bytes);
 }
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
@@ -333,7 +324,7 @@ static TPM_RESULT do_forget_state(struct link *link, struct message *request,
                                   struct message *response)
 {
     (void)request, (void)response;
-    return tpm_forget_state(link->tpm);
+    return commands_forget_state(server_commands(link->server));
 }
 
 static TPM_RESULT do_raise_generation(struct link *link, struct message *request,

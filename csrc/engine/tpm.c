@@ -466,14 +466,12 @@ static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown said,
-                            struct link_digests *digests)
+TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct link_digests *digests)
 {
-    enum tpm_operation operation = has_come ? OP_INIT_STANDBY_CAME : OP_INIT_STANDBY;
     TPM_RESULT result;
 
     locked(tpm);
-    if (!may(tpm, operation, &result))
+    if (!may(tpm, OP_INIT_STANDBY, &result))
         return result;
     if (is_on(tpm))
         power_off(tpm);
@@ -485,7 +483,7 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown s
         return result;
     }
     struct condition now = tpm->condition;
-    return power_on(tpm, custody_after(operation, now.custody, &tpm->before), said);
+    return power_on(tpm, custody_after(OP_INIT_STANDBY, now.custody, &tpm->before), said);
 }
 
 TPM_RESULT tpm_expect(struct tpm *tpm)

@@ -171,7 +171,7 @@ static void start_standby(void)
         assert_int_equal(tpm_set_state(tpm, type, states[i], sizes[i]), TPM_SUCCESS);
         free(states[i]);
     }
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 /* The events, each as whoever it is of has it happen. Returns false where it was refused. */

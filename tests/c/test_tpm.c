@@ -447,7 +447,7 @@ static void init_held(const uint8_t *state, size_t state_bytes)
 {
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes), TPM_SUCCESS);
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
@@ -599,7 +599,7 @@ static void start_ahead(void)
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     io.calls = 0;
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 /* The same, with a command that waits for it. */
@@ -673,7 +673,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     tpm_stop(tpm);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         if (i == 0) {
             assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
@@ -796,7 +796,7 @@ static void a_held_start_tells_what_libtpms_was_given(void **state)
                              TPM_SUCCESS);
         else
             assert_int_equal(digest_compute(NULL, 0, digest[1]), 0);
-        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         assert_memory_equal(digests.permanent_digest, digest[0], DIGEST_BYTES);
         assert_memory_equal(digests.volatile_digest, digest[1], DIGEST_BYTES);
         tpm_let_go(tpm);
@@ -822,7 +822,7 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
         free(moved[type]);
     }
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1302,7 +1302,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         tpm_stop(tpm);
         for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
             assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, true, said_there, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, said_there, &digests), TPM_SUCCESS);
         assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
@@ -1436,7 +1436,7 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);

@@ -51,6 +51,10 @@ class BareEngine:
         self.control_path = control_path
         self.deaths = deaths  # what it was heard of; nothing, when the test is done
 
+    def lose_vtpmd(self) -> None:
+        """Close the link as a vtpmd that dies does; the engine is stopped by a signal then."""
+        self.engine._close()
+
 
 def descriptors_for(
     stack: ExitStack, path: Path, boot_fd: Callable[[StateDirectory], int]

@@ -28,7 +28,6 @@ from vtpmd.core import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkInit,
     LinkOperation,
     pack_link_lineage,
     unpack_link_lineage,
@@ -314,8 +313,8 @@ class SimEngine:
             self.custody = Custody.FENCED
 
     def _init(self, argument: int) -> Reply:
-        if argument & LinkInit.HELD:
-            return self._init_standby(has_come=bool(argument & LinkInit.CAME))
+        if argument:
+            return self._init_standby()
         result = self.server.start()
         if result == Result.SUCCESS:
             self.blackout.say(HandoverEvent.OWNED)
@@ -370,11 +369,9 @@ class SimEngine:
         last = self._last[StateType.PERMANENT]
         self._last[StateType.PERMANENT] = max(last, floor)
 
-    def _init_standby(self, *, has_come: bool) -> Reply:
+    def _init_standby(self) -> Reply:
         if self.custody in AHEAD:
             self._let_go()
-        if self.custody in AWAY and not has_come:
-            return Reply(Result.FAIL, 0, bytearray())
         if self.running:
             self.power_off()
         if self._set_permanent is None or self._set_volatile is None:
@@ -479,12 +476,6 @@ class SimEngine:
             return Result.FAIL
         return Result.SUCCESS
 
-    def _set_both(self, permanent_bytes: int, payload: bytes) -> int:
-        result = self.set_state(StateType.PERMANENT, payload[:permanent_bytes])
-        if result != Result.SUCCESS:
-            return result
-        return self.set_state(StateType.VOLATILE, payload[permanent_bytes:])
-
     def stop_tpm(self, *, fenced: bool = False) -> int:
         """tpm_stop(), or tpm_stop_fenced()."""
         if self.running:
@@ -585,8 +576,8 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.TAKE_BLOB: lambda engine, *_: engine.server.take_blob(),
     LinkOperation.END_CONTROL: lambda engine, *_: engine._end_control(),
     LinkOperation.STOP: lambda engine, argument, _: engine.server.stop(fenced=bool(argument)),
-    LinkOperation.SET_BOTH_STATES: SimEngine._set_both,
-    LinkOperation.FORGET_STATE: lambda engine, *_: engine.forget_state(),
+    LinkOperation.SET_BOTH_STATES: lambda engine, *states: engine.server.set_both_states(*states),
+    LinkOperation.FORGET_STATE: lambda engine, *_: engine.server.forget_state(),
     LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,

@@ -99,17 +99,17 @@ class Arrival:
     def __init__(self, tpm: SimEngine) -> None:
         self.what = Arrived.NOTHING
         self._tpm = tpm
-        self._has_given = False  # libtpms has states from QEMU for the next INIT
+        self.has_given = False  # libtpms has states from QEMU for the next INIT
         self._lineage: Lineage | None = None  # of the blobs
         self._newest = 0
         self.has_started = False  # the TPM, for the QEMU that uses it
 
     def _set(self, what: Arrived) -> None:
-        self.what, self._has_given = what, False
+        self.what, self.has_given = what, False
         self._lineage, self._newest = None, 0
 
     def forget(self, then: Arrived) -> None:
-        if self._has_given:
+        if self.has_given:
             self._tpm.forget_state()
         self._set(then)
 
@@ -118,7 +118,7 @@ class Arrival:
         self.has_started = False
 
     def take_tail(self) -> bool:
-        if self.what is not Arrived.NOTHING or self._has_given:
+        if self.what is not Arrived.NOTHING or self.has_given:
             self.forget(Arrived.UNUSABLE)
             return False
         self.what = Arrived.TAIL
@@ -143,7 +143,7 @@ class Arrival:
         if result != Result.SUCCESS:
             self.forget(Arrived.UNUSABLE)
             return result
-        self._has_given = True
+        self.has_given = True
         if is_permanent:
             self.what = Arrived.BLOBS
         return Result.SUCCESS
@@ -257,6 +257,8 @@ class ControlServer:
             if answer is not None:
                 return Verdict.ANSWERED, answer
             self.is_deciding = True
+            if not self._tpm.running:
+                self.forget_state()
             power, custody = self._tpm.running, self._tpm.custody
             number_of_custody = LinkCustody[custody.name]
             verdict = Verdict(chr(lib.unasked_verdict(command, power, number_of_custody)))
@@ -299,6 +301,19 @@ class ControlServer:
         if self.arrival.what is Arrived.BLOBS or self._tpm.has_state or self._tpm.is_alone:
             return int(lib.UNASKED_INIT)
         return int(lib.UNASKED_INIT_NEW)
+
+    def set_both_states(self, permanent_bytes: int, payload: bytes) -> int:
+        """commands_set_both_states()."""
+        if self.arrival.has_given:
+            return Result.BAD_ORDINAL
+        result = self._tpm.set_state(StateType.PERMANENT, payload[:permanent_bytes])
+        if result != Result.SUCCESS:
+            return result
+        return self._tpm.set_state(StateType.VOLATILE, payload[permanent_bytes:])
+
+    def forget_state(self) -> int:
+        """commands_forget_state()."""
+        return Result.SUCCESS if self.arrival.has_given else self._tpm.forget_state()
 
     def start(self) -> int:
         """commands_start(), by LINK_INIT."""

@@ -33,7 +33,7 @@ from tests.support.emulator_client import (
     DataSocket,
     receive_exactly,
 )
-from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
+from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
 from vtpmd import core
 from vtpmd.core import (
     LinkCapture,
@@ -48,6 +48,9 @@ from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneK
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
+
+INDEX = 0x01500030
+NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
 
 
 class Vtpm:
@@ -131,7 +134,7 @@ def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
     """A kind that is none, and a kind for a start that is not held."""
 
     async def test(vtpm: Vtpm) -> None:
-        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, LinkInit.CAME | 1 << 8):
+        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
             assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)
@@ -277,3 +280,33 @@ def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
     assert {each.name for each in tmp_path.iterdir()} - {"vtpmd.link"} == {".lock"}
+
+
+def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_gone(
+    tmp_path: Path,
+) -> None:
+    """It was not granted: the TPM starts from its own state."""
+
+    async def give(bare: BareEngine, control: ControlClient) -> None:
+        bare.engine.answer_by(NoSessions(bare.engine))
+        guest = await asyncio.to_thread(control.attach_data)
+        vtpm = Vtpm(bare.engine, bare.store, control, guest)
+        await vtpm.ask(LinkOperation.INIT)
+        assert await vtpm.command(startup(StartupType.CLEAR)) == 0
+        await vtpm.ask(LinkOperation.CAPTURE)
+        kinds = (StateType.PERMANENT, StateType.VOLATILE)
+        permanent, volatile = [vtpm.store.read(kind).data for kind in kinds]
+        assert await vtpm.command(nv_define(INDEX, 8)) == 0
+        await vtpm.ask(LinkOperation.STOP)
+        await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+        bare.lose_vtpmd()
+        await asyncio.to_thread(control.init)
+        assert await vtpm.command(startup(StartupType.CLEAR)) == 0
+        assert await vtpm.command(nv_define(INDEX, 8)) == NV_DEFINED
+        guest.close()
+
+    async def test(bare: BareEngine) -> None:
+        with ControlClient(bare.control_path) as control:
+            await give(bare, control)
+
+    with_engine(tmp_path / "state", test)

@@ -107,10 +107,9 @@ class LinkAdmit(IntEnum):
     GOES_BACK = lib.LINK_ADMIT_GOES_BACK
 
 
-class LinkInit(IntFlag):
-    """How the engine starts the TPM ahead of time (``enum link_init``)."""
+class LinkInit(IntEnum):
+    """That the engine starts the TPM ahead of time (``enum link_init``)."""
 
-    CAME = lib.LINK_INIT_CAME
     HELD = lib.LINK_INIT_HELD
 
 
@@ -182,7 +181,7 @@ LINK_SHARED: int = lib.LINK_SHARED  # how many descriptors READY brings: enum li
 
 def link_held(said: LinkShutdown) -> int:
     """Return the argument of INIT for a held start, of a guest that has ``said`` so elsewhere."""
-    return int(LinkInit.CAME | LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
+    return int(LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
 
 
 def link_said(argument: int) -> LinkShutdown:

@@ -205,7 +205,12 @@ class Engine:
     ) -> Reply:
         reply = self._expect(operation)
         header = LinkHeader(operation, 0, argument, len(payload))
-        await self._send(header, payload, descriptor)
+        try:
+            await self._send(header, payload, descriptor)
+        except EngineDied:
+            if reply.done():
+                reply.exception()  # which is the same
+            raise
         if meanwhile is not None:
             meanwhile.run()
         return await self._receive_reply(reply, soon=soon)
@@ -376,8 +381,9 @@ class Engine:
         elif self.state is EngineState.STOPPING:
             self._signal_end()  # it may not have heard of it
         self._close()
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(OSError(str(error)))
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(OSError(str(error)))
 
     async def _see_what_became(self) -> None:
         with suppress(TimeoutError):
