@@ -58,7 +58,6 @@ EVENTS: dict[str, Any] = {
     "TailMade": events.TailMade(False),
     "TailMade, all sent": events.TailMade(True),
     "Frozen": events.Frozen(),
-    "Worked": events.Worked(),
     "OfferEnded": events.OfferEnded(),
     "Revoked": events.Revoked(),
     "Granted": events.Granted(),
@@ -187,13 +186,6 @@ SOURCE = {
     RoundSent               LAST_ROUND  send Stopped
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
-    """,
-    "the guest's last command ends when all is there": f"""{TO_OFFERED}
-    Worked                  LAST_ROUND  START_ROUND
-    RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
-    TailMade                OFFERED
-    Frozen                  FROZEN      TELL_FREEZE
     """,
     "nothing has changed": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND

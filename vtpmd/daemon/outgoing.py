@@ -310,8 +310,6 @@ class Outgoing:
                 self.phases_us["destination: apply the tail"] = told.apply_us
                 self.phases_us["destination: start the TPM"] = told.start_us
                 await self._happened(events.Granted())
-            case Handover.NONE if told.event == HandoverEvent.RUNS and self.state is State.OFFERED:
-                await self._happened(events.Worked())
             case Handover.NONE:
                 if self.state in WITH_BASE:
                     # Nothing but whole blobs is at stake, and the stream may say why.

@@ -100,10 +100,6 @@ class Revoked(NamedTuple):
     """The engine gives no tail any more, and grants nothing: the session ends."""
 
 
-class Worked(NamedTuple):
-    """The guest's last command has ended only now: there is more than the tail has."""
-
-
 class OfferEnded(NamedTuple):
     """The engine gives no tail for now: the guest runs, and the session goes on."""
 
@@ -239,7 +235,6 @@ LocalEvent = (
     | TailMade
     | Frozen
     | Revoked
-    | Worked
     | OfferEnded
     | Granted
     | CameBack

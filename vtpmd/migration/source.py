@@ -185,8 +185,6 @@ class Source:
         match event:
             case events.Frozen() if before in (State.OFFERED, State.FROZEN):
                 return [Do.TELL_FREEZE]
-            case events.Worked():
-                return [Do.START_ROUND]
             case events.OfferEnded():
                 return [Do.WITHDRAW]
             case events.Revoked():

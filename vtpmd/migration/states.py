@@ -103,7 +103,6 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.STOPPING, events.GuestResumed): State.ROUND,
     (State.LAST_ROUND, events.GuestResumed): State.ROUND,
     (State.OFFERED, events.TailMade): State.OFFERED,
-    (State.OFFERED, events.Worked): State.LAST_ROUND,
     (State.OFFERED, events.Frozen): State.FROZEN,
     **{(state, events.Freeze): State.FREEZING for state in WITH_BASE},
     (State.FREEZING, events.RoundSent): State.FREEZING,
