@@ -187,6 +187,11 @@ SOURCE = {
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     """,
+    "the destination lets go before it is known that QEMU has the tail": f"""{TO_OFFERED}
+    Released                REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    Released                RELEASED    RECORD_RELEASED
+    """,
     "nothing has changed": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     NothingChanged          ARMED
@@ -284,15 +289,23 @@ SOURCE = {
     Granted                 GRANTED     TELL_GRANTED
     Pong                    GRANTED
     Receiving               GRANTED
+    Ack                     GRANTED
+    Ack of another round    GRANTED
     Running                 MOVED       RECORD_MOVED
     Pong                    MOVED
     Receiving               MOVED
+    Ack                     MOVED
+    Ack of another round    MOVED
     GuestResumed            RECLAIMING  HOLD_COMMANDS, ASK
     Pong                    RECLAIMING
     Receiving               RECLAIMING
+    Ack                     RECLAIMING
+    Ack of another round    RECLAIMING
     QemuLeft                LEFT        ASK
     Pong                    LEFT
     Receiving               LEFT
+    Ack                     LEFT
+    Ack of another round    LEFT
     Released                RELEASED    RECORD_RELEASED
     Remembered              ENDED       SERVE, go on, CLOSE
     """,

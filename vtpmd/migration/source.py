@@ -243,7 +243,7 @@ class Source:
                 return self._welcome(event)
             case peer.Receiving():
                 self.is_received = bool(event.is_receiving)
-            case peer.Ack() if before is not State.FROZEN:
+            case peer.Ack() if before not in (State.FROZEN, *GIVEN_AWAY):
                 return self._acknowledged(event, before)
             case peer.Refuse() | peer.Released() if before in (State.OFFERED, State.FROZEN):
                 return self._revoke(event, before)

@@ -124,15 +124,21 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{
         (state, event): State.REVOKING
         for state in (State.OFFERED, State.FROZEN)
-        for event in (peer.Refuse, events.LinkLost, events.GuestResumed, events.Disarmed)
+        for event in (
+            peer.Refuse,
+            peer.Released,
+            events.LinkLost,
+            events.GuestResumed,
+            events.Disarmed,
+        )
     },
-    (State.FROZEN, peer.Released): State.REVOKING,
     (State.REVOKING, events.OfferEnded): State.ARMED,
     (State.REVOKING, events.Revoked): State.ENDED,
     (State.REVOKING, events.Granted): State.GRANTED,
     **{(state, events.LinkLost): state for state in GIVEN_AWAY},
     **{(state, events.GuestStopped): state for state in GIVEN_AWAY},
     **{(state, events.RoundDue): state for state in GIVEN_AWAY},
+    **{(state, peer.Ack): state for state in GIVEN_AWAY},  # of a round that the Grant overtook
     **{(state, peer.Receiving): state for state in GIVEN_AWAY},
     **{(state, peer.Pong): state for state in GIVEN_AWAY},
     **{(state, peer.Unknown): state for state in GIVEN_AWAY},
