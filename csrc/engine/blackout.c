@@ -254,6 +254,21 @@ TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *d
     return TPM_SUCCESS;
 }
 
+TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool *worked,
+                            enum link_shutdown *said)
+{
+    *worked = false;
+    locked(blackout);
+    TPM_RESULT result = tpm_capture(blackout->tpm, store, worked, said);
+    if (!*worked)
+        return result;
+    if (blackout->state == HANDOVER_OFFERED)
+        take(blackout, HANDOVER_LET_GO); /* who captures, knows */
+    if (blackout->state == HANDOVER_FROZEN)
+        take(blackout, HANDOVER_RUNS);
+    return result;
+}
+
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event)
 {
     locked(blackout);

@@ -20,6 +20,7 @@ struct asker;
 struct blackout;
 struct lane_keying;
 struct message;
+struct store;
 struct tpm;
 
 enum {
@@ -51,6 +52,11 @@ TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *
 /* The TPM on standby was started from these digests, and nothing else has come since. */
 TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
                          const struct link_hold *times, const uint8_t *tail, size_t tail_bytes);
+
+/* tpm_capture(). What has run since the tail was made is forgotten by that: the tail is no longer
+ * given, and nothing granted for it. */
+TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool *worked,
+                            enum link_shutdown *said);
 
 /* LET_GO, WITHDRAW or OWNED. TPM_BAD_ORDINAL if it is too late for that. */
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event);

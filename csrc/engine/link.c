@@ -101,10 +101,10 @@ static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
 {
     enum link_shutdown said = LINK_SHUTDOWN_NONE;
-    bool worked = false;
+    bool worked;
 
     (void)request;
-    TPM_RESULT result = tpm_capture(link->tpm, link->store, &worked, &said);
+    TPM_RESULT result = blackout_capture(link->blackout, link->store, &worked, &said);
     response->header.argument = (worked ? LINK_CAPTURE_CHANGED : 0) | said << LINK_SAID_SHIFT;
     return result;
 }

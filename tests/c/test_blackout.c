@@ -481,6 +481,29 @@ static void test_invariant_6_a_tail_is_of_no_use_once_something_ran(void **state
     end();
 }
 
+static void test_invariant_3_what_is_captured_after_the_tail_ends_it(void **state)
+{
+    static const enum handover_state states[] = {HANDOVER_OFFERED, HANDOVER_FROZEN};
+    cleanup(message_deinit) struct message answer = MESSAGE_NONE;
+    enum link_shutdown said;
+    bool worked;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(states) / sizeof(*states); i++) {
+        enter(states[i]);
+        assert_int_equal(blackout_capture(blackout, store, &worked, &said), TPM_SUCCESS);
+        assert_false(worked);
+        assert_int_equal(blackout_state(blackout), states[i]);
+        do_work();
+        assert_int_equal(blackout_capture(blackout, store, &worked, &said), TPM_SUCCESS);
+        assert_true(worked);
+        assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
+        assert_false(blackout_give_tail(blackout, &answer));
+        assert_true(executes());
+        end();
+    }
+}
+
 static void test_without_a_lane_nothing_is_offered_or_held(void **state)
 {
     (void)state;
@@ -530,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
         cmocka_unit_test(test_a_session_has_one_lane),
         cmocka_unit_test(test_a_command_that_ends_late_ends_the_offer_at_once),
+        cmocka_unit_test(test_invariant_3_what_is_captured_after_the_tail_ends_it),
         cmocka_unit_test(test_without_a_lane_nothing_is_offered_or_held),
     };
 

@@ -120,6 +120,18 @@ class Blackout:
                 self._take(HandoverEvent.TIMED_OUT)
         return Result.SUCCESS if self.state is Handover.STARTED else Result.FAIL
 
+    def captures(self) -> None:
+        """blackout_capture(), where something ran."""
+        if self.state is Handover.OFFERED:
+            self._take(HandoverEvent.LET_GO)
+        if self.state is Handover.FROZEN:
+            self._take(HandoverEvent.RUNS)
+
+    def worked(self) -> None:
+        """blackout_worked()."""
+        if self.state in (Handover.OFFERED, Handover.FROZEN) and self._tpm.worked:
+            self._take(HandoverEvent.RUNS)
+
     def runs(self) -> None:
         """blackout_runs()."""
         if self._may(HandoverEvent.RUNS):

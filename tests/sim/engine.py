@@ -285,6 +285,7 @@ class SimEngine:
             self.failed = True
             return Response.FAILURE
         self.volatile = self.volatile._replace(extends=self.volatile.extends + 1)
+        self._process.call_soon(self.blackout.worked)  # the response is on its way by then
         return Response.DONE
 
     @property
@@ -420,6 +421,7 @@ class SimEngine:
             return Reply(Result.FAIL, 0, bytearray())
         if not self.worked:
             return Reply(0, 0, bytearray())
+        self.blackout.captures()
         assert self.permanent is not None and self.volatile is not None
         self._store(StateType.PERMANENT, self.permanent.encode())
         self._store(StateType.VOLATILE, self.volatile.encode())
