@@ -151,7 +151,7 @@ def _source_does(project: Project, world: World, action: Do) -> World:
         world = world.source(record=record)
     match action:
         case Do.START_ROUND:
-            return _starts_round(world)
+            return _starts_round(project, world)
         case Do.KEEP_BASE:
             return world.source(acked=True)
         case Do.WITHDRAW:
@@ -225,12 +225,14 @@ def _boots(world: World) -> World:
     return world
 
 
-def _starts_round(world: World) -> World:
+def _starts_round(project: Project, world: World) -> World:
     """Send a round if something ran since the last one, and the TPM is on."""
     is_first = world.s.state in BEFORE_BASE
     if not _captures(world):
         return _later(world, events.Disarmed("") if is_first else _NO_ROUND)
-    return _sends_round(world) if is_first or world.s.worked else _later(world, _NO_ROUND)
+    if not is_first and not world.s.worked:
+        return _later(world, _NO_ROUND)
+    return _sends_round(_captures_new(project, world))
 
 
 def _captures(world: World) -> bool:
@@ -240,9 +242,18 @@ def _captures(world: World) -> bool:
 _NO_ROUND: Final = events.NothingChanged()
 
 
+def _captures_new(project: Project, world: World) -> World:
+    """blackout_capture(), of what a command has changed: the tail that there was is void."""
+    captured = world.source(worked=False)
+    if "capture" in project.without:
+        return captured
+    how = HandoverEvent.RUNS if world.s.engine is Handover.FROZEN else HandoverEvent.LET_GO
+    return engine_takes(project, captured, "s", how) or captured
+
+
 def _sends_round(world: World) -> World:
     # Its records change images in memory alone: they are not in the model.
-    sent = send_to_d(world.source(worked=False, acked=False), COMMITS[world.s.value].value)
+    sent = send_to_d(world.source(acked=False), COMMITS[world.s.value].value)
     return _later(sent, events.RoundSent(ROUND))
 
 
@@ -251,10 +262,11 @@ def _makes_tail(project: Project, world: World) -> World:
     host = world.s
     is_new = host.worked and _captures(world)
     is_all = host.acked and not is_new
+    if is_new:
+        world = _captures_new(project, world)
     if host.state is State.FREEZING and host.acked and is_new:
         world = _sends_round(world)
     was_sent = world.s.acked is not host.acked or not is_new
-    world = world.source(worked=host.worked and not is_new)
     offered = engine_takes(project, world, "s", HandoverEvent.OFFER) if world.s_lane else None
     if offered is None:
         return _later(world, events.Disarmed("the lane is gone"))

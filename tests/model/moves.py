@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from tests.model.actions import (
     blind,
@@ -53,6 +53,7 @@ from vtpmd.store.owner import Outcome
 from vtpmd.wire import peer
 
 Move = tuple[str, World]
+IMPOSSIBLE: Final = ", which must not be said now"
 
 
 def moves(project: Project, world: World) -> Iterator[Move]:
@@ -106,6 +107,9 @@ def engine_moves(project: Project, world: World) -> Iterator[Move]:
         if heard is not None:
             whose = "source's" if side == "s" else "destination's"
             yield f"{whose} engine hears {heard[0]}", heard[1]
+    if world.s.worked and world.s.engine in (Handover.OFFERED, Handover.FROZEN):
+        ended = engine_takes(project, world, "s", HandoverEvent.RUNS)
+        yield from took("source's engine has executed a command", ended)
     if world.s.up and world.s.qemu in ("stop", "saved"):
         yield "the guest runs at the source after all", _runs_on(project, world)
         if world.s_lane and world.s.engine is not Handover.GRANTED:
@@ -181,7 +185,7 @@ def _source_hears(project: Project, world: World) -> Move:
         return f"source: {message.kind}", taken
     lost = source_closes(world)
     taken = source_takes(project, lost, events.LinkLost("")) or lost
-    return f"source: {message.kind}, which it must not say", taken
+    return f"source: {message.kind}{IMPOSSIBLE}", taken
 
 
 def _withdraw(project: Project, world: World) -> World:
@@ -197,7 +201,7 @@ def _source_starts(project: Project, world: World) -> World:
     world = world.source(up=True)
     if may_serve(host.record):
         return world
-    found = Source.found(SESSION, State.LEFT)
+    found = Source.found(SESSION)
     return world.source(fenced=True, state=found.state, asks="ask" not in project.without)
 
 
@@ -322,7 +326,7 @@ def _destination_hears(project: Project, world: World) -> Move:
         return f"destination: {message.kind}", taken
     lost = destination_closes(world)
     taken = destination_takes(project, lost, events.LinkLost("")) if _is_its(world) else None
-    return f"destination: {message.kind}, impossible", taken or lost
+    return f"destination: {message.kind}{IMPOSSIBLE}", taken or lost
 
 
 def _destination_tries_again(project: Project, world: World) -> Iterator[Move]:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from tests.model.actions import go_on
 from tests.model.faults import faults
-from tests.model.moves import Move, moves
+from tests.model.moves import IMPOSSIBLE, Move, moves
 from tests.model.world import (
     FOREIGN,
     NEWEST,
@@ -52,17 +52,18 @@ def search(
     table: Changes | None = None,
     *,
     came_from_there: tuple[bool, ...] = (False, True),
-    until_found: bool = False,
+    until_found: str | None = None,
 ) -> Found:
     """Search all that can happen with so many faults; ``without`` names repairs left out.
 
     ``table`` is what the engines' table says otherwise, ``came_from_there`` the kinds of worlds to
-    begin with. ``until_found``: search no further than with the fewest faults that show something.
+    begin with. ``until_found``: search no further than with the fewest faults that show something,
+    and then no further than to this kind.
     """
     searching = _Search(Project(frozenset(without), table), came_from_there)
     found = Found(0, 0, {}, frozenset(), frozenset())
     for n in range(n_faults + 1):
-        searching.spread()
+        searching.spread(until_found)
         if until_found or n == n_faults:
             found = searching.found(n)
             if found.ways:
@@ -87,9 +88,9 @@ class _Search:
         for each in came_from_there:
             self._come_to(began(self.project, came_from_there=each), -1, "")
 
-    def spread(self) -> None:
-        """Come to all worlds that follow without one more fault."""
-        while self.n_spread < len(self.worlds):
+    def spread(self, until_found: str | None = None) -> None:
+        """Come to all worlds that follow without one more fault, or to one that shows this."""
+        while self.n_spread < len(self.worlds) and until_found not in self.ways:
             number, world = self.n_spread, self.worlds[self.n_spread]
             self.n_spread += 1
             for label, after in self._following(moves(self.project, world)):
@@ -115,6 +116,8 @@ class _Search:
             self.worlds.append(world)
             self.parents.append(parent)
             self.labels.append(label)
+            if label.endswith(IMPOSSIBLE):
+                self._note("RUDE", number)
             self._judge(world, number)
         return number
 
@@ -141,7 +144,8 @@ class _Search:
 
     def found(self, n_faults: int) -> Found:
         """Return what was found, and worlds from which nobody will ever serve without a fault."""
-        self._note_stuck()
+        if self.n_spread == len(self.worlds):
+            self._note_stuck()
         project = self.project
         rows, engine_rows = frozenset(project.rows), frozenset(project.engine_rows)
         return Found(len(self.worlds), n_faults, self.ways, rows, engine_rows)

@@ -12,7 +12,7 @@ may execute any number of commands.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from vtpmd.core.handover import Handover, HandoverEvent, HandoverStep, handover_step
 from vtpmd.migration import destination, events, source
@@ -22,6 +22,7 @@ from vtpmd.migration.states import (
     BEFORE_BASE,
     GIVEN_AWAY,
     OWNING,
+    TABLE,
     WITH_BASE,
     ImpossibleEvent,
     State,
@@ -149,11 +150,28 @@ class World(NamedTuple):
 
     def source(self, **changes: Any) -> World:
         """Return the world with another source."""
-        return self._replace(s=self.s._replace(**changes))
+        return _with_host(self, 0, changes)
 
     def destination(self, **changes: Any) -> World:
         """Return the world with another destination."""
-        return self._replace(d=self.d._replace(**changes))
+        return _with_host(self, 1, changes)
+
+
+def _with_host(world: World, which: int, changes: dict[str, Any]) -> World:
+    """Return the world with another of its two hosts; twice as fast as _replace() is."""
+    host: Any = world[which]
+    values = list(host)
+    for name, value in changes.items():
+        values[_PLACES[which][name]] = value
+    hosts: list[Any] = list(world)
+    hosts[which] = tuple.__new__(type(host), values)
+    return tuple.__new__(World, hosts)
+
+
+_PLACES: Final = tuple(
+    {name: place for place, name in enumerate(host._fields)}
+    for host in (SourceHost, DestinationHost)
+)
 
 
 class _Nowhere:
@@ -426,18 +444,31 @@ def forget(world: World) -> World:
         world = world._replace(s_lane=0, d_lane=0, lane_to_s=(), lane_to_d=())
     if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
         world = world._replace(tail=NOTHING, tail_is_all=False)  # a QEMU takes one stream
-    if world.to_s and s.state is State.ENDED:
-        world = world._replace(to_s=())
-    if world.to_d and d.state in (State.ENDED, State.TAKING, *OWNING):
-        still = (
-            each for each in world.to_d if d.state is not State.ENDED and not _is_of_round(each)
-        )
-        world = world._replace(to_d=tuple(still))
+    if world.to_s:
+        world = world._replace(to_s=_without_idle(world.to_s, s.state))
+    if world.to_d:
+        world = world._replace(to_d=_without_idle(world.to_d, d.state))
     return world._replace(s=s, d=d)
 
 
-def _is_of_round(message: Tagged) -> bool:
-    return isinstance(message.value, peer.Commit | peer.Stopped)
+# Messages that change nothing in these states, and never will.
+_IDLE: Final[dict[State | None, tuple[type, ...]]] = {
+    State.FROZEN: (peer.Ack,),
+    **dict.fromkeys((*GIVEN_AWAY, State.RELEASED), (peer.Ack, peer.Refuse)),
+    **dict.fromkeys((State.TAKING, *OWNING), (peer.Commit, peer.Stopped)),
+}
+
+
+def _without_idle(messages: tuple[Tagged, ...], state: State | None) -> tuple[Tagged, ...]:
+    """Leave out what means nothing to a session any more, as its table has it, too."""
+    if state in (State.ENDED, State.DECLINING):  # at rest in the latter, it is on its way there
+        return ()
+    idle, table = _IDLE.get(state, ()), cast(dict[Any, Any], TABLE)
+    return tuple(
+        each
+        for each in messages
+        if not isinstance(each.value, idle) or table.get((state, type(each.value))) is not state
+    )
 
 
 _SETTLING: Final = (State.ADMITTED, State.SETTLED, State.RELEASING)
@@ -469,6 +500,8 @@ def _forget_at_source(s: SourceHost) -> SourceHost:
     news = tuple(each for each in s.news if _may_mean(s.state, each))
     if news != s.news or (s.is_late and not news):
         s = s._replace(news=news, is_late=bool(news))
+    if s.state in (State.RECLAIMING, State.LEFT, State.RELEASED) and s.resumed:
+        s = s._replace(resumed=False)
     if s.engine is Handover.GRANTED and s.qemu == "saved":
         s = s._replace(qemu="stop")  # whether it says that its guest runs, makes nothing of it
     if s.state in _OVER and not s.fenced and s.engine is not Handover.FROZEN:
