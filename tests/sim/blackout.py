@@ -38,7 +38,7 @@ class Blackout:
         self._tpm = tpm
         self._lane: Lane | None = None
         self._stream: Stream | None = None
-        self._is_source = False
+        self.is_source = False
         self._session = bytes(16)
         self._frame = b""
         self._tail = b""
@@ -52,7 +52,7 @@ class Blackout:
         """blackout_set_lane()."""
         self._end_lane()
         self._lane = Lane(keying, is_source=is_source)
-        self._stream, self._is_source = stream, is_source
+        self._stream, self.is_source = stream, is_source
         self._session = keying.session
         stream.watch(self._receive)
 
@@ -85,7 +85,7 @@ class Blackout:
     @property
     def is_armed(self) -> bool:
         """blackout_is_armed()."""
-        return self._lane is not None and self._is_source
+        return self._lane is not None and self.is_source
 
     def give_tail(self) -> bytes | None:
         """blackout_give_tail()."""
@@ -153,14 +153,14 @@ class Blackout:
         if HandoverAction.SEND_GRANT in step.actions:
             self._send(LaneFrame(LaneKind.GRANT))
         if HandoverAction.SEND_END in step.actions:
-            is_source = self._is_source
+            is_source = self.is_source
             self._send(
                 LaneFrame(LaneKind.GO_ON) if is_source else LaneFrame(LaneKind.REFUSE, REASON_STATE)
             )
         if HandoverAction.CLOSE in step.actions:
             self._end_lane()
         if HandoverAction.TELL in step.actions:
-            told = _HANDOVER.pack(self._session, self._is_source, event, 0, 0, 0, 0, 0)
+            told = _HANDOVER.pack(self._session, self.is_source, event, 0, 0, 0, 0, 0)
             self._tpm.tell(Question(LinkQuestion.TELL_HANDOVER, self.state, told))
         if HandoverAction.RETIRE in step.actions:
             is_retired = self._tpm.retire(unserved=False) == Result.SUCCESS

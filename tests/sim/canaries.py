@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.sim import schedule
+from tests.sim import engine, schedule
 from tests.sim.blackout import Blackout
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival
@@ -177,6 +177,52 @@ def _welcomes_at_any_time(patch: Patch) -> None:
     patch.setattr(Mobility, "_why_busy", blind)
 
 
+def _sets_aside_what_was_granted(patch: Patch) -> None:
+    """As it was: whatever had become of a session, a source's new one takes its place."""
+    welcome, why_busy = Mobility.welcome, Mobility._why_busy
+
+    async def blindly(self: Mobility, *arguments: Any) -> None:
+        self._looked = False  # type: ignore[attr-defined]
+        await welcome(self, *arguments)
+
+    def once(self: Mobility, *arguments: Any) -> str | None:
+        looked, self._looked = self._looked, True  # type: ignore[attr-defined]
+        return None if looked else why_busy(self, *arguments)
+
+    patch.setattr(Mobility, "welcome", blindly)
+    patch.setattr(Mobility, "_why_busy", once)
+
+
+def _engine_serves_what_it_has_granted(patch: Patch) -> None:
+    """vtpmd has it serve on, whatever the record says, and it does not refuse."""
+
+    def unretire(self: SimEngine, *_: object) -> int:
+        return self._unretire(1, b"")
+
+    patch.setitem(engine._OPERATIONS, LinkOperation.UNRETIRE, unretire)
+    patch.setattr(Mobility, "_is_fenced", False)
+
+
+def _sessions_end_without_their_engines(patch: Patch) -> None:
+    """As if nothing were granted yet, the source ends a session by itself."""
+
+    async def lets_be(*_: object) -> bool:
+        return True
+
+    patch.setattr(outgoing.Outgoing, "_engine_lets_be", lets_be)
+
+
+def _end_is_taken_for_a_grant(patch: Patch) -> None:
+    event_of = Blackout._event_of
+
+    def granting(self: Blackout, frame: LaneFrame) -> HandoverEvent:
+        event = event_of(self, frame)
+        is_granted = event is HandoverEvent.END and not self.is_source
+        return HandoverEvent.GRANT if is_granted else event
+
+    patch.setattr(Blackout, "_event_of", granting)
+
+
 def _snapshot_brings_it_back(patch: Patch) -> None:
     """As it was: a snapshot starts a vTPM that was given back."""
     patch.setattr(Mobility, "_check_not_given_back", lambda _: None)
@@ -213,6 +259,7 @@ CANARIES: Final[dict[str, Canary]] = {
     "loadvm undoes that commands were served": Canary(
         _loadvm_undoes_that_commands_were_served,
         (schedule.go_back, schedule.go_back, schedule.cont),
+        seeds=range(1000, 8000),  # one in a thousand
     ),
     "a granted file wins over the record": Canary(
         _granted_file_wins,
@@ -259,6 +306,20 @@ CANARIES: Final[dict[str, Canary]] = {
         _tail_without_a_session_starts,
         (schedule.go_back, schedule.cut, schedule.cut, schedule.cont),
         seeds=range(4000),
+    ),
+    "a source's session takes the place of one that was granted": Canary(
+        _sets_aside_what_was_granted,
+        (schedule.other_host, schedule.other_host, schedule.arm_again),
+        schedule.HAND_OVER,
+        range(8000),
+    ),
+    "an engine serves on what it has granted": Canary(_engine_serves_what_it_has_granted),
+    "a source ends what its engine has granted": Canary(_sessions_end_without_their_engines),
+    "an end of the lane is taken for a Grant": Canary(
+        _end_is_taken_for_a_grant,
+        (schedule.silence, schedule.cut, schedule.cont, schedule.lane_cut),
+        schedule.HAND_OVER,
+        range(4000),
     ),
     "a daemon makes a mistake of its own": Canary(_daemon_stumbles),
     "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
