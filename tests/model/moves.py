@@ -201,7 +201,7 @@ def _source_starts(project: Project, world: World) -> World:
     world = world.source(up=True)
     if may_serve(host.record):
         return world
-    found = Source.found(SESSION)
+    found = Source.found(SESSION, State.LEFT)
     return world.source(fenced=True, state=found.state, asks="ask" not in project.without)
 
 
