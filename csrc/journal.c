@@ -16,6 +16,7 @@ struct journal {
     int fd;
     struct aead *aead; /* NULL: not sealed */
     bool broken;
+    bool unsynced;      /* the last record */
     uint32_t n_sectors; /* of the file */
     uint32_t sector;    /* the first that is free */
     uint64_t sequence;  /* of the next record */
@@ -168,25 +169,25 @@ static int write_record(struct journal *journal, uint32_t delta_bytes)
     r = journal->io->write_at(journal->io, journal->fd, journal->sectors,
                               n_sectors * JOURNAL_SECTOR_BYTES,
                               (off_t)start * JOURNAL_SECTOR_BYTES);
-    if (r >= 0)
-        r = journal->io->sync_data(journal->io, journal->fd);
     if (r < 0)
         return r;
     memcpy(journal->link, link, JOURNAL_LINK_BYTES);
     journal->sector = start + n_sectors;
     journal->sequence++;
     journal->broken = false;
+    journal->unsynced = true;
     return 0;
 }
 
-int journal_append(struct journal *journal, const struct delta_image *base,
-                   const struct delta_image *next)
+int journal_write(struct journal *journal, const struct delta_image *base,
+                  const struct delta_image *next)
 {
     size_t delta_bytes;
 
-    check(base->generation == journal->generation && base->digest && next->digest);
     if (journal->broken)
         return -EIO;
+    check(!journal->unsynced);
+    check(base->generation == journal->generation && base->digest && next->digest);
     int r = delta_encode(JOURNAL_IMAGE_TYPE, base, next,
                          journal->content + JOURNAL_RECORD_HEADER_BYTES, &delta_bytes);
     if (r < 0)
@@ -198,6 +199,26 @@ int journal_append(struct journal *journal, const struct delta_image *base,
     explicit_bzero(journal->content, n_sectors * JOURNAL_PART_BYTES);
     explicit_bzero(journal->sectors, n_sectors * JOURNAL_SECTOR_BYTES);
     return r;
+}
+
+int journal_sync(struct journal *journal)
+{
+    if (journal->broken)
+        return -EIO;
+    if (!journal->unsynced)
+        return 0;
+    int r = journal->io->sync_data(journal->io, journal->fd);
+    journal->unsynced = false;
+    journal->broken = r < 0;
+    return r;
+}
+
+int journal_append(struct journal *journal, const struct delta_image *base,
+                   const struct delta_image *next)
+{
+    int r = journal_write(journal, base, next);
+
+    return r == 0 ? journal_sync(journal) : r;
 }
 
 int journal_publish(struct journal *journal)

@@ -2,12 +2,14 @@
  *
  *     (none) ──journal_create──► unnamed ──journal_publish──► named ──journal_remove──► (none)
  *                                   └──── journal_append ──────┘
+ *                                    └── journal_write, _sync ─┘
  *                                   a failed write or sync: broken, for good
  *
  * The order of what reaches the disk (journal_format.h has the rules that it keeps):
  *
  *     create    temporary file: header and zeros; sync
- *     append    the record; data sync. It writes no metadata, as the space is there
+ *     append    the record; data sync. It writes no metadata, as the space is there. The two may be
+ *               apart, but the next record waits for both: a gap between records is damage
  *     publish   rename to tpm2-00.journal; sync of the directory
  *
  * All names are in the state directory. journal_recover.h reads what this has written.
@@ -49,6 +51,15 @@ enum {
  * then, and takes no more. */
 int journal_append(struct journal *journal, const struct delta_image *base,
                    const struct delta_image *next);
+
+/* The same, but not durable before journal_sync(), without which nothing more can be appended: a
+ * loss of power leaves the record, or does not. */
+int journal_write(struct journal *journal, const struct delta_image *base,
+                  const struct delta_image *next);
+
+/* Have what was written last durable, if it is not. Returns 0, or a negative errno, again and
+ * again; the record may be there or not then, and the journal is broken. */
+int journal_sync(struct journal *journal);
 
 /* Give the file its name, in place of another journal. Returns 0 once that is durable. */
 int journal_publish(struct journal *journal);

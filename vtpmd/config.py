@@ -25,16 +25,22 @@ class Address(NamedTuple):
 
 
 class RunConfig(NamedTuple):
-    """The options of ``vtpmd run``."""
+    """The options of ``vtpmd run``. Paths are text: most vTPMs start without pathlib."""
 
     name: str | None
     uuid: str | None
     log_level: str
     listen: Address | None
-    credentials: "Path | None"
+    tls_creds: str | None
     allowed: tuple[str, ...]
-    qmp: "Path | None"
-    manage: "Path | None"
+    qmp: str | None
+    manage: str | None
+
+    def credentials(self) -> "Path | None":
+        """Return the directory of certificates for both directions."""
+        from pathlib import Path
+
+        return None if self.tls_creds is None else Path(self.tls_creds)
 
 
 def parse_address(text: str) -> Address:

@@ -71,10 +71,8 @@ TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t 
 
     if (!is_permanent || take_lineage(arrival, tpm, content))
         result = tpm_set_state(tpm, type, content->state, content->state_bytes);
-    if (result != TPM_SUCCESS) {
-        arrival_forget(arrival, tpm, ARRIVED_UNUSABLE);
+    if (result != TPM_SUCCESS)
         return result;
-    }
     arrival->has_given = true;
     if (is_permanent)
         arrival->what = ARRIVED_BLOBS;

@@ -51,8 +51,9 @@ void arrival_forget(struct arrival *arrival, struct tpm *tpm, enum arrived next)
 bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm);
 
 /* Take a state of a stopped TPM. What comes with a migration takes no other vTPM's place; a
- * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT: an error makes all
- * that has arrived unusable, as libtpms drops it then. */
+ * snapshot is on the VM's own disk, whose word is taken. Returns a TPM_RESULT. After an error, as
+ * after a blob that was refused before it came here, all that has arrived is unusable: libtpms
+ * drops it, and who calls has it forgotten. */
 TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t type,
                              const struct blob_content *content);
 

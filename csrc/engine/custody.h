@@ -45,7 +45,6 @@ enum tpm_operation {
     OP_INIT,
     OP_INIT_CAME,
     OP_INIT_STANDBY,
-    OP_INIT_STANDBY_CAME,
     OP_EXPECT,
     OP_ADMIT,
     OP_LET_GO,

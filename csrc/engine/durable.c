@@ -32,13 +32,15 @@ struct durable {
     bool is_cramped;      /* there was no room for a journal, since the TPM is on */
     pthread_mutex_t lock; /* over what follows */
     struct image current;
-    struct image next; /* room for what is being committed */
+    struct image next; /* room for what is being committed; or the one before a deferred commit */
     uint64_t loaded;   /* generation of an image that is not numbered anew yet */
     bool is_known;     /* the image's identity: what others have written says none */
     struct coming coming;
     bool is_in_file;  /* the file has the image, and no journal continues it */
     bool is_adopting; /* another state has begun to take the place of all, and may be half there */
     struct journal *journal;
+    bool defers;        /* a commit need not wait for the journal's sync */
+    bool is_deferred;   /* the last one has not: `next` is the image before it */
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
     const char *target; /* the file that was written last */
     struct fold fold;
@@ -167,6 +169,21 @@ static int settle_anchor(struct durable *durable)
     return report_anchor(r);
 }
 
+/* Have a deferred commit durable. If that fails the disk may have it or not, and the image is the
+ * one before, as after any commit that has failed. */
+static int settle_deferred(struct durable *durable)
+{
+    if (!durable->is_deferred)
+        return 0;
+    durable->is_deferred = false;
+    durable->target = "journal";
+    int r = journal_sync(durable->journal);
+    if (r < 0)
+        image_swap(&durable->current, &durable->next);
+    image_wipe(&durable->next);
+    return r;
+}
+
 /* The file has the image afterwards, and nothing continues it. */
 static int close_journal(struct durable *durable)
 {
@@ -174,7 +191,9 @@ static int close_journal(struct durable *durable)
     fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
-    int r = settle_anchor(durable);
+    int r = settle_deferred(durable);
+    if (r >= 0)
+        r = settle_anchor(durable);
     if (r < 0)
         return r; /* it goes on as it is */
     durable->target = TPM_PERMANENT_ALL_NAME;
@@ -197,7 +216,9 @@ static int switch_fold(struct durable *durable)
 {
     struct journal *before = durable->journal;
 
-    int r = fold_switch(&durable->fold, &durable->current, &durable->journal);
+    int r = durable->is_deferred ? journal_sync(before) : 0; /* it may keep the name */
+    if (r >= 0)
+        r = fold_switch(&durable->fold, &durable->current, &durable->journal);
     /* If it is not known which of the two has the name, neither takes more. */
     if (durable->journal != before)
         durable->is_broken = r < 0;
@@ -205,11 +226,18 @@ static int switch_fold(struct durable *durable)
     return r;
 }
 
+/* The file must never have what the journal may not have. */
+static int begin_fold(struct durable *durable)
+{
+    int r = settle_deferred(durable);
+
+    return r < 0 ? r : fold_begin(&durable->fold, &durable->current);
+}
+
 int durable_begin_fold(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
-    int r = durable->journal && !durable->is_broken ? fold_begin(&durable->fold, &durable->current)
-                                                    : -EINVAL;
+    int r = durable->journal && !durable->is_broken ? begin_fold(durable) : -EINVAL;
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
@@ -275,7 +303,7 @@ static void fold_if_worn(struct durable *durable)
         !journal_is_worn(durable->journal))
         return;
     /* Without memory it is tried again when the journal is full. */
-    fold->has_failed = fold_begin(fold, &durable->current) < 0;
+    fold->has_failed = begin_fold(durable) < 0;
     if (!fold->has_failed)
         fold_want(fold);
 }
@@ -285,7 +313,7 @@ static int finish_fold(struct durable *durable)
 {
     struct fold *fold = &durable->fold;
 
-    int r = fold->base.exists ? 0 : fold_begin(fold, &durable->current);
+    int r = fold->base.exists ? 0 : begin_fold(durable);
     if (r >= 0 && !fold->journal)
         r = fold_write(fold, &durable->files);
     if (r >= 0)
@@ -315,15 +343,19 @@ static bool is_usable(const struct durable *durable)
 /* Returns JOURNAL_FULL if there is no room for another. */
 static int append(struct durable *durable)
 {
+    bool defers = durable->defers && durable->anchor.fd < 0;
+    int (*write)(struct journal *, const struct delta_image *, const struct delta_image *) =
+        defers ? journal_write : journal_append;
     struct delta_image base = image_as_delta(&durable->current);
     struct delta_image next = image_as_delta(&durable->next);
 
     durable->target = "journal";
-    int r = journal_append(durable->journal, &base, &next);
+    int r = write(durable->journal, &base, &next);
     if (r == JOURNAL_FULL && make_room(durable) >= 0) {
-        r = journal_append(durable->journal, &base, &next);
+        r = write(durable->journal, &base, &next);
         check(r != JOURNAL_FULL);
     }
+    durable->is_deferred = defers && r == 0;
     return r;
 }
 
@@ -398,8 +430,11 @@ static int write_next(struct durable *durable)
 
 static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
 {
+    int r = settle_deferred(durable);
+
     /* Memory first: once the change is durable, nothing may fail. */
-    int r = image_set(&durable->next, bytes, n_bytes);
+    if (r >= 0)
+        r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
         r = write_next(durable);
     if (r >= 0)
@@ -411,7 +446,8 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
         if (durable->journal)
             fold_if_worn(durable);
     }
-    image_wipe(&durable->next);
+    if (!durable->is_deferred)
+        image_wipe(&durable->next);
     return r;
 }
 
@@ -493,7 +529,9 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
 {
     pthread_mutex_lock(&durable->lock);
     struct checkpoint_lineage ours = durable_lineage(durable);
-    int r = image_set(&durable->next, bytes, n_bytes);
+    int r = settle_deferred(durable);
+    if (r >= 0)
+        r = image_set(&durable->next, bytes, n_bytes);
     if (r >= 0)
         r = adopt(durable, elsewhere, is_to_be_written, identity);
     if (r < 0) {
@@ -552,6 +590,11 @@ bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n
     return durable->current.exists;
 }
 
+void durable_defer(struct durable *durable, bool is_so)
+{
+    durable->defers = is_so;
+}
+
 int durable_store(struct durable *durable)
 {
     int r = 0;
@@ -592,6 +635,7 @@ void durable_leave(struct durable *durable)
     pthread_mutex_lock(&durable->lock);
     fold_join(&durable->fold, &durable->lock);
     fold_abandon(&durable->fold, durable->files.io);
+    settle_deferred(durable);
     pthread_mutex_unlock(&durable->lock);
 }
 

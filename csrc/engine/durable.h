@@ -104,6 +104,11 @@ bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n
  * before, and the disk may have either. */
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes);
 
+/* While that `is_so`, a commit to a journal does not wait for the disk: it is durable with the next
+ * one, or when the journal is folded or left, and a loss of power before may undo it. Where there
+ * is an anchor it waits: that must not be ahead of the journal. */
+void durable_defer(struct durable *durable, bool is_so);
+
 /* Put the image into its file, if it is durable elsewhere. Returns 0 or a negative errno. */
 int durable_store(struct durable *durable);
 
@@ -116,7 +121,8 @@ void durable_begin(struct durable *durable);
 /* It is off: none is. One that is there goes on. */
 void durable_pause(struct durable *durable);
 
-/* Its files must not change: wait for a folding, and leave the journal as it is. */
+/* Its files must not change: wait for a folding, and leave the journal as it is, synced as far as
+ * that can be done. */
 void durable_leave(struct durable *durable);
 
 /* Wait for a folding, and close the journal. Returns 0, also if there is none, or a negative errno:

@@ -54,17 +54,17 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (!(from & LINK_INIT_HELD)) {
+    if (from == 0) {
         struct commands *commands = server_commands(link->server);
-        return from ? TPM_BAD_PARAMETER : arrival_start(&commands->arrival, link->tpm, link->store);
+        return arrival_start(&commands->arrival, link->tpm, link->store);
     }
-    if (said > LINK_SHUTDOWN_STATE)
+    if ((from & ~LINK_SAID_MASK) != LINK_INIT_HELD || said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_standby(link->tpm, from & LINK_INIT_CAME, said, digests);
+    TPM_RESULT result = tpm_init_standby(link->tpm, said, digests);
     if (result == TPM_SUCCESS)
         response->header.payload_bytes = sizeof(*digests);
     return result;

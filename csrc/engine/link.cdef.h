@@ -36,9 +36,9 @@ enum link_operation {
 
     /* Power. */
     LINK_INIT = 24, /* power on; a volatile state is resumed from, and then removed; argument: 0,
-                       from what QEMU has brought, or else what the directory holds; or enum
-                       link_init with enum link_shutdown, as the host says that it comes from, and
-                       then there is an answer: payload, struct link_digests */
+                       from what QEMU has brought, or else what the directory holds; or
+                       LINK_INIT_HELD with enum link_shutdown, as the host says that it comes from,
+                       and then there is an answer: payload, struct link_digests */
     LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off */
 
     /* The state. */
@@ -103,11 +103,11 @@ enum link_condition {
     LINK_CONDITION_BLOBS = 2,   /* the next INIT starts from what QEMU has brought */
 };
 
-/* How LINK_INIT starts a TPM ahead of time: from what LINK_SET_BOTH_STATES gave, which is durable
- * elsewhere. It writes nothing, and serves as if it had not started, until LINK_EXPECT. */
+/* LINK_INIT starts a TPM ahead of time, from what LINK_SET_BOTH_STATES gave, which is durable
+ * elsewhere. The vTPM has come to this host: that ends a retirement. It writes nothing, and serves
+ * as if it had not started, until LINK_EXPECT. */
 enum link_init {
-    LINK_INIT_CAME = 1, /* the vTPM has come to this host: that ends a retirement */
-    LINK_INIT_HELD = 2, /* always */
+    LINK_INIT_HELD = 1,
 };
 
 /* What LINK_ADMIT does. */

@@ -25,7 +25,6 @@ static const char verdicts[][LONG_PHASES + 1] = {
     [OP_INIT] = "dwwwd",
     [OP_INIT_CAME] = "dwwwd",
     [OP_INIT_STANDBY] = "dwwwd",
-    [OP_INIT_STANDBY_CAME] = "dwwwd",
     [OP_STOP] = "dwwwd",
     [OP_RETIRE_UNCHANGED] = "ddwdd",
     [OP_RETIRE_UNSERVED] = "ddwdd",

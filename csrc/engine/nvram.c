@@ -13,6 +13,7 @@
 #include "error.h"
 #include "image.h"
 #include "long_command.h"
+#include "orderly.h"
 #include "tpm.h"
 
 /* A state file: not the permanent one's, which `permanent` has. */
@@ -107,6 +108,11 @@ void nvram_set_read_only(bool is_so)
     is_read_only = is_so;
 }
 
+void nvram_defer(bool is_so)
+{
+    durable_defer(permanent, is_so);
+}
+
 void nvram_set_on(bool is_so)
 {
     if (is_so && !is_read_only)
@@ -127,6 +133,15 @@ static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_byt
     *bytes = state_files[type].image.bytes;
     *n_bytes = state_files[type].image.n_bytes;
     return state_files[type].image.exists;
+}
+
+enum link_shutdown nvram_last_shutdown(void)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return durable_get(permanent, &bytes, &n_bytes) ? orderly_shutdown(bytes, n_bytes)
+                                                    : LINK_SHUTDOWN_NONE;
 }
 
 bool nvram_may_have(enum link_state_type type)

@@ -44,6 +44,9 @@ const struct cipher_key *nvram_key(void);
  * Returns 0, or -EINVAL before nvram_set_journal(). */
 int nvram_set_anchor(const struct anchor *anchor);
 
+/* What the permanent state says of its guest's last TPM2_Shutdown, as orderly_shutdown(). */
+enum link_shutdown nvram_last_shutdown(void);
+
 /* Put the permanent state into its file, if it is durable elsewhere. Returns 0, also if there is
  * none, or a negative errno. */
 int nvram_store_permanent(void);
@@ -52,6 +55,10 @@ int nvram_store_permanent(void);
  * nvram_adopt(). What would write one fails with -EROFS; nvram_end() leaves the journal as it is.
  * Waits for a folding that is under way. */
 void nvram_set_read_only(bool is_so);
+
+/* While that `is_so`, what is stored as the permanent state need not survive a loss of power until
+ * the next that is stored has: nobody was promised it. Of the journal only. */
+void nvram_defer(bool is_so);
 
 /* Whether the TPM is on: journals are opened only then. */
 void nvram_set_on(bool is_so);

@@ -174,13 +174,17 @@ static bool send_shutdown(uint8_t type)
 
 /* An orderly stop keeps the clock safe and counts no failed try towards a lockout. A guest that
  * sleeps gets its PCRs back, whatever ran after it said so; one that did not ask for that must not
- * find them after a reset, and sessions that it saved would pile up. */
+ * find them after a reset, and sessions that it saved would pile up. QEMU holds its main loop for a
+ * reset: that this is on the disk the guest's TPM2_Startup waits for, and what ends a vTPM does. A
+ * loss of power in between is one without it. */
 static void shut_down(struct tpm *tpm)
 {
     if (tpm->shut_down)
         return;
+    nvram_defer(true);
     if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
         send_shutdown(TPM2_SU_CLEAR);
+    nvram_defer(false);
 }
 
 /* The one writer of power and custody. */
@@ -343,7 +347,9 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
         result = TPM_FAIL;
     if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
-    tpm->said = said;
+    /* Who was not told may see it. */
+    bool is_told = said != LINK_SHUTDOWN_NONE || custody != TPM_ACTIVE;
+    tpm->said = is_told ? said : nvram_last_shutdown();
     tpm->shut_down = false;
     tpm->worked = true;
     if (result != TPM_SUCCESS) {
@@ -425,14 +431,12 @@ static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
-TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown said,
-                            struct link_digests *digests)
+TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct link_digests *digests)
 {
-    enum tpm_operation operation = has_come ? OP_INIT_STANDBY_CAME : OP_INIT_STANDBY;
     TPM_RESULT result;
 
     locked(tpm);
-    if (!may(tpm, operation, &result))
+    if (!may(tpm, OP_INIT_STANDBY, &result))
         return result;
     if (is_on(tpm))
         power_off(tpm);
@@ -444,7 +448,7 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown s
         return result;
     }
     struct condition now = tpm->condition;
-    return power_on(tpm, custody_after(operation, now.custody, &tpm->before), said);
+    return power_on(tpm, custody_after(OP_INIT_STANDBY, now.custody, &tpm->before), said);
 }
 
 TPM_RESULT tpm_expect(struct tpm *tpm)

@@ -119,10 +119,9 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
 
 /* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
- * so last: neither its images nor its files change, it answers as one that is stopped, and a
- * retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
-TPM_RESULT tpm_init_standby(struct tpm *tpm, bool has_come, enum link_shutdown said,
-                            struct link_digests *digests);
+ * so last, and comes: neither its images nor its files change, it answers as one that is stopped,
+ * and a retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
+TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct link_digests *digests);
 
 /* The guest may use a TPM on standby: its commands wait until it is admitted or let go. */
 TPM_RESULT tpm_expect(struct tpm *tpm);

@@ -13,6 +13,7 @@ import pytest
 
 from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip
+from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
 from tests.bench.durable.recovery import Left
@@ -227,6 +228,13 @@ def check_start_up(measured: dict[str, Any]) -> None:
     assert processes == {"swtpm", "vtpmd"}
 
 
+def check_reset(measured: dict[str, Any]) -> None:
+    """Each step of both emulators was."""
+    for steps in measured["resets_us"].values():
+        assert set(steps) == set(ResetStep)
+    assert set(measured["resets_us"]) == {"swtpm", "vtpmd"}
+
+
 def check_store(measured: dict[str, Any]) -> None:
     """Something was."""
     assert measured["changes"]
@@ -282,6 +290,7 @@ def check_keys(measured: dict[str, Any]) -> None:
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
+    "reset": check_reset,
     "store": check_store,
     "moving": check_moving,
     "keys": check_keys,

@@ -209,6 +209,29 @@ static void a_journals_commits_are_gone_on_from(void **state)
     assert_true(survives(true, 0));
 }
 
+/* The anchor must not be ahead: a commit that need not wait for the disk waits all the same. */
+static void a_deferred_commit_is_durable_before_the_anchor_has_seen_it(void **state)
+{
+    static struct io_choices choices;
+    struct world world;
+
+    (void)state;
+    world_init(&world);
+    durable_begin(world.durable);
+    assert_true(commit(&world));
+    durable_defer(world.durable, true);
+    assert_true(commit(&world));
+    io_choices_init(&choices);
+    do {
+        struct io_memory after;
+        io_memory_init(&after);
+        io_memory_lose_power(&world.io, &choices, &after);
+        assert_true(goes_on(&world, &after) && !admits_older(&world, &after));
+        io_memory_deinit(&after);
+    } while (io_choices_next(&choices));
+    world_deinit(&world);
+}
+
 static void files_in_place_of_files_are_gone_on_from(void **state)
 {
     (void)state;
@@ -486,6 +509,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_journals_commits_are_gone_on_from),
+        cmocka_unit_test(a_deferred_commit_is_durable_before_the_anchor_has_seen_it),
         cmocka_unit_test(files_in_place_of_files_are_gone_on_from),
         cmocka_unit_test(canary_a_skipped_sync_is_caught),
         cmocka_unit_test(a_commit_that_the_anchor_has_not_seen_is_none),

@@ -105,7 +105,7 @@ static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custo
     if (power == TPM_OFF)
         assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
     if (custody_is_ahead(custody))
-        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
     if (custody == TPM_PENDING)
         assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     io.calls = 0;
@@ -141,14 +141,7 @@ static TPM_RESULT do_init_standby(void)
 {
     struct link_digests digests;
 
-    return tpm_init_standby(tpm, false, LINK_SHUTDOWN_NONE, &digests);
-}
-
-static TPM_RESULT do_init_standby_came(void)
-{
-    struct link_digests digests;
-
-    return tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests);
+    return tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests);
 }
 
 static TPM_RESULT do_expect(void)
@@ -286,7 +279,6 @@ static const struct operation {
     {"INIT", do_init},
     {"INIT, came", do_init_came},
     {"INIT, standby", do_init_standby},
-    {"INIT, standby, came", do_init_standby_came},
     {"EXPECT", do_expect},
     {"ADMIT", do_admit},
     {"the link's end", do_let_go},

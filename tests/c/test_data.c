@@ -212,7 +212,7 @@ static void a_socket_is_taken_while_a_command_waits(void **state)
 
     (void)state;
     assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     commands_wait_for_ever = true;
     say(get_random, sizeof(get_random));

@@ -81,6 +81,7 @@ struct world {
     bool is_file_unsure;   /* to write it has failed: it may have either image */
     bool is_elsewhere;     /* and the file has image OTHER, until the first commit */
     uint32_t acknowledged; /* the last image that was */
+    uint32_t deferred;     /* the last that was committed without waiting; it need not be there */
     uint32_t under_way;    /* the last of those that came after it, and may be there too */
 };
 
@@ -121,17 +122,43 @@ static void world_deinit(struct world *world)
     io_memory_deinit(&world->io);
 }
 
-static int commit(struct world *world)
+static int commit_next(struct world *world)
 {
     uint8_t image[IMAGE_BYTES];
 
     world->under_way++;
     make_image(world->under_way, image);
     int r = durable_commit(world->durable, image, IMAGE_BYTES);
-    if (r == 0)
-        world->acknowledged = world->under_way;
     world->is_file_unsure = r < 0 && !world->on;
     return r;
+}
+
+static int commit(struct world *world)
+{
+    int r = commit_next(world);
+
+    if (r == 0)
+        world->acknowledged = world->under_way;
+    return r;
+}
+
+static int commit_deferred(struct world *world)
+{
+    durable_defer(world->durable, true);
+    int r = commit_next(world);
+    durable_defer(world->durable, false);
+    if (r == 0)
+        world->deferred = world->under_way;
+    return r;
+}
+
+static uint32_t number_of_image(const struct world *world)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    assert_true(durable_get(world->durable, &bytes, &n_bytes));
+    return get_be32(bytes);
 }
 
 static void begin(struct world *world)
@@ -145,13 +172,16 @@ static int end(struct world *world)
     int r = durable_end(world->durable);
 
     world->on = false;
-    if (r == 0 && !world->is_file_unsure)
-        world->under_way = world->acknowledged;
+    if (r == 0 && !world->is_file_unsure) {
+        uint32_t number = number_of_image(world);
+        assert_true(number == world->acknowledged || number == world->deferred);
+        world->under_way = world->acknowledged = number;
+    }
     return r;
 }
 
-/* One step of a life: (b)egin, (c)ommit, (e)nd, and the parts of folding: (f), (w)rite, (s)witch.
- */
+/* One step of a life: (b)egin, (c)ommit, commit (d)eferred, (e)nd, and the parts of folding: (f),
+ * (w)rite, (s)witch. */
 static int take_step(struct world *world, char step)
 {
     switch (step) {
@@ -160,6 +190,8 @@ static int take_step(struct world *world, char step)
         return 0;
     case 'c':
         return commit(world);
+    case 'd':
+        return commit_deferred(world);
     case 'e':
         return end(world);
     case 'f':
@@ -178,7 +210,6 @@ static bool live(struct world *world, const char *life)
     for (const char *step = life; *step; step++)
         if (take_step(world, *step) < 0)
             return false;
-    world->under_way = world->acknowledged;
     return true;
 }
 
@@ -251,6 +282,11 @@ static const char *const lives[] = {
     "bcccebcce",
     "bcfwcebcfwcsce",
     "bcccccccccccccccccccccce",
+    "bcd",
+    "bcdcdebdce",
+    "bcddfwsdce",
+    "bcfdwdscfwdcsdce",
+    "bcccccccccccddddddddddde",
 };
 static const char *const lives_from_elsewhere[] = {"bcccebce", "cbcce", "bccfcwcsce"};
 
@@ -288,7 +324,7 @@ static int count_calls(const char *life, int *n_syncs)
  * synced may be there again, with nothing in it that the file does not have. */
 static void canary_every_sync_that_is_left_out_is_missed(void **state)
 {
-    static const char *const some[] = {"bccfwsce", "bccce"};
+    static const char *const some[] = {"bccfwsce", "bccce", "bcdce", "bcdfwsce", "bcde"};
 
     (void)state;
     for (size_t i = 0; i < COUNT(some); i++) {
@@ -377,7 +413,7 @@ static void live_with_a_failure(struct world *world, const char *life, bool rest
         check_nonces(&seen, &world->io);
         if (!restarts || r == 0 || is_off(world))
             continue;
-        if (*step == 'c')
+        if (*step == 'c' || *step == 'd')
             restart(world);
         else if (*step == 'e')
             assert_true(end(world) == 0 || is_off(world));
@@ -385,12 +421,14 @@ static void live_with_a_failure(struct world *world, const char *life, bool rest
     free(seen.files);
 }
 
-/* A call fails once, half-way with a guest that restarts, or before it began with one that does
- * not; power is lost at any later call. Without that, all is well again after a restart. */
+/* A call fails once, half-way or when all is done with a guest that restarts, or before it began
+ * with one that does not; power is lost at any later call. Without that, all is well again after a
+ * restart. */
 static void what_fails_once_loses_nothing(void **state)
 {
-    static const char *const some[] = {"bcccfcwcsce", "bccecbcce", "bccebcce", "bcfwsce"};
-    enum { HALF_AND_RESTARTS = 1, VARIANTS = 2 };
+    static const char *const some[] = {"bcccfcwcsce", "bccecbcce", "bccebcce",
+                                       "bcfwsce",     "bcdcde",    "bcfdwsdfwsce"};
+    enum { GOES_ON, HALF_AND_RESTARTS, LATE_AND_RESTARTS, VARIANTS };
 
     (void)state;
     for (size_t i = 0; i < COUNT(some) * VARIANTS; i++) {
@@ -402,10 +440,11 @@ static void what_fails_once_loses_nothing(void **state)
                 world_init(&world, SEALED, true);
                 world.io.fail_from = call;
                 world.io.fail_to = call + 1;
-                world.io.fail_half = variant & HALF_AND_RESTARTS;
+                world.io.fail_half = variant == HALF_AND_RESTARTS;
+                world.io.fail_late = variant == LATE_AND_RESTARTS;
                 world.io.fail_error = ENOSPC;
                 world.io.off_from = off;
-                live_with_a_failure(&world, some[i / VARIANTS], variant & HALF_AND_RESTARTS);
+                live_with_a_failure(&world, some[i / VARIANTS], variant != GOES_ON);
                 check_every_power_loss(&world);
                 went_off = is_off(&world);
                 if (!went_off) {
@@ -438,7 +477,7 @@ static void lose_power(struct world *world, struct io_choices *choices)
     stop(world);
     io_memory_deinit(&world->io);
     world->io = after;
-    world->under_way = world->acknowledged = get_be32(image);
+    world->under_way = world->acknowledged = world->deferred = get_be32(image);
     start(world, image, true);
 }
 
@@ -459,7 +498,8 @@ static void live_at_random(uint64_t seed, struct seen *seen)
             bool ending = dice == 0 && !*fold;
             if (dice == 1 && !*fold && world.acknowledged % 3 == 0)
                 fold = "fws";
-            char next = dice < 4 && *fold ? *fold++ : ending ? 'e' : 'c';
+            char commits = dice % 3 == 2 ? 'd' : 'c';
+            char next = dice < 4 && *fold ? *fold++ : ending ? 'e' : commits;
             int r = take_step(&world, next);
             check_nonces(seen, &world.io);
             if (r == -EINVAL)
@@ -550,6 +590,54 @@ static void a_small_commit_writes_one_sector_and_syncs_once(void **state)
     assert_int_equal(commit(&world), 0);
     assert_int_equal(world.io.calls, 2);
     assert_int_equal(world.io.syncs, 1);
+    world_deinit(&world);
+}
+
+/* The sync that one need not wait for is another's: of the next, or of who leaves the directory. */
+static void a_deferred_commit_syncs_with_the_next(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_init(&world, SEALED, true);
+    begin(&world);
+    assert_int_equal(commit(&world), 0);
+    for (int leaves = 0; leaves <= 1; leaves++) {
+        world.io.calls = world.io.syncs = 0;
+        assert_int_equal(commit_deferred(&world), 0);
+        assert_int_equal(world.io.calls, 1);
+        assert_int_equal(world.io.syncs, 0);
+        check_every_power_loss(&world);
+        if (leaves)
+            durable_leave(world.durable);
+        else
+            assert_int_equal(commit(&world), 0);
+        assert_int_equal(world.io.syncs, leaves ? 1 : 2);
+        world.acknowledged = number_of_image(&world);
+        check_every_power_loss(&world);
+    }
+    world_deinit(&world);
+}
+
+static void what_comes_takes_the_place_of_a_deferred_commit(void **state)
+{
+    uint8_t image[IMAGE_BYTES], digest[DIGEST_BYTES];
+    struct world world;
+
+    (void)state;
+    world_init(&world, SEALED, true);
+    begin(&world);
+    assert_int_equal(commit(&world), 0);
+    assert_int_equal(commit_deferred(&world), 0);
+    make_image(OTHER, image);
+    assert_int_equal(digest_compute(image, IMAGE_BYTES, digest), 0);
+    assert_int_equal(
+        durable_adopt(world.durable, image, IMAGE_BYTES, digest, true, world.settings->identity),
+        0);
+    assert_int_equal(number_of_image(&world), OTHER);
+    world.under_way = world.acknowledged = 0;
+    assert_int_equal(commit(&world), 0);
+    check_every_power_loss(&world);
     world_deinit(&world);
 }
 
@@ -883,6 +971,8 @@ int main(void)
         cmocka_unit_test(without_a_journal_every_commit_writes_the_file),
         cmocka_unit_test(a_tpm_that_is_off_has_no_journal),
         cmocka_unit_test(a_small_commit_writes_one_sector_and_syncs_once),
+        cmocka_unit_test(a_deferred_commit_syncs_with_the_next),
+        cmocka_unit_test(what_comes_takes_the_place_of_a_deferred_commit),
         cmocka_unit_test(an_image_that_is_elsewhere_is_put_into_its_file),
         cmocka_unit_test(a_journal_that_cannot_be_folded_goes_on_until_it_is_full),
         cmocka_unit_test(where_a_journal_has_no_room_files_are_replaced),

@@ -28,6 +28,7 @@
 #include "digest.h"
 #include "io_memory.h"
 #include "nvram.h"
+#include "orderly.h"
 #include "pages.h"
 #include "state_directory.h"
 #include "tpm.h"
@@ -446,7 +447,7 @@ static void init_held(const uint8_t *state, size_t state_bytes)
 {
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes), TPM_SUCCESS);
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
@@ -598,7 +599,7 @@ static void start_ahead(void)
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
     io.calls = 0;
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
 }
 
 /* The same, with a command that waits for it. */
@@ -672,7 +673,7 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     tpm_stop(tpm);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         if (i == 0) {
             assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
@@ -795,7 +796,7 @@ static void a_held_start_tells_what_libtpms_was_given(void **state)
                              TPM_SUCCESS);
         else
             assert_int_equal(digest_compute(NULL, 0, digest[1]), 0);
-        assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
         assert_memory_equal(digests.permanent_digest, digest[0], DIGEST_BYTES);
         assert_memory_equal(digests.volatile_digest, digest[1], DIGEST_BYTES);
         tpm_let_go(tpm);
@@ -821,7 +822,7 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
         free(moved[type]);
     }
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1026,6 +1027,13 @@ static void a_journal_is_there_from_the_first_change_to_the_end(void **state)
         assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
         assert_int_equal(io.calls, 2); /* a record, and its sync */
     }
+    /* One whose guest was not orderly writes a record, and leaves its sync to the guest. */
+    io.calls = io.syncs = 0;
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(io.calls, 1);
+    assert_int_equal(io.syncs, 0);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    assert_int_equal(io.syncs, 2);
     tpm_stop(tpm);
     assert_int_equal(tpm_set_journal(tpm, &journal_settings, writable_store, 0, true),
                      TPM_BAD_ORDINAL);
@@ -1294,7 +1302,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         tpm_stop(tpm);
         for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
             assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, true, said_there, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_init_standby(tpm, said_there, &digests), TPM_SUCCESS);
         assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
@@ -1310,6 +1318,112 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
     free(moved[2]);
 }
 
+/* Whole blobs, as swtpm's: they have no word of it. Only what the guest said last tells. */
+static void invariant_12_that_a_guest_sleeps_is_seen_in_a_state_without_a_word_of_it(void **state)
+{
+    static const struct {
+        const char *last;
+        bool sleeps;
+    } guests[] = {{SHUTDOWN_STATE, true}, {SHUTDOWN_CLEAR, false}, {NULL, false}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(guests) / sizeof(*guests); i++) {
+        uint8_t *moved[3];
+        size_t n_moved[3];
+        start();
+        assert_int_equal(EXECUTE(PCR_EVENT_1), 0);
+        if (guests[i].last)
+            assert_int_equal(execute(guests[i].last, sizeof(SHUTDOWN_STATE) - 1), 0);
+        assert_int_equal(EXECUTE(GET_RANDOM), 0);
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+            assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
+        tpm_stop(tpm);
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+            assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
+            free(moved[type]);
+        }
+        assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS); /* it wakes up, or is reset */
+        assert_int_equal(EXECUTE(STARTUP_STATE) == 0, guests[i].sleeps);
+        if (guests[i].sleeps)
+            assert_true(pcr_1_is_there());
+    }
+}
+
+static enum link_shutdown shutdown_in(uint8_t *bytes, size_t n_bytes)
+{
+    uint8_t *copy = malloc(n_bytes); /* of that size, so that a read past its end is seen */
+
+    assert_non_null(copy);
+    memcpy(copy, bytes, n_bytes);
+    enum link_shutdown said = orderly_shutdown(copy, n_bytes);
+    free(copy);
+    return said;
+}
+
+/* What comes from outside is not read past its end, and what is of a later format not read. */
+static void a_permanent_state_that_is_cut_or_of_another_version_says_nothing_of_power(void **state)
+{
+    static const size_t versions[] = {0, 8}; /* where they are: of the state, of its constants */
+    size_t n_bytes, needed;
+    uint8_t *bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    assert_int_equal(shutdown_in(bytes, n_bytes), LINK_SHUTDOWN_STATE);
+    for (needed = n_bytes; shutdown_in(bytes, needed - 1) == LINK_SHUTDOWN_STATE; needed--)
+        ;
+    assert_in_range(needed, 100, n_bytes - 100);
+    for (size_t cut = 1; cut < needed; cut++)
+        assert_int_equal(shutdown_in(bytes, cut), LINK_SHUTDOWN_NONE);
+    for (size_t i = 0; i < sizeof(versions) / sizeof(*versions); i++) {
+        bytes[versions[i]]++;
+        assert_int_equal(shutdown_in(bytes, n_bytes), LINK_SHUTDOWN_NONE);
+        bytes[versions[i]]--;
+    }
+    for (size_t at = 0; at < needed; at++)
+        for (int bit = 0; bit < 8; bit++) {
+            bytes[at] ^= 1 << bit;
+            shutdown_in(bytes, n_bytes);
+            bytes[at] ^= 1 << bit;
+        }
+    free(bytes);
+}
+
+/* libtpms from 0.10 on writes a profile, and then or later counts up. */
+static void a_permanent_state_with_a_profile_says_the_same_of_power(void **state)
+{
+    static const uint8_t data_magic[] = {0x12, 0x21, 0x34, 0x43};
+    static const char profile[] = "\0\x10{\"Name\":\"none\"}";
+    enum { HEADER_BYTES = 8, PROFILE_BYTES = sizeof(profile) };
+    size_t n_bytes, at;
+    uint8_t *bytes, *later;
+
+    (void)state;
+    start();
+    assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    later = malloc(n_bytes + PROFILE_BYTES);
+    assert_non_null(later);
+    memcpy(later, bytes, HEADER_BYTES);
+    later[1] = 4;
+    memcpy(later + HEADER_BYTES, profile, PROFILE_BYTES);
+    memcpy(later + HEADER_BYTES + PROFILE_BYTES, bytes + HEADER_BYTES, n_bytes - HEADER_BYTES);
+    n_bytes += PROFILE_BYTES;
+    assert_int_equal(shutdown_in(later, n_bytes), LINK_SHUTDOWN_STATE);
+    for (at = 2; memcmp(later + at, data_magic, sizeof(data_magic)) != 0; at++)
+        ;
+    for (int version = 3; version <= 6; version++) {
+        later[at - 1] = (uint8_t)version;
+        bool is_known = version == 4 || version == 5;
+        assert_int_equal(shutdown_in(later, n_bytes) == LINK_SHUTDOWN_STATE, is_known);
+    }
+    free(later);
+    free(bytes);
+}
+
 static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void **state)
 {
     uint8_t *moved;
@@ -1322,7 +1436,7 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     tpm_stop(tpm);
     assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
     free(moved);
-    assert_int_equal(tpm_init_standby(tpm, true, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1508,6 +1622,9 @@ int main(void)
         TEST(invariant_12_a_plain_reset_leaves_no_pcrs),
         TEST(invariant_12_saved_sessions_do_not_pile_up_over_resets),
         TEST(invariant_12_a_shutdown_that_was_refused_is_none),
+        TEST(invariant_12_that_a_guest_sleeps_is_seen_in_a_state_without_a_word_of_it),
+        TEST(a_permanent_state_that_is_cut_or_of_another_version_says_nothing_of_power),
+        TEST(a_permanent_state_with_a_profile_says_the_same_of_power),
         TEST(a_commit_that_changes_nothing_writes_nothing),
         JOURNAL_TEST(invariant_1_an_acknowledged_change_is_durable_in_the_journal),
         JOURNAL_TEST(a_journal_is_there_from_the_first_change_to_the_end),

@@ -9,11 +9,15 @@
  *   stop                 say what the background did
  *   check NONCE          check everything; sign the nonce
  *   read                 say what the TPM holds, without checking
+ *   measure TEXT         extend a PCR that outlives sleep
+ *   power                say what that holds, and how often the TPM was started
+ *   sleep                suspend to RAM; answered when the guest has woken up
  *
  * An answer is lines `fact NAME VALUE`, then `ok` or `fail REASON`. What fails in the background
  * is said in the answer to the next command. A failure stays: after it every command fails.
  */
 #include "failure.h"
+#include "power.h"
 #include "tpm.h"
 #include "workload.h"
 
@@ -95,6 +99,12 @@ static int execute(const char *command, const char *first, const char *second)
         return workload_check((struct span){first, strlen(first)});
     if (strcmp(command, "read") == 0)
         return workload_read();
+    if (strcmp(command, "measure") == 0 && first != NULL)
+        return power_measure(first);
+    if (strcmp(command, "power") == 0)
+        return power_read();
+    if (strcmp(command, "sleep") == 0)
+        return power_sleep();
     return failure("no such command: %s", command);
 }
 

@@ -142,6 +142,12 @@ class Guest(Closing):
         """The guest's run state, as query-status names it."""
         return str(self.qmp("query-status")["status"])
 
+    def wait_for_event(self, name: str) -> None:
+        """Wait until QEMU's monitor has said an event, or take one that it has; TimeoutError."""
+        while (event := self._monitor.pull_event(wait=QMP_TIMEOUT_S)) is not None:
+            if event["event"] == name:
+                return
+
     def pause(self) -> None:
         """Stop the guest's processors."""
         self.qmp("stop")
@@ -180,6 +186,26 @@ class Guest(Closing):
             name, _, value = rest.partition(" ")
             facts[name] = value
         return facts
+
+    def fall_asleep(self) -> None:
+        """Have the guest suspend to RAM, and wait until it has."""
+        self._workload.sendall(b"sleep\n")
+        self._wait_for_status("suspended")
+
+    def wake_up(self) -> None:
+        """Wake the guest up, unless QEMU has, and wait until its kernel is back."""
+        if self.status == "suspended":
+            self.qmp("system_wakeup")
+        self._workload.settimeout(COMMAND_TIMEOUT_S)
+        if (answer := self._receive_line()) != "ok":
+            raise WorkloadFailedError(f"sleep: {answer}")
+
+    def _wait_for_status(self, wanted: str) -> None:
+        deadline_s = time.monotonic() + COMMAND_TIMEOUT_S
+        while (status := self.status) != wanted:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"the guest is still {status}; its console: {self.console}")
+            time.sleep(POLL_S)
 
     def check(self) -> Facts:
         """Let the workload check everything; return what it found.

@@ -1,6 +1,7 @@
 """Everything that one test runs: emulators, guests, proxies, in a private directory."""
 
 import shutil
+import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.harness.proxy import ControlProxy, Trigger
 from tests.harness.raw_guest import RawGuest
 from vtpmd.closing import Closing
 
+DISK_TIMEOUT_S = 30
 LOG_CHARACTERS_MAX = 4000  # of each log, from its end, in a failed test's report
 
 
@@ -50,6 +52,13 @@ class Lab(Closing):
         """Return a path of its own, where there is nothing yet; `name` is for people."""
         self._names += 1
         return self.directory / f"{self._names}-{name}"
+
+    def new_disk(self) -> Path:
+        """Make an empty image that QEMU saves its snapshots in."""
+        disk = self.new_path("disk")
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"]
+        subprocess.run(create, check=True, timeout=DISK_TIMEOUT_S)
+        return disk
 
     def emulator(
         self,

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vtpmd import core
 from vtpmd.core import Image, Store
+from vtpmd.core.delta import DeltaMismatchError, delta_apply, delta_encode, delta_inspect
 
 PERMANENT = 1
 OVERHEAD_BYTES = 104 + 3 + 4  # header, the longest beginning of one INSERT, checksum
@@ -51,22 +52,22 @@ def image_pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
 @given(image_pairs(), st.integers(1, 2**62 - 1), st.integers(1, 2**62))
 def test_a_record_makes_the_image(pair: tuple[bytes, bytes], first: int, more: int) -> None:
     base, following = Image(PERMANENT, first, pair[0]), Image(PERMANENT, first + more, pair[1])
-    record = core.delta_encode(base, following)
+    record = delta_encode(base, following)
     assert len(record) <= len(following.data) + OVERHEAD_BYTES
-    made = core.delta_apply(base, record)
+    made = delta_apply(base, record)
     assert made[:3] == following[:3]
-    assert made.digest == core.delta_inspect(record).result_digest
+    assert made.digest == delta_inspect(record).result_digest
 
 
 @given(image_pairs(), image_pairs())
 def test_a_record_applies_to_its_base_only(
     pair: tuple[bytes, bytes], other: tuple[bytes, bytes]
 ) -> None:
-    record = core.delta_encode(Image(PERMANENT, 1, pair[0]), Image(PERMANENT, 2, pair[1]))
+    record = delta_encode(Image(PERMANENT, 1, pair[0]), Image(PERMANENT, 2, pair[1]))
     for base in {*other, pair[1]} - {pair[0]}:
         try:
-            core.delta_apply(Image(PERMANENT, 1, base), record)
-        except core.DeltaMismatchError:
+            delta_apply(Image(PERMANENT, 1, base), record)
+        except DeltaMismatchError:
             continue
         raise AssertionError("the record of another image was applied")
 
@@ -74,7 +75,7 @@ def test_a_record_applies_to_its_base_only(
 @given(image_pairs())
 def test_records_are_a_function_of_the_images(pair: tuple[bytes, bytes]) -> None:
     images = Image(PERMANENT, 1, pair[0]), Image(PERMANENT, 2, pair[1])
-    assert core.delta_encode(*images) == core.delta_encode(*images)
+    assert delta_encode(*images) == delta_encode(*images)
 
 
 def page(image: bytes, number: int) -> bytes:

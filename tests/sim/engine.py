@@ -24,7 +24,6 @@ from vtpmd.core import (
     LinkAdmit,
     LinkCapture,
     LinkCondition,
-    LinkInit,
     LinkOperation,
     LinkRetire,
     pack_link_lineage,
@@ -290,7 +289,7 @@ class SimEngine:
             self.custody = Custody.FENCED
 
     def _init(self, argument: int) -> Reply:
-        if argument & LinkInit.HELD:
+        if argument:
             return self._init_standby()
         return Reply(self.server.arrival.start(), 0, bytearray())
 

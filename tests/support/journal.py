@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from vtpmd import core
 from vtpmd.core import Image
+from vtpmd.core.delta import crc32c, delta_encode
 
 SECTOR = 512
 PAGE_SECTORS = 8
@@ -59,11 +59,11 @@ def write_journal(
     )
     seal = bytes(16) if aead is None else aead.encrypt(nonce(0), b"", head)
     head = (head + seal).ljust(508, b"\0")
-    file = bytearray(head + core.crc32c(head).to_bytes(4, "big"))
+    file = bytearray(head + crc32c(head).to_bytes(4, "big"))
     link = digest(bytes(file))
     for number, (before, after) in enumerate(pairwise(images), start=1):
         generation = first_generation + number - 1
-        delta = core.delta_encode(Image(1, generation, before), Image(1, generation + 1, after))
+        delta = delta_encode(Image(1, generation, before), Image(1, generation + 1, after))
         content, link = _content(aead, number, link, delta)
         file += _record(len(file) // SECTOR, number, content)
     return file.ljust(FILE_BYTES, b"\0")
@@ -89,5 +89,5 @@ def _record(sector: int, number: int, content: bytes) -> bytes:
     for index in range(n_sectors):
         part = content[index * PART : (index + 1) * PART].ljust(PART, b"\0")
         frame = struct.pack(">HHQ", index, n_sectors, number) + part
-        record += core.crc32c(frame).to_bytes(4, "big") + frame
+        record += crc32c(frame).to_bytes(4, "big") + frame
     return bytes(record)

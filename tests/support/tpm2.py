@@ -27,6 +27,7 @@ class CommandCode(IntEnum):
     EVICT_CONTROL = 0x120
     NV_UNDEFINE_SPACE = 0x122
     CLEAR = 0x126
+    PCR_ALLOCATE = 0x12B
     NV_DEFINE_SPACE = 0x12A
     CREATE_PRIMARY = 0x131
     NV_INCREMENT = 0x134
@@ -292,6 +293,16 @@ def pcr_extend(pcr: int, digest: bytes) -> bytes:
 def pcr_reset(pcr: int) -> bytes:
     """Build TPM2_PCR_Reset; at locality 0 only PCR 16 and 23 can be reset."""
     return command(CommandCode.PCR_RESET, handles=[pcr], authorizations=[password()])
+
+
+def pcr_allocate(pcrs: Sequence[int]) -> bytes:
+    """Build TPM2_PCR_Allocate of the SHA-256 bank; until a reset no state can be saved then."""
+    return command(
+        CommandCode.PCR_ALLOCATE,
+        handles=[Handle.PLATFORM],
+        authorizations=[password()],
+        parameters=pcr_selection(pcrs),
+    )
 
 
 def get_capability(capability: int, first: int, count: int) -> bytes:

@@ -24,7 +24,8 @@ from tests.support.emulator_client import Blob, Control, ControlClient
 from tests.support.journal import write_journal
 from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
-from vtpmd.core import Image, delta_encode
+from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
 from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import INFO_JOURNAL, Key

@@ -112,7 +112,7 @@ def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
     """A kind that is none, and a kind for a start that is not held."""
 
     async def test(vtpm: Vtpm) -> None:
-        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, LinkInit.CAME | 1 << 8):
+        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
             assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)

@@ -3,8 +3,6 @@
 Invariant of the design that is checked: 6 (savevm, `virsh save` and loadvm keep working).
 """
 
-import subprocess
-
 import pytest
 
 from tests.harness import migration
@@ -17,18 +15,10 @@ KINDS = [EmulatorKind.VTPMD, EmulatorKind.SWTPM]
 SNAPSHOT = "checked"
 
 
-def machine_with_disk(lab: Lab) -> Machine:
-    """Describe a machine with an empty image that QEMU saves its snapshots in."""
-    disk = lab.directory / "snapshots.qcow2"
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"]
-    subprocess.run(create, check=True, timeout=30)
-    return Machine(disk=disk)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_loadvm_brings_the_tpm_back_with_the_guest(lab: Lab, kind: EmulatorKind) -> None:
     """Guest and TPM go back together: the guest's model of then fits the TPM again."""
-    guest = lab.booted_guest(lab.emulator(kind), machine_with_disk(lab))
+    guest = lab.booted_guest(lab.emulator(kind), Machine(disk=lab.new_disk()))
     before = guest.check()
     assert guest.human_monitor(f"savevm {SNAPSHOT}") == ""
     assert differences(before, guest.check(), worked=False) == []
@@ -46,7 +36,7 @@ def test_loadvm_brings_the_tpm_back_with_the_guest(lab: Lab, kind: EmulatorKind)
 @pytest.mark.parametrize("kind", KINDS)
 def test_loadvm_restores_the_tpm_in_another_process(lab: Lab, kind: EmulatorKind) -> None:
     """A snapshot starts a new QEMU, whose new emulator has an empty state directory."""
-    machine = machine_with_disk(lab)
+    machine = Machine(disk=lab.new_disk())
     guest = lab.booted_guest(lab.emulator(kind), machine)
     before = guest.check()
     assert guest.human_monitor(f"savevm {SNAPSHOT}") == ""

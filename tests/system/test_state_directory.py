@@ -29,6 +29,7 @@ NV_CONTENT = bytes(range(256)) * 8  # 2048 bytes, the most that an index holds
 NV_COUNTER_INDEX = 0x0150_0002
 GUARDED_INDEX = 0x0150_0003  # under dictionary-attack protection: wrong guesses count
 SIGNING_KEY = 0x8101_0001
+RESETS = 4
 LOCKOUT = {
     Property.MAX_AUTH_FAIL: 7,
     Property.LOCKOUT_INTERVAL_S: 4000,
@@ -178,6 +179,26 @@ def test_stop_without_shutdown_by_the_guest_counts_no_failed_try(
         assert after == replace(before, pcr=bytes(32))
         assert tpm.clock().reset_count == clock.reset_count + 1
         assert tpm.clock().safe
+
+
+def test_invariant_12_resets_after_a_shutdown_that_was_refused_count_no_failed_try(
+    lab: Lab,
+) -> None:
+    """The guest meant to sleep, and could not: vtpmd sends the other TPM2_Shutdown.
+
+    Each reset without one counts as a failed try, as a guarded authorisation was used before.
+    """
+    with powered(lab.emulator(VTPMD)) as (control, tpm):
+        fill(tpm)
+        for _ in range(RESETS):
+            tpm.nv_read(GUARDED_INDEX, 8, b"right")
+            tpm.execute(tpm2.pcr_allocate(range(24)))
+            with pytest.raises(TpmError):
+                tpm.shutdown(StartupType.STATE)
+            control.stop()
+            control.init()
+            tpm.startup()
+        assert tpm.property(Property.LOCKOUT_COUNTER) == 0
 
 
 @pytest.mark.parametrize("kinds", [(SWTPM, VTPMD), (VTPMD, SWTPM)], ids="-to-".join)

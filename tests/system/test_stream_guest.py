@@ -8,7 +8,6 @@ over guest memory. The cases that need no guest's kernel are in the other test_s
 import contextlib
 import re
 import socket
-import subprocess
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -53,14 +52,6 @@ class Host(NamedTuple):
         """Return the sizes of the blobs that QEMU has got, in order."""
         answers = GET_STATEBLOB.findall(self.vtpmd.program.output)
         return [int(answer) - BLOB_HEADER_BYTES for answer in answers]
-
-
-def machine_with_disk(lab: Lab) -> Machine:
-    """Describe a machine with an empty image that QEMU saves its snapshots in."""
-    disk = lab.new_path("disk")
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "16M"]
-    subprocess.run(create, check=True, timeout=30)
-    return Machine(disk=disk)
 
 
 def make_source(lab: Lab, machine: Machine = MACHINE) -> Host:
@@ -204,7 +195,7 @@ def test_state_that_arrives_is_the_state_at_the_freeze(lab: Lab) -> None:
 
 def test_source_refuses_after_the_guest_has_left(lab: Lab) -> None:
     """No command, no snapshot, no start of a vtpmd there later: each would be a second owner."""
-    source = make_source(lab, machine_with_disk(lab))
+    source = make_source(lab, Machine(disk=lab.new_disk()))
     destination = make_destination(lab)
     arm(source, destination)
     migrate(lab, source, destination)
@@ -274,7 +265,7 @@ def test_invariant_6_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab) ->
 
 def test_invariant_6_snapshot_while_armed_has_whole_blobs_that_swtpm_loads(lab: Lab) -> None:
     """savevm, stop and cont while armed change nothing; then the guest migrates with a tail."""
-    machine = machine_with_disk(lab)
+    machine = Machine(disk=lab.new_disk())
     source = make_source(lab, machine)
     armed_for = lab.peer()
     assert source.manage.arm(armed_for.address)["event"] == "VTPM_ARMED"
@@ -295,7 +286,7 @@ def test_invariant_6_snapshot_while_armed_has_whole_blobs_that_swtpm_loads(lab: 
 
 def test_guest_migrates_with_a_tail_after_a_snapshot_and_a_pause(lab: Lab) -> None:
     """What QEMU did while armed does not end the session."""
-    source = make_source(lab, machine_with_disk(lab))
+    source = make_source(lab, Machine(disk=lab.new_disk()))
     destination = make_destination(lab)
     arm(source, destination)
     before = source.guest.check()

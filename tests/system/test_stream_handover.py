@@ -37,10 +37,10 @@ from tests.harness.handover import (
 )
 from tests.harness.lab import Lab
 from tests.harness.link import Cut, Direction, Ending, MessageLink
-from tests.harness.raw_guest import Blobs, Facts
+from tests.harness.raw_guest import Blobs, Facts, RawGuest
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
-from tests.support.tpm2 import StartupType, TpmError
+from tests.support.tpm2 import StartupType, Tpm, TpmError
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
 from vtpmd.migration import tail
@@ -750,6 +750,40 @@ def test_invariant_12_guest_that_sleeps_is_moved_by_whole_blobs(lab: Lab, by: st
 
     awake = destination.save()
     destination.load(awake)
+    destination.control.init()
+    with pytest.raises(TpmError):
+        destination.tpm.startup(StartupType.STATE)
+
+
+def load_that_of_a_sleeping_guest_of_swtpm(lab: Lab, then: Callable[[Tpm], object]) -> RawGuest:
+    """Move a guest from swtpm that has said that it sleeps, and done something ``then``."""
+    source = lab.raw_guest(lab.emulator(EmulatorKind.SWTPM))
+    destination = lab.raw_guest(lab.emulator(EmulatorKind.VTPMD))
+    source.boot()
+    source.tpm.extend(SAVED_PCR, bytes(range(32)))
+    source.tpm.shutdown(StartupType.STATE)
+    then(source.tpm)
+    destination.load(source.save())
+    return destination
+
+
+@pytest.mark.parametrize("resets", [1, 2])
+def test_invariant_12_guest_that_sleeps_is_known_in_swtpm_s_blobs(lab: Lab, resets: int) -> None:
+    """They have no word of it but libtpms' own, which is of what a guest said last."""
+    destination = load_that_of_a_sleeping_guest_of_swtpm(lab, lambda tpm: tpm.pcr(SAVED_PCR))
+    before = sha256(bytes(32) + bytes(range(32))).digest()
+    for _ in range(resets):
+        destination.control.stop()
+        destination.control.init()
+    destination.tpm.startup(StartupType.STATE)
+    assert destination.tpm.pcr(SAVED_PCR) == before
+
+
+def test_guest_that_swtpm_had_work_on_is_not_known_to_sleep(lab: Lab) -> None:
+    """libtpms strikes the word out when what it was of has changed; swtpm writes down no other."""
+    destination = load_that_of_a_sleeping_guest_of_swtpm(
+        lab, lambda tpm: tpm.extend(SAVED_PCR, bytes(32))
+    )
     destination.control.init()
     with pytest.raises(TpmError):
         destination.tpm.startup(StartupType.STATE)

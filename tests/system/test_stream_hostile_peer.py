@@ -33,8 +33,8 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import lineage
 from tests.support.emulator_client import ControlError
-from vtpmd import core
 from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
 from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -78,7 +78,7 @@ def state() -> Iterator[State]:
 
 def whole(image: Image) -> peer.Record:
     """Return the record of a whole image."""
-    return peer.Record(core.delta_encode(Image(image.type, 0, b""), image))
+    return peer.Record(delta_encode(Image(image.type, 0, b""), image))
 
 
 def changed(image: Image, generation: int) -> Image:
@@ -249,14 +249,10 @@ LIES: dict[str, Lie] = {
         )
     ),
     "record-for-another-base": while_holding(
-        lambda s, _: [
-            peer.Record(core.delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))
-        ]
+        lambda s, _: [peer.Record(delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))]
     ),
     "record-for-a-base-of-other-content": while_holding(
-        lambda s, _: [
-            peer.Record(core.delta_encode(damaged(s.permanent), changed(s.permanent, 10)))
-        ]
+        lambda s, _: [peer.Record(delta_encode(damaged(s.permanent), changed(s.permanent, 10)))]
     ),
     # Valid records of what libtpms does not take.
     "permanent-state-that-is-none": records(
@@ -280,7 +276,7 @@ LIES: dict[str, Lie] = {
     ),
     "second-round-that-libtpms-refuses": while_holding(
         lambda s, _: [
-            peer.Record(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
+            peer.Record(delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
             peer.Commit(2, 8, 9, 0),
         ]
     ),
@@ -409,17 +405,17 @@ TAIL_LIES: dict[str, Callable[[State, bytes], Blobs]] = {
     ),
     "with-a-record-of-the-other-type": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.volatile, changed(s.volatile, 10)), b""),
+        records=(delta_encode(s.volatile, changed(s.volatile, 10)), b""),
         permanent=(7, 10),
     ),
     "with-a-record-that-goes-elsewhere": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.permanent, changed(s.permanent, 9)), b""),
+        records=(delta_encode(s.permanent, changed(s.permanent, 9)), b""),
         permanent=(7, 8),
     ),
     "with-a-state-that-libtpms-refuses": lambda s, session: sealed(
         session,
-        records=(core.delta_encode(s.permanent, changed(damaged(s.permanent), 8)), b""),
+        records=(delta_encode(s.permanent, changed(damaged(s.permanent), 8)), b""),
         permanent=(7, 8),
     ),
 }
@@ -479,7 +475,7 @@ def test_grant_of_another_session_starts_nothing(lab: Lab, state: State, granted
 
 def changed_permanent(state: State) -> bytes:
     """Return the record of a permanent state that follows the one of hold()."""
-    return core.delta_encode(state.permanent, changed(state.permanent, 8))
+    return delta_encode(state.permanent, changed(state.permanent, 8))
 
 
 def another_round(stream: Stream, state: State, session: bytes) -> Blobs:

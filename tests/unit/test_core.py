@@ -90,7 +90,7 @@ def test_what_the_guest_said_of_power_is_found_in_an_argument(said: core.LinkShu
     """A held start brings what a capture has told, beside the other bits of either."""
     argument = core.link_held(said)
     assert core.link_said(argument) is said
-    assert argument & 0xFF == core.LinkInit.CAME | core.LinkInit.HELD
+    assert argument & 0xFF == core.LinkInit.HELD
 
 
 def test_a_kind_of_shutdown_that_the_engine_never_says_is_refused() -> None:

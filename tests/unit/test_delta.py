@@ -14,10 +14,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.documents import Row, tables
-from vtpmd import core
 from vtpmd._core import lib
-from vtpmd.core import DeltaRefusal, Image
-from vtpmd.core.delta import _REFUSALS
+from vtpmd.core import Image
+from vtpmd.core.delta import (
+    _REFUSALS,
+    DELTA_RECORD_BYTES_MAX,
+    DeltaError,
+    DeltaHeader,
+    DeltaInvalidError,
+    DeltaMismatchError,
+    DeltaRefusal,
+    DeltaUnsupportedError,
+    delta_apply,
+    delta_encode,
+    delta_inspect,
+)
 from vtpmd.wire.tpm import StateType
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/delta-format.md").read_text()
@@ -91,8 +102,8 @@ def record(
 def refusal_of(data: bytes, base: Image = BASE) -> DeltaRefusal | None:
     """Return why a record is refused, or None."""
     try:
-        core.delta_apply(base, data)
-    except core.DeltaError as error:
+        delta_apply(base, data)
+    except DeltaError as error:
         return error.refusal
     return None
 
@@ -102,29 +113,29 @@ RIGHT = copy(100) + insert(b"new") + copy(50, 47)
 
 
 def test_a_record_by_the_document_applies() -> None:
-    made = core.delta_apply(BASE, record(RIGHT, RESULT))
+    made = delta_apply(BASE, record(RIGHT, RESULT))
     assert made == Image(2, 6, RESULT, hashlib.sha256(RESULT).digest())
 
 
 def test_the_encoder_writes_what_the_document_says() -> None:
-    assert core.delta_encode(BASE, Image(2, 6, RESULT)) == record(RIGHT, RESULT)
+    assert delta_encode(BASE, Image(2, 6, RESULT)) == record(RIGHT, RESULT)
 
 
 def test_a_whole_image_is_a_record_on_nothing() -> None:
     empty = Image(1, 0, b"")
-    data = core.delta_encode(empty, Image(1, 9, b"state"))
+    data = delta_encode(empty, Image(1, 9, b"state"))
     assert data[HEADER.size : -4] == insert(b"state")
-    assert core.delta_apply(empty, data)[:3] == (1, 9, b"state")
+    assert delta_apply(empty, data)[:3] == (1, 9, b"state")
 
 
 def test_an_image_can_become_empty() -> None:
-    data = core.delta_encode(BASE, Image(2, 6, b""))
+    data = delta_encode(BASE, Image(2, 6, b""))
     assert data == record(b"")
-    assert core.delta_apply(BASE, data).data == b""
+    assert delta_apply(BASE, data).data == b""
 
 
 def test_inspect_gives_the_header() -> None:
-    assert core.delta_inspect(record(RIGHT, RESULT)) == core.DeltaHeader(
+    assert delta_inspect(record(RIGHT, RESULT)) == DeltaHeader(
         type=2,
         from_generation=5,
         to_generation=6,
@@ -139,7 +150,7 @@ def test_inspect_gives_the_header() -> None:
 
 def test_a_known_digest_is_believed_and_not_computed() -> None:
     following = Image(2, 6, RESULT, digest=b"r" * 32)
-    header = core.delta_inspect(core.delta_encode(BASE._replace(digest=b"b" * 32), following))
+    header = delta_inspect(delta_encode(BASE._replace(digest=b"b" * 32), following))
     assert (header.base_digest, header.result_digest) == (b"b" * 32, b"r" * 32)
 
 
@@ -195,9 +206,9 @@ def test_numbers_at_their_limits_are_taken() -> None:
     assert refusal_of(record(RIGHT, RESULT, header_excess=excess, compatible_flags=2)) is None
     whole = Image(1, 1, bytes(IMAGE_BYTES_MAX))
     following = Image(1, GENERATION_MAX, b"\1" * IMAGE_BYTES_MAX)
-    data = core.delta_encode(whole, following)
-    assert len(data) == core.DELTA_RECORD_BYTES_MAX - 408
-    assert core.delta_apply(whole, data).data == following.data
+    data = delta_encode(whole, following)
+    assert len(data) == DELTA_RECORD_BYTES_MAX - 408
+    assert delta_apply(whole, data).data == following.data
 
 
 OPERATIONS: dict[str, tuple[bytes, bytes, bool]] = {
@@ -257,37 +268,37 @@ def test_every_truncation_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
-        (core.DeltaInvalidError, b""),
-        (core.DeltaUnsupportedError, record(RIGHT, RESULT, version=2)),
-        (core.DeltaMismatchError, record(RIGHT, RESULT, from_generation=4)),
+        (DeltaInvalidError, b""),
+        (DeltaUnsupportedError, record(RIGHT, RESULT, version=2)),
+        (DeltaMismatchError, record(RIGHT, RESULT, from_generation=4)),
     ],
 )
-def test_errors_are_of_three_kinds_and_one_line(kind: type[core.DeltaError], data: bytes) -> None:
+def test_errors_are_of_three_kinds_and_one_line(kind: type[DeltaError], data: bytes) -> None:
     with pytest.raises(kind, match=r"^a delta record .*: .*; .*[^.\n]$"):
-        core.delta_apply(BASE, data)
+        delta_apply(BASE, data)
 
 
 def test_errors_and_images_do_not_show_state() -> None:
     secret = Image(2, 5, b"the seed")
     assert "seed" not in repr(secret)
-    with pytest.raises(core.DeltaError) as error:
-        core.delta_apply(secret, record(insert(b"the seed"), b"the seed"))
+    with pytest.raises(DeltaError) as error:
+        delta_apply(secret, record(insert(b"the seed"), b"the seed"))
     assert "seed" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: core.delta_encode(BASE, BASE),
-        lambda: core.delta_encode(BASE, Image(1, 6, b"")),
-        lambda: core.delta_encode(BASE._replace(type=4), Image(4, 6, b"")),
-        lambda: core.delta_encode(Image(2, 0, b"x"), BASE),
-        lambda: core.delta_encode(Image(2, -1, b""), BASE),
-        lambda: core.delta_encode(BASE, Image(2, GENERATION_MAX + 1, b"")),
-        lambda: core.delta_encode(BASE, Image(2, 6, bytes(IMAGE_BYTES_MAX + 1))),
-        lambda: core.delta_encode(BASE, Image(2, 6, b"", digest=b"short")),
-        lambda: core.delta_apply(BASE._replace(type=0), record(RIGHT, RESULT)),
-        lambda: core.delta_apply(Image(2, 5, bytes(IMAGE_BYTES_MAX + 1)), record(RIGHT, RESULT)),
+        lambda: delta_encode(BASE, BASE),
+        lambda: delta_encode(BASE, Image(1, 6, b"")),
+        lambda: delta_encode(BASE._replace(type=4), Image(4, 6, b"")),
+        lambda: delta_encode(Image(2, 0, b"x"), BASE),
+        lambda: delta_encode(Image(2, -1, b""), BASE),
+        lambda: delta_encode(BASE, Image(2, GENERATION_MAX + 1, b"")),
+        lambda: delta_encode(BASE, Image(2, 6, bytes(IMAGE_BYTES_MAX + 1))),
+        lambda: delta_encode(BASE, Image(2, 6, b"", digest=b"short")),
+        lambda: delta_apply(BASE._replace(type=0), record(RIGHT, RESULT)),
+        lambda: delta_apply(Image(2, 5, bytes(IMAGE_BYTES_MAX + 1)), record(RIGHT, RESULT)),
     ],
 )
 def test_images_that_are_none_are_the_callers_error(call: Callable[[], object]) -> None:
@@ -304,8 +315,8 @@ NEW = RANDOM.randbytes(1000)
 
 def encoded(base: bytes, following: bytes) -> bytes:
     """Return the operations that the encoder writes."""
-    data = core.delta_encode(Image(2, 1, base), Image(2, 2, following))
-    assert core.delta_apply(Image(2, 1, base), data).data == following
+    data = delta_encode(Image(2, 1, base), Image(2, 2, following))
+    assert delta_apply(Image(2, 1, base), data).data == following
     return data[HEADER.size : -4]
 
 
@@ -406,8 +417,8 @@ def test_documented_example_is_what_the_code_writes() -> None:
     data = bytes.fromhex("".join(dump))
     base = Image(2, 5, b"abcdefghijklmnopqrstuvwxyz")
     following = Image(2, 6, b"abcdEFghijklmnopuvwxyz")
-    assert core.delta_encode(base, following) == data
-    assert core.delta_apply(base, data).data == following.data
+    assert delta_encode(base, following) == data
+    assert delta_apply(base, data).data == following.data
     listed = "".join(row["bytes"].strip("`") for row in rows_with("bytes"))
     assert bytes.fromhex(listed) == data[HEADER.size : -4]
 

@@ -20,6 +20,7 @@ from tests.unit.test_delta import crc32c
 from vtpmd import core
 from vtpmd._core import lib
 from vtpmd.core import Image, JournalFault, Recovery
+from vtpmd.core.delta import delta_encode
 from vtpmd.store import recovery
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/journal-format.md").read_text()
@@ -82,7 +83,7 @@ def build(images: list[Image] = IMAGES, *, sealed: bool = False) -> bytes:
     file = [header(sealed=sealed)]
     link = hashlib.sha256(file[0]).digest()
     for sequence, (base, following) in enumerate(pairwise(images), start=1):
-        delta = core.delta_encode(base, following)
+        delta = delta_encode(base, following)
         length = struct.pack(">I", len(delta))
         if sealed:
             made = key().encrypt(nonce(sequence), delta, link + length)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_journal import IDENTITY, IMAGES, build
-from vtpmd.core import Image, delta_encode
+from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
 from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME, StateDirectory, StateDirectoryError
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.moving import MovingFiles

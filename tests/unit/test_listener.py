@@ -3,11 +3,15 @@
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vtpmd.daemon import listener
 from vtpmd.daemon.listener import SocketInUse, listen
 from vtpmd.errors import VtpmdError
+
+CONNECTED_TIMEOUT_S = 30.0
 
 
 def test_socket_is_its_owners_alone_and_gone_afterwards(tmp_path: Path) -> None:
@@ -36,6 +40,29 @@ def test_socket_that_is_served_is_left_alone(tmp_path: Path) -> None:
             pass
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
+
+
+def test_of_two_that_begin_at_once_one_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes when the first has bound its socket, and does not listen on it yet."""
+    path = tmp_path / "s"
+    bind, seconds = listener._bind, []
+
+    def bind_and_be_met(listening: socket.socket, *rest: Any) -> None:
+        bind(listening, *rest)
+        monkeypatch.setattr(listener, "_bind", bind)
+        with pytest.raises(SocketInUse, match="another process"), listen(path):
+            pass
+        seconds.append(path)
+
+    monkeypatch.setattr(listener, "_bind", bind_and_be_met)
+    monkeypatch.setattr(listener, "OTHERS_WAIT_S", 0.0)
+    with listen(path) as listening, socket.socket(socket.AF_UNIX) as client:
+        assert seconds
+        client.connect(str(path))
+        listening.settimeout(CONNECTED_TIMEOUT_S)
+        listening.accept()[0].close()
 
 
 def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:

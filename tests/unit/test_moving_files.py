@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vtpmd.core import Image, delta_encode
+from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming, sealing
 from vtpmd.store.directory import (

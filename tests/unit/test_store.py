@@ -15,6 +15,7 @@ import pytest
 
 from vtpmd import core
 from vtpmd.core import Image, Store
+from vtpmd.core.delta import delta_apply, delta_encode
 
 PERMANENT, VOLATILE = 1, 2
 CONTROL_OFFSET = 64  # of the permanent image (csrc/pages.h): sequence, generation, length
@@ -59,7 +60,7 @@ def test_what_was_read_can_be_encoded(store: Store, engine: Store) -> None:
     base = store.read(PERMANENT)
     engine.capture(PERMANENT, bytes(4000) + b"12345678" + bytes(992))
     following = store.read(PERMANENT)
-    made = core.delta_apply(base, core.delta_encode(base, following))
+    made = delta_apply(base, delta_encode(base, following))
     assert made[:3] == following[:3]
 
 

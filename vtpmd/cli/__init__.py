@@ -54,7 +54,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the commands of these names."""
     parser = Parser(prog="vtpmd", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(prog="vtpmd", metavar="COMMAND", required=True)
     for name in names:
         import_module(f"vtpmd.cli.{name}").add_parser(commands)
     return parser

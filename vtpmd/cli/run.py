@@ -13,7 +13,8 @@ from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
-    from contextlib import ExitStack
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager, ExitStack
     from pathlib import Path
 
     from vtpmd.core import LinkDescriptor
@@ -104,7 +105,7 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tls-creds",
         metavar="DIR",
-        type=_path,
+        type=_plain,
         help="certificates for both directions, laid out as for QEMU's tls-creds-x509",
     )
     parser.add_argument(
@@ -115,10 +116,10 @@ def _add_moving(parser: argparse.ArgumentParser) -> None:
         help="a peer that may send or take vTPMs: a name in its certificate; may be repeated",
     )
     parser.add_argument(
-        "--qmp", metavar="PATH", type=_path, help="follow QEMU on this monitor's UNIX socket"
+        "--qmp", metavar="PATH", type=_plain, help="follow QEMU on this monitor's UNIX socket"
     )
     parser.add_argument(
-        "--manage", metavar="PATH", type=_path, help="take commands on this UNIX socket, in QMP"
+        "--manage", metavar="PATH", type=_plain, help="take commands on this UNIX socket, in QMP"
     )
 
 
@@ -132,19 +133,18 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener, signals
     from vtpmd.store.directory import StateDirectory
-    from vtpmd.store.keys import parse_key_source, read_key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import anchor_of, start
 
     config = _config(options)
-    source = None if options.key is None else parse_key_source(options.key)
+    read_key = _key_reader(options.key)
     forbid_core_dumps()
     path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         directory.write_in_place()
         store = stack.enter_context(Store.create())
-        key = None if source is None else stack.enter_context(read_key(source))
+        key = stack.enter_context(read_key())
         files = MovingFiles(directory, key)
         stack.callback(files.close)
         anchor = stack.enter_context(anchor_of(options.anchor, directory, files, key))
@@ -172,6 +172,18 @@ def run(options: argparse.Namespace) -> int:
         from vtpmd.daemon import runtime
 
         return runtime.serve(runtime.Resources(process, store, files, peers, management), config)
+
+
+def _key_reader(option: str | None) -> Callable[[], AbstractContextManager[Key | None]]:
+    """Return what reads the key, if there is one. Raises UsageError, and has read nothing then."""
+    from contextlib import nullcontext
+    from functools import partial
+
+    if option is None:
+        return nullcontext
+    from vtpmd.store.keys import parse_key_source, read_key
+
+    return partial(read_key, parse_key_source(option))
 
 
 def _boot(
@@ -242,7 +254,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
         uuid=options.uuid,
         log_level=options.log,
         listen=None if options.listen is None else parse_address(options.listen),
-        credentials=options.tls_creds,
+        tls_creds=options.tls_creds,
         allowed=tuple(options.allow),
         qmp=options.qmp,
         manage=options.manage,

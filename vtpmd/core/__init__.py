@@ -4,22 +4,11 @@ Ownership: a ``Store`` has C memory, which goes with ``close()``, with its ``wit
 the object. All else copies what it is given and returns Python objects. Buffers that state or
 records went through are overwritten.
 
+What is of delta records is imported from ``vtpmd.core.delta``: a start needs none of it.
+
 Threads: all functions may be called from any thread, a ``Store`` by one at a time.
 """
 
-from vtpmd.core.delta import (
-    DELTA_RECORD_BYTES_MAX,
-    DeltaError,
-    DeltaHeader,
-    DeltaInvalidError,
-    DeltaMismatchError,
-    DeltaRefusal,
-    DeltaUnsupportedError,
-    crc32c,
-    delta_apply,
-    delta_encode,
-    delta_inspect,
-)
 from vtpmd.core.image import (
     DIGEST_BYTES,
     GENERATION_MAX,
@@ -79,7 +68,6 @@ from vtpmd.core.store import (
 )
 
 __all__ = [
-    "DELTA_RECORD_BYTES_MAX",
     "DIGEST_BYTES",
     "GENERATION_MAX",
     "IMAGE_BYTES_MAX",
@@ -93,12 +81,6 @@ __all__ = [
     "LINK_HEADER_BYTES",
     "LINK_PAYLOAD_BYTES_MAX",
     "PAGE_BYTES",
-    "DeltaError",
-    "DeltaHeader",
-    "DeltaInvalidError",
-    "DeltaMismatchError",
-    "DeltaRefusal",
-    "DeltaUnsupportedError",
     "Image",
     "JournalFault",
     "LinkAdmit",
@@ -120,10 +102,6 @@ __all__ = [
     "StoreDamagedError",
     "StoreError",
     "StoreRange",
-    "crc32c",
-    "delta_apply",
-    "delta_encode",
-    "delta_inspect",
     "forbid_core_dumps",
     "journal_recover",
     "link_held",

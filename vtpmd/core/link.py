@@ -82,10 +82,9 @@ class LinkAdmit(IntEnum):
     GOES_BACK = lib.LINK_ADMIT_GOES_BACK
 
 
-class LinkInit(IntFlag):
-    """How the engine starts the TPM ahead of time (``enum link_init``)."""
+class LinkInit(IntEnum):
+    """That the engine starts the TPM ahead of time (``enum link_init``)."""
 
-    CAME = lib.LINK_INIT_CAME
     HELD = lib.LINK_INIT_HELD
 
 
@@ -151,7 +150,7 @@ LINK_BLOB_GIVEN: int = lib.LINK_BLOB_GIVEN  # the answer to ASK_STATE that has a
 
 def link_held(said: LinkShutdown) -> int:
     """Return the argument of INIT for a held start, of a guest that has ``said`` so elsewhere."""
-    return int(LinkInit.CAME | LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
+    return int(LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
 
 
 def link_said(argument: int) -> LinkShutdown:

@@ -78,10 +78,11 @@ class _Commands:
     async def migrate_arm(self, arguments: Arguments) -> object:
         from vtpmd.daemon.outgoing import Peer
 
-        if self._config.credentials is None:
+        credentials = self._config.credentials()
+        if credentials is None:
             raise VtpmdError("vtpmd has no credentials for peers; start it with --tls-creds DIR")
         address = parse_address(str(arguments["to"]))
-        to = Peer(*address, self._config.credentials, self._config.allowed)
+        to = Peer(*address, credentials, self._config.allowed)
         session = await self._mobility.arm(to)
         return {"session": session.session.hex(), "qemu": self._mobility.qemu.word}
 

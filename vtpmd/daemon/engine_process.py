@@ -104,8 +104,11 @@ def _open_null(to: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return what libraries of the engine look at, and sanitizers."""
-    kept = ("LANG", "LC_", "OPENSSL_", "ASAN_", "UBSAN_", "TSAN_", "LSAN_", "LD_")
+    """Return what libraries of the engine look at, and sanitizers.
+
+    Not the loader's LD_: who holds the secrets runs no other code than it was installed with.
+    """
+    kept = ("LANG", "LC_", "OPENSSL_", "ASAN_", "UBSAN_", "TSAN_", "LSAN_")
     return {name: value for name, value in os.environ.items() if name.startswith(kept)}
 
 

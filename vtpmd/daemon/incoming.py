@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkAdmit, LinkOperation, LinkRetire, LinkShutdown
+from vtpmd.core.delta import delta_apply, delta_inspect
 from vtpmd.daemon import tls
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
@@ -276,10 +277,10 @@ class Incoming:
             self._events.put(events.Prepared())
 
     def _apply_record(self, record: bytes) -> None:
-        kind = StateType(core.delta_inspect(record).type)
+        kind = StateType(delta_inspect(record).type)
         if kind not in self._images:
             raise peer.StreamError(f"a record of type {kind.name}")
-        self._images[kind] = core.delta_apply(self._images[kind], record)
+        self._images[kind] = delta_apply(self._images[kind], record)
         if kind is StateType.PERMANENT:
             self._permanent_record = record
 
@@ -311,7 +312,7 @@ class Incoming:
     def _make_durable(self, state: core.Image, record: bytes) -> None:
         if state.generation == self._durable_generation:
             return
-        if not record or core.delta_inspect(record).to_generation != state.generation:
+        if not record or delta_inspect(record).to_generation != state.generation:
             raise VtpmdError("the state goes back to an earlier generation")
         self._owner.files.incoming.append(record, state)
         self._durable_generation = state.generation
@@ -588,7 +589,7 @@ def _apply(base: Images, opened: tail.Tail) -> Images:
     header = opened.header
     final = Images(
         *(
-            core.delta_apply(image, record) if record else image
+            delta_apply(image, record) if record else image
             for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
         )
     )

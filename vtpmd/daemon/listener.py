@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,6 +18,9 @@ BACKLOG = 8
 # Connections to take in one turn of the event loop; what has no room tries again a second later,
 # and so would a peer among many strangers.
 PEER_BACKLOG = 128
+# Others need a moment, unless somebody who may read the directory keeps it locked.
+OTHERS_WAIT_S = 1.0
+OTHERS_POLL_S = 0.005
 # sun_path of struct sockaddr_un, less its NUL (unix(7)).
 PATH_BYTES_MAX = 107
 
@@ -40,13 +45,48 @@ def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[s
             f"give a shorter one with {option}"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        _bind(listening, path, option)
-        listening.listen(BACKLOG)
+        with _alone_at(path, option):
+            _bind(listening, path, option)
+            listening.listen(BACKLOG)
         try:
             yield listening
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+@contextmanager
+def _alone_at(path: str | os.PathLike[str], option: str) -> Iterator[None]:
+    """Keep others that begin to listen out of the directory. Raises SocketInUse.
+
+    What is bound, and not listened on yet, looks as what nobody serves any more: of two that find
+    a stale socket each would remove the other's.
+    """
+    try:
+        directory_fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield  # what is wrong with the path, bind() says
+        return
+    try:
+        until_s = time.monotonic() + OTHERS_WAIT_S
+        while not _lock(directory_fd):
+            if time.monotonic() > until_s:
+                raise SocketInUse(
+                    f"cannot listen on {path}: another process holds a lock on its directory; try "
+                    f"again, or give another path with {option}"
+                )
+            time.sleep(OTHERS_POLL_S)
+        yield
+    finally:
+        os.close(directory_fd)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _bind(listening: socket.socket, path: str | os.PathLike[str], option: str) -> None:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkCapture, LinkOperation, LinkRetire, Store
+from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.daemon import tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine, EngineDied
@@ -633,7 +634,7 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
             images.append(before)
             records.append(b"")
             continue
-        record = core.delta_encode(before, after)
-        images.append(after._replace(digest=core.delta_inspect(record).result_digest))
+        record = delta_encode(before, after)
+        images.append(after._replace(digest=delta_inspect(record).result_digest))
         records.append(record)
     return Images(*images), records

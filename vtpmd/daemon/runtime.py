@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 from vtpmd.config import RunConfig
@@ -70,7 +71,7 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
             uuid,
             follows_qemu=config.qmp is not None,
         )
-        await mobility.begin(config.credentials, config.allowed)
+        await mobility.begin(config.credentials(), config.allowed)
         engine.answer_by(Asked(mobility, stop.set))
         _warn_of_forks(mobility.owner_record())
         async with AsyncExitStack() as stack:
@@ -97,19 +98,20 @@ def _start_services(
     stop: asyncio.Event,
 ) -> None:
     """Start what was asked for; each is imported only then, and ends with the stack."""
-    if resources.peers is not None and config.credentials is not None:
+    credentials = config.credentials()
+    if resources.peers is not None and credentials is not None:
         from vtpmd.daemon.peer_server import PeerServer
 
         server = PeerServer(
             resources.peers,
-            credentials=config.credentials,
+            credentials=credentials,
             allowed=config.allowed,
             mobility=mobility,
         )
         log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
         _run_beside(stack, server.serve())
     if config.qmp is not None:
-        _run_beside(stack, follow(config.qmp, mobility.qemu))
+        _run_beside(stack, follow(Path(config.qmp), mobility.qemu))
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple, Self
 
-from vtpmd import core
 from vtpmd.closing import Closing
+from vtpmd.core.delta import crc32c
 from vtpmd.errors import UsageError
 from vtpmd.store.directory import StateDirectoryError, lock_file
 
@@ -194,13 +194,13 @@ class Anchor(Closing):
 def _encode(serial: int, mark: Mark) -> bytes:
     identity, generation, digest, expected = mark
     content = SLOT.pack(MAGIC, VERSION, 0, identity, serial, generation, digest, expected)
-    return content + CHECKSUM.pack(core.crc32c(content))
+    return content + CHECKSUM.pack(crc32c(content))
 
 
 def _decode(slot: bytes) -> tuple[int, Mark] | None:
     """Return what a slot says, after its serial, or None unless it is whole."""
     content, checksum = slot[: SLOT.size], slot[SLOT.size :]
-    if checksum != CHECKSUM.pack(core.crc32c(content)):
+    if checksum != CHECKSUM.pack(crc32c(content)):
         return None
     magic, version, flags, identity, serial, *state = SLOT.unpack(content)
     if (magic, version, flags) != (MAGIC, VERSION, 0):

@@ -30,8 +30,8 @@ from hmac import compare_digest
 from struct import Struct
 from typing import Final, NamedTuple
 
-from vtpmd import core
 from vtpmd.core import Image
+from vtpmd.core.delta import DeltaError, delta_apply, delta_encode, delta_inspect
 from vtpmd.store.directory import (
     INCOMING_NAME,
     PERMANENT_NAME,
@@ -118,11 +118,11 @@ class IncomingStates:
         """
         if self._head is None:
             raise ValueError("there is no session to take from")
-        continues = core.delta_inspect(record).from_generation in self._ends_at
+        continues = delta_inspect(record).from_generation in self._ends_at
         entry = self._entry(record)
         if not continues or self._end + len(entry) > INCOMING_BYTES:
             self.make(self._head.session, self._head.lineage)
-            entry = self._entry(core.delta_encode(NO_STATE, state))
+            entry = self._entry(delta_encode(NO_STATE, state))
         self._in_place.overwrite(INCOMING_NAME, self._end, entry)
         self._serial += 1
         self._end += len(entry)
@@ -157,7 +157,7 @@ class IncomingStates:
             if head.magic not in (MAGIC, MAGIC_SEALED):
                 raise Damaged
             image = _replay(_records(content, head.granted, sealing))
-        except (Damaged, core.DeltaError, SealBroken) as error:
+        except (Damaged, DeltaError, SealBroken) as error:
             if not is_only_state:
                 return nothing
             raise StateDirectoryError(
@@ -233,9 +233,9 @@ def _records(content: bytes, last: int, sealing: Sealing | None) -> list[bytes]:
 def _replay(records: list[bytes]) -> Image:
     """Return the state that the last record ends at. Raises Damaged or DeltaError."""
     chain: list[bytes] = []
-    wanted = core.delta_inspect(records[-1]).to_generation
+    wanted = delta_inspect(records[-1]).to_generation
     for record in reversed(records):
-        header = core.delta_inspect(record)
+        header = delta_inspect(record)
         if header.to_generation == wanted:
             chain.append(record)
             wanted = header.from_generation
@@ -243,5 +243,5 @@ def _replay(records: list[bytes]) -> Image:
         raise Damaged
     state = NO_STATE
     for record in reversed(chain):
-        state = core.delta_apply(state, record)
+        state = delta_apply(state, record)
     return state
