@@ -123,7 +123,13 @@ class HandOver:
         if destination.has_guest():
             # It ends when its stream does, or runs; if the source has given up, it may wait on.
             return source.has_guest() and migration_status(source) in migration.GIVEN_UP
-        return not source.has_guest() or migration_status(source) in migration.ENDED
+        if not source.has_guest() or migration_status(source) in migration.ENDED:
+            return True
+        # One that has sent all, and whose connection's end was lost with the link, waits for ever:
+        # nothing is under way that TCP would find unanswered. Whoever sees that the other is gone
+        # cancels.
+        _guest_of(source).qmp("migrate_cancel")
+        return False
 
     def _guests(self) -> list[Owner]:
         """Have the guest go on where it is; return where it finds its TPM."""
