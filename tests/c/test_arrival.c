@@ -20,11 +20,9 @@
 #include "bytes.h"
 #include "commands.h"
 #include "data.h"
-#include "io_memory.h"
-#include "journal.h"
 #include "pages.h"
 #include "swtpm_format.h"
-#include "tpm.h"
+#include "tpm_in_memory.h"
 
 enum {
     STATES = ARRIVED_UNUSABLE + 1,
@@ -35,10 +33,6 @@ enum {
 
 static const char letters[] = "NBTU"; /* of states */
 
-static const struct journal_settings settings = {
-    .identity = "this vTPM's own.",
-    .file_bytes = JOURNAL_BYTES,
-};
 static const struct checkpoint_lineage later = {.identity = "this vTPM's own.",
                                                 .generation = LATER},
                                        earlier = {.identity = "this vTPM's own.", .generation = 1},
@@ -53,9 +47,6 @@ struct image {
 /* Of a TPM that is not the one of this host, as QEMU brings them; and of the one that is. */
 static struct image permanent, volatile_state, own_volatile_state;
 
-static struct io_memory io;
-static struct store *own_store, *store;
-static struct tpm *tpm;
 static struct data_channel *channel;
 static struct commands commands;
 static int guest_fd;
@@ -241,11 +232,7 @@ static const struct row {
 
 static void begin(void)
 {
-    io_memory_init(&io);
-    tpm = tpm_new(&io.io);
-    assert_int_equal(store_new(&own_store), 0);
-    assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
+    tpm_in_memory_begin();
     assert_int_equal(data_channel_new(&channel, tpm), 0);
     commands = (struct commands){.tpm = tpm, .store = store, .channel = channel};
     commands.answer.given = MESSAGE_NONE;
@@ -257,10 +244,7 @@ static void end(void)
     if (guest_fd >= 0)
         close(guest_fd);
     data_channel_free(channel);
-    tpm_free(tpm);
-    store_free(store);
-    store_free(own_store);
-    io_memory_deinit(&io);
+    tpm_in_memory_end();
 }
 
 static uint32_t execute(uint8_t *command, size_t command_bytes)
