@@ -639,6 +639,11 @@ void durable_leave(struct durable *durable)
     pthread_mutex_unlock(&durable->lock);
 }
 
+bool durable_has_journal(const struct durable *durable)
+{
+    return durable->journal != NULL;
+}
+
 int durable_end(struct durable *durable)
 {
     durable->on = false;

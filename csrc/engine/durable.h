@@ -125,6 +125,9 @@ void durable_pause(struct durable *durable);
  * that can be done. */
 void durable_leave(struct durable *durable);
 
+/* Return true if a journal continues the file. */
+bool durable_has_journal(const struct durable *durable);
+
 /* Wait for a folding, and close the journal. Returns 0, also if there is none, or a negative errno:
  * the journal is still there then, and goes on. */
 int durable_end(struct durable *durable);

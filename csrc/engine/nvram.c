@@ -121,6 +121,11 @@ void nvram_set_on(bool is_so)
         durable_pause(permanent);
 }
 
+bool nvram_has_journal(void)
+{
+    return durable_has_journal(permanent);
+}
+
 int nvram_end(void)
 {
     return is_read_only ? 0 : durable_end(permanent);

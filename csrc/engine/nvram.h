@@ -63,6 +63,9 @@ void nvram_defer(bool is_so);
 /* Whether the TPM is on: journals are opened only then. */
 void nvram_set_on(bool is_so);
 
+/* Return true if there is a journal. */
+bool nvram_has_journal(void);
+
 /* Close the journal. Returns 0, or a negative errno with the journal left as it is. */
 int nvram_end(void);
 

@@ -557,10 +557,21 @@ TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
     return TPM_SUCCESS;
 }
 
+/* What QEMU was given may be started elsewhere, or never: then it is the directory that counts. */
+static int leave_given(void)
+{
+    if (!nvram_has_journal())
+        return 0;
+    error_report("tpm2-00.journal stays: QEMU was given the state, and its guest has not run on "
+                 "here; if it runs nowhere else, vtpmd fold makes the directory swtpm's to take");
+    return -EROFS;
+}
+
 int tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
-    int r = close_journal();
+    struct condition now = tpm->condition;
+    int r = now.custody == TPM_GIVEN ? leave_given() : close_journal();
     long_command_deinit();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);

@@ -79,7 +79,8 @@ struct tpm *tpm_new(struct io *io);
 int tpm_start_long_commands(struct tpm *tpm);
 
 /* Stop the TPM if it runs, close its journal, overwrite what it held and free it. Returns 0, or a
- * negative errno: the journal is still there. */
+ * negative errno: the journal is still there, and what the directory has is not known to be of no
+ * use any more. -EROFS if QEMU was given the state, and its guest was not seen to run on. */
 int tpm_free(struct tpm *tpm);
 
 /* Take what a state file holds as the image that a stopped TPM starts from next. */

@@ -392,6 +392,24 @@ void io_memory_lose_power(const struct io_memory *memory, struct io_choices *cho
     after->calls = after->fail_from = after->off_from = after->syncs = 0;
 }
 
+bool io_memory_survives(const struct io_memory *io,
+                        bool (*is_right)(const struct io_memory *after, const void *context),
+                        const void *context)
+{
+    static struct io_choices choices;
+    struct io_memory after;
+    bool survives;
+
+    io_memory_init(&after);
+    io_choices_init(&choices);
+    do {
+        io_memory_lose_power(io, &choices, &after);
+        survives = is_right(&after, context);
+    } while (survives && io_choices_next(&choices));
+    io_memory_deinit(&after);
+    return survives;
+}
+
 bool io_memory_read(const struct io_memory *memory, const char *name, const uint8_t **bytes,
                     size_t *n_bytes)
 {

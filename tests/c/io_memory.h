@@ -96,6 +96,12 @@ uint32_t io_choose(struct io_choices *choices, uint32_t limit);
 void io_memory_lose_power(const struct io_memory *io, struct io_choices *choices,
                           struct io_memory *after);
 
+/* Ask about what a loss of power leaves, in each way that there is. Returns false at the first that
+ * is not right. */
+bool io_memory_survives(const struct io_memory *io,
+                        bool (*is_right)(const struct io_memory *after, const void *context),
+                        const void *context);
+
 /* Find a file as it is. Returns false if it is absent. */
 bool io_memory_read(const struct io_memory *io, const char *name, const uint8_t **bytes,
                     size_t *n_bytes);

@@ -175,10 +175,14 @@ static bool admits_older(const struct world *world, const struct io_memory *afte
     return false;
 }
 
+static bool goes_on_rightly(const struct io_memory *after, const void *context)
+{
+    return goes_on(context, after) && !admits_older(context, after);
+}
+
 /* Returns false if a loss of power at some call, of any kind, is not gone on from. */
 static bool survives(bool journal, int skip_sync)
 {
-    static struct io_choices choices;
     bool survived = true;
 
     for (int step = 1;; step++) {
@@ -187,14 +191,7 @@ static bool survives(bool journal, int skip_sync)
         world.io.skip_sync = skip_sync;
         world.io.fail_from = step;
         bool whole = live(&world, journal);
-        io_choices_init(&choices);
-        do {
-            struct io_memory after;
-            io_memory_init(&after);
-            io_memory_lose_power(&world.io, &choices, &after);
-            survived &= goes_on(&world, &after) && !admits_older(&world, &after);
-            io_memory_deinit(&after);
-        } while (io_choices_next(&choices));
+        survived &= io_memory_survives(&world.io, goes_on_rightly, &world);
         world.io.fail_from = 0;
         world_deinit(&world);
         if (whole)
@@ -212,7 +209,6 @@ static void a_journals_commits_are_gone_on_from(void **state)
 /* The anchor must not be ahead: a commit that need not wait for the disk waits all the same. */
 static void a_deferred_commit_is_durable_before_the_anchor_has_seen_it(void **state)
 {
-    static struct io_choices choices;
     struct world world;
 
     (void)state;
@@ -221,14 +217,7 @@ static void a_deferred_commit_is_durable_before_the_anchor_has_seen_it(void **st
     assert_true(commit(&world));
     durable_defer(world.durable, true);
     assert_true(commit(&world));
-    io_choices_init(&choices);
-    do {
-        struct io_memory after;
-        io_memory_init(&after);
-        io_memory_lose_power(&world.io, &choices, &after);
-        assert_true(goes_on(&world, &after) && !admits_older(&world, &after));
-        io_memory_deinit(&after);
-    } while (io_choices_next(&choices));
+    assert_true(io_memory_survives(&world.io, goes_on_rightly, &world));
     world_deinit(&world);
 }
 

@@ -22,11 +22,9 @@
 #include "bytes.h"
 #include "commands.h"
 #include "data.h"
-#include "io_memory.h"
-#include "journal.h"
 #include "pages.h"
 #include "swtpm_format.h"
-#include "tpm.h"
+#include "tpm_in_memory.h"
 
 enum {
     STATES = ARRIVED_UNUSABLE + 1,
@@ -37,10 +35,6 @@ enum {
 
 static const char letters[] = "NBTU"; /* of states */
 
-static const struct journal_settings settings = {
-    .identity = "this vTPM's own.",
-    .file_bytes = JOURNAL_BYTES,
-};
 static const struct checkpoint_lineage later = {.identity = "this vTPM's own.",
                                                 .generation = LATER},
                                        earlier = {.identity = "this vTPM's own.", .generation = 1},
@@ -55,9 +49,6 @@ struct image {
 /* Of a TPM that is not the one of this host, as QEMU brings them; and of the one that is. */
 static struct image permanent, volatile_state, own_volatile_state;
 
-static struct io_memory io;
-static struct store *own_store, *store;
-static struct tpm *tpm;
 static struct data_channel *channel;
 static struct blackout *blackout;
 static struct asker *asker;
@@ -245,11 +236,7 @@ static const struct row {
 
 static void begin(void)
 {
-    io_memory_init(&io);
-    tpm = tpm_new(&io.io);
-    assert_int_equal(store_new(&own_store), 0);
-    assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
+    tpm_in_memory_begin();
     assert_int_equal(asker_new(&asker), 0);
     asker_be_alone(asker);
     assert_int_equal(blackout_new(&blackout, tpm, asker), 0);
@@ -272,10 +259,7 @@ static void end(void)
     data_channel_free(channel);
     blackout_free(blackout);
     asker_free(asker);
-    tpm_free(tpm);
-    store_free(store);
-    store_free(own_store);
-    io_memory_deinit(&io);
+    tpm_in_memory_end();
 }
 
 static uint32_t execute(uint8_t *command, size_t command_bytes)

@@ -20,10 +20,9 @@
 #include "checkpoint.h"
 #include "cipher.h"
 #include "custody.h"
-#include "io_memory.h"
 #include "journal.h"
 #include "pages.h"
-#include "tpm.h"
+#include "tpm_in_memory.h"
 
 enum {
     STATES_OFF = TPM_FENCED + 1,
@@ -32,34 +31,9 @@ enum {
 
 static const char letters[] = "AGFRSP"; /* of custodies, as the table has them */
 
-static const struct journal_settings settings = {
-    .identity = "this vTPM's own.",
-    .file_bytes = JOURNAL_BYTES,
-};
-
 static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
 
-static struct io_memory io;
-static struct store *own_store, *store;
-static struct tpm *tpm;
 static struct tpm_response response;
-
-static void begin(void)
-{
-    io_memory_init(&io);
-    tpm = tpm_new(&io.io);
-    assert_int_equal(store_new(&own_store), 0);
-    assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
-}
-
-static void end(void)
-{
-    tpm_free(tpm);
-    store_free(store);
-    store_free(own_store);
-    io_memory_deinit(&io);
-}
 
 /* Takes the C library's place: no command waits for time to pass. */
 int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
@@ -93,7 +67,7 @@ static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custo
     enum tpm_custody own = custody_is_ahead(custody) ? before : custody;
     struct link_digests digests;
 
-    begin();
+    tpm_in_memory_begin();
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_equal(do_capture(), TPM_SUCCESS);
     if (own == TPM_GIVEN)
@@ -435,7 +409,7 @@ static void try_cell(const struct operation *operation, enum tpm_power power,
                  seen.custody, seen.before, expected.verdict, expected.custody, expected.before);
     if (has_written)
         assert_true(expected.verdict == 'd' && expected.custody == 'A');
-    end();
+    tpm_in_memory_end();
 }
 
 static void invariant_3_every_operation_in_every_state_is_as_the_table_says(void **state)

@@ -224,8 +224,9 @@ static bool is_allowed(const struct world *world, const uint8_t *bytes, size_t n
 }
 
 /* The oracle. */
-static bool is_recovered(const struct world *world, const struct io_memory *after)
+static bool is_recovered(const struct io_memory *after, const void *context)
 {
+    const struct world *world = context;
     static uint8_t image[IMAGE_BYTES_MAX];
     struct journal_evidence evidence;
     struct journal_recovery recovery;
@@ -248,24 +249,16 @@ static bool is_recovered(const struct world *world, const struct io_memory *afte
 /* Lose power at every call, in every way. Returns false at the first image that was lost. */
 static bool survives_every_power_loss(const char *life, int sealed, bool is_in_file, int skip_sync)
 {
-    static struct io_choices choices;
     bool survived = true, finished = false;
 
     for (int call = 1; survived && !finished; call++) {
         assert_true(call < 1000);
-        struct io_memory after;
         struct world world;
         world_init(&world, sealed, is_in_file);
         world.io.fail_from = call;
         world.io.skip_sync = skip_sync;
         finished = live(&world, life);
-        io_memory_init(&after);
-        io_choices_init(&choices);
-        do {
-            io_memory_lose_power(&world.io, &choices, &after);
-            survived = is_recovered(&world, &after);
-        } while (survived && io_choices_next(&choices));
-        io_memory_deinit(&after);
+        survived = io_memory_survives(&world.io, is_recovered, &world);
         world_deinit(&world);
     }
     return survived;
@@ -378,16 +371,7 @@ static void check_nonces(struct seen *seen, const struct io_memory *io)
 
 static void check_every_power_loss(const struct world *world)
 {
-    static struct io_choices choices;
-    struct io_memory after;
-
-    io_memory_init(&after);
-    io_choices_init(&choices);
-    do {
-        io_memory_lose_power(&world->io, &choices, &after);
-        assert_true(is_recovered(world, &after));
-    } while (io_choices_next(&choices));
-    io_memory_deinit(&after);
+    assert_true(io_memory_survives(&world->io, is_recovered, world));
 }
 
 static bool is_off(const struct world *world)
@@ -470,7 +454,7 @@ static void lose_power(struct world *world, struct io_choices *choices)
 
     io_memory_init(&after);
     io_memory_lose_power(&world->io, choices, &after);
-    assert_true(is_recovered(world, &after));
+    assert_true(is_recovered(&after, world));
     assert_true(state_directory_read(&after, world->settings, &evidence));
     state_directory_recover(&evidence, image, &recovery);
     state_directory_fold(&after, world->settings, image, &recovery);
@@ -812,7 +796,7 @@ static void check_files(const struct directory *directory, const struct world *w
             break;
         io_memory_deinit(&copy);
     }
-    assert_true(is_recovered(world, &copy));
+    assert_true(is_recovered(&copy, world));
     io_memory_deinit(&copy);
 }
 

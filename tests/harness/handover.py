@@ -49,9 +49,9 @@ def make_host(lab: Lab, peering: Peering | None = None, state: Path | None = Non
     return Host(vtpmd, lab.management(vtpmd), lab.raw_guest(vtpmd))
 
 
-def stopped(host: Host) -> Host:
-    """Stop a host's vtpmd as an operator does."""
-    assert host.vtpmd.stop() == 0
+def stopped(host: Host, status: int = 0) -> Host:
+    """Stop a host's vtpmd as an operator does, and check its exit status."""
+    assert host.vtpmd.stop() == status
     return host
 
 

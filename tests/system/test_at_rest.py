@@ -468,8 +468,8 @@ def make_crashed(lab: Lab, sealed: Sealed | None) -> Crashed:
         tpm.nv_define(INDEX, 8, tpm2.NV_COUNTER)
         for _ in range(5):
             tpm.nv_increment(INDEX)
-            counters.append(tpm.nv_counter(INDEX))
             images.append(swtpm_format.decode_blob(control.get_state_blob(Blob.PERMANENT)))
+            counters.append(tpm.nv_counter(INDEX))  # the guest runs on
     assert emulator.stop() == 0
     with StateDirectory.open(emulator.state) as directory:
         key = None if sealed is None else Key(bytearray(sealed.key))

@@ -19,10 +19,11 @@ import pytest
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.state_files import look
-from tests.support.emulator_client import Control, ControlClient, DataSocket
+from tests.support.emulator_client import Blob, Control, ControlClient, DataSocket
 from tests.support.tpm2 import NV_COUNTER, Tpm
 from tests.system.test_run import run_to_its_end
 from vtpmd._core import lib
+from vtpmd.daemon.engine import EXIT_JOURNAL
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 COUNTER = 0x01500001
@@ -187,6 +188,30 @@ def test_reset_of_the_guest_folds_nothing_and_goes_on(lab: Lab) -> None:
         emulator.kill()
     assert counted(lab, state) == 4
     assert not (state / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
+@pytest.mark.parametrize("runs_on", [True, False], ids=["runs on", "does not"])
+def test_invariant_9_stop_says_whether_the_directory_is_swtpm_s(
+    lab: Lab, is_alone: bool, runs_on: bool
+) -> None:
+    """Not where QEMU was given the state and the guest did not run on; folded, it is."""
+    emulator = lab.emulator(VTPMD) if is_alone else lab.daemon()
+    state = emulator.state
+    with ControlClient(emulator.control_path) as control:
+        tpm, _ = power_on(control)
+        tpm.nv_define(COUNTER, 8, NV_COUNTER)
+        tpm.nv_increment(COUNTER)
+        control.get_state_blob(Blob.PERMANENT)
+        if runs_on:
+            tpm.nv_increment(COUNTER)
+    assert emulator.stop() == (0 if runs_on else EXIT_JOURNAL)
+    assert (state / JOURNAL).exists() != runs_on
+    assert ("tpm2-00.journal stays: QEMU was given the state" in emulator.program.output) != runs_on
+    if not runs_on:
+        assert run_to_its_end(state, command="fold").returncode == 0
+    with ControlClient(lab.emulator(SWTPM, state).control_path) as control:
+        assert power_on(control)[0].nv_counter(COUNTER) == 1 + runs_on
 
 
 def alter(state: Path) -> None:

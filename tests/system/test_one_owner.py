@@ -57,6 +57,7 @@ from tests.harness.owners import (
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, PCR
 from tests.support.emulator_client import Blob, Control, ControlError
 from tests.support.tpm2 import ReturnCode, TpmError, get_random
+from vtpmd.daemon.engine import EXIT_JOURNAL
 from vtpmd.daemon.peer_server import PEERS_MAX
 from vtpmd.migration.source import HEARD_US_MAX
 from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
@@ -565,7 +566,7 @@ def test_source_that_gave_whole_blobs_writes_nothing_when_it_ends(lab: Lab) -> N
     assert_whole(pair.source.guest.save())
     before = files_of(pair.source)
     pair.source.guest.control.shutdown()
-    assert pair.source.vtpmd.program.wait() == 0
+    assert pair.source.vtpmd.program.wait() == EXIT_JOURNAL
     assert files_of(pair.source) == before
 
 
@@ -580,7 +581,7 @@ def test_host_that_gave_whole_blobs_and_is_asked_for_its_vtpm_writes_nothing(lab
     pair.source.guest.resume()
     wait_until(lambda: any("says that it has it" in line for line in pair.source.log))
     host.guest.control.shutdown()
-    assert host.vtpmd.program.wait() == 0
+    assert host.vtpmd.program.wait() == EXIT_JOURNAL
     assert files_of(host) == before
 
 

@@ -33,9 +33,10 @@ example:
 
   It prints the arguments to start QEMU with, serves until it is stopped by SIGTERM, SIGINT or by
   QEMU's exit, and keeps the vTPM's state in the directory, in swtpm's format. A directory that
-  swtpm made is taken over as it is; swtpm takes over one that vtpmd has stopped with. Where the
-  vTPM has left, to another host or with a state that QEMU was given, the directory keeps its
-  journal, and swtpm refuses it: see vtpmd fold.
+  swtpm made is taken over as it is; swtpm takes over one that vtpmd has stopped with. Where QEMU
+  was given the state, as for a migration, and its guest did not run on here, the directory keeps
+  its journal, and swtpm refuses it: see vtpmd fold. So does that of a vTPM which went to another
+  host in a session: nobody here is to take it.
 
 exit status:
   0  stopped by a signal, or by QEMU when it ended
