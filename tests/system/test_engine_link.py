@@ -10,7 +10,6 @@ import hashlib
 import os
 import signal
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.harness.bare_engine import (
     SERVING,
     BareEngine,
     NoSessions,
+    attached,
     descriptors_for,
     sealed,
     with_engine,
@@ -29,19 +29,28 @@ from tests.harness.bare_engine import (
 from tests.support.emulator_client import (
     INIT_DELETE_VOLATILE,
     Blob,
-    Control,
     ControlClient,
     DataSocket,
     receive_exactly,
 )
-from tests.support.tpm2 import ReturnCode, StartupType, shutdown, startup
+from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkInit, LinkOperation, LinkShutdown, Store
+from vtpmd.core import (
+    LinkCapture,
+    LinkDescriptor,
+    LinkInit,
+    LinkOperation,
+    LinkShutdown,
+    Store,
+)
 from vtpmd.core.handover import Handover
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.daemon import engine_process
-from vtpmd.daemon.engine import Engine, EngineDied, Reply
+from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
+
+INDEX = 0x01500030
+NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
 
 
 class Vtpm:
@@ -125,7 +134,7 @@ def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
     """A kind that is none, and a kind for a start that is not held."""
 
     async def test(vtpm: Vtpm) -> None:
-        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, LinkInit.CAME | 1 << 8):
+        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
             assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)
@@ -139,7 +148,7 @@ def test_invariant_3_vtpm_of_another_host_does_not_start_until_it_is_ours(tmp_pa
         await vtpm.ask(LinkOperation.RETIRE)
         assert await vtpm.refused(LinkOperation.INIT) == Result.FAIL
         assert await vtpm.command(startup(StartupType.CLEAR)) == ReturnCode.FAILURE
-        assert {file.name for file in state.iterdir()} == {".lock", "control"}
+        assert {file.name for file in state.iterdir()} == {".lock", "control", "vtpmd.link"}
         await vtpm.ask(LinkOperation.UNRETIRE)
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
@@ -200,7 +209,7 @@ def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     async def test(bare: BareEngine) -> None:
         os.kill(bare.engine.pid, signal.SIGSTOP)
         stopping = asyncio.create_task(bare.engine.stop())
-        await asyncio.sleep(0)  # the link is closed
+        await asyncio.sleep(0)  # it is told to end
         os.kill(bare.engine.pid, signal.SIGKILL)
         await stopping
         (line,) = bare.deaths
@@ -211,42 +220,17 @@ def test_engine_that_is_killed_while_it_stops_has_died(tmp_path: Path) -> None:
     with_engine(tmp_path, test)
 
 
-def test_vtpmd_that_leaves_without_reading_ends_the_engine_in_order(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A question was on its way."""
-    with ExitStack() as stack:
-        fd = sealed(SERVE_MESSAGE)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, tmp_path, lambda _: fd)
-        process = engine_process.spawn(descriptors)
-        with process.link, ControlClient(tmp_path / "control") as control:
-            process.link.recv(4096)  # that it is ready
-            control.socket.sendall(struct.pack(">II", Control.INIT, 0))
-            process.link.recv(1)
-        _, status = os.waitpid(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert capfd.readouterr().err == ""
+def started(stack: ExitStack, path: Path, record: bytes, seals: int = SEALS) -> tuple[int, int]:
+    """Start an engine from a boot record; return its number, and the directory's descriptor."""
+    fd = sealed(record, seals)
+    stack.callback(os.close, fd)
+    descriptors, _ = descriptors_for(stack, path, lambda _: fd)
+    return engine_process.spawn(descriptors), descriptors[LinkDescriptor.DIRECTORY]
 
 
-def boots(path: Path, record: bytes, seals: int) -> str:
-    """Start an engine from a boot record; return why it has ended, or nothing."""
-
-    async def attach(process: engine_process.EngineProcess) -> str:
-        engine = Engine(process)
-        try:
-            await engine.attach(lambda _: None)
-        except EngineDied as error:
-            return str(error)
-        finally:
-            await engine.stop()
-        return ""
-
-    with ExitStack() as stack:
-        fd = sealed(record, seals)
-        stack.callback(os.close, fd)
-        descriptors, _ = descriptors_for(stack, path, lambda _: fd)
-        return asyncio.run(attach(engine_process.spawn(descriptors)))
+def status_of(pid: int) -> int:
+    """Return the status that an engine ends with."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def message(operation: int, payload: bytes = b"", payload_bytes: int | None = None) -> bytes:
@@ -274,7 +258,15 @@ WRONG_RECORDS = {
 
 
 def test_engine_starts_from_a_sealed_boot_record(tmp_path: Path) -> None:
-    assert boots(tmp_path, SERVE_MESSAGE + KEY_MESSAGE, SEALS) == ""
+    """And removes its sockets when it ends."""
+
+    async def stop(directory_fd: int) -> None:
+        await (await attached(directory_fd, pytest.fail)).stop()
+
+    with ExitStack() as stack:
+        _, directory_fd = started(stack, tmp_path, SERVE_MESSAGE + KEY_MESSAGE)
+        asyncio.run(stop(directory_fd))
+        assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("wrong", WRONG_RECORDS.values(), ids=WRONG_RECORDS)
@@ -282,7 +274,39 @@ def test_engine_does_not_start_from_a_boot_record_that_is_wrong(
     tmp_path: Path, wrong: tuple[bytes, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so in one line, and nothing is written."""
-    assert "exited with status 1" in boots(tmp_path, *wrong)
+    with ExitStack() as stack:
+        pid, _ = started(stack, tmp_path, *wrong)
+        assert status_of(pid) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("vtpmd-engine: cannot start from the boot record: ")
-    assert [each.name for each in tmp_path.iterdir()] == [".lock"]  # without its socket
+    assert {each.name for each in tmp_path.iterdir()} - {"vtpmd.link"} == {".lock"}
+
+
+def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_gone(
+    tmp_path: Path,
+) -> None:
+    """It was not granted: the TPM starts from its own state."""
+
+    async def give(bare: BareEngine, control: ControlClient) -> None:
+        bare.engine.answer_by(NoSessions(bare.engine))
+        guest = await asyncio.to_thread(control.attach_data)
+        vtpm = Vtpm(bare.engine, bare.store, control, guest)
+        await vtpm.ask(LinkOperation.INIT)
+        assert await vtpm.command(startup(StartupType.CLEAR)) == 0
+        await vtpm.ask(LinkOperation.CAPTURE)
+        kinds = (StateType.PERMANENT, StateType.VOLATILE)
+        permanent, volatile = [vtpm.store.read(kind).data for kind in kinds]
+        assert await vtpm.command(nv_define(INDEX, 8)) == 0
+        await vtpm.ask(LinkOperation.STOP)
+        await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+        bare.lose_vtpmd()
+        await asyncio.to_thread(control.init)
+        assert await vtpm.command(startup(StartupType.CLEAR)) == 0
+        assert await vtpm.command(nv_define(INDEX, 8)) == NV_DEFINED
+        guest.close()
+
+    async def test(bare: BareEngine) -> None:
+        with ControlClient(bare.control_path) as control:
+            await give(bare, control)
+
+    with_engine(tmp_path / "state", test)
