@@ -11,6 +11,7 @@
 
 enum attachment {
     ALONE,
+    EXPECTED,
     AWAY,
     ATTACHED,
     CLOSED,
@@ -35,7 +36,7 @@ int asker_new(struct asker **out)
 
     if (!asker)
         return -ENOMEM;
-    asker->state = AWAY;
+    asker->state = EXPECTED;
     asker->fd = -1;
     check(pthread_mutex_init(&asker->sending, NULL) == 0);
     check(pthread_mutex_init(&asker->lock, NULL) == 0);
@@ -176,12 +177,24 @@ static int decide(struct asker *asker)
     return asker->is_deciding ? ASKER_NOBODY : ASKER_CLOSED;
 }
 
+/* With the lock: QEMU may be here before the vtpmd that the engine was started with, which is not
+ * waited for twice. */
+static void wait_for_expected(struct asker *asker)
+{
+    int64_t deadline_ms = clock_ms() + ASKER_SILENCE_MAX_MS;
+
+    while (asker->state == EXPECTED && clock_ms() < deadline_ms)
+        clock_wait_until(&asker->changed, &asker->lock, deadline_ms);
+    if (asker->state == EXPECTED)
+        set_state(asker, AWAY);
+}
+
 int asker_ask(struct asker *asker, const struct message *question, struct message *answer)
 {
-    int64_t now_ms = clock_ms();
-
     pthread_mutex_lock(&asker->lock);
     check(asker->asked == 0);
+    wait_for_expected(asker);
+    int64_t now_ms = clock_ms();
     int r = asker->state == ATTACHED ? 0 : decide(asker);
     if (r == 0) {
         asker->asked = question->header.operation;
@@ -214,7 +227,7 @@ bool asker_wait(struct asker *asker, int64_t deadline_ms)
 {
     asker_decided(asker);
     pthread_mutex_lock(&asker->lock);
-    while ((asker->state == ALONE || asker->state == AWAY) && clock_ms() < deadline_ms)
+    while (asker->state != ATTACHED && asker->state != CLOSED && clock_ms() < deadline_ms)
         clock_wait_until(&asker->changed, &asker->lock, deadline_ms);
     bool is_attached = asker->state == ATTACHED;
     pthread_mutex_unlock(&asker->lock);

@@ -5,11 +5,14 @@
  * which may have the TPM do something before it answers.
  *
  *     alone     no vtpmd has ever been attached, nor is one to be
+ *     expected  the engine was started with one, which has yet to come
  *     away      none is attached now
  *     attached  one is
  *     closed    none will be: the engine ends
  *
- *     alone, away ──asker_attach()──► attached ──asker_detach(), or it is silent──► away
+ *     alone, expected, away ──asker_attach()──► attached ──asker_detach(), or silence──► away
+ *     expected ──asker_be_alone()──► alone
+ *     expected ──a question has waited ASKER_SILENCE_MAX_MS for it──► away
  *     any ──asker_close()──► closed
  *
  * vtpmd may die, hang or be stopped at any moment, and QEMU does not wait for it longer than
@@ -32,7 +35,7 @@ enum {
 
 struct asker;
 
-/* With no vtpmd, which is away. Returns 0 or -ENOMEM. */
+/* A vtpmd is expected. Returns 0 or -ENOMEM. */
 int asker_new(struct asker **asker);
 
 /* No vtpmd is to come. */

@@ -102,6 +102,11 @@ def write(data: DataSocket, commits_max: int) -> int:
     return commits_max
 
 
+def sockets(directory: str, names: list[str]) -> list[str]:
+    """Return which of the names are sockets': a vtpmd that was killed leaves them, and no state."""
+    return [name for name in names if (Path(directory) / name).is_socket()]
+
+
 def time_starts(emulator: Emulator, directory: Path, count: int) -> Starts:
     """Start an emulator on copies of what was left, in turn."""
     commits = {left: leave(emulator, directory / left.name, left) for left in Left}
@@ -109,7 +114,7 @@ def time_starts(emulator: Emulator, directory: Path, count: int) -> Starts:
     for number in range(count):
         for left, times in times_ms.items():
             copy = directory / f"{left.name}-{number}"
-            shutil.copytree(directory / left.name / "state", copy / "state")
+            shutil.copytree(directory / left.name / "state", copy / "state", ignore=sockets)
             times.append(time_start(emulator, copy)[Event.TPM_READY])
     return Starts(emulator=emulator, times_ms=times_ms, commits=commits[Left.FULL])
 
