@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip
+from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip, survive
 from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device
@@ -287,6 +287,16 @@ def check_keys(measured: dict[str, Any]) -> None:
         assert all(bool(run["tail_bytes"]) == (tpm == GuestTpm.VTPMD) for run in migrations)
 
 
+def check_survive(measured: dict[str, Any]) -> None:
+    """All that is timed was answered, beside a vtpmd that is killed and beside one that is not."""
+    answers = measured["answers_ms"]
+    assert set(answers) == set(survive.When)
+    for answered in answers.values():
+        assert {what: each["count"] > 0 for what, each in answered.items()} == dict.fromkeys(
+            survive.What, True
+        )
+
+
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
@@ -295,6 +305,7 @@ CHECKS = {
     "moving": check_moving,
     "keys": check_keys,
     "durable-writes": check_durable_writes,
+    "survive": check_survive,
 }
 
 

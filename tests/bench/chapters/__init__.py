@@ -7,7 +7,16 @@ new chapter is a new file here and a line in CHAPTERS.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench.chapters import durable_writes, keys, moving, reset, round_trip, start_up, store
+from tests.bench.chapters import (
+    durable_writes,
+    keys,
+    moving,
+    reset,
+    round_trip,
+    start_up,
+    store,
+    survive,
+)
 from tests.bench.report import Result, Settings
 
 
@@ -22,5 +31,5 @@ class Chapter:
 
 CHAPTERS = tuple(
     Chapter(name=module.NAME, summary=module.SUMMARY, run=module.run)
-    for module in (round_trip, start_up, reset, store, moving, keys, durable_writes)
+    for module in (round_trip, start_up, reset, store, moving, keys, durable_writes, survive)
 )
