@@ -278,10 +278,17 @@ TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event)
     return TPM_SUCCESS;
 }
 
+/* While INIT waits, the lane is that thread's: of two that wait for a frame the one that does not
+ * need it may be first, and would not wake the other. */
+static bool is_lane_in_use(const struct blackout *blackout)
+{
+    return blackout->state == HANDOVER_WAITING;
+}
+
 int blackout_lane_fd(struct blackout *blackout)
 {
     locked(blackout);
-    return blackout->lane_fd;
+    return is_lane_in_use(blackout) ? BLACKOUT_NO_LANE : blackout->lane_fd;
 }
 
 enum handover_state blackout_state(struct blackout *blackout)
@@ -358,7 +365,8 @@ static void receive(struct blackout *blackout)
 void blackout_receive(struct blackout *blackout)
 {
     locked(blackout);
-    receive(blackout);
+    if (!is_lane_in_use(blackout))
+        receive(blackout);
 }
 
 bool blackout_is_armed(struct blackout *blackout)
@@ -404,7 +412,7 @@ bool blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t t
 }
 
 /* Wait for the other engine's word, here rather than in the link's thread, which would have to wake
- * this one. That may be first all the same, or end the lane: so each wait is short.
+ * this one. vtpmd may end the lane meanwhile: so each wait is short.
  * sandbox: poll|ppoll */
 static void wait_for_frame(struct blackout *blackout, int64_t until_ms)
 {

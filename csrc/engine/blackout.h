@@ -61,7 +61,8 @@ TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool
 /* LET_GO, WITHDRAW or OWNED. TPM_BAD_ORDINAL if it is too late for that. */
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event);
 
-/* What the lane has to be polled for, or BLACKOUT_NO_LANE; and take what has come there. */
+/* What the lane has to be polled for, or BLACKOUT_NO_LANE: there is none, or INIT waits for what
+ * comes there; and take what has come there. */
 int blackout_lane_fd(struct blackout *blackout);
 void blackout_receive(struct blackout *blackout);
 

@@ -7,7 +7,7 @@ it with SIGKILL, and to attach another one, many times.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -60,7 +60,7 @@ class Client:
         self._tpm.nv_increment(COUNTER)
 
     def _work(self, ends: threading.Event, times: Times) -> None:
-        actions = {
+        actions: dict[What, Callable[[], object]] = {
             What.EXTEND: lambda: self._tpm.extend(PCR, DIGEST),
             What.COUNT: lambda: self._tpm.nv_increment(COUNTER),
             What.CONTROL: self._control.lock_storage,
