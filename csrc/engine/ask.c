@@ -14,6 +14,7 @@ enum attachment {
     EXPECTED,
     AWAY,
     ATTACHED,
+    QUIET,
     CLOSED,
 };
 
@@ -64,12 +65,17 @@ static void set_state(struct asker *asker, enum attachment state)
     pthread_cond_broadcast(&asker->changed);
 }
 
+static bool has_vtpmd(const struct asker *asker)
+{
+    return asker->state == ATTACHED || asker->state == QUIET;
+}
+
 /* With the lock: vtpmd is silent, or does not read. The link's thread sees the end of the
  * connection, and closes it.
  * sandbox: shutdown */
 static void hang_up(struct asker *asker)
 {
-    if (asker->state != ATTACHED)
+    if (!has_vtpmd(asker))
         return;
     shutdown(asker->fd, SHUT_RDWR);
     set_state(asker, AWAY);
@@ -99,6 +105,16 @@ void asker_detach(struct asker *asker)
     pthread_mutex_unlock(&asker->sending);
 }
 
+void asker_be_asked(struct asker *asker, bool is_so)
+{
+    pthread_mutex_lock(&asker->lock);
+    while (asker->is_deciding && asker->state != CLOSED)
+        pthread_cond_wait(&asker->changed, &asker->lock);
+    if (has_vtpmd(asker))
+        set_state(asker, is_so ? ATTACHED : QUIET);
+    pthread_mutex_unlock(&asker->lock);
+}
+
 void asker_be_alone(struct asker *asker)
 {
     pthread_mutex_lock(&asker->lock);
@@ -116,7 +132,7 @@ void asker_close(struct asker *asker)
 bool asker_begin_request(struct asker *asker)
 {
     pthread_mutex_lock(&asker->lock);
-    asker->is_serving = asker->state == ATTACHED;
+    asker->is_serving = has_vtpmd(asker);
     bool is_so = asker->is_serving;
     pthread_mutex_unlock(&asker->lock);
     return is_so;
@@ -128,7 +144,7 @@ static int send_whole(struct asker *asker, const struct message *message, int64_
 {
     pthread_mutex_lock(&asker->sending);
     pthread_mutex_lock(&asker->lock);
-    int fd = asker->state == ATTACHED || asker->state == CLOSED ? asker->fd : -1;
+    int fd = has_vtpmd(asker) || asker->state == CLOSED ? asker->fd : -1;
     pthread_mutex_unlock(&asker->lock);
     int r = fd < 0 ? -ENOTCONN : message_send(fd, message, deadline_ms);
     if (r < 0) {
@@ -156,7 +172,7 @@ int asker_end_request(struct asker *asker, const struct message *response)
  * sandbox: futex */
 static void wait_for_answer(struct asker *asker)
 {
-    while (asker->asked != 0 && asker->state == ATTACHED) {
+    while (asker->asked != 0 && has_vtpmd(asker)) {
         int64_t deadline_ms = asker->heard_ms + ASKER_SILENCE_MAX_MS;
         if (asker->is_serving)
             pthread_cond_wait(&asker->changed, &asker->lock);
@@ -167,12 +183,10 @@ static void wait_for_answer(struct asker *asker)
     }
 }
 
-/* With the lock: once a request of a vtpmd that is gone is done. Returns what asker_ask() does
- * where there is no answer. */
+/* With the lock, and no request of a vtpmd under way. Returns what asker_ask() does where there is
+ * no answer. */
 static int decide(struct asker *asker)
 {
-    while (asker->is_serving)
-        pthread_cond_wait(&asker->changed, &asker->lock);
     asker->is_deciding = asker->state != CLOSED;
     return asker->is_deciding ? ASKER_NOBODY : ASKER_CLOSED;
 }
@@ -189,13 +203,36 @@ static void wait_for_expected(struct asker *asker)
         set_state(asker, AWAY);
 }
 
-int asker_ask(struct asker *asker, const struct message *question, struct message *answer)
+static bool is_to_be_asked(const struct asker *asker, bool may_decide)
+{
+    return asker->state == ATTACHED || (asker->state == QUIET && !may_decide);
+}
+
+/* With the lock: wait for a request that is under way, of a vtpmd that is gone, or that may say by
+ * it that it wants to be asked. Returns 0 if one is to be asked, else what asker_ask() does. */
+static int begin_to_ask(struct asker *asker, bool may_decide)
+{
+    while (asker->is_serving && !is_to_be_asked(asker, may_decide))
+        pthread_cond_wait(&asker->changed, &asker->lock);
+    return is_to_be_asked(asker, may_decide) ? 0 : decide(asker);
+}
+
+/* With the lock: no answer has come. */
+static int give_up(struct asker *asker)
+{
+    while (asker->is_serving)
+        pthread_cond_wait(&asker->changed, &asker->lock);
+    return decide(asker);
+}
+
+int asker_ask(struct asker *asker, const struct message *question, bool may_decide,
+              struct message *answer)
 {
     pthread_mutex_lock(&asker->lock);
     check(asker->asked == 0);
     wait_for_expected(asker);
     int64_t now_ms = clock_ms();
-    int r = asker->state == ATTACHED ? 0 : decide(asker);
+    int r = begin_to_ask(asker, may_decide);
     if (r == 0) {
         asker->asked = question->header.operation;
         asker->answer = answer;
@@ -208,7 +245,7 @@ int asker_ask(struct asker *asker, const struct message *question, struct messag
     pthread_mutex_lock(&asker->lock);
     wait_for_answer(asker);
     if (asker->asked != 0)
-        r = decide(asker);
+        r = give_up(asker);
     asker->asked = 0;
     pthread_cond_broadcast(&asker->changed);
     pthread_mutex_unlock(&asker->lock);
@@ -227,9 +264,9 @@ bool asker_wait(struct asker *asker, int64_t deadline_ms)
 {
     asker_decided(asker);
     pthread_mutex_lock(&asker->lock);
-    while (asker->state != ATTACHED && asker->state != CLOSED && clock_ms() < deadline_ms)
+    while (!has_vtpmd(asker) && asker->state != CLOSED && clock_ms() < deadline_ms)
         clock_wait_until(&asker->changed, &asker->lock, deadline_ms);
-    bool is_attached = asker->state == ATTACHED;
+    bool is_attached = has_vtpmd(asker);
     pthread_mutex_unlock(&asker->lock);
     return is_attached;
 }
@@ -253,7 +290,7 @@ bool asker_is_asking(struct asker *asker, enum link_question number)
 int asker_answer(struct asker *asker, struct message *answer)
 {
     pthread_mutex_lock(&asker->lock);
-    bool is_waited_for = asker->state == ATTACHED && asker->asked != 0;
+    bool is_waited_for = has_vtpmd(asker) && asker->asked != 0;
     int r = is_waited_for && asker->asked == answer->header.operation ? 0 : -EPROTO;
     if (r == 0) {
         *asker->answer = *answer;

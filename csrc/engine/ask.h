@@ -8,11 +8,13 @@
  *     expected  the engine was started with one, which has yet to come
  *     away      none is attached now
  *     attached  one is
+ *     quiet     one is, that has no session: what the engine may decide by itself, it does
  *     closed    none will be: the engine ends
  *
  *     alone, expected, away ──asker_attach()──► attached ──asker_detach(), or silence──► away
  *     expected ──asker_be_alone()──► alone
  *     expected ──a question has waited ASKER_SILENCE_MAX_MS for it──► away
+ *     attached ◄──asker_be_asked()──► quiet, which goes as attached does
  *     any ──asker_close()──► closed
  *
  * vtpmd may die, hang or be stopped at any moment, and QEMU does not wait for it longer than
@@ -63,6 +65,10 @@ bool asker_begin_request(struct asker *asker);
 /* It was: send the response. Returns 0 or a negative errno. */
 int asker_end_request(struct asker *asker, const struct message *response);
 
+/* It wants to be asked, or need not be. Once this returns, nothing that was decided without it is
+ * under way where it wants to be asked. */
+void asker_be_asked(struct asker *asker, bool is_so);
+
 /* Take an answer, whose payload is the asker's then. Returns 0, or -EPROTO if that was not asked.
  */
 int asker_answer(struct asker *asker, struct message *answer);
@@ -78,9 +84,11 @@ enum {
 };
 
 /* Ask, and wait for the answer; one question at a time. The caller ends `answer`, which is
- * MESSAGE_NONE at first. Returns 0, or ASKER_NOBODY: no vtpmd has answered, and none comes until
+ * MESSAGE_NONE at first. Where `may_decide`, a vtpmd that need not be asked is not. Returns 0, or
+ * ASKER_NOBODY: no vtpmd has answered, and none comes, nor says that it wants to be asked, until
  * asker_decided() or asker_wait(); or ASKER_CLOSED. */
-int asker_ask(struct asker *asker, const struct message *question, struct message *answer);
+int asker_ask(struct asker *asker, const struct message *question, bool may_decide,
+              struct message *answer);
 
 /* What was decided without vtpmd, if anything was, is done. */
 void asker_decided(struct asker *asker);

@@ -83,6 +83,16 @@ static enum unasked look_up(struct commands *commands, enum unasked_command comm
     return verdict;
 }
 
+/* The engine needs nobody for what the table has go on. */
+static bool may_decide(struct commands *commands, enum unasked_command command)
+{
+    enum tpm_custody custody;
+    enum tpm_power power;
+
+    tpm_look(commands->tpm, &power, &custody);
+    return unasked_verdict(command, power, custody) == UNASKED_GO_ON;
+}
+
 /* Nobody is there, and nobody has come. */
 static enum unasked refuse(struct commands *commands, enum unasked_command command)
 {
@@ -98,8 +108,8 @@ enum {
     ANSWERED = 'y', /* by vtpmd; else enum unasked, but not UNASKED_WAIT */
 };
 
-/* Ask vtpmd, if one is there, or look up what is to be done. `*result` is what the command fails
- * with, or success, whoever says so. */
+/* Ask vtpmd, if one is there and has something to say, or look up what is to be done. `*result` is
+ * what the command fails with, or success, whoever says so. */
 static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *result)
 {
     int64_t deadline_ms = clock_ms() + UNASKED_WAIT_MS;
@@ -107,7 +117,8 @@ static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *resul
 
     commands->done.is_so = false;
     while (verdict == UNASKED_WAIT) {
-        int r = asker_ask(commands->asker, &asked->question, &asked->answer);
+        int r = asker_ask(commands->asker, &asked->question, may_decide(commands, asked->command),
+                          &asked->answer);
         if (r == 0)
             *result = asked->answer.header.result;
         else if (r == ASKER_CLOSED)

@@ -146,8 +146,11 @@ static TPM_RESULT do_arm(struct link *link, struct message *request, struct mess
 
 static TPM_RESULT do_abandon(struct link *link, struct message *request, struct message *response)
 {
+    bool is_abandoned = tpm_abandon(link->tpm);
+
     (void)request;
-    response->header.argument = tpm_abandon(link->tpm);
+    response->header.argument = (is_abandoned ? LINK_ABANDON_DONE : 0) |
+                                (tpm_has_worked(link->tpm) ? LINK_ABANDON_WORKED : 0);
     return TPM_SUCCESS;
 }
 
@@ -286,6 +289,13 @@ static TPM_RESULT do_end_control(struct link *link, struct message *request,
     return TPM_SUCCESS;
 }
 
+static TPM_RESULT do_be_asked(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    asker_be_asked(link->asker, request->header.argument != 0);
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_end(struct link *link, struct message *request, struct message *response)
 {
     (void)link, (void)request, (void)response;
@@ -411,6 +421,7 @@ static const operation operations[] = {
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,
     [LINK_END] = do_end,
+    [LINK_BE_ASKED] = do_be_asked,
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
     [LINK_CAPTURE] = do_capture,

@@ -39,6 +39,8 @@ enum link_operation {
     LINK_TAKE_BLOB = 17,     /* while LINK_ASK_BLOB is asked: give the stopped TPM that state */
     LINK_END_CONTROL = 18,   /* take no more of QEMU's commands; one that is carried out goes on */
     LINK_END = 19,           /* stop in order; LINK_TELL_END follows */
+    LINK_BE_ASKED = 20, /* argument 0: there is no session; what unasked.h has go on need not be
+                           asked; 1: it is to be, as it is from LINK_READY on */
 
     /* Power. */
     LINK_INIT = 24, /* power on; a volatile state is resumed from, and then removed; argument: 0,
@@ -159,6 +161,12 @@ enum link_admit {
 /* What LINK_CAPTURE answers. */
 enum link_capture {
     LINK_CAPTURE_CHANGED = 1, /* it may differ from the last one */
+};
+
+/* What LINK_ABANDON answers. */
+enum link_abandon {
+    LINK_ABANDON_DONE = 1,   /* one that ran was abandoned */
+    LINK_ABANDON_WORKED = 2, /* something ran since the last capture, and was not */
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */

@@ -24,6 +24,7 @@ from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
     Image,
+    LinkAbandon,
     LinkAdmit,
     LinkCapture,
     LinkCondition,
@@ -169,8 +170,10 @@ class SimEngine:
                     await self._coming
         return self.link is not None
 
-    async def ask(self, question: Question) -> Answer | None:
-        """asker_ask(): None without a vtpmd that answers."""
+    async def ask(self, question: Question, *, may_decide: bool) -> Answer | None:
+        """asker_ask(): None without a vtpmd that answers, or that has to be asked."""
+        if self.link is not None and self.link.is_quiet and may_decide:
+            return None
         self.note(f"engine asks: {question.number.name}")
         await self.late()
         link = self.link
@@ -237,6 +240,9 @@ class SimEngine:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture()
+            case LinkOperation.ABANDON:
+                worked = LinkAbandon.WORKED if self.worked else LinkAbandon(0)
+                return Reply(0, worked, bytearray())
             case LinkOperation.WITHDRAW:
                 result = self.blackout.say(HandoverEvent.WITHDRAW)
                 return Reply(result, self.blackout.state, bytearray())
@@ -576,6 +582,7 @@ class SimEngine:
 
 _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] = {
     LinkOperation.TAKE_BLOB: lambda engine, *_: engine.server.take_blob(),
+    LinkOperation.BE_ASKED: lambda *_: Result.SUCCESS,  # the link sees to it
     LinkOperation.END_CONTROL: lambda engine, *_: engine._end_control(),
     LinkOperation.STOP: lambda engine, argument, _: engine.server.stop(fenced=bool(argument)),
     LinkOperation.SET_BOTH_STATES: lambda engine, *states: engine.server.set_both_states(*states),
@@ -590,5 +597,4 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.ADMIT: SimEngine._admit,
     # No command of a simulated guest is long.
     LinkOperation.ARM: lambda *_: Result.SUCCESS,
-    LinkOperation.ABANDON: lambda *_: Result.SUCCESS,
 }

@@ -284,6 +284,7 @@ class Daemon(Running):
         try:
             await settle(mobility, engine, files, CONFIG)
             engine.answer_by(Asked(mobility, self._end_vtpm))
+            await mobility.rest()
             self.is_ready = True
             if host.qemu is not None:
                 host.qemu.monitor_answers()

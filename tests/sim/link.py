@@ -75,6 +75,7 @@ class SimLink:
         self.death: str | None = None
         self.closed = process.create_future()  # by the engine
         self.heard_s = process.time()
+        self.is_quiet = False  # vtpmd has no session: it need not be asked
         self.waiting: asyncio.Future[Answer | None] | None = None  # the engine's
         self._engine = engine
         self._process = process
@@ -126,8 +127,17 @@ class SimLink:
             await self._engine.late()
             self._check()
             self.heard_s = self._process.time()
+            if operation is LinkOperation.BE_ASKED:
+                await self._be_asked(is_so=bool(argument))
             done = self._engine.do(operation, int(argument), bytes(payload))
             return await self._come(done)
+
+    async def _be_asked(self, *, is_so: bool) -> None:
+        """asker_be_asked(): what is decided without vtpmd is done first."""
+        while self._engine.server.is_deciding:  # noqa: ASYNC110
+            await asyncio.sleep(DECIDES_S)
+        self._check()
+        self.is_quiet = not is_so
 
     async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
         async with self._lock:

@@ -251,7 +251,8 @@ class ControlServer:
         self._done = None
         until_s = self._tpm.now_s + WAIT_S
         while True:
-            answer = await self._tpm.ask(Question(number, argument, payload))
+            may_decide = self._verdict(command) is Verdict.GO_ON
+            answer = await self._tpm.ask(Question(number, argument, payload), may_decide=may_decide)
             if answer is None and self._done is not None:
                 answer = Answer(self._done)
             if answer is not None:
@@ -259,9 +260,7 @@ class ControlServer:
             self.is_deciding = True
             if not self._tpm.running:
                 self.forget_state()
-            power, custody = self._tpm.running, self._tpm.custody
-            number_of_custody = LinkCustody[custody.name]
-            verdict = Verdict(chr(lib.unasked_verdict(command, power, number_of_custody)))
+            verdict = self._verdict(command)
             if verdict is Verdict.WAIT:
                 self.is_deciding = False
                 if await self._tpm.wait_for_vtpmd(until_s):
@@ -269,6 +268,11 @@ class ControlServer:
                 verdict = Verdict.REFUSE
             is_refused = verdict is Verdict.REFUSE
             return verdict, Answer(Result.FAIL if is_refused else Result.SUCCESS)
+
+    def _verdict(self, command: int) -> Verdict:
+        """unasked_verdict()."""
+        custody = LinkCustody[self._tpm.custody.name]
+        return Verdict(chr(lib.unasked_verdict(command, self._tpm.running, custody)))
 
     async def _init(self, command: Command) -> Said:
         result = await self._start(is_incoming=command.is_incoming)

@@ -31,7 +31,7 @@ from tests.system.test_stream_guest import (
     migrate,
     migrate_slowly,
 )
-from vtpmd.core import LinkOperation
+from vtpmd.core import LinkAbandon, LinkOperation
 from vtpmd.wire.tpm import Result, StateType
 
 ATTEMPTS_MAX: Final = 500
@@ -56,7 +56,7 @@ async def make_key(bare: BareEngine, guest: DataSocket, delay_s: float) -> int:
     reply = await bare.engine.request(LinkOperation.ABANDON)
     assert reply.result == Result.SUCCESS
     code = tpm2.parse_response(await asyncio.to_thread(guest.receive)).return_code
-    assert bool(reply.argument) is (code == ReturnCode.RETRY)
+    assert bool(reply.argument & LinkAbandon.DONE) is (code == ReturnCode.RETRY)
     return code
 
 

@@ -25,6 +25,7 @@ class LinkOperation(IntEnum):
     GET_CONDITION = lib.LINK_GET_CONDITION
     TAKE_BLOB = lib.LINK_TAKE_BLOB
     END_CONTROL = lib.LINK_END_CONTROL
+    BE_ASKED = lib.LINK_BE_ASKED
     END = lib.LINK_END
     INIT = lib.LINK_INIT
     STOP = lib.LINK_STOP
@@ -117,6 +118,13 @@ class LinkCapture(IntFlag):
     """What the engine says of a capture (``enum link_capture``)."""
 
     CHANGED = lib.LINK_CAPTURE_CHANGED
+
+
+class LinkAbandon(IntFlag):
+    """What the engine says of the commands of a guest that stops (``enum link_abandon``)."""
+
+    DONE = lib.LINK_ABANDON_DONE
+    WORKED = lib.LINK_ABANDON_WORKED
 
 
 class LinkShutdown(IntEnum):

@@ -283,7 +283,8 @@ class Incoming:
         """Do no more; what is not settled stays in the session's file."""
         await self.settle_now()
         self._cancel_retry()
-        await self.set_aside("its vtpmd stops")
+        with suppress(EngineDetached):  # it goes on with what the session is
+            await self.set_aside("its vtpmd stops")
         self._close()
 
     def abandon(self) -> None:
@@ -591,11 +592,17 @@ class Incoming:
             self._events.put(events.Remembered())
 
     async def _granted_meanwhile(self) -> events.LocalEvent | None:
-        """Have the engine ask for the vTPM no more; return what has happened if it was granted."""
-        with suppress(EngineDied):  # it can start nothing any more, and no Grant is durable
+        """Have the engine ask for the vTPM no more; return what has happened if it was granted.
+
+        Raises EngineDetached: it may have been, and who attaches next finds out.
+        """
+        try:
             reply = await self._owner.engine.request(LinkOperation.WITHDRAW)
-            return _GRANTED.get(Handover(reply.argument)) if reply.result else None
-        return None
+        except EngineDetached:
+            raise
+        except EngineDied:
+            return None  # it can start nothing any more, and no Grant is durable
+        return _GRANTED.get(Handover(reply.argument)) if reply.result else None
 
     async def _discard(self, reason: str) -> None:
         log.warning("what a peer has sent is set aside: %s", reason)

@@ -127,11 +127,18 @@ class Mobility:
 
     # The source's side.
 
+    async def rest(self) -> None:
+        """Have the engine ask nothing that it need not, until there is a session."""
+        is_ours = self._files.owner.read().whose is Whose.OURS
+        if self.outgoing is None and self.incoming is None and is_ours:
+            await self._engine.request(LinkOperation.BE_ASKED, 0)
+
     async def arm(self, to: Peer) -> Outgoing:
         """Begin a session with a destination. Raises VtpmdError while that may not be."""
         from vtpmd.daemon.outgoing import Outgoing
 
         await self.qemu.check_can_arm()
+        await self._engine.request(LinkOperation.BE_ASKED, 1)
         owner = await self._owner()
         condition, _ = await self._engine.condition()
         # From here to the session there is no wait: who asks at the same time finds it.
@@ -267,6 +274,7 @@ class Mobility:
         from vtpmd.migration.destination import why_refused
 
         async with self._starting:
+            await self._engine.request(LinkOperation.BE_ASKED, 1)
             condition, _ = await self._engine.condition()
             own = self._own(busy=self._why_busy(connection.name, condition))
             # One that is refused takes nothing's place.

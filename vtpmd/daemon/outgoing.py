@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkHandover, LinkOperation, Store
+from vtpmd.core import LinkAbandon, LinkCapture, LinkHandover, LinkOperation, Store
 from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
-from vtpmd.daemon.engine import Engine, EngineDied
+from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images, digest
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
@@ -60,8 +60,6 @@ TAKE_TIMEOUT_S: Final = 2.0
 WORD_TIMEOUT_S: Final = 0.5
 # Of a disk that did not take what the record has to say.
 RECORD_RETRY_S: Final = 1.0
-
-_WRITE_RECORD: Final = "source: write the owner record"
 
 
 class RoundReport(NamedTuple):
@@ -117,6 +115,22 @@ class Owner(NamedTuple):
     tell: Callable[[Notice, dict[str, object]], None]
 
 
+class Sealed(NamedTuple):
+    """A tail, and the digests of the images that it ends at."""
+
+    permanent_digest: bytes
+    volatile_digest: bytes
+    tail: bytes
+
+
+class Ahead(NamedTuple):
+    """The tail of a guest that does nothing more."""
+
+    generations: tuple[int, int]
+    power: int
+    sealed: Sealed
+
+
 class Outgoing:
     """One session of the source, from arming to its end."""
 
@@ -128,6 +142,8 @@ class Outgoing:
         self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
         self._sent = self._acknowledged = NOTHING
+        self._has_idled = False  # since what was sent last was captured, the guest having stopped
+        self._ahead: Ahead | None = None
         self._power = 0
         self._cipher: TailCipher | None = None
         self.tail_bytes: int | None = None  # of the tail that QEMU got, if it got one
@@ -235,15 +251,12 @@ class Outgoing:
         It asks only once it has the response to the command that runs, so that comes first.
         """
         self._owner.wakefulness.hold()
-        if self.state in WITH_BASE:
-            reply = await self._owner.engine.request(LinkOperation.ABANDON)
-            if reply.argument:
-                log.info("the guest stops in the middle of a TPM command, which it will send again")
         await self._happened(events.GuestStopped())
 
     async def guest_resumed(self) -> None:
         """The guest runs here, or wants to: an answer is not waited for."""
         self._asking.hurry()
+        self._has_idled = False
         await self._happened(events.GuestResumed())
 
     async def round_due(self) -> None:
@@ -442,7 +455,8 @@ class Outgoing:
             await self._happened(events.LaneOpened())
 
     async def _start_round(self) -> None:
-        images = await self._capture()
+        has_idled, self._has_idled = self._has_idled, False
+        images = None if has_idled else await self._capture()
         if images is None:
             self._events.put(events.NothingChanged())
             return
@@ -479,6 +493,10 @@ class Outgoing:
 
     async def _keep_base(self) -> None:
         self._acknowledged = self._sent
+        if self.state is State.ARMED:
+            # Made before the guest stands still, as most will not have used their TPM by then.
+            sealed = self._seal(self._sent, [b"", b""])
+            self._ahead = Ahead(self._sent.generations, self._power, sealed)
 
     async def _tell_armed(self) -> None:
         self.armed_following = self._owner.following()
@@ -500,12 +518,18 @@ class Outgoing:
             log.debug("it need not be told that the session has ended: %s", error)
 
     async def _offer(self) -> None:
-        began_ns = time.perf_counter_ns()
-        self._owner.record.offer(self.session)
-        took_us = (time.perf_counter_ns() - began_ns) // 1000
-        # The second time, when QEMU asks for the state, it says so already.
-        before_us = self.phases_us.get(_WRITE_RECORD, 0)
-        self.phases_us[_WRITE_RECORD] = max(before_us, took_us)
+        """Write the record while the engine sees to the command that runs."""
+        record = self._owner.record
+        if record.is_offered(self.session):
+            return  # the second time, when QEMU asks for the state
+        writing = Meanwhile(lambda: record.offer(self.session))
+        reply = await self._owner.engine.request(LinkOperation.ABANDON, meanwhile=writing)
+        if writing.error is not None:
+            raise writing.error
+        self.phases_us["source: write the owner record"] = writing.took_us
+        if reply.argument & LinkAbandon.DONE:
+            log.info("the guest stops in the middle of a TPM command, which it will send again")
+        self._has_idled = self._sent is not NOTHING and not reply.argument & LinkAbandon.WORKED
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
@@ -544,14 +568,36 @@ class Outgoing:
         if self.state is State.OFFERED and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
         began_ns = time.perf_counter_ns()
-        final = await self._capture() or self._sent
+        # The engine looks whether something ran since when QEMU asks; then it asks here.
+        captured = None if self.state is State.OFFERED else await self._capture()
         captured_ns = time.perf_counter_ns()
         base = self._acknowledged
-        final, records = _records(base, final)
+        final, records = _records(base, captured or self._sent)
         encoded_ns = time.perf_counter_ns()
         if self.state is State.FREEZING and base is self._sent and any(records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
             self._send_round(final, records)
+        sealed = self._sealed_ahead(final) or self._seal(final, records)
+        self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
+        self.phases_us["source: encode"] = (encoded_ns - captured_ns) // 1000
+        self.phases_us["source: seal"] = (time.perf_counter_ns() - encoded_ns) // 1000
+        payload = b"".join(sealed)
+        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=payload)
+        if reply.result:
+            raise VtpmdError("the lane to the destination is gone")
+        self.digests = {"permanent": sealed[0].hex(), "volatile": sealed[1].hex()}
+        self._events.put(events.TailMade(final.generations == self._sent.generations))
+
+    def _sealed_ahead(self, final: Images) -> Sealed | None:
+        """Return the tail that was made ahead, if it ends at these images."""
+        ahead = self._ahead
+        if ahead is None or ahead[:2] != (final.generations, self._power):
+            return None
+        return ahead.sealed
+
+    def _seal(self, final: Images, records: list[bytes]) -> Sealed:
+        """Seal what turns what the destination has into these images."""
+        base = self._acknowledged
         header = tail.Header(
             self.session,
             base.permanent.generation,
@@ -561,19 +607,7 @@ class Outgoing:
         )
         assert self._cipher is not None  # noqa: S101 - made before a base was sent
         sealed = self._cipher.seal(tail.Tail(header, self._power, *records))
-        digests = digest(final.permanent), digest(final.volatile)
-        self.digests = {
-            "permanent": digests[0].hex(),
-            "volatile": digests[1].hex(),
-        }
-        self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
-        self.phases_us["source: encode"] = (encoded_ns - captured_ns) // 1000
-        self.phases_us["source: seal"] = (time.perf_counter_ns() - encoded_ns) // 1000
-        payload = b"".join((*digests, sealed))
-        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=payload)
-        if reply.result:
-            raise VtpmdError("the lane to the destination is gone")
-        self._events.put(events.TailMade(final.generations == self._sent.generations))
+        return Sealed(digest(final.permanent), digest(final.volatile), sealed)
 
     async def _tell_freeze(self) -> None:
         self._owner.tell(Notice.FREEZE, {"tail-bytes": self.tail_bytes})

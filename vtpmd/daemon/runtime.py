@@ -167,6 +167,7 @@ async def _serve_engine(
         stack.push_async_callback(mobility.close)
         await settle(mobility, engine, files, config)
         engine.answer_by(Asked(mobility, stop.end))
+        await mobility.rest()
         _warn_of_forks(mobility.owner_record())
         _start_services(stack, resources, config, mobility, stop)
         log.info("vtpmd is attached to its engine (pid %d)", engine.pid)

@@ -91,6 +91,7 @@ class Source:
         self._wanted: tuple[Event, State] | None = None  # what something is revoked for
         self.peer_following: peer.Following | None = None
         self.is_received = False  # the destination's QEMU takes a stream
+        self._idled_after = 0  # the round that was the last one when a guest was seen to idle
         self._hello = hello
         self._key = key
 
@@ -158,6 +159,8 @@ class Source:
             case events.RoundSent(round=sent):
                 self.round = sent
                 return self._say_stopped()
+            case events.NothingChanged() if before is State.ROUND:
+                return self._say_that_it_idles()
             case events.NothingChanged():
                 return [*self._say_stopped(), *self._make_offer()]
             case events.MigrationEnded():
@@ -291,6 +294,13 @@ class Source:
         if self.state in (State.LAST_ROUND, State.OFFERED):
             return [Send(peer.Stopped(self.session))]
         return []
+
+    def _say_that_it_idles(self) -> list[Action]:
+        """While a migration is under way, that is as if it had stopped; once for each round."""
+        if not self.is_received or self._idled_after == self.round.number:
+            return []
+        self._idled_after = self.round.number
+        return [Send(peer.Stopped(self.session))]
 
     def _lost(self, reason: str, before: State) -> list[Action]:
         if before is State.MOVED:

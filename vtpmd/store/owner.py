@@ -239,6 +239,12 @@ class OwnerRecord:
             raise OwnerRecordError("the vTPM is offered in a session that was not begun")
         self._go(Transition.OFFER, session=session.hex())
 
+    def is_offered(self, session: bytes) -> bool:
+        """Return whether the disk is known to say so already."""
+        known = self.read()
+        is_so = (known.whose, known.session) == (Whose.OFFERED, session.hex())
+        return is_so and not self._is_in_doubt
+
     def withdraw(self, session: bytes) -> None:
         """The session ended without a Grant, or the guest runs on: it is this host's.
 

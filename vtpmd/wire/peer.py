@@ -157,9 +157,9 @@ class Kept(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """The guest stands still, with the state that the last round brought.
+    """The guest stands still, or idles, with the state that the last round brought.
 
-    QEMU will ask for it soon; if the guest runs on after all, more rounds follow.
+    QEMU will ask for it soon; if the guest does something after all, more rounds follow.
     """
 
     session: bytes
