@@ -193,22 +193,6 @@ def _welcomes_at_any_time(patch: Patch) -> None:
     patch.setattr(ControlServer, "forget_state", without_blobs(forget))
 
 
-def _sets_aside_what_was_granted(patch: Patch) -> None:
-    """As it was: whatever had become of a session, a source's new one takes its place."""
-    welcome, why_busy = Mobility.welcome, Mobility._why_busy
-
-    async def blindly(self: Mobility, *arguments: Any) -> None:
-        self._looked = False  # type: ignore[attr-defined]
-        await welcome(self, *arguments)
-
-    def once(self: Mobility, *arguments: Any) -> str | None:
-        looked, self._looked = self._looked, True  # type: ignore[attr-defined]
-        return None if looked else why_busy(self, *arguments)
-
-    patch.setattr(Mobility, "welcome", blindly)
-    patch.setattr(Mobility, "_why_busy", once)
-
-
 def _engine_serves_what_it_has_granted(patch: Patch) -> None:
     """vtpmd has it serve on, whatever the record says, and it does not refuse."""
 
@@ -322,12 +306,6 @@ CANARIES: Final[dict[str, Canary]] = {
         _tail_without_a_session_starts,
         (schedule.go_back, schedule.cut, schedule.cut, schedule.cont),
         seeds=range(4000),
-    ),
-    "a source's session takes the place of one that was granted": Canary(
-        _sets_aside_what_was_granted,
-        (schedule.other_host, schedule.other_host, schedule.arm_again),
-        schedule.HAND_OVER,
-        range(18_000, 26_000),  # one in ten thousand
     ),
     "an engine serves on what it has granted": Canary(_engine_serves_what_it_has_granted),
     "a source ends what its engine has granted": Canary(_sessions_end_without_their_engines),

@@ -1,19 +1,26 @@
-"""A session whose engine has hung up on vtpmd, and serves on: it may have been granted the vTPM."""
+"""A session of the destination whose engine was granted the vTPM by the time that it is to end."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vtpmd.daemon.engine import EngineDetached
+from vtpmd.core import IMAGE_BYTES_MAX, LinkCondition, LinkCustody, LinkOperation
+from vtpmd.core.handover import Handover
+from vtpmd.daemon.engine import EngineDetached, Reply
 from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.tls import PeerName
 from vtpmd.migration.states import State
 from vtpmd.store.directory import INCOMING_NAME, StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome
+from vtpmd.wire import peer
+from vtpmd.wire.tpm import Result
 
-SESSION, LINEAGE = b"s" * 16, b"l" * 16
+SESSION, OTHERS, LINEAGE = b"s" * 16, b"o" * 16, b"l" * 16
+HOST = PeerName(("host1.example.org",), None)
 
 
 class HungUp:
@@ -21,28 +28,106 @@ class HungUp:
 
     libtpms_version = 0x000902
 
-    async def request(self, *_: object, **__: object) -> None:
+    async def request(self, *_: object, **__: object) -> Reply:
         raise EngineDetached("the link to the engine is closed, which serves on")
 
 
-def test_invariant_3_session_is_not_declined_without_the_engine_s_word(tmp_path: Path) -> None:
-    """Nor is its end remembered, which is what a source that asks is told."""
+class Granted:
+    """The engine, to which the source's has granted the vTPM just now."""
+
+    libtpms_version = 0x000902
+
+    async def request(self, operation: LinkOperation, *_: object, **__: object) -> Reply:
+        if operation is LinkOperation.WITHDRAW:
+            return Reply(Result.BAD_ORDINAL, Handover.STARTED, bytearray())
+        return Reply(Result.SUCCESS, 0, bytearray())
+
+    async def condition(self) -> tuple[LinkCondition, LinkCustody]:
+        return LinkCondition.ON, LinkCustody.STANDBY
+
+
+class Connection:
+    """Another session's, that has begun; what it is told is kept."""
+
+    name = HOST
+
+    def __init__(self) -> None:
+        self.stream = self
+        self.heard_ns = 0
+        self.said = peer.Decoder()
+
+    def write(self, data: bytes) -> None:
+        self.said.receive_data(data)
+
+    async def give_way(self) -> None:
+        """Nothing else is to be done."""
+
+    async def read(self) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        """Nobody is there."""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[MovingFiles]:
+    """A session was begun, and has brought no state."""
     with StateDirectory.open(tmp_path / "state") as directory:
         files = MovingFiles(directory, None)
-        files.owner.expect(SESSION, "host1.example.org")
+        files.owner.expect(SESSION, str(HOST))
         files.incoming.make(SESSION, LINEAGE)
-        engine: Any = HungUp()
-
-        async def decline() -> None:
-            mobility = Mobility(engine, engine, files, bytes(16), follows_qemu=False)
-            session = mobility.found_incoming(State.HOLDING, files.incoming.resume())
-            with pytest.raises(EngineDetached):
-                await session.set_aside("the source asks for its vTPM")
-            await session.close()
-
-        asyncio.run(decline())
-        line = files.owner.read().find(SESSION.hex())
-        assert line is not None
-        assert line.outcome is Outcome.OPEN
-        assert (tmp_path / "state" / INCOMING_NAME).exists()
+        yield files
         files.close()
+
+
+def with_engine(files: MovingFiles, engine: Any) -> Mobility:
+    mobility = Mobility(engine, engine, files, bytes(16), follows_qemu=False)
+    mobility.found_incoming(State.STANDBY, files.incoming.resume())
+    return mobility
+
+
+def test_invariant_3_session_is_not_declined_without_the_engine_s_word(
+    files: MovingFiles, tmp_path: Path
+) -> None:
+    """Nor is its end remembered, which is what a source that asks is told."""
+
+    async def decline() -> None:
+        session = with_engine(files, HungUp()).incoming
+        assert session is not None
+        with pytest.raises(EngineDetached):
+            await session.set_aside("the source asks for its vTPM")
+        await session.close()
+
+    asyncio.run(decline())
+    line = files.owner.read().find(SESSION.hex())
+    assert line is not None
+    assert line.outcome is Outcome.OPEN
+    assert (tmp_path / "state" / INCOMING_NAME).exists()
+
+
+def test_invariant_3_no_session_takes_the_place_of_one_that_was_granted(files: MovingFiles) -> None:
+    """It was not, when the other one's source was heard; ending it has shown that it is."""
+    hello = peer.Hello(
+        version=peer.VERSION,
+        version_minimum=peer.VERSION_MINIMUM,
+        session=OTHERS,
+        uuid=bytes(16),
+        lineage=LINEAGE,
+        tpm_version=peer.TPM_VERSION,
+        libtpms_version=Granted.libtpms_version,
+        image_bytes_max=IMAGE_BYTES_MAX,
+    )
+
+    async def welcome() -> None:
+        mobility = with_engine(files, Granted())
+        session, connection = mobility.incoming, Connection()
+        other: Any = connection
+        await mobility.welcome(other, peer.Decoder(), hello)
+        refusal = connection.said.next_message()
+        assert isinstance(refusal, peer.Refuse)
+        assert refusal.reason == peer.Reason.BUSY
+        assert mobility.incoming is session
+        assert session is not None
+        assert session.state is State.STARTED
+
+    asyncio.run(welcome())
