@@ -21,17 +21,11 @@
 #include "blackout.h"
 #include "bytes.h"
 #include "clock.h"
-#include "io_memory.h"
-#include "journal.h"
 #include "lane.h"
 #include "message.h"
-#include "pages.h"
 #include "tpm.h"
+#include "tpm_in_memory.h"
 
-static const struct journal_settings settings = {
-    .identity = "this vTPM's own.",
-    .file_bytes = JOURNAL_BYTES,
-};
 static const struct lane_keying keying = {
     .session = "a session of 16",
     .key = "a key of 32 bytes, which is sent",
@@ -40,9 +34,6 @@ static const struct lane_keying keying = {
 static const uint8_t tail[] = "VTPMTAIL and all", other_tail[] = "VTPMTAIL and ALL";
 static const struct link_digests some_digests = {"of the permanent state", "of the volatile one"};
 
-static struct io_memory io;
-static struct store *own_store, *store;
-static struct tpm *tpm;
 static struct blackout *blackout;
 static struct link_digests digests; /* that the TPM has, or was started from */
 static struct lane *peer;
@@ -90,11 +81,7 @@ static void begin(bool is_source)
 {
     int ends[2];
 
-    io_memory_init(&io);
-    tpm = tpm_new(&io.io);
-    assert_int_equal(store_new(&own_store), 0);
-    assert_int_equal(store_map(&store, store_fd(own_store), true), 0);
-    assert_int_equal(tpm_set_journal(tpm, &settings, store, 0, true), TPM_SUCCESS);
+    tpm_in_memory_begin();
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     capture();
     assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
@@ -110,10 +97,7 @@ static void end(void)
     lane_free(peer);
     close_descriptor(&peer_fd);
     blackout_free(blackout);
-    tpm_free(tpm);
-    store_free(store);
-    store_free(own_store);
-    io_memory_deinit(&io);
+    tpm_in_memory_end();
 }
 
 static void say(const struct lane_frame *frame)
