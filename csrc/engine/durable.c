@@ -13,6 +13,7 @@
 #include "image.h"
 #include "link_types.h"
 #include "state_files.h"
+#include "worker.h"
 
 _Static_assert(JOURNAL_IMAGE_TYPE == (int)LINK_STATE_PERMANENT, "types are the link's");
 
@@ -44,6 +45,7 @@ struct durable {
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
     const char *target; /* the file that was written last */
     struct fold fold;
+    struct worker worker;
 };
 
 int durable_new(struct durable **out, struct io *io)
@@ -67,9 +69,17 @@ static void close_anchor(struct durable *durable)
     durable->anchor.fd = -1;
 }
 
+/* Wait until the worker has folded. */
+static void join_fold(struct durable *durable)
+{
+    while (durable->fold.is_wanted)
+        worker_wait(&durable->worker, &durable->lock);
+}
+
 void durable_free(struct durable *durable)
 {
-    fold_deinit(&durable->fold, &durable->lock);
+    worker_deinit(&durable->worker, &durable->lock);
+    fold_deinit(&durable->fold);
     journal_free(durable->journal);
     image_deinit(&durable->current);
     image_deinit(&durable->next);
@@ -187,7 +197,7 @@ static int settle_deferred(struct durable *durable)
 /* The file has the image afterwards, and nothing continues it. */
 static int close_journal(struct durable *durable)
 {
-    fold_join(&durable->fold, &durable->lock);
+    join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
@@ -266,20 +276,35 @@ static void do_fold(struct durable *durable)
         r = switch_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     durable->fold.has_failed = r < 0;
-    fold_is_done(&durable->fold);
+    durable->fold.is_wanted = false;
     if (r < 0)
         error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the guest is served "
                      "on until the journal is full: make room or repair the file system",
                      strerror(-r));
 }
 
-static void *run_fold_thread(void *argument)
+/* Returns false at the end. */
+static bool wait_for_work(struct durable *durable)
+{
+    struct worker *worker = &durable->worker;
+
+    while (!durable->fold.is_wanted) {
+        if (worker->is_ending)
+            return false;
+        worker_wait(worker, &durable->lock);
+    }
+    return true;
+}
+
+static void *run_worker(void *argument)
 {
     struct durable *durable = argument;
 
     pthread_mutex_lock(&durable->lock);
-    while (fold_wait_for_work(&durable->fold, &durable->lock))
+    while (wait_for_work(durable)) {
         do_fold(durable);
+        worker_notify(&durable->worker);
+    }
     pthread_mutex_unlock(&durable->lock);
     return NULL;
 }
@@ -292,20 +317,20 @@ int durable_set_journal(struct durable *durable, const struct journal_settings *
     durable->files.settings = *settings;
     durable->files.keeps_journals = true;
     durable->store = store;
-    return in_thread ? fold_start_thread(&durable->fold, run_fold_thread, durable) : 0;
+    return in_thread ? worker_start(&durable->worker, run_worker, durable) : 0;
 }
 
 static void fold_if_worn(struct durable *durable)
 {
     struct fold *fold = &durable->fold;
 
-    if (!fold->has_thread || fold->is_wanted || fold->has_failed ||
+    if (!durable->worker.has_thread || fold->is_wanted || fold->has_failed ||
         !journal_is_worn(durable->journal))
         return;
     /* Without memory it is tried again when the journal is full. */
     fold->has_failed = begin_fold(durable) < 0;
-    if (!fold->has_failed)
-        fold_want(fold);
+    fold->is_wanted = !fold->has_failed;
+    worker_notify(&durable->worker);
 }
 
 /* All of folding that is not done yet. */
@@ -327,7 +352,7 @@ static int make_room(struct durable *durable)
 {
     bool was_folding = durable->fold.is_wanted;
 
-    fold_join(&durable->fold, &durable->lock);
+    join_fold(durable);
     if (was_folding && !durable->fold.has_failed)
         return 0;
     int r = finish_fold(durable);
@@ -476,7 +501,7 @@ int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, 
 /* The journal first: without it the state that is elsewhere is still found. */
 static int drop_journal(struct durable *durable)
 {
-    fold_join(&durable->fold, &durable->lock);
+    join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
@@ -633,7 +658,7 @@ void durable_leave(struct durable *durable)
 {
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
-    fold_join(&durable->fold, &durable->lock);
+    join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     settle_deferred(durable);
     pthread_mutex_unlock(&durable->lock);

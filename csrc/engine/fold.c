@@ -3,11 +3,6 @@
 #include <string.h>
 
 #include "check.h"
-#include "thread.h"
-
-enum {
-    THREAD_STACK_BYTES = 256 << 10,
-};
 
 int fold_begin(struct fold *fold, const struct image *image)
 {
@@ -64,55 +59,8 @@ void fold_abandon(struct fold *fold, struct io *io)
     image_wipe(&fold->base);
 }
 
-int fold_start_thread(struct fold *fold, void *(*run)(void *), void *argument)
+void fold_deinit(struct fold *fold)
 {
-    if (fold->has_thread)
-        return 0;
-    check(pthread_cond_init(&fold->changed, NULL) == 0);
-    int r = thread_start(&fold->thread, THREAD_STACK_BYTES, run, argument);
-    if (r < 0)
-        pthread_cond_destroy(&fold->changed);
-    fold->has_thread = r >= 0;
-    return r;
-}
-
-/* sandbox: futex */
-void fold_want(struct fold *fold)
-{
-    check(fold->has_thread && !fold->is_wanted);
-    fold->is_wanted = true;
-    pthread_cond_broadcast(&fold->changed);
-}
-
-void fold_join(struct fold *fold, pthread_mutex_t *lock)
-{
-    while (fold->is_wanted)
-        pthread_cond_wait(&fold->changed, lock);
-}
-
-bool fold_wait_for_work(struct fold *fold, pthread_mutex_t *lock)
-{
-    while (!fold->is_wanted && !fold->is_ending)
-        pthread_cond_wait(&fold->changed, lock);
-    return fold->is_wanted;
-}
-
-void fold_is_done(struct fold *fold)
-{
-    fold->is_wanted = false;
-    pthread_cond_broadcast(&fold->changed);
-}
-
-void fold_deinit(struct fold *fold, pthread_mutex_t *lock)
-{
-    if (fold->has_thread) {
-        pthread_mutex_lock(lock);
-        fold->is_ending = true;
-        pthread_cond_broadcast(&fold->changed);
-        pthread_mutex_unlock(lock);
-        pthread_join(fold->thread, NULL);
-        pthread_cond_destroy(&fold->changed);
-    }
     journal_free(fold->journal);
     image_deinit(&fold->base);
 }

@@ -1,0 +1,46 @@
+#include "worker.h"
+
+#include "check.h"
+#include "thread.h"
+
+enum {
+    THREAD_STACK_BYTES = 256 << 10,
+};
+
+int worker_start(struct worker *worker, void *(*run)(void *), void *argument)
+{
+    if (worker->has_thread)
+        return 0;
+    check(pthread_cond_init(&worker->changed, NULL) == 0);
+    int r = thread_start(&worker->thread, THREAD_STACK_BYTES, run, argument);
+    if (r < 0)
+        pthread_cond_destroy(&worker->changed);
+    worker->has_thread = r >= 0;
+    return r;
+}
+
+/* sandbox: futex */
+void worker_notify(struct worker *worker)
+{
+    if (worker->has_thread)
+        pthread_cond_broadcast(&worker->changed);
+}
+
+/* sandbox: futex */
+void worker_wait(struct worker *worker, pthread_mutex_t *lock)
+{
+    pthread_cond_wait(&worker->changed, lock);
+}
+
+void worker_deinit(struct worker *worker, pthread_mutex_t *lock)
+{
+    if (!worker->has_thread)
+        return;
+    pthread_mutex_lock(lock);
+    worker->is_ending = true;
+    worker_notify(worker);
+    pthread_mutex_unlock(lock);
+    pthread_join(worker->thread, NULL);
+    pthread_cond_destroy(&worker->changed);
+    worker->has_thread = false;
+}
