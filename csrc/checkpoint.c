@@ -60,6 +60,14 @@ int checkpoint_publish(struct io *io, const char *name)
     return io->sync_directory(io);
 }
 
+void checkpoint_discard(struct io *io, const char *name)
+{
+    char temporary[CHECKPOINT_NAME_BYTES_MAX];
+
+    format_name(temporary, "TMP", name);
+    io->unlink(io, temporary); /* what is left is as after a crash: a start removes it */
+}
+
 int checkpoint_write(struct io *io, const struct cipher_key *key, const char *name,
                      const uint8_t *state, size_t state_bytes,
                      const struct checkpoint_lineage *lineage)

@@ -30,5 +30,8 @@ int checkpoint_prepare(struct io *io, const struct cipher_key *key, const char *
                        const struct checkpoint_lineage *lineage);
 int checkpoint_publish(struct io *io, const char *name);
 
+/* In place of the second: the file is as it was. */
+void checkpoint_discard(struct io *io, const char *name);
+
 /* Remove the state file of blob `name`, if there is one. Returns 0 once that is durable. */
 int checkpoint_remove(struct io *io, const char *name);

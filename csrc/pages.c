@@ -295,6 +295,14 @@ int store_take_generation(struct store *store, unsigned type, uint64_t *generati
     return 0;
 }
 
+uint64_t store_next_generation(const struct store *store, unsigned type, uint64_t floor)
+{
+    uint64_t taken = store->written[index_of(type)].generation_floor;
+
+    check(store->writable && floor <= GENERATION_MAX);
+    return (taken < floor ? floor : taken) + 1;
+}
+
 /* One image as a reader sees it; the numbers are copies and within their limits. */
 struct view {
     const struct image *image;

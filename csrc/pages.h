@@ -76,6 +76,10 @@ void store_raise_generation(struct store *store, unsigned type, uint64_t floor);
 /* Take a number for an image that is not captured. Returns 0, or -EOVERFLOW past GENERATION_MAX. */
 int store_take_generation(struct store *store, unsigned type, uint64_t *generation);
 
+/* Return what that will give next once the numbers are raised to `floor`, if nothing is taken in
+ * between; GENERATION_MAX + 1: it will fail. */
+uint64_t store_next_generation(const struct store *store, unsigned type, uint64_t floor);
+
 /* Read an image: into `out`, of IMAGE_BYTES_MAX bytes, unless that is NULL. Returns 0 or an enum
  * store_result, and then nothing of `out` may be used. */
 int store_read(struct store *store, unsigned type, uint8_t *out, size_t *n_bytes,

@@ -69,8 +69,11 @@ TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t 
     bool is_permanent = type == LINK_STATE_PERMANENT;
     TPM_RESULT result = TPM_FAIL;
 
-    if (!is_permanent || take_lineage(arrival, tpm, content))
+    if (!is_permanent)
         result = tpm_set_state(tpm, type, content->state, content->state_bytes);
+    else if (take_lineage(arrival, tpm, content))
+        result = tpm_set_come(tpm, content->has_lineage ? &content->lineage : NULL, content->state,
+                              content->state_bytes);
     if (result != TPM_SUCCESS)
         return result;
     arrival->has_given = true;

@@ -630,3 +630,10 @@ void commands_answered(struct commands *commands)
     if (commands->has_shut_down)
         asker_tell(commands->asker, LINK_TELL_SHUTDOWN, 0, NULL, 0);
 }
+
+/* The INIT of what has come does not, or on another connection: then it takes its time. */
+void commands_disconnected(struct commands *commands)
+{
+    if (commands->arrival.what == ARRIVED_BLOBS)
+        tpm_unprepare(commands->tpm);
+}

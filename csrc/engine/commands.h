@@ -53,6 +53,9 @@ void commands_carry_out(struct commands *commands, struct control *control,
  * command leads to. */
 void commands_answered(struct commands *commands);
 
+/* The connection that they came on is over. */
+void commands_disconnected(struct commands *commands);
+
 /* What vtpmd has done about a command that it is asked about; of the link's thread. They return a
  * TPM_RESULT. */
 

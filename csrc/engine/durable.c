@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "bytes.h"
 #include "check.h"
 #include "error.h"
@@ -45,6 +46,7 @@ struct durable {
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
     const char *target; /* the file that was written last */
     struct fold fold;
+    struct ahead ahead; /* not none only while there is no journal */
     struct worker worker;
 };
 
@@ -76,10 +78,37 @@ static void join_fold(struct durable *durable)
         worker_wait(&durable->worker, &durable->lock);
 }
 
+/* Wait until a file that is made ahead, or removed, is so; who folds by hand does it here. */
+static void join_ahead(struct durable *durable)
+{
+    while (ahead_has_work(&durable->ahead))
+        if (durable->worker.has_thread)
+            worker_wait(&durable->worker, &durable->lock);
+        else
+            ahead_work(&durable->ahead, &durable->files, &durable->lock);
+}
+
+static void drop_ahead(struct durable *durable)
+{
+    ahead_drop(&durable->ahead);
+    worker_notify(&durable->worker);
+}
+
+/* Have no file that was made ahead, and nobody else who writes to it. */
+static void clear_ahead(struct durable *durable)
+{
+    drop_ahead(durable);
+    join_ahead(durable);
+}
+
 void durable_free(struct durable *durable)
 {
+    pthread_mutex_lock(&durable->lock);
+    clear_ahead(durable);
+    pthread_mutex_unlock(&durable->lock);
     worker_deinit(&durable->worker, &durable->lock);
     fold_deinit(&durable->fold);
+    ahead_deinit(&durable->ahead);
     journal_free(durable->journal);
     image_deinit(&durable->current);
     image_deinit(&durable->next);
@@ -93,7 +122,11 @@ int durable_set_key(struct durable *durable, const struct cipher_key *key)
 {
     if (durable->on || durable->journal)
         return -EBUSY;
+    durable_unprepare(durable);
+    pthread_mutex_lock(&durable->lock);
+    join_ahead(durable);
     durable->files.key = *key;
+    pthread_mutex_unlock(&durable->lock);
     return 0;
 }
 
@@ -138,6 +171,7 @@ bool durable_is_known(const struct durable *durable)
 static int write_file(struct durable *durable, const struct image *image, bool is_continued)
 {
     durable->target = TPM_PERMANENT_ALL_NAME;
+    clear_ahead(durable);
     return state_file_write(&durable->files, image, is_continued);
 }
 
@@ -152,6 +186,7 @@ static int report_anchor(int r)
 static int open_journal(struct durable *durable)
 {
     durable->target = "journal";
+    clear_ahead(durable);
     int r = state_journal_create(&durable->files, &durable->current, &durable->journal);
     if (r < 0) {
         durable->is_cramped = true;
@@ -207,7 +242,9 @@ static int close_journal(struct durable *durable)
     if (r < 0)
         return r; /* it goes on as it is */
     durable->target = TPM_PERMANENT_ALL_NAME;
-    r = state_file_prepare(&durable->files, &durable->current, false);
+    check(durable->ahead.state == AHEAD_NONE);
+    r = state_file_prepare(&durable->files, &durable->current, durable->files.settings.identity,
+                           false);
     if (r < 0)
         return r;
     durable->is_broken = true;
@@ -288,7 +325,7 @@ static bool wait_for_work(struct durable *durable)
 {
     struct worker *worker = &durable->worker;
 
-    while (!durable->fold.is_wanted) {
+    while (!durable->fold.is_wanted && !ahead_has_work(&durable->ahead)) {
         if (worker->is_ending)
             return false;
         worker_wait(worker, &durable->lock);
@@ -302,7 +339,10 @@ static void *run_worker(void *argument)
 
     pthread_mutex_lock(&durable->lock);
     while (wait_for_work(durable)) {
-        do_fold(durable);
+        if (durable->fold.is_wanted)
+            do_fold(durable);
+        else
+            ahead_work(&durable->ahead, &durable->files, &durable->lock);
         worker_notify(&durable->worker);
     }
     pthread_mutex_unlock(&durable->lock);
@@ -408,10 +448,22 @@ static int show_anchor(struct durable *durable, struct image *image)
     return r;
 }
 
+/* Have the next image in a file that is durable but for its name. */
+static int prepare_file(struct durable *durable)
+{
+    const uint8_t *identity = durable->files.settings.identity;
+
+    join_ahead(durable);
+    if (ahead_take(&durable->ahead, &durable->next, identity))
+        return 0;
+    clear_ahead(durable);
+    return state_file_prepare(&durable->files, &durable->next, identity, false);
+}
+
 static int replace_file(struct durable *durable)
 {
     durable->target = TPM_PERMANENT_ALL_NAME;
-    int r = state_file_prepare(&durable->files, &durable->next, false);
+    int r = prepare_file(durable);
     if (r >= 0)
         r = expect(durable, durable->next.digest);
     if (r < 0)
@@ -487,6 +539,48 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
     int r = commit(durable, bytes, n_bytes);
     pthread_mutex_unlock(&durable->lock);
     return r;
+}
+
+/* The number that a commit will give the image, and with it its file, is known: one after that of
+ * the image that is there now, in the order of see_to_journal(). If something else has taken it
+ * until then, the file is not the image's. */
+static uint64_t next_generation(const struct durable *durable, uint64_t floor)
+{
+    const struct image *current = &durable->current;
+    uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT, floor);
+
+    return next + (current->exists && !current->is_numbered);
+}
+
+void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
+                     const struct checkpoint_lineage *lineage)
+{
+    pthread_mutex_lock(&durable->lock);
+    if (durable->store && !durable->on && !durable->journal) {
+        struct checkpoint_lineage wanted = lineage ? *lineage : durable_lineage(durable);
+        wanted.generation = next_generation(durable, lineage ? lineage->generation : 0);
+        ahead_want(&durable->ahead, bytes, n_bytes, &wanted);
+    }
+    pthread_mutex_unlock(&durable->lock);
+    worker_notify(&durable->worker);
+}
+
+void durable_unprepare(struct durable *durable)
+{
+    if (durable->ahead.state == AHEAD_NONE)
+        return;
+    pthread_mutex_lock(&durable->lock);
+    ahead_drop(&durable->ahead);
+    pthread_mutex_unlock(&durable->lock);
+    worker_notify(&durable->worker);
+}
+
+void durable_work_ahead(struct durable *durable)
+{
+    pthread_mutex_lock(&durable->lock);
+    if (ahead_has_work(&durable->ahead))
+        ahead_work(&durable->ahead, &durable->files, &durable->lock);
+    pthread_mutex_unlock(&durable->lock);
 }
 
 int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_in_file)
@@ -647,6 +741,7 @@ void durable_begin(struct durable *durable)
         return;
     durable->on = true;
     durable->is_cramped = durable->fold.has_failed = false;
+    durable_unprepare(durable); /* it has started from something else */
 }
 
 void durable_pause(struct durable *durable)
@@ -658,6 +753,7 @@ void durable_leave(struct durable *durable)
 {
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
+    clear_ahead(durable);
     join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     settle_deferred(durable);
@@ -673,6 +769,7 @@ int durable_end(struct durable *durable)
 {
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
+    clear_ahead(durable);
     int r = close_journal(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;

@@ -25,6 +25,9 @@
  * fails, libtpms stops the TPM, and the next commit or durable_end() closes it first. An anchor
  * that may have seen a change that failed is told of the image before, before a file is all that
  * has it.
+ *
+ * The same thread makes the file of what is expected to be committed, ahead of that (ahead.h): the
+ * commit does no more than publish it then.
  */
 #pragma once
 
@@ -103,6 +106,19 @@ bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n
 /* Make an image durable and keep it. Returns 0 or a negative errno; then the image is the one
  * before, and the disk may have either. */
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes);
+
+/* What is committed next may be these bytes, and of this lineage, or else of the vTPM's own: have
+ * their file made ahead, beside what goes on. Nothing happens without durable_set_journal(), while
+ * on and with a journal. If it fails, or something else is committed, all is as without this. */
+void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
+                     const struct checkpoint_lineage *lineage);
+
+/* It will not be committed: have the file removed. Does not wait for the disk. */
+void durable_unprepare(struct durable *durable);
+
+/* For who folds by hand: make or remove that file, if it is to be. Commits and the end do so, too.
+ */
+void durable_work_ahead(struct durable *durable);
 
 /* While that `is_so`, a commit to a journal does not wait for the disk: it is durable with the next
  * one, or when the journal is folded or left, and a loss of power before may undo it. Where there

@@ -205,6 +205,18 @@ int nvram_expect(const struct checkpoint_lineage *lineage)
     return durable_expect(permanent, lineage);
 }
 
+void nvram_prepare(const uint8_t *state, size_t state_bytes,
+                   const struct checkpoint_lineage *lineage)
+{
+    if (!is_read_only)
+        durable_prepare(permanent, state, state_bytes, lineage);
+}
+
+void nvram_unprepare(void)
+{
+    durable_unprepare(permanent);
+}
+
 bool nvram_has_come(void)
 {
     return durable_has_come(permanent);

@@ -87,6 +87,14 @@ int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DI
 /* What is stored as the permanent state next is of this lineage. Returns 0 or a negative errno. */
 int nvram_expect(const struct checkpoint_lineage *lineage);
 
+/* What is stored as the permanent state next may be this, of this lineage or of the vTPM's own if
+ * that is NULL: its file is made ahead, where it may be written. Does not wait for the disk. */
+void nvram_prepare(const uint8_t *state, size_t state_bytes,
+                   const struct checkpoint_lineage *lineage);
+
+/* It will not be. Does not wait for the disk. */
+void nvram_unprepare(void);
+
 /* Return true if that was stored; else it is expected no more. */
 bool nvram_has_come(void);
 

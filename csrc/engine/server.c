@@ -261,6 +261,7 @@ void server_run(struct server *server)
             continue;
         control_init(&server->control);
         serve_client(server);
+        commands_disconnected(&server->commands);
         control_deinit(&server->control);
         close_descriptor(&server->client_fd);
     }

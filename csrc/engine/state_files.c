@@ -5,18 +5,17 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "checkpoint.h"
-
 _Static_assert((int)CHECKPOINT_IDENTITY_BYTES == (int)JOURNAL_IDENTITY_BYTES, "the same identity");
 
-int state_file_prepare(struct state_files *files, const struct image *image, bool is_continued)
+int state_file_prepare(struct state_files *files, const struct image *image,
+                       const uint8_t identity[CHECKPOINT_IDENTITY_BYTES], bool is_continued)
 {
     struct checkpoint_lineage lineage = {
         .generation = image->generation,
         .continued = is_continued,
     };
 
-    memcpy(lineage.identity, files->settings.identity, sizeof(lineage.identity));
+    memcpy(lineage.identity, identity, sizeof(lineage.identity));
     return checkpoint_prepare(files->io, files->key.n_bytes ? &files->key : NULL,
                               TPM_PERMANENT_ALL_NAME, image->bytes, image->n_bytes,
                               files->keeps_journals ? &lineage : NULL);
@@ -27,9 +26,14 @@ int state_file_publish(struct state_files *files)
     return checkpoint_publish(files->io, TPM_PERMANENT_ALL_NAME);
 }
 
+void state_file_discard(struct state_files *files)
+{
+    checkpoint_discard(files->io, TPM_PERMANENT_ALL_NAME);
+}
+
 int state_file_write(struct state_files *files, const struct image *image, bool is_continued)
 {
-    int r = state_file_prepare(files, image, is_continued);
+    int r = state_file_prepare(files, image, files->settings.identity, is_continued);
 
     return r < 0 ? r : state_file_publish(files);
 }

@@ -855,19 +855,51 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
     return result;
 }
 
+static TPM_RESULT set_state(uint32_t type, const uint8_t *state, size_t state_bytes)
+{
+    TPM_RESULT result =
+        TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+
+    if (result != TPM_SUCCESS) /* libtpms has dropped the permanent state, too */
+        nvram_unprepare();
+    return result;
+}
+
+/* Returns true if a state may be set now; else `*result` is its answer. */
+static bool may_set(struct tpm *tpm, uint32_t type, size_t state_bytes, TPM_RESULT *result)
+{
+    if (!may(tpm, OP_SET_STATE, result))
+        return false;
+    /* libtpms would make a new TPM from an empty permanent state. */
+    if (!is_state_type(type) || (type == LINK_STATE_PERMANENT && state_bytes == 0))
+        *result = TPM_BAD_PARAMETER;
+    return *result == TPM_SUCCESS;
+}
+
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
 {
     TPM_RESULT result;
 
     locked(tpm);
-    if (!may(tpm, OP_SET_STATE, &result))
+    return may_set(tpm, type, state_bytes, &result) ? set_state(type, state, state_bytes) : result;
+}
+
+TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineage,
+                        const uint8_t *state, size_t state_bytes)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!may_set(tpm, LINK_STATE_PERMANENT, state_bytes, &result))
         return result;
-    if (!is_state_type(type))
-        return TPM_BAD_PARAMETER;
-    /* libtpms would make a new TPM from an empty permanent state. */
-    if (type == LINK_STATE_PERMANENT && state_bytes == 0)
-        return TPM_BAD_PARAMETER;
-    return TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
+    nvram_prepare(state, state_bytes, lineage);
+    return set_state(LINK_STATE_PERMANENT, state, state_bytes);
+}
+
+void tpm_unprepare(struct tpm *tpm)
+{
+    locked(tpm);
+    nvram_unprepare();
 }
 
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)
@@ -890,7 +922,7 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm)
         return result;
     /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL
      * would be an empty state, from which it makes a new TPM. */
-    TPMLIB_SetState(TPMLIB_STATE_PERMANENT, &no_state, sizeof(no_state));
+    set_state(LINK_STATE_PERMANENT, &no_state, sizeof(no_state));
     return TPM_SUCCESS;
 }
 

@@ -188,6 +188,15 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
  * was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
+/* As tpm_set_state() of a permanent state, which has come for tpm_init_come() with this lineage, or
+ * for tpm_init() if that is NULL: its file is made meanwhile, ahead of that. */
+TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineage,
+                        const uint8_t *state, size_t state_bytes);
+
+/* Have no file that tpm_set_come() has made ahead; what it was given is started from all the same.
+ */
+void tpm_unprepare(struct tpm *tpm);
+
 /* Write the permanent state's image into its file, if it is durable elsewhere. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 

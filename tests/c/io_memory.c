@@ -1,16 +1,30 @@
 #include "io_memory.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "bytes.h"
 #include "check.h"
 
 enum {
     NO_FILE = -1,
     BYTES_MIN = 1 << 12,
 };
+
+/* Over all of them, as a TPM's files are written by more threads than one. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void unlock(pthread_mutex_t **locked)
+{
+    pthread_mutex_unlock(*locked);
+}
+
+#define LOCKED()                                                                                   \
+    cleanup(unlock) pthread_mutex_t *locked __attribute__((unused)) = &lock;                       \
+    pthread_mutex_lock(&lock)
 
 static bool fails(struct io *io)
 {
@@ -100,6 +114,7 @@ static int find_unused_file(struct io_memory *memory)
 
 static int memory_create(struct io *io, const char *name, mode_t mode)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
 
     (void)mode;
@@ -163,6 +178,7 @@ static void put(struct io_memory_file *file, const uint8_t *bytes, size_t n_byte
 
 static int memory_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
     struct io_memory_file *file = &memory->files[fd];
     bool failing = fails(io);
@@ -177,6 +193,7 @@ static int memory_write(struct io *io, int fd, struct iovec *vectors, int n_vect
 static int memory_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes,
                            off_t offset)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
     bool failing = fails(io);
 
@@ -194,11 +211,13 @@ static int memory_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n
 /* From then on writes are as aligned as the seam asks for. */
 static void memory_set_direct(struct io *io, int fd)
 {
+    LOCKED();
     ((struct io_memory *)io)->files[fd].is_direct = true;
 }
 
 static int memory_sync(struct io *io, int fd)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
     struct io_memory_file *file = &memory->files[fd];
     int r = fails(io) ? failure(io) : 0;
@@ -218,6 +237,7 @@ static void memory_close(struct io *io, int fd)
 
 static int memory_rename(struct io *io, const char *from, const char *to)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
 
     if (fails(io))
@@ -231,6 +251,7 @@ static int memory_rename(struct io *io, const char *from, const char *to)
 
 static int memory_unlink(struct io *io, const char *name)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
 
     if (fails(io))
@@ -244,6 +265,7 @@ static int memory_unlink(struct io *io, const char *name)
 
 static int memory_sync_directory(struct io *io)
 {
+    LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
     int r = fails(io) ? failure(io) : 0;
 
@@ -272,6 +294,12 @@ void io_memory_deinit(struct io_memory *memory)
         free(memory->files[i].durable_bytes);
         free(memory->files[i].writes);
     }
+}
+
+int io_memory_calls(const struct io_memory *memory)
+{
+    LOCKED();
+    return memory->calls;
 }
 
 void io_choices_init(struct io_choices *choices)
@@ -413,6 +441,7 @@ bool io_memory_survives(const struct io_memory *io,
 bool io_memory_read(const struct io_memory *memory, const char *name, const uint8_t **bytes,
                     size_t *n_bytes)
 {
+    LOCKED();
     const struct io_memory_entry *entry =
         find_entry((struct io_memory_entry *)memory->entries, name);
 

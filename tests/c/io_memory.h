@@ -74,6 +74,9 @@ struct io_memory {
 void io_memory_init(struct io_memory *io);
 void io_memory_deinit(struct io_memory *io);
 
+/* How many calls were made so far, while other threads make some. */
+int io_memory_calls(const struct io_memory *io);
+
 /* Decisions that somebody has to make. */
 struct io_choices {
     bool sampled;

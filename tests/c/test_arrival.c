@@ -31,6 +31,7 @@ enum {
     REQUEST_BYTES = 16, /* of SET_STATEBLOB, without data */
     NO_DESCRIPTOR = -1,
     LATER = 1000, /* a generation */
+    WAIT_MS = 10000,
 };
 
 static const char letters[] = "NBTU"; /* of states */
@@ -466,6 +467,110 @@ static void an_older_state_is_told_if_it_runs(void **state)
     end();
 }
 
+enum {
+    MAKE_CALLS = 3, /* a file, but for its name */
+    PUBLISH_CALLS = 2,
+};
+
+static bool has_temporary(void)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return io_memory_read(&io, "TMP2-00.permall", &bytes, &n_bytes);
+}
+
+static void bring_and_wait(void)
+{
+    assert_int_equal(set_permanent(&later), TPM_SUCCESS);
+    for (int ms = 0; ms < WAIT_MS && io_memory_calls(&io) < MAKE_CALLS; ms++)
+        usleep(1000);
+    assert_true(has_temporary());
+}
+
+static void wait_until_removed(void)
+{
+    for (int ms = 0; ms < WAIT_MS && has_temporary(); ms++)
+        usleep(1000);
+    assert_false(has_temporary());
+}
+
+/* To an empty directory, as a migration does: the file is the very one that INIT would write. */
+static void what_is_brought_is_written_before_its_init(void **state)
+{
+    const struct checkpoint_lineage *const lineages[] = {&later, &another, NULL};
+    struct checkpoint_lineage after;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(lineages) / sizeof(*lineages); i++) {
+        begin();
+        assert_int_equal(do_connect(), TPM_SUCCESS);
+        assert_int_equal(set_permanent(lineages[i]), TPM_SUCCESS);
+        assert_int_equal(do_volatile(), TPM_SUCCESS);
+        assert_int_equal(do_init_incoming(), TPM_SUCCESS);
+        assert_int_equal(io.calls, MAKE_CALLS + PUBLISH_CALLS);
+        assert_true(is_from_blobs() && has_resumed());
+        assert_true(tpm_get_lineage(tpm, &after));
+        assert_true(!lineages[i] || after.generation > lineages[i]->generation);
+        end();
+    }
+}
+
+static TPM_RESULT do_disconnect(void)
+{
+    commands_disconnected(&commands);
+    return TPM_SUCCESS;
+}
+
+static void what_is_brought_in_vain_leaves_no_file(void **state)
+{
+    TPM_RESULT(*const ends[])
+    (void) = {do_stop, do_connect, do_tail, do_refused, do_refused_volatile, do_disconnect};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        begin();
+        bring_and_wait();
+        ends[i]();
+        wait_until_removed();
+        assert_int_equal(do_init(), TPM_SUCCESS);
+        assert_false(has_temporary());
+        end();
+    }
+}
+
+/* Not even beside its files. */
+static void what_comes_to_another_hosts_vtpm_is_not_written_before_its_init(void **state)
+{
+    enum { LONG_ENOUGH_US = 50000 };
+
+    (void)state;
+    begin();
+    assert_int_equal(tpm_stop_fenced(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_set_come(tpm, &later, permanent.bytes, permanent.n_bytes), TPM_SUCCESS);
+    usleep(LONG_ENOUGH_US);
+    assert_int_equal(io_memory_calls(&io), 0);
+    assert_int_equal(tpm_init_come(tpm, &later), TPM_SUCCESS);
+    assert_int_equal(io.calls, MAKE_CALLS + PUBLISH_CALLS);
+    end();
+}
+
+/* Its INIT fails as it gives the file its name. */
+static void what_is_brought_and_fails_leaves_no_file(void **state)
+{
+    (void)state;
+    begin();
+    bring_and_wait();
+    io.fail_from = MAKE_CALLS + 1;
+    io.fail_to = io.fail_from + 1;
+    assert_int_equal(do_init_incoming(), TPM_FAIL);
+    assert_int_equal(commands.arrival.what, ARRIVED_UNUSABLE);
+    assert_false(has_temporary());
+    assert_int_equal(do_init(), TPM_SUCCESS);
+    assert_false(is_from_blobs());
+    end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -473,6 +578,10 @@ int main(void)
         cmocka_unit_test(a_volatile_blob_goes_with_the_rest),
         cmocka_unit_test(what_has_come_is_of_its_own_lineage_from_then_on),
         cmocka_unit_test(an_older_state_is_told_if_it_runs),
+        cmocka_unit_test(what_is_brought_is_written_before_its_init),
+        cmocka_unit_test(what_is_brought_in_vain_leaves_no_file),
+        cmocka_unit_test(what_is_brought_and_fails_leaves_no_file),
+        cmocka_unit_test(what_comes_to_another_hosts_vtpm_is_not_written_before_its_init),
     };
 
     return cmocka_run_group_tests(tests, set_up, NULL);

@@ -4,6 +4,8 @@
  * Invariant 1: a commit that was acknowledged is there after a loss of power at any later call.
  * Invariant 2: what a start recovers is the last image that was acknowledged, or the one under way;
  * and if the journal were gone, the start would not go without it.
+ * A file that was made ahead is published only if it is what the commit would have written, and is
+ * there no more once it is of no use.
  * No nonce is used twice with a key, across failures, losses of power and folds.
  *
  * Short lives are enumerated: a loss of power at every call, in every way. Long ones are sampled;
@@ -40,7 +42,10 @@ enum {
     SEALED = 1,
     PLAIN = 0,
     OTHER = 4711, /* an image */
+    WAIT_MS = 10000,
 };
+
+#define TEMPORARY_NAME "TMP2-00.permall"
 
 static const struct journal_settings settings_of[] = {
     [PLAIN] = {.identity = "this vTPM's own.", .file_bytes = FILE_BYTES},
@@ -152,6 +157,15 @@ static int commit_deferred(struct world *world)
     return r;
 }
 
+/* Of the vTPM's own lineage, unless another is given. */
+static void prepare(struct world *world, uint32_t number, const struct checkpoint_lineage *lineage)
+{
+    uint8_t image[IMAGE_BYTES];
+
+    make_image(number, image);
+    durable_prepare(world->durable, image, IMAGE_BYTES, lineage);
+}
+
 static uint32_t number_of_image(const struct world *world)
 {
     const uint8_t *bytes;
@@ -180,8 +194,9 @@ static int end(struct world *world)
     return r;
 }
 
-/* One step of a life: (b)egin, (c)ommit, commit (d)eferred, (e)nd, and the parts of folding: (f),
- * (w)rite, (s)witch. */
+/* One step of a life: (b)egin, (c)ommit, commit (d)eferred, (e)nd; the parts of folding: (f),
+ * (w)rite, (s)witch; and the next commit's file: (p)repare it, or (o)ther's, (u)nprepare, and what
+ * is to be done (a)head for that. */
 static int take_step(struct world *world, char step)
 {
     switch (step) {
@@ -198,6 +213,18 @@ static int take_step(struct world *world, char step)
         return durable_begin_fold(world->durable);
     case 'w':
         return durable_write_fold(world->durable);
+    case 'p':
+        prepare(world, world->under_way + 1, NULL);
+        return 0;
+    case 'o':
+        prepare(world, OTHER, NULL);
+        return 0;
+    case 'u':
+        durable_unprepare(world->durable);
+        return 0;
+    case 'a':
+        durable_work_ahead(world->durable);
+        return 0;
     default:
         assert_int_equal(step, 's');
         return durable_switch_fold(world->durable);
@@ -280,8 +307,20 @@ static const char *const lives[] = {
     "bcddfwsdce",
     "bcfdwdscfwdcsdce",
     "bcccccccccccddddddddddde",
+    "pacbcce",
+    "pcbcce",
+    "oacbcce",
+    "ocbcce",
+    "paucpacbce",
+    "puacbcce",
+    "papcbce",
+    "ppacbce",
+    "pabcce",
+    "paece",
+    "pabcebce",
 };
-static const char *const lives_from_elsewhere[] = {"bcccebce", "cbcce", "bccfcwcsce"};
+static const char *const lives_from_elsewhere[] = {"bcccebce", "cbcce", "bccfcwcsce", "pacbcce",
+                                                   "pabcce"};
 
 static void check_lives(const char *const *which, size_t n, bool is_in_file)
 {
@@ -317,7 +356,7 @@ static int count_calls(const char *life, int *n_syncs)
  * synced may be there again, with nothing in it that the file does not have. */
 static void canary_every_sync_that_is_left_out_is_missed(void **state)
 {
-    static const char *const some[] = {"bccfwsce", "bccce", "bcdce", "bcdfwsce", "bcde"};
+    static const char *const some[] = {"bccfwsce", "bccce", "bcdce", "bcdfwsce", "bcde", "pacbce"};
 
     (void)state;
     for (size_t i = 0; i < COUNT(some); i++) {
@@ -411,7 +450,8 @@ static void live_with_a_failure(struct world *world, const char *life, bool rest
 static void what_fails_once_loses_nothing(void **state)
 {
     static const char *const some[] = {"bcccfcwcsce", "bccecbcce", "bccebcce",
-                                       "bcfwsce",     "bcdcde",    "bcfdwsdfwsce"};
+                                       "bcfwsce",     "bcdcde",    "bcfdwsdfwsce",
+                                       "pacbce",      "oaucpcbce", "pabcce"};
     enum { GOES_ON, HALF_AND_RESTARTS, LATE_AND_RESTARTS, VARIANTS };
 
     (void)state;
@@ -713,6 +753,257 @@ static void where_a_journal_has_no_room_files_are_replaced(void **state)
     }
 }
 
+/* Whether a file is image `number`'s as the commit has made it: of this vTPM and generation. */
+static bool is_file_of(const struct world *world, const char *file_name, uint32_t number,
+                       const struct checkpoint_lineage *lineage)
+{
+    const uint8_t *bytes, *found;
+    size_t n_bytes;
+
+    if (!io_memory_read_durable(&world->io, file_name, &bytes, &n_bytes) ||
+        n_bytes != CHECKPOINT_HEADER_BYTES + IMAGE_BYTES + SWTPM_TLV_BYTES + SWTPM_LINEAGE_BYTES)
+        return false;
+    found = bytes + n_bytes - SWTPM_LINEAGE_BYTES;
+    return bytes[SWTPM_AT_MINIMUM_VERSION] == SWTPM_MINIMUM_VERSION &&
+           is_image(bytes + CHECKPOINT_HEADER_BYTES, IMAGE_BYTES, number) &&
+           get_be64(found + SWTPM_AT_GENERATION) == lineage->generation &&
+           memcmp(found + SWTPM_AT_IDENTITY, lineage->identity, sizeof(lineage->identity)) == 0;
+}
+
+static bool has_temporary(const struct world *world)
+{
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    return io_memory_read(&world->io, TEMPORARY_NAME, &bytes, &n_bytes);
+}
+
+static const struct checkpoint_lineage another_vtpm = {.identity = "another vTPM's..",
+                                                       .generation = 5000};
+
+/* What a QEMU brings: image 1, of this vTPM or another. */
+static void bring(struct world *world, const struct checkpoint_lineage *lineage)
+{
+    prepare(world, 1, lineage);
+    durable_work_ahead(world->durable);
+    assert_true(has_temporary(world));
+    world->io.calls = 0;
+}
+
+/* What INIT does: as arrival_start() and tpm_init_come(). Returns how many calls it made. */
+static int commit_what_came(struct world *world, const struct checkpoint_lineage *lineage)
+{
+    if (lineage) {
+        store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, lineage->generation);
+        assert_int_equal(durable_expect(world->durable, lineage), 0);
+    }
+    assert_int_equal(commit(world), 0);
+    assert_true(durable_has_come(world->durable));
+    int n_calls = world->io.calls;
+    struct checkpoint_lineage now = durable_lineage(world->durable);
+    assert_true(is_file_of(world, "tpm2-00.permall", world->under_way, &now));
+    assert_true(!lineage || now.generation > lineage->generation);
+    assert_false(has_temporary(world));
+    begin(world);
+    assert_int_equal(commit(world), 0); /* the journal has higher numbers than its base */
+    assert_int_equal(end(world), 0);
+    check_every_power_loss(world);
+    return n_calls;
+}
+
+enum {
+    PUBLISH_CALLS = 2, /* the name, and the directory's sync */
+    WRITE_CALLS = 3 + PUBLISH_CALLS,
+    REMOVE_CALLS = 1,
+};
+
+static void what_was_made_ahead_is_only_published(void **state)
+{
+    const struct checkpoint_lineage *const lineages[] = {NULL, &another_vtpm};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(lineages); i++) {
+        for (int times = 1; times <= 2; times++) {
+            struct world world;
+            world_init(&world, SEALED, true);
+            if (times == 2) /* over an image that is numbered */
+                assert_int_equal(commit(&world), 0);
+            prepare(&world, world.under_way + 1, lineages[i]);
+            durable_work_ahead(world.durable);
+            world.io.calls = 0;
+            assert_int_equal(commit_what_came(&world, lineages[i]), PUBLISH_CALLS);
+            world_deinit(&world);
+        }
+    }
+}
+
+/* What may come in between: each makes the file another one than the commit's. */
+static void come_another_image(struct world *world)
+{
+    world->under_way++;
+}
+
+static void come_another_vtpm(struct world *world)
+{
+    assert_int_equal(durable_expect(world->durable, &another_vtpm), 0);
+}
+
+static void come_a_number(struct world *world)
+{
+    uint64_t taken;
+
+    assert_int_equal(store_take_generation(world->writable, JOURNAL_IMAGE_TYPE, &taken), 0);
+}
+
+static void come_a_floor(struct world *world)
+{
+    store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, 7000);
+}
+
+static void what_was_made_ahead_of_something_else_is_not_used(void **state)
+{
+    void (*const comes[])(struct world *) = {come_another_image, come_another_vtpm, come_a_number,
+                                             come_a_floor};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(comes); i++) {
+        struct world world;
+        world_init(&world, SEALED, true);
+        bring(&world, NULL);
+        comes[i](&world);
+        world.io.calls = 0;
+        assert_int_equal(commit_what_came(&world, NULL), REMOVE_CALLS + WRITE_CALLS);
+        world_deinit(&world);
+    }
+}
+
+static void a_key_that_comes_later_encrypts_the_file(void **state)
+{
+    struct cipher_key key = {.n_bytes = 16, .bytes = "a key of sixteen"};
+    const uint8_t *bytes;
+    size_t n_bytes;
+    struct world world;
+
+    (void)state;
+    world_init(&world, SEALED, true);
+    bring(&world, NULL);
+    assert_int_equal(durable_set_key(world.durable, &key), 0);
+    assert_int_equal(commit(&world), 0);
+    assert_true(io_memory_read_durable(&world.io, "tpm2-00.permall", &bytes, &n_bytes));
+    assert_true(get_be16(bytes + SWTPM_AT_FLAGS) & SWTPM_ENCRYPTED);
+    world_deinit(&world);
+}
+
+/* What else is done with the directory. */
+
+static void store_it(struct world *world)
+{
+    assert_int_equal(durable_store(world->durable), 0);
+}
+
+static void adopt_it(struct world *world)
+{
+    uint8_t image[IMAGE_BYTES], digest[DIGEST_BYTES];
+
+    make_image(0, image);
+    assert_int_equal(digest_compute(image, IMAGE_BYTES, digest), 0);
+    assert_int_equal(
+        durable_adopt(world->durable, image, IMAGE_BYTES, digest, true, another_vtpm.identity), 0);
+}
+
+static void leave_it(struct world *world)
+{
+    durable_leave(world->durable);
+}
+
+static void end_it(struct world *world)
+{
+    assert_int_equal(durable_end(world->durable), 0);
+}
+
+static void what_was_made_ahead_is_gone_once_something_else_is_done(void **state)
+{
+    void (*const ways[])(struct world *) = {store_it, adopt_it, leave_it, end_it};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(ways) * 2; i++) {
+        struct world world;
+        world_init(&world, PLAIN, false);
+        prepare(&world, 1, NULL);
+        if (i % 2)
+            durable_work_ahead(world.durable);
+        ways[i / 2](&world);
+        assert_false(has_temporary(&world));
+        assert_int_equal(commit(&world), 0);
+        check_every_power_loss(&world);
+        world_deinit(&world);
+    }
+}
+
+/* By who need not wait for the disk. */
+static void what_is_of_no_use_is_removed_later(void **state)
+{
+    void (*const ways[])(struct durable *) = {durable_unprepare, durable_begin};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(ways); i++) {
+        struct world world;
+        world_init(&world, PLAIN, true);
+        bring(&world, NULL);
+        ways[i](world.durable);
+        assert_int_equal(world.io.calls, 0);
+        durable_work_ahead(world.durable);
+        assert_false(has_temporary(&world));
+        assert_int_equal(commit(&world), 0);
+        check_every_power_loss(&world);
+        world_deinit(&world);
+    }
+}
+
+static void nothing_is_made_ahead_while_on_or_with_a_journal(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    begin(&world);
+    prepare(&world, 1, NULL);
+    assert_int_equal(commit(&world), 0);
+    durable_pause(world.durable);
+    int calls = world.io.calls;
+    prepare(&world, 2, NULL);
+    durable_work_ahead(world.durable);
+    assert_int_equal(world.io.calls, calls);
+    world_deinit(&world);
+}
+
+/* At whichever call: the commit does all of it, and says if it cannot. */
+static void what_cannot_be_made_ahead_is_made_by_the_commit(void **state)
+{
+    enum { CALLS = 3 };
+
+    (void)state;
+    for (int call = 1; call <= CALLS; call++) {
+        for (int goes_on = 0; goes_on <= 1; goes_on++) {
+            struct world world;
+            world_init(&world, SEALED, true);
+            world.io.fail_error = ENOSPC;
+            world.io.fail_half = true;
+            world.io.fail_from = call;
+            prepare(&world, 1, NULL);
+            durable_work_ahead(world.durable);
+            if (goes_on)
+                assert_int_equal(commit(&world), -ENOSPC);
+            world.io.fail_from = 0;
+            world.under_way = 0;
+            assert_int_equal(commit(&world), 0);
+            assert_false(has_temporary(&world));
+            check_every_power_loss(&world);
+            world_deinit(&world);
+        }
+    }
+}
+
 /* The real thing: files, and a thread that folds beside the commits. */
 
 struct directory {
@@ -826,7 +1117,7 @@ static void folding_beside_the_commits_loses_none(void **state)
 /* In time, and not only when there is no other way. */
 static void a_worn_journal_is_folded_in_a_thread(void **state)
 {
-    enum { SECTORS = FILE_BYTES / JOURNAL_SECTOR_BYTES, WAIT_MS = 10000 };
+    enum { SECTORS = FILE_BYTES / JOURNAL_SECTOR_BYTES };
     struct journal_settings settings = settings_of[PLAIN];
     struct directory directory;
     struct world world = {.settings = &settings};
@@ -858,11 +1149,12 @@ static void a_worn_journal_is_folded_in_a_thread(void **state)
 
 /* A thread that folds, and that stands still at its first file until the test waits for it. */
 static struct {
-    pthread_t committer;
+    pthread_t committer; /* the test */
     sem_t is_reached, may_pass;
     bool is_closed;
     bool was_passed; /* by a commit that wrote beside it */
     bool fails;      /* the next write in place does */
+    int n_created;   /* files, by commits */
 } gate;
 
 static void open_gate(void)
@@ -886,14 +1178,32 @@ int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     return error == ETIMEDOUT ? 0 : error;
 }
 
+static void close_gate(void)
+{
+    gate.is_closed = true;
+    gate.was_passed = false;
+    gate.n_created = 0;
+    sem_init(&gate.is_reached, 0, 0);
+    sem_init(&gate.may_pass, 0, 0);
+}
+
+/* The thread has ended. */
+static void open_gate_for_good(void)
+{
+    sem_destroy(&gate.is_reached);
+    sem_destroy(&gate.may_pass);
+    gate.is_closed = false;
+}
+
 static int gated_create(struct io *io, const char *name, mode_t mode)
 {
     if (!pthread_equal(pthread_self(), gate.committer)) {
         sem_post(&gate.is_reached);
         sem_wait(&gate.may_pass);
         sem_post(&gate.may_pass);
-    } else if (gate.is_closed) {
-        gate.was_passed = true;
+    } else {
+        gate.n_created++;
+        gate.was_passed |= gate.is_closed;
         open_gate();
     }
     return io_posix_functions.create(io, name, mode);
@@ -918,10 +1228,7 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
     (void)state;
     settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
     start_in_directory(&world, &directory);
-    gate.committer = pthread_self();
-    gate.is_closed = true;
-    sem_init(&gate.is_reached, 0, 0);
-    sem_init(&gate.may_pass, 0, 0);
+    close_gate();
     directory.io.io.write_at = gated_write_at;
     durable_begin(world.durable);
     assert_int_equal(commit(&world), 0); /* makes the journal */
@@ -939,9 +1246,100 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
     assert_int_equal(durable_end(world.durable), 0);
     check_files(&directory, &world);
     stop(&world);
-    sem_destroy(&gate.is_reached);
-    sem_destroy(&gate.may_pass);
-    gate.committer = 0;
+    open_gate_for_good();
+    directory_deinit(&directory);
+}
+
+static bool has_temporary_file(const struct directory *directory)
+{
+    return faccessat(directory->io.directory_fd, TEMPORARY_NAME, F_OK, 0) == 0;
+}
+
+static void wait_until_there_is_no_temporary_file(const struct directory *directory)
+{
+    for (int ms = 0; ms < WAIT_MS && has_temporary_file(directory); ms++)
+        usleep(1000);
+    assert_false(has_temporary_file(directory));
+}
+
+/* The thread stands still as it is about to make the file. */
+static void prepare_at_the_gate(struct world *world, struct directory *directory)
+{
+    close_gate();
+    directory->io.io.create = gated_create;
+    prepare(world, world->under_way + 1, NULL);
+    sem_wait(&gate.is_reached);
+    assert_true(gate.is_closed);
+}
+
+static void stop_at_the_gate(struct world *world, struct directory *directory)
+{
+    assert_false(gate.was_passed);
+    stop(world);
+    assert_false(has_temporary_file(directory));
+    open_gate_for_good();
+    directory_deinit(directory);
+}
+
+static void a_commit_waits_for_the_file_that_is_made_ahead(void **state)
+{
+    struct world world = {.settings = &settings_of[SEALED]};
+    struct directory directory;
+
+    (void)state;
+    start_in_directory(&world, &directory);
+    prepare_at_the_gate(&world, &directory);
+    assert_int_equal(commit(&world), 0);
+    assert_false(gate.is_closed);
+    assert_int_equal(gate.n_created, 0); /* it has published that one */
+    check_files(&directory, &world);
+    stop_at_the_gate(&world, &directory);
+}
+
+/* Who forgets does not wait for the disk; who ends does. */
+static void what_is_forgotten_while_it_is_made_is_removed(void **state)
+{
+    (void)state;
+    for (int ends = 0; ends <= 1; ends++) {
+        struct world world = {.settings = &settings_of[SEALED]};
+        struct directory directory;
+        start_in_directory(&world, &directory);
+        prepare_at_the_gate(&world, &directory);
+        durable_unprepare(world.durable);
+        prepare(&world, OTHER, NULL); /* is dropped: the first is not done with */
+        assert_true(gate.is_closed);
+        if (!ends) {
+            open_gate();
+            wait_until_there_is_no_temporary_file(&directory);
+            check_files(&directory, &world);
+        }
+        stop_at_the_gate(&world, &directory);
+    }
+}
+
+/* In each order that is drawn, with the thread and the disk as they happen to be: for the thread
+ * sanitizer, too. */
+static void what_is_made_ahead_disturbs_nothing(void **state)
+{
+    enum { ROUNDS = 200 };
+    struct world world = {.settings = &settings_of[SEALED]};
+    struct directory directory;
+    struct io_choices choices;
+
+    (void)state;
+    io_choices_init_sampled(&choices, (uint64_t)time(NULL));
+    start_in_directory(&world, &directory);
+    for (int round = 0; round < ROUNDS; round++) {
+        static const char *const ways[] = {"pc", "puc", "oc", "pucpc", "pbcce", "obe", "ope", "pe"};
+        usleep(io_choose(&choices, 3) * 300);
+        assert_true(live(&world, ways[io_choose(&choices, COUNT(ways))]));
+        if (io_choose(&choices, 8) == 0)
+            check_files(&directory, &world);
+    }
+    assert_int_equal(durable_end(world.durable), 0);
+    assert_false(has_temporary_file(&directory));
+    check_files(&directory, &world);
+    stop(&world);
     directory_deinit(&directory);
 }
 
@@ -963,7 +1361,18 @@ int main(void)
         cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
         cmocka_unit_test(folding_beside_the_commits_loses_none),
         cmocka_unit_test(a_commit_after_a_failed_one_waits_for_the_fold),
+        cmocka_unit_test(what_was_made_ahead_is_only_published),
+        cmocka_unit_test(what_was_made_ahead_of_something_else_is_not_used),
+        cmocka_unit_test(a_key_that_comes_later_encrypts_the_file),
+        cmocka_unit_test(what_was_made_ahead_is_gone_once_something_else_is_done),
+        cmocka_unit_test(what_is_of_no_use_is_removed_later),
+        cmocka_unit_test(nothing_is_made_ahead_while_on_or_with_a_journal),
+        cmocka_unit_test(what_cannot_be_made_ahead_is_made_by_the_commit),
+        cmocka_unit_test(a_commit_waits_for_the_file_that_is_made_ahead),
+        cmocka_unit_test(what_is_forgotten_while_it_is_made_is_removed),
+        cmocka_unit_test(what_is_made_ahead_disturbs_nothing),
     };
 
+    gate.committer = pthread_self();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -244,6 +244,20 @@ static void invariant_10_generations_are_above_the_floor(void **state)
     assert_int_equal(changes.n_ranges, 1);
 }
 
+static void the_next_generation_is_known_before_it_is_taken(void **state)
+{
+    uint64_t generation;
+
+    (void)state;
+    assert_int_equal(capture(image, 100), 1);
+    assert_int_equal(store_next_generation(writer, TYPE, 0), 2);
+    assert_int_equal(store_next_generation(writer, TYPE, 17), 18);
+    assert_int_equal(store_take_generation(writer, TYPE, &generation), 0);
+    assert_int_equal(generation, 2); /* to ask changes nothing */
+    assert_int_equal(store_next_generation(writer, TYPE, 1), 3);
+    assert_int_equal(store_next_generation(writer, TYPE, GENERATION_MAX), GENERATION_MAX + 1);
+}
+
 static void invariant_10_the_next_writer_goes_on(void **state)
 {
     (void)state;
@@ -525,6 +539,7 @@ int main(void)
         store_test(nothing_is_left_behind_the_end),
         store_test(memory_that_no_image_reached_is_not_touched),
         store_test(invariant_10_generations_are_above_the_floor),
+        store_test(the_next_generation_is_known_before_it_is_taken),
         store_test(invariant_10_the_next_writer_goes_on),
         store_test(what_cannot_be_captured_changes_nothing),
         store_test(invariant_8_numbers_past_a_limit_are_refused),

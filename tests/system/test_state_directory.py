@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
+from tests.harness.raw_guest import RawGuest
 from tests.support import tpm2
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, ControlClient
 from tests.support.tpm2 import Property, StartupType, Tpm, TpmError
@@ -222,3 +224,39 @@ def test_stored_volatile_state_resumes_in_the_other_program(
         now = tpm.clock()
         assert (now.reset_count, now.restart_count) == (clock.reset_count, clock.restart_count)
     assert not (state / "tpm2-00.volatilestate").exists()
+
+
+def test_invariant_9_blobs_whose_init_does_not_come_leave_no_file(lab: Lab) -> None:
+    """QEMU goes away at its migration's end, vtpmd stops, or the host fails; the next one starts.
+
+    What was brought is on the disk before its INIT, but for its name.
+    """
+    source = lab.raw_guest(lab.emulator(VTPMD))
+    source.boot()
+    facts, blobs = source.facts(), source.save()
+    directory = lab.new_path("destination")
+
+    def start() -> Emulator:
+        emulator = Emulator(VTPMD, directory)
+        lab.kill_at_end(emulator)
+        assert not list(emulator.state.glob("*2-00.*"))
+        return emulator
+
+    def bring(destination: Emulator) -> RawGuest:
+        guest = lab.raw_guest(destination)
+        guest.give(blobs)
+        wait_until((destination.state / "TMP2-00.permall").exists)
+        return guest
+
+    left = start()
+    bring(left).close()
+    wait_until(lambda: not list(left.state.glob("*2-00.*")))
+    bring(left)
+    assert left.stop() == 0
+    killed = start()
+    bring(killed)
+    killed.kill()
+    guest = bring(start())
+    guest.start()
+    assert guest.facts() == facts
+    assert not list(directory.rglob("TMP*"))
