@@ -625,6 +625,8 @@ void commands_answered(struct commands *commands)
     if (commands->gave_whole)
         asker_tell(commands->asker, LINK_TELL_GIVEN, 0, NULL, 0);
     commands->gave_whole = false;
+    if (commands->number == CONTROL_SET_DATAFD)
+        tpm_warm_up(); /* a QEMU is there, and has what it waits for: its guest comes next */
     if (commands->number == CONTROL_INIT)
         asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)

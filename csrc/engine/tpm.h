@@ -83,6 +83,10 @@ int tpm_start_long_commands(struct tpm *tpm);
  * use any more. -EROFS if QEMU was given the state, and its guest was not seen to run on. */
 int tpm_free(struct tpm *tpm);
 
+/* Have libcrypto set up now what the first use of it would wait for: that is half of a TPM's start.
+ * On the thread that calls tpm_init(), as its random numbers are made by thread. */
+void tpm_warm_up(void);
+
 /* Take what a state file holds as the image that a stopped TPM starts from next. */
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
