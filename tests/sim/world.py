@@ -48,6 +48,7 @@ class Vm:
         # record says where it is: its operator must know.
         self.places = {home}
         self._before: set[Host] = set()
+        self._whole_at: Host | None = None  # where it has come to in that way, the last time
         self._value = 0
         self.executed = 0
 
@@ -74,8 +75,11 @@ class Vm:
 
         Where nobody ever had a vTPM a new one is made, where whole blobs left an old one, that.
         """
-        if host.is_entitled or host.record.whose is Whose.MOVED:
+        if host.is_entitled:
             return True
+        if host.record.whose is Whose.MOVED:
+            # Of whole blobs that came elsewhere that record knows nothing: its operator does.
+            return self._whole_at in (None, host)
         if self.lineage is not None and not host.has_state:
             return host.knows_sessions
         return host in self.places
@@ -84,11 +88,13 @@ class Vm:
         """Its stream with all of the state is at a host, which starts from it."""
         self._before = self.places
         self.places = {host}
+        self._whole_at = host
         self.world.numbering_begins()
 
     def comes_not(self) -> None:
         """It did not start, or nobody heard that it did: it runs on where it was."""
         self.places = self._before - self.places
+        self._whole_at = None
 
 
 class World:
