@@ -229,6 +229,8 @@ TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *
     locked(blackout);
     if (!blackout->lane || !may(blackout, HANDOVER_OFFER))
         return TPM_BAD_ORDINAL;
+    if (tpm_has_worked(blackout->tpm))
+        return TPM_RETRY;
     if (!keep_tail(blackout, tail, tail_bytes))
         return TPM_SIZE;
     blackout->digests = *digests;

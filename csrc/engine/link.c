@@ -62,14 +62,11 @@ static TPM_RESULT start(struct link *link)
     return result;
 }
 
-static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
+static TPM_RESULT start_held(struct link *link, uint32_t from, struct message *response)
 {
-    uint32_t from = request->header.argument;
     enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
     struct link_digests *digests;
 
-    if (from == 0)
-        return start(link);
     if ((from & ~LINK_SAID_MASK) != LINK_INIT_HELD || said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     digests = calloc(1, sizeof(*digests));
@@ -82,6 +79,29 @@ static TPM_RESULT do_init(struct link *link, struct message *request, struct mes
     link->held = *digests;
     response->header.payload_bytes = sizeof(*digests);
     return result;
+}
+
+static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
+{
+    uint32_t from = request->header.argument;
+
+    return from == 0 ? start(link) : start_held(link, from, response);
+}
+
+static TPM_RESULT do_start_held(struct link *link, struct message *request,
+                                struct message *response)
+{
+    uint32_t permanent_bytes;
+
+    if (request->header.payload_bytes < sizeof(permanent_bytes))
+        return TPM_BAD_PARAMETER;
+    memcpy(&permanent_bytes, request->payload, sizeof(permanent_bytes));
+    TPM_RESULT result = commands_set_both_states(
+        server_commands(link->server), request->payload + sizeof(permanent_bytes), permanent_bytes,
+        request->header.payload_bytes - (uint32_t)sizeof(permanent_bytes));
+    if (result != TPM_SUCCESS)
+        return result;
+    return start_held(link, request->header.argument, response);
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
@@ -101,11 +121,12 @@ static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
 {
     enum link_shutdown said = LINK_SHUTDOWN_NONE;
-    bool worked;
+    bool is_abandoned = request->header.argument == 1 && tpm_abandon(link->tpm), worked;
 
-    (void)request;
     TPM_RESULT result = blackout_capture(link->blackout, link->store, &worked, &said);
-    response->header.argument = (worked ? LINK_CAPTURE_CHANGED : 0) | said << LINK_SAID_SHIFT;
+    response->header.argument = (worked ? LINK_CAPTURE_CHANGED : 0) |
+                                (is_abandoned ? LINK_CAPTURE_ABANDONED : 0) |
+                                said << LINK_SAID_SHIFT;
     return result;
 }
 
@@ -142,16 +163,6 @@ static TPM_RESULT do_arm(struct link *link, struct message *request, struct mess
 {
     (void)response;
     return tpm_arm(link->tpm, request->header.argument != 0);
-}
-
-static TPM_RESULT do_abandon(struct link *link, struct message *request, struct message *response)
-{
-    bool is_abandoned = tpm_abandon(link->tpm);
-
-    (void)request;
-    response->header.argument = (is_abandoned ? LINK_ABANDON_DONE : 0) |
-                                (tpm_has_worked(link->tpm) ? LINK_ABANDON_WORKED : 0);
-    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_admit(struct link *link, struct message *request, struct message *response)
@@ -424,6 +435,7 @@ static const operation operations[] = {
     [LINK_BE_ASKED] = do_be_asked,
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
+    [LINK_START_HELD] = do_start_held,
     [LINK_CAPTURE] = do_capture,
     [LINK_SET_BOTH_STATES] = do_set_both_states,
     [LINK_FORGET_STATE] = do_forget_state,
@@ -435,7 +447,6 @@ static const operation operations[] = {
     [LINK_AWAIT] = do_await,
     [LINK_ADMIT] = do_admit,
     [LINK_ARM] = do_arm,
-    [LINK_ABANDON] = do_abandon,
     [LINK_SET_LANE] = do_set_lane,
     [LINK_OFFER] = do_offer,
     [LINK_HOLD] = do_hold,

@@ -49,9 +49,14 @@ enum link_operation {
                        and then there is an answer: payload, struct link_digests */
     LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off; argument 1: and then the
                        vTPM is another host's */
+    LINK_START_HELD = 26, /* LINK_SET_BOTH_STATES, and LINK_INIT with LINK_INIT_HELD, of which it
+                             has argument and answer; payload: uint32_t, the bytes of the permanent
+                             state, and both states */
 
     /* The state. */
-    LINK_CAPTURE = 32,          /* into the store; answer: argument, enum link_capture and enum
+    LINK_CAPTURE = 32,          /* into the store; argument 1: the guest has stopped: a long command
+                                   that runs has not happened, and is answered TPM_RC_RETRY, unless
+                                   it commits already; answer: argument, enum link_capture and enum
                                    link_shutdown */
     LINK_SET_BOTH_STATES = 33,  /* of a stopped TPM, for LINK_INIT; payload: permanent, of argument
                                    bytes, and volatile, one after the other */
@@ -73,10 +78,7 @@ enum link_operation {
     LINK_ADMIT = 52,    /* the vTPM is this host's: commands are executed, its files may be written;
                            argument: enum link_admit; payload: struct link_lineage, of what has
                            come; may be asked again after it failed */
-    LINK_ARM = 53,      /* argument 1: LINK_ABANDON comes when the guest stops; 0: it does not */
-    LINK_ABANDON = 54,  /* the guest stops: a long command that runs has not happened, and is
-                           answered TPM_RC_RETRY, unless it commits already; answer: argument 1
-                           if that is so */
+    LINK_ARM = 53, /* argument 1: it is said when the guest stops (LINK_CAPTURE); 0: it is not */
 
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
@@ -160,13 +162,8 @@ enum link_admit {
 
 /* What LINK_CAPTURE answers. */
 enum link_capture {
-    LINK_CAPTURE_CHANGED = 1, /* it may differ from the last one */
-};
-
-/* What LINK_ABANDON answers. */
-enum link_abandon {
-    LINK_ABANDON_DONE = 1,   /* one that ran was abandoned */
-    LINK_ABANDON_WORKED = 2, /* something ran since the last capture, and was not */
+    LINK_CAPTURE_CHANGED = 1,   /* it may differ from the last one */
+    LINK_CAPTURE_ABANDONED = 2, /* a long command has not happened */
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */

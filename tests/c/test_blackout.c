@@ -469,6 +469,18 @@ static void test_invariant_6_a_tail_is_of_no_use_once_something_ran(void **state
     end();
 }
 
+static void test_invariant_6_what_ran_since_it_was_captured_is_not_offered(void **state)
+{
+    (void)state;
+    begin(true);
+    do_work();
+    assert_int_equal(blackout_offer(blackout, &digests, tail, sizeof(tail)), TPM_RETRY);
+    assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
+    capture();
+    assert_true(do_offer());
+    end();
+}
+
 static void test_invariant_3_what_is_captured_after_the_tail_ends_it(void **state)
 {
     static const enum handover_state states[] = {HANDOVER_OFFERED, HANDOVER_FROZEN};
@@ -541,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
         cmocka_unit_test(test_a_session_has_one_lane),
         cmocka_unit_test(test_a_command_that_ends_late_ends_the_offer_at_once),
+        cmocka_unit_test(test_invariant_6_what_ran_since_it_was_captured_is_not_offered),
         cmocka_unit_test(test_invariant_3_what_is_captured_after_the_tail_ends_it),
         cmocka_unit_test(test_without_a_lane_nothing_is_offered_or_held),
     };

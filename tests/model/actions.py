@@ -36,7 +36,7 @@ from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do as Theirs
 from vtpmd.migration.source import Do
-from vtpmd.migration.states import BEFORE_BASE, GIVEN_AWAY, OWNING, State
+from vtpmd.migration.states import BEFORE_BASE, GIVEN_AWAY, ON_OFFER, OWNING, PASSING, State
 from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire.peer import Reason
@@ -159,7 +159,8 @@ def _source_does(project: Project, world: World, action: Do) -> World:
         case Do.MAKE_TAIL:
             return _makes_tail(project, world)
         case Do.END_OFFER:
-            return _revokes(project, world, HandoverEvent.LET_GO, events.OfferEnded())
+            ended = events.OfferEnded() if host.acked else events.OfferEndedEarly()
+            return _revokes(project, world, HandoverEvent.LET_GO, ended)
         case Do.REVOKE:
             return _revokes(project, world, HandoverEvent.WITHDRAW, events.Revoked())
         case Do.ASK:
@@ -253,15 +254,20 @@ def _captures_new(project: Project, world: World) -> World:
 
 def _sends_round(world: World) -> World:
     # Its records change images in memory alone: they are not in the model.
-    sent = send_to_d(world.source(acked=False), COMMITS[world.s.value].value)
+    is_last = world.s.state in PASSING
+    sent = send_to_d(world.source(acked=False), COMMITS[world.s.value, int(is_last)].value)
     return _later(sent, events.RoundSent(ROUND))
 
 
 def _makes_tail(project: Project, world: World) -> World:
-    """Capture, and have the engine give what changed since the base."""
+    """Have the engine give what changed since the base, of what the guest has done since, too."""
     host = world.s
     is_new = host.worked and _captures(world)
-    is_all = host.acked and not is_new
+    if is_new and host.state in ON_OFFER:
+        return _later(world, events.TailMade(True))
+    # What the last round's was sealed as stays that when it is acknowledged.
+    is_sealed = host.offer == host.value and not host.offers_all
+    is_all = host.acked and not is_new and not is_sealed
     if is_new:
         world = _captures_new(project, world)
     if host.state is State.FREEZING and host.acked and is_new:
@@ -308,8 +314,11 @@ def destination_acts(project: Project, world: World) -> World:
             return _afterwards(world, event)
         case destination.Stage():
             staged = FOREIGN if world.d.session == THIRD else value.power
-            held = world.destination(file="staged", file_of=world.d.session, staged=staged)
-            return _afterwards(held, events.Staged())
+            world = world.destination(file="staged", file_of=world.d.session, staged=staged)
+            if not value.is_last:
+                return _afterwards(world, events.Staged())
+            held = world.destination(tpm="held", value=staged, is_last=True)
+            return _afterwards(held, events.HeldStarted())
         case destination.UseTail():
             return _use_tail(project, world)
         case destination.Decline():
@@ -370,16 +379,16 @@ def _use_tail(project: Project, world: World) -> World:
     # tail finds nothing new in those of its own.
     value = FOREIGN if host.staged == FOREIGN else world.tail
     held = world.destination(file="staged", staged=value, tpm="held", value=value)
-    taken = _holds(project, held, holds_all=False)
+    taken = _holds(project, held, "given")
     return refused if taken is None else _afterwards(taken, events.TailApplied())
 
 
-def _holds(project: Project, world: World, *, holds_all: bool) -> World | None:
-    """LINK_HOLD: the engine asks the source once QEMU has brought the tail that says so."""
+def _holds(project: Project, world: World, which: str) -> World | None:
+    """LINK_HOLD: the engine asks the source once QEMU has brought this tail."""
     if not world.d_lane and world.d.session == SESSION:
         return None
     taken = engine_takes(project, world, "d", HandoverEvent.HOLD)
-    return taken and taken.destination(holds_all=holds_all)
+    return taken and taken.destination(holds=which)
 
 
 def takes_tail(project: Project, world: World) -> World | None:
@@ -387,9 +396,10 @@ def takes_tail(project: Project, world: World) -> World | None:
     host = world.d
     if host.engine is not Handover.HELD:
         return None
-    # The empty tail is that of the session, and of the round that came last.
-    is_that = world.tail_is_all and host.session == SESSION and host.staged == world.tail
-    if host.holds_all and not is_that and "tail" not in project.without:
+    # It is that of the session, and of the round that came last; the empty one, or its records.
+    is_that = host.session == SESSION and host.staged == world.tail
+    is_that &= world.tail_is_all is (host.holds == "all")
+    if host.holds != "given" and not is_that and "tail" not in project.without:
         return None
     return engine_takes(project, world, "d", HandoverEvent.TAIL)
 
@@ -421,10 +431,10 @@ def _destination_does(project: Project, world: World, action: Theirs) -> World:
     host = world.d
     match action:
         case Theirs.START:
-            held = world.destination(tpm="held", value=host.staged)
+            held = world.destination(tpm="held", value=host.staged, is_last=False)
             return _afterwards(held, events.HeldStarted())
         case Theirs.HOLD:
-            return _holds(project, world, holds_all=True) or world
+            return _holds(project, world, "last" if host.is_last else "all") or world
         case Theirs.LET_GO:
             return _lets_go(project, world) or _is_overtaken(world)
         case Theirs.SETTLE if "settle" in project.without:

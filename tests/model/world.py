@@ -22,6 +22,7 @@ from vtpmd.migration.states import (
     BEFORE_BASE,
     GIVEN_AWAY,
     OWNING,
+    PASSING,
     TABLE,
     WITH_BASE,
     ImpossibleEvent,
@@ -118,7 +119,8 @@ class DestinationHost(NamedTuple):
     engine: Handover = Handover.NONE
     news: tuple[str, ...] = ()
     is_late: bool = False
-    holds_all: bool = False  # the tail that the engine expects says so
+    is_last: bool = False  # the TPM on standby was started from a round that said so
+    holds: str = ""  # the tail that the engine expects: "all", "last", or a "given" one
     command: str = ""  # of QEMU's, that the engine is at: tail, init
     # wait, tail (it has brought that), init (it waits for the answer), run, dead
     qemu: str = "wait"
@@ -322,7 +324,7 @@ def destination_machine(state: State, session: bytes) -> Destination:
     machine.state = state
     machine.session = session
     machine.key = b"k"
-    machine._commit = peer.Commit(*ROUND)
+    machine._commit = peer.Commit(*ROUND, 0)
     return machine
 
 
@@ -423,9 +425,13 @@ def executed(world: World, *, at_source: bool) -> World:
 
 
 # Of a round: what it is a round of is where the guest's TPM2_Shutdown would be.
-COMMITS: Final = {value: tag(peer.Commit(*ROUND[:3], value)) for value in (OLD, NEWEST)}
-_GONE_OLD: Final = {COMMITS[NEWEST]: COMMITS[OLD]}
-_BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE, State.FREEZING)
+COMMITS: Final = {
+    (value, is_last): tag(peer.Commit(*ROUND[:3], value, is_last))
+    for value in (OLD, NEWEST)
+    for is_last in (0, 1)
+}
+_GONE_OLD: Final = {COMMITS[NEWEST, is_last]: COMMITS[OLD, is_last] for is_last in (0, 1)}
+_BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE, *PASSING)
 _OVER: Final = (None, State.ENDED)
 
 
@@ -526,10 +532,12 @@ def _forget_at_destination(d: DestinationHost) -> DestinationHost:
         d = d._replace(staged=NOTHING, file_of=SESSION)
     if d.tpm in ("off", "fenced") and (d.value != NOTHING or d.served):
         d = d._replace(value=NOTHING, served=False)
+    if d.tpm != "held" and d.is_last:
+        d = d._replace(is_last=False)
     if d.state is not State.STARTED and d.retries:
         d = d._replace(retries=False)
-    if d.engine is not Handover.HELD and d.holds_all:
-        d = d._replace(holds_all=False)
+    if d.engine is not Handover.HELD and d.holds:
+        d = d._replace(holds="")
     news = tuple(each for each in d.news if _may_mean(d.state, each))
     if news != d.news or (d.is_late and not news):
         d = d._replace(news=news, is_late=bool(news))

@@ -60,6 +60,8 @@ class Blackout:
         """blackout_offer()."""
         if self._lane is None or not self._may(HandoverEvent.OFFER):
             return Result.BAD_ORDINAL
+        if self._tpm.worked:
+            return Result.RETRY
         self._digests, self._tail = _digests(payload), payload[_DIGESTS_BYTES:]
         self._offered_s = self._tpm.now_s
         self._take(HandoverEvent.OFFER)

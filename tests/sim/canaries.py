@@ -19,6 +19,7 @@ from vtpmd.core.lane import LaneFrame
 from vtpmd.daemon import incoming, outgoing, settling
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
+from vtpmd.daemon.outgoing import Outgoing
 from vtpmd.daemon.settling import Come, File, Own
 from vtpmd.migration import destination, events, source
 from vtpmd.store import moving, owner
@@ -48,6 +49,14 @@ async def _nothing(*_: object) -> None:
 
 def _offers_nothing(patch: Patch) -> None:
     patch.setitem(outgoing._DO, source.Do.OFFER, _nothing)
+
+
+def _forgets_what_it_captured(patch: Patch) -> None:
+    async def wind_up(session: Outgoing) -> None:
+        await Outgoing._wind_up(session)
+        session._captured = session._sent
+
+    patch.setitem(outgoing._DO, source.Do.WIND_UP, wind_up)
 
 
 def _remembers_no_session(patch: Patch) -> None:
@@ -251,6 +260,7 @@ def _directory_is_anybodys(patch: Patch) -> None:
 
 CANARIES: Final[dict[str, Canary]] = {
     "the record says offered only after the tail": Canary(_offers_nothing),
+    "what was captured when the guest stopped is not sent": Canary(_forgets_what_it_captured),
     "no session is remembered": Canary(_remembers_no_session),
     "settling is not part of the session": Canary(_settles_in_its_own_time),
     "arming strikes out": Canary(
@@ -265,7 +275,7 @@ CANARIES: Final[dict[str, Canary]] = {
         _granted_file_wins,
         (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
         schedule.HAND_OVER,
-        range(8000, 16_000),  # one in two thousand
+        range(4000, 12_000),  # one in some thousands
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
     "a fenced vTPM is taken back unasked": Canary(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -24,7 +25,6 @@ from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import (
     Image,
-    LinkAbandon,
     LinkAdmit,
     LinkCapture,
     LinkCondition,
@@ -233,6 +233,8 @@ class SimEngine:
         match operation:
             case LinkOperation.INIT:
                 return self._init(argument)
+            case LinkOperation.START_HELD:
+                return self._start_held(payload)
             case LinkOperation.GET_LINEAGE:
                 lineage, _ = self.get_lineage()
                 return Reply(0, 0, bytearray(pack_link_lineage(*lineage[:2])))
@@ -240,9 +242,6 @@ class SimEngine:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture()
-            case LinkOperation.ABANDON:
-                worked = LinkAbandon.WORKED if self.worked else LinkAbandon(0)
-                return Reply(0, worked, bytearray())
             case LinkOperation.WITHDRAW:
                 result = self.blackout.say(HandoverEvent.WITHDRAW)
                 return Reply(result, self.blackout.state, bytearray())
@@ -326,6 +325,13 @@ class SimEngine:
         if result == Result.SUCCESS:
             self.blackout.say(HandoverEvent.OWNED)
         return Reply(result, 0, bytearray())
+
+    def _start_held(self, payload: bytes) -> Reply:
+        permanent_bytes, states = int.from_bytes(payload[:4], sys.byteorder), payload[4:]
+        result = self.server.set_both_states(permanent_bytes, states)
+        if result != Result.SUCCESS:
+            return Reply(result, 0, bytearray())
+        return self._init_standby()
 
     def _undo_init(self, before: Custody) -> None:
         if before in AWAY:

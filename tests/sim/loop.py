@@ -134,7 +134,7 @@ class Process(asyncio.AbstractEventLoop):
         self.ready.clear()
         for task in self._tasks:
             if not task.done():
-                with suppress(PowerLoss, RuntimeError):
+                with suppress(PowerLoss, Exception):  # there is no loop any more
                     task.get_coro().close()
 
     def check_alive(self) -> None:

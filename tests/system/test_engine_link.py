@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,6 +38,8 @@ from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, sta
 from vtpmd import core
 from vtpmd.core import (
     LinkCapture,
+    LinkCondition,
+    LinkCustody,
     LinkDescriptor,
     LinkInit,
     LinkOperation,
@@ -97,8 +100,8 @@ def with_guest(path: Path, test: Callable[[Vtpm], Awaitable[None]]) -> None:
     with_engine(path, run)
 
 
-async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
-    """Start a sleeping guest's TPM, held, from its own state; check what the engine tells."""
+async def sleeping(vtpm: Vtpm) -> tuple[bytes, bytes]:
+    """Return the state of a guest that sleeps, with its TPM off."""
     await vtpm.ask(LinkOperation.INIT)
     assert await vtpm.command(startup(StartupType.CLEAR)) == 0
     assert await vtpm.command(shutdown(StartupType.STATE)) == 0
@@ -109,10 +112,47 @@ async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
         vtpm.store.read(kind).data for kind in (StateType.PERMANENT, StateType.VOLATILE)
     ]
     await vtpm.ask(LinkOperation.STOP)
-    await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+    return permanent, volatile
+
+
+async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
+    """Start a sleeping guest's TPM, held, from its own state; check what the engine tells."""
+    states = await sleeping(vtpm)
+    await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(states[0]), b"".join(states))
     reply = await vtpm.ask(LinkOperation.INIT, core.link_held(said))
-    digests = tuple(hashlib.sha256(state).digest() for state in (permanent, volatile))
+    check_digests(reply, states)
+
+
+def check_digests(reply: Reply, states: tuple[bytes, bytes]) -> None:
+    """Demand that a TPM was started from these states."""
+    digests = tuple(hashlib.sha256(state).digest() for state in states)
     assert core.unpack_link_digests(reply.payload) == digests
+
+
+def test_states_are_given_and_started_from_in_one_request(tmp_path: Path) -> None:
+    """As in two; what is no such request is refused, and nothing has started by then."""
+
+    async def test(vtpm: Vtpm) -> None:
+        states = await sleeping(vtpm)
+        held = core.link_held(LinkShutdown.STATE)
+        whole = core.pack_link_states(*states)
+        too_long = (len(whole) - 3).to_bytes(4, sys.byteorder) + whole[4:]
+        for argument, payload, result in (
+            (held, b"", Result.BAD_PARAMETER),
+            (held, whole[:3], Result.BAD_PARAMETER),
+            (held, too_long, Result.BAD_PARAMETER),
+            (held, bytes(4), Result.BAD_PARAMETER),
+            (0, whole, Result.BAD_PARAMETER),
+        ):
+            reply = await vtpm.engine.request(LinkOperation.START_HELD, argument, payload)
+            assert reply.result == result
+        assert not (await vtpm.engine.condition())[0] & LinkCondition.ON
+        reply = await vtpm.engine.request(LinkOperation.START_HELD, held, whole)
+        assert reply.result == Result.SUCCESS
+        check_digests(reply, states)
+        assert await vtpm.engine.condition() == (LinkCondition.ON, LinkCustody.STANDBY)
+
+    with_guest(tmp_path / "state", test)
 
 
 def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_of_a_replayed_greeting_one_connection_becomes_the_lane(host: Host) -> N
 
 
 def test_no_state_comes_before_the_lane(host: Host) -> None:
-    for message in (peer.Record(b"record"), peer.Commit(1, 1, 1, 0)):
+    for message in (peer.Record(b"record"), peer.Commit(1, 1, 1, 0, 0)):
         with welcomed(host, peer.Key(KEY), message) as (stream, _):
             assert stream.wait_for_end() == []
 

@@ -31,7 +31,7 @@ from tests.system.test_stream_guest import (
     migrate,
     migrate_slowly,
 )
-from vtpmd.core import LinkAbandon, LinkOperation
+from vtpmd.core import LinkCapture, LinkOperation
 from vtpmd.wire.tpm import Result, StateType
 
 ATTEMPTS_MAX: Final = 500
@@ -53,10 +53,10 @@ async def make_key(bare: BareEngine, guest: DataSocket, delay_s: float) -> int:
     """Have a key made, and say after a moment that the guest stops; return the response's code."""
     guest.send(MAKE_KEY)
     await asyncio.sleep(delay_s)
-    reply = await bare.engine.request(LinkOperation.ABANDON)
+    reply = await bare.engine.request(LinkOperation.CAPTURE, 1)
     assert reply.result == Result.SUCCESS
     code = tpm2.parse_response(await asyncio.to_thread(guest.receive)).return_code
-    assert bool(reply.argument & LinkAbandon.DONE) is (code == ReturnCode.RETRY)
+    assert bool(reply.argument & LinkCapture.ABANDONED) is (code == ReturnCode.RETRY)
     return code
 
 

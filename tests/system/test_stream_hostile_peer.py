@@ -95,7 +95,7 @@ def hold(
     stream.receive(peer.Welcome)
     stream.open_lane(greeting, KEY)
     stream.send(whole(state.permanent), whole(state.volatile))
-    stream.send(peer.Commit(1, state.permanent.generation, state.volatile.generation, 0))
+    stream.send(peer.Commit(1, state.permanent.generation, state.volatile.generation, 0, 0))
     stream.receive(peer.Ack)
     return greeting
 
@@ -201,7 +201,7 @@ def damaged(image: Image) -> Image:
     return image._replace(data=image.data[:-1] + bytes([image.data[-1] ^ 0xFF]))
 
 
-COMMIT = peer.Commit(1, 7, 9, 0)
+COMMIT = peer.Commit(1, 7, 9, 0, 0)
 
 LIES: dict[str, Lie] = {
     # What is no message.
@@ -242,20 +242,22 @@ LIES: dict[str, Lie] = {
     "key-after-the-base": while_holding(lambda *_: [peer.Key(KEY)]),
     "hello-after-the-base": while_holding(lambda _, session: [hello(session=session)]),
     # Commits of what is not there.
-    "commit-without-images": after_welcome(peer.Key(KEY), peer.Commit(1, 0, 0, 0)),
+    "commit-without-images": after_welcome(peer.Key(KEY), peer.Commit(1, 0, 0, 0, 0)),
     "commit-without-a-volatile-image": records(
-        lambda s: (honest(s)[0], honest(s)[0], peer.Commit(1, 7, 0, 0))
+        lambda s: (honest(s)[0], honest(s)[0], peer.Commit(1, 7, 0, 0, 0))
     ),
     "commit-of-another-permanent-generation": records(
-        lambda s: (*honest(s), peer.Commit(1, 8, 9, 0))
+        lambda s: (*honest(s), peer.Commit(1, 8, 9, 0, 0))
     ),
     "commit-of-another-volatile-generation": records(
-        lambda s: (*honest(s), peer.Commit(1, 7, 8, 0))
+        lambda s: (*honest(s), peer.Commit(1, 7, 8, 0, 0))
     ),
     "commit-of-the-largest-generations": records(
-        lambda s: (*honest(s), peer.Commit(1, (1 << 64) - 1, (1 << 64) - 1, 0))
+        lambda s: (*honest(s), peer.Commit(1, (1 << 64) - 1, (1 << 64) - 1, 0, 0))
     ),
-    "commit-with-what-no-shutdown-says": records(lambda s: (*honest(s), peer.Commit(1, 7, 9, 3))),
+    "commit-with-what-no-shutdown-says": records(
+        lambda s: (*honest(s), peer.Commit(1, 7, 9, 3, 0))
+    ),
     # Records that are none, or not for what the destination has.
     "record-that-is-empty": records(lambda s: (b"", honest(s)[1], COMMIT)),
     "record-that-is-garbage": records(lambda s: (bytes(500), honest(s)[1], COMMIT)),
@@ -303,7 +305,7 @@ LIES: dict[str, Lie] = {
     "second-round-that-libtpms-refuses": while_holding(
         lambda s, _: [
             peer.Record(delta_encode(s.permanent, changed(damaged(s.permanent), 8))),
-            peer.Commit(2, 8, 9, 0),
+            peer.Commit(2, 8, 9, 0, 0),
         ]
     ),
 }
@@ -522,7 +524,7 @@ def changed_permanent(state: State) -> bytes:
 
 def another_round(stream: Stream, state: State, session: bytes) -> Blobs:
     """The guest runs on, and is stopped again."""
-    stream.send(peer.Record(changed_permanent(state)), peer.Commit(2, 8, 9, 0))
+    stream.send(peer.Record(changed_permanent(state)), peer.Commit(2, 8, 9, 0, 0))
     stream.receive(peer.Ack)
     stream.send(peer.Stopped(session))
     return sealed(session, permanent=(8, 8))

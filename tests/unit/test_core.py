@@ -11,7 +11,6 @@ from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
 from vtpmd.wire.tpm import StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
-    "LINK_ABANDON_": core.LinkAbandon,
     "LINK_ADMIT_": core.LinkAdmit,
     "LINK_INIT_": core.LinkInit,
     "LINK_CAPTURE_": core.LinkCapture,

@@ -247,6 +247,7 @@ UNREACHED: dict[Row, str] = {
     **{
         (state, events.CameBack): "the vTPM's way back is another session's" for state in GIVEN_AWAY
     },
+    (State.CAPTURING, events.Disarmed): "the engine could not be asked",
     (State.STANDBY, peer.Record): "changes images in memory; its Commit is in the model",
     (State.RECEIVING, peer.Disarm): "the first round is under way as soon as there is a lane",
     # Validating is done within the event that asks for it; these come after an engine that failed.
@@ -276,7 +277,7 @@ def _engine_rows() -> list[EngineRow]:
 EXAMPLES: dict[Any, Any] = {
     peer.Receiving: peer.Receiving(SESSION, 1),
     peer.Record: peer.Record(b""),
-    peer.Commit: peer.Commit(*ROUND),
+    peer.Commit: peer.Commit(*ROUND, 0),
     events.TailMade: events.TailMade(was_sent=True),
     peer.Running: peer.Running(SESSION, 0, 0),
     peer.Refuse: peer.Refuse(peer.Reason.BUSY, ""),

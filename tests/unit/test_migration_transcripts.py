@@ -15,12 +15,12 @@ import pytest
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Destination
 from vtpmd.migration.source import HEARD_US_MAX, Source
-from vtpmd.migration.states import TABLE, WITH_BASE, ImpossibleEvent, State
+from vtpmd.migration.states import ON_OFFER, TABLE, WITH_BASE, ImpossibleEvent, State
 from vtpmd.wire import peer
 
 SESSION, UUID, KEY = b"s" * 16, b"u" * 16, b"k" * 32
 LINEAGE = b"l" * 16
-HELLO = peer.Hello(4, 4, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
+HELLO = peer.Hello(peer.VERSION, peer.VERSION, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
 OWN = destination.Own(None, UUID, None, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
 ROUND = events.Round(1, 10, 20, 0)
 
@@ -31,7 +31,8 @@ EVENTS: dict[str, Any] = {
     "Refuse": peer.Refuse(peer.Reason.UUID, "it is another VM"),
     "Key": peer.Key(KEY),
     "Record": peer.Record(b"record"),
-    "Commit": peer.Commit(*ROUND),
+    "Commit": peer.Commit(*ROUND, 0),
+    "CommitLast": peer.Commit(*ROUND, 1),
     "Ack": peer.Ack(1, 10, 20),
     "Ack of another round": peer.Ack(2, 10, 20),
     "Running": peer.Running(SESSION, 0, 0),
@@ -59,6 +60,7 @@ EVENTS: dict[str, Any] = {
     "TailMade, all sent": events.TailMade(True),
     "Frozen": events.Frozen(),
     "OfferEnded": events.OfferEnded(),
+    "OfferEndedEarly": events.OfferEndedEarly(),
     "Revoked": events.Revoked(),
     "Granted": events.Granted(),
     "CameBack": events.CameBack(),
@@ -97,8 +99,8 @@ TO_ARMED = """
 """
 
 TO_OFFERED = f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
 """
 
@@ -125,18 +127,18 @@ SOURCE = {
     RoundSent               ROUND
     Ack                     ARMED       KEEP_BASE
     Receiving               ARMED
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
-    TailMade                OFFERED
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Ack                     OFFERED     KEEP_BASE
     Frozen                  FROZEN      TELL_FREEZE
     Granted                 GRANTED     TELL_GRANTED
     Running                 MOVED       RECORD_MOVED
     LinkLost                MOVED       CLOSE
     """,
     "nothing has changed when the guest stops": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade, all sent      FROZEN      send Stopped
@@ -146,11 +148,11 @@ SOURCE = {
     "the guest stops while a round is under way": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
-    Ack                     LAST_ROUND  KEEP_BASE, START_ROUND
-    RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
-    TailMade                OFFERED
+    GuestStopped            STOPPING    WIND_UP, OFFER
+    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Ack                     OFFERED     KEEP_BASE
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     Ack                     FROZEN
@@ -177,13 +179,14 @@ SOURCE = {
     "the freeze overtakes the round of a stop": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     """,
     "the freeze overtakes the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    RoundSent               LAST_ROUND  send Stopped
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     """,
@@ -202,15 +205,15 @@ SOURCE = {
     RoundDue                ROUND
     RoundSent               ROUND
     GuestResumed            ROUND       WITHDRAW
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     GuestStopped            STOPPING
     RoundDue                STOPPING
-    Ack                     LAST_ROUND  KEEP_BASE, START_ROUND
+    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
     GuestStopped            LAST_ROUND
     RoundDue                LAST_ROUND
-    RoundSent               LAST_ROUND  send Stopped
-    Ack                     OFFERED     KEEP_BASE, MAKE_TAIL
-    TailMade                OFFERED
+    Ack                     OFFERED     KEEP_BASE
     GuestStopped            OFFERED
     RoundDue                OFFERED
     Freeze                  FREEZING    OFFER, MAKE_TAIL
@@ -269,16 +272,17 @@ SOURCE = {
     Pong                    ROUND
     Receiving               ROUND
     MigrationEnded          ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     Pong                    STOPPING
     Receiving               STOPPING
     MigrationEnded          STOPPING
-    Ack                     LAST_ROUND  KEEP_BASE, START_ROUND
+    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
     Pong                    LAST_ROUND
     Receiving               LAST_ROUND
     MigrationEnded          LAST_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
-    TailMade                OFFERED
+    Ack                     OFFERED     KEEP_BASE
     Pong                    OFFERED
     Receiving               OFFERED
     MigrationEnded          OFFERED
@@ -312,67 +316,98 @@ SOURCE = {
     "the guest runs on while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     GuestResumed            ROUND       WITHDRAW
     """,
     "the destination gives up while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     Refuse                  ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the link is lost while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     LinkLost                ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    OFFER
+    GuestStopped            STOPPING    WIND_UP, OFFER
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the guest runs on in the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    GuestResumed            ROUND       WITHDRAW
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    GuestResumed            REVOKING    END_OFFER
+    OfferEndedEarly         ROUND       WITHDRAW
+    Ack                     ARMED       KEEP_BASE
     """,
     "the destination gives up in the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    Refuse                  ENDED       fall back, WITHDRAW, CLOSE
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Refuse                  REVOKING    REVOKE
+    Revoked                 ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination lets go in the last round": f"""{TO_ARMED}
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Released                REVOKING    REVOKE
+    Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
     "the link is lost in the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    LinkLost                ENDED       fall back, WITHDRAW, CLOSE
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    LinkLost                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed in the last round": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Disarmed                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    """,
+    "QEMU has the tail in the last round": f"""{TO_ARMED}
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+    Frozen                  FROZEN      TELL_FREEZE
+    Ack                     FROZEN
+    """,
+    "what is left cannot be captured": f"""{TO_ARMED}
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the guest runs on once all is there": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
     GuestResumed            REVOKING    END_OFFER
     OfferEnded              ARMED       WITHDRAW
     """,
     "the destination gives up once all is there": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
     Refuse                  REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the link is lost once all is there": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
     LinkLost                REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed once all is there": f"""{TO_ARMED}
-    GuestStopped            LAST_ROUND  OFFER, START_ROUND
-    NothingChanged          OFFERED     send Stopped, MAKE_TAIL
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
     TailMade                OFFERED
     Disarmed                REVOKING    REVOKE
     Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
@@ -634,6 +669,24 @@ DESTINATION = {
     Admitted                ADMITTED    send Running, SETTLE
     Settled                 SETTLED     CLOSE
     LinkLost                SETTLED     CLOSE
+    """,
+    "the last round says that it is": f"""{TO_HOLDING}
+    Record                  HOLDING     apply
+    CommitLast              STAGING     stage
+    HeldStarted             STANDBY     HOLD, send Ack
+    Stopped                 STANDBY
+    Took                    TAKING
+    """,
+    "it was not the last round": f"""{TO_HOLDING}
+    CommitLast              STAGING     stage
+    HeldStarted             STANDBY     HOLD, send Ack
+    Record                  HOLDING     LET_GO, apply
+    CommitLast              STAGING     stage
+    HeldStarted             STANDBY     HOLD, send Ack
+    """,
+    "the last round cannot be started from": f"""{TO_HOLDING}
+    CommitLast              STAGING     stage
+    StageFailed             DECLINING   send Refuse, decline
     """,
     "the Grant is faster than QEMU": f"""{TO_TAKING}
     Entitled                ENTITLED
@@ -1073,7 +1126,18 @@ def test_invariant_12_a_round_says_what_the_guest_said_of_power() -> None:
     with pytest.raises(ImpossibleEvent, match="TPM2_Shutdown"):
         machine.step(EVENTS["Commit"]._replace(power=3))
     (stage,) = machine.step(EVENTS["Commit"]._replace(power=2))
-    assert stage == destination.Stage(10, 20, 2)
+    assert stage == destination.Stage(10, 20, 2, 0)
+
+
+def test_last_round_is_said_by_one_or_nothing() -> None:
+    """Another number is none of this version's."""
+    machine = Destination(OWN)
+    for name in ("Hello", "Key", "LaneCame"):
+        machine.step(EVENTS[name])
+    with pytest.raises(ImpossibleEvent, match="last round"):
+        machine.step(EVENTS["Commit"]._replace(is_last=2))
+    (stage,) = machine.step(EVENTS["CommitLast"])
+    assert stage == destination.Stage(10, 20, 0, 1)
 
 
 def lines() -> list[tuple[str, str, list[str]]]:
@@ -1089,7 +1153,7 @@ def test_invariant_3_the_engine_serves_again_once_released_is_durable_only() -> 
 
 def test_invariant_3_what_was_offered_is_withdrawn_once_the_engine_has_agreed() -> None:
     """It may have granted the vTPM, and not been heard yet."""
-    for state in (State.OFFERED, State.FROZEN):
+    for state in (*ON_OFFER, State.FROZEN):
         ends = [then for (before, _), then in TABLE.items() if before is state]
         assert State.ENDED not in ends
         assert State.ARMED not in ends
@@ -1102,7 +1166,11 @@ def test_invariant_3_released_is_said_once_that_is_durable_only() -> None:
 
 def test_invariant_4_a_round_is_acknowledged_after_it_was_staged_only() -> None:
     """Validated by libtpms, and durable: nothing else makes an Ack."""
-    assert {event for event, _, actions in lines() if "send Ack" in actions} == {"Staged"}
+    acknowledging = {(event, after) for event, after, does in lines() if "send Ack" in does}
+    assert acknowledging == {("Staged", "HOLDING"), ("HeldStarted", "STANDBY")}
+    machine = Destination(OWN)
+    machine.state = State.STANDBY
+    assert machine.step(events.HeldStarted()) == [destination.Do.HOLD]
 
 
 def test_invariant_6_a_tail_needs_a_base_and_a_destination_that_is_there_and_receives() -> None:

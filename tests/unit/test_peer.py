@@ -18,7 +18,7 @@ MESSAGES: st.SearchStrategy[peer.Message] = st.one_of(
     st.builds(peer.Refuse, U16, st.text(st.characters(categories=["L", "N", "P"]), max_size=99)),
     st.builds(peer.Key, DIGEST),
     st.builds(peer.Record, st.binary(max_size=2000)),
-    st.builds(peer.Commit, U32, U64, U64, U8),
+    st.builds(peer.Commit, U32, U64, U64, U8, U8),
     st.builds(peer.Ack, U32, U64, U64),
     st.builds(peer.Running, SESSION, U32, U32),
     st.builds(peer.Receiving, SESSION, U8),

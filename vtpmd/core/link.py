@@ -1,6 +1,7 @@
 """The engine link's operations and payloads (``csrc/engine/link.cdef.h``)."""
 
 import os
+import sys
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,7 @@ class LinkOperation(IntEnum):
     END = lib.LINK_END
     INIT = lib.LINK_INIT
     STOP = lib.LINK_STOP
+    START_HELD = lib.LINK_START_HELD
     CAPTURE = lib.LINK_CAPTURE
     SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
     FORGET_STATE = lib.LINK_FORGET_STATE
@@ -40,7 +42,6 @@ class LinkOperation(IntEnum):
     AWAIT = lib.LINK_AWAIT
     ADMIT = lib.LINK_ADMIT
     ARM = lib.LINK_ARM
-    ABANDON = lib.LINK_ABANDON
     SET_LANE = lib.LINK_SET_LANE
     OFFER = lib.LINK_OFFER
     HOLD = lib.LINK_HOLD
@@ -118,13 +119,7 @@ class LinkCapture(IntFlag):
     """What the engine says of a capture (``enum link_capture``)."""
 
     CHANGED = lib.LINK_CAPTURE_CHANGED
-
-
-class LinkAbandon(IntFlag):
-    """What the engine says of the commands of a guest that stops (``enum link_abandon``)."""
-
-    DONE = lib.LINK_ABANDON_DONE
-    WORKED = lib.LINK_ABANDON_WORKED
+    ABANDONED = lib.LINK_CAPTURE_ABANDONED
 
 
 class LinkShutdown(IntEnum):
@@ -227,6 +222,11 @@ def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytearray:
 def pack_link_hold(apply_us: int, start_us: int) -> bytes:
     """Return what HOLD has before its tail (``struct link_hold``)."""
     return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us, start_us))))
+
+
+def pack_link_states(permanent: bytes, volatile: bytes) -> bytes:
+    """Return the payload of START_HELD."""
+    return len(permanent).to_bytes(4, sys.byteorder) + permanent + volatile
 
 
 def unpack_link_handover(payload: bytes | bytearray) -> LinkHandover:

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, NamedTuple, Self
 
 from vtpmd import core
@@ -100,7 +101,8 @@ class Incoming:
         self.peer = peer_name
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = self._staged_before = Staged(NOTHING, 0)
-        self._permanent_record = b""  # the one that came last
+        self._records: dict[StateType, bytes] = {}  # that have come of the next round
+        self._last_tail = b""  # that has the records of what is staged; empty: it will have none
         self._durable_generation = 0  # of the permanent state
         self._cipher: TailCipher | None = None
         self._is_held = False  # a TPM was started from what is staged
@@ -356,33 +358,57 @@ class Incoming:
         if kind not in self._images:
             raise peer.StreamError(f"a record of type {kind.name}")
         self._images[kind] = delta_apply(self._images[kind], record)
-        if kind is StateType.PERMANENT:
-            self._permanent_record = record
+        self._records[kind] = record
 
     async def _stage(self, wanted: destination.Stage) -> None:
         images = Images(*(self._images[kind] for kind in _TYPES))
         try:
             if wanted[:2] != images.generations:
                 raise VtpmdError("the round does not end at the generations that it says")
-            await self._stage_images(images, self._permanent_record)
+            await self._stage_round(Staged(images, wanted.power), is_last=bool(wanted.is_last))
         except VtpmdError as error:
             self._events.put(events.StageFailed(_refusal(error), str(error)))
-            return
-        self._staged_before, self._staged = self._staged, Staged(images, wanted.power)
-        self._events.put(events.Staged())
+        else:
+            self._events.put(events.HeldStarted() if wanted.is_last else events.Staged())
 
-    async def _stage_images(self, images: Images, record: bytes) -> tuple[int, int]:
-        """Have libtpms validate images while they are made durable; return how long each took, µs.
+    async def _stage_round(self, staged: Staged, *, is_last: bool) -> None:
+        """Stage what a round has brought. Raises VtpmdError.
 
-        ``record`` ends at the permanent one. Raises VtpmdError.
+        libtpms starts from the first one, too: that it can is known when the source arms, and what
+        it does once in its life is done by the time that a guest stands still.
         """
-        began_ns = time.perf_counter_ns()
-        writing = Meanwhile(lambda: self._make_durable(images.permanent, record))
-        await self._validate(images, meanwhile=writing)
-        validated_ns = time.perf_counter_ns()
+        records, self._records = [self._records.get(kind, b"") for kind in _TYPES], {}
+        before, is_first = self._staged.images, self._staged.images is NOTHING
+        starts = LinkShutdown(staged.power) if is_first or is_last else None
+
+        def write() -> None:
+            self._make_durable(staged.images.permanent, records[0])
+            self._last_tail = self._seal(before, staged, *records) if is_last else b""
+
+        await self._stage_images(staged.images, write, starts)
+        self._staged_before, self._staged = self._staged, staged
+        if is_first and not is_last:
+            await self._let_go()
+
+    def _seal(self, before: Images, after: Staged, *records: bytes) -> bytes:
+        """Make the tail that QEMU will bring."""
+        assert self._cipher is not None  # noqa: S101 - a round comes after Key
+        (permanent_from, volatile_from), to = before.generations, after.images.generations
+        header = tail.Header(self.session, permanent_from, to[0], volatile_from, to[1])
+        return self._cipher.seal(tail.Tail(header, after.power, *records))
+
+    async def _stage_images(
+        self, images: Images, write: Callable[[], None], starts: LinkShutdown | None
+    ) -> None:
+        """Have libtpms validate images while ``write`` makes them durable.
+
+        The TPM is started from them, held, if it ``starts`` with what the guest's last
+        TPM2_Shutdown said. Raises VtpmdError.
+        """
+        writing = Meanwhile(write)
+        await self._validate(images, starts, meanwhile=writing)
         if writing.error is not None:
             raise writing.error
-        return (validated_ns - began_ns) // 1000, writing.took_us
 
     def _make_durable(self, state: core.Image, record: bytes) -> None:
         if state.generation == self._durable_generation:
@@ -392,20 +418,26 @@ class Incoming:
         self._owner.files.incoming.append(record, state)
         self._durable_generation = state.generation
 
-    async def _validate(self, images: Images, meanwhile: Meanwhile) -> None:
+    async def _validate(
+        self, images: Images, starts: LinkShutdown | None, meanwhile: Meanwhile
+    ) -> None:
         """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
         permanent, volatile = (image.data for image in images)
-        reply = await self._owner.engine.request(
-            LinkOperation.SET_BOTH_STATES,
-            len(permanent),
-            permanent + volatile,
-            meanwhile=meanwhile,
-        )
+        request = (LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+        if starts is not None:
+            self._owner.wakefulness.hold()
+            states = core.pack_link_states(permanent, volatile)
+            request = (LinkOperation.START_HELD, core.link_held(starts), states)
+        began_ns = time.perf_counter_ns()
+        reply = await self._owner.engine.request(*request, meanwhile=meanwhile)
         if reply.result:
             raise VtpmdError(
                 f"libtpms at the destination refuses the state with {reply.result:#x}; is it older "
                 "than the source's?"
             )
+        if starts is not None:
+            self._is_held = True
+            self._start_us = (time.perf_counter_ns() - began_ns) // 1000
 
     async def _start(self) -> None:
         try:
@@ -435,12 +467,12 @@ class Incoming:
         return True
 
     async def _hold(self) -> None:
-        """Have the engine know the tail that says that there is no more than was staged."""
-        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
-        at = self._staged.images.generations
-        header = tail.Header(self.session, at[0], at[0], at[1], at[1])
-        sealed = self._cipher.seal(tail.Tail(header, self._staged.power, b"", b""))
-        await self._have_taken(sealed, 0)
+        """Have the engine know the tail that QEMU will bring.
+
+        It has the records of the last round once more, or says that there is nothing more.
+        """
+        staged = self._staged
+        await self._have_taken(self._last_tail or self._seal(staged.images, staged, b"", b""), 0)
 
     async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
         """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
@@ -468,9 +500,11 @@ class Incoming:
         if final != self._staged:
             if self._is_held and not await self._let_go():
                 raise VtpmdError("the TPM that was started ahead of time is in use")
-            await self._stage_images(final.images, opened.permanent)
+            permanent = final.images.permanent
+            write = partial(self._make_durable, permanent, opened.permanent)
+            await self._stage_images(final.images, write, LinkShutdown(final.power))
             self._staged = final
-        if not self._is_held:
+        elif not self._is_held:
             await self._start_held()
 
     def _final(self, opened: tail.Tail) -> Staged:
@@ -631,7 +665,7 @@ class Incoming:
 
     def _forget_images(self) -> None:
         self._images = dict(zip(_TYPES, NOTHING, strict=True))
-        self._permanent_record, self._durable_generation = b"", 0
+        self._records, self._last_tail, self._durable_generation = {}, b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
         self._staged = self._staged_before = Staged(NOTHING, 0)
         self._is_held = False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkAbandon, LinkCapture, LinkHandover, LinkOperation, Store
+from vtpmd.core import LinkCapture, LinkHandover, LinkOperation, Store
 from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
@@ -35,6 +35,8 @@ from vtpmd.migration.source import Do, Source
 from vtpmd.migration.states import (
     BEFORE_BASE,
     GIVEN_AWAY,
+    ON_OFFER,
+    PASSING,
     WITH_BASE,
     ImpossibleEvent,
     State,
@@ -115,6 +117,14 @@ class Owner(NamedTuple):
     tell: Callable[[Notice, dict[str, object]], None]
 
 
+class Records(NamedTuple):
+    """What turns one state into another, empty where nothing differs."""
+
+    base: Images
+    final: Images
+    records: list[bytes]
+
+
 class Sealed(NamedTuple):
     """A tail, and the digests of the images that it ends at."""
 
@@ -142,7 +152,8 @@ class Outgoing:
         self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
         self._sent = self._acknowledged = NOTHING
-        self._has_idled = False  # since what was sent last was captured, the guest having stopped
+        self._last = Records(NOTHING, NOTHING, [])  # of the round that was sent last
+        self._captured = NOTHING  # last; what is newer than what was sent is to be sent
         self._ahead: Ahead | None = None
         self._power = 0
         self._cipher: TailCipher | None = None
@@ -250,13 +261,11 @@ class Outgoing:
 
         It asks only once it has the response to the command that runs, so that comes first.
         """
-        self._owner.wakefulness.hold()
         await self._happened(events.GuestStopped())
 
     async def guest_resumed(self) -> None:
         """The guest runs here, or wants to: an answer is not waited for."""
         self._asking.hurry()
-        self._has_idled = False
         await self._happened(events.GuestResumed())
 
     async def round_due(self) -> None:
@@ -455,47 +464,58 @@ class Outgoing:
             await self._happened(events.LaneOpened())
 
     async def _start_round(self) -> None:
-        has_idled, self._has_idled = self._has_idled, False
-        images = None if has_idled else await self._capture()
-        if images is None:
+        if self.state is not State.CAPTURING:
+            await self._capture()
+        if self._captured is self._sent:
             self._events.put(events.NothingChanged())
-            return
-        self._send_round(*_records(self._sent, images))
+        else:
+            self._send_round(self._encode(self._sent, self._captured))
 
-    def _send_round(self, images: Images, records: list[bytes]) -> None:
-        """Send what turns the images that were sent last into these."""
+    def _send_round(self, last: Records) -> None:
+        """Send what turns the images that were sent last into others."""
+        images, records = last.final, last.records
         number = self._machine.round.number + 1
+        is_last = self.state in PASSING
         sent = events.Round(number, *images.generations, self._power)
-        self._sent = images
+        self._captured = self._sent = images
+        self._last = last
         self._round_began_ns = time.perf_counter_ns()
         record_bytes = sum(map(len, records))
         self.round_bytes += record_bytes
         self.rounds.append(RoundReport(number, *images.generations, record_bytes, None))
         messages: list[peer.Message] = [peer.Record(record) for record in records if record]
-        self._send(*messages, peer.Commit(*sent))
+        self._send(*messages, peer.Commit(*sent, int(is_last)))
         self._events.put(events.RoundSent(sent))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
-    async def _capture(self) -> Images | None:
-        """Return the state as it is now, or None if nothing ran since it was captured last."""
-        reply = await self._owner.engine.request(LinkOperation.CAPTURE)
-        if reply.result == Result.BAD_ORDINAL and self._sent is not NOTHING:
-            return None  # the guest restarts, and its TPM with it
+    async def _capture(
+        self, *, has_stopped: bool = False, meanwhile: Meanwhile | None = None
+    ) -> None:
+        """Have what was captured last be the state as it is now, or after the command that runs."""
+        began_ns = time.perf_counter_ns()
+        reply = await self._owner.engine.request(
+            LinkOperation.CAPTURE, int(has_stopped), meanwhile=meanwhile
+        )
+        self.phases_us["source: capture"] = (time.perf_counter_ns() - began_ns) // 1000
+        is_first = self._captured is NOTHING
+        if reply.result == Result.BAD_ORDINAL and not is_first:
+            return  # the guest restarts, and its TPM with it
         if reply.result == Result.BAD_ORDINAL:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
         self._power = core.link_said(reply.argument)
-        if not reply.argument & LinkCapture.CHANGED and self._sent is not NOTHING:
-            return None
-        store = self._owner.store
-        return Images(store.read(StateType.PERMANENT), store.read(StateType.VOLATILE))
+        if reply.argument & LinkCapture.ABANDONED:
+            log.info("the guest stops in the middle of a TPM command, which it will send again")
+        if reply.argument & LinkCapture.CHANGED or is_first:
+            store = self._owner.store
+            self._captured = Images(store.read(StateType.PERMANENT), store.read(StateType.VOLATILE))
 
     async def _keep_base(self) -> None:
         self._acknowledged = self._sent
         if self.state is State.ARMED:
             # Made before the guest stands still, as most will not have used their TPM by then.
-            sealed = self._seal(self._sent, [b"", b""])
+            sealed = self._seal(Records(self._sent, self._sent, [b"", b""]))
             self._ahead = Ahead(self._sent.generations, self._power, sealed)
 
     async def _tell_armed(self) -> None:
@@ -517,19 +537,18 @@ class Outgoing:
         except EngineDied as error:
             log.debug("it need not be told that the session has ended: %s", error)
 
+    async def _wind_up(self) -> None:
+        meanwhile = Meanwhile(self._owner.wakefulness.hold)
+        await self._capture(has_stopped=True, meanwhile=meanwhile)
+
     async def _offer(self) -> None:
-        """Write the record while the engine sees to the command that runs."""
         record = self._owner.record
         if record.is_offered(self.session):
             return  # the second time, when QEMU asks for the state
-        writing = Meanwhile(lambda: record.offer(self.session))
-        reply = await self._owner.engine.request(LinkOperation.ABANDON, meanwhile=writing)
-        if writing.error is not None:
-            raise writing.error
-        self.phases_us["source: write the owner record"] = writing.took_us
-        if reply.argument & LinkAbandon.DONE:
-            log.info("the guest stops in the middle of a TPM command, which it will send again")
-        self._has_idled = self._sent is not NOTHING and not reply.argument & LinkAbandon.WORKED
+        began_ns = time.perf_counter_ns()
+        record.offer(self.session)
+        took_us = (time.perf_counter_ns() - began_ns) // 1000
+        self.phases_us["source: write the owner record"] = took_us
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
@@ -565,28 +584,47 @@ class Outgoing:
             await asyncio.sleep(RECORD_RETRY_S)
 
     async def _make_tail(self) -> None:
-        if self.state is State.OFFERED and self._machine.why_no_tail(self._silence_us) is not None:
+        """Offer the tail of what was captured last, or else of what the guest has done since."""
+        is_early = self.state in ON_OFFER
+        if is_early and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
-        began_ns = time.perf_counter_ns()
-        # The engine looks whether something ran since when QEMU asks; then it asks here.
-        captured = None if self.state is State.OFFERED else await self._capture()
-        captured_ns = time.perf_counter_ns()
-        base = self._acknowledged
-        final, records = _records(base, captured or self._sent)
-        encoded_ns = time.perf_counter_ns()
-        if self.state is State.FREEZING and base is self._sent and any(records):
+        whole = self._to_seal(self._captured)
+        is_offered = await self._offer_tail(whole)
+        if not is_offered and not is_early:
+            await self._capture()
+            whole = self._to_seal(self._captured)
+            if not await self._offer_tail(whole):
+                raise VtpmdError("the guest uses its TPM while QEMU takes the state")
+        if not is_early and whole.base is self._sent and any(whole.records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
-            self._send_round(final, records)
-        sealed = self._sealed_ahead(final) or self._seal(final, records)
-        self.phases_us["source: capture"] = (captured_ns - began_ns) // 1000
-        self.phases_us["source: encode"] = (encoded_ns - captured_ns) // 1000
-        self.phases_us["source: seal"] = (time.perf_counter_ns() - encoded_ns) // 1000
-        payload = b"".join(sealed)
-        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=payload)
+            self._send_round(whole)
+        self._events.put(events.TailMade(self._captured is self._sent))
+
+    async def _offer_tail(self, whole: Records) -> bool:
+        """Have the engine give a tail; return False if the guest has done more by now."""
+        began_ns = time.perf_counter_ns()
+        sealed = self._sealed_ahead(whole.final) or self._seal(whole)
+        self._ahead = Ahead(whole.final.generations, self._power, sealed)
+        self.phases_us["source: seal"] = (time.perf_counter_ns() - began_ns) // 1000
+        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=b"".join(sealed))
+        if reply.result == Result.RETRY:
+            return False
         if reply.result:
             raise VtpmdError("the lane to the destination is gone")
         self.digests = {"permanent": sealed[0].hex(), "volatile": sealed[1].hex()}
-        self._events.put(events.TailMade(final.generations == self._sent.generations))
+        return True
+
+    def _to_seal(self, final: Images) -> Records:
+        """Return what turns what the destination has acknowledged into these images."""
+        last, base = self._last, self._acknowledged
+        is_last = last.base is base and last.final is final
+        return last if is_last else self._encode(base, final)
+
+    def _encode(self, base: Images, final: Images) -> Records:
+        began_ns = time.perf_counter_ns()
+        records = _records(base, final)
+        self.phases_us["source: encode"] = (time.perf_counter_ns() - began_ns) // 1000
+        return records
 
     def _sealed_ahead(self, final: Images) -> Sealed | None:
         """Return the tail that was made ahead, if it ends at these images."""
@@ -595,9 +633,8 @@ class Outgoing:
             return None
         return ahead.sealed
 
-    def _seal(self, final: Images, records: list[bytes]) -> Sealed:
-        """Seal what turns what the destination has into these images."""
-        base = self._acknowledged
+    def _seal(self, whole: Records) -> Sealed:
+        base, final, records = whole
         header = tail.Header(
             self.session,
             base.permanent.generation,
@@ -614,7 +651,8 @@ class Outgoing:
 
     async def _end_offer(self) -> None:
         if await self._engine_lets_be(LinkOperation.LET_GO):
-            self._events.put(events.OfferEnded())
+            is_acknowledged = self._acknowledged is self._sent
+            self._events.put(events.OfferEnded() if is_acknowledged else events.OfferEndedEarly())
         else:
             await self._revoke()
 
@@ -695,6 +733,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.START_ROUND: Outgoing._start_round,
     Do.KEEP_BASE: Outgoing._keep_base,
     Do.TELL_ARMED: Outgoing._tell_armed,
+    Do.WIND_UP: Outgoing._wind_up,
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,
@@ -723,10 +762,10 @@ _REASONS: Final = {
 }
 
 
-def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
-    """Return what turns one state into the other, empty where nothing differs, and the other.
+def _records(base: Images, following: Images) -> Records:
+    """Encode what turns one state into the other.
 
-    The digests that encoding has to work out are kept with it: they are most of the work.
+    The digests that this has to work out are kept with it: they are most of the work.
     """
     images, records = [], []
     for before, after in zip(base, following, strict=True):
@@ -737,4 +776,4 @@ def _records(base: Images, following: Images) -> tuple[Images, list[bytes]]:
         record = delta_encode(before, after)
         images.append(after._replace(digest=delta_inspect(record).result_digest))
         records.append(record)
-    return Images(*images), records
+    return Records(base, Images(*images), records)

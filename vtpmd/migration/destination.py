@@ -69,6 +69,7 @@ class Stage(NamedTuple):
     permanent_generation: int
     volatile_generation: int
     power: int
+    is_last: int  # and start the TPM from them, held
 
 
 class UseTail(NamedTuple):
@@ -134,7 +135,7 @@ class Destination:
         self.key: bytes | None = None
         self._own = own
         self._version = peer.VERSION
-        self._commit = peer.Commit(0, 0, 0, 0)
+        self._commit = peer.Commit(0, 0, 0, 0, 0)
         self._ended_by: Event = events.Disarmed("")
 
     @classmethod
@@ -169,6 +170,8 @@ class Destination:
     def _check_commit(self, commit: peer.Commit) -> None:
         if commit.power > POWER_MAX:
             raise ImpossibleEvent(f"Commit with {commit.power} for the guest's TPM2_Shutdown")
+        if commit.is_last > 1:
+            raise ImpossibleEvent(f"Commit with {commit.is_last} for the last round")
 
     def _local(self, event: LocalEvent, before: State) -> list[Action]:
         match event:
@@ -184,6 +187,8 @@ class Destination:
                 return [refusal, *self._end(event.reason, before)]
             case events.TailCame(blob=blob):
                 return [UseTail(blob)]
+            case events.HeldStarted() if before is State.STAGING:
+                return [Do.HOLD, Send(peer.Ack(*self._commit[:3]))]
             case events.HeldStarted():
                 return [Do.HOLD]
             case events.SetAside(reason=reason):

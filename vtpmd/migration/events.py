@@ -104,6 +104,10 @@ class OfferEnded(NamedTuple):
     """The engine gives no tail for now: the guest runs, and the session goes on."""
 
 
+class OfferEndedEarly(NamedTuple):
+    """As OfferEnded, and the destination has not acknowledged the last round yet."""
+
+
 class Granted(NamedTuple):
     """The destination has asked, and the engine has stopped serving and granted it the vTPM."""
 
@@ -236,6 +240,7 @@ LocalEvent = (
     | Frozen
     | Revoked
     | OfferEnded
+    | OfferEndedEarly
     | Granted
     | CameBack
     | Prepared

@@ -14,6 +14,8 @@ from vtpmd.migration.events import LocalEvent, Round
 from vtpmd.migration.states import (
     BEFORE_BASE,
     GIVEN_AWAY,
+    ON_OFFER,
+    PASSING,
     WITH_BASE,
     State,
     advance,
@@ -52,13 +54,14 @@ class Do(Enum):
     """Actions without anything more to say."""
 
     OPEN_LANE = "open the lane, and hand it down; then LaneOpened"
-    START_ROUND = "capture, and send what changed; then RoundSent or NothingChanged"
+    START_ROUND = "capture, unless that is done, and send it; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now"
     TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
     OFFER = "have the owner record say offered, durably"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
+    WIND_UP = "capture what the guest has left, or leaves once the command that runs is done"
     MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
-    END_OFFER = "have it give no tail for now, then OfferEnded; if it has: as REVOKE"
+    END_OFFER = "have it give no tail for now, then OfferEnded or OfferEndedEarly; else as REVOKE"
     REVOKE = "have it give no tail, and grant nothing; then Revoked, or Granted if it has"
     TELL_FREEZE = "tell people that QEMU has the tail"
     TELL_GRANTED = "tell people that the destination may have the vTPM"
@@ -79,6 +82,8 @@ class Repeat(NamedTuple):
 
 Action = Send | FallBack | GoOn | Repeat | Do
 _GOODBYE: Final = (Do.WITHDRAW, Do.CLOSE)
+# What the engine may do by itself is to be ended first.
+REVOCABLE: Final = (*ON_OFFER, State.FROZEN)
 
 
 class Source:
@@ -158,11 +163,12 @@ class Source:
                 return [Do.START_ROUND]
             case events.RoundSent(round=sent):
                 self.round = sent
-                return self._say_stopped()
+                # The record is written while the destination is at it.
+                return self._offer()
             case events.NothingChanged() if before is State.ROUND:
                 return self._say_that_it_idles()
             case events.NothingChanged():
-                return [*self._say_stopped(), *self._make_offer()]
+                return [Send(peer.Stopped(self.session)), *self._offer()]
             case events.MigrationEnded():
                 self.is_received = False
             case events.TailMade(was_sent=was_sent) if before is State.FREEZING and was_sent:
@@ -173,7 +179,7 @@ class Source:
                 return [Do.SERVE, GoOn("the destination has let go of it"), Do.CLOSE]
             case events.RecordFailed() | events.QemuLeft():
                 return [Do.ASK]
-            case events.LinkLost() | events.Disarmed() if before in (State.OFFERED, State.FROZEN):
+            case events.LinkLost() | events.Disarmed() if before in REVOCABLE:
                 return self._revoke(event, before)
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
@@ -186,9 +192,9 @@ class Source:
     def _handover(self, event: LocalEvent, before: State) -> list[Action]:
         """What the engine has done, or lets be."""
         match event:
-            case events.Frozen() if before in (State.OFFERED, State.FROZEN):
+            case events.Frozen() if before in REVOCABLE:
                 return [Do.TELL_FREEZE]
-            case events.OfferEnded():
+            case events.OfferEnded() | events.OfferEndedEarly():
                 return [Do.WITHDRAW]
             case events.Revoked():
                 return self._revoked()
@@ -224,12 +230,12 @@ class Source:
         """The guest stops, runs again, or its state is asked for."""
         match event:
             case events.GuestStopped() if before is State.ARMED:
-                return [Do.OFFER, Do.START_ROUND]
+                return [Do.WIND_UP, Do.START_ROUND]
             case events.GuestStopped() if before is State.ROUND:
-                return [Do.OFFER]
+                return [Do.WIND_UP, Do.OFFER]
             case events.Freeze():
                 return [Do.OFFER, Do.MAKE_TAIL]
-            case events.GuestResumed() if before is State.OFFERED:
+            case events.GuestResumed() if before in ON_OFFER:
                 self._wanted = event, before
                 return [Do.END_OFFER]
             case events.GuestResumed() if before in WITH_BASE:
@@ -248,7 +254,7 @@ class Source:
                 self.is_received = bool(event.is_receiving)
             case peer.Ack() if before not in (State.FROZEN, *GIVEN_AWAY):
                 return self._acknowledged(event, before)
-            case peer.Refuse() | peer.Released() if before in (State.OFFERED, State.FROZEN):
+            case peer.Refuse() | peer.Released() if before in REVOCABLE:
                 return self._revoke(event, before)
             case peer.Refuse() if before not in GIVEN_AWAY:
                 return self._refused(event, before)
@@ -275,11 +281,11 @@ class Source:
                 return [Do.KEEP_BASE, Do.TELL_ARMED]
             case State.STOPPING:
                 return [Do.KEEP_BASE, Do.START_ROUND]
-        return [Do.KEEP_BASE, *self._make_offer()]
+        return [Do.KEEP_BASE]
 
-    def _make_offer(self) -> list[Action]:
-        """Have the engine give QEMU the tail by itself, once the destination has all there is."""
-        return [Do.MAKE_TAIL] if self.state is State.OFFERED else []
+    def _offer(self) -> list[Action]:
+        """Have the engine give QEMU the tail by itself, once the record says so."""
+        return [Do.OFFER, Do.MAKE_TAIL] if self.state in ON_OFFER else []
 
     def _refused(self, refuse: peer.Refuse, before: State) -> list[Action]:
         why = f"the destination refuses: {refuse.text}"
@@ -288,12 +294,6 @@ class Source:
             return [GoOn(why), *_GOODBYE]
         refusal = peer.Reason(refuse.reason) if refuse.reason in known else None
         return [FallBack(why, refusal), *_GOODBYE]
-
-    def _say_stopped(self) -> list[Action]:
-        """Tell the destination that it has all there is, if that is so."""
-        if self.state in (State.LAST_ROUND, State.OFFERED):
-            return [Send(peer.Stopped(self.session))]
-        return []
 
     def _say_that_it_idles(self) -> list[Action]:
         """While a migration is under way, that is as if it had stopped; once for each round."""
@@ -310,7 +310,7 @@ class Source:
         return [*self._parting(reason, before), *_GOODBYE]
 
     def _parting(self, reason: str, before: State) -> list[Action]:
-        if before in (*BEFORE_BASE, *WITH_BASE, State.FREEZING):
+        if before in (*BEFORE_BASE, *WITH_BASE, *PASSING):
             return [FallBack(reason)]
         return [GoOn(reason)]
 

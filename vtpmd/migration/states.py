@@ -24,9 +24,10 @@ class State(Enum):
     SYNCING = "source: the whole images are under way; a migration now takes whole blobs"
     ARMED = "source: the destination holds a base; a migration now takes a tail"
     ROUND = "source: as ARMED, and a round is under way"
-    STOPPING = "source: the guest stands still, the record says offered; a round is under way"
-    LAST_ROUND = "source: as STOPPING, and that round is the last one"
-    OFFERED = "source: the destination has it, and the engine the tail that says so"
+    STOPPING = "source: the guest stands still; a round is under way, and one more follows"
+    CAPTURING = "source: the guest stands still; what it has left is captured"
+    LAST_ROUND = "source: the last round is under way; the engine has a tail that has it, too"
+    OFFERED = "source: as LAST_ROUND, and the destination has acknowledged all there is"
     FREEZING = "source: QEMU has asked for the state; the tail is made"
     FROZEN = "source: the tail is QEMU's; the destination has not asked for the vTPM yet"
     REVOKING = "source: the engine is to give no tail and grant nothing, if it has not yet"
@@ -58,7 +59,11 @@ Event = type[peer.Message] | type[LocalEvent]
 BEFORE_BASE: Final = (State.CONNECTING, State.GREETING, State.OPENING, State.SYNCING)
 WITH_BASE: Final = (State.ARMED, State.ROUND, State.STOPPING, State.LAST_ROUND, State.OFFERED)
 # As WITH_BASE, and the engine gives QEMU no tail by itself.
-UNOFFERED: Final = WITH_BASE[:4]
+UNOFFERED: Final = WITH_BASE[:3]
+# It may.
+ON_OFFER: Final = WITH_BASE[3:]
+# On the way from one state to another: nothing is heard of meanwhile.
+PASSING: Final = (State.CAPTURING, State.FREEZING)
 # The vTPM is, or may be, the destination's.
 GIVEN_AWAY: Final = (State.GRANTED, State.MOVED, State.RECLAIMING, State.LEFT)
 # The destination has acknowledged nothing.
@@ -90,24 +95,23 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.ROUND, events.RoundSent): State.ROUND,
     (State.ROUND, events.NothingChanged): State.ARMED,
     (State.ROUND, peer.Ack): State.ARMED,
-    (State.ARMED, events.GuestStopped): State.LAST_ROUND,
+    (State.ARMED, events.GuestStopped): State.CAPTURING,
     (State.ROUND, events.GuestStopped): State.STOPPING,
-    (State.STOPPING, peer.Ack): State.LAST_ROUND,
-    (State.LAST_ROUND, events.RoundSent): State.LAST_ROUND,
-    (State.LAST_ROUND, events.NothingChanged): State.OFFERED,
+    (State.STOPPING, peer.Ack): State.CAPTURING,
+    (State.CAPTURING, events.RoundSent): State.LAST_ROUND,
+    (State.CAPTURING, events.NothingChanged): State.OFFERED,
+    **{(state, events.Disarmed): State.ENDED for state in PASSING},
     (State.LAST_ROUND, peer.Ack): State.OFFERED,
     **{(state, events.RoundDue): state for state in WITH_BASE[2:]},
     **{(state, events.GuestStopped): state for state in WITH_BASE[2:]},
     (State.ARMED, events.GuestResumed): State.ARMED,
     (State.ROUND, events.GuestResumed): State.ROUND,
     (State.STOPPING, events.GuestResumed): State.ROUND,
-    (State.LAST_ROUND, events.GuestResumed): State.ROUND,
-    (State.OFFERED, events.TailMade): State.OFFERED,
-    (State.OFFERED, events.Frozen): State.FROZEN,
+    **{(state, events.TailMade): state for state in ON_OFFER},
+    **{(state, events.Frozen): State.FROZEN for state in ON_OFFER},
     **{(state, events.Freeze): State.FREEZING for state in WITH_BASE},
     (State.FREEZING, events.RoundSent): State.FREEZING,
     (State.FREEZING, events.TailMade): State.FROZEN,
-    (State.FREEZING, events.Disarmed): State.ENDED,
     **{
         (State.FROZEN, event): State.FROZEN
         for event in (
@@ -123,7 +127,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.FROZEN, events.Granted): State.GRANTED,
     **{
         (state, event): State.REVOKING
-        for state in (State.OFFERED, State.FROZEN)
+        for state in (*ON_OFFER, State.FROZEN)
         for event in (
             peer.Refuse,
             peer.Released,
@@ -133,6 +137,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
         )
     },
     (State.REVOKING, events.OfferEnded): State.ARMED,
+    (State.REVOKING, events.OfferEndedEarly): State.ROUND,
     (State.REVOKING, events.Revoked): State.ENDED,
     (State.REVOKING, events.Granted): State.GRANTED,
     **{(state, events.LinkLost): state for state in GIVEN_AWAY},
@@ -175,6 +180,7 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     },
     (State.WELCOMED, events.StageFailed): State.ENDED,
     (State.STAGING, events.Staged): State.HOLDING,
+    (State.STAGING, events.HeldStarted): State.STANDBY,
     (State.STAGING, events.StageFailed): State.DECLINING,
     (State.HOLDING, peer.Record): State.HOLDING,
     (State.HOLDING, peer.Commit): State.STAGING,

@@ -12,8 +12,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 4
-VERSION_MINIMUM: Final = 4
+VERSION: Final = 5
+VERSION_MINIMUM: Final = 5
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16
@@ -120,6 +120,7 @@ class Commit(NamedTuple):
     permanent_generation: int
     volatile_generation: int
     power: int  # what the guest's last TPM2_Shutdown said; 0: none since its TPM2_Startup
+    is_last: int  # 1: the guest has stopped, and the tail will carry this round's records, too
 
 
 class Ack(NamedTuple):
@@ -157,7 +158,7 @@ class Kept(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """The guest stands still, or idles, with the state that the last round brought.
+    """The guest stands still, or idles, with the state that was acknowledged last.
 
     QEMU will ask for it soon; if the guest does something after all, more rounds follow.
     """
@@ -229,7 +230,7 @@ _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
     3: (Refuse, None),
     4: (Key, Struct(f">{KEY_BYTES}s")),
     5: (Record, None),
-    6: (Commit, Struct(">IQQB")),
+    6: (Commit, Struct(">IQQBB")),
     7: (Ack, Struct(">IQQ")),
     10: (Reclaim, Struct(f">{SESSION_BYTES}s")),
     11: (Released, Struct(f">{SESSION_BYTES}s")),
