@@ -1,11 +1,13 @@
 """What an operator asks of ``vtpmd run``."""
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from __future__ import annotations
 
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Final
 
 PORT_MAX: Final = 65535
 # Python takes no number from a text that is too long, and no port has more.
@@ -36,7 +38,7 @@ class RunConfig(NamedTuple):
     qmp: str | None
     manage: str | None
 
-    def credentials(self) -> "Path | None":
+    def credentials(self) -> Path | None:
         """Return the directory of certificates for both directions."""
         from pathlib import Path
 

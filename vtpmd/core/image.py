@@ -1,8 +1,9 @@
 """The image of one type of state at one generation, and its limits (``csrc/pages.h``)."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from vtpmd._core import lib
+from vtpmd.light_typing import NamedTuple
 
 IMAGE_BYTES_MAX: int = lib.IMAGE_BYTES_MAX
 IMAGE_TYPES = range(lib.IMAGE_TYPE_MIN, lib.IMAGE_TYPE_MAX + 1)

@@ -1,11 +1,16 @@
 """What a checkpoint and a journal are together (``csrc/journal_recover.c``)."""
 
+from __future__ import annotations
+
 from enum import IntEnum
-from typing import Any, NamedTuple
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import IMAGE_BYTES_MAX, IMAGE_TYPES, Image
 from vtpmd.core.memory import allocate, check_error, check_length
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
 JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES

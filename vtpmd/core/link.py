@@ -1,14 +1,16 @@
 """The engine link's operations and payloads (``csrc/engine/link.cdef.h``)."""
 
+from __future__ import annotations
+
 import os
 import sys
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
 from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES, JOURNAL_SECRET_BYTES
 from vtpmd.core.memory import check_length
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vtpmd.core.lane import LaneKeying
@@ -211,7 +213,7 @@ def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
 
 
-def pack_link_lane(keying: "LaneKeying", *, is_source: bool) -> bytearray:
+def pack_link_lane(keying: LaneKeying, *, is_source: bool) -> bytearray:
     """Return the payload of SET_LANE (``struct link_lane``), which has a key: overwrite it."""
     lane = ffi.new("struct link_lane *", (*keying, is_source))
     packed = bytearray(ffi.buffer(lane))

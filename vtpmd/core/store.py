@@ -1,12 +1,16 @@
 """The images of a vTPM, in memory that the engine writes (``csrc/pages.h``)."""
 
-from typing import Any, NamedTuple, Self
+from __future__ import annotations
 
 from vtpmd._core import ffi, lib
 from vtpmd.closing import Closing
 from vtpmd.core.image import GENERATION_MAX, IMAGE_BYTES_MAX, IMAGE_TYPES, Image, checked_type
 from vtpmd.core.memory import allocate, check_error
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 
 class StoreError(VtpmdError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import NoReturn
 
 import vtpmd
 from vtpmd.core import LinkDescriptor
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 EXECUTABLE = f"{vtpmd.__path__[0]}/vtpmd-engine"
 ARGUMENTS = ("vtpmd-engine",)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation
+from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.keys import Key
     from vtpmd.store.start import Start

@@ -13,10 +13,10 @@ import os
 import stat
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType

@@ -3,9 +3,11 @@
 What reads and writes them is imported for a vTPM that has some: most have none.
 """
 
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from __future__ import annotations
 
+from functools import cached_property
+
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import (
     INCOMING_NAME,
     JOURNAL_NAME,
@@ -46,21 +48,21 @@ class Granted(NamedTuple):
 class MovingFiles:
     """The owner record, and the states that are on their way in."""
 
-    def __init__(self, directory: StateDirectory, key: "Key | None" = None) -> None:
+    def __init__(self, directory: StateDirectory, key: Key | None = None) -> None:
         """With a key what holds state is sealed with it, and must be."""
         self._directory = directory
         self._key = key
         self._in_place = InPlace(directory)
 
     @cached_property
-    def owner(self) -> "OwnerRecord":
+    def owner(self) -> OwnerRecord:
         """The owner record, with a file or without."""
         from vtpmd.store.owner import OwnerRecord
 
         return OwnerRecord(self._directory, self._in_place)
 
     @cached_property
-    def incoming(self) -> "IncomingStates":
+    def incoming(self) -> IncomingStates:
         """The states that are on their way in."""
         from vtpmd.store.incoming import IncomingStates
 
@@ -70,14 +72,14 @@ class MovingFiles:
         """Close what is kept open; it is opened again when it is needed."""
         self._in_place.close()
 
-    def record(self) -> "Record | None":
+    def record(self) -> Record | None:
         """Return what the owner record says; None without a file, and the vTPM is ours.
 
         Raises VtpmdError.
         """
         return self.owner.read() if self._directory.exists(OWNER_NAME) else None
 
-    def found(self) -> "Found | None":
+    def found(self) -> Found | None:
         """Return what a session has left on its way in, or None. Raises VtpmdError."""
         return self.incoming.find() if self._directory.exists(INCOMING_NAME) else None
 
@@ -119,7 +121,7 @@ class MovingFiles:
         return NOT_KNOWN if has_state else None
 
 
-def is_ours(found: "Found", record: "Record") -> bool:
+def is_ours(found: Found, record: Record) -> bool:
     """Return whether what a session has left was granted, and is still to be taken up.
 
     Once the record says how the session ended, it wins, whatever the file says: the vTPM may have
@@ -128,7 +130,7 @@ def is_ours(found: "Found", record: "Record") -> bool:
     return found.granted and is_open(found, record)
 
 
-def is_open(found: "Found", record: "Record") -> bool:
+def is_open(found: Found, record: Record) -> bool:
     """Return whether the record does not say yet how the session ended."""
     from vtpmd.store.owner import Outcome
 
@@ -136,7 +138,7 @@ def is_open(found: "Found", record: "Record") -> bool:
     return line is None or line.outcome is Outcome.OPEN
 
 
-def take_up(directory: StateDirectory, files: MovingFiles, key: "Key | None") -> bool:
+def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> bool:
     """After a crash: make a state that was granted the vTPM's, and forget one that was not.
 
     Return True if there was one to take up. If the TPM has written its own file since, that
@@ -161,7 +163,7 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: "Key | None") ->
     return ours
 
 
-def forget(files: MovingFiles, found: "Found") -> None:
+def forget(files: MovingFiles, found: Found) -> None:
     """Remember that a session was not granted, unless it is known how it ended."""
     if is_open(found, files.owner.read()):
         files.owner.decline(found.session)

@@ -6,10 +6,11 @@ says in words what was decided, and folds: the checkpoint is written anew, then 
 A crash in between leaves a checkpoint in the journal's chain, which the next start finds.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from __future__ import annotations
 
 from vtpmd import core
 from vtpmd.core import JournalFault, Recovery
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import (
     JOURNAL_NAME,
     StateDirectory,
@@ -20,6 +21,8 @@ from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from vtpmd.store.anchor import Found
     from vtpmd.store.keys import Key
 
@@ -95,7 +98,7 @@ class Examined(NamedTuple):
         return known if self.recovery.image is None else max(known, self.recovery.image.generation)
 
     @property
-    def found(self) -> "Found":
+    def found(self) -> Found:
         """What an anchor is compared with."""
         from hashlib import sha256
 
@@ -112,7 +115,7 @@ class Examined(NamedTuple):
         return f"Examined({self.recovery!r})"
 
 
-def examine(directory: StateDirectory, key: "Key | None") -> Examined:
+def examine(directory: StateDirectory, key: Key | None) -> Examined:
     """Read a directory, and work out what it holds. Nothing is written.
 
     Raises StateKeyError or StateDirectoryError for a state file that cannot be read.
@@ -123,7 +126,7 @@ def examine(directory: StateDirectory, key: "Key | None") -> Examined:
 def examine_states(
     directory: StateDirectory,
     states: dict[StateType, bytes],
-    key: "Key | None",
+    key: Key | None,
 ) -> Examined:
     """Work out what the states in a directory's files and its journal make, as ``examine``."""
     journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
@@ -146,7 +149,7 @@ def reason(recovery: Recovery) -> str:
     return f"{text} ({recovery.letter})"
 
 
-def recover(directory: StateDirectory, key: "Key | None") -> Examined:
+def recover(directory: StateDirectory, key: Key | None) -> Examined:
     """Return what a vTPM starts from.
 
     Raises StateKeyError, or RecoveryRefused when anything that was once whole is now wrong; every
@@ -163,7 +166,7 @@ def recover(directory: StateDirectory, key: "Key | None") -> Examined:
     )
 
 
-def fold(directory: StateDirectory, examined: Examined, key: "Key | None") -> None:
+def fold(directory: StateDirectory, examined: Examined, key: Key | None) -> None:
     """Write what was recovered as the checkpoint, and remove the journal: durably, in this order.
 
     Raises StateDirectoryError; then the directory can still be recovered.

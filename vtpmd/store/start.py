@@ -5,12 +5,13 @@ that a peer has granted, and that is taken up; what a crash has left is recovere
 of it, and the journal is folded.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
 from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store import recovery
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.moving import MovingFiles, take_up
@@ -18,6 +19,7 @@ from vtpmd.store.recovery import Examined
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vtpmd.store.anchor import Anchor
@@ -42,8 +44,8 @@ class Start(NamedTuple):
 
 
 def open_anchor(
-    path: "Path", directory: StateDirectory, files: MovingFiles, key: "Key | None"
-) -> "Anchor":
+    path: Path, directory: StateDirectory, files: MovingFiles, key: Key | None
+) -> Anchor:
     """Open the anchor, and check that the directory has not fallen behind it.
 
     A granted state is right if the anchor has seen it, or what it is to take the place of. Raises
@@ -67,8 +69,8 @@ def open_anchor(
 
 @contextmanager
 def anchor_of(
-    path: "Path | None", directory: StateDirectory, files: MovingFiles, key: "Key | None"
-) -> "Iterator[Anchor | None]":
+    path: Path | None, directory: StateDirectory, files: MovingFiles, key: Key | None
+) -> Iterator[Anchor | None]:
     """Open an anchor as ``open_anchor`` does, if there is one, and close it."""
     if path is None:
         yield None
@@ -86,7 +88,7 @@ class Folded(NamedTuple):
 
 
 def fold(
-    directory: StateDirectory, files: MovingFiles, key: "Key | None", anchor: "Anchor | None"
+    directory: StateDirectory, files: MovingFiles, key: Key | None, anchor: Anchor | None
 ) -> Folded:
     """Take up what was granted, fold the journal, and have the anchor hear of both.
 
@@ -108,7 +110,7 @@ def fold(
 
 
 def start(
-    directory: StateDirectory, files: MovingFiles, key: "Key | None", anchor: "Anchor | None"
+    directory: StateDirectory, files: MovingFiles, key: Key | None, anchor: Anchor | None
 ) -> Start:
     """Make a directory what a vTPM starts from, and return that. Raises as ``fold`` does."""
     took_up, examined, identity = fold(directory, files, key, anchor)

@@ -8,9 +8,13 @@ and ``swtpm_nvstore.c``, its pull request 1150; ``csrc/cipher.c`` does the same 
 ``cryptography`` and ``hmac`` are imported when a key is used: most vTPMs have none.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from __future__ import annotations
+
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Final
+
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.modes import CBC
 
@@ -65,7 +69,7 @@ def decrypt(encrypted: Encrypted, *, key: bytes | bytearray) -> bytes:
     return padded[:-padding]
 
 
-def _cipher(key: bytes | bytearray, iv: bytes) -> "Cipher[CBC]":
+def _cipher(key: bytes | bytearray, iv: bytes) -> Cipher[CBC]:
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import AES
     from cryptography.hazmat.primitives.ciphers.modes import CBC

@@ -10,11 +10,13 @@ flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_
 ``tlv.c``. What is encrypted with the migration key is recognised and refused.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import NamedTuple
 
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import NamedTuple
 from vtpmd.wire.swtpm_encryption import (
     IV_BYTES_MAX,
     KEY_SIZES,
