@@ -98,7 +98,7 @@ setup(
             "types-cffi>=1.15",
         ],
     },
-    entry_points={"console_scripts": ["vtpmd = vtpmd.cli:main"]},
+    scripts=["bin/vtpmd"],
     cffi_modules=["csrc/core_build.py:ffibuilder"],
     ext_modules=[engine],
     cmdclass={"build_ext": BuildExt},

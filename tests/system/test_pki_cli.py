@@ -111,7 +111,7 @@ def test_wrong_command_lines_are_refused_with_2(arguments: list[str], tmp_path: 
 def test_cryptography_is_loaded_by_this_command_alone() -> None:
     """Nor does asking for help load asyncio, which a short command line should not wait for."""
     code = (
-        "import sys; from vtpmd import cli; cli.build_parser();"
+        "import sys; from vtpmd.cli.parser import build_parser; build_parser();"
         "print({'cryptography', 'asyncio', 'ssl'} & set(sys.modules))"
     )
     printed = subprocess.run(

@@ -27,11 +27,12 @@ VTPMD = Path(sys.executable).with_name("vtpmd")
 EXIT_TIMEOUT_S = 30.0
 # What takes its time to be imported, or is for what only some vTPMs have.
 NOT_NEEDED = (
-    "asyncio concurrent.futures cryptography dataclasses email hashlib hmac inspect json logging"
-    " pathlib qemu rich shutil ssl subprocess tempfile threading"
-    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.core.delta vtpmd.migration.states"
-    " vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming vtpmd.store.keys vtpmd.store.owner"
-    " vtpmd.store.sealing"
+    "argparse asyncio concurrent.futures cryptography dataclasses email gettext hashlib hmac"
+    " importlib inspect json locale logging pathlib qemu re rich shutil ssl"
+    " subprocess tempfile threading typing"
+    " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.cli.parser vtpmd.core.delta"
+    " vtpmd.migration.states vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming"
+    " vtpmd.store.keys vtpmd.store.owner vtpmd.store.sealing"
 )
 
 

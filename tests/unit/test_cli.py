@@ -1,14 +1,20 @@
 """The command line: what it accepts, prints and returns."""
 
+import io
 import pkgutil
 import shlex
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from vtpmd import cli
-from vtpmd.cli.run import qemu_arguments
+from vtpmd.cli.arguments import read_plain
+from vtpmd.cli.parser import build_parser
+from vtpmd.cli.run import ARGUMENTS, qemu_arguments, run
 
 
 @pytest.mark.parametrize(
@@ -36,6 +42,41 @@ def test_wrong_command_lines_are_refused_with_2(
         cli.main(arguments)
     assert stopped.value.code == 2
     assert "usage: vtpmd" in capsys.readouterr().err
+
+
+WORDS = (
+    "d /a//b/ -d - -- = --key --key=k=v --key= --name --name=web1 web1 a:b --uuid --uuid=8F --allow"
+    " 8f2c0d6e-5a5b-4c1e-9d1a-3F0c7d1f2b11 --allow=x --tls-creds --log level=debug level=loud"
+    " --log=level=error --anchor --socket --sock --socket=-s -1 --help --directory directory run"
+)
+
+
+@given(st.lists(st.sampled_from([*WORDS.split(), "", "a b", "ä"]), max_size=6))
+@example(["d"])
+@example(["d", "--allow", "x", "--socket", "s", "--allow", "y", "--log", "level=debug"])
+def test_plain_command_lines_are_read_as_argparse_does(words: list[str]) -> None:
+    """Every line that is read without it; and what it refuses is not."""
+    plain = read_plain(words, ARGUMENTS)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            parsed = vars(build_parser(["run"]).parse_args(["run", *words]))
+    except SystemExit:
+        parsed = None
+    assert plain is None or vars(plain) | {"command": run} == parsed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "d",
+        "--socket s d",
+        "d --socket=s --log level=debug --name web1",
+        "d --key file=k --listen :1 --tls-creds c --allow x --allow y --qmp q --manage m",
+    ],
+)
+def test_command_lines_of_starts_are_plain(line: str) -> None:
+    """argparse is not imported for them."""
+    assert read_plain(line.split(), ARGUMENTS) is not None
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
@@ -95,7 +136,7 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 )
 def test_paths_are_written_as_pathlib_does(path: str) -> None:
     """Also those that it is not asked about."""
-    parser = cli.build_parser(["run"])
+    parser = build_parser(["run"])
     options = parser.parse_args(["run", path, "--socket", path])
     assert (options.directory, options.socket) == (str(Path(path)), str(Path(path)))
 

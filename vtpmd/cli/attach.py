@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vtpmd.cli.run import add_daemon_options, add_key, config_of, listen_for
+from vtpmd.cli.arguments import DAEMON_ARGUMENTS, KEY_ARGUMENT, add_arguments
+from vtpmd.cli.run import config_of, listen_for
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -50,8 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="end the vtpmd that looks after it now, as one that hangs, by SIGKILL",
     )
-    add_key(parser)
-    add_daemon_options(parser)
+    add_arguments(parser, KEY_ARGUMENT | DAEMON_ARGUMENTS)
     parser.set_defaults(command=attach)
 
 

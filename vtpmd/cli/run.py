@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import sys
-from typing import TYPE_CHECKING
 
+from vtpmd.cli.arguments import (
+    DAEMON_ARGUMENTS,
+    KEY_ARGUMENT,
+    add_arguments,
+    is_made_of,
+    path,
+    plain_path,
+)
 from vtpmd.config import RunConfig, parse_address
 from vtpmd.errors import UsageError
+from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     import socket
     from collections.abc import Callable
     from contextlib import AbstractContextManager, ExitStack
-    from pathlib import Path
 
+    from vtpmd.cli.arguments import Arguments, Options
     from vtpmd.core import LinkDescriptor
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.directory import StateDirectory
@@ -24,8 +31,7 @@ if TYPE_CHECKING:
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
 
-LOG_LEVELS = ("error", "warning", "info", "debug")
-NAME_LENGTH_MAX = 64  # it goes into log lines and QEMU's process title
+SHELL_MARKS = "_@%+=:,./-"  # what needs no quotes
 
 EPILOG = """\
 example:
@@ -49,6 +55,22 @@ exit status:
   7  stopped, but swtpm cannot take the directory yet: its journal is still needed, see vtpmd fold
 """
 
+ARGUMENTS: Arguments = {
+    "directory": {"metavar": "DIR", "type": plain_path, "help": "state directory; made if new"},
+    **KEY_ARGUMENT,
+    "--anchor": {
+        "metavar": "PATH",
+        "type": path,
+        "help": "keep on another disk how far the state has come, and do not start from less",
+    },
+    "--socket": {
+        "metavar": "PATH",
+        "type": plain_path,
+        "help": "control socket that QEMU connects to (default: DIR/vtpmd.sock)",
+    },
+    **DAEMON_ARGUMENTS,
+}
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
@@ -58,74 +80,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Serve one vTPM from a state directory, in the foreground.",
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "directory", metavar="DIR", type=_plain, help="state directory; made if new"
-    )
-    add_key(parser)
-    parser.add_argument(
-        "--anchor",
-        metavar="PATH",
-        type=_path,
-        help="keep on another disk how far the state has come, and do not start from less",
-    )
-    parser.add_argument(
-        "--socket",
-        metavar="PATH",
-        type=_plain,
-        help="control socket that QEMU connects to (default: DIR/vtpmd.sock)",
-    )
-    add_daemon_options(parser)
+    add_arguments(parser, ARGUMENTS)
     parser.set_defaults(command=run)
 
 
-def add_key(parser: argparse.ArgumentParser) -> None:
-    """Add the option that gives a key."""
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        help="encrypt the state on the disk: file=PATH, fd=N, pwdfile=PATH or pwdfd=N, and mode=, "
-        "format=, kdf= and remove as swtpm has them",
-    )
-
-
-def add_daemon_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options about the guest, the log, and moving to and from other hosts."""
-    parser.add_argument(
-        "--name", type=_name, help="the guest's name: in log lines and in QEMU's arguments"
-    )
-    parser.add_argument("--uuid", type=_uuid, help="the guest's UUID: in QEMU's arguments")
-    parser.add_argument(
-        "--listen", metavar="HOST:PORT", help="wait here for vTPMs that other hosts send"
-    )
-    parser.add_argument(
-        "--tls-creds",
-        metavar="DIR",
-        type=_plain,
-        help="certificates for both directions, laid out as for QEMU's tls-creds-x509",
-    )
-    parser.add_argument(
-        "--allow",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a peer that may send or take vTPMs: a name in its certificate; may be repeated",
-    )
-    parser.add_argument(
-        "--qmp", metavar="PATH", type=_plain, help="follow QEMU on this monitor's UNIX socket"
-    )
-    parser.add_argument(
-        "--manage", metavar="PATH", type=_plain, help="take commands on this UNIX socket, in QMP"
-    )
-    parser.add_argument(
-        "--log",
-        metavar="level=LEVEL",
-        type=_log_level,
-        default="level=info",
-        help=f"what is written to standard error: {', '.join(LOG_LEVELS)} (default: level=info)",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Serve the vTPM until it is stopped; return the exit status. Raises VtpmdError.
 
     It does not return where nothing but the engine is needed: then this process becomes that.
@@ -272,7 +231,7 @@ def _tell_what_was_taken_up(begun: Start) -> None:
         print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
 
 
-def config_of(options: argparse.Namespace) -> RunConfig:
+def config_of(options: Options) -> RunConfig:
     """Return the options, checked against each other. Raises UsageError or VtpmdError."""
     if options.listen is not None and (options.tls_creds is None or not options.allow):
         raise UsageError("--listen needs --tls-creds, and a peer to wait for: --allow")
@@ -304,42 +263,6 @@ def qemu_arguments(socket: str, *, name: str | None, uuid: str | None) -> str:
 
 
 def _quote(word: str) -> str:
-    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+    if word and is_made_of(word, SHELL_MARKS):
         return word
     return "'" + word.replace("'", "'\"'\"'") + "'"
-
-
-def _plain(value: str) -> str:
-    """Return a path as pathlib writes it, without that if it is written so already."""
-    return value if value == os.path.normpath(value) else str(_path(value))
-
-
-def _path(value: str) -> Path:
-    """Return a path. Most vTPMs start with options that need none: pathlib takes its time."""
-    from pathlib import Path
-
-    return Path(value)
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(rf"[A-Za-z0-9_.+:-]{{1,{NAME_LENGTH_MAX}}}", value):
-        raise argparse.ArgumentTypeError(
-            f"{value!r} is no name: use up to {NAME_LENGTH_MAX} letters, digits and _.+:-"
-        )
-    return value
-
-
-def _uuid(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
-        raise argparse.ArgumentTypeError(
-            f"{value!r} is no UUID, such as 8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
-        )
-    return value.lower()
-
-
-def _log_level(value: str) -> str:
-    key, _, level = value.partition("=")
-    if key != "level" or level not in LOG_LEVELS:
-        known = ", ".join(LOG_LEVELS)
-        raise argparse.ArgumentTypeError(f"{value!r}: use level= and one of {known}")
-    return level

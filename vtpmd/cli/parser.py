@@ -1,0 +1,60 @@
+"""The command line as argparse reads it, with its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from vtpmd import __version__
+
+# In the order of the help; each is the module of that name here.
+COMMANDS = ("run", "attach", "migrate", "owner", "pki", "fold", "recover", "rekey")
+
+DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
+EPILOG = """\
+example:
+  vtpmd run /srv/web1-tpm
+
+Each command has its own help: vtpmd COMMAND --help
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser, as those of its commands are, whose help keeps the lines of its texts.
+
+    It is laid out for the terminal. argparse makes a formatter for each option, too, only to check
+    that; looking for the terminal's width then would take longer than all of the parsing.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=partial(argparse.HelpFormatter, width=80))
+
+    def format_usage(self) -> str:
+        """Return the usage."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        """Return the help."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
+
+
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the commands of these names."""
+    parser = Parser(prog="vtpmd", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
+    commands = parser.add_subparsers(prog="vtpmd", metavar="COMMAND", required=True)
+    for name in names:
+        import_module(f"vtpmd.cli.{name}").add_parser(commands)
+    return parser
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line says. Ends the program for one that is wrong, and for help."""
+    # What does not begin with a command asks for help, or is wrong: then all are listed.
+    names = [name for name in COMMANDS if name in given[:1]]
+    return build_parser(names or COMMANDS).parse_args(given)
