@@ -28,7 +28,7 @@ EXIT_TIMEOUT_S = 30.0
 # What takes its time to be imported, or is for what only some vTPMs have.
 NOT_NEEDED = (
     "argparse asyncio concurrent.futures cryptography dataclasses email gettext hashlib hmac"
-    " importlib inspect json locale logging pathlib qemu re rich shutil ssl"
+    " importlib inspect json locale logging pathlib qemu re rich selectors shutil socket ssl"
     " subprocess tempfile threading typing"
     " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.cli.parser vtpmd.core.delta"
     " vtpmd.migration.states vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming"

@@ -49,7 +49,7 @@ def test_of_two_that_begin_at_once_one_listens(
     path = tmp_path / "s"
     bind, seconds = listener._bind, []
 
-    def bind_and_be_met(listening: socket.socket, *rest: Any) -> None:
+    def bind_and_be_met(listening: Any, *rest: Any) -> None:
         bind(listening, *rest)
         monkeypatch.setattr(listener, "_bind", bind)
         with pytest.raises(SocketInUse, match="another process"), listen(path):

@@ -112,7 +112,7 @@ def run(options: Options) -> int:
         begun = start(directory, files, key, anchor)
         # From the socket on there is something to put in order.
         signals.hold()
-        control = stack.enter_context(listener.listen(path))
+        control = stack.enter_context(listener.listen_bare(path))
         link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
         descriptors = {
             LinkDescriptor.SOCKET: link.fileno(),

@@ -1,17 +1,26 @@
-"""Listening sockets: UNIX, with a file that only its owner may connect to, and TCP for peers."""
+"""Listening sockets: UNIX, with a file that only its owner may connect to, and TCP for peers.
+
+Those that a start needs are of C's ``_socket``, which ``socket`` is built on: that makes enums of a
+thousand constants when it is imported, which is a tenth of a start.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import socket
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from _socket import AF_UNIX, SOCK_STREAM
+from _socket import socket as BareSocket
+from contextlib import closing, contextmanager, suppress
 
 from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
 
 # QEMU's connection, and a few that wait while it is served.
 BACKLOG = 8
@@ -33,6 +42,18 @@ class SocketInUse(VtpmdError):
 
 @contextmanager
 def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[socket.socket]:
+    """Listen as ``listen_bare`` does, on a socket that Python can accept with."""
+    import socket
+
+    with (
+        listen_bare(path, option) as bare,
+        socket.socket(fileno=os.dup(bare.fileno())) as listening,
+    ):
+        yield listening
+
+
+@contextmanager
+def listen_bare(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[BareSocket]:
     """Listen on ``path`` (mode 0600), and remove the file afterwards.
 
     A socket that nobody serves any more is replaced; anything else in its place is left alone.
@@ -44,7 +65,7 @@ def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[s
             f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "
             f"give a shorter one with {option}"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+    with closing(BareSocket(AF_UNIX, SOCK_STREAM)) as listening:
         with _alone_at(path, option):
             _bind(listening, path, option)
             listening.listen(BACKLOG)
@@ -56,13 +77,13 @@ def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[s
 
 
 @contextmanager
-def listen_in(directory_fd: int, name: str) -> Iterator[socket.socket]:
+def listen_in(directory_fd: int, name: str) -> Iterator[BareSocket]:
     """Listen in a directory (mode 0600) that is locked: what is there is nobody's any more.
 
     Unless the block is left without an error the file is removed. Raises VtpmdError.
     """
     path = path_in(directory_fd, name)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+    with closing(BareSocket(AF_UNIX, SOCK_STREAM)) as listening:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory_fd)
         _bind(listening, path, "another state directory")
@@ -114,7 +135,7 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _bind(listening: socket.socket, path: str | os.PathLike[str], option: str) -> None:
+def _bind(listening: BareSocket, path: str | os.PathLike[str], option: str) -> None:
     if _is_socket(path):
         _remove_stale(path, option)
     # The file has its mode from the start: there is no moment for another user to connect.
@@ -137,7 +158,7 @@ def _is_socket(path: str | os.PathLike[str]) -> bool:
 
 
 def _remove_stale(path: str | os.PathLike[str], option: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with closing(BareSocket(AF_UNIX, SOCK_STREAM)) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(os.fspath(path))
     if result != errno.ECONNREFUSED:
@@ -151,6 +172,8 @@ def _remove_stale(path: str | os.PathLike[str], option: str) -> None:
 @contextmanager
 def listen_for_peers(host: str, port: int) -> Iterator[socket.socket]:
     """Listen on a TCP address; port 0 is one that is free. Raises VtpmdError."""
+    import socket
+
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=PEER_BACKLOG)
