@@ -31,10 +31,10 @@ HEXADECIMAL = set("0123456789abcdefABCDEF")
 
 def plain_path(value: str) -> str:
     """Return a path as pathlib writes it, without that if it is written so already."""
-    return value if value == os.path.normpath(value) else str(path(value))
+    return value if value == os.path.normpath(value) else str(pathlib_path(value))
 
 
-def path(value: str) -> Path:
+def pathlib_path(value: str) -> Path:
     """Return a path. Most vTPMs start with options that need none: pathlib takes its time."""
     from pathlib import Path
 

@@ -10,7 +10,7 @@ from vtpmd.cli.arguments import (
     KEY_ARGUMENT,
     add_arguments,
     is_made_of,
-    path,
+    pathlib_path,
     plain_path,
 )
 from vtpmd.config import RunConfig, parse_address
@@ -60,7 +60,7 @@ ARGUMENTS: Arguments = {
     **KEY_ARGUMENT,
     "--anchor": {
         "metavar": "PATH",
-        "type": path,
+        "type": pathlib_path,
         "help": "keep on another disk how far the state has come, and do not start from less",
     },
     "--socket": {
