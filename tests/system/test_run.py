@@ -82,6 +82,19 @@ def test_engine_waits_for_no_import_that_its_vtpm_does_not_need(
     assert imported & set(NOT_NEEDED.split()) == set()
 
 
+def test_garbage_is_collected_beside_an_engine(tmp_path: Path) -> None:
+    """Only the start does without: what follows lasts for as long as the vTPM."""
+    code = (
+        "import gc, sys; from vtpmd import cli; from vtpmd.daemon import engine_process, runtime;"
+        "engine_process.spawn = lambda *_: not gc.isenabled();"
+        "runtime.serve = lambda resources, _: resources.child and gc.isenabled() and 42;"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "run", tmp_path / "state", "--manage", tmp_path / "manage"]
+    done = subprocess.run(words, timeout=EXIT_TIMEOUT_S, check=False)
+    assert done.returncode == 42
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside"])
 def test_signal_stops_it_in_order(lab: Lab, number: signal.Signals, is_alone: bool) -> None:

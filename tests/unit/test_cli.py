@@ -1,5 +1,6 @@
 """The command line: what it accepts, prints and returns."""
 
+import gc
 import io
 import pkgutil
 import shlex
@@ -129,6 +130,7 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     error = capsys.readouterr().err
     assert error.startswith("vtpmd: cannot use state directory")
     assert error.count("\n") == 1
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
