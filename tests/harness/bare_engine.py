@@ -7,13 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vtpmd.core import (
-    LinkDescriptor,
-    LinkOperation,
-    LinkQuestion,
-    Store,
-    pack_link_serving,
-)
+from vtpmd.core import LinkDescriptor, LinkOperation, Store, pack_link_serving
+from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon import engine_process, listener
 from vtpmd.daemon.attachment import attach
 from vtpmd.daemon.engine import Answer, Engine, Question

@@ -10,9 +10,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.network import Stream
-from vtpmd.core import LinkQuestion
 from vtpmd.core.handover import Handover, HandoverAction, HandoverEvent, handover_step
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneError, LaneFrame, LaneKeying, LaneKind
+from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon.engine import Question
 from vtpmd.wire.tpm import Result
 

@@ -13,9 +13,10 @@ from tests.sim import engine, schedule
 from tests.sim.blackout import Blackout
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival, ControlServer
-from vtpmd.core import LinkAskedInit, LinkCondition, LinkOperation
+from vtpmd.core import LinkOperation
 from vtpmd.core.handover import HandoverEvent
 from vtpmd.core.lane import LaneFrame
+from vtpmd.core.link import LinkAskedInit, LinkCondition
 from vtpmd.daemon import incoming, outgoing, settling
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility

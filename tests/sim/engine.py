@@ -23,18 +23,17 @@ from tests.sim.loop import Process
 from tests.sim.network import Stream
 from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
-from vtpmd.core import (
-    Image,
+from vtpmd.core import Image, LinkOperation
+from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.lane import LaneKeying
+from vtpmd.core.link import (
     LinkAdmit,
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkOperation,
     pack_link_lineage,
     unpack_link_lineage,
 )
-from vtpmd.core.handover import Handover, HandoverEvent
-from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.errors import VtpmdError
 from vtpmd.store.start import Start

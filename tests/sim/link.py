@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.loop import Process
-from vtpmd.core import Image, LinkCondition, LinkCustody, LinkOperation, link_condition
+from vtpmd.core import Image, LinkOperation
 from vtpmd.core.lane import LaneKeying
+from vtpmd.core.link import LinkCondition, LinkCustody, link_condition
 from vtpmd.daemon.engine import (
     Answer,
     Answerer,

@@ -13,8 +13,8 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd._core import lib
-from vtpmd.core import LinkAskedInit, LinkCustody, LinkQuestion
 from vtpmd.core.handover import Handover
+from vtpmd.core.link import LinkAskedInit, LinkCustody, LinkQuestion
 from vtpmd.daemon.engine import Answer, Question
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format

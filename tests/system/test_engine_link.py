@@ -36,18 +36,22 @@ from tests.support.emulator_client import (
 )
 from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
 from vtpmd import core
-from vtpmd.core import (
+from vtpmd.core import LinkDescriptor, LinkOperation, Store
+from vtpmd.core.handover import Handover
+from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
+from vtpmd.core.link import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkDescriptor,
     LinkInit,
-    LinkOperation,
     LinkShutdown,
-    Store,
+    link_held,
+    link_said,
+    pack_link_hold,
+    pack_link_lineage,
+    pack_link_states,
+    unpack_link_digests,
 )
-from vtpmd.core.handover import Handover
-from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.daemon import engine_process
 from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
@@ -107,7 +111,7 @@ async def sleeping(vtpm: Vtpm) -> tuple[bytes, bytes]:
     assert await vtpm.command(shutdown(StartupType.STATE)) == 0
     reply = await vtpm.ask(LinkOperation.CAPTURE)
     assert reply.argument & LinkCapture.CHANGED
-    assert core.link_said(reply.argument) is LinkShutdown.STATE
+    assert link_said(reply.argument) is LinkShutdown.STATE
     permanent, volatile = [
         vtpm.store.read(kind).data for kind in (StateType.PERMANENT, StateType.VOLATILE)
     ]
@@ -119,14 +123,14 @@ async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
     """Start a sleeping guest's TPM, held, from its own state; check what the engine tells."""
     states = await sleeping(vtpm)
     await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(states[0]), b"".join(states))
-    reply = await vtpm.ask(LinkOperation.INIT, core.link_held(said))
+    reply = await vtpm.ask(LinkOperation.INIT, link_held(said))
     check_digests(reply, states)
 
 
 def check_digests(reply: Reply, states: tuple[bytes, bytes]) -> None:
     """Demand that a TPM was started from these states."""
     digests = tuple(hashlib.sha256(state).digest() for state in states)
-    assert core.unpack_link_digests(reply.payload) == digests
+    assert unpack_link_digests(reply.payload) == digests
 
 
 def test_states_are_given_and_started_from_in_one_request(tmp_path: Path) -> None:
@@ -134,8 +138,8 @@ def test_states_are_given_and_started_from_in_one_request(tmp_path: Path) -> Non
 
     async def test(vtpm: Vtpm) -> None:
         states = await sleeping(vtpm)
-        held = core.link_held(LinkShutdown.STATE)
-        whole = core.pack_link_states(*states)
+        held = link_held(LinkShutdown.STATE)
+        whole = pack_link_states(*states)
         too_long = (len(whole) - 3).to_bytes(4, sys.byteorder) + whole[4:]
         for argument, payload, result in (
             (held, b"", Result.BAD_PARAMETER),
@@ -160,10 +164,10 @@ def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_pat
 
     async def test(vtpm: Vtpm) -> None:
         await start_held(vtpm, LinkShutdown.STATE)
-        lineage = core.pack_link_lineage(bytes(16), 1)
+        lineage = pack_link_lineage(bytes(16), 1)
         await vtpm.ask(LinkOperation.ADMIT, payload=lineage)
         reply = await vtpm.ask(LinkOperation.CAPTURE)
-        assert core.link_said(reply.argument) is LinkShutdown.STATE
+        assert link_said(reply.argument) is LinkShutdown.STATE
         reply = await vtpm.ask(LinkOperation.CAPTURE)
         assert reply.argument == LinkShutdown.STATE << 8
 
@@ -174,7 +178,7 @@ def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
     """A kind that is none, and a kind for a start that is not held."""
 
     async def test(vtpm: Vtpm) -> None:
-        for argument in (core.link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
+        for argument in (link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
             assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)
@@ -227,7 +231,7 @@ def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
         with ours, theirs:
             await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
             await start_held(vtpm, LinkShutdown.NONE)
-            await vtpm.ask(LinkOperation.HOLD, payload=core.pack_link_hold(0, 0) + tail)
+            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0, 0) + tail)
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
             take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
             assert source.open(take).kind is LaneKind.TAKE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.harness.bare_engine import BareEngine, NoSessions, with_engine
 from tests.support.emulator_client import ControlClient
-from vtpmd.core import LinkQuestion
+from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon.engine import Answer, Engine, Question
 from vtpmd.wire.tpm import Result
 

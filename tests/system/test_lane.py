@@ -31,9 +31,9 @@ from tests.harness.fake_peer import (
 from tests.harness.handover import Host, assert_whole, make_host
 from tests.harness.lab import Lab
 from tests.support.emulator_client import receive_exactly
-from vtpmd import core
 from vtpmd.core import LinkOperation
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
+from vtpmd.core.link import pack_link_lane
 from vtpmd.wire import greeting, peer
 from vtpmd.wire.greeting import GREETING_BYTES, Greeting
 from vtpmd.wire.tpm import Result
@@ -273,7 +273,7 @@ def test_a_peer_of_an_earlier_version_is_refused(host: Host) -> None:
 
 def test_the_engine_takes_a_lane_only_whole(tmp_path: Path) -> None:
     keying = LaneKeying(bytes(16), KEY, bytes(16), bytes(16), is_greeted=True)
-    payload = core.pack_link_lane(keying, is_source=True)
+    payload = pack_link_lane(keying, is_source=True)
 
     async def test(bare: BareEngine) -> None:
         ours, theirs = socket.socketpair()

@@ -31,7 +31,8 @@ from tests.system.test_stream_guest import (
     migrate,
     migrate_slowly,
 )
-from vtpmd.core import LinkCapture, LinkOperation
+from vtpmd.core import LinkOperation
+from vtpmd.core.link import LinkCapture
 from vtpmd.wire.tpm import Result, StateType
 
 ATTEMPTS_MAX: Final = 500

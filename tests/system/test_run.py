@@ -31,7 +31,7 @@ NOT_NEEDED = (
     " importlib inspect json locale logging pathlib qemu re rich selectors shutil socket ssl"
     " subprocess tempfile threading typing"
     " vtpmd.cli.at_rest vtpmd.cli.migrate vtpmd.cli.owner vtpmd.cli.parser vtpmd.core.delta"
-    " vtpmd.migration.states vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming"
+    " vtpmd.core.link vtpmd.migration.states vtpmd.pki vtpmd.store.anchor vtpmd.store.incoming"
     " vtpmd.store.keys vtpmd.store.owner vtpmd.store.sealing"
 )
 
@@ -90,7 +90,8 @@ def test_garbage_is_collected_beside_an_engine(tmp_path: Path) -> None:
         "runtime.serve = lambda resources, _: resources.child and gc.isenabled() and 42;"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    words = [sys.executable, "-c", code, "run", tmp_path / "state", "--manage", tmp_path / "manage"]
+    options = ["--manage", str(tmp_path / "manage")]
+    words = [sys.executable, "-c", code, "run", str(tmp_path / "state"), *options]
     done = subprocess.run(words, timeout=EXIT_TIMEOUT_S, check=False)
     assert done.returncode == 42
 

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from vtpmd.core import LinkQuestion
+from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility

@@ -7,19 +7,35 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
+from vtpmd.core.link import (
+    LINK_DIGESTS_BYTES,
+    LinkAdmit,
+    LinkAskedInit,
+    LinkCapture,
+    LinkCondition,
+    LinkCustody,
+    LinkInit,
+    LinkQuestion,
+    LinkShutdown,
+    link_held,
+    link_said,
+    pack_link_lineage,
+    unpack_link_digests,
+    unpack_link_lineage,
+)
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
 from vtpmd.wire.tpm import StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
-    "LINK_ADMIT_": core.LinkAdmit,
-    "LINK_INIT_": core.LinkInit,
-    "LINK_CAPTURE_": core.LinkCapture,
-    "LINK_SHUTDOWN_": core.LinkShutdown,
-    "LINK_CONDITION_": core.LinkCondition,
-    "LINK_ASKED_": core.LinkAskedInit,
+    "LINK_ADMIT_": LinkAdmit,
+    "LINK_INIT_": LinkInit,
+    "LINK_CAPTURE_": LinkCapture,
+    "LINK_SHUTDOWN_": LinkShutdown,
+    "LINK_CONDITION_": LinkCondition,
+    "LINK_ASKED_": LinkAskedInit,
     "LINK_FD_": core.LinkDescriptor,
     "LINK_STATE_": StateType,
-    "TPM_": core.LinkCustody,
+    "TPM_": LinkCustody,
 }
 QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
 LIMITS = ("LINK_PAYLOAD_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")
@@ -48,7 +64,7 @@ def test_every_question_of_c_is_known() -> None:
         for name, value in constants_of_c("LINK_").items()
         if f"LINK_{name}".startswith(QUESTIONS)
     }
-    assert {member.name: member.value for member in core.LinkQuestion} == questions
+    assert {member.name: member.value for member in LinkQuestion} == questions
 
 
 def test_every_operation_of_c_is_known() -> None:
@@ -87,25 +103,25 @@ def test_headers_that_are_none_are_refused() -> None:
             core.unpack_link_header(bytes(length))
 
 
-@pytest.mark.parametrize("said", core.LinkShutdown)
-def test_what_the_guest_said_of_power_is_found_in_an_argument(said: core.LinkShutdown) -> None:
+@pytest.mark.parametrize("said", LinkShutdown)
+def test_what_the_guest_said_of_power_is_found_in_an_argument(said: LinkShutdown) -> None:
     """A held start brings what a capture has told, beside the other bits of either."""
-    argument = core.link_held(said)
-    assert core.link_said(argument) is said
-    assert argument & 0xFF == core.LinkInit.HELD
+    argument = link_held(said)
+    assert link_said(argument) is said
+    assert argument & 0xFF == LinkInit.HELD
 
 
 def test_a_kind_of_shutdown_that_the_engine_never_says_is_refused() -> None:
     with pytest.raises(ValueError, match="3"):
-        core.link_said(3 << 8)
+        link_said(3 << 8)
 
 
 def test_digests_of_a_start_are_taken_as_c_declares_them() -> None:
     """struct link_digests."""
-    digests = core.unpack_link_digests(b"p" * 32 + b"v" * 32)
+    digests = unpack_link_digests(b"p" * 32 + b"v" * 32)
     assert digests == (b"p" * 32, b"v" * 32)
     with pytest.raises(ValueError, match="bytes, not"):
-        core.unpack_link_digests(bytes(core.LINK_DIGESTS_BYTES - 1))
+        unpack_link_digests(bytes(LINK_DIGESTS_BYTES - 1))
 
 
 @pytest.mark.parametrize("secret", [None, b"s" * 32])
@@ -137,15 +153,15 @@ def test_what_has_another_size_is_not_packed() -> None:
         with pytest.raises(ValueError, match="are no generations"):
             core.pack_link_journal(bytes(16), generation)
         with pytest.raises(ValueError, match="is no generation"):
-            core.pack_link_lineage(bytes(16), generation)
+            pack_link_lineage(bytes(16), generation)
     with pytest.raises(ValueError, match="are no generations"):
         core.pack_link_journal(bytes(16), 1, 2)
     with pytest.raises(ValueError, match="bytes, not"):
-        core.pack_link_lineage(bytes(15), 1)
+        pack_link_lineage(bytes(15), 1)
     with pytest.raises(ValueError, match="bytes, not"):
-        core.unpack_link_lineage(bytes(23))
+        unpack_link_lineage(bytes(23))
 
 
 def test_a_lineage_comes_back_as_it_was_packed() -> None:
     lineage = (b"i" * 16, 7)
-    assert core.unpack_link_lineage(core.pack_link_lineage(*lineage)) == lineage
+    assert unpack_link_lineage(pack_link_lineage(*lineage)) == lineage

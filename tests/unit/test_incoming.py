@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vtpmd.core import IMAGE_BYTES_MAX, LinkCondition, LinkCustody, LinkOperation
+from vtpmd.core import IMAGE_BYTES_MAX, LinkOperation
 from vtpmd.core.handover import Handover
+from vtpmd.core.link import LinkCondition, LinkCustody
 from vtpmd.daemon.engine import EngineDetached, Reply
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.tls import PeerName

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from vtpmd.core import LinkCondition, LinkCustody
+from vtpmd.core.link import LinkCondition, LinkCustody
 from vtpmd.daemon.settling import COME, OWN, Come, File, Own, come, own
 from vtpmd.store.owner import Outcome, Record, Session, Whose
 

@@ -1,54 +1,18 @@
-"""The engine link's operations and payloads (``csrc/engine/link.cdef.h``)."""
+"""What is said on the engine link, but for what a start says (``csrc/engine/link.cdef.h``)."""
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import IntEnum, IntFlag
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
-from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES, JOURNAL_SECRET_BYTES
+from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES
 from vtpmd.core.memory import check_length
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vtpmd.core.lane import LaneKeying
-
-
-class LinkOperation(IntEnum):
-    """The operations of the engine link (``enum link_operation``)."""
-
-    READY = lib.LINK_READY
-    SERVE_CONTROL = lib.LINK_SERVE_CONTROL
-    SET_JOURNAL = lib.LINK_SET_JOURNAL
-    SET_KEY = lib.LINK_SET_KEY
-    SET_ANCHOR = lib.LINK_SET_ANCHOR
-    LOAD_STATE = lib.LINK_LOAD_STATE
-    GET_CONDITION = lib.LINK_GET_CONDITION
-    TAKE_BLOB = lib.LINK_TAKE_BLOB
-    END_CONTROL = lib.LINK_END_CONTROL
-    BE_ASKED = lib.LINK_BE_ASKED
-    END = lib.LINK_END
-    INIT = lib.LINK_INIT
-    STOP = lib.LINK_STOP
-    START_HELD = lib.LINK_START_HELD
-    CAPTURE = lib.LINK_CAPTURE
-    SET_BOTH_STATES = lib.LINK_SET_BOTH_STATES
-    FORGET_STATE = lib.LINK_FORGET_STATE
-    STORE_PERMANENT = lib.LINK_STORE_PERMANENT
-    RAISE_GENERATION = lib.LINK_RAISE_GENERATION
-    GET_LINEAGE = lib.LINK_GET_LINEAGE
-    RETIRE = lib.LINK_RETIRE
-    UNRETIRE = lib.LINK_UNRETIRE
-    AWAIT = lib.LINK_AWAIT
-    ADMIT = lib.LINK_ADMIT
-    ARM = lib.LINK_ARM
-    SET_LANE = lib.LINK_SET_LANE
-    OFFER = lib.LINK_OFFER
-    HOLD = lib.LINK_HOLD
-    LET_GO = lib.LINK_LET_GO
-    WITHDRAW = lib.LINK_WITHDRAW
 
 
 class LinkQuestion(IntEnum):
@@ -132,22 +96,6 @@ class LinkShutdown(IntEnum):
     STATE = lib.LINK_SHUTDOWN_STATE
 
 
-class LinkDescriptor(IntEnum):
-    """The descriptors that the engine is started with (``enum link_descriptor``)."""
-
-    INPUT = lib.LINK_FD_INPUT
-    LIBRARY_LOG = lib.LINK_FD_LIBRARY_LOG
-    ERROR = lib.LINK_FD_ERROR
-    SOCKET = lib.LINK_FD_SOCKET
-    DIRECTORY = lib.LINK_FD_DIRECTORY
-    LOCK = lib.LINK_FD_LOCK
-    STORE = lib.LINK_FD_STORE
-    BOOT = lib.LINK_FD_BOOT
-    ANCHOR = lib.LINK_FD_ANCHOR
-    CONTROL = lib.LINK_FD_CONTROL
-    CONTROL_DIRECTORY = lib.LINK_FD_CONTROL_DIRECTORY
-
-
 class LinkDigests(NamedTuple):
     """SHA-256 of what libtpms was given to start from (``struct link_digests``)."""
 
@@ -168,17 +116,6 @@ class LinkHandover(NamedTuple):
     wait_us: int
 
 
-class LinkHeader(NamedTuple):
-    """What precedes each payload on the engine link (``struct link_header``)."""
-
-    operation: int
-    result: int = 0
-    argument: int = 0
-    payload_bytes: int = 0
-
-
-LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
-LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
 LINK_LINEAGE_BYTES: int = ffi.sizeof("struct link_lineage")
 LINK_SHARED: int = lib.LINK_SHARED  # how many descriptors READY brings: enum link_shared
@@ -248,20 +185,6 @@ def unpack_link_handover(payload: bytes | bytearray) -> LinkHandover:
     )
 
 
-def pack_link_header(header: LinkHeader) -> bytes:
-    """Return the bytes of a header. Raises OverflowError for a field that is no u32."""
-    return bytes(ffi.buffer(ffi.new("struct link_header *", tuple(header))))
-
-
-def unpack_link_header(data: bytes | bytearray) -> LinkHeader:
-    """Return the header that ``data``, LINK_HEADER_BYTES long, holds."""
-    if len(data) != LINK_HEADER_BYTES:
-        raise ValueError(f"a link header has {LINK_HEADER_BYTES} bytes, not {len(data)}")
-    header = ffi.new("struct link_header *")
-    ffi.memmove(header, data, LINK_HEADER_BYTES)
-    return LinkHeader(header.operation, header.result, header.argument, header.payload_bytes)
-
-
 def pack_link_lineage(identity: bytes, generation: int) -> bytes:
     """Return the payload of ADMIT (``struct link_lineage``).
 
@@ -282,80 +205,6 @@ def unpack_link_lineage(payload: bytes | bytearray) -> tuple[bytes, int]:
     lineage = ffi.new("struct link_lineage *")
     ffi.memmove(lineage, payload, LINK_LINEAGE_BYTES)
     return bytes(ffi.buffer(lineage.identity)), lineage.generation
-
-
-def pack_link_journal(
-    identity: bytes,
-    generation: int,
-    loaded: int = 0,
-    secret: bytes | None = None,
-    *,
-    is_known: bool = True,
-) -> bytearray:
-    """Return the payload of SET_JOURNAL: ``struct link_journal``; without a secret, not sealed.
-
-    ``loaded`` is the generation of the state that LOAD_STATE gives, or 0, and not above the other;
-    ``is_known`` is false for a state that does not say whose it is.
-    Overwrite it after use. Raises ValueError for what is no identity, generation or secret.
-    """
-    check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
-    if secret is not None:
-        check_length("secret", secret, JOURNAL_SECRET_BYTES)
-    if not 0 <= loaded <= generation <= GENERATION_MAX:
-        raise ValueError(f"{loaded} and {generation} are no generations")
-    fields = (
-        generation,
-        loaded,
-        secret is not None,
-        is_known,
-        identity,
-        secret or bytes(JOURNAL_SECRET_BYTES),
-    )
-    journal = ffi.new("struct link_journal *", fields)
-    packed = bytearray(ffi.buffer(journal))
-    lib.explicit_bzero(journal, ffi.sizeof("struct link_journal"))
-    return packed
-
-
-def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: bytes) -> bytes:
-    """Return the payload of LinkOperation.SET_ANCHOR (``struct link_anchor``).
-
-    ``identity`` has 16 bytes, ``digest`` 32. Raises ValueError otherwise, OverflowError for what is
-    no u64.
-    """
-    check_length("identity", identity, JOURNAL_IDENTITY_BYTES)
-    check_length("digest", digest, DIGEST_BYTES)
-    anchor = ffi.new("struct link_anchor *", {"serial": serial, "generation": generation})
-    ffi.memmove(anchor.identity, identity, len(identity))
-    ffi.memmove(anchor.digest, digest, len(digest))
-    return bytes(ffi.buffer(anchor))
-
-
-def pack_link_serving(
-    program: str,
-    socket_name: str = "",
-    link_name: str = "",
-    *,
-    is_verbose: bool = False,
-    is_alone: bool = False,
-) -> bytes:
-    """Return the payload of SERVE_CONTROL (``struct link_serving``).
-
-    ``program`` is what lines begin with; ``socket_name`` and ``link_name`` the files that the
-    engine removes at its end. Raises ValueError for what has no room.
-    """
-    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose, "is_alone": is_alone})
-    texts = (
-        (serving.program, program),
-        (serving.socket_name, socket_name),
-        (serving.link_name, link_name),
-    )
-    for field, text in texts:
-        data = os.fsencode(text)
-        if len(data) >= len(field) or 0 in data:
-            raise ValueError(f"{text!r} has no room on the engine link")
-        ffi.memmove(field, data, len(data))
-    return bytes(ffi.buffer(serving))
 
 
 def unpack_link_restored(payload: bytes | bytearray) -> tuple[int, int]:

@@ -10,9 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from vtpmd import core
-from vtpmd.core import LinkAskedInit, LinkQuestion
 from vtpmd.core.handover import Handover
+from vtpmd.core.link import LinkAskedInit, LinkQuestion, unpack_link_handover, unpack_link_restored
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
@@ -76,13 +75,11 @@ class Asked:
         elif news.number is LinkQuestion.TELL_RUNNING:
             self._mobility.runs = bool(news.argument)
         elif news.number is LinkQuestion.TELL_HANDOVER:
-            self._mobility.handed_over(
-                Handover(news.argument), core.unpack_link_handover(news.payload)
-            )
+            self._mobility.handed_over(Handover(news.argument), unpack_link_handover(news.payload))
         elif news.number is LinkQuestion.TELL_GIVEN:
             self._mobility.gave_whole_state()
         elif news.number is LinkQuestion.TELL_RESTORED:
-            self._mobility.lineages.has_restored(*core.unpack_link_restored(news.payload))
+            self._mobility.lineages.has_restored(*unpack_link_restored(news.payload))
         else:
             self._on_shutdown()
 

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkOperation
+from vtpmd.core.link import LINK_SHARED
 from vtpmd.daemon.listener import path_in
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import LINK_NAME
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 WARN_AFTER_S: Final = 10.0
 READ_BYTES_MAX: Final = 64 * 1024
 _UCRED: Final = struct.Struct("=iII")  # pid, uid, gid: struct ucred of unix(7)
-_SHARED: Final = struct.Struct(f"={core.LINK_SHARED}i")
+_SHARED: Final = struct.Struct(f"={LINK_SHARED}i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_SHARED.size)
 
 
@@ -123,7 +124,7 @@ def _parse(
         or header.payload_bytes != end - head
         or len(data) < end
         or len(credentials) != _UCRED.size
-        or len(descriptors) != core.LINK_SHARED
+        or len(descriptors) != LINK_SHARED
     ):
         raise VtpmdError("what listens there is no engine of this vtpmd; look what it is")
     version = int.from_bytes(data[head:end], sys.byteorder)

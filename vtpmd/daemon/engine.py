@@ -17,7 +17,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vtpmd import core
-from vtpmd.core import LinkCondition, LinkCustody, LinkHeader, LinkOperation, LinkQuestion
+from vtpmd.core import LinkHeader, LinkOperation
+from vtpmd.core.link import LinkCondition, LinkCustody, LinkQuestion, link_condition, pack_link_lane
 from vtpmd.daemon.attachment import Attachment
 from vtpmd.errors import VtpmdError
 
@@ -220,7 +221,7 @@ class Engine:
 
         Raises VtpmdError.
         """
-        payload = core.pack_link_lane(keying, is_source=is_source)
+        payload = pack_link_lane(keying, is_source=is_source)
         reply = await self.request(LinkOperation.SET_LANE, payload=payload, descriptor=lane)
         payload[:] = bytes(len(payload))
         if reply.result:
@@ -234,7 +235,7 @@ class Engine:
     async def condition(self) -> tuple[LinkCondition, LinkCustody]:
         """Return what QEMU has made of the TPM, and whose that is. Raises EngineDied."""
         reply = await self.request(LinkOperation.GET_CONDITION)
-        return core.link_condition(reply.argument)
+        return link_condition(reply.argument)
 
     async def end_control(self) -> None:
         """Have no more of QEMU's commands begun, and wait until what is asked is answered."""

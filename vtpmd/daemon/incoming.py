@@ -17,10 +17,19 @@ from functools import partial
 from typing import Final, NamedTuple, Self
 
 from vtpmd import core
-from vtpmd.core import LinkAdmit, LinkHandover, LinkOperation, LinkShutdown
+from vtpmd.core import LinkOperation
 from vtpmd.core.delta import delta_apply, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
+from vtpmd.core.link import (
+    LinkAdmit,
+    LinkHandover,
+    LinkShutdown,
+    link_held,
+    pack_link_hold,
+    pack_link_lineage,
+    pack_link_states,
+)
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
 from vtpmd.daemon.images import NOTHING, Images
@@ -426,8 +435,8 @@ class Incoming:
         request = (LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
         if starts is not None:
             self._owner.wakefulness.hold()
-            states = core.pack_link_states(permanent, volatile)
-            request = (LinkOperation.START_HELD, core.link_held(starts), states)
+            states = pack_link_states(permanent, volatile)
+            request = (LinkOperation.START_HELD, link_held(starts), states)
         began_ns = time.perf_counter_ns()
         reply = await self._owner.engine.request(*request, meanwhile=meanwhile)
         if reply.result:
@@ -451,7 +460,7 @@ class Incoming:
         """Start the TPM from what was staged last; it executes nothing. Raises VtpmdError."""
         self._owner.wakefulness.hold()
         began_ns = time.perf_counter_ns()
-        argument = core.link_held(LinkShutdown(self._staged.power))
+        argument = link_held(LinkShutdown(self._staged.power))
         reply = await self._owner.engine.request(LinkOperation.INIT, argument)
         if reply.result:
             raise VtpmdError(f"the TPM does not start: libtpms says {reply.result:#x}")
@@ -476,7 +485,7 @@ class Incoming:
 
     async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
         """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
-        payload = core.pack_link_hold(apply_us, self._start_us) + sealed
+        payload = pack_link_hold(apply_us, self._start_us) + sealed
         return not (await self._owner.engine.request(LinkOperation.HOLD, payload=payload)).result
 
     async def _use_tail(self, blob: bytes) -> None:
@@ -539,7 +548,7 @@ class Incoming:
         self._events.put(events.Admitted(self._wait_us, self._start_us))
 
     async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
-        lineage = core.pack_link_lineage(self._machine.lineage, self._generation)
+        lineage = pack_link_lineage(self._machine.lineage, self._generation)
         await self._ask_engine(LinkOperation.ADMIT, failure, lineage, how)
 
     @property

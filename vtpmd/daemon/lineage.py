@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vtpmd import core
 from vtpmd.core import LinkOperation
+from vtpmd.core.link import unpack_link_lineage
 from vtpmd.daemon.engine import Engine
 from vtpmd.wire.swtpm_format import Lineage
 
@@ -35,7 +35,7 @@ class Lineages:
     async def own(self) -> Lineage:
         """Return what the vTPM is here, and how far it has come. Raises EngineDied."""
         reply = await self._engine.request(LinkOperation.GET_LINEAGE)
-        return Lineage(*core.unpack_link_lineage(reply.payload))
+        return Lineage(*unpack_link_lineage(reply.payload))
 
     def has_restored(self, generation: int, newest: int) -> None:
         """Remember and tell that QEMU has brought an older state, which runs now."""

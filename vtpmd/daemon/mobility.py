@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkAskedInit, LinkCondition, LinkHandover, LinkOperation, Store
+from vtpmd.core import LinkOperation, Store
 from vtpmd.core.handover import Handover
+from vtpmd.core.link import LinkAskedInit, LinkCondition, LinkHandover
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView

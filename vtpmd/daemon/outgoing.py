@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.core import LinkCapture, LinkHandover, LinkOperation, Store
+from vtpmd.core import LinkOperation, Store
 from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
+from vtpmd.core.link import LinkCapture, LinkHandover, link_said
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
@@ -504,7 +505,7 @@ class Outgoing:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
-        self._power = core.link_said(reply.argument)
+        self._power = link_said(reply.argument)
         if reply.argument & LinkCapture.ABANDONED:
             log.info("the guest stops in the middle of a TPM command, which it will send again")
         if reply.argument & LinkCapture.CHANGED or is_first:

@@ -14,8 +14,9 @@ from enum import Enum
 from typing import Final
 
 from vtpmd.config import RunConfig
-from vtpmd.core import LinkCondition, LinkCustody, LinkOperation
+from vtpmd.core import LinkOperation
 from vtpmd.core.handover import Handover
+from vtpmd.core.link import LinkCondition, LinkCustody
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration.states import State
