@@ -95,10 +95,7 @@ def configure_logging(name: str | None, level: str) -> None:
 
 async def _serve(resources: Resources, config: RunConfig) -> int:
     stop = Stop(ends_vtpm=resources.child is not None)
-    loop = asyncio.get_running_loop()
-    for number in signals.ends():
-        loop.add_signal_handler(number, stop.leave)
-    signals.release()
+    signals.take(stop.leave)
     try:
         return await _serve_until_stopped(resources, config, stop)
     except NoEngine:
