@@ -381,14 +381,12 @@ class Incoming:
             self._events.put(events.HeldStarted() if wanted.is_last else events.Staged())
 
     async def _stage_round(self, staged: Staged, *, is_last: bool) -> None:
-        """Stage what a round has brought. Raises VtpmdError.
-
-        libtpms starts from the first one, too: that it can is known when the source arms, and what
-        it does once in its life is done by the time that a guest stands still.
-        """
+        """Stage what a round has brought. Raises VtpmdError."""
         records, self._records = [self._records.get(kind, b"") for kind in _TYPES], {}
-        before, is_first = self._staged.images, self._staged.images is NOTHING
-        starts = LinkShutdown(staged.power) if is_first or is_last else None
+        before = self._staged.images
+        starts = LinkShutdown(staged.power) if is_last else None
+        if before is NOTHING:
+            await self._try_to_start(staged)
 
         def write() -> None:
             self._make_durable(staged.images.permanent, records[0])
@@ -396,8 +394,15 @@ class Incoming:
 
         await self._stage_images(staged.images, write, starts)
         self._staged_before, self._staged = self._staged, staged
-        if is_first and not is_last:
-            await self._let_go()
+
+    async def _try_to_start(self, staged: Staged) -> None:
+        """Start the TPM from the first round, and let go of it again. Raises VtpmdError.
+
+        That it can is known when the source arms; and what libtpms does once in its life is done by
+        the time that a guest stands still.
+        """
+        await self._validate(staged.images, LinkShutdown(staged.power))
+        await self._forget_state()
 
     def _seal(self, before: Images, after: Staged, *records: bytes) -> bytes:
         """Make the tail that QEMU will bring."""
@@ -428,7 +433,7 @@ class Incoming:
         self._durable_generation = state.generation
 
     async def _validate(
-        self, images: Images, starts: LinkShutdown | None, meanwhile: Meanwhile
+        self, images: Images, starts: LinkShutdown | None, meanwhile: Meanwhile | None = None
     ) -> None:
         """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
         permanent, volatile = (image.data for image in images)
@@ -471,9 +476,13 @@ class Incoming:
         """Have the TPM that is on standby off; return False if QEMU has brought the tail."""
         if (await self._owner.engine.request(LinkOperation.LET_GO)).result:
             return False
+        await self._forget_state()
+        return True
+
+    async def _forget_state(self) -> None:
+        """Have what was given, and a TPM that was started from it, gone."""
         self._is_held = False
         await self._owner.engine.request(LinkOperation.FORGET_STATE)
-        return True
 
     async def _hold(self) -> None:
         """Have the engine know the tail that QEMU will bring.
@@ -661,7 +670,7 @@ class Incoming:
         Raises VtpmdError: its file is still there then.
         """
         self._forget_images()
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        await self._forget_state()
         self._owner.files.owner.decline(self.session)
         self._owner.files.incoming.remove()
 
