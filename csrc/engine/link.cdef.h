@@ -210,7 +210,8 @@ enum link_shared {
 };
 
 enum link_limit {
-    LINK_PAYLOAD_BYTES_MAX = 524288, /* a state blob on the control channel */
+    LINK_PAYLOAD_BYTES_MAX = 528384, /* both states, a tail of both, or a blob of the control
+                                        channel, and a page for what is said of them */
     LINK_MESSAGE_TIMEOUT_MS = 5000,  /* for the rest of a message that has begun */
     LINK_END_TIMEOUT_MS = 10000,     /* for vtpmd to stop its engine in order: sessions end first */
 };

@@ -6,6 +6,7 @@ in the log; nothing half applied is in the way of the whole blobs that QEMU brin
 serves on, with as many descriptors as before.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import lineage
 from tests.support.emulator_client import ControlError
-from vtpmd.core import Image
+from vtpmd.core import IMAGE_BYTES_MAX, Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.lane import LANE_FRAME_BYTES, LaneFrame, LaneKind
 from vtpmd.migration import tail
@@ -301,6 +302,13 @@ LIES: dict[str, Lie] = {
     ),
     "volatile-state-that-is-the-permanent-one": records(
         lambda s: (honest(s)[0], whole(s.volatile._replace(data=s.permanent.data)).record, COMMIT)
+    ),
+    "largest-images-that-are-the-last": records(
+        lambda s: (
+            whole(s.permanent._replace(data=os.urandom(IMAGE_BYTES_MAX))).record,
+            whole(s.volatile._replace(data=os.urandom(IMAGE_BYTES_MAX))).record,
+            peer.Commit(1, 7, 9, 0, 1),
+        )
     ),
     "second-round-that-libtpms-refuses": while_holding(
         lambda s, _: [

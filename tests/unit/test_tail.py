@@ -67,6 +67,15 @@ def test_every_truncation_and_excess_is_refused() -> None:
         open_it(SEALED.ljust(tail.TAIL_BYTES_MAX + 1, b"\0"))
 
 
+def test_tail_that_nobody_would_take_is_not_made() -> None:
+    """QEMU's stream carries whole blobs then."""
+    room = tail.TAIL_BYTES_MAX - tail.HEADER.size - tail.TAG_BYTES - 9
+    largest = Tail(TAIL.header, 0, bytes(room // 2), bytes(room - room // 2))
+    assert len(CIPHER.seal(largest)) == tail.TAIL_BYTES_MAX
+    with pytest.raises(TailError, match="more than"):
+        CIPHER.seal(largest._replace(volatile=largest.volatile + b"x"))
+
+
 def test_tail_of_another_session_vm_or_key_is_refused() -> None:
     """A replay, and what is meant for another vTPM, each in one clear line."""
     with pytest.raises(TailError, match="another session"):

@@ -390,7 +390,10 @@ class Incoming:
 
         def write() -> None:
             self._make_durable(staged.images.permanent, records[0])
-            self._last_tail = self._seal(before, staged, *records) if is_last else b""
+            self._last_tail = b""
+            if is_last:
+                with suppress(tail.TailError):  # one that its source cannot make, either
+                    self._last_tail = self._seal(before, staged, *records)
 
         await self._stage_images(staged.images, write, starts)
         self._staged_before, self._staged = self._staged, staged

@@ -644,7 +644,10 @@ class Outgoing:
             final.volatile.generation,
         )
         assert self._cipher is not None  # noqa: S101 - made before a base was sent
-        sealed = self._cipher.seal(tail.Tail(header, self._power, *records))
+        try:
+            sealed = self._cipher.seal(tail.Tail(header, self._power, *records))
+        except tail.TailError as error:
+            raise VtpmdError(str(error)) from None
         return Sealed(digest(final.permanent), digest(final.volatile), sealed)
 
     async def _tell_freeze(self) -> None:

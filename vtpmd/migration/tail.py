@@ -95,10 +95,13 @@ class TailCipher:
         other.decrypt(nonce, other.encrypt(nonce, b"", nonce), nonce)
 
     def seal(self, tail: Tail) -> bytes:
-        """Return the bytes of a tail."""
+        """Return the bytes of a tail. Raises TailError for one that nobody would take."""
         content = bytes([tail.power]) + b"".join(
             _LENGTH.pack(len(record)) + record for record in (tail.permanent, tail.volatile)
         )
+        n_bytes = HEADER.size + len(content) + TAG_BYTES
+        if n_bytes > TAIL_BYTES_MAX:
+            raise TailError(f"the tail would have {n_bytes} bytes, more than {TAIL_BYTES_MAX}")
         head = HEADER.pack(MAGIC, VERSION, 0, *tail.header, bytes(NONCE_BYTES))
         mac = hmac.digest(self._nonce_key, head + self._whose + content, "sha256")
         head = head[:-NONCE_BYTES] + mac[:NONCE_BYTES]
