@@ -310,8 +310,9 @@ CANARIES: Final[dict[str, Canary]] = {
     ),
     "a snapshot starts a vTPM that was given back": Canary(
         _snapshot_brings_it_back,
-        (schedule.go_back, schedule.go_back, schedule.cont),
-        seeds=range(4000),
+        (schedule.go_back, schedule.cont),
+        range(60, 140),
+        range(2000, 8000),  # one in some thousands
     ),
     "a tail whose session has ended starts an older state": Canary(
         _tail_without_a_session_starts,
