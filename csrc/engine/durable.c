@@ -122,9 +122,8 @@ int durable_set_key(struct durable *durable, const struct cipher_key *key)
 {
     if (durable->on || durable->journal)
         return -EBUSY;
-    durable_unprepare(durable);
     pthread_mutex_lock(&durable->lock);
-    join_ahead(durable);
+    clear_ahead(durable);
     durable->files.key = *key;
     pthread_mutex_unlock(&durable->lock);
     return 0;
@@ -570,9 +569,8 @@ void durable_unprepare(struct durable *durable)
     if (durable->ahead.state == AHEAD_NONE)
         return;
     pthread_mutex_lock(&durable->lock);
-    ahead_drop(&durable->ahead);
+    drop_ahead(durable);
     pthread_mutex_unlock(&durable->lock);
-    worker_notify(&durable->worker);
 }
 
 void durable_work_ahead(struct durable *durable)

@@ -98,6 +98,12 @@ TO_ARMED = """
     Ack                     ARMED       KEEP_BASE, TELL_ARMED
 """
 
+TO_LAST_ROUND = f"""{TO_ARMED}
+    GuestStopped            CAPTURING   WIND_UP, START_ROUND
+    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    TailMade                LAST_ROUND
+"""
+
 TO_OFFERED = f"""{TO_ARMED}
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
     NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
@@ -136,10 +142,7 @@ SOURCE = {
     Running                 MOVED       RECORD_MOVED
     LinkLost                MOVED       CLOSE
     """,
-    "nothing has changed when the guest stops": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
-    TailMade                OFFERED
+    "nothing has changed when the guest stops": f"""{TO_OFFERED}
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade, all sent      FROZEN      send Stopped
     Granted                 GRANTED     TELL_GRANTED
@@ -183,10 +186,7 @@ SOURCE = {
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     """,
-    "the freeze overtakes the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "the freeze overtakes the last round": f"""{TO_LAST_ROUND}
     Freeze                  FREEZING    OFFER, MAKE_TAIL
     TailMade                FROZEN
     """,
@@ -337,46 +337,28 @@ SOURCE = {
     GuestStopped            STOPPING    WIND_UP, OFFER
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
-    "the guest runs on in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "the guest runs on in the last round": f"""{TO_LAST_ROUND}
     GuestResumed            REVOKING    END_OFFER
     OfferEndedEarly         ROUND       WITHDRAW
     Ack                     ARMED       KEEP_BASE
     """,
-    "the destination gives up in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "the destination gives up in the last round": f"""{TO_LAST_ROUND}
     Refuse                  REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
-    "the destination lets go in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "the destination lets go in the last round": f"""{TO_LAST_ROUND}
     Released                REVOKING    REVOKE
     Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
-    "the link is lost in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "the link is lost in the last round": f"""{TO_LAST_ROUND}
     LinkLost                REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
-    "disarmed in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "disarmed in the last round": f"""{TO_LAST_ROUND}
     Disarmed                REVOKING    REVOKE
     Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
-    "QEMU has the tail in the last round": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
-    TailMade                LAST_ROUND
+    "QEMU has the tail in the last round": f"""{TO_LAST_ROUND}
     Frozen                  FROZEN      TELL_FREEZE
     Ack                     FROZEN
     """,
@@ -384,31 +366,19 @@ SOURCE = {
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
-    "the guest runs on once all is there": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
-    TailMade                OFFERED
+    "the guest runs on once all is there": f"""{TO_OFFERED}
     GuestResumed            REVOKING    END_OFFER
     OfferEnded              ARMED       WITHDRAW
     """,
-    "the destination gives up once all is there": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
-    TailMade                OFFERED
+    "the destination gives up once all is there": f"""{TO_OFFERED}
     Refuse                  REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
-    "the link is lost once all is there": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
-    TailMade                OFFERED
+    "the link is lost once all is there": f"""{TO_OFFERED}
     LinkLost                REVOKING    REVOKE
     Revoked                 ENDED       fall back, WITHDRAW, CLOSE
     """,
-    "disarmed once all is there": f"""{TO_ARMED}
-    GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
-    TailMade                OFFERED
+    "disarmed once all is there": f"""{TO_OFFERED}
     Disarmed                REVOKING    REVOKE
     Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,

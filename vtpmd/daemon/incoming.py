@@ -410,8 +410,8 @@ class Incoming:
     def _seal(self, before: Images, after: Staged, *records: bytes) -> bytes:
         """Make the tail that QEMU will bring."""
         assert self._cipher is not None  # noqa: S101 - a round comes after Key
-        (permanent_from, volatile_from), to = before.generations, after.images.generations
-        header = tail.Header(self.session, permanent_from, to[0], volatile_from, to[1])
+        to = after.images.generations
+        header = tail.Header.between(self.session, before.generations, to)
         return self._cipher.seal(tail.Tail(header, after.power, *records))
 
     async def _stage_images(

@@ -636,13 +636,7 @@ class Outgoing:
 
     def _seal(self, whole: Records) -> Sealed:
         base, final, records = whole
-        header = tail.Header(
-            self.session,
-            base.permanent.generation,
-            final.permanent.generation,
-            base.volatile.generation,
-            final.volatile.generation,
-        )
+        header = tail.Header.between(self.session, base.generations, final.generations)
         assert self._cipher is not None  # noqa: S101 - made before a base was sent
         try:
             sealed = self._cipher.seal(tail.Tail(header, self._power, *records))

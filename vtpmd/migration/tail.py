@@ -57,6 +57,11 @@ class Header(NamedTuple):
     volatile_from: int
     volatile_to: int
 
+    @classmethod
+    def between(cls, session: bytes, before: tuple[int, int], after: tuple[int, int]) -> Header:
+        """Return that of a tail from some generations, permanent and volatile, to others."""
+        return cls(session, before[0], after[0], before[1], after[1])
+
 
 class Tail(NamedTuple):
     """What changed since the destination's last acknowledgement."""
