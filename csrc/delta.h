@@ -123,7 +123,8 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
 /* Check rules 1 to 5 and read the header. Returns 0 or an enum delta_refusal. */
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
 
-/* Apply a record to `base`: into `result`, of IMAGE_BYTES_MAX bytes. Returns 0, and `*header` says
+/* Apply a record to `base`: into `result`, of as many bytes as the record says that it makes, or of
+ * IMAGE_BYTES_MAX. Returns 0, and `*header` says
  * what was made; or an enum delta_refusal or -ENOMEM, and then nothing is in `result`. */
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
                 size_t record_bytes, uint8_t *result, struct delta_header *header);

@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "data.h"
 #include "error.h"
+#include "nvram.h"
 #include "tpm.h"
 #include "unasked.h"
 
@@ -75,8 +76,10 @@ static enum unasked look_up(struct commands *commands, enum unasked_command comm
 
     tpm_look(commands->tpm, &power, &custody);
     /* A session that a vtpmd has left gives nothing to start from. */
-    if (power == TPM_OFF && !asker_is_alone(commands->asker))
+    if (power == TPM_OFF && !asker_is_alone(commands->asker)) {
         commands_forget_state(commands);
+        commands_unstage(commands);
+    }
     enum unasked verdict = unasked_verdict(command, power, custody);
     if (verdict == UNASKED_REFUSE)
         say_refused(command, custody);
@@ -488,18 +491,33 @@ static TPM_RESULT set_tail(struct context *context)
     return is_taken ? TPM_SUCCESS : TPM_BAD_PARAMETER;
 }
 
-TPM_RESULT commands_set_both_states(struct commands *commands, const uint8_t *states,
-                                    uint32_t permanent_bytes, uint32_t both_bytes)
+static TPM_RESULT set_both_states(struct tpm *tpm, const struct nvram_states *states)
 {
-    if (permanent_bytes > both_bytes)
-        return TPM_BAD_PARAMETER;
-    if (commands->arrival.has_given)
-        return TPM_BAD_ORDINAL;
-    TPM_RESULT result = tpm_set_state(commands->tpm, LINK_STATE_PERMANENT, states, permanent_bytes);
+    TPM_RESULT result =
+        tpm_set_state(tpm, LINK_STATE_PERMANENT, states->permanent, states->permanent_bytes);
+
     if (result != TPM_SUCCESS)
         return result;
-    return tpm_set_state(commands->tpm, LINK_STATE_VOLATILE, states + permanent_bytes,
-                         both_bytes - permanent_bytes);
+    return tpm_set_state(tpm, LINK_STATE_VOLATILE, states->volatile_state, states->volatile_bytes);
+}
+
+TPM_RESULT commands_stage(struct commands *commands, const struct staged_records *records,
+                          const enum link_shutdown *said, struct nvram_states *states)
+{
+    if (commands->arrival.has_given)
+        return TPM_BAD_ORDINAL;
+    int r = staged_take(&commands->staged, records);
+    if (r == 0)
+        r = staged_get(&commands->staged, states);
+    if (r < 0)
+        return r == -ENOMEM ? TPM_SIZE : TPM_BAD_PARAMETER;
+    return said ? tpm_init_standby(commands->tpm, *said, states)
+                : set_both_states(commands->tpm, states);
+}
+
+void commands_unstage(struct commands *commands)
+{
+    staged_deinit(&commands->staged);
 }
 
 TPM_RESULT commands_forget_state(struct commands *commands)

@@ -21,6 +21,7 @@
 #include "journal.h"
 #include "lane.h"
 #include "message.h"
+#include "nvram.h"
 #include "pages.h"
 #include "server.h"
 #include "tpm.h"
@@ -62,46 +63,10 @@ static TPM_RESULT start(struct link *link)
     return result;
 }
 
-static TPM_RESULT start_held(struct link *link, uint32_t from, struct message *response)
-{
-    enum link_shutdown said = (from & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
-    struct link_digests *digests;
-
-    if ((from & ~LINK_SAID_MASK) != LINK_INIT_HELD || said > LINK_SHUTDOWN_STATE)
-        return TPM_BAD_PARAMETER;
-    digests = calloc(1, sizeof(*digests));
-    if (!digests)
-        return TPM_SIZE;
-    response->payload = (uint8_t *)digests;
-    TPM_RESULT result = tpm_init_standby(link->tpm, said, digests);
-    if (result != TPM_SUCCESS)
-        return result;
-    link->held = *digests;
-    response->header.payload_bytes = sizeof(*digests);
-    return result;
-}
-
 static TPM_RESULT do_init(struct link *link, struct message *request, struct message *response)
 {
-    uint32_t from = request->header.argument;
-
-    return from == 0 ? start(link) : start_held(link, from, response);
-}
-
-static TPM_RESULT do_start_held(struct link *link, struct message *request,
-                                struct message *response)
-{
-    uint32_t permanent_bytes;
-
-    if (request->header.payload_bytes < sizeof(permanent_bytes))
-        return TPM_BAD_PARAMETER;
-    memcpy(&permanent_bytes, request->payload, sizeof(permanent_bytes));
-    TPM_RESULT result = commands_set_both_states(
-        server_commands(link->server), request->payload + sizeof(permanent_bytes), permanent_bytes,
-        request->header.payload_bytes - (uint32_t)sizeof(permanent_bytes));
-    if (result != TPM_SUCCESS)
-        return result;
-    return start_held(link, request->header.argument, response);
+    (void)response;
+    return request->header.argument == 0 ? start(link) : TPM_BAD_PARAMETER;
 }
 
 static TPM_RESULT do_stop(struct link *link, struct message *request, struct message *response)
@@ -110,12 +75,61 @@ static TPM_RESULT do_stop(struct link *link, struct message *request, struct mes
     return commands_stop(server_commands(link->server), request->header.argument != 0);
 }
 
-static TPM_RESULT do_set_both_states(struct link *link, struct message *request,
-                                     struct message *response)
+/* Returns false for a payload that is none. */
+static bool get_records(const struct message *request, struct staged_records *records)
 {
-    (void)response;
-    return commands_set_both_states(server_commands(link->server), request->payload,
-                                    request->header.argument, request->header.payload_bytes);
+    const struct link_header *header = &request->header;
+    uint32_t permanent_bytes;
+
+    if (header->payload_bytes < sizeof(permanent_bytes))
+        return false;
+    memcpy(&permanent_bytes, request->payload, sizeof(permanent_bytes));
+    const uint8_t *both = request->payload + sizeof(permanent_bytes);
+    size_t both_bytes = header->payload_bytes - sizeof(permanent_bytes);
+    if (permanent_bytes > both_bytes)
+        return false;
+    *records = (struct staged_records){
+        .permanent = both,
+        .permanent_bytes = permanent_bytes,
+        .following = both + permanent_bytes,
+        .following_bytes = both_bytes - permanent_bytes,
+    };
+    return true;
+}
+
+static TPM_RESULT stage_held(struct link *link, const struct staged_records *records,
+                             enum link_shutdown said, struct message *response)
+{
+    struct link_digests *digests = calloc(1, sizeof(*digests));
+    struct nvram_states states;
+
+    if (!digests)
+        return TPM_SIZE;
+    response->payload = (uint8_t *)digests;
+    TPM_RESULT result = commands_stage(server_commands(link->server), records, &said, &states);
+    if (result != TPM_SUCCESS)
+        return result;
+    memcpy(digests->permanent_digest, states.permanent_digest, DIGEST_BYTES);
+    memcpy(digests->volatile_digest, states.volatile_digest, DIGEST_BYTES);
+    link->held = *digests;
+    response->header.payload_bytes = sizeof(*digests);
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_stage(struct link *link, struct message *request, struct message *response)
+{
+    uint32_t how = request->header.argument;
+    enum link_shutdown said = (how & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
+    struct staged_records records;
+    struct nvram_states states;
+
+    if (!get_records(request, &records) || said > LINK_SHUTDOWN_STATE)
+        return TPM_BAD_PARAMETER;
+    if (how == 0)
+        return commands_stage(server_commands(link->server), &records, NULL, &states);
+    if ((how & ~LINK_SAID_MASK) != LINK_STAGE_HELD)
+        return TPM_BAD_PARAMETER;
+    return stage_held(link, &records, said, response);
 }
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
@@ -174,8 +188,10 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
         return TPM_BAD_PARAMETER;
     bool goes_back = request->header.argument == LINK_ADMIT_GOES_BACK;
     TPM_RESULT result = tpm_admit(link->tpm, &lineage, goes_back);
-    if (result == TPM_SUCCESS && !goes_back)
+    if (result == TPM_SUCCESS && !goes_back) {
         blackout_say(link->blackout, HANDOVER_OWNED);
+        commands_unstage(server_commands(link->server));
+    }
     return result;
 }
 
@@ -344,8 +360,12 @@ static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
 static TPM_RESULT do_forget_state(struct link *link, struct message *request,
                                   struct message *response)
 {
-    (void)request, (void)response;
-    return commands_forget_state(server_commands(link->server));
+    struct commands *commands = server_commands(link->server);
+
+    (void)response;
+    if (request->header.argument == 0)
+        commands_unstage(commands);
+    return commands_forget_state(commands);
 }
 
 static TPM_RESULT do_raise_generation(struct link *link, struct message *request,
@@ -435,9 +455,8 @@ static const operation operations[] = {
     [LINK_BE_ASKED] = do_be_asked,
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
-    [LINK_START_HELD] = do_start_held,
     [LINK_CAPTURE] = do_capture,
-    [LINK_SET_BOTH_STATES] = do_set_both_states,
+    [LINK_STAGE] = do_stage,
     [LINK_FORGET_STATE] = do_forget_state,
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_RAISE_GENERATION] = do_raise_generation,

@@ -43,24 +43,25 @@ enum link_operation {
                            asked; 1: it is to be, as it is from LINK_READY on */
 
     /* Power. */
-    LINK_INIT = 24, /* power on; a volatile state is resumed from, and then removed; argument: 0,
-                       from what QEMU has brought, or else what the directory holds; or
-                       LINK_INIT_HELD with enum link_shutdown, as the host says that it comes from,
-                       and then there is an answer: payload, struct link_digests */
+    LINK_INIT = 24, /* power on, from what QEMU has brought, or else what the directory holds; a
+                       volatile state is resumed from, and then removed */
     LINK_STOP = 25, /* TPM2_Shutdown as the guest needs it, then power off; argument 1: and then the
                        vTPM is another host's */
-    LINK_START_HELD = 26, /* LINK_SET_BOTH_STATES, and LINK_INIT with LINK_INIT_HELD, of which it
-                             has argument and answer; payload: uint32_t, the bytes of the permanent
-                             state, and both states */
 
     /* The state. */
     LINK_CAPTURE = 32,          /* into the store; argument 1: the guest has stopped: a long command
                                    that runs has not happened, and is answered TPM_RC_RETRY, unless
                                    it commits already; answer: argument, enum link_capture and enum
                                    link_shutdown */
-    LINK_SET_BOTH_STATES = 33,  /* of a stopped TPM, for LINK_INIT; payload: permanent, of argument
-                                   bytes, and volatile, one after the other */
-    LINK_FORGET_STATE = 34,     /* what LINK_SET_BOTH_STATES has given is not to be used */
+    LINK_STAGE = 33,            /* have the states that a session brings be what these records make
+                                   of them, and libtpms, whose TPM is off, take them for the next
+                                   start; payload: uint32_t, the bytes of the permanent state's
+                                   record, both records, of which each may be empty; argument: 0, or
+                                   LINK_STAGE_HELD with enum link_shutdown, as the host says that
+                                   they come from, and then there is an answer: payload, struct
+                                   link_digests */
+    LINK_FORGET_STATE = 34,     /* what LINK_STAGE has given is not to be used, and no more records
+                                   come; argument 1: they do */
     LINK_STORE_PERMANENT = 35,  /* write the image into its file, if it is durable elsewhere */
     LINK_RAISE_GENERATION = 36, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
@@ -146,11 +147,11 @@ enum link_custody {
     LINK_CUSTODY_MASK = 0x700,
 };
 
-/* LINK_INIT starts a TPM ahead of time, from what LINK_SET_BOTH_STATES gave, which is durable
- * elsewhere. The vTPM has come to this host: that ends a retirement. It writes nothing, and serves
- * as if it had not started, until it is granted. */
-enum link_init {
-    LINK_INIT_HELD = 1,
+/* LINK_STAGE starts the TPM ahead of time, from what is durable elsewhere. The vTPM has come to
+ * this host: that ends a retirement. It writes nothing, and serves as if it had not started, until
+ * it is granted. */
+enum link_stage {
+    LINK_STAGE_HELD = 1,
 };
 
 /* What LINK_ADMIT does. */

@@ -38,6 +38,8 @@ static struct state_file state_files[] = {
 static struct image held;
 static bool held_has_changed;
 static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed */
+/* What libtpms is to start from, while it does. */
+static const struct nvram_states *given;
 
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
 
@@ -193,6 +195,11 @@ void nvram_deinit(void)
     explicit_bzero(&file_key, sizeof(file_key));
 }
 
+void nvram_give(const struct nvram_states *states)
+{
+    given = states;
+}
+
 int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES])
 {
     held_has_changed = false;
@@ -260,6 +267,22 @@ static TPM_RESULT on_init(void)
     return TPM_SUCCESS;
 }
 
+/* What files hold is not the held TPM's: that starts from what it was given alone. */
+static bool find_to_load(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
+{
+    if (given && type == LINK_STATE_PERMANENT) {
+        *bytes = given->permanent;
+        *n_bytes = given->permanent_bytes;
+        return true;
+    }
+    if (given && type == LINK_STATE_VOLATILE) {
+        *bytes = given->volatile_state;
+        *n_bytes = given->volatile_bytes;
+        return given->volatile_bytes > 0;
+    }
+    return (!held.exists || type == LINK_STATE_PERMANENT) && find(type, bytes, n_bytes);
+}
+
 static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_number,
                           const char *name)
 {
@@ -269,9 +292,7 @@ static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_n
     size_t n_bytes;
 
     (void)tpm_number;
-    /* What files hold is not the held TPM's: that starts from what it was given alone. */
-    if (type == NO_TYPE || (held.exists && type != LINK_STATE_PERMANENT) ||
-        !find(type, &bytes, &n_bytes))
+    if (type == NO_TYPE || !find_to_load(type, &bytes, &n_bytes))
         return TPM_RETRY; /* "there is no such file" */
     copy = malloc(n_bytes ? n_bytes : 1);
     if (!copy)

@@ -80,6 +80,20 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
  * or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
+/* What a TPM is to start from; of the volatile state there may be nothing. */
+struct nvram_states {
+    const uint8_t *permanent;
+    size_t permanent_bytes;
+    const uint8_t *permanent_digest;
+    const uint8_t *volatile_state;
+    size_t volatile_bytes;
+    const uint8_t *volatile_digest;
+};
+
+/* Have libtpms load these, which stay the caller's, and nothing that files hold, until `states` is
+ * NULL. */
+void nvram_give(const struct nvram_states *states);
+
 /* Keep what is stored as the permanent state in memory, beside the image, until nvram_let_go();
  * `state`, whose SHA-256 this is, is durable elsewhere. Returns 0 or -ENOMEM. */
 int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES]);

@@ -455,28 +455,34 @@ bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
     return is_known;
 }
 
-/* A TPM that is off tells what it was given to start from; of a volatile state there may be none.
- * libtpms commits the permanent one when it starts from it. */
-static TPM_RESULT hold_given_state(enum link_state_type type, uint8_t *digest)
+static TPM_RESULT set_state(uint32_t type, const uint8_t *state, size_t state_bytes)
 {
-    unsigned char *state = NULL;
-    uint32_t state_bytes = 0;
+    TPM_RESULT result =
+        TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
 
-    TPM_RESULT result = TPMLIB_GetState(library_types[type], &state, &state_bytes);
-    if (result != TPM_SUCCESS && (type == LINK_STATE_PERMANENT || result != TPM_RETRY))
-        return result;
-    if (!state)
-        state_bytes = 0; /* libtpms has a number of its own for what is empty */
-    int r = digest_compute(state, state_bytes, digest);
-    if (r >= 0 && type == LINK_STATE_PERMANENT)
-        r = nvram_hold(state, state_bytes, digest);
-    if (state)
-        explicit_bzero(state, state_bytes);
-    free(state);
-    return r < 0 ? TPM_SIZE : TPM_SUCCESS;
+    if (result != TPM_SUCCESS) /* libtpms has dropped the permanent state, too */
+        nvram_unprepare();
+    return result;
 }
 
-TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct link_digests *digests)
+/* libtpms drops all that it was given when it refuses a state, and has no other way: NULL would be
+ * an empty state, from which it makes a new TPM. */
+static void drop_given_states(void)
+{
+    static const unsigned char no_state = 0;
+
+    set_state(LINK_STATE_PERMANENT, &no_state, sizeof(no_state));
+}
+
+static TPM_RESULT power_on_held(struct tpm *tpm, enum link_shutdown said)
+{
+    struct condition now = tpm->condition;
+
+    return power_on(tpm, custody_after(OP_INIT_STANDBY, now.custody, &tpm->before), said);
+}
+
+TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said,
+                            const struct nvram_states *states)
 {
     TPM_RESULT result;
 
@@ -485,15 +491,13 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct lin
         return result;
     if (is_on(tpm))
         power_off(tpm);
-    result = hold_given_state(LINK_STATE_PERMANENT, digests->permanent_digest);
-    if (result == TPM_SUCCESS)
-        result = hold_given_state(LINK_STATE_VOLATILE, digests->volatile_digest);
-    if (result != TPM_SUCCESS) {
-        nvram_let_go();
-        return result;
-    }
-    struct condition now = tpm->condition;
-    return power_on(tpm, custody_after(OP_INIT_STANDBY, now.custody, &tpm->before), said);
+    drop_given_states();
+    if (nvram_hold(states->permanent, states->permanent_bytes, states->permanent_digest) < 0)
+        return TPM_SIZE;
+    nvram_give(states);
+    result = power_on_held(tpm, said);
+    nvram_give(NULL);
+    return result;
 }
 
 TPM_RESULT tpm_expect(struct tpm *tpm)
@@ -865,16 +869,6 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
     return result;
 }
 
-static TPM_RESULT set_state(uint32_t type, const uint8_t *state, size_t state_bytes)
-{
-    TPM_RESULT result =
-        TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
-
-    if (result != TPM_SUCCESS) /* libtpms has dropped the permanent state, too */
-        nvram_unprepare();
-    return result;
-}
-
 /* Returns true if a state may be set now; else `*result` is its answer. */
 static bool may_set(struct tpm *tpm, uint32_t type, size_t state_bytes, TPM_RESULT *result)
 {
@@ -924,16 +918,12 @@ TPM_RESULT tpm_store_permanent(struct tpm *tpm)
 
 TPM_RESULT tpm_forget_state(struct tpm *tpm)
 {
-    static const unsigned char no_state = 0;
     TPM_RESULT result;
 
     locked(tpm);
-    if (!may(tpm, OP_FORGET_STATE, &result))
-        return result;
-    /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL
-     * would be an empty state, from which it makes a new TPM. */
-    set_state(LINK_STATE_PERMANENT, &no_state, sizeof(no_state));
-    return TPM_SUCCESS;
+    if (may(tpm, OP_FORGET_STATE, &result))
+        drop_given_states();
+    return result;
 }
 
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)

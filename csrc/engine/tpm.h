@@ -49,6 +49,7 @@ struct checkpoint_lineage;
 struct cipher_key;
 struct io;
 struct journal_settings;
+struct nvram_states;
 struct store;
 struct tpm;
 
@@ -124,10 +125,12 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
  * false if there is none, or it is not known whose it is. */
 bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage);
 
-/* Power the TPM on ahead of time, from what tpm_set_state() was given, for a guest that has `said`
- * so last, and comes: neither its images nor its files change, it answers as one that is stopped,
- * and a retirement goes on. `digests` are of what libtpms starts from. Otherwise as tpm_init(). */
-TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said, struct link_digests *digests);
+/* Power the TPM on ahead of time, from `states`, for a guest that has `said` so last, and comes:
+ * neither its images nor its files change, it answers as one that is stopped, and a retirement goes
+ * on. What tpm_set_state() was given is dropped: libtpms takes a state apart once to start from it,
+ * where it does so three times to be given two and to start. Otherwise as tpm_init(). */
+TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said,
+                            const struct nvram_states *states);
 
 /* The guest may use a TPM on standby: its commands wait until it is admitted or let go. */
 TPM_RESULT tpm_expect(struct tpm *tpm);

@@ -42,13 +42,13 @@ static const struct checkpoint_lineage later = {.identity = "this vTPM's own.",
                                        another = {.identity = "of another vTPM.",
                                                   .generation = LATER};
 
-struct image {
+struct state {
     uint8_t bytes[IMAGE_BYTES_MAX];
     size_t n_bytes;
 };
 
 /* Of a TPM that is not the one of this host, as QEMU brings them; and of the one that is. */
-static struct image permanent, volatile_state, own_volatile_state;
+static struct state permanent, volatile_state, own_volatile_state;
 
 static struct data_channel *channel;
 static struct blackout *blackout;
@@ -168,7 +168,7 @@ static TPM_RESULT do_another(void)
 /* libtpms takes it only with the permanent state that it goes with. */
 static TPM_RESULT do_volatile(void)
 {
-    const struct image *image =
+    const struct state *image =
         commands.arrival.what == ARRIVED_BLOBS ? &volatile_state : &own_volatile_state;
 
     return set_state(LINK_STATE_VOLATILE, image->bytes, image->n_bytes, NULL);
@@ -284,7 +284,7 @@ static void start_new(void)
 }
 
 /* Take a state out of the TPM, which runs. */
-static void take(enum link_state_type type, struct image *image)
+static void take(enum link_state_type type, struct state *image)
 {
     uint8_t *state;
 
@@ -342,7 +342,7 @@ static char letter_of(TPM_RESULT result)
 /* Whether the TPM runs from what QEMU has brought, and not from what the directory holds. */
 static bool is_from_blobs(void)
 {
-    static struct image now;
+    static struct state now;
 
     take(LINK_STATE_PERMANENT, &now);
     return now.n_bytes == permanent.n_bytes && memcmp(now.bytes, permanent.bytes, now.n_bytes) == 0;

@@ -22,6 +22,7 @@
 #include "custody.h"
 #include "journal.h"
 #include "pages.h"
+#include "standby.h"
 #include "tpm_in_memory.h"
 
 enum {
@@ -65,7 +66,6 @@ static TPM_RESULT get(enum link_state_type type)
 static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custody before)
 {
     enum tpm_custody own = custody_is_ahead(custody) ? before : custody;
-    struct link_digests digests;
 
     tpm_in_memory_begin();
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -79,7 +79,7 @@ static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custo
     if (power == TPM_OFF)
         assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
     if (custody_is_ahead(custody))
-        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_stand_by_again(tpm), TPM_SUCCESS);
     if (custody == TPM_PENDING)
         assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
     io.calls = 0;
@@ -113,9 +113,7 @@ static TPM_RESULT do_init_came(void)
 
 static TPM_RESULT do_init_standby(void)
 {
-    struct link_digests digests;
-
-    return tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests);
+    return tpm_stand_by_again(tpm);
 }
 
 static TPM_RESULT do_expect(void)

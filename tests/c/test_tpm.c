@@ -30,13 +30,13 @@
 #include "nvram.h"
 #include "orderly.h"
 #include "pages.h"
+#include "standby.h"
 #include "state_directory.h"
 #include "tpm.h"
 
 static struct io_memory io;
 static struct tpm *tpm;
 static struct tpm_response response;
-static struct link_digests digests; /* of the last held start */
 static const struct checkpoint_lineage came = {.identity = "this vTPM's own.", .generation = 9};
 static atomic_bool time_stands_still;
 
@@ -442,12 +442,20 @@ static void invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was(void **s
     store_free(store);
 }
 
+/* Both states, by their type. */
+static void stand_by_from(uint8_t *const states[3], const size_t n_bytes[3],
+                          enum link_shutdown said)
+{
+    assert_int_equal(tpm_stand_by(tpm, said, states[1], n_bytes[1], states[2], n_bytes[2]),
+                     TPM_SUCCESS);
+}
+
 /* Stop, and start from a permanent state, held. */
 static void init_held(const uint8_t *state, size_t state_bytes)
 {
     tpm_stop(tpm);
-    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes), TPM_SUCCESS);
-    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, state, state_bytes, NULL, 0),
+                     TPM_SUCCESS);
 }
 
 static void invariant_3_a_tpm_that_served_is_not_given_back(void **state)
@@ -596,10 +604,9 @@ static void start_ahead(void)
     assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
     tpm_stop(tpm);
-    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-    free(moved);
     io.calls = 0;
-    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    assert_int_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, moved, n_moved, NULL, 0), TPM_SUCCESS);
+    free(moved);
 }
 
 /* The same, with a command that waits for it. */
@@ -672,8 +679,8 @@ static void invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement(void **stat
     assert_int_equal(tpm_retire(tpm, false), TPM_SUCCESS);
     tpm_stop(tpm);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+        assert_int_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, moved, n_moved, NULL, 0),
+                         TPM_SUCCESS);
         if (i == 0) {
             assert_int_equal(tpm_forget_state(tpm), TPM_SUCCESS);
             assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
@@ -773,36 +780,46 @@ static void waiting_commands_are_answered_when_nothing_will_come(void **state)
     assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_FAILURE);
 }
 
-static void a_held_start_tells_what_libtpms_was_given(void **state)
+static void a_held_start_uses_nothing_that_this_host_has_itself(void **state)
 {
-    uint8_t *moved[3], digest[2][DIGEST_BYTES];
-    size_t n_moved[3];
+    uint8_t *moved, digest[32];
+    size_t n_moved;
 
     (void)state;
     start();
-    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
-        assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
-        assert_int_equal(digest_compute(moved[type], n_moved[type], digest[type - 1]), 0);
-    }
-    /* What this host has itself is neither told nor used. */
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
     assert_int_equal(EXECUTE(PCR_EVENT_16), 0);
     assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
     tpm_stop(tpm);
-    for (int with_volatile = 1; with_volatile >= 0; with_volatile--) {
-        assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved[1], n_moved[1]),
+    assert_int_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, moved, n_moved, NULL, 0), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(PCR_READ_16), 0x100); /* TPM_RC_INITIALIZE */
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    read_pcr(digest);
+    assert_memory_equal(digest, (const uint8_t[32]){0}, sizeof(digest));
+    free(moved);
+}
+
+static void what_libtpms_does_not_take_leaves_it_off_and_the_directory_as_it_was(void **state)
+{
+    static const uint8_t no_state[100] = "neither libtpms nor anybody else has made this";
+    uint8_t *moved;
+    size_t n_moved;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
+    tpm_stop(tpm);
+    io.calls = 0;
+    assert_int_not_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, no_state, sizeof(no_state), NULL, 0),
                          TPM_SUCCESS);
-        if (with_volatile)
-            assert_int_equal(tpm_set_state(tpm, LINK_STATE_VOLATILE, moved[2], n_moved[2]),
-                             TPM_SUCCESS);
-        else
-            assert_int_equal(digest_compute(NULL, 0, digest[1]), 0);
-        assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
-        assert_memory_equal(digests.permanent_digest, digest[0], DIGEST_BYTES);
-        assert_memory_equal(digests.volatile_digest, digest[1], DIGEST_BYTES);
-        tpm_let_go(tpm);
-    }
-    free(moved[1]);
-    free(moved[2]);
+    assert_int_not_equal(
+        tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, moved, n_moved, no_state, sizeof(no_state)),
+        TPM_SUCCESS);
+    assert_int_equal(io.calls, 0);
+    assert_int_equal(tpm_expect(tpm), TPM_BAD_ORDINAL);
+    free(moved);
+    start(); /* from what the directory has */
 }
 
 static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alone(void **state)
@@ -818,11 +835,9 @@ static void invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alo
         assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
     assert_int_equal(tpm_store_volatile(tpm), TPM_SUCCESS);
     tpm_stop(tpm);
-    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
-        assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-        free(moved[type]);
-    }
-    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_NONE, &digests), TPM_SUCCESS);
+    stand_by_from(moved, n_moved, LINK_SHUTDOWN_NONE);
+    free(moved[1]);
+    free(moved[2]);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_false(io_memory_read(&io, "tpm2-00.volatilestate", &bytes, &n_bytes));
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1300,9 +1315,7 @@ static void invariant_12_that_a_guest_sleeps_travels_with_its_state(void **state
         assert_int_equal(tpm_get_state(tpm, type, &moved[type], &n_moved[type]), TPM_SUCCESS);
     for (int said_there = LINK_SHUTDOWN_NONE; said_there <= LINK_SHUTDOWN_STATE; said_there += 2) {
         tpm_stop(tpm);
-        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
-            assert_int_equal(tpm_set_state(tpm, type, moved[type], n_moved[type]), TPM_SUCCESS);
-        assert_int_equal(tpm_init_standby(tpm, said_there, &digests), TPM_SUCCESS);
+        stand_by_from(moved, n_moved, said_there);
         assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
         assert_int_equal(tpm_capture(tpm, writable_store, &worked, &said), TPM_SUCCESS);
         assert_int_equal(said, said_there);
@@ -1434,9 +1447,8 @@ static void invariant_12_a_guest_that_woke_up_after_a_move_sleeps_no_more(void *
     assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &moved, &n_moved), TPM_SUCCESS);
     tpm_stop(tpm);
-    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, moved, n_moved), TPM_SUCCESS);
+    assert_int_equal(tpm_stand_by(tpm, LINK_SHUTDOWN_STATE, moved, n_moved, NULL, 0), TPM_SUCCESS);
     free(moved);
-    assert_int_equal(tpm_init_standby(tpm, LINK_SHUTDOWN_STATE, &digests), TPM_SUCCESS);
     assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
     assert_int_equal(EXECUTE(STARTUP_STATE), 0);
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
@@ -1642,7 +1654,8 @@ int main(void)
         TEST(a_command_to_a_held_tpm_waits_only_so_long),
         TEST(commands_wait_while_a_retired_tpm_is_asked_back),
         TEST(waiting_commands_are_answered_when_nothing_will_come),
-        TEST(a_held_start_tells_what_libtpms_was_given),
+        TEST(a_held_start_uses_nothing_that_this_host_has_itself),
+        TEST(what_libtpms_does_not_take_leaves_it_off_and_the_directory_as_it_was),
         TEST(invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alone),
         TEST(invariant_12_a_guest_that_slept_finds_its_pcrs),
         TEST(invariant_12_a_plain_reset_leaves_no_pcrs),

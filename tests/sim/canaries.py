@@ -188,10 +188,10 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 
     patch.setattr(Mobility, "__init__", without_lock)
     patch.setattr(Mobility, "_why_busy", blind)
-    set_both, forget = ControlServer.set_both_states, ControlServer.forget_state
+    stage, forget = ControlServer.stage, ControlServer.forget_state
 
-    def without_blobs(method: Callable[..., int]) -> Callable[..., int]:
-        def call(self: ControlServer, *arguments: Any) -> int:
+    def without_blobs(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: ControlServer, *arguments: Any) -> Any:
             has_given, self.arrival.has_given = self.arrival.has_given, False
             result = method(self, *arguments)
             self.arrival.has_given = has_given
@@ -199,7 +199,7 @@ def _welcomes_at_any_time(patch: Patch) -> None:
 
         return call
 
-    patch.setattr(ControlServer, "set_both_states", without_blobs(set_both))
+    patch.setattr(ControlServer, "stage", without_blobs(stage))
     patch.setattr(ControlServer, "forget_state", without_blobs(forget))
 
 

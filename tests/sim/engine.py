@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -231,9 +230,9 @@ class SimEngine:
     def do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
         match operation:
             case LinkOperation.INIT:
-                return self._init(argument)
-            case LinkOperation.START_HELD:
-                return self._start_held(payload)
+                return self._init()
+            case LinkOperation.STAGE:
+                return self.server.stage(argument, payload)
             case LinkOperation.GET_LINEAGE:
                 lineage, _ = self.get_lineage()
                 return Reply(0, 0, bytearray(pack_link_lineage(*lineage[:2])))
@@ -317,20 +316,11 @@ class SimEngine:
         if self.custody is Custody.RECLAIMING:
             self.custody = Custody.FENCED
 
-    def _init(self, argument: int) -> Reply:
-        if argument:
-            return self._init_standby()
+    def _init(self) -> Reply:
         result = self.server.start()
         if result == Result.SUCCESS:
             self.blackout.say(HandoverEvent.OWNED)
         return Reply(result, 0, bytearray())
-
-    def _start_held(self, payload: bytes) -> Reply:
-        permanent_bytes, states = int.from_bytes(payload[:4], sys.byteorder), payload[4:]
-        result = self.server.set_both_states(permanent_bytes, states)
-        if result != Result.SUCCESS:
-            return Reply(result, 0, bytearray())
-        return self._init_standby()
 
     def _undo_init(self, before: Custody) -> None:
         if before in AWAY:
@@ -381,14 +371,13 @@ class SimEngine:
         last = self._last[StateType.PERMANENT]
         self._last[StateType.PERMANENT] = max(last, floor)
 
-    def _init_standby(self) -> Reply:
+    def init_standby(self, given: tuple[bytes, bytes]) -> Reply:
+        """tpm_init_standby()."""
         if self.custody in AHEAD:
             self._let_go()
         if self.running:
             self.power_off()
-        if self._set_permanent is None or self._set_volatile is None:
-            return Reply(Result.FAIL, 0, bytearray())
-        given = (self._set_permanent, self._set_volatile)
+        self._set_permanent, self._set_volatile = given
         self._before, self.custody = self.custody, Custody.STANDBY
         self._held_has_changed, self._held_image = False, given[0]
         result = self._power_on()
@@ -506,6 +495,9 @@ class SimEngine:
         self._set_permanent = self._set_volatile = None
         return Result.SUCCESS
 
+    def _forget_state(self, argument: int, _: bytes) -> int:
+        return self.server.forget(goes_on=argument == 1)
+
     def _end_control(self) -> int:
         self.server.end()
         return Result.SUCCESS
@@ -539,6 +531,7 @@ class SimEngine:
         self.served = False
         self.custody = Custody.ACTIVE
         self.blackout.say(HandoverEvent.OWNED)
+        self.server.unstage()
         return Result.SUCCESS
 
     def retire(self, *, unserved: bool) -> int:
@@ -590,8 +583,9 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.BE_ASKED: lambda *_: Result.SUCCESS,  # the link sees to it
     LinkOperation.END_CONTROL: lambda engine, *_: engine._end_control(),
     LinkOperation.STOP: lambda engine, argument, _: engine.server.stop(fenced=bool(argument)),
-    LinkOperation.SET_BOTH_STATES: lambda engine, *states: engine.server.set_both_states(*states),
-    LinkOperation.FORGET_STATE: lambda engine, *_: engine.server.forget_state(),
+    LinkOperation.FORGET_STATE: lambda engine, argument, _: engine.server.forget(
+        goes_on=argument == 1
+    ),
     LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,

@@ -7,15 +7,18 @@ have to do with whose the vTPM is. What vtpmd is asked goes to its own code.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtpmd._core import lib
+from vtpmd.core import Image
+from vtpmd.core.delta import DeltaError, delta_apply, delta_inspect
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import LinkAskedInit, LinkCustody, LinkQuestion
-from vtpmd.daemon.engine import Answer, Question
+from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FormatError, Lineage
@@ -24,6 +27,7 @@ from vtpmd.wire.tpm import Result, StateType
 if TYPE_CHECKING:
     from tests.sim.engine import SimEngine
 
+_STAGED: Final = (StateType.PERMANENT, StateType.VOLATILE)
 # struct link_restored
 _RESTORED: Final = Struct("=QQ")
 
@@ -176,6 +180,7 @@ class ControlServer:
     def __init__(self, tpm: SimEngine) -> None:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
+        self._staged: dict[StateType, Image] = {}
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
         self._gave_tail = self._gave_whole = False
         self._done: int | None = None  # what vtpmd has done of what it is asked about
@@ -259,7 +264,7 @@ class ControlServer:
                 return Verdict.ANSWERED, answer
             self.is_deciding = True
             if not self._tpm.running:
-                self.forget_state()
+                self.forget(goes_on=False)
             verdict = self._verdict(command)
             if verdict is Verdict.WAIT:
                 self.is_deciding = False
@@ -306,14 +311,45 @@ class ControlServer:
             return int(lib.UNASKED_INIT)
         return int(lib.UNASKED_INIT_NEW)
 
-    def set_both_states(self, permanent_bytes: int, payload: bytes) -> int:
-        """commands_set_both_states()."""
+    def stage(self, argument: int, payload: bytes) -> Reply:
+        """commands_stage(), by LINK_STAGE."""
         if self.arrival.has_given:
-            return Result.BAD_ORDINAL
-        result = self._tpm.set_state(StateType.PERMANENT, payload[:permanent_bytes])
-        if result != Result.SUCCESS:
-            return result
-        return self._tpm.set_state(StateType.VOLATILE, payload[permanent_bytes:])
+            return Reply(Result.BAD_ORDINAL, 0, bytearray())
+        permanent_bytes, both = int.from_bytes(payload[:4], sys.byteorder), payload[4:]
+        try:
+            staged = [
+                self._follow(kind, record)
+                for kind, record in zip(
+                    _STAGED, (both[:permanent_bytes], both[permanent_bytes:]), strict=True
+                )
+            ]
+        except DeltaError:
+            return Reply(Result.BAD_PARAMETER, 0, bytearray())
+        self._staged = dict(zip(_STAGED, staged, strict=True))
+        permanent, volatile = (image.data for image in staged)
+        if argument:
+            return self._tpm.init_standby((permanent, volatile))
+        result = self._tpm.set_state(StateType.PERMANENT, permanent)
+        if result == Result.SUCCESS:
+            result = self._tpm.set_state(StateType.VOLATILE, volatile)
+        return Reply(result, 0, bytearray())
+
+    def _follow(self, kind: StateType, record: bytes) -> Image:
+        nothing = Image(kind, 0, b"")
+        image = self._staged.get(kind, nothing)
+        if not record:
+            return image
+        return delta_apply(image if delta_inspect(record).from_generation else nothing, record)
+
+    def unstage(self) -> None:
+        """commands_unstage()."""
+        self._staged.clear()
+
+    def forget(self, *, goes_on: bool) -> int:
+        """LINK_FORGET_STATE."""
+        if not goes_on:
+            self.unstage()
+        return self.forget_state()
 
     def forget_state(self) -> int:
         """commands_forget_state()."""

@@ -301,7 +301,7 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
         files.owner.expect(b"s" * 16, "host1.example.org")
         files.incoming.make(b"s" * 16, b"l" * 16)
         image = Image(1, 1, swtpm_format.decode_blob(guest.save().permanent))
-        files.incoming.append(delta_encode(NO_STATE, image), image)
+        files.incoming.append(delta_encode(NO_STATE, image), lambda: image)
         files.incoming.grant(0)
         files.close()
     assert all(SECRET not in content for content in read_anywhere(state))

@@ -36,20 +36,21 @@ from tests.support.emulator_client import (
 )
 from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
 from vtpmd import core
-from vtpmd.core import LinkDescriptor, LinkOperation, Store
+from vtpmd.core import Image, LinkDescriptor, LinkOperation, Store
+from vtpmd.core.delta import delta_encode
 from vtpmd.core.handover import Handover
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.core.link import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkInit,
     LinkShutdown,
+    LinkStage,
     link_held,
     link_said,
     pack_link_hold,
     pack_link_lineage,
-    pack_link_states,
+    pack_link_records,
     unpack_link_digests,
 )
 from vtpmd.daemon import engine_process
@@ -77,9 +78,11 @@ class Vtpm:
         assert reply.result == Result.SUCCESS, operation
         return reply
 
-    async def refused(self, operation: LinkOperation, argument: int = 0) -> int:
+    async def refused(
+        self, operation: LinkOperation, argument: int = 0, payload: bytes = b""
+    ) -> int:
         """Ask the engine for something that it refuses; return its result."""
-        reply = await self.engine.request(operation, argument)
+        reply = await self.engine.request(operation, argument, payload)
         assert reply.result != Result.SUCCESS, operation
         return reply.result
 
@@ -119,42 +122,65 @@ async def sleeping(vtpm: Vtpm) -> tuple[bytes, bytes]:
     return permanent, volatile
 
 
+def whole(states: tuple[bytes, bytes]) -> bytes:
+    """Return the payload of STAGE that brings two states of generation 1."""
+    kinds = (StateType.PERMANENT, StateType.VOLATILE)
+    records = [
+        delta_encode(Image(kind, 0, b""), Image(kind, 1, state))
+        for kind, state in zip(kinds, states, strict=True)
+    ]
+    return pack_link_records(*records)
+
+
 async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
     """Start a sleeping guest's TPM, held, from its own state; check what the engine tells."""
     states = await sleeping(vtpm)
-    await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(states[0]), b"".join(states))
-    reply = await vtpm.ask(LinkOperation.INIT, link_held(said))
-    check_digests(reply, states)
-
-
-def check_digests(reply: Reply, states: tuple[bytes, bytes]) -> None:
-    """Demand that a TPM was started from these states."""
+    await vtpm.ask(LinkOperation.STAGE, 0, whole(states))
+    reply = await vtpm.ask(LinkOperation.STAGE, link_held(said), pack_link_records(b"", b""))
     digests = tuple(hashlib.sha256(state).digest() for state in states)
     assert unpack_link_digests(reply.payload) == digests
 
 
-def test_states_are_given_and_started_from_in_one_request(tmp_path: Path) -> None:
-    """As in two; what is no such request is refused, and nothing has started by then."""
+def test_states_are_brought_and_started_from_in_one_request(tmp_path: Path) -> None:
+    """What is no such request is refused, and nothing has started by then."""
 
     async def test(vtpm: Vtpm) -> None:
         states = await sleeping(vtpm)
         held = link_held(LinkShutdown.STATE)
-        whole = pack_link_states(*states)
-        too_long = (len(whole) - 3).to_bytes(4, sys.byteorder) + whole[4:]
-        for argument, payload, result in (
-            (held, b"", Result.BAD_PARAMETER),
-            (held, whole[:3], Result.BAD_PARAMETER),
-            (held, too_long, Result.BAD_PARAMETER),
-            (held, bytes(4), Result.BAD_PARAMETER),
-            (0, whole, Result.BAD_PARAMETER),
+        both = whole(states)
+        too_long = (len(both) - 3).to_bytes(4, sys.byteorder) + both[4:]
+        wrong = both[:-1] + bytes([both[-1] ^ 1])
+        for argument, payload in (
+            (held, b""),
+            (held, both[:3]),
+            (held, too_long),
+            (held, wrong),
+            (held, bytes(4)),
+            (held | 3 << 8, both),
+            (1 << 8, both),
+            (LinkStage.HELD << 1, both),
         ):
-            reply = await vtpm.engine.request(LinkOperation.START_HELD, argument, payload)
-            assert reply.result == result
+            assert await vtpm.refused(LinkOperation.STAGE, argument, payload) == (
+                Result.BAD_PARAMETER
+            )
         assert not (await vtpm.engine.condition())[0] & LinkCondition.ON
-        reply = await vtpm.engine.request(LinkOperation.START_HELD, held, whole)
-        assert reply.result == Result.SUCCESS
-        check_digests(reply, states)
+        await vtpm.ask(LinkOperation.STAGE, held, both)
         assert await vtpm.engine.condition() == (LinkCondition.ON, LinkCustody.STANDBY)
+
+    with_guest(tmp_path / "state", test)
+
+
+def test_what_was_brought_is_gone_once_no_more_is_to_come(tmp_path: Path) -> None:
+    """As when its TPM was let go of, but then the next record continues it."""
+
+    async def test(vtpm: Vtpm) -> None:
+        no_more, held = pack_link_records(b"", b""), link_held(LinkShutdown.NONE)
+        await start_held(vtpm, LinkShutdown.NONE)
+        await vtpm.ask(LinkOperation.FORGET_STATE, 1)
+        assert not (await vtpm.engine.condition())[0] & LinkCondition.ON
+        await vtpm.ask(LinkOperation.STAGE, held, no_more)
+        await vtpm.ask(LinkOperation.FORGET_STATE)
+        assert await vtpm.refused(LinkOperation.STAGE, held, no_more) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)
 
@@ -170,16 +196,6 @@ def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_pat
         assert link_said(reply.argument) is LinkShutdown.STATE
         reply = await vtpm.ask(LinkOperation.CAPTURE)
         assert reply.argument == LinkShutdown.STATE << 8
-
-    with_guest(tmp_path / "state", test)
-
-
-def test_what_a_guest_cannot_have_said_is_refused(tmp_path: Path) -> None:
-    """A kind that is none, and a kind for a start that is not held."""
-
-    async def test(vtpm: Vtpm) -> None:
-        for argument in (link_held(LinkShutdown.NONE) | 3 << 8, 1 << 8, LinkInit.HELD << 1):
-            assert await vtpm.refused(LinkOperation.INIT, argument) == Result.BAD_PARAMETER
 
     with_guest(tmp_path / "state", test)
 
@@ -342,7 +358,7 @@ def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_g
         permanent, volatile = [vtpm.store.read(kind).data for kind in kinds]
         assert await vtpm.command(nv_define(INDEX, 8)) == 0
         await vtpm.ask(LinkOperation.STOP)
-        await vtpm.ask(LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+        await vtpm.ask(LinkOperation.STAGE, 0, whole((permanent, volatile)))
         bare.lose_vtpmd()
         await asyncio.to_thread(control.init)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0

@@ -14,9 +14,9 @@ from vtpmd.core.link import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
-    LinkInit,
     LinkQuestion,
     LinkShutdown,
+    LinkStage,
     link_held,
     link_said,
     pack_link_lineage,
@@ -28,7 +28,7 @@ from vtpmd.wire.tpm import StateType
 
 PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_ADMIT_": LinkAdmit,
-    "LINK_INIT_": LinkInit,
+    "LINK_STAGE_": LinkStage,
     "LINK_CAPTURE_": LinkCapture,
     "LINK_SHUTDOWN_": LinkShutdown,
     "LINK_CONDITION_": LinkCondition,
@@ -108,7 +108,7 @@ def test_what_the_guest_said_of_power_is_found_in_an_argument(said: LinkShutdown
     """A held start brings what a capture has told, beside the other bits of either."""
     argument = link_held(said)
     assert link_said(argument) is said
-    assert argument & 0xFF == LinkInit.HELD
+    assert argument & 0xFF == LinkStage.HELD
 
 
 def test_a_kind_of_shutdown_that_the_engine_never_says_is_refused() -> None:

@@ -36,8 +36,8 @@ def test_record_that_skips_one_is_written_whole(tmp_path: Path) -> None:
     with StateDirectory.open(tmp_path) as directory:
         states = MovingFiles(directory).incoming
         states.make(SESSION, LINEAGE)
-        states.append(delta_encode(NO_STATE, image(1)), image(1))
-        states.append(delta_encode(image(2), image(3)), image(3))
+        states.append(delta_encode(NO_STATE, image(1)), lambda: image(1))
+        states.append(delta_encode(image(2), image(3)), lambda: image(3))
         states.grant(0)
     assert granted(tmp_path) == image(3).data
 
@@ -50,9 +50,9 @@ def test_tail_that_continues_the_round_before_a_file_was_made_anew(
     with StateDirectory.open(tmp_path) as directory:
         states = MovingFiles(directory).incoming
         states.make(SESSION, LINEAGE)
-        states.append(delta_encode(NO_STATE, image(1)), image(1))
-        states.append(delta_encode(image(1), image(2)), image(2))
-        states.append(delta_encode(image(2), image(3)), image(3))  # whole, in a new file
-        states.append(delta_encode(image(2), image(4)), image(4))
+        states.append(delta_encode(NO_STATE, image(1)), lambda: image(1))
+        states.append(delta_encode(image(1), image(2)), lambda: image(2))
+        states.append(delta_encode(image(2), image(3)), lambda: image(3))  # whole, in a new file
+        states.append(delta_encode(image(2), image(4)), lambda: image(4))
         states.grant(0)
     assert granted(tmp_path) == image(4).data

@@ -176,7 +176,7 @@ def granted(
     files.owner.expect(bytes(16), "a")
     files.incoming.make(bytes(16), lineage)
     image = Image(1, generation, state)
-    files.incoming.append(delta_encode(NO_STATE, image), image)
+    files.incoming.append(delta_encode(NO_STATE, image), lambda: image)
     files.incoming.grant(0)
     return files
 

@@ -106,7 +106,7 @@ class Sender:
         """Stage a state that continues the last one, or the one before."""
         base = self.images[-back]
         image = Image(StateType.PERMANENT, self.images[-1].generation + 1, state)
-        self.files.incoming.append(delta_encode(base, image), image)
+        self.files.incoming.append(delta_encode(base, image), lambda: image)
         self.images.append(image)
         return image
 
@@ -152,7 +152,7 @@ def test_invariant_10_generations_of_a_granted_state_are_not_used_again(files: F
     """Also when this host dies before it has written that down."""
     files.expect()
     last = Image(StateType.PERMANENT, 1 << 60, NEW)
-    files.incoming.append(delta_encode(incoming.NO_STATE, last), last)
+    files.incoming.append(delta_encode(incoming.NO_STATE, last), lambda: last)
     files.incoming.grant(0)
     assert files.take_up()
     assert files.owner.read().generation >= last.generation
@@ -165,7 +165,7 @@ def test_invariant_10_also_when_the_tpm_has_written_its_own_file_since(
     """The crash came before the record had heard of it."""
     files.expect()
     last = Image(StateType.PERMANENT, 1 << 60, NEW)
-    files.incoming.append(delta_encode(incoming.NO_STATE, last), last)
+    files.incoming.append(delta_encode(incoming.NO_STATE, last), lambda: last)
     files.incoming.grant(0)
     write_permanent(path, key, NEW)
     assert files.take_up()
@@ -306,7 +306,7 @@ def test_a_crash_while_a_state_is_taken_up_is_made_good_by_the_next_start(
 
 def test_a_session_without_a_file_has_nothing_to_take_from(files: Files) -> None:
     with pytest.raises(ValueError, match="no session"):
-        files.incoming.append(b"", incoming.NO_STATE)
+        files.incoming.append(b"", lambda: incoming.NO_STATE)
     with pytest.raises(ValueError, match="no session"):
         files.incoming.grant(0)
     files.incoming.remove()

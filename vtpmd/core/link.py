@@ -75,10 +75,10 @@ class LinkAdmit(IntEnum):
     GOES_BACK = lib.LINK_ADMIT_GOES_BACK
 
 
-class LinkInit(IntEnum):
-    """That the engine starts the TPM ahead of time (``enum link_init``)."""
+class LinkStage(IntEnum):
+    """That the engine starts the TPM ahead of time (``enum link_stage``)."""
 
-    HELD = lib.LINK_INIT_HELD
+    HELD = lib.LINK_STAGE_HELD
 
 
 class LinkCapture(IntFlag):
@@ -122,8 +122,8 @@ LINK_SHARED: int = lib.LINK_SHARED  # how many descriptors READY brings: enum li
 
 
 def link_held(said: LinkShutdown) -> int:
-    """Return the argument of INIT for a held start, of a guest that has ``said`` so elsewhere."""
-    return int(LinkInit.HELD | said << lib.LINK_SAID_SHIFT)
+    """Return the argument of STAGE for a held start, of a guest that has ``said`` so elsewhere."""
+    return int(LinkStage.HELD | said << lib.LINK_SAID_SHIFT)
 
 
 def link_said(argument: int) -> LinkShutdown:
@@ -141,12 +141,12 @@ def link_condition(argument: int) -> tuple[LinkCondition, LinkCustody]:
 
 
 def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
-    """Return what the answer to a held INIT brings, LINK_DIGESTS_BYTES long.
+    """Return what the answer to a held start brings, LINK_DIGESTS_BYTES long.
 
     Raises ValueError for another length.
     """
     digests = bytes(payload)
-    check_length("answer to a held INIT", digests, LINK_DIGESTS_BYTES)
+    check_length("answer to a held start", digests, LINK_DIGESTS_BYTES)
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
 
 
@@ -163,8 +163,8 @@ def pack_link_hold(apply_us: int, start_us: int) -> bytes:
     return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us, start_us))))
 
 
-def pack_link_states(permanent: bytes, volatile: bytes) -> bytes:
-    """Return the payload of START_HELD."""
+def pack_link_records(permanent: bytes, volatile: bytes) -> bytes:
+    """Return the payload of STAGE: a delta record for each state, or none."""
     return len(permanent).to_bytes(4, sys.byteorder) + permanent + volatile
 
 

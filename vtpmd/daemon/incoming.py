@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Self
 
 from vtpmd import core
 from vtpmd.core import LinkOperation
-from vtpmd.core.delta import delta_apply, delta_inspect
+from vtpmd.core.delta import delta_apply, delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
@@ -28,7 +28,7 @@ from vtpmd.core.link import (
     link_held,
     pack_link_hold,
     pack_link_lineage,
-    pack_link_states,
+    pack_link_records,
 )
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
@@ -59,6 +59,7 @@ KEY_TIMEOUT_S: Final = 2.0
 ALIVE_S: Final = 2.0
 
 _TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
+_NO_RECORDS: Final = [b"", b""]
 
 
 class Owner(NamedTuple):
@@ -108,7 +109,6 @@ class Incoming:
         self._machine = machine
         self._connection = connection
         self.peer = peer_name
-        self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._staged = self._staged_before = Staged(NOTHING, 0)
         self._records: dict[StateType, bytes] = {}  # that have come of the next round
         self._last_tail = b""  # that has the records of what is staged; empty: it will have none
@@ -333,7 +333,7 @@ class Incoming:
                 keying = self._keying()._replace(is_greeted=True)
                 await self._owner.engine.set_lane(descriptor, keying, is_source=False)
             case destination.Apply(record=record):
-                self._apply_record(record)
+                self._take_record(record)
             case destination.Stage():
                 await self._stage(action)
             case destination.UseTail(blob=blob):
@@ -362,99 +362,101 @@ class Incoming:
         else:
             self._events.put(events.Prepared())
 
-    def _apply_record(self, record: bytes) -> None:
+    def _take_record(self, record: bytes) -> None:
         kind = StateType(delta_inspect(record).type)
-        if kind not in self._images:
+        if kind not in _TYPES or kind in self._records:
             raise peer.StreamError(f"a record of type {kind.name}")
-        self._images[kind] = delta_apply(self._images[kind], record)
         self._records[kind] = record
 
     async def _stage(self, wanted: destination.Stage) -> None:
-        images = Images(*(self._images[kind] for kind in _TYPES))
+        records = [self._records.pop(kind, b"") for kind in _TYPES]
         try:
-            if wanted[:2] != images.generations:
-                raise VtpmdError("the round does not end at the generations that it says")
-            await self._stage_round(Staged(images, wanted.power), is_last=bool(wanted.is_last))
+            await self._stage_round(records, wanted)
         except VtpmdError as error:
             self._events.put(events.StageFailed(_refusal(error), str(error)))
         else:
             self._events.put(events.HeldStarted() if wanted.is_last else events.Staged())
 
-    async def _stage_round(self, staged: Staged, *, is_last: bool) -> None:
+    async def _stage_round(self, records: list[bytes], wanted: destination.Stage) -> None:
         """Stage what a round has brought. Raises VtpmdError."""
-        records, self._records = [self._records.get(kind, b"") for kind in _TYPES], {}
-        before = self._staged.images
-        starts = LinkShutdown(staged.power) if is_last else None
-        if before is NOTHING:
-            await self._try_to_start(staged)
+        before, after = self._staged, wanted[:2]
+        if after != _generations(before.images, records):
+            raise VtpmdError("the round does not end at the generations that it says")
+        starts = LinkShutdown(wanted.power) if wanted.is_last else None
+        to_send = records
+        if before.images is NOTHING:
+            await self._try_to_start(records, LinkShutdown(wanted.power))
+            to_send = _NO_RECORDS
 
-        def write() -> None:
-            self._make_durable(staged.images.permanent, records[0])
-            self._last_tail = b""
-            if is_last:
-                with suppress(tail.TailError):  # one that its source cannot make, either
-                    self._last_tail = self._seal(before, staged, *records)
+        def follow() -> None:
+            permanent = partial(delta_apply, before.images.permanent, records[0])
+            self._make_durable(after[0], records[0], permanent)
+            self._staged_before = before
+            self._staged = Staged(_follow(before.images, records), wanted.power)
+            self._last_tail = self._foresee(before, records) if wanted.is_last else b""
 
-        await self._stage_images(staged.images, write, starts)
-        self._staged_before, self._staged = self._staged, staged
+        await self._have_staged(to_send, starts, follow)
 
-    async def _try_to_start(self, staged: Staged) -> None:
+    async def _try_to_start(self, records: list[bytes], said: LinkShutdown) -> None:
         """Start the TPM from the first round, and let go of it again. Raises VtpmdError.
 
         That it can is known when the source arms; and what libtpms does once in its life is done by
         the time that a guest stands still.
         """
-        await self._validate(staged.images, LinkShutdown(staged.power))
-        await self._forget_state()
+        await self._have_staged(records, said)
+        await self._forget_state(goes_on=True)
 
-    def _seal(self, before: Images, after: Staged, *records: bytes) -> bytes:
-        """Make the tail that QEMU will bring."""
+    def _foresee(self, before: Staged, records: list[bytes]) -> bytes:
+        """Return the tail that QEMU will bring, or nothing for one that its source cannot make."""
+        with suppress(tail.TailError):
+            return self._seal(before, self._staged, *records)
+        return b""
+
+    def _seal(self, before: Staged, after: Staged, *records: bytes) -> bytes:
         assert self._cipher is not None  # noqa: S101 - a round comes after Key
         to = after.images.generations
-        header = tail.Header.between(self.session, before.generations, to)
+        header = tail.Header.between(self.session, before.images.generations, to)
         return self._cipher.seal(tail.Tail(header, after.power, *records))
 
-    async def _stage_images(
-        self, images: Images, write: Callable[[], None], starts: LinkShutdown | None
+    def _make_durable(
+        self, generation: int, record: bytes, state: Callable[[], core.Image]
     ) -> None:
-        """Have libtpms validate images while ``write`` makes them durable.
-
-        The TPM is started from them, held, if it ``starts`` with what the guest's last
-        TPM2_Shutdown said. Raises VtpmdError.
-        """
-        writing = Meanwhile(write)
-        await self._validate(images, starts, meanwhile=writing)
-        if writing.error is not None:
-            raise writing.error
-
-    def _make_durable(self, state: core.Image, record: bytes) -> None:
-        if state.generation == self._durable_generation:
+        if generation == self._durable_generation:
             return
-        if not record or delta_inspect(record).to_generation != state.generation:
+        if not record or delta_inspect(record).to_generation != generation:
             raise VtpmdError("the state goes back to an earlier generation")
         self._owner.files.incoming.append(record, state)
-        self._durable_generation = state.generation
+        self._durable_generation = generation
 
-    async def _validate(
-        self, images: Images, starts: LinkShutdown | None, meanwhile: Meanwhile | None = None
+    async def _have_staged(
+        self,
+        records: list[bytes],
+        starts: LinkShutdown | None,
+        write: Callable[[], None] | None = None,
     ) -> None:
-        """Have libtpms take both images, as INIT's start. Raises VtpmdError."""
-        permanent, volatile = (image.data for image in images)
-        request = (LinkOperation.SET_BOTH_STATES, len(permanent), permanent + volatile)
+        """Have libtpms take what records make of the states, while ``write`` makes that durable.
+
+        The TPM is started from it, held, if it ``starts`` with what the guest's last TPM2_Shutdown
+        said. Raises VtpmdError.
+        """
         if starts is not None:
             self._owner.wakefulness.hold()
-            states = pack_link_states(permanent, volatile)
-            request = (LinkOperation.START_HELD, link_held(starts), states)
+        writing = Meanwhile(write or (lambda: None))
+        argument = 0 if starts is None else link_held(starts)
         began_ns = time.perf_counter_ns()
-        reply = await self._owner.engine.request(*request, meanwhile=meanwhile)
+        reply = await self._owner.engine.request(
+            LinkOperation.STAGE, argument, pack_link_records(*records), writing
+        )
+        if starts is not None and not reply.result:
+            self._is_held = True
+            self._start_us = (time.perf_counter_ns() - began_ns) // 1000
+        if writing.error is not None:
+            raise writing.error
         if reply.result:
             raise VtpmdError(
                 f"libtpms at the destination refuses the state with {reply.result:#x}; is it older "
                 "than the source's?"
             )
-        if starts is not None:
-            self._is_held = True
-            self._start_us = (time.perf_counter_ns() - began_ns) // 1000
 
     async def _start(self) -> None:
         try:
@@ -466,26 +468,19 @@ class Incoming:
 
     async def _start_held(self) -> None:
         """Start the TPM from what was staged last; it executes nothing. Raises VtpmdError."""
-        self._owner.wakefulness.hold()
-        began_ns = time.perf_counter_ns()
-        argument = link_held(LinkShutdown(self._staged.power))
-        reply = await self._owner.engine.request(LinkOperation.INIT, argument)
-        if reply.result:
-            raise VtpmdError(f"the TPM does not start: libtpms says {reply.result:#x}")
-        self._is_held = True
-        self._start_us = (time.perf_counter_ns() - began_ns) // 1000
+        await self._have_staged(_NO_RECORDS, LinkShutdown(self._staged.power))
 
     async def _let_go(self) -> bool:
         """Have the TPM that is on standby off; return False if QEMU has brought the tail."""
         if (await self._owner.engine.request(LinkOperation.LET_GO)).result:
             return False
-        await self._forget_state()
+        await self._forget_state(goes_on=True)
         return True
 
-    async def _forget_state(self) -> None:
-        """Have what was given, and a TPM that was started from it, gone."""
+    async def _forget_state(self, *, goes_on: bool) -> None:
+        """Have what was given, and a TPM that was started from it, gone; or more ``goes_on`` it."""
         self._is_held = False
-        await self._owner.engine.request(LinkOperation.FORGET_STATE)
+        await self._owner.engine.request(LinkOperation.FORGET_STATE, int(goes_on))
 
     async def _hold(self) -> None:
         """Have the engine know the tail that QEMU will bring.
@@ -493,7 +488,7 @@ class Incoming:
         It has the records of the last round once more, or says that there is nothing more.
         """
         staged = self._staged
-        await self._have_taken(self._last_tail or self._seal(staged.images, staged, b"", b""), 0)
+        await self._have_taken(self._last_tail or self._seal(staged, staged, *_NO_RECORDS), 0)
 
     async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
         """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
@@ -522,8 +517,10 @@ class Incoming:
             if self._is_held and not await self._let_go():
                 raise VtpmdError("the TPM that was started ahead of time is in use")
             permanent = final.images.permanent
-            write = partial(self._make_durable, permanent, opened.permanent)
-            await self._stage_images(final.images, write, LinkShutdown(final.power))
+            state = partial(self._make_durable, permanent.generation, opened.permanent)
+            records = self._since_staged(final.images, opened)
+            write = partial(state, lambda: permanent)
+            await self._have_staged(records, LinkShutdown(final.power), write)
             self._staged = final
         elif not self._is_held:
             await self._start_held()
@@ -536,6 +533,21 @@ class Incoming:
             # The round that the freeze sent over the link has come first.
             return self._staged._replace(power=opened.power)
         return Staged(_apply(base, opened), opened.power)
+
+    def _since_staged(self, final: Images, opened: tail.Tail) -> list[bytes]:
+        """Return what turns the images that the engine has into those that a tail ends at."""
+        staged = self._staged.images
+        is_base = self._base_of(opened.header) is staged
+        records = []
+        for has, image, record in zip(
+            staged, final, (opened.permanent, opened.volatile), strict=True
+        ):
+            if image.generation == has.generation:
+                records.append(b"")
+            else:
+                whole = core.Image(image.type, 0, b"")
+                records.append(record if is_base else delta_encode(whole, image))
+        return records
 
     def _base_of(self, header: tail.Header) -> Images:
         """Return the images that a tail continues. Raises TailError."""
@@ -673,7 +685,7 @@ class Incoming:
         Raises VtpmdError: its file is still there then.
         """
         self._forget_images()
-        await self._forget_state()
+        await self._forget_state(goes_on=False)
         self._owner.files.owner.decline(self.session)
         self._owner.files.incoming.remove()
 
@@ -685,7 +697,6 @@ class Incoming:
         self._close()
 
     def _forget_images(self) -> None:
-        self._images = dict(zip(_TYPES, NOTHING, strict=True))
         self._records, self._last_tail, self._durable_generation = {}, b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
         self._staged = self._staged_before = Staged(NOTHING, 0)
@@ -755,15 +766,28 @@ def _refusal(error: Exception) -> peer.Reason:
     return peer.Reason.STORAGE if is_storage else peer.Reason.STATE
 
 
-def _apply(base: Images, opened: tail.Tail) -> Images:
-    """Return the images that a tail makes of those it continues. Raises TailError, DeltaError."""
-    header = opened.header
-    final = Images(
+def _generations(base: Images, records: list[bytes]) -> tuple[int, ...]:
+    """Return where records say that they end."""
+    return tuple(
+        delta_inspect(record).to_generation if record else image.generation
+        for image, record in zip(base, records, strict=True)
+    )
+
+
+def _follow(base: Images, records: list[bytes]) -> Images:
+    """Return the images that records make of others. Raises DeltaError."""
+    return Images(
         *(
             delta_apply(image, record) if record else image
-            for image, record in zip(base, (opened.permanent, opened.volatile), strict=True)
+            for image, record in zip(base, records, strict=True)
         )
     )
+
+
+def _apply(base: Images, opened: tail.Tail) -> Images:
+    """Return the images that a tail makes of those it continues. Raises TailError, DeltaError."""
+    final = _follow(base, [opened.permanent, opened.volatile])
+    header = opened.header
     if (header.permanent_to, header.volatile_to) != final.generations:
         raise tail.TailError("its records do not end at the generations that it says")
     return final

@@ -25,6 +25,7 @@ size, and then written in place, so that a sync writes no metadata.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 from struct import Struct
@@ -119,22 +120,24 @@ class IncomingStates:
         self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
         self._in_place.keep_open(INCOMING_NAME)
 
-    def append(self, record: bytes, state: Image) -> None:
+    def append(self, record: bytes, state: Callable[[], Image]) -> None:
         """Make a state durable: the record that ends at it, or all of it.
 
-        All, where there is no room, or where the record continues what is not in the file.
+        All, where there is no room, or where the record continues what is not in the file; only
+        then ``state`` is called.
         """
         if self._head is None:
             raise ValueError("there is no session to take from")
-        continues = delta_inspect(record).from_generation in self._ends_at
+        header = delta_inspect(record)
+        continues = header.from_generation in self._ends_at
         entry = self._entry(record)
         if not continues or self._end + len(entry) > INCOMING_BYTES:
             self.make(self._head.session, self._head.lineage)
-            entry = self._entry(delta_encode(NO_STATE, state))
+            entry = self._entry(delta_encode(NO_STATE, state()))
         self._in_place.overwrite(INCOMING_NAME, self._end, entry)
         self._serial += 1
         self._end += len(entry)
-        self._ends_at.add(state.generation)
+        self._ends_at.add(header.to_generation)
 
     def grant(self, used: int) -> None:
         """Write down that what was appended last is the vTPM's state.
@@ -180,7 +183,8 @@ class IncomingStates:
     def resume(self) -> Resumed:
         """Have grant() and remove() go on with the file of another vtpmd, which has died.
 
-        Its last entry is the state that the engine was started from, if it was.
+        Its last entry is the state that the engine was started from, if it was; before a Grant it
+        may be one that is of no use.
         """
         content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
         if content is None:
@@ -189,7 +193,9 @@ class IncomingStates:
         self._serial = self._head.granted or _last_serial(content)
         try:
             records = _records(content, self._serial, self._sealing)
-            generation = _replay(records).generation if records else 0
+            if self._head.granted:
+                _replay(records)
+            generation = delta_inspect(records[-1]).to_generation if records else 0
         except (Damaged, DeltaError, SealBroken) as error:
             raise StateDirectoryError(
                 f"{INCOMING_NAME} is damaged: start the vTPM again, from what else there is"
