@@ -11,7 +11,9 @@ TIMEOUT_S = 60
 BUILD = ROOT / "build/bench"
 
 
-def build(name: str, directory: Path, *, core: Sequence[str] = ()) -> Path:
+def build(
+    name: str, directory: Path, *, core: Sequence[str] = (), libraries: Sequence[str] = ()
+) -> Path:
     """Compile tests/bench/NAME.c with files of the C core, and return the program's path.
 
     BenchError when it does not compile.
@@ -23,6 +25,7 @@ def build(name: str, directory: Path, *, core: Sequence[str] = ()) -> Path:
     if core:
         files = [ROOT / "csrc" / file for file in core]
         command += [*files, f"-I{ROOT / 'csrc'}", "-lcrypto"]
+    command += [f"-l{library}" for library in libraries]
     _compile(command, source)
     return program
 

@@ -15,12 +15,19 @@ from tests.bench import __main__ as bench
 from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip, survive
 from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
-from tests.bench.durable import device
+from tests.bench.durable import device, library
 from tests.bench.durable.recovery import Left
-from tests.bench.durable.subjects import APPEND, OPERATIONS, SYNCED_SWTPM, appending
+from tests.bench.durable.subjects import (
+    APPEND,
+    NUMBER,
+    OPERATIONS,
+    SYNCED_SWTPM,
+    appending,
+    prepare,
+)
 from tests.bench.durable.subjects import EMULATORS as DURABLE_EMULATORS
 from tests.bench.durable.subjects import Size as DurableSize
-from tests.bench.emulators import SWTPM, BenchError, Emulator, cores, running
+from tests.bench.emulators import SWTPM, VTPMD, BenchError, Emulator, cores, running
 from tests.bench.moving.guests import WITHOUT_LOAD, GuestTpm
 from tests.bench.moving.hand_over import Step
 from tests.bench.moving.load import Activity, Size
@@ -162,7 +169,20 @@ def test_what_is_on_no_block_device_has_no_statistics() -> None:
     assert device.statistics_of(Path("/proc")) is None
 
 
-def test_the_floor_appends_a_sector_for_each_command(tmp_path: Path) -> None:
+def test_libtpms_alone_has_every_command_change_the_state(tmp_path: Path) -> None:
+    """A second write of the same 8 bytes changes nothing, and an index that is not there fails."""
+    state_file = prepare(VTPMD, tmp_path, DurableSize.SMALL)
+    for commands, message in (
+        ([tpm2.nv_write(NUMBER, bytes(8))], "a command changed nothing"),
+        ([tpm2.nv_write(NV_INDEX - 1, bytes(8))], "the TPM refused a command"),
+    ):
+        tried = Operation(name="tried", commands=commands)
+        with pytest.raises(BenchError, match=f"^tried: library: {message}$"):
+            library.measure(tmp_path, state_file, tried, 3)
+    assert library.measure(tmp_path, state_file, OPERATIONS[0], 3).count == 3
+
+
+def test_the_append_writes_a_sector_for_each_command(tmp_path: Path) -> None:
     with appending(tmp_path) as floor:
         tpm2.Tpm(floor.data.transact).nv_increment(NV_INDEX)
         tpm2.Tpm(floor.data.transact).nv_increment(NV_INDEX)
@@ -246,6 +266,7 @@ def check_durable_writes(measured: dict[str, Any]) -> None:
     for (size, _), each in commits.items():
         assert set(each["commit_ns"]) == names | {APPEND, "echo"}
         assert set(each["written_bytes"]) == names
+        assert 0 < each["library_ns"]["percentiles"]["50"] < each["commit_ns"]["vtpmd"]["mean"]
         state_bytes = int(size.removesuffix(" KB")) * 1000
         written = each["written_bytes"][SWTPM.name]["by_process"]["percentiles"]["50"]
         # On a file system without a block device a process writes nothing.

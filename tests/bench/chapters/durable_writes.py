@@ -1,8 +1,9 @@
 """Chapter: what it costs to have each change of NV memory on the disk before it is acknowledged.
 
 The emulators have the same state and take turns on the same disk, and with them a process that does
-no more than append a sector and sync, which is the floor. Each write has other content than the one
-before it: one that changes nothing is not stored.
+no more than append a sector and sync. Each write has other content than the one before it: one that
+changes nothing is not stored. Beside them libtpms alone is timed: what it takes, and the append, is
+what a commit is made of.
 """
 
 from tests.bench.report import Result, Settings

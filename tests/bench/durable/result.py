@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.bench.chapters.round_trip import Measured, Operation, Placement, build_client
 from tests.bench.chapters.round_trip import measure as measure_round_trips
-from tests.bench.durable import device, recovery
+from tests.bench.durable import device, library, recovery
 from tests.bench.durable.device import Written
 from tests.bench.durable.subjects import (
     APPEND,
@@ -16,6 +16,7 @@ from tests.bench.durable.subjects import (
     Size,
     Subject,
     all_subjects,
+    plain_state,
 )
 from tests.bench.emulators import ROOT, cores
 from tests.bench.report import Result, Settings, Table, Target
@@ -38,6 +39,7 @@ class Commits:
 
     size: Size
     timed: Measured
+    library_ns: Distribution  # libtpms alone
     written: dict[str, Written]  # by subject
 
     @property
@@ -55,6 +57,7 @@ class Commits:
         return {
             "size": self.size,
             "operation": self.timed.operation.name,
+            "library_ns": self.library_ns.to_json(),
             "commit_ns": {name: self.timed.of(name).to_json() for name in self.timed.rounds_ns},
             "written_bytes": {name: each.to_json() for name, each in self.written.items()},
         }
@@ -79,11 +82,13 @@ def measure_size(client: Path, settings: Settings, size: Size) -> list[Commits]:
     directory = settings.scratch / size.name
     rounds = ROUNDS // 10 if settings.quick else ROUNDS
     batches = BATCHES_QUICK if settings.quick else BATCHES
+    samples = library.SAMPLES_QUICK if settings.quick else library.SAMPLES
     with all_subjects(directory, size) as subjects:
         return [
             Commits(
                 size=size,
                 timed=time_operation(client, subjects, operation, rounds),
+                library_ns=library.measure(directory, plain_state(directory), operation, samples),
                 written={
                     subject.name: device.measure(
                         subject, operation, directory, batches[subject.name], COMMITS_PER_BATCH
@@ -129,14 +134,22 @@ def written_cells(written: Written | None) -> list[str]:
     return [f"{figure / 1024:.3g}" for figure in figures] + ["-"] * (3 - len(figures))
 
 
+def library_table(all_commits: list[Commits]) -> Table:
+    """Lay out commits beside what they are made of."""
+    return library.table([library.row(c.size, c.library_ns, c.timed) for c in all_commits])
+
+
 def append_times(all_commits: list[Commits]) -> Distribution:
-    """Describe the floor over the whole run, in nanoseconds."""
+    """Describe the append over the whole run, in nanoseconds."""
     return pooled([samples for each in all_commits for samples in each.timed.rounds_ns[APPEND]])
 
 
 def targets(all_commits: list[Commits]) -> list[Target]:
-    """Hold what a commit costs at 85 KB of state against what swtpm's does."""
-    found = []
+    """Hold what a commit costs against its parts, and at 85 KB of state against swtpm's."""
+    found: list[Target] = []
+    for commits in all_commits:
+        if commits.timed.operation.name == OPERATIONS[0].name:
+            found += library.targets(commits.size, commits.library_ns, commits.timed)
     for commits in all_commits:
         if commits.size is not Size.MEDIUM:
             continue
@@ -166,7 +179,11 @@ def measure(settings: Settings) -> Result:
     all_commits = [commits for size in Size for commits in measure_size(client, settings, size)]
     all_starts = recovery.measure(settings)
     return Result(
-        tables=[*(table(size, all_commits) for size in Size), recovery.table(all_starts)],
+        tables=[
+            *(table(size, all_commits) for size in Size),
+            library_table(all_commits),
+            recovery.table(all_starts),
+        ],
         targets=[*targets(all_commits), *recovery.targets(all_starts)],
         data={
             "commits": [commits.to_json() for commits in all_commits],

@@ -1,4 +1,4 @@
-"""What is compared: emulators with the same state, and a bare append that is the floor."""
+"""What is compared: emulators with the same state, and a bare append beside them."""
 
 import shutil
 import socket
@@ -26,6 +26,7 @@ BUILD = programs.BUILD
 APPEND = "append"
 APPEND_END_TIMEOUT_S = 30
 KEY_BYTES = 32
+STATE_FILE = "state/tpm2-00.permall"
 FIRST_INDEX = tpm2.Handle.NV_FIRST + 0x50_0000
 NUMBER, BLOCK, COUNTER = range(FIRST_INDEX, FIRST_INDEX + 3)
 FIRST_FILLER = FIRST_INDEX + 0x100
@@ -66,7 +67,7 @@ FILLERS = {Size.SMALL: 0, Size.MEDIUM: 40, Size.LARGE: 66}
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An emulator that has been started, or the floor: its data socket and what writes for it."""
+    """An emulator that has been started, or the append: its data socket and what writes for it."""
 
     name: str
     data: DataSocket
@@ -104,7 +105,12 @@ def prepare(emulator: Emulator, directory: Path, size: Size) -> Path:
                 tpm.nv_write(index, bytes(FILLER_BYTES))
             for operation in OPERATIONS:
                 tpm.execute(operation.commands[0])
-    return directory / "state/tpm2-00.permall"
+    return directory / STATE_FILE
+
+
+def plain_state(directory: Path) -> Path:
+    """Return the state in the clear that subjects in a directory started from copies of."""
+    return directory / "plain" / STATE_FILE
 
 
 @contextmanager
@@ -126,7 +132,7 @@ def powered_on(emulator: Emulator, directory: Path, state_file: Path) -> Iterato
 
 @contextmanager
 def appending(directory: Path) -> Iterator[Subject]:
-    """Run the floor; BenchError when it does not end as it should."""
+    """Run what appends and syncs; BenchError when it does not end as it should."""
     program = programs.build(APPEND, BUILD)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -143,7 +149,7 @@ def appending(directory: Path) -> Iterator[Subject]:
 
 @contextmanager
 def all_subjects(directory: Path, size: Size) -> Iterator[list[Subject]]:
-    """Run all emulators on states of a size, and the floor beside them."""
+    """Run all emulators on states of a size, and the append beside them."""
     plain = prepare(VTPMD, directory / "plain", size)
     sealed = prepare(SEALED_VTPMD, directory / "sealed", size)
     with ExitStack() as stack:
