@@ -438,6 +438,8 @@ static int show_anchor(struct durable *durable, struct image *image)
         return 0;
     int r = image_number(image, durable->store);
     if (r >= 0)
+        r = image_digest(image);
+    if (r >= 0)
         r = anchor_write(durable->files.io, &durable->anchor, image->generation, image->digest);
     durable->is_anchor_unsure = r < 0; /* it may have seen it all the same */
     if (report_anchor(r) < 0) {
@@ -472,16 +474,37 @@ static int replace_file(struct durable *durable)
     return r;
 }
 
+/* In this order: a later image has the higher number. */
+static int number_both(struct durable *durable)
+{
+    int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
+
+    return r < 0 ? r : image_number(&durable->next, durable->store);
+}
+
+/* What a journal and an anchor go by. A file does not, and a guest's start waits for a file. */
+static int digest_both(struct durable *durable)
+{
+    int r = durable->current.exists ? image_digest(&durable->current) : 0;
+
+    return r < 0 ? r : image_digest(&durable->next);
+}
+
+static bool may_open_journal(const struct durable *durable)
+{
+    return !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped;
+}
+
 /* Returns 0 once there is a journal, or none is to be. */
 static int see_to_journal(struct durable *durable)
 {
-    /* In this order: a later image has the higher number. */
-    int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
-    if (r >= 0)
-        r = image_number(&durable->next, durable->store);
+    int r = number_both(durable);
+
+    if (r >= 0 && (durable->journal || durable->anchor.fd >= 0 || may_open_journal(durable)))
+        r = digest_both(durable);
     if (r >= 0 && durable->journal && !is_usable(durable))
         r = close_journal(durable);
-    if (r >= 0 && !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped)
+    if (r >= 0 && may_open_journal(durable))
         r = open_journal(durable);
     return r;
 }
@@ -612,9 +635,9 @@ static int drop_journal(struct durable *durable)
 static int write_adopted(struct durable *durable, const uint8_t *elsewhere)
 {
     struct anchor *anchor = &durable->anchor;
-    int r = 0;
 
-    if (anchor->fd >= 0)
+    int r = anchor->fd >= 0 ? image_digest(&durable->next) : 0;
+    if (r >= 0 && anchor->fd >= 0)
         r = report_anchor(
             anchor_write(durable->files.io, anchor, durable->next.generation, elsewhere));
     if (r >= 0)

@@ -11,7 +11,8 @@ int fold_begin(struct fold *fold, const struct image *image)
     int r = image_set(base, image->bytes, image->n_bytes);
     if (r < 0)
         return r;
-    base->is_numbered = true;
+    check(image->is_numbered && image->is_digested);
+    base->is_numbered = base->is_digested = true;
     base->generation = image->generation;
     memcpy(base->digest, image->digest, DIGEST_BYTES);
     return 0;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "link_types.h"
 #include "pages.h"
 
@@ -19,7 +20,7 @@ void image_wipe(struct image *image)
     if (image->bytes)
         explicit_bzero(image->bytes, image->n_bytes);
     image->n_bytes = 0;
-    image->exists = image->is_numbered = false;
+    image->exists = image->is_numbered = image->is_digested = false;
 }
 
 /* Memory first: without it the image stays as it is. */
@@ -65,14 +66,22 @@ int image_number(struct image *image, struct store *store)
         return 0;
     if (image->n_bytes > IMAGE_BYTES_MAX)
         return -EMSGSIZE;
-    int r = digest_compute(image->bytes, image->n_bytes, image->digest);
-    if (r >= 0)
-        r = store_take_generation(store, LINK_STATE_PERMANENT, &image->generation);
+    int r = store_take_generation(store, LINK_STATE_PERMANENT, &image->generation);
     image->is_numbered = r >= 0;
+    return r;
+}
+
+int image_digest(struct image *image)
+{
+    if (image->is_digested)
+        return 0;
+    int r = digest_compute(image->bytes, image->n_bytes, image->digest);
+    image->is_digested = r >= 0;
     return r;
 }
 
 struct delta_image image_as_delta(const struct image *image)
 {
+    check(image->is_numbered && image->is_digested);
     return (struct delta_image){image->bytes, image->n_bytes, image->generation, image->digest};
 }

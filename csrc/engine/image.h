@@ -14,7 +14,8 @@ struct image {
     uint8_t *bytes;
     size_t n_bytes, n_allocated;
     bool exists;
-    bool is_numbered; /* what follows is known */
+    bool is_numbered; /* its generation is known */
+    bool is_digested; /* its digest is */
     uint64_t generation;
     uint8_t digest[DIGEST_BYTES];
 };
@@ -33,9 +34,12 @@ void image_swap(struct image *one, struct image *other);
 /* True if there is one, and it is these bytes. */
 bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes);
 
-/* Take a permanent image's generation from the store, and its digest, unless it has them. Returns 0
- * or a negative errno. */
+/* Take a permanent image's generation from the store, unless it has one. Returns 0 or a negative
+ * errno. */
 int image_number(struct image *image, struct store *store);
 
-/* Of one that is numbered; it borrows the image's memory. */
+/* Compute its digest, unless that is known. Returns 0 or -ENOMEM. */
+int image_digest(struct image *image);
+
+/* Of one that is numbered and has a digest; it borrows the image's memory. */
 struct delta_image image_as_delta(const struct image *image);
