@@ -63,6 +63,7 @@ static void take_vtpmd(struct serving *serving)
 static void lose_vtpmd(struct serving *serving)
 {
     asker_detach(serving->attach->link->asker);
+    blackout_say(serving->attach->link->blackout, HANDOVER_DETACHED);
     tpm_arm(serving->attach->link->tpm, false); /* who comes next says so again */
     serving->vtpmd_fd = NOBODY;
     if (serving->state == ENDING)

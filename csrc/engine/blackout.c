@@ -240,7 +240,7 @@ TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *
 }
 
 TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
-                         const struct link_hold *times, const uint8_t *tail, size_t tail_bytes)
+                         const struct blackout_times *times, const uint8_t *tail, size_t tail_bytes)
 {
     locked(blackout);
     if (!blackout->lane || !may(blackout, HANDOVER_HOLD))
@@ -264,9 +264,9 @@ TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool
     TPM_RESULT result = tpm_capture(blackout->tpm, store, worked, said);
     if (!*worked)
         return result;
-    if (blackout->state == HANDOVER_OFFERED)
+    if (handover_has_tail(blackout->state))
         take(blackout, HANDOVER_LET_GO); /* who captures, knows */
-    if (blackout->state == HANDOVER_FROZEN)
+    if (handover_has_given(blackout->state))
         take(blackout, HANDOVER_RUNS);
     return result;
 }
@@ -277,6 +277,16 @@ TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event)
     if (!may(blackout, event))
         return TPM_BAD_ORDINAL;
     take(blackout, event);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *before)
+{
+    locked(blackout);
+    *before = blackout->state;
+    if (!may(blackout, HANDOVER_WITHDRAW))
+        return TPM_BAD_ORDINAL;
+    take(blackout, HANDOVER_WITHDRAW);
     return TPM_SUCCESS;
 }
 
@@ -379,7 +389,7 @@ bool blackout_is_armed(struct blackout *blackout)
 
 static bool has_gone_stale(const struct blackout *blackout)
 {
-    return blackout->state == HANDOVER_OFFERED &&
+    return handover_has_tail(blackout->state) &&
            clock_ms() - blackout->offered_ms > BLACKOUT_OFFER_MS;
 }
 
@@ -394,7 +404,7 @@ bool blackout_give_tail(struct blackout *blackout, struct message *answer)
     }
     blackout->told = (struct link_handover){.tail_bytes = (uint32_t)blackout->tail_bytes};
     take(blackout, HANDOVER_ASKED);
-    if (blackout->state != HANDOVER_FROZEN)
+    if (!handover_has_given(blackout->state))
         return false;
     answer->payload = blackout->tail;
     answer->header.payload_bytes = (uint32_t)blackout->tail_bytes;
@@ -453,16 +463,14 @@ bool blackout_init(struct blackout *blackout, TPM_RESULT *result)
 
 void blackout_runs(struct blackout *blackout)
 {
-    locked(blackout);
-    if (may(blackout, HANDOVER_RUNS))
-        take(blackout, HANDOVER_RUNS);
+    blackout_say(blackout, HANDOVER_RUNS);
 }
 
 static bool is_offered(struct blackout *blackout)
 {
     enum handover_state state = blackout->state;
 
-    return state == HANDOVER_OFFERED || state == HANDOVER_FROZEN;
+    return handover_has_tail(state) || handover_has_given(state);
 }
 
 void blackout_worked(struct blackout *blackout)

@@ -31,6 +31,11 @@ enum {
     BLACKOUT_NO_LANE = -1,
 };
 
+/* How long a destination took so far, for the source's report. */
+struct blackout_times {
+    uint32_t apply_us, start_us;
+};
+
 /* `asker` is NULL in an engine that is alone. Returns 0 or -ENOMEM. */
 int blackout_new(struct blackout **blackout, struct tpm *tpm, struct asker *asker);
 
@@ -44,22 +49,28 @@ void blackout_free(struct blackout *blackout);
 TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lane_keying *keying,
                              bool is_source);
 
-/* QEMU gets this tail when it asks, and the vTPM is granted to who started from these digests.
+/* QEMU gets this tail when it asks, and the vTPM is granted to who started from these digests, once
+ * the owner record says offered (HANDOVER_RECORDED).
  * TPM_BAD_ORDINAL if that cannot be now. */
 TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *digests,
                           const uint8_t *tail, size_t tail_bytes);
 
 /* The TPM on standby was started from these digests, and nothing else has come since. */
 TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
-                         const struct link_hold *times, const uint8_t *tail, size_t tail_bytes);
+                         const struct blackout_times *times, const uint8_t *tail,
+                         size_t tail_bytes);
 
 /* tpm_capture(). What has run since the tail was made is forgotten by that: the tail is no longer
  * given, and nothing granted for it. */
 TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool *worked,
                             enum link_shutdown *said);
 
-/* LET_GO, WITHDRAW or OWNED. TPM_BAD_ORDINAL if it is too late for that. */
+/* RECORDED, DETACHED, LET_GO or OWNED. TPM_BAD_ORDINAL if it is too late for that. */
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event);
+
+/* The session is to end without a Grant. TPM_BAD_ORDINAL if it is too late for that. `before` is
+ * what it was. */
+TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *before);
 
 /* What the lane has to be polled for, or BLACKOUT_NO_LANE: there is none, or INIT waits for what
  * comes there; and take what has come there. */

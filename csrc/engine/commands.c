@@ -240,7 +240,7 @@ static TPM_RESULT stop(struct commands *commands, bool is_shutdown)
 
     arrival_forget(&commands->arrival, commands->tpm, ARRIVED_NOTHING);
     /* QEMU ends. A frozen TPM stays on: the destination may still ask for it. */
-    if (is_shutdown && blackout_state(commands->blackout) == HANDOVER_FROZEN)
+    if (is_shutdown && handover_has_given(blackout_state(commands->blackout)))
         return TPM_SUCCESS;
     /* It stops the TPM before it loads a state, with the guest standing still, and at a reset. */
     run_on(commands);
@@ -460,7 +460,7 @@ static void do_get_state_blob(struct context *context)
         answer_permanent_state(context);
     else if (!commands->gave_tail)
         answer_own_state(context);
-    else if (blackout_state(commands->blackout) == HANDOVER_FROZEN)
+    else if (handover_has_given(blackout_state(commands->blackout)))
         /* The tail has it all. QEMU sets no empty blob at the other side. */
         control_answer_state_blob(context->control, &nothing, 1, false);
     else {

@@ -2,7 +2,11 @@
 
 enum handover_state {
     HANDOVER_NONE,     /* QEMU has no tail, and none is expected of it */
-    HANDOVER_OFFERED,  /* source: the record says offered, and QEMU gets the tail when it asks */
+    HANDOVER_PREPARED, /* source: QEMU gets the tail when it asks; it is not known yet that the
+                          record says offered, durably: nothing is granted before that */
+    HANDOVER_OFFERED,  /* source: as PREPARED, and it does */
+    HANDOVER_GIVEN,    /* source: as FROZEN, but that is not known yet */
+    HANDOVER_WANTED,   /* source: as GIVEN, and the destination has asked for the vTPM */
     HANDOVER_FROZEN,   /* source: the tail is QEMU's; the destination has not asked for the vTPM */
     HANDOVER_RETIRING, /* source: it has; the TPM is fenced if nothing ran since */
     HANDOVER_GRANTED,  /* source: fenced; the vTPM is the destination's, or may be */
@@ -15,7 +19,9 @@ enum handover_state {
 
 enum handover_event {
     /* Of vtpmd. */
-    HANDOVER_OFFER,    /* there is a tail, and the record says offered */
+    HANDOVER_OFFER,    /* there is a tail */
+    HANDOVER_RECORDED, /* the record says offered, durably */
+    HANDOVER_DETACHED, /* it is gone: nobody says that any more */
     HANDOVER_HOLD,     /* the TPM is on standby, and this tail says that it has all */
     HANDOVER_LET_GO,   /* what was offered, or held, has changed, and the session goes on */
     HANDOVER_WITHDRAW, /* the session is to end without a Grant */

@@ -2,14 +2,19 @@
  * table and without I/O: the same code runs in the engine (blackout.c), in the model and in the
  * simulator.
  *
- *     source        none ─OFFER─► offered ─ASKED─► frozen ─TAKE─► retiring ─RETIRED─► granted
+ *     source        none ─OFFER─► prepared ─RECORDED─► offered ─ASKED─► frozen ─TAKE─► retiring
+ *                                   │                                    ▲               ▲ │
+ *                                   └─ASKED─► given ─RECORDED────────────┘               │ RETIRED
+ *                                               └─TAKE─► wanted ─RECORDED────────────────┘ ▼
+ *                                                                                        granted
  *     destination   none ─HOLD─► held ─TAIL─► taking ─INIT─► waiting ─GRANT─► started
  *                                               └─GRANT─► entitled ─INIT─► started
  *
- * What vtpmd has decided before (that the owner record says offered, which tail QEMU gets; what the
- * TPM on standby has been started from, and which tail says so) is what OFFER and HOLD bring. From
- * there on it is only told, and has to ask if it wants something else: a session that was granted
- * is not ended any more. docs/stream-format.md has the table.
+ * What vtpmd has decided before (which tail QEMU gets; what the TPM on standby has been started
+ * from, and which tail says so) is what OFFER and HOLD bring. From there on it is only told, and
+ * has to ask if it wants something else: a session that was granted is not ended any more. The
+ * owner record is written while QEMU takes the tail, brings it to the destination, and that asks
+ * for the vTPM: only the Grant comes after it. docs/stream-format.md has the table.
  */
 #pragma once
 
@@ -17,6 +22,12 @@
 #include <stdint.h>
 
 #include "handover.cdef.h"
+
+/* True if QEMU gets a tail when it asks. */
+bool handover_has_tail(enum handover_state state);
+
+/* True if it has got one, and the vTPM has not been granted for it. */
+bool handover_has_given(enum handover_state state);
 
 enum {
     HANDOVER_N_STATES = HANDOVER_STARTED + 1,

@@ -101,6 +101,7 @@ static TPM_RESULT stage_held(struct link *link, const struct staged_records *rec
                              enum link_shutdown said, struct message *response)
 {
     struct link_digests *digests = calloc(1, sizeof(*digests));
+    int64_t began_ns = clock_ns();
     struct nvram_states states;
 
     if (!digests)
@@ -111,7 +112,10 @@ static TPM_RESULT stage_held(struct link *link, const struct staged_records *rec
         return result;
     memcpy(digests->permanent_digest, states.permanent_digest, DIGEST_BYTES);
     memcpy(digests->volatile_digest, states.volatile_digest, DIGEST_BYTES);
-    link->held = *digests;
+    link->held.is_so = true;
+    link->held.digests = *digests;
+    link->held.start_us = (uint32_t)((clock_ns() - began_ns) / NS_PER_US);
+    response->header.argument = link->held.start_us;
     response->header.payload_bytes = sizeof(*digests);
     return TPM_SUCCESS;
 }
@@ -123,6 +127,7 @@ static TPM_RESULT do_stage(struct link *link, struct message *request, struct me
     struct staged_records records;
     struct nvram_states states;
 
+    link->held.is_so = false;
     if (!get_records(request, &records) || said > LINK_SHUTDOWN_STATE)
         return TPM_BAD_PARAMETER;
     if (how == 0)
@@ -188,11 +193,12 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
         return TPM_BAD_PARAMETER;
     bool goes_back = request->header.argument == LINK_ADMIT_GOES_BACK;
     TPM_RESULT result = tpm_admit(link->tpm, &lineage, goes_back);
-    if (result == TPM_SUCCESS && !goes_back) {
+    if (result != TPM_SUCCESS)
+        return result;
+    commands_unstage(server_commands(link->server));
+    if (!goes_back)
         blackout_say(link->blackout, HANDOVER_OWNED);
-        commands_unstage(server_commands(link->server));
-    }
-    return result;
+    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_set_lane(struct link *link, struct message *request, struct message *response)
@@ -230,16 +236,30 @@ static TPM_RESULT do_offer(struct link *link, struct message *request, struct me
                           request->header.payload_bytes - sizeof(digests));
 }
 
+/* What vtpmd says before it knows that the TPM has started may come when it has not. */
+static bool is_held(struct link *link)
+{
+    enum tpm_custody custody;
+    enum tpm_power power;
+
+    tpm_look(link->tpm, &power, &custody);
+    return link->held.is_so && power == TPM_ON && custody == TPM_STANDBY;
+}
+
 static TPM_RESULT do_hold(struct link *link, struct message *request, struct message *response)
 {
-    struct link_hold times;
+    struct link_hold says;
 
     (void)response;
-    if (request->header.payload_bytes <= sizeof(times))
+    if (request->header.payload_bytes <= sizeof(says))
         return TPM_BAD_PARAMETER;
-    memcpy(&times, request->payload, sizeof(times));
-    return blackout_hold(link->blackout, &link->held, &times, request->payload + sizeof(times),
-                         request->header.payload_bytes - sizeof(times));
+    if (!is_held(link))
+        return TPM_BAD_ORDINAL;
+    memcpy(&says, request->payload, sizeof(says));
+    struct blackout_times times = {says.apply_us, link->held.start_us};
+    return blackout_hold(link->blackout, &link->held.digests, &times,
+                         request->payload + sizeof(says),
+                         request->header.payload_bytes - sizeof(says));
 }
 
 static TPM_RESULT do_let_go(struct link *link, struct message *request, struct message *response)
@@ -248,11 +268,19 @@ static TPM_RESULT do_let_go(struct link *link, struct message *request, struct m
     return blackout_say(link->blackout, HANDOVER_LET_GO);
 }
 
+static TPM_RESULT do_recorded(struct link *link, struct message *request, struct message *response)
+{
+    (void)request, (void)response;
+    return blackout_say(link->blackout, HANDOVER_RECORDED);
+}
+
 static TPM_RESULT do_withdraw(struct link *link, struct message *request, struct message *response)
 {
+    enum handover_state before;
+
     (void)request;
-    TPM_RESULT result = blackout_say(link->blackout, HANDOVER_WITHDRAW);
-    response->header.argument = blackout_state(link->blackout);
+    TPM_RESULT result = blackout_withdraw(link->blackout, &before);
+    response->header.argument = before;
     return result;
 }
 
@@ -471,6 +499,7 @@ static const operation operations[] = {
     [LINK_HOLD] = do_hold,
     [LINK_LET_GO] = do_let_go,
     [LINK_WITHDRAW] = do_withdraw,
+    [LINK_RECORDED] = do_recorded,
 };
 
 /* Carry out a request. Returns 0, or -EPROTO for one that is none. */

@@ -59,7 +59,7 @@ enum link_operation {
                                    record, both records, of which each may be empty; argument: 0, or
                                    LINK_STAGE_HELD with enum link_shutdown, as the host says that
                                    they come from, and then there is an answer: payload, struct
-                                   link_digests */
+                                   link_digests; argument, how long the start took, in us */
     LINK_FORGET_STATE = 34,     /* what LINK_STAGE has given is not to be used, and no more records
                                    come; argument 1: they do */
     LINK_STORE_PERMANENT = 35,  /* write the image into its file, if it is durable elsewhere */
@@ -84,14 +84,14 @@ enum link_operation {
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
                            greeted each other on */
-    LINK_OFFER = 58,    /* the owner record says offered: QEMU gets a tail, for a second without a
-                           question, while nothing runs; payload: struct link_digests, of what the
-                           tail ends at, and the tail */
+    LINK_OFFER = 58,    /* QEMU gets a tail, for a second without a question, while nothing runs;
+                           payload: struct link_digests, of what the tail ends at, and the tail */
     LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
-                           from; payload: struct link_hold, and the tail */
+                           from by the LINK_STAGE before; payload: struct link_hold, and the tail */
     LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
+    LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
-                           argument, enum handover_state */
+                           argument, enum handover_state, as it was */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
@@ -233,10 +233,9 @@ struct link_lane {
     uint8_t is_source;
 };
 
-/* What a destination has done so far, for the source's report. */
+/* What comes before the tail that is held. */
 struct link_hold {
-    uint32_t apply_us;
-    uint32_t start_us;
+    uint32_t apply_us; /* what the destination has done so far, for the source's report */
 };
 
 /* How a hand-over came to the state that it is in. */

@@ -1,6 +1,9 @@
 /* The engine's end of the link to vtpmd: takes requests, calls the TPM, answers. */
 #pragma once
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "link_types.h"
 
 struct asker;
@@ -17,7 +20,11 @@ struct link {
     struct server *server;
     struct asker *asker;
     struct blackout *blackout;
-    struct link_digests held;    /* what the TPM on standby was started from */
+    struct { /* what the TPM on standby was started from, if it was */
+        bool is_so;
+        struct link_digests digests;
+        uint32_t start_us;
+    } held;
     struct link_serving serving; /* what the boot record says of that server */
 };
 

@@ -24,7 +24,7 @@ static int make_room(struct image *next, const struct delta_header *header)
 
 static void number(struct image *next, const struct delta_header *header)
 {
-    next->exists = next->is_numbered = true;
+    next->exists = next->is_numbered = next->is_digested = true;
     next->generation = header->to_generation;
     memcpy(next->digest, header->result_digest, sizeof(next->digest));
 }

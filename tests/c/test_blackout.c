@@ -174,7 +174,7 @@ static bool do_offer(void)
 
 static bool do_hold(void)
 {
-    static const struct link_hold times = {11, 22};
+    static const struct blackout_times times = {11, 22};
 
     return blackout_hold(blackout, &digests, &times, tail, sizeof(tail)) == TPM_SUCCESS;
 }
@@ -184,9 +184,23 @@ static bool do_let_go(void)
     return blackout_say(blackout, HANDOVER_LET_GO) == TPM_SUCCESS;
 }
 
+static bool do_record(void)
+{
+    return blackout_say(blackout, HANDOVER_RECORDED) == TPM_SUCCESS;
+}
+
+static bool do_detach(void)
+{
+    return blackout_say(blackout, HANDOVER_DETACHED) == TPM_SUCCESS;
+}
+
 static bool do_withdraw(void)
 {
-    return blackout_say(blackout, HANDOVER_WITHDRAW) == TPM_SUCCESS;
+    enum handover_state was = blackout_state(blackout), before;
+    bool is_withdrawn = blackout_withdraw(blackout, &before) == TPM_SUCCESS;
+
+    assert_int_equal(before, was);
+    return is_withdrawn;
 }
 
 static bool do_owned(void)
@@ -300,9 +314,11 @@ static void enter(enum handover_state state)
     } else if (state != HANDOVER_NONE) {
         assert_true(do_offer());
     }
-    if (state == HANDOVER_FROZEN || state == HANDOVER_GRANTED)
+    if (state == HANDOVER_OFFERED || state == HANDOVER_FROZEN || state == HANDOVER_GRANTED)
+        assert_true(do_record());
+    if (handover_has_given(state) || state == HANDOVER_GRANTED)
         do_ask();
-    if (state == HANDOVER_GRANTED)
+    if (state == HANDOVER_WANTED || state == HANDOVER_GRANTED)
         do_take();
     if (state >= HANDOVER_TAKING)
         assert_true(do_tail());
@@ -322,6 +338,8 @@ struct deed {
 
 static const struct deed deeds[] = {
     {HANDOVER_OFFER, do_offer, false},
+    {HANDOVER_RECORDED, do_record, false},
+    {HANDOVER_DETACHED, do_detach, false},
     {HANDOVER_HOLD, do_hold, false},
     {HANDOVER_LET_GO, do_let_go, false},
     {HANDOVER_WITHDRAW, do_withdraw, false},
@@ -462,6 +480,26 @@ static void test_invariant_3_what_ran_since_the_tail_is_not_granted(void **state
     end();
 }
 
+static void test_invariant_3_nothing_is_granted_before_the_record_says_offered(void **state)
+{
+    enum lane_kind kinds[4];
+
+    (void)state;
+    for (int works = 0; works <= 1; works++) {
+        enter(HANDOVER_GIVEN);
+        do_take();
+        assert_int_equal(hear(kinds), 0);
+        assert_true(executes());
+        if (!works) /* that was work, too */
+            capture();
+        do_record();
+        assert_int_equal(blackout_state(blackout), works ? HANDOVER_NONE : HANDOVER_GRANTED);
+        assert_int_equal(hear(kinds), 1);
+        assert_int_equal(kinds[0], works ? LANE_GO_ON : LANE_GRANT);
+        end();
+    }
+}
+
 static void test_invariant_6_a_tail_is_of_no_use_once_something_ran(void **state)
 {
     cleanup(message_deinit) struct message answer = MESSAGE_NONE;
@@ -488,7 +526,8 @@ static void test_invariant_6_what_ran_since_it_was_captured_is_not_offered(void 
 
 static void test_invariant_3_what_is_captured_after_the_tail_ends_it(void **state)
 {
-    static const enum handover_state states[] = {HANDOVER_OFFERED, HANDOVER_FROZEN};
+    static const enum handover_state states[] = {HANDOVER_PREPARED, HANDOVER_OFFERED,
+                                                 HANDOVER_GIVEN, HANDOVER_WANTED, HANDOVER_FROZEN};
     cleanup(message_deinit) struct message answer = MESSAGE_NONE;
     enum link_shutdown said;
     bool worked;
@@ -556,6 +595,7 @@ int main(void)
         cmocka_unit_test(test_every_event_in_every_state),
         cmocka_unit_test(test_every_event_while_init_waits),
         cmocka_unit_test(test_invariant_3_what_ran_since_the_tail_is_not_granted),
+        cmocka_unit_test(test_invariant_3_nothing_is_granted_before_the_record_says_offered),
         cmocka_unit_test(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
         cmocka_unit_test(test_a_session_has_one_lane),
         cmocka_unit_test(test_a_command_that_ends_late_ends_the_offer_at_once),

@@ -32,7 +32,7 @@ from tests.model.world import (
     source_takes,
     tag,
 )
-from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do as Theirs
 from vtpmd.migration.source import Do
@@ -78,6 +78,7 @@ def go_on(project: Project, world: World) -> World:
 
 
 _NEWS: Final[dict[str, events.LocalEvent]] = {
+    "GIVEN": events.Frozen(),
     "FROZEN": events.Frozen(),
     "GRANTED": events.Granted(),
     "TAKING": events.Took(),
@@ -150,6 +151,8 @@ def _source_does(project: Project, world: World, action: Do) -> World:
         record = project.transition(host.record, RECORDS[action], SESSION)
         world = world.source(record=record)
     match action:
+        case Do.OFFER:
+            return engine_takes(project, world, "s", HandoverEvent.RECORDED) or world
         case Do.START_ROUND:
             return _starts_round(project, world)
         case Do.KEEP_BASE:
@@ -162,7 +165,7 @@ def _source_does(project: Project, world: World, action: Do) -> World:
             ended = events.OfferEnded() if host.acked else events.OfferEndedEarly()
             return _revokes(project, world, HandoverEvent.LET_GO, ended)
         case Do.REVOKE:
-            return _revokes(project, world, HandoverEvent.WITHDRAW, events.Revoked())
+            return _withdraws(project, world)
         case Do.ASK:
             return world.source(asks=True)
         case Do.RECORD_RELEASED:
@@ -189,8 +192,13 @@ def _revokes(project: Project, world: World, how: HandoverEvent, then: events.Lo
     if taken is not None:
         return _later(taken, then)
     if how is HandoverEvent.LET_GO:
-        return _revokes(project, world, HandoverEvent.WITHDRAW, events.Revoked())
+        return _withdraws(project, world)
     return _later(world, events.Granted())
+
+
+def _withdraws(project: Project, world: World) -> World:
+    revoked = events.Revoked(world.s.engine in WITHOUT_GRANT)
+    return _revokes(project, world, HandoverEvent.WITHDRAW, revoked)
 
 
 def _unretires(project: Project, world: World, *, as_recorded: bool) -> World:
@@ -248,7 +256,7 @@ def _captures_new(project: Project, world: World) -> World:
     captured = world.source(worked=False)
     if "capture" in project.without:
         return captured
-    how = HandoverEvent.RUNS if world.s.engine is Handover.FROZEN else HandoverEvent.LET_GO
+    how = HandoverEvent.RUNS if world.s.engine in WITHOUT_GRANT else HandoverEvent.LET_GO
     return engine_takes(project, captured, "s", how) or captured
 
 
@@ -290,7 +298,7 @@ def gives_tail(project: Project, world: World) -> World:
         return engine_takes(project, own, "s", HandoverEvent.RUNS) or own
     asked = engine_takes(project, own, "s", HandoverEvent.ASKED)
     assert asked is not None
-    if asked.s.engine is not Handover.FROZEN:
+    if asked.s.engine not in WITHOUT_GRANT:
         return asked
     given = asked._replace(tail=host.offer, tail_is_all=host.offers_all)
     return given.source(qemu="saved" if host.qemu == "asks" else host.qemu)

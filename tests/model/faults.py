@@ -24,7 +24,7 @@ from tests.model.world import (
     tag,
     third_is_refused,
 )
-from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do
 from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, State
@@ -170,7 +170,7 @@ def _at_source(project: Project, world: World) -> Iterator[Move]:
         record = project.transition(host.record, "reserve", b"x" * 16, "c:1", 0)
         armed = record.value._replace(sessions=host.record.value.sessions)
         yield "MIGRATE-ARM at the source", world.source(record=tag(armed))
-    if host.qemu == "saved" and host.engine is Handover.FROZEN:
+    if host.qemu == "saved" and host.engine in WITHOUT_GRANT:
         # It does not know LOCK_STORAGE.
         yield "QEMU at the source runs on without a word", world.source(qemu="run", resumed=True)
     if host.state not in (None, State.ENDED):

@@ -43,9 +43,9 @@ from tests.model.world import (
     source_takes,
     tag,
 )
-from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.handover import WITH_TAIL, WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.migration import events
-from vtpmd.migration.source import Source
+from vtpmd.migration.source import Do, Source
 from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, ON_APPROVAL, OWNING, State
 from vtpmd.store import moving
 from vtpmd.store.incoming import Found
@@ -61,18 +61,22 @@ def moves(project: Project, world: World) -> Iterator[Move]:
 
     What a side has to do by itself comes before what others do, the source's first: the two change
     nothing of each other, what is said only arrives, and a fault may come before each step. So any
-    other order ends in the same worlds.
+    other order ends in the same worlds; but for the record of an offer, which is written while the
+    engine and QEMU have the tail.
     """
+    is_offering = bool(world.s.todo) and world.s.todo[0].value is Do.OFFER
     if world.s.todo:
         action = world.s.todo[0].value
         yield f"source: {_name(action)}", source_acts(project, world)
-        return
+        if not is_offering:
+            return
     if world.d.todo:
         action = world.d.todo[0].value
         yield f"destination: {_name(action)}", destination_acts(project, world)
         return
     yield from engine_moves(project, world)
-    yield from _source_moves(project, world)
+    if not is_offering:
+        yield from _source_moves(project, world)
     yield from _destination_moves(project, world)
     yield from _commands(world)
     if world.d.settles:
@@ -107,7 +111,7 @@ def engine_moves(project: Project, world: World) -> Iterator[Move]:
         if heard is not None:
             whose = "source's" if side == "s" else "destination's"
             yield f"{whose} engine hears {heard[0]}", heard[1]
-    if world.s.worked and world.s.engine in (Handover.OFFERED, Handover.FROZEN):
+    if world.s.worked and world.s.engine in (*WITH_TAIL, *WITHOUT_GRANT):
         ended = engine_takes(project, world, "s", HandoverEvent.RUNS)
         yield from took("source's engine has executed a command", ended)
     if world.s.up and world.s.qemu in ("stop", "saved"):
@@ -235,7 +239,7 @@ def _asks_for_state(project: Project, world: World) -> Iterator[Move]:
     """GET_STATEBLOB of an armed engine, which gives the tail, or asks vtpmd to have it do so."""
     asks = world.source(qemu="asks")
     engine = world.s.engine
-    if engine is Handover.OFFERED:
+    if engine in WITH_TAIL:
         yield "QEMU asks, once the offer is old", asks
     if not engine_may(project, world, "s", HandoverEvent.ASKED):
         yield "QEMU asks for the state", asks

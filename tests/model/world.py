@@ -14,7 +14,14 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, cast
 
-from vtpmd.core.handover import Handover, HandoverEvent, HandoverStep, handover_step
+from vtpmd.core.handover import (
+    WITH_TAIL,
+    WITHOUT_GRANT,
+    Handover,
+    HandoverEvent,
+    HandoverStep,
+    handover_step,
+)
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Destination
 from vtpmd.migration.source import Source
@@ -480,6 +487,7 @@ def _without_idle(messages: tuple[Tagged, ...], state: State | None) -> tuple[Ta
 _SETTLING: Final = (State.ADMITTED, State.SETTLED, State.RELEASING)
 # What is told means nothing to a session that has come to one of these.
 _MEANS_NOTHING: Final[dict[str, tuple[State, ...]]] = {
+    "GIVEN": (State.FROZEN, *GIVEN_AWAY, State.RELEASED),
     "FROZEN": (State.FROZEN, *GIVEN_AWAY, State.RELEASED),
     "GRANTED": (*GIVEN_AWAY, State.RELEASED),
     "TAKING": (State.TAKING, State.DECLINING, State.ENTITLED, State.STARTED, *_SETTLING),
@@ -510,13 +518,13 @@ def _forget_at_source(s: SourceHost) -> SourceHost:
         s = s._replace(resumed=False)
     if s.engine is Handover.GRANTED and s.qemu == "saved":
         s = s._replace(qemu="stop")  # whether it says that its guest runs, makes nothing of it
-    if s.state in _OVER and not s.fenced and s.engine is not Handover.FROZEN:
+    if s.state in _OVER and not s.fenced and s.engine not in WITHOUT_GRANT:
         # Its guest may run on, and that is all that it can do.
         s = s._replace(resumed=False, qemu="run" if s.qemu in ("stop", "saved") else s.qemu)
-    if s.engine not in (Handover.OFFERED, Handover.FROZEN) and s.offer != NOTHING:
+    if s.engine not in (*WITH_TAIL, *WITHOUT_GRANT) and s.offer != NOTHING:
         s = s._replace(offer=NOTHING, offers_all=False)
     is_over = s.state in (*_OVER, *GIVEN_AWAY, State.RELEASED)
-    if is_over and s.engine is not Handover.FROZEN and (s.worked or s.acked):
+    if is_over and s.engine not in WITHOUT_GRANT and (s.worked or s.acked):
         s = s._replace(worked=False, acked=False)  # no round is sent any more
     if s.withdraws and s.record.value.whose is not Whose.OFFERED:
         # Nothing to withdraw. If an offer comes before that is found out: a stop, a resume and a

@@ -10,7 +10,14 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.network import Stream
-from vtpmd.core.handover import Handover, HandoverAction, HandoverEvent, handover_step
+from vtpmd.core.handover import (
+    WITH_TAIL,
+    WITHOUT_GRANT,
+    Handover,
+    HandoverAction,
+    HandoverEvent,
+    handover_step,
+)
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneError, LaneFrame, LaneKeying, LaneKind
 from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon.engine import Question
@@ -23,7 +30,7 @@ OFFER_S: Final = 1.0  # BLACKOUT_OFFER_MS
 GRANT_TIMEOUT_S: Final = 2.0  # BLACKOUT_GRANT_TIMEOUT_MS
 REASON_STATE: Final = 7
 _DIGESTS_BYTES: Final = 64
-_HOLD_BYTES: Final = 8  # struct link_hold
+_HOLD_BYTES: Final = 4  # struct link_hold
 # struct link_handover
 _HANDOVER: Final = Struct("=16s7I")
 
@@ -68,7 +75,9 @@ class Blackout:
         return Result.SUCCESS
 
     def hold(self, payload: bytes) -> int:
-        """blackout_hold()."""
+        """LINK_HOLD, blackout_hold()."""
+        if not self._tpm.is_held:
+            return Result.BAD_ORDINAL
         if self._lane is None or not self._may(HandoverEvent.HOLD):
             return Result.BAD_ORDINAL
         self._digests, self._tail = self._tpm.held_digests, payload[_HOLD_BYTES:]
@@ -92,13 +101,13 @@ class Blackout:
     def give_tail(self) -> bytes | None:
         """blackout_give_tail()."""
         is_stale = self._tpm.now_s - self._offered_s > OFFER_S
-        if not self._may(HandoverEvent.ASKED) or (self.state is Handover.OFFERED and is_stale):
+        if not self._may(HandoverEvent.ASKED) or (self.state in WITH_TAIL and is_stale):
             return None
         if self._tpm.worked:
             self._take(HandoverEvent.RUNS)
             return None
         self._take(HandoverEvent.ASKED)
-        return self._tail if self.state is Handover.FROZEN else None
+        return self._tail if self.state in WITHOUT_GRANT else None
 
     def take_tail(self, tail: bytes) -> bool:
         """blackout_take_tail()."""
@@ -124,20 +133,19 @@ class Blackout:
 
     def captures(self) -> None:
         """blackout_capture(), where something ran."""
-        if self.state is Handover.OFFERED:
+        if self.state in WITH_TAIL:
             self._take(HandoverEvent.LET_GO)
-        if self.state is Handover.FROZEN:
+        if self.state in WITHOUT_GRANT:
             self._take(HandoverEvent.RUNS)
 
     def worked(self) -> None:
         """blackout_worked()."""
-        if self.state in (Handover.OFFERED, Handover.FROZEN) and self._tpm.worked:
+        if self.state in (*WITH_TAIL, *WITHOUT_GRANT) and self._tpm.worked:
             self._take(HandoverEvent.RUNS)
 
     def runs(self) -> None:
         """blackout_runs()."""
-        if self._may(HandoverEvent.RUNS):
-            self._take(HandoverEvent.RUNS)
+        self.say(HandoverEvent.RUNS)
 
     # The table.
 

@@ -9,15 +9,16 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.sim import engine, schedule
+from tests.sim import blackout, engine, schedule
 from tests.sim.blackout import Blackout
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival, ControlServer
 from vtpmd.core import LinkOperation
-from vtpmd.core.handover import HandoverEvent
+from vtpmd.core.handover import Handover, HandoverEvent, HandoverStep, handover_step
 from vtpmd.core.lane import LaneFrame
 from vtpmd.core.link import LinkAskedInit, LinkCondition
 from vtpmd.daemon import incoming, outgoing, settling
+from vtpmd.daemon.engine import Reply
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.outgoing import Outgoing
@@ -49,13 +50,21 @@ async def _nothing(*_: object) -> None:
 
 
 def _offers_nothing(patch: Patch) -> None:
-    patch.setitem(outgoing._DO, source.Do.OFFER, _nothing)
+    patch.setattr(OwnerRecord, "offer", lambda *_: None)
+
+
+def _grants_before_the_record(patch: Patch) -> None:
+    def early(state: Handover, event: HandoverEvent) -> HandoverStep | None:
+        is_early = (state, event) == (Handover.GIVEN, HandoverEvent.TAKE)
+        return handover_step(Handover.FROZEN if is_early else state, event)
+
+    patch.setattr(blackout, "handover_step", early)
 
 
 def _forgets_what_it_captured(patch: Patch) -> None:
     async def wind_up(session: Outgoing) -> None:
         await Outgoing._wind_up(session)
-        session._captured = session._sent
+        session._images.captured = session._images.sent
 
     patch.setitem(outgoing._DO, source.Do.WIND_UP, wind_up)
 
@@ -216,10 +225,10 @@ def _engine_serves_what_it_has_granted(patch: Patch) -> None:
 def _sessions_end_without_their_engines(patch: Patch) -> None:
     """As if nothing were granted yet, the source ends a session by itself."""
 
-    async def lets_be(*_: object) -> bool:
-        return True
+    async def ask(*_: object) -> Reply:
+        return Reply(0, Handover.NONE, bytearray())
 
-    patch.setattr(outgoing.Outgoing, "_engine_lets_be", lets_be)
+    patch.setattr(outgoing.Outgoing, "_ask_engine", ask)
 
 
 def _end_is_taken_for_a_grant(patch: Patch) -> None:
@@ -260,7 +269,10 @@ def _directory_is_anybodys(patch: Patch) -> None:
 
 
 CANARIES: Final[dict[str, Canary]] = {
-    "the record says offered only after the tail": Canary(_offers_nothing),
+    "the record never says offered": Canary(_offers_nothing),
+    "it is granted before the record says offered": Canary(
+        _grants_before_the_record, (schedule.crash,), schedule.HAND_OVER
+    ),
     "what was captured when the guest stopped is not sent": Canary(_forgets_what_it_captured),
     "no session is remembered": Canary(_remembers_no_session),
     "settling is not part of the session": Canary(_settles_in_its_own_time),

@@ -158,6 +158,7 @@ class SimEngine:
         if self.link is link:
             self.link = None
             link.close()
+            self.blackout.say(HandoverEvent.DETACHED)
 
     async def wait_for_vtpmd(self, until_s: float) -> bool:
         """asker_wait()."""
@@ -241,8 +242,8 @@ class SimEngine:
             case LinkOperation.CAPTURE:
                 return self._capture()
             case LinkOperation.WITHDRAW:
-                result = self.blackout.say(HandoverEvent.WITHDRAW)
-                return Reply(result, self.blackout.state, bytearray())
+                before = self.blackout.state
+                return Reply(self.blackout.say(HandoverEvent.WITHDRAW), before, bytearray())
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
 
@@ -260,6 +261,11 @@ class SimEngine:
     def is_running(self) -> bool:
         """tpm_is_running()."""
         return self.running and self.custody is not Custody.STANDBY
+
+    @property
+    def is_held(self) -> bool:
+        """link.c, is_held()."""
+        return self.running and self.custody is Custody.STANDBY
 
     @property
     def must_wait(self) -> bool:
@@ -592,6 +598,7 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.AWAIT: lambda engine, argument, _: engine.await_(is_so=bool(argument)),
     LinkOperation.OFFER: lambda engine, _, payload: engine.blackout.offer(payload),
     LinkOperation.HOLD: lambda engine, _, payload: engine.blackout.hold(payload),
+    LinkOperation.RECORDED: lambda engine, *_: engine.blackout.say(HandoverEvent.RECORDED),
     LinkOperation.LET_GO: lambda engine, *_: engine.blackout.say(HandoverEvent.LET_GO),
     LinkOperation.ADMIT: SimEngine._admit,
     # No command of a simulated guest is long.

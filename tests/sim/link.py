@@ -37,6 +37,8 @@ DECIDES_S: Final = 0.001
 # How often what the engine says comes late, and how late.
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
+# After the engine has done its part; 0: before. A disk may be slow.
+MEANWHILE_S: Final = (0.0, 0.0, 0.001, 0.05)
 
 
 class Way:
@@ -121,8 +123,10 @@ class SimLink:
         del soon
         async with self._lock:
             self._check()
-            if meanwhile is not None:
-                meanwhile.run()
+            later_s = self._process.rng.choice(MEANWHILE_S)
+            then = None
+            if meanwhile is not None and not later_s:
+                then = meanwhile.run()
             if operation not in _QUIET:
                 self._engine.note(f"engine: {operation.name}")
             await self._engine.late()
@@ -131,6 +135,12 @@ class SimLink:
             if operation is LinkOperation.BE_ASKED:
                 await self._be_asked(is_so=bool(argument))
             done = self._engine.do(operation, int(argument), bytes(payload))
+            if meanwhile is not None and later_s:
+                await asyncio.sleep(later_s)
+                then = meanwhile.run()
+            if meanwhile is not None and then is not None:
+                self._engine.note(f"engine: {then.operation.name}")
+                meanwhile.reply = await self._come(self._engine.do(then.operation, 0, then.payload))
             return await self._come(done)
 
     async def _be_asked(self, *, is_so: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import DeltaError, delta_apply, delta_inspect
-from vtpmd.core.handover import Handover
+from vtpmd.core.handover import WITHOUT_GRANT, Handover
 from vtpmd.core.link import LinkAskedInit, LinkCustody, LinkQuestion
 from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.migration.tail import is_tail
@@ -373,7 +373,7 @@ class ControlServer:
 
     async def _stop_tpm(self, *, is_shutdown: bool) -> Said:
         self.arrival.forget(Arrived.NOTHING)
-        if is_shutdown and self._tpm.blackout.state is Handover.FROZEN:
+        if is_shutdown and self._tpm.blackout.state in WITHOUT_GRANT:
             return Said(Result.SUCCESS)
         self._run_on()
         result = int(Result.SUCCESS)
@@ -407,7 +407,7 @@ class ControlServer:
             return await self._permanent_state()
         if not self._gave_tail:
             return self._own_state(command.kind)
-        is_frozen = self._tpm.blackout.state is Handover.FROZEN
+        is_frozen = self._tpm.blackout.state in WITHOUT_GRANT
         return Said(Result.SUCCESS if is_frozen else Result.FAIL)
 
     async def _permanent_state(self) -> Said:

@@ -18,9 +18,18 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.bench.moving.monitor import Monitor
 from tests.harness import canary
+from tests.harness.credentials import credentials
 from tests.harness.disk import ZRAM_CONTROL, Disk, FileSystem
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.emulator import Emulator, EmulatorKind, Peering
+from tests.harness.handover import (
+    Host,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    make_host,
+)
 from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
 from tests.harness.nv_load import NvLoad, WriteLostError
@@ -33,6 +42,7 @@ ROUNDS = 10
 CANARY_ROUNDS_MAX = 30
 STEPS = 20
 STALL_TIMEOUT_S = 60.0  # it is told of after ten
+STALLED_S = 0.5  # less than an INIT waits for its Grant
 STALLS, ANSWERS = "the storage has not answered for 10 s: ", "the storage answers again, after "
 COMMITS_IN_A_JOURNAL = 200  # at least, of the load's mix
 
@@ -316,3 +326,45 @@ def test_an_end_that_waits_for_its_disk_says_so(lab: Lab, disk: Disk) -> None:
     assert emulator.program.wait() == 0
     assert ANSWERS in emulator.program.output
     assert JOURNAL_NAME not in files_of(emulator)
+
+
+def followed(lab: Lab, state: Path | None, *, is_incoming: bool) -> tuple[Host, Monitor]:
+    """Start a vtpmd that follows a monitor, and its guest."""
+    host = make_host(lab, Peering(credentials=credentials(), follows_qemu=True), state)
+    assert host.vtpmd.qmp_path is not None
+    monitor = Monitor(host.vtpmd.qmp_path, is_incoming=is_incoming)
+    lab.close_at_end(monitor)
+    monitor.wait_until_followed()
+    return host, monitor
+
+
+def test_invariant_3_nothing_is_granted_while_the_record_is_not_durable(
+    lab: Lab, disk: Disk
+) -> None:
+    """QEMU has the tail by then, and brings it; its INIT waits for the disk of the source."""
+    source, monitor = followed(lab, disk.path / "state", is_incoming=False)
+    destination, incoming = followed(lab, None, is_incoming=True)
+    source.guest.boot()
+    assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
+    for each in (incoming, monitor):
+        each.migration("setup")
+        each.migration("active")
+    source.guest.work()
+    facts = source.guest.facts()
+
+    def move() -> None:
+        blobs = source.guest.save()
+        assert_tail(blobs)
+        destination.guest.load(blobs)
+
+    with ThreadPoolExecutor(1) as executor:
+        with disk.stalled():
+            monitor.stop()
+            time.sleep(STALLED_S)  # the tail is made; if it is not, QEMU waits for vtpmd instead
+            moved = executor.submit(move)
+            time.sleep(STALLED_S)
+            assert not moved.done()
+            assert_serves_nothing(destination.guest)
+        moved.result(STALL_TIMEOUT_S)
+    assert destination.guest.facts() == facts
+    assert_serves(destination.guest)

@@ -236,6 +236,33 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
     with_guest(tmp_path / "state", test)
 
 
+def test_no_tail_is_held_of_what_has_not_started(tmp_path: Path) -> None:
+    """vtpmd says it before it has heard whether the TPM has."""
+    keying = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
+    hold = pack_link_hold(0) + b"VTPMTAIL, of a session"
+
+    async def test(vtpm: Vtpm) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
+            states = await sleeping(vtpm)
+            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
+            held = link_held(LinkShutdown.STATE)
+            await vtpm.ask(LinkOperation.STAGE, held, whole(states))
+            garbage = pack_link_records(b"no record", b"")
+            refused = await vtpm.refused(LinkOperation.STAGE, held, garbage)
+            assert refused == Result.BAD_PARAMETER
+            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
+            await vtpm.ask(LinkOperation.STAGE, held, pack_link_records(b"", b""))
+            await vtpm.ask(LinkOperation.FORGET_STATE, 1)
+            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
+            reply = await vtpm.ask(LinkOperation.STAGE, held, pack_link_records(b"", b""))
+            assert reply.argument > 0
+            await vtpm.ask(LinkOperation.HOLD, 0, hold)
+
+    with_guest(tmp_path / "state", test)
+
+
 def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
     """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
     keying = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
@@ -247,7 +274,7 @@ def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
         with ours, theirs:
             await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
             await start_held(vtpm, LinkShutdown.NONE)
-            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0, 0) + tail)
+            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + tail)
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
             take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
             assert source.open(take).kind is LaneKind.TAKE

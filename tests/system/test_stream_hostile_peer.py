@@ -204,6 +204,17 @@ def damaged(image: Image) -> Image:
 
 COMMIT = peer.Commit(1, 7, 9, 0, 0)
 
+
+def second_round(base: Callable[[State], Image], is_last: int) -> Lie:
+    """Send a round that continues what the destination does not have."""
+    return while_holding(
+        lambda s, _: [
+            peer.Record(delta_encode(base(s), changed(s.permanent, 10))),
+            peer.Commit(2, 10, 9, 0, is_last),
+        ]
+    )
+
+
 LIES: dict[str, Lie] = {
     # What is no message.
     "frame-of-length-0": bytes_while_holding(bytes(4)),
@@ -277,12 +288,10 @@ LIES: dict[str, Lie] = {
             COMMIT,
         )
     ),
-    "record-for-another-base": while_holding(
-        lambda s, _: [peer.Record(delta_encode(changed(s.permanent, 8), changed(s.permanent, 10)))]
-    ),
-    "record-for-a-base-of-other-content": while_holding(
-        lambda s, _: [peer.Record(delta_encode(damaged(s.permanent), changed(s.permanent, 10)))]
-    ),
+    "record-for-another-base": second_round(lambda s: changed(s.permanent, 8), 0),
+    "last-record-for-another-base": second_round(lambda s: changed(s.permanent, 8), 1),
+    "record-for-a-base-of-other-content": second_round(lambda s: damaged(s.permanent), 0),
+    "last-record-for-a-base-of-other-content": second_round(lambda s: damaged(s.permanent), 1),
     # Valid records of what libtpms does not take.
     "permanent-state-that-is-none": records(
         lambda s: (

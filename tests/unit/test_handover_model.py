@@ -40,6 +40,7 @@ import pytest
 from tests.model.search import search
 from tests.model.world import ROUND, SESSION, Changes, destination_machine, source_machine
 from vtpmd.core.handover import (
+    WITH_TAIL,
     Handover,
     HandoverAction,
     HandoverEvent,
@@ -98,6 +99,7 @@ def nothing(*_: object) -> None:
 
 
 CLOSE, TELL, EXPECT = HandoverAction.CLOSE, HandoverAction.TELL, HandoverAction.EXPECT
+RETIRE = HandoverAction.RETIRE
 
 
 class Canary(NamedTuple):
@@ -126,8 +128,13 @@ def granted_without(event: HandoverEvent, *states: Handover) -> Changes:
 
 CANARIES: dict[str, Canary] = {
     # Of the sessions, and the owner record.
-    "offer: the record is not written before the tail": Canary(
-        0, "TWO", (without(Source, Do.OFFER),)
+    "offer: the record is not written": Canary(
+        0, "TWO", (patch.object(OwnerRecord, "offer", nothing),)
+    ),
+    "offer: granted before the record says so": Canary(
+        1,
+        "TWO",
+        table={(Handover.GIVEN, HandoverEvent.TAKE): HandoverStep(Handover.RETIRING, RETIRE)},
     ),
     "withdraw: also once the vTPM is offered anew": Canary(
         0, "TWO", (patch.object(Source, "may_withdraw", True),)
@@ -257,9 +264,19 @@ UNREACHED: dict[Row, str] = {
 }
 _TAKES_FIRST = "a destination ends nothing that it has not taken, and that is heard first"
 ENGINE_UNREACHED: dict[EngineRow, str] = {
-    (Handover.OFFERED, HandoverEvent.END): _TAKES_FIRST,
-    (Handover.FROZEN, HandoverEvent.END): _TAKES_FIRST,
-    (Handover.FROZEN, HandoverEvent.TAKE_OTHER): "the tail is what the destination starts from",
+    **{
+        (state, HandoverEvent.END): _TAKES_FIRST
+        for state in (*WITH_TAIL, Handover.GIVEN, Handover.FROZEN)
+    },
+    **{
+        (state, HandoverEvent.TAKE_OTHER): "the tail is what the destination starts from"
+        for state in (Handover.GIVEN, Handover.FROZEN)
+    },
+    **{
+        (state, HandoverEvent.DETACHED): "an engine of the model dies with its vtpmd"
+        for state in (Handover.PREPARED, Handover.GIVEN, Handover.WANTED)
+    },
+    (Handover.PREPARED, HandoverEvent.LET_GO): "the record is written before the next event",
 }
 
 

@@ -61,7 +61,8 @@ EVENTS: dict[str, Any] = {
     "Frozen": events.Frozen(),
     "OfferEnded": events.OfferEnded(),
     "OfferEndedEarly": events.OfferEndedEarly(),
-    "Revoked": events.Revoked(),
+    "Revoked": events.Revoked(was_given=False),
+    "Revoked, given": events.Revoked(was_given=True),
     "Granted": events.Granted(),
     "CameBack": events.CameBack(),
     "LinkLost": events.LinkLost("a reason"),
@@ -100,13 +101,13 @@ TO_ARMED = """
 
 TO_LAST_ROUND = f"""{TO_ARMED}
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
 """
 
 TO_OFFERED = f"""{TO_ARMED}
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    NothingChanged          OFFERED     send Stopped, OFFER, MAKE_TAIL
+    NothingChanged          OFFERED     send Stopped, MAKE_TAIL, OFFER
     TailMade                OFFERED
 """
 
@@ -134,7 +135,7 @@ SOURCE = {
     Ack                     ARMED       KEEP_BASE
     Receiving               ARMED
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     Ack                     OFFERED     KEEP_BASE
     Frozen                  FROZEN      TELL_FREEZE
@@ -143,7 +144,7 @@ SOURCE = {
     LinkLost                MOVED       CLOSE
     """,
     "nothing has changed when the guest stops": f"""{TO_OFFERED}
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade, all sent      FROZEN      send Stopped
     Granted                 GRANTED     TELL_GRANTED
     Running                 MOVED       RECORD_MOVED
@@ -153,17 +154,17 @@ SOURCE = {
     RoundSent               ROUND
     GuestStopped            STOPPING    WIND_UP, OFFER
     Ack                     CAPTURING   KEEP_BASE, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     Ack                     OFFERED     KEEP_BASE
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     Ack                     FROZEN
     Frozen                  FROZEN      TELL_FREEZE
     Granted                 GRANTED     TELL_GRANTED
     """,
     "the freeze comes without a word from QEMU's monitor": f"""{TO_ARMED}
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     RoundSent               FREEZING
     TailMade, all sent      FROZEN      send Stopped
     Ack                     FROZEN
@@ -173,7 +174,7 @@ SOURCE = {
     "the freeze overtakes a round": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     Ack                     FROZEN
     Frozen                  FROZEN      TELL_FREEZE
@@ -183,11 +184,11 @@ SOURCE = {
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
     GuestStopped            STOPPING    WIND_UP, OFFER
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     """,
     "the freeze overtakes the last round": f"""{TO_LAST_ROUND}
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     """,
     "the destination lets go before it is known that QEMU has the tail": f"""{TO_OFFERED}
@@ -209,14 +210,14 @@ SOURCE = {
     GuestStopped            STOPPING
     RoundDue                STOPPING
     Ack                     CAPTURING   KEEP_BASE, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     GuestStopped            LAST_ROUND
     RoundDue                LAST_ROUND
     Ack                     OFFERED     KEEP_BASE
     GuestStopped            OFFERED
     RoundDue                OFFERED
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     GuestStopped            FROZEN
     RoundDue                FROZEN
@@ -277,7 +278,7 @@ SOURCE = {
     Receiving               STOPPING
     MigrationEnded          STOPPING
     Ack                     CAPTURING   KEEP_BASE, START_ROUND
-    RoundSent               LAST_ROUND  OFFER, MAKE_TAIL
+    RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     Pong                    LAST_ROUND
     Receiving               LAST_ROUND
@@ -286,7 +287,7 @@ SOURCE = {
     Pong                    OFFERED
     Receiving               OFFERED
     MigrationEnded          OFFERED
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     Pong                    FROZEN
     Receiving               FROZEN
@@ -469,8 +470,16 @@ SOURCE = {
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the record cannot say offered": f"""{TO_ARMED}
-    Freeze                  FREEZING    OFFER, MAKE_TAIL
+    Freeze                  FREEZING    MAKE_TAIL, OFFER
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    """,
+    "the record cannot say offered, and QEMU has the tail": f"""{TO_LAST_ROUND}
+    Disarmed                REVOKING    REVOKE
+    Revoked, given          ENDED       go on, send Disarm, WITHDRAW, CLOSE
+    """,
+    "QEMU has the tail when the guest resumes": f"""{TO_OFFERED}
+    GuestResumed            REVOKING    END_OFFER
+    Revoked, given          ENDED       go on, send Disarm, WITHDRAW, CLOSE
     """,
     "QEMU asks for the state, and its migration is over": f"""{TO_FROZEN}
     MigrationEnded          FROZEN

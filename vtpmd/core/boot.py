@@ -50,6 +50,7 @@ class LinkOperation(IntEnum):
     HOLD = lib.LINK_HOLD
     LET_GO = lib.LINK_LET_GO
     WITHDRAW = lib.LINK_WITHDRAW
+    RECORDED = lib.LINK_RECORDED
 
 
 class LinkDescriptor(IntEnum):

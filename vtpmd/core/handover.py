@@ -1,7 +1,7 @@
 """The hand-over's table (``csrc/engine/handover.h``)."""
 
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vtpmd._core import lib
 
@@ -10,7 +10,10 @@ class Handover(IntEnum):
     """Where a hand-over is (``enum handover_state``)."""
 
     NONE = lib.HANDOVER_NONE
+    PREPARED = lib.HANDOVER_PREPARED
     OFFERED = lib.HANDOVER_OFFERED
+    GIVEN = lib.HANDOVER_GIVEN
+    WANTED = lib.HANDOVER_WANTED
     FROZEN = lib.HANDOVER_FROZEN
     RETIRING = lib.HANDOVER_RETIRING
     GRANTED = lib.HANDOVER_GRANTED
@@ -21,10 +24,18 @@ class Handover(IntEnum):
     STARTED = lib.HANDOVER_STARTED
 
 
+# QEMU gets a tail when it asks.
+WITH_TAIL: Final = (Handover.PREPARED, Handover.OFFERED)
+# It has got one, and the vTPM has not been granted for it.
+WITHOUT_GRANT: Final = (Handover.GIVEN, Handover.WANTED, Handover.FROZEN)
+
+
 class HandoverEvent(IntEnum):
     """What happens to it (``enum handover_event``)."""
 
     OFFER = lib.HANDOVER_OFFER
+    RECORDED = lib.HANDOVER_RECORDED
+    DETACHED = lib.HANDOVER_DETACHED
     HOLD = lib.HANDOVER_HOLD
     LET_GO = lib.HANDOVER_LET_GO
     WITHDRAW = lib.HANDOVER_WITHDRAW

@@ -158,9 +158,9 @@ def pack_link_lane(keying: LaneKeying, *, is_source: bool) -> bytearray:
     return packed
 
 
-def pack_link_hold(apply_us: int, start_us: int) -> bytes:
+def pack_link_hold(apply_us: int) -> bytes:
     """Return what HOLD has before its tail (``struct link_hold``)."""
-    return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us, start_us))))
+    return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us,))))
 
 
 def pack_link_records(permanent: bytes, volatile: bytes) -> bytes:

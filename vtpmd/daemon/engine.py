@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
@@ -95,22 +96,42 @@ class Answerer(Protocol):
         """Take what needs no answer."""
 
 
-class Meanwhile:
-    """Something that is done while the engine is busy: how long it took, or why it failed."""
+class _Asked(NamedTuple):
+    """A request that is on its way, and where its answer will be."""
 
-    def __init__(self, do: Callable[[], None]) -> None:
+    operation: LinkOperation
+    reply: asyncio.Future[Reply]
+
+
+class Request(NamedTuple):
+    """What the engine is asked, without an argument."""
+
+    operation: LinkOperation
+    payload: bytes
+
+
+class Meanwhile:
+    """Something that is done while the engine is busy: how long it took, or why it failed.
+
+    It may return what the engine is asked next, before it has answered.
+    """
+
+    def __init__(self, do: Callable[[], Request | None]) -> None:
         self._do = do
         self.took_us = 0
         self.error: VtpmdError | None = None
+        self.reply: Reply | None = None  # to what it has returned
 
-    def run(self) -> None:
+    def run(self) -> Request | None:
         """Do it, and keep the VtpmdError that it raises."""
         began_ns = time.perf_counter_ns()
         try:
-            self._do()
+            return self._do()
         except VtpmdError as error:
             self.error = error
-        self.took_us = (time.perf_counter_ns() - began_ns) // 1000
+            return None
+        finally:
+            self.took_us = (time.perf_counter_ns() - began_ns) // 1000
 
 
 class Engine:
@@ -139,8 +160,7 @@ class Engine:
         self._received = bytearray(attachment.received)
         self._lock = asyncio.Lock()  # a request is under way
         self._sending = asyncio.Lock()
-        self._reply: asyncio.Future[Reply] | None = None
-        self._asked = LinkOperation.READY  # what that is the answer to
+        self._asked: deque[_Asked] = deque()  # and not answered yet
         self._ends = False
         self._told_status: int | None = None  # with what it exits, as it says
         self._answering: set[asyncio.Task[None]] = set()
@@ -204,17 +224,28 @@ class Engine:
         soon: bool = True,
         descriptor: int | None = None,
     ) -> Reply:
-        reply = self._expect(operation)
         header = LinkHeader(operation, 0, argument, len(payload))
-        try:
-            await self._send(header, payload, descriptor)
-        except EngineDied:
-            if reply.done():
-                reply.exception()  # which is the same
-            raise
-        if meanwhile is not None:
-            meanwhile.run()
-        return await self._receive_reply(reply, soon=soon)
+        reply = await self._ask(header, payload, descriptor)
+        then = None if meanwhile is None else meanwhile.run()
+        if then is None or meanwhile is None:
+            return await self._receive_reply(reply, soon=soon)
+        following = LinkHeader(then.operation, payload_bytes=len(then.payload))
+        second = await self._ask(following, then.payload)
+        first = await self._receive_reply(reply, soon=soon)
+        meanwhile.reply = await self._receive_reply(second, soon=soon)
+        return first
+
+    async def _ask(
+        self,
+        header: LinkHeader,
+        payload: bytes | bytearray | memoryview,
+        descriptor: int | None = None,
+    ) -> asyncio.Future[Reply]:
+        """Send a request; return where its answer will be."""
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked.append(_Asked(LinkOperation(header.operation), reply))
+        await self._send(header, payload, descriptor)
+        return reply
 
     async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
         """Have the engine speak over a connection, of which it gets a descriptor of its own.
@@ -328,11 +359,6 @@ class Engine:
         finally:
             loop.remove_writer(self._link)
 
-    def _expect(self, operation: LinkOperation) -> asyncio.Future[Reply]:
-        self._asked = operation
-        self._reply = asyncio.get_running_loop().create_future()
-        return self._reply
-
     async def _receive_reply(self, reply: asyncio.Future[Reply], *, soon: bool) -> Reply:
         # Most answers come sooner than the event loop could look elsewhere and back.
         while soon and not reply.done() and self._poll.poll(SOON_MS):
@@ -348,15 +374,13 @@ class Engine:
                 log.warning(
                     "the engine has not answered %s for %.0f s: its storage may stand still; the "
                     "guest's TPM waits for it",
-                    *(self._asked.name, waited_s),
+                    *(self._asked[0].operation.name, waited_s),
                 )
         try:
             return reply.result()
         except OSError as error:
             await self._known.wait()
             raise self._error() from error
-        finally:
-            self._reply = None
 
     def _on_readable(self) -> bool:
         """Take what has come; return whether there may be more."""
@@ -382,9 +406,10 @@ class Engine:
         elif self.state is EngineState.STOPPING:
             self._signal_end()  # it may not have heard of it
         self._close()
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_exception(OSError(str(error)))
+        for each in self._asked:
+            each.reply.set_exception(OSError(str(error)))
+            each.reply.exception()  # whoever waits hears of it, and maybe nobody does
+        self._asked.clear()
 
     async def _see_what_became(self) -> None:
         with suppress(TimeoutError):
@@ -418,10 +443,10 @@ class Engine:
         elif header.operation >= LinkQuestion.ASK_INIT:
             question = Question(LinkQuestion(header.operation), header.argument, bytes(payload))
             self._take_question(question)
-        elif header.operation != self._asked or self._reply is None or self._reply.done():
+        elif not self._asked or header.operation != self._asked[0].operation:
             raise ConnectionError("an answer to no request")
         else:
-            self._reply.set_result(Reply(header.result, header.argument, payload))
+            self._asked.popleft().reply.set_result(Reply(header.result, header.argument, payload))
         return True
 
     def _take_question(self, question: Question) -> None:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from hmac import compare_digest
 from typing import Final, NamedTuple, Self
 
 from vtpmd import core
 from vtpmd.core import LinkOperation
-from vtpmd.core.delta import delta_apply, delta_encode, delta_inspect
+from vtpmd.core.delta import delta_encode, delta_inspect
 from vtpmd.core.handover import Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
@@ -31,8 +32,8 @@ from vtpmd.core.link import (
     pack_link_records,
 )
 from vtpmd.daemon import lane, tls
-from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
-from vtpmd.daemon.images import NOTHING, Images
+from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile, Request
+from vtpmd.daemon.images import NOTHING, ImageChain, Images
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -76,8 +77,11 @@ class Owner(NamedTuple):
 class Staged(NamedTuple):
     """What libtpms has validated, and what the guest's last TPM2_Shutdown said by then."""
 
-    images: Images
+    chain: ImageChain
     power: int
+
+
+_NOTHING_STAGED: Final = Staged(ImageChain(NOTHING), 0)
 
 
 class Incoming:
@@ -95,7 +99,7 @@ class Incoming:
         session = cls.__new__(cls)
         session._begin(owner, machine, peer_name, None)
         last = core.Image(StateType.PERMANENT, used, b"")  # the engine has the state itself
-        session._staged = Staged(Images(last, NOTHING.volatile), 0)
+        session._staged = Staged(ImageChain(Images(last, NOTHING.volatile)), 0)
         return session
 
     def _begin(
@@ -109,12 +113,13 @@ class Incoming:
         self._machine = machine
         self._connection = connection
         self.peer = peer_name
-        self._staged = self._staged_before = Staged(NOTHING, 0)
+        self._staged = self._staged_before = _NOTHING_STAGED
         self._records: dict[StateType, bytes] = {}  # that have come of the next round
         self._last_tail = b""  # that has the records of what is staged; empty: it will have none
         self._durable_generation = 0  # of the permanent state
         self._cipher: TailCipher | None = None
         self._is_held = False  # a TPM was started from what is staged
+        self._held_tail = b""  # with which the engine asks the source by itself
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[None] | None = None
@@ -367,6 +372,7 @@ class Incoming:
         if kind not in _TYPES or kind in self._records:
             raise peer.StreamError(f"a record of type {kind.name}")
         self._records[kind] = record
+        _ = self._staged.chain.images  # the last round's, which was kept waiting
 
     async def _stage(self, wanted: destination.Stage) -> None:
         records = [self._records.pop(kind, b"") for kind in _TYPES]
@@ -379,23 +385,28 @@ class Incoming:
 
     async def _stage_round(self, records: list[bytes], wanted: destination.Stage) -> None:
         """Stage what a round has brought. Raises VtpmdError."""
-        before, after = self._staged, wanted[:2]
-        if after != _generations(before.images, records):
+        before, after = self._staged, self._staged.chain.follow(records)
+        if wanted[:2] != after.generations:
             raise VtpmdError("the round does not end at the generations that it says")
         starts = LinkShutdown(wanted.power) if wanted.is_last else None
         to_send = records
-        if before.images is NOTHING:
+        if before is _NOTHING_STAGED:
             await self._try_to_start(records, LinkShutdown(wanted.power))
             to_send = _NO_RECORDS
 
-        def follow() -> None:
-            permanent = partial(delta_apply, before.images.permanent, records[0])
-            self._make_durable(after[0], records[0], permanent)
-            self._staged_before = before
-            self._staged = Staged(_follow(before.images, records), wanted.power)
+        def keep() -> Request | None:
+            self._staged_before, self._staged = before, Staged(after, wanted.power)
             self._last_tail = self._foresee(before, records) if wanted.is_last else b""
+            self._make_durable(after, records[0])
+            if not wanted.is_last:
+                _ = after.images  # a guest that stands still does not wait for that
+            return self._to_hold(self._last_tail) if self._last_tail else None
 
-        await self._have_staged(to_send, starts, follow)
+        try:
+            await self._have_staged(to_send, starts, keep)
+        except VtpmdError:
+            _ = after.images  # where the records are to blame, that says why
+            raise
 
     async def _try_to_start(self, records: list[bytes], said: LinkShutdown) -> None:
         """Start the TPM from the first round, and let go of it again. Raises VtpmdError.
@@ -414,42 +425,42 @@ class Incoming:
 
     def _seal(self, before: Staged, after: Staged, *records: bytes) -> bytes:
         assert self._cipher is not None  # noqa: S101 - a round comes after Key
-        to = after.images.generations
-        header = tail.Header.between(self.session, before.images.generations, to)
+        header = tail.Header.between(
+            self.session, before.chain.generations, after.chain.generations
+        )
         return self._cipher.seal(tail.Tail(header, after.power, *records))
 
-    def _make_durable(
-        self, generation: int, record: bytes, state: Callable[[], core.Image]
-    ) -> None:
+    def _make_durable(self, chain: ImageChain, record: bytes) -> None:
+        """Make the permanent state that a record ends at durable. Raises VtpmdError."""
+        generation, _ = chain.generations
         if generation == self._durable_generation:
             return
         if not record or delta_inspect(record).to_generation != generation:
             raise VtpmdError("the state goes back to an earlier generation")
-        self._owner.files.incoming.append(record, state)
+        self._owner.files.incoming.append(record, lambda: chain.images.permanent)
         self._durable_generation = generation
 
     async def _have_staged(
         self,
         records: list[bytes],
         starts: LinkShutdown | None,
-        write: Callable[[], None] | None = None,
+        write: Callable[[], Request | None] | None = None,
     ) -> None:
         """Have libtpms take what records make of the states, while ``write`` makes that durable.
+
+        It may return what has the engine know the tail that QEMU will bring.
 
         The TPM is started from it, held, if it ``starts`` with what the guest's last TPM2_Shutdown
         said. Raises VtpmdError.
         """
-        if starts is not None:
-            self._owner.wakefulness.hold()
         writing = Meanwhile(write or (lambda: None))
         argument = 0 if starts is None else link_held(starts)
-        began_ns = time.perf_counter_ns()
-        reply = await self._owner.engine.request(
-            LinkOperation.STAGE, argument, pack_link_records(*records), writing
-        )
+        payload = pack_link_records(*records)
+        reply = await self._owner.engine.request(LinkOperation.STAGE, argument, payload, writing)
         if starts is not None and not reply.result:
-            self._is_held = True
-            self._start_us = (time.perf_counter_ns() - began_ns) // 1000
+            self._is_held, self._start_us = True, reply.argument
+        if writing.reply is not None and not writing.reply.result:
+            self._held_tail = self._last_tail
         if writing.error is not None:
             raise writing.error
         if reply.result:
@@ -479,7 +490,7 @@ class Incoming:
 
     async def _forget_state(self, *, goes_on: bool) -> None:
         """Have what was given, and a TPM that was started from it, gone; or more ``goes_on`` it."""
-        self._is_held = False
+        self._is_held, self._held_tail = False, b""
         await self._owner.engine.request(LinkOperation.FORGET_STATE, int(goes_on))
 
     async def _hold(self) -> None:
@@ -488,14 +499,25 @@ class Incoming:
         It has the records of the last round once more, or says that there is nothing more.
         """
         staged = self._staged
-        await self._have_taken(self._last_tail or self._seal(staged, staged, *_NO_RECORDS), 0)
+        sealed = self._last_tail or self._seal(staged, staged, *_NO_RECORDS)
+        self._owner.wakefulness.hold()
+        if sealed != self._held_tail and await self._have_taken(sealed, 0):
+            self._held_tail = sealed
 
     async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
         """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
-        payload = pack_link_hold(apply_us, self._start_us) + sealed
-        return not (await self._owner.engine.request(LinkOperation.HOLD, payload=payload)).result
+        request = self._to_hold(sealed, apply_us)
+        reply = await self._owner.engine.request(request.operation, payload=request.payload)
+        return not reply.result
+
+    def _to_hold(self, sealed: bytes, apply_us: int = 0) -> Request:
+        return Request(LinkOperation.HOLD, pack_link_hold(apply_us) + sealed)
 
     async def _use_tail(self, blob: bytes) -> None:
+        if self._held_tail and compare_digest(blob, self._held_tail):
+            # It came before the engine knew it.
+            self._events.put(events.TailApplied())
+            return
         began_ns = time.perf_counter_ns()
         try:
             await self._apply(blob)
@@ -516,10 +538,8 @@ class Incoming:
         if final != self._staged:
             if self._is_held and not await self._let_go():
                 raise VtpmdError("the TPM that was started ahead of time is in use")
-            permanent = final.images.permanent
-            state = partial(self._make_durable, permanent.generation, opened.permanent)
-            records = self._since_staged(final.images, opened)
-            write = partial(state, lambda: permanent)
+            records = self._since_staged(final.chain, opened)
+            write = partial(self._make_durable, final.chain, opened.permanent)
             await self._have_staged(records, LinkShutdown(final.power), write)
             self._staged = final
         elif not self._is_held:
@@ -528,30 +548,32 @@ class Incoming:
     def _final(self, opened: tail.Tail) -> Staged:
         """Return the state that a tail ends at. Raises TailError, DeltaError."""
         header = opened.header
-        base = self._base_of(header)
-        if self._staged.images.generations == (header.permanent_to, header.volatile_to):
+        base, after = self._base_of(header), (header.permanent_to, header.volatile_to)
+        if self._staged.chain.generations == after:
             # The round that the freeze sent over the link has come first.
             return self._staged._replace(power=opened.power)
-        return Staged(_apply(base, opened), opened.power)
+        chain = base.follow([opened.permanent, opened.volatile])
+        if chain.generations != after:
+            raise tail.TailError("its records do not end at the generations that it says")
+        return Staged(chain, opened.power)
 
-    def _since_staged(self, final: Images, opened: tail.Tail) -> list[bytes]:
+    def _since_staged(self, final: ImageChain, opened: tail.Tail) -> list[bytes]:
         """Return what turns the images that the engine has into those that a tail ends at."""
-        staged = self._staged.images
-        is_base = self._base_of(opened.header) is staged
-        records = []
-        for has, image, record in zip(
-            staged, final, (opened.permanent, opened.volatile), strict=True
-        ):
-            if image.generation == has.generation:
-                records.append(b"")
-            else:
-                whole = core.Image(image.type, 0, b"")
-                records.append(record if is_base else delta_encode(whole, image))
-        return records
+        staged = self._staged.chain
+        if final is staged:
+            return _NO_RECORDS
+        if self._base_of(opened.header) is staged:
+            return [opened.permanent, opened.volatile]
+        return [
+            delta_encode(nothing, image) if image.generation != generation else b""
+            for nothing, image, generation in zip(
+                NOTHING, final.images, staged.generations, strict=True
+            )
+        ]
 
-    def _base_of(self, header: tail.Header) -> Images:
+    def _base_of(self, header: tail.Header) -> ImageChain:
         """Return the images that a tail continues. Raises TailError."""
-        for base in (self._staged.images, self._staged_before.images):
+        for base in (self._staged.chain, self._staged_before.chain):
             if (header.permanent_from, header.volatile_from) == base.generations:
                 return base
         raise tail.TailError("it does not continue what was acknowledged here")
@@ -578,7 +600,7 @@ class Incoming:
     @property
     def _generation(self) -> int:
         """The highest that the source is known to have used."""
-        return max(image.generation for image in self._staged.images)
+        return max(self._staged.chain.generations)
 
     async def _settle(self) -> None:
         """With the guest running: put the state into its own file."""
@@ -699,8 +721,8 @@ class Incoming:
     def _forget_images(self) -> None:
         self._records, self._last_tail, self._durable_generation = {}, b"", 0
         # The last two rounds: the source may not have heard of the last when it made the tail.
-        self._staged = self._staged_before = Staged(NOTHING, 0)
-        self._is_held = False
+        self._staged = self._staged_before = _NOTHING_STAGED
+        self._is_held, self._held_tail = False, b""
 
     async def _ask_engine(
         self, operation: LinkOperation, failure: str, payload: bytes = b"", argument: int = 0
@@ -764,30 +786,3 @@ _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
 def _refusal(error: Exception) -> peer.Reason:
     is_storage = isinstance(error, StateDirectoryError)
     return peer.Reason.STORAGE if is_storage else peer.Reason.STATE
-
-
-def _generations(base: Images, records: list[bytes]) -> tuple[int, ...]:
-    """Return where records say that they end."""
-    return tuple(
-        delta_inspect(record).to_generation if record else image.generation
-        for image, record in zip(base, records, strict=True)
-    )
-
-
-def _follow(base: Images, records: list[bytes]) -> Images:
-    """Return the images that records make of others. Raises DeltaError."""
-    return Images(
-        *(
-            delta_apply(image, record) if record else image
-            for image, record in zip(base, records, strict=True)
-        )
-    )
-
-
-def _apply(base: Images, opened: tail.Tail) -> Images:
-    """Return the images that a tail makes of those it continues. Raises TailError, DeltaError."""
-    final = _follow(base, [opened.permanent, opened.volatile])
-    header = opened.header
-    if (header.permanent_to, header.volatile_to) != final.generations:
-        raise tail.TailError("its records do not end at the generations that it says")
-    return final

@@ -19,19 +19,19 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkOperation, Store
-from vtpmd.core.delta import delta_encode, delta_inspect
-from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import LinkCapture, LinkHandover, link_said
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
-from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile
-from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile, Reply
+from vtpmd.daemon.images import NOTHING
 from vtpmd.daemon.limited_log import NewsLog
+from vtpmd.daemon.outgoing_images import OutgoingImages, Records
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
-from vtpmd.migration import events, source, tail
+from vtpmd.migration import events, source
 from vtpmd.migration.source import Do, Source
 from vtpmd.migration.states import (
     BEFORE_BASE,
@@ -118,30 +118,6 @@ class Owner(NamedTuple):
     tell: Callable[[Notice, dict[str, object]], None]
 
 
-class Records(NamedTuple):
-    """What turns one state into another, empty where nothing differs."""
-
-    base: Images
-    final: Images
-    records: list[bytes]
-
-
-class Sealed(NamedTuple):
-    """A tail, and the digests of the images that it ends at."""
-
-    permanent_digest: bytes
-    volatile_digest: bytes
-    tail: bytes
-
-
-class Ahead(NamedTuple):
-    """The tail of a guest that does nothing more."""
-
-    generations: tuple[int, int]
-    power: int
-    sealed: Sealed
-
-
 class Outgoing:
     """One session of the source, from arming to its end."""
 
@@ -152,12 +128,7 @@ class Outgoing:
         self._key = os.urandom(peer.KEY_BYTES)
         self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
-        self._sent = self._acknowledged = NOTHING
-        self._last = Records(NOTHING, NOTHING, [])  # of the round that was sent last
-        self._captured = NOTHING  # last; what is newer than what was sent is to be sent
-        self._ahead: Ahead | None = None
-        self._power = 0
-        self._cipher: TailCipher | None = None
+        self._images = OutgoingImages(self.session)
         self.tail_bytes: int | None = None  # of the tail that QEMU got, if it got one
         self._round_began_ns = 0
         self._events: EventQueue[source.Event] = EventQueue(self._take)
@@ -237,7 +208,8 @@ class Outgoing:
             # Made before the guest stands still: the record, and what seals the tail.
             await self._reserve()
             owner = self._owner
-            self._cipher = TailCipher(key=self._key, uuid=owner.uuid, lineage=owner.lineage)
+            cipher = TailCipher(key=self._key, uuid=owner.uuid, lineage=owner.lineage)
+            self._images.seal_with(cipher)
             self._connection = await self._peer.connect()
             await self._events.run(events.Connected(), self._is_connecting)
             await self._read()
@@ -307,6 +279,7 @@ class Outgoing:
 
         The guest stands still.
         """
+        await self._events.wait_for(lambda: True, TAKE_TIMEOUT_S)  # what it has left is captured
         why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
@@ -324,7 +297,7 @@ class Outgoing:
         if told.session != self.session:
             return  # of a session before
         match state:
-            case Handover.FROZEN:
+            case Handover.GIVEN | Handover.FROZEN:
                 self._owner.wakefulness.hold()
                 self.tail_bytes = told.tail_bytes
                 await self._happened(events.Frozen())
@@ -342,6 +315,7 @@ class Outgoing:
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
         self._asking.end()
+        await self._events.wait_for(lambda: True, TAKE_TIMEOUT_S)  # what is heard by now is taken
         if self.is_frozen:
             await self._events.wait_for(lambda: not self.is_frozen, TAKE_TIMEOUT_S)
         await self._happened(events.Disarmed("vtpmd stops"))
@@ -467,24 +441,26 @@ class Outgoing:
     async def _start_round(self) -> None:
         if self.state is not State.CAPTURING:
             await self._capture()
-        if self._captured is self._sent:
+        if self._images.is_all_sent:
             self._events.put(events.NothingChanged())
-        else:
-            self._send_round(self._encode(self._sent, self._captured))
+            return
+        began_ns = time.perf_counter_ns()
+        records = self._images.to_send()
+        self.phases_us["source: encode"] = (time.perf_counter_ns() - began_ns) // 1000
+        self._send_round(records)
 
     def _send_round(self, last: Records) -> None:
         """Send what turns the images that were sent last into others."""
-        images, records = last.final, last.records
+        generations = last.final.generations
         number = self._machine.round.number + 1
         is_last = self.state in PASSING
-        sent = events.Round(number, *images.generations, self._power)
-        self._captured = self._sent = images
-        self._last = last
+        sent = events.Round(number, *generations, self._images.power)
+        self._images.note_sent(last)
         self._round_began_ns = time.perf_counter_ns()
-        record_bytes = sum(map(len, records))
+        record_bytes = sum(map(len, last.records))
         self.round_bytes += record_bytes
-        self.rounds.append(RoundReport(number, *images.generations, record_bytes, None))
-        messages: list[peer.Message] = [peer.Record(record) for record in records if record]
+        self.rounds.append(RoundReport(number, *generations, record_bytes, None))
+        messages: list[peer.Message] = [peer.Record(record) for record in last.records if record]
         self._send(*messages, peer.Commit(*sent, int(is_last)))
         self._events.put(events.RoundSent(sent))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
@@ -498,26 +474,24 @@ class Outgoing:
             LinkOperation.CAPTURE, int(has_stopped), meanwhile=meanwhile
         )
         self.phases_us["source: capture"] = (time.perf_counter_ns() - began_ns) // 1000
-        is_first = self._captured is NOTHING
+        is_first = self._images.captured is NOTHING
         if reply.result == Result.BAD_ORDINAL and not is_first:
             return  # the guest restarts, and its TPM with it
         if reply.result == Result.BAD_ORDINAL:
             raise VtpmdError("the guest has not started its TPM; arm when it runs")
         if reply.result:
             raise VtpmdError(f"the TPM's state cannot be captured: result {reply.result:#x}")
-        self._power = link_said(reply.argument)
+        self._images.power = link_said(reply.argument)
         if reply.argument & LinkCapture.ABANDONED:
             log.info("the guest stops in the middle of a TPM command, which it will send again")
         if reply.argument & LinkCapture.CHANGED or is_first:
-            store = self._owner.store
-            self._captured = Images(store.read(StateType.PERMANENT), store.read(StateType.VOLATILE))
+            self._images.capture(self._owner.store)
 
     async def _keep_base(self) -> None:
-        self._acknowledged = self._sent
+        self._images.note_acknowledged()
         if self.state is State.ARMED:
             # Made before the guest stands still, as most will not have used their TPM by then.
-            sealed = self._seal(Records(self._sent, self._sent, [b"", b""]))
-            self._ahead = Ahead(self._sent.generations, self._power, sealed)
+            self._images.seal_ahead()
 
     async def _tell_armed(self) -> None:
         self.armed_following = self._owner.following()
@@ -542,14 +516,18 @@ class Outgoing:
         meanwhile = Meanwhile(self._owner.wakefulness.hold)
         await self._capture(has_stopped=True, meanwhile=meanwhile)
 
-    async def _offer(self) -> None:
+    def _write_record(self) -> None:
         record = self._owner.record
         if record.is_offered(self.session):
-            return  # the second time, when QEMU asks for the state
+            return
         began_ns = time.perf_counter_ns()
         record.offer(self.session)
         took_us = (time.perf_counter_ns() - began_ns) // 1000
         self.phases_us["source: write the owner record"] = took_us
+
+    async def _offer(self) -> None:
+        self._write_record()
+        await self._owner.engine.request(LinkOperation.RECORDED)  # if it is still on offer
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
@@ -589,25 +567,30 @@ class Outgoing:
         is_early = self.state in ON_OFFER
         if is_early and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
-        whole = self._to_seal(self._captured)
+        whole = self._images.to_seal()
         is_offered = await self._offer_tail(whole)
         if not is_offered and not is_early:
             await self._capture()
-            whole = self._to_seal(self._captured)
+            whole = self._images.to_seal()
             if not await self._offer_tail(whole):
                 raise VtpmdError("the guest uses its TPM while QEMU takes the state")
-        if not is_early and whole.base is self._sent and any(whole.records):
+        if not is_early and whole.base is self._images.sent and any(whole.records):
             # The tail has it all; but by the time that QEMU has brought it, this has been applied.
             self._send_round(whole)
-        self._events.put(events.TailMade(self._captured is self._sent))
+        self._events.put(events.TailMade(self._images.is_all_sent))
 
     async def _offer_tail(self, whole: Records) -> bool:
         """Have the engine give a tail; return False if the guest has done more by now."""
         began_ns = time.perf_counter_ns()
-        sealed = self._sealed_ahead(whole.final) or self._seal(whole)
-        self._ahead = Ahead(whole.final.generations, self._power, sealed)
+        sealed = self._images.seal(whole)
         self.phases_us["source: seal"] = (time.perf_counter_ns() - began_ns) // 1000
-        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=b"".join(sealed))
+        # The record is written while the engine takes the tail, and QEMU takes it.
+        writing = Meanwhile(self._write_record)
+        reply = await self._owner.engine.request(
+            LinkOperation.OFFER, payload=b"".join(sealed), meanwhile=writing
+        )
+        if writing.error is not None:
+            raise writing.error
         if reply.result == Result.RETRY:
             return False
         if reply.result:
@@ -615,55 +598,30 @@ class Outgoing:
         self.digests = {"permanent": sealed[0].hex(), "volatile": sealed[1].hex()}
         return True
 
-    def _to_seal(self, final: Images) -> Records:
-        """Return what turns what the destination has acknowledged into these images."""
-        last, base = self._last, self._acknowledged
-        is_last = last.base is base and last.final is final
-        return last if is_last else self._encode(base, final)
-
-    def _encode(self, base: Images, final: Images) -> Records:
-        began_ns = time.perf_counter_ns()
-        records = _records(base, final)
-        self.phases_us["source: encode"] = (time.perf_counter_ns() - began_ns) // 1000
-        return records
-
-    def _sealed_ahead(self, final: Images) -> Sealed | None:
-        """Return the tail that was made ahead, if it ends at these images."""
-        ahead = self._ahead
-        if ahead is None or ahead[:2] != (final.generations, self._power):
-            return None
-        return ahead.sealed
-
-    def _seal(self, whole: Records) -> Sealed:
-        base, final, records = whole
-        header = tail.Header.between(self.session, base.generations, final.generations)
-        assert self._cipher is not None  # noqa: S101 - made before a base was sent
-        try:
-            sealed = self._cipher.seal(tail.Tail(header, self._power, *records))
-        except tail.TailError as error:
-            raise VtpmdError(str(error)) from None
-        return Sealed(digest(final.permanent), digest(final.volatile), sealed)
-
     async def _tell_freeze(self) -> None:
         self._owner.tell(Notice.FREEZE, {"tail-bytes": self.tail_bytes})
 
     async def _end_offer(self) -> None:
-        if await self._engine_lets_be(LinkOperation.LET_GO):
-            is_acknowledged = self._acknowledged is self._sent
-            self._events.put(events.OfferEnded() if is_acknowledged else events.OfferEndedEarly())
+        reply = await self._ask_engine(LinkOperation.LET_GO)
+        if reply is not None and not reply.result:
+            is_early = not self._images.is_all_acknowledged
+            self._events.put(events.OfferEndedEarly() if is_early else events.OfferEnded())
         else:
             await self._revoke()
 
     async def _revoke(self) -> None:
         """Have the engine grant nothing; where it has, or that is not known, it has."""
-        is_back = await self._engine_lets_be(LinkOperation.WITHDRAW)
-        self._events.put(events.Revoked() if is_back else events.Granted())
+        reply = await self._ask_engine(LinkOperation.WITHDRAW)
+        if reply is None or reply.result:
+            self._events.put(events.Granted())
+        else:
+            self._events.put(events.Revoked(Handover(reply.argument) in WITHOUT_GRANT))
 
-    async def _engine_lets_be(self, operation: LinkOperation) -> bool:
+    async def _ask_engine(self, operation: LinkOperation) -> Reply | None:
         try:
-            return not (await self._owner.engine.request(operation)).result
+            return await self._owner.engine.request(operation)
         except EngineDied:
-            return False
+            return None
 
     async def _tell_granted(self) -> None:
         self.outcome = "granted"
@@ -704,7 +662,7 @@ class Outgoing:
     async def _close_link(self) -> None:
         self._close()
         if not self.is_fenced:
-            await self._engine_lets_be(LinkOperation.WITHDRAW)  # the lane goes, too
+            await self._ask_engine(LinkOperation.WITHDRAW)  # the lane goes, too
 
     def _question(self) -> peer.Message | None:
         """Return what the destination is to be asked now; None: nothing more."""
@@ -758,20 +716,3 @@ _REASONS: Final = {
     HandoverEvent.TAKE_OTHER: "the destination's state is not the one that was sent",
     HandoverEvent.NOT_RETIRED: "the guest has used its TPM since QEMU took the state",
 }
-
-
-def _records(base: Images, following: Images) -> Records:
-    """Encode what turns one state into the other.
-
-    The digests that this has to work out are kept with it: they are most of the work.
-    """
-    images, records = [], []
-    for before, after in zip(base, following, strict=True):
-        if after.generation == before.generation:
-            images.append(before)
-            records.append(b"")
-            continue
-        record = delta_encode(before, after)
-        images.append(after._replace(digest=delta_inspect(record).result_digest))
-        records.append(record)
-    return Records(base, Images(*images), records)

@@ -99,6 +99,8 @@ class Frozen(NamedTuple):
 class Revoked(NamedTuple):
     """The engine gives no tail any more, and grants nothing: the session ends."""
 
+    was_given: bool  # QEMU has got the tail
+
 
 class OfferEnded(NamedTuple):
     """The engine gives no tail for now: the guest runs, and the session goes on."""

@@ -57,7 +57,7 @@ class Do(Enum):
     START_ROUND = "capture, unless that is done, and send it; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now"
     TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
-    OFFER = "have the owner record say offered, durably"
+    OFFER = "have the owner record say offered, durably, and the engine know: it may grant then"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
     WIND_UP = "capture what the guest has left, or leaves once the command that runs is done"
     MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
@@ -196,8 +196,8 @@ class Source:
                 return [Do.TELL_FREEZE]
             case events.OfferEnded() | events.OfferEndedEarly():
                 return [Do.WITHDRAW]
-            case events.Revoked():
-                return self._revoked()
+            case events.Revoked(was_given=was_given):
+                return self._revoked(was_given=was_given)
             case events.Granted() if before is State.REVOKING:
                 assert self._wanted is not None  # noqa: S101 - something is revoked for it
                 wanted, _ = self._wanted
@@ -212,9 +212,11 @@ class Source:
         self._wanted = event, before
         return [Do.REVOKE]
 
-    def _revoked(self) -> list[Action]:
+    def _revoked(self, *, was_given: bool) -> list[Action]:
         assert self._wanted is not None  # noqa: S101 - something is revoked for it
         event, before = self._wanted
+        if was_given:  # which is heard of later
+            before = State.FROZEN
         match event:
             case peer.Refuse():
                 return self._refused(event, before)
@@ -234,7 +236,7 @@ class Source:
             case events.GuestStopped() if before is State.ROUND:
                 return [Do.WIND_UP, Do.OFFER]
             case events.Freeze():
-                return [Do.OFFER, Do.MAKE_TAIL]
+                return [Do.MAKE_TAIL, Do.OFFER]
             case events.GuestResumed() if before in ON_OFFER:
                 self._wanted = event, before
                 return [Do.END_OFFER]
@@ -284,8 +286,8 @@ class Source:
         return [Do.KEEP_BASE]
 
     def _offer(self) -> list[Action]:
-        """Have the engine give QEMU the tail by itself, once the record says so."""
-        return [Do.OFFER, Do.MAKE_TAIL] if self.state in ON_OFFER else []
+        """Have the engine give QEMU the tail by itself, and the record written meanwhile."""
+        return [Do.MAKE_TAIL, Do.OFFER] if self.state in ON_OFFER else []
 
     def _refused(self, refuse: peer.Refuse, before: State) -> list[Action]:
         why = f"the destination refuses: {refuse.text}"
