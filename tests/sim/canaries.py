@@ -307,7 +307,7 @@ CANARIES: Final[dict[str, Canary]] = {
     ),
     "commands run before the grant is durable": Canary(_grant_is_not_durable),
     "an orphan session goes on, and digests are not compared": Canary(
-        _orphan_goes_on, (schedule.other_host,)
+        _orphan_goes_on, (schedule.other_host,), schedule.HAND_OVER
     ),
     "generations are not raised": Canary(_generations_are_not_raised, numbers=True),
     "the source goes on serving": Canary(_retires_in_vain),
@@ -322,9 +322,9 @@ CANARIES: Final[dict[str, Canary]] = {
     ),
     "a snapshot starts a vTPM that was given back": Canary(
         _snapshot_brings_it_back,
-        (schedule.go_back, schedule.cont),
-        range(60, 140),
-        range(2000, 8000),  # one in some thousands
+        (schedule.go_back, schedule.go_back, schedule.cont),
+        range(50, 100),
+        range(6000),  # one in a thousand or two
     ),
     "a tail whose session has ended starts an older state": Canary(
         _tail_without_a_session_starts,
