@@ -124,8 +124,8 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
 
 /* Apply a record to `base`: into `result`, of as many bytes as the record says that it makes, or of
- * IMAGE_BYTES_MAX. Returns 0, and `*header` says
- * what was made; or an enum delta_refusal or -ENOMEM, and then nothing is in `result`. */
+ * IMAGE_BYTES_MAX. Returns 0, and `*header` says what was made; or an enum delta_refusal or
+ * -ENOMEM, and then nothing is in `result`. */
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
                 size_t record_bytes, uint8_t *result, struct delta_header *header);
 

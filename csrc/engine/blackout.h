@@ -50,8 +50,7 @@ TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lan
                              bool is_source);
 
 /* QEMU gets this tail when it asks, and the vTPM is granted to who started from these digests, once
- * the owner record says offered (HANDOVER_RECORDED).
- * TPM_BAD_ORDINAL if that cannot be now. */
+ * the owner record says offered (HANDOVER_RECORDED). TPM_BAD_ORDINAL if that cannot be now. */
 TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *digests,
                           const uint8_t *tail, size_t tail_bytes);
 

@@ -76,10 +76,8 @@ static enum unasked look_up(struct commands *commands, enum unasked_command comm
 
     tpm_look(commands->tpm, &power, &custody);
     /* A session that a vtpmd has left gives nothing to start from. */
-    if (power == TPM_OFF && !asker_is_alone(commands->asker)) {
-        commands_forget_state(commands);
-        commands_unstage(commands);
-    }
+    if (power == TPM_OFF && !asker_is_alone(commands->asker))
+        commands_forget_state(commands, false);
     enum unasked verdict = unasked_verdict(command, power, custody);
     if (verdict == UNASKED_REFUSE)
         say_refused(command, custody);
@@ -520,8 +518,10 @@ void commands_unstage(struct commands *commands)
     staged_deinit(&commands->staged);
 }
 
-TPM_RESULT commands_forget_state(struct commands *commands)
+TPM_RESULT commands_forget_state(struct commands *commands, bool goes_on)
 {
+    if (!goes_on)
+        commands_unstage(commands);
     return commands->arrival.has_given ? TPM_SUCCESS : tpm_forget_state(commands->tpm);
 }
 

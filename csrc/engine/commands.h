@@ -80,5 +80,6 @@ TPM_RESULT commands_stage(struct commands *commands, const struct staged_records
 /* There are no more records to come. */
 void commands_unstage(struct commands *commands);
 
-/* Drop what libtpms was given for the next start, and a TPM on standby. */
-TPM_RESULT commands_forget_state(struct commands *commands);
+/* Drop what libtpms was given for the next start, and a TPM on standby; unless it `goes_on`, there
+ * are no more records to come, either. */
+TPM_RESULT commands_forget_state(struct commands *commands, bool goes_on);

@@ -388,12 +388,8 @@ static TPM_RESULT do_store_permanent(struct link *link, struct message *request,
 static TPM_RESULT do_forget_state(struct link *link, struct message *request,
                                   struct message *response)
 {
-    struct commands *commands = server_commands(link->server);
-
     (void)response;
-    if (request->header.argument == 0)
-        commands_unstage(commands);
-    return commands_forget_state(commands);
+    return commands_forget_state(server_commands(link->server), request->header.argument != 0);
 }
 
 static TPM_RESULT do_raise_generation(struct link *link, struct message *request,

@@ -89,9 +89,9 @@ enum link_operation {
     LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
                            from by the LINK_STAGE before; payload: struct link_hold, and the tail */
     LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
-    LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */
+    LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:

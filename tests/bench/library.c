@@ -76,20 +76,6 @@ static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must
     return must_exist ? TPM_FAIL : TPM_SUCCESS;
 }
 
-static TPM_RESULT on_get_locality(TPM_MODIFIER_INDICATOR *locality, uint32_t tpm_number)
-{
-    (void)tpm_number;
-    *locality = 0;
-    return TPM_SUCCESS;
-}
-
-static TPM_RESULT on_get_physical_presence(TPM_BOOL *present, uint32_t tpm_number)
-{
-    (void)tpm_number;
-    *present = FALSE;
-    return TPM_SUCCESS;
-}
-
 static void power_on(const char *state_file)
 {
     struct libtpms_callbacks callbacks = {
@@ -99,8 +85,6 @@ static void power_on(const char *state_file)
         .tpm_nvram_storedata = on_store,
         .tpm_nvram_deletename = on_delete,
         .tpm_io_init = on_init,
-        .tpm_io_getlocality = on_get_locality,
-        .tpm_io_getphysicalpresence = on_get_physical_presence,
     };
     FILE *file = fopen(state_file, "rb");
 

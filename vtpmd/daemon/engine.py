@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import struct
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -111,27 +110,23 @@ class Request(NamedTuple):
 
 
 class Meanwhile:
-    """Something that is done while the engine is busy: how long it took, or why it failed.
+    """Something that is done while the engine is busy, and why it failed if it did.
 
     It may return what the engine is asked next, before it has answered.
     """
 
     def __init__(self, do: Callable[[], Request | None]) -> None:
         self._do = do
-        self.took_us = 0
         self.error: VtpmdError | None = None
         self.reply: Reply | None = None  # to what it has returned
 
     def run(self) -> Request | None:
         """Do it, and keep the VtpmdError that it raises."""
-        began_ns = time.perf_counter_ns()
         try:
             return self._do()
         except VtpmdError as error:
             self.error = error
             return None
-        finally:
-            self.took_us = (time.perf_counter_ns() - began_ns) // 1000
 
 
 class Engine:

@@ -24,6 +24,8 @@ class Images(NamedTuple):
 
 # What a session begins with at both sides: generation 0 of each.
 NOTHING: Final = Images(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))
+# Where neither of the two changes.
+NO_RECORDS: Final = [b"", b""]
 
 
 def digest(image: Image) -> bytes:

@@ -33,7 +33,7 @@ from vtpmd.core.link import (
 )
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile, Request
-from vtpmd.daemon.images import NOTHING, ImageChain, Images
+from vtpmd.daemon.images import NO_RECORDS, NOTHING, ImageChain, Images
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -60,7 +60,6 @@ KEY_TIMEOUT_S: Final = 2.0
 ALIVE_S: Final = 2.0
 
 _TYPES: Final = (StateType.PERMANENT, StateType.VOLATILE)
-_NO_RECORDS: Final = [b"", b""]
 
 
 class Owner(NamedTuple):
@@ -144,7 +143,7 @@ class Incoming:
 
     async def was_granted(self) -> bool:
         """Return is_granted, once what has been heard by now is taken."""
-        await self._events.wait_for(lambda: True, ADOPT_TIMEOUT_S)
+        await self._events.wait_until_idle()
         return self.is_granted
 
     @property
@@ -392,7 +391,7 @@ class Incoming:
         to_send = records
         if before is _NOTHING_STAGED:
             await self._try_to_start(records, LinkShutdown(wanted.power))
-            to_send = _NO_RECORDS
+            to_send = NO_RECORDS
 
         def keep() -> Request | None:
             self._staged_before, self._staged = before, Staged(after, wanted.power)
@@ -479,7 +478,7 @@ class Incoming:
 
     async def _start_held(self) -> None:
         """Start the TPM from what was staged last; it executes nothing. Raises VtpmdError."""
-        await self._have_staged(_NO_RECORDS, LinkShutdown(self._staged.power))
+        await self._have_staged(NO_RECORDS, LinkShutdown(self._staged.power))
 
     async def _let_go(self) -> bool:
         """Have the TPM that is on standby off; return False if QEMU has brought the tail."""
@@ -499,7 +498,7 @@ class Incoming:
         It has the records of the last round once more, or says that there is nothing more.
         """
         staged = self._staged
-        sealed = self._last_tail or self._seal(staged, staged, *_NO_RECORDS)
+        sealed = self._last_tail or self._seal(staged, staged, *NO_RECORDS)
         self._owner.wakefulness.hold()
         if sealed != self._held_tail and await self._have_taken(sealed, 0):
             self._held_tail = sealed
@@ -561,7 +560,7 @@ class Incoming:
         """Return what turns the images that the engine has into those that a tail ends at."""
         staged = self._staged.chain
         if final is staged:
-            return _NO_RECORDS
+            return NO_RECORDS
         if self._base_of(opened.header) is staged:
             return [opened.permanent, opened.volatile]
         return [

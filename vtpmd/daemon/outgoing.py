@@ -279,7 +279,7 @@ class Outgoing:
 
         The guest stands still.
         """
-        await self._events.wait_for(lambda: True, TAKE_TIMEOUT_S)  # what it has left is captured
+        await self._events.wait_until_idle()  # what it has left is captured
         why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
@@ -315,7 +315,7 @@ class Outgoing:
     async def close(self) -> None:
         """End what can be ended. A guest that has just left is not left without its vTPM."""
         self._asking.end()
-        await self._events.wait_for(lambda: True, TAKE_TIMEOUT_S)  # what is heard by now is taken
+        await self._events.wait_until_idle()  # what is heard by now is taken
         if self.is_frozen:
             await self._events.wait_for(lambda: not self.is_frozen, TAKE_TIMEOUT_S)
         await self._happened(events.Disarmed("vtpmd stops"))

@@ -5,17 +5,15 @@ Images are compared by identity: one that was captured is sent as it is, and ack
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from vtpmd.core import Store
 from vtpmd.core.delta import delta_encode, delta_inspect
-from vtpmd.daemon.images import NOTHING, Images, digest
+from vtpmd.daemon.images import NO_RECORDS, NOTHING, Images, digest
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import tail
 from vtpmd.migration.tail import TailCipher
 from vtpmd.wire.tpm import StateType
-
-NO_RECORDS: Final = [b"", b""]
 
 
 class Records(NamedTuple):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 E = TypeVar("E")
+
+# An event may have to wait for a disk, and QEMU waits for whoever asks.
+IDLE_TIMEOUT_S: Final = 2.0
 
 
 class EventQueue(Generic[E]):
@@ -52,3 +55,7 @@ class EventQueue(Generic[E]):
         except TimeoutError:
             return False
         return True
+
+    async def wait_until_idle(self) -> bool:
+        """Wait until what was heard by now is taken; return False if that is not in time."""
+        return await self.wait_for(lambda: True, IDLE_TIMEOUT_S)

@@ -55,7 +55,7 @@ class SetLane(NamedTuple):
 
 
 class Apply(NamedTuple):
-    """Apply a record to the images; they are the source's word until the round is staged."""
+    """Keep a record, which is the source's word until the round with it is staged."""
 
     record: bytes
 
