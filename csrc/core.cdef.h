@@ -40,6 +40,24 @@ int store_collect(struct store *store, unsigned type, uint64_t since,
                   struct store_changes *changes);
 
 #define DIGEST_BYTES ...
+#define DIGEST_PAGE_BYTES ...
+
+struct image_digest {
+    uint8_t whole[...];
+    ...;
+};
+
+struct delta_image {
+    const uint8_t *bytes;
+    size_t n_bytes;
+    uint64_t generation;
+    const struct image_digest *digest;
+    ...;
+};
+
+int image_digest_compute(const uint8_t *bytes, size_t n_bytes, const struct delta_image *before,
+                         struct image_digest *digest);
+
 #define DELTA_HEADER_BYTES ...
 #define DELTA_HEADER_BYTES_MAX ...
 #define DELTA_NUMBER_BYTES_MAX ...
@@ -78,19 +96,12 @@ struct delta_header {
     ...;
 };
 
-struct delta_image {
-    const uint8_t *bytes;
-    size_t n_bytes;
-    uint64_t generation;
-    const uint8_t *digest;
-    ...;
-};
-
 int delta_encode(unsigned type, const struct delta_image *base, const struct delta_image *next,
                  uint8_t *record, size_t *record_bytes);
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
-                size_t record_bytes, uint8_t *result, struct delta_header *header);
+                size_t record_bytes, uint8_t *result, struct delta_header *header,
+                struct image_digest *digest);
 
 #define JOURNAL_VERSION ...
 #define JOURNAL_SEALED ...
@@ -145,7 +156,6 @@ struct journal_recovery {
     uint32_t n_applied;
     uint64_t generation;
     size_t image_bytes;
-    uint8_t digest[...];
     uint8_t identity[...];
     ...;
 };

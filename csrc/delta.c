@@ -52,13 +52,14 @@ static void read_header(const uint8_t *record, struct delta_header *header)
     memcpy(header->result_digest, record + AT_RESULT_DIGEST, DIGEST_BYTES);
 }
 
-int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header)
+static int inspect(unsigned version, const uint8_t *record, size_t record_bytes,
+                   struct delta_header *header)
 {
     if (record_bytes < DELTA_HEADER_BYTES)
         return DELTA_SHORT;
     if (get_be32(record) != DELTA_MAGIC)
         return DELTA_NO_RECORD;
-    if (record[AT_VERSION] != DELTA_VERSION)
+    if (record[AT_VERSION] != version)
         return DELTA_VERSION_UNKNOWN;
     read_header(record, header);
     if (header->incompatible_flags != 0)
@@ -74,6 +75,16 @@ int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_heade
     if (crc32c(record, checked_bytes) != get_be32(record + checked_bytes))
         return DELTA_CHECKSUM_WRONG;
     return is_within_limits(header) ? 0 : DELTA_LIMIT_BROKEN;
+}
+
+int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header)
+{
+    return inspect(DELTA_VERSION, record, record_bytes, header);
+}
+
+int delta_inspect_first(const uint8_t *record, size_t record_bytes, struct delta_header *header)
+{
+    return inspect(DELTA_VERSION_FIRST, record, record_bytes, header);
 }
 
 /* What is left to read of the operations. */
@@ -161,27 +172,29 @@ static bool apply_operations(struct application *to, struct cursor from)
     return to->n_result == to->result_bytes;
 }
 
-static int get_digest(const struct delta_image *image, uint8_t digest[DIGEST_BYTES])
+/* Have `image` know its digest, which is computed into `room` if it does not. Returns 0 or -ENOMEM.
+ */
+static int know_digest(struct delta_image *image, const struct delta_image *before,
+                       struct image_digest *room)
 {
-    if (!image->digest)
-        return digest_compute(image->bytes, image->n_bytes, digest);
-    memcpy(digest, image->digest, DIGEST_BYTES);
-    return 0;
+    if (image->digest)
+        return 0;
+    image->digest = room;
+    return image_digest_compute(image->bytes, image->n_bytes, before, room);
 }
 
-static int check_base(unsigned type, const struct delta_image *base,
-                      const struct delta_header *header)
+static int check_base(unsigned type, struct delta_image *base, const struct delta_header *header,
+                      struct image_digest *room)
 {
-    uint8_t digest[DIGEST_BYTES];
-
     if (header->type != type)
         return DELTA_OTHER_TYPE;
     if (header->from_generation != base->generation || header->base_bytes != base->n_bytes)
         return DELTA_OTHER_BASE;
-    int r = get_digest(base, digest);
+    int r = know_digest(base, NULL, room);
     if (r < 0)
         return r;
-    return memcmp(digest, header->base_digest, DIGEST_BYTES) == 0 ? 0 : DELTA_BASE_DIFFERS;
+    return memcmp(base->digest->whole, header->base_digest, DIGEST_BYTES) == 0 ? 0
+                                                                               : DELTA_BASE_DIFFERS;
 }
 
 int delta_make(const struct delta_image *base, const uint8_t *record,
@@ -201,28 +214,32 @@ int delta_make(const struct delta_image *base, const uint8_t *record,
 }
 
 static int make_result(const struct delta_image *base, const uint8_t *record,
-                       const struct delta_header *header, uint8_t *result)
+                       const struct delta_header *header, uint8_t *result,
+                       struct image_digest *digest)
 {
-    uint8_t digest[DIGEST_BYTES];
-
     int r = delta_make(base, record, header, result);
     if (r == 0)
-        r = digest_compute(result, header->result_bytes, digest);
+        r = image_digest_compute(result, header->result_bytes, base, digest);
     if (r != 0)
         return r;
-    return memcmp(digest, header->result_digest, DIGEST_BYTES) == 0 ? 0 : DELTA_RESULT_DIFFERS;
+    return memcmp(digest->whole, header->result_digest, DIGEST_BYTES) == 0 ? 0
+                                                                           : DELTA_RESULT_DIFFERS;
 }
 
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
-                size_t record_bytes, uint8_t *result, struct delta_header *header)
+                size_t record_bytes, uint8_t *result, struct delta_header *header,
+                struct image_digest *digest)
 {
+    struct image_digest base_digest;
+    struct delta_image known = *base;
+
     check(base->n_bytes <= IMAGE_BYTES_MAX);
     int r = delta_inspect(record, record_bytes, header);
     if (r == 0)
-        r = check_base(type, base, header);
+        r = check_base(type, &known, header, &base_digest);
     if (r != 0)
         return r;
-    r = make_result(base, record, header, result);
+    r = make_result(&known, record, header, result, digest);
     if (r != 0)
         explicit_bzero(result, header->result_bytes);
     return r;
@@ -509,19 +526,27 @@ static void write_header(uint8_t *record, const struct delta_header *header)
     memcpy(record + AT_RESULT_DIGEST, header->result_digest, DIGEST_BYTES);
 }
 
-static int describe(unsigned type, const struct delta_image *base, const struct delta_image *next,
+static int describe(unsigned type, struct delta_image base, struct delta_image next,
                     struct delta_header *header)
 {
+    struct image_digest base_digest, next_digest;
+
+    int r = know_digest(&base, NULL, &base_digest);
+    if (r >= 0)
+        r = know_digest(&next, &base, &next_digest);
+    if (r < 0)
+        return r;
     *header = (struct delta_header){
         .header_bytes = DELTA_HEADER_BYTES,
         .type = (uint8_t)type,
-        .from_generation = base->generation,
-        .to_generation = next->generation,
-        .base_bytes = (uint32_t)base->n_bytes,
-        .result_bytes = (uint32_t)next->n_bytes,
+        .from_generation = base.generation,
+        .to_generation = next.generation,
+        .base_bytes = (uint32_t)base.n_bytes,
+        .result_bytes = (uint32_t)next.n_bytes,
     };
-    int r = get_digest(base, header->base_digest);
-    return r < 0 ? r : get_digest(next, header->result_digest);
+    memcpy(header->base_digest, base.digest->whole, DIGEST_BYTES);
+    memcpy(header->result_digest, next.digest->whole, DIGEST_BYTES);
+    return 0;
 }
 
 int delta_encode(unsigned type, const struct delta_image *base, const struct delta_image *next,
@@ -535,7 +560,7 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
         .out_bytes = next->n_bytes + DELTA_OPERATIONS_EXCESS_MAX,
     };
 
-    int r = describe(type, base, next, &header);
+    int r = describe(type, *base, *next, &header);
     if (r < 0)
         return r;
     check(is_within_limits(&header));

@@ -6,7 +6,7 @@
  *
  *     Offset  Size  Field
  *     0       4     magic, "VTPD"
- *     4       1     version, 1
+ *     4       1     version, 2
  *     5       1     image type: 1 permanent, 2 volatile, 3 savestate
  *     6       2     size of this header, 104
  *     8       2     compatible flags
@@ -16,8 +16,8 @@
  *     24      8     to-generation: the result's
  *     32      4     result length
  *     36      4     operations length
- *     40      32    SHA-256 of the base
- *     72      32    SHA-256 of the result
+ *     40      32    digest of the base (image_digest.h)
+ *     72      32    digest of the result
  *     104     …     operations
  *     …       4     CRC-32C of everything before it
  *
@@ -56,11 +56,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "digest.h"
+#include "image_digest.h"
 #include "pages.h"
 
 enum {
-    DELTA_VERSION = 1,
+    DELTA_VERSION = 2,
+    DELTA_VERSION_FIRST = 1, /* its digests are the SHA-256 of whole images; journals have it */
     DELTA_HEADER_BYTES = 104,
     DELTA_HEADER_BYTES_MAX = 512, /* room for what later versions add compatibly */
     DELTA_CHECKSUM_BYTES = 4,
@@ -110,7 +111,7 @@ struct delta_image {
     const uint8_t *bytes;
     size_t n_bytes;
     uint64_t generation;
-    const uint8_t *digest;
+    const struct image_digest *digest;
 };
 
 /* Write the record that turns `base` into `next` to `record`, of DELTA_RECORD_BYTES_MAX bytes. The
@@ -123,11 +124,15 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
 /* Check rules 1 to 5 and read the header. Returns 0 or an enum delta_refusal. */
 int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_header *header);
 
+/* The same, of a record of DELTA_VERSION_FIRST. */
+int delta_inspect_first(const uint8_t *record, size_t record_bytes, struct delta_header *header);
+
 /* Apply a record to `base`: into `result`, of as many bytes as the record says that it makes, or of
- * IMAGE_BYTES_MAX. Returns 0, and `*header` says what was made; or an enum delta_refusal or
- * -ENOMEM, and then nothing is in `result`. */
+ * IMAGE_BYTES_MAX. Returns 0, and `*header` says what was made, of which `*digest` is the digest;
+ * or an enum delta_refusal or -ENOMEM, and then nothing is in `result`. */
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
-                size_t record_bytes, uint8_t *result, struct delta_header *header);
+                size_t record_bytes, uint8_t *result, struct delta_header *header,
+                struct image_digest *digest);
 
 /* The middle of delta_apply(), for a caller that applies many records in a row: `header` is what
  * delta_inspect() has read of the record, and that it is for this base, and makes what its digest

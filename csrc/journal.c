@@ -46,7 +46,7 @@ static int write_header(struct journal *journal, const struct journal_settings *
     put_be64(header + JOURNAL_AT_BASE_GENERATION, base->generation);
     put_be32(header + JOURNAL_AT_BASE_BYTES, (uint32_t)base->n_bytes);
     put_be32(header + JOURNAL_AT_FILE_BYTES, settings->file_bytes);
-    memcpy(header + JOURNAL_AT_BASE_DIGEST, base->digest, DIGEST_BYTES);
+    memcpy(header + JOURNAL_AT_BASE_DIGEST, base->digest->whole, DIGEST_BYTES);
     if (settings->sealed)
         r = journal_key(settings->secret, header, &journal->aead);
     if (r >= 0 && settings->sealed)

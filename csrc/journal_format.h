@@ -5,7 +5,7 @@
  *
  *     Offset  Size  Field
  *     0       8     magic, "VTPMJRNL"
- *     8       2     version, 1
+ *     8       2     version, 2
  *     10      2     header size, 128
  *     12      2     compatible flags
  *     14      2     incompatible flags; 1: sealed
@@ -14,7 +14,7 @@
  *     64      8     base generation
  *     72      4     base length
  *     76      4     file length
- *     80      32    base digest: SHA-256 of the checkpoint's image that the file continues
+ *     80      32    base digest: of the checkpoint's image that the file continues
  *     112     16    header seal: AES-256-GCM tag over bytes 0 to 111; unsealed: zeros
  *     128     380   zeros
  *     508     4     checksum: CRC-32C of everything before it
@@ -65,7 +65,8 @@
 #define JOURNAL_MAGIC UINT64_C(0x5654504d4a524e4c) /* "VTPMJRNL" */
 
 enum {
-    JOURNAL_VERSION = 1,
+    JOURNAL_VERSION = 2,
+    JOURNAL_VERSION_FIRST = 1, /* its records are of DELTA_VERSION_FIRST; read, never written */
     JOURNAL_SEALED = 1,      /* an incompatible flag */
     JOURNAL_BYTES = 1 << 20, /* 12 checkpoints of 85 KB, and some 1700 small commits */
     JOURNAL_BYTES_MAX = JOURNAL_BYTES,

@@ -41,6 +41,7 @@
 #include "bytes.h"
 #include "check.h"
 #include "crc32c.h"
+#include "image_digest.h"
 
 /* What functions below return beside 0 and a negative errno. */
 enum outcome {
@@ -57,6 +58,7 @@ struct reader {
     uint8_t digest[DIGEST_BYTES]; /* of the image that the last record makes */
     uint8_t link[JOURNAL_LINK_BYTES];
     struct aead *aead; /* NULL: not sealed */
+    bool is_first_version;
     /* The checkpoint's image, or what was made of it, once the chain has reached it. */
     uint8_t checkpoint_digest[DIGEST_BYTES];
     bool joined;
@@ -126,7 +128,9 @@ static int check_header(struct reader *reader)
         return decide(reader, JOURNAL_E_HEADER_WRONG, JOURNAL_FAULT_MAGIC, 0);
     if (crc32c(header, JOURNAL_AT_HEADER_CHECKSUM) != get_be32(header + JOURNAL_AT_HEADER_CHECKSUM))
         return decide(reader, JOURNAL_E_HEADER_WRONG, JOURNAL_FAULT_CHECKSUM, 0);
-    if (get_be16(header + JOURNAL_AT_VERSION) != JOURNAL_VERSION)
+    uint16_t version = get_be16(header + JOURNAL_AT_VERSION);
+    reader->is_first_version = version == JOURNAL_VERSION_FIRST;
+    if (version != JOURNAL_VERSION && !reader->is_first_version)
         return decide(reader, JOURNAL_F_UNKNOWN, JOURNAL_FAULT_VERSION, JOURNAL_AT_VERSION);
     if (get_be16(header + JOURNAL_AT_INCOMPATIBLE) & ~JOURNAL_SEALED)
         return decide(reader, JOURNAL_F_UNKNOWN, JOURNAL_FAULT_FLAG, JOURNAL_AT_INCOMPATIBLE);
@@ -189,6 +193,19 @@ static void set_current_bytes(struct reader *reader, size_t n_bytes)
     reader->largest_bytes = larger(reader->largest_bytes, n_bytes);
 }
 
+static int compute_digest(const struct reader *reader, const uint8_t *image, size_t image_bytes,
+                          uint8_t digest[DIGEST_BYTES])
+{
+    struct image_digest both;
+
+    if (reader->is_first_version)
+        return digest_compute(image, image_bytes, digest);
+    int r = image_digest_compute(image, image_bytes, NULL, &both);
+    if (r == 0)
+        memcpy(digest, both.whole, DIGEST_BYTES);
+    return r;
+}
+
 /* The chain has reached the checkpoint if this is its digest. */
 static void join(struct reader *reader, const uint8_t digest[DIGEST_BYTES])
 {
@@ -218,11 +235,12 @@ static int begin_chain(struct reader *reader)
     reader->generation = get_be64(evidence->journal + JOURNAL_AT_BASE_GENERATION);
     reader->sector = 1;
     reader->sequence = 1;
-    int r =
-        digest_compute(evidence->checkpoint, evidence->checkpoint_bytes, reader->checkpoint_digest);
+    int r = journal_first_link(evidence->journal, reader->link);
+    if (r < 0 || evidence->checkpoint_bytes > IMAGE_BYTES_MAX)
+        return r;
+    r = compute_digest(reader, evidence->checkpoint, evidence->checkpoint_bytes,
+                       reader->checkpoint_digest);
     if (r >= 0)
-        r = journal_first_link(evidence->journal, reader->link);
-    if (r >= 0 && evidence->checkpoint_bytes <= IMAGE_BYTES_MAX)
         join(reader, evidence->journal + JOURNAL_AT_BASE_DIGEST);
     return r;
 }
@@ -385,7 +403,9 @@ static int take_record(struct reader *reader, const struct extent *extent)
         return r;
     if (r == AEAD_FORGED)
         return damaged(reader, JOURNAL_FAULT_LINK, extent->start);
-    if (delta_inspect(delta, delta_bytes, &header) != 0)
+    r = reader->is_first_version ? delta_inspect_first(delta, delta_bytes, &header)
+                                 : delta_inspect(delta, delta_bytes, &header);
+    if (r != 0)
         return damaged(reader, JOURNAL_FAULT_DELTA, extent->start);
     if (header.type != JOURNAL_IMAGE_TYPE || header.from_generation != reader->generation ||
         memcmp(header.base_digest, reader->digest, DIGEST_BYTES) != 0)
@@ -424,16 +444,17 @@ static int finish_chain(struct reader *reader, uint8_t *image)
 {
     struct journal_recovery *recovery = reader->recovery;
     bool is_damaged = recovery->verdict == JOURNAL_K_DAMAGED;
+    uint8_t digest[DIGEST_BYTES];
 
     if (!reader->joined) {
         if (!is_damaged)
             decide(reader, JOURNAL_L_OTHER_CHECKPOINT, JOURNAL_FAULT_NONE, JOURNAL_AT_BASE_DIGEST);
         return DECIDED;
     }
-    int r = digest_compute(reader->current, reader->current_bytes, recovery->digest);
+    int r = compute_digest(reader, reader->current, reader->current_bytes, digest);
     if (r < 0)
         return r;
-    if (memcmp(recovery->digest, reader->digest, DIGEST_BYTES) != 0) {
+    if (memcmp(digest, reader->digest, DIGEST_BYTES) != 0) {
         if (!is_damaged)
             decide(reader, JOURNAL_M_RESULT_DIFFERS, JOURNAL_FAULT_NONE, recovery->offset);
         return DECIDED;

@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "digest.h"
 #include "journal_format.h"
 
 /* What was found. Nothing in it is trusted. */
@@ -69,7 +68,6 @@ struct journal_recovery {
     uint32_t n_applied;  /* of them, after the checkpoint */
     uint64_t generation; /* of the image */
     size_t image_bytes;
-    uint8_t digest[DIGEST_BYTES];
     uint8_t identity[JOURNAL_IDENTITY_BYTES]; /* the journal's, as far as the header was right */
 };
 

@@ -138,6 +138,11 @@ int durable_set_anchor(struct durable *durable, const struct anchor *anchor)
     return 0;
 }
 
+bool durable_has_anchor(const struct durable *durable)
+{
+    return durable->anchor.fd >= 0;
+}
+
 void durable_set_loaded(struct durable *durable, uint64_t generation, bool is_known)
 {
     check(!durable->on);
@@ -202,15 +207,22 @@ static int open_journal(struct durable *durable)
     return r;
 }
 
+/* Have the anchor see an image. */
+static int write_anchor(struct durable *durable, const struct image *image)
+{
+    uint8_t digest[DIGEST_BYTES];
+
+    int r = digest_compute(image->bytes, image->n_bytes, digest);
+    if (r >= 0)
+        r = anchor_write(durable->files.io, &durable->anchor, image->generation, digest);
+    durable->is_anchor_unsure = r < 0; /* it may have seen it all the same */
+    return report_anchor(r);
+}
+
 /* The anchor may have seen what will be nowhere: it would take the file for an older one. */
 static int settle_anchor(struct durable *durable)
 {
-    if (!durable->is_anchor_unsure)
-        return 0;
-    int r = anchor_write(durable->files.io, &durable->anchor, durable->current.generation,
-                         durable->current.digest);
-    durable->is_anchor_unsure = r < 0;
-    return report_anchor(r);
+    return durable->is_anchor_unsure ? write_anchor(durable, &durable->current) : 0;
 }
 
 /* Have a deferred commit durable. If that fails the disk may have it or not, and the image is the
@@ -407,7 +419,7 @@ static bool is_usable(const struct durable *durable)
 /* Returns JOURNAL_FULL if there is no room for another. */
 static int append(struct durable *durable)
 {
-    bool defers = durable->defers && durable->anchor.fd < 0;
+    bool defers = durable->defers && !durable_has_anchor(durable);
     int (*write)(struct journal *, const struct delta_image *, const struct delta_image *) =
         defers ? journal_write : journal_append;
     struct delta_image base = image_as_delta(&durable->current);
@@ -426,23 +438,31 @@ static int append(struct durable *durable)
 /* A file in place of another does not say which came later, as records of a journal do. */
 static int expect(struct durable *durable, const uint8_t *digest)
 {
-    if (durable->anchor.fd < 0)
+    if (!durable_has_anchor(durable))
         return 0;
     return report_anchor(anchor_expect(durable->files.io, &durable->anchor, digest));
+}
+
+static int expect_next(struct durable *durable)
+{
+    const struct image *next = &durable->next;
+    uint8_t digest[DIGEST_BYTES];
+
+    if (!durable_has_anchor(durable))
+        return 0;
+    int r = digest_compute(next->bytes, next->n_bytes, digest);
+    return r < 0 ? r : expect(durable, digest);
 }
 
 /* A change that the anchor has not seen could be rolled back unseen: it is none. */
 static int show_anchor(struct durable *durable, struct image *image)
 {
-    if (durable->anchor.fd < 0)
+    if (!durable_has_anchor(durable))
         return 0;
     int r = image_number(image, durable->store);
     if (r >= 0)
-        r = image_digest(image);
-    if (r >= 0)
-        r = anchor_write(durable->files.io, &durable->anchor, image->generation, image->digest);
-    durable->is_anchor_unsure = r < 0; /* it may have seen it all the same */
-    if (report_anchor(r) < 0) {
+        r = write_anchor(durable, image);
+    if (r < 0) {
         durable->is_broken = durable->journal != NULL;
         durable->is_in_file = false;
     }
@@ -466,7 +486,7 @@ static int replace_file(struct durable *durable)
     durable->target = TPM_PERMANENT_ALL_NAME;
     int r = prepare_file(durable);
     if (r >= 0)
-        r = expect(durable, durable->next.digest);
+        r = expect_next(durable);
     if (r < 0)
         return r;
     r = state_file_publish(&durable->files);
@@ -482,12 +502,13 @@ static int number_both(struct durable *durable)
     return r < 0 ? r : image_number(&durable->next, durable->store);
 }
 
-/* What a journal and an anchor go by. A file does not, and a guest's start waits for a file. */
+/* What a journal goes by. A file does not, and a guest's start waits for a file. */
 static int digest_both(struct durable *durable)
 {
-    int r = durable->current.exists ? image_digest(&durable->current) : 0;
+    struct image *current = &durable->current, *next = &durable->next;
 
-    return r < 0 ? r : image_digest(&durable->next);
+    int r = current->exists ? image_compute_digest(current, next) : 0;
+    return r < 0 ? r : image_compute_digest(next, current);
 }
 
 static bool may_open_journal(const struct durable *durable)
@@ -500,7 +521,7 @@ static int see_to_journal(struct durable *durable)
 {
     int r = number_both(durable);
 
-    if (r >= 0 && (durable->journal || durable->anchor.fd >= 0 || may_open_journal(durable)))
+    if (r >= 0 && (durable->journal || may_open_journal(durable)))
         r = digest_both(durable);
     if (r >= 0 && durable->journal && !is_usable(durable))
         r = close_journal(durable);
@@ -636,12 +657,13 @@ static int write_adopted(struct durable *durable, const uint8_t *elsewhere)
 {
     struct anchor *anchor = &durable->anchor;
 
-    int r = anchor->fd >= 0 ? image_digest(&durable->next) : 0;
-    if (r >= 0 && anchor->fd >= 0)
+    int r = 0;
+
+    if (durable_has_anchor(durable))
         r = report_anchor(
             anchor_write(durable->files.io, anchor, durable->next.generation, elsewhere));
     if (r >= 0)
-        r = expect(durable, durable->next.digest);
+        r = expect_next(durable);
     return r < 0 ? r : write_file(durable, &durable->next, false);
 }
 

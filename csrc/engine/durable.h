@@ -67,6 +67,8 @@ int durable_set_key(struct durable *durable, const struct cipher_key *key);
  * -EINVAL before durable_set_journal() or while on. */
 int durable_set_anchor(struct durable *durable, const struct anchor *anchor);
 
+bool durable_has_anchor(const struct durable *durable);
+
 /* Take an image that is durable: in its file, or elsewhere. Returns 0, -EBUSY with a journal that
  * could not be closed, or -ENOMEM. */
 int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, bool is_in_file);

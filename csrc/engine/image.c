@@ -71,11 +71,15 @@ int image_number(struct image *image, struct store *store)
     return r;
 }
 
-int image_digest(struct image *image)
+int image_compute_digest(struct image *image, const struct image *before)
 {
+    struct delta_image known = {0};
+
     if (image->is_digested)
         return 0;
-    int r = digest_compute(image->bytes, image->n_bytes, image->digest);
+    if (before->is_digested)
+        known = (struct delta_image){before->bytes, before->n_bytes, 0, &before->digest};
+    int r = image_digest_compute(image->bytes, image->n_bytes, &known, &image->digest);
     image->is_digested = r >= 0;
     return r;
 }
@@ -83,5 +87,5 @@ int image_digest(struct image *image)
 struct delta_image image_as_delta(const struct image *image)
 {
     check(image->is_numbered && image->is_digested);
-    return (struct delta_image){image->bytes, image->n_bytes, image->generation, image->digest};
+    return (struct delta_image){image->bytes, image->n_bytes, image->generation, &image->digest};
 }

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "delta.h"
-#include "digest.h"
+#include "image_digest.h"
 
 struct store;
 
@@ -17,7 +17,7 @@ struct image {
     bool is_numbered; /* its generation is known */
     bool is_digested; /* its digest is */
     uint64_t generation;
-    uint8_t digest[DIGEST_BYTES];
+    struct image_digest digest;
 };
 
 /* Overwrite and free; there is none then. */
@@ -38,8 +38,9 @@ bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes);
  * errno. */
 int image_number(struct image *image, struct store *store);
 
-/* Compute its digest, unless that is known. Returns 0 or -ENOMEM. */
-int image_digest(struct image *image);
+/* Compute its digest, unless that is known; in less time if that of `before` is. Returns 0 or
+ * -ENOMEM. */
+int image_compute_digest(struct image *image, const struct image *before);
 
 /* Of one that is numbered and has a digest; it borrows the image's memory. */
 struct delta_image image_as_delta(const struct image *image);

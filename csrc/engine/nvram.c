@@ -37,7 +37,7 @@ static struct state_file state_files[] = {
 /* Of a TPM that is not this host's yet: its permanent state, whose file must not be written. */
 static struct image held;
 static bool held_has_changed;
-static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed */
+static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed, for an anchor */
 /* What libtpms is to start from, while it does. */
 static const struct nvram_states *given;
 
@@ -200,10 +200,14 @@ void nvram_give(const struct nvram_states *states)
     given = states;
 }
 
-int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES])
+int nvram_hold(const uint8_t *state, size_t state_bytes)
 {
     held_has_changed = false;
-    memcpy(given_digest, digest, DIGEST_BYTES);
+    if (durable_has_anchor(permanent)) {
+        int r = digest_compute(state, state_bytes, given_digest);
+        if (r < 0)
+            return r;
+    }
     return image_set(&held, state, state_bytes);
 }
 

@@ -95,8 +95,8 @@ struct nvram_states {
 void nvram_give(const struct nvram_states *states);
 
 /* Keep what is stored as the permanent state in memory, beside the image, until nvram_let_go();
- * `state`, whose SHA-256 this is, is durable elsewhere. Returns 0 or -ENOMEM. */
-int nvram_hold(const uint8_t *state, size_t state_bytes, const uint8_t digest[DIGEST_BYTES]);
+ * `state` is durable elsewhere. Returns 0 or -ENOMEM. */
+int nvram_hold(const uint8_t *state, size_t state_bytes);
 
 /* What is stored as the permanent state next is of this lineage. Returns 0 or a negative errno. */
 int nvram_expect(const struct checkpoint_lineage *lineage);

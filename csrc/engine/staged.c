@@ -26,7 +26,6 @@ static void number(struct image *next, const struct delta_header *header)
 {
     next->exists = next->is_numbered = next->is_digested = true;
     next->generation = header->to_generation;
-    memcpy(next->digest, header->result_digest, sizeof(next->digest));
 }
 
 /* Make `next`, which is nothing yet, of an image, if the record has anything to say. */
@@ -43,7 +42,7 @@ static int make(enum link_state_type type, const struct image *image, const uint
     struct delta_image base = is_whole ? nothing : image_as_delta(image);
     int r = make_room(next, &header);
     if (r == 0)
-        r = delta_apply(type, &base, record, record_bytes, next->bytes, &header);
+        r = delta_apply(type, &base, record, record_bytes, next->bytes, &header, &next->digest);
     if (r != 0)
         return r < 0 ? r : -EBADMSG;
     number(next, &header);
@@ -81,10 +80,10 @@ int staged_get(const struct staged *staged, struct nvram_states *states)
     *states = (struct nvram_states){
         .permanent = staged->permanent.bytes,
         .permanent_bytes = staged->permanent.n_bytes,
-        .permanent_digest = staged->permanent.digest,
+        .permanent_digest = staged->permanent.digest.whole,
         .volatile_state = staged->following.bytes,
         .volatile_bytes = staged->following.n_bytes,
-        .volatile_digest = staged->following.digest,
+        .volatile_digest = staged->following.digest.whole,
     };
     return 0;
 }

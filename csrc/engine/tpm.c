@@ -492,7 +492,7 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said,
     if (is_on(tpm))
         power_off(tpm);
     drop_given_states();
-    if (nvram_hold(states->permanent, states->permanent_bytes, states->permanent_digest) < 0)
+    if (nvram_hold(states->permanent, states->permanent_bytes) < 0)
         return TPM_SIZE;
     nvram_give(states);
     result = power_on_held(tpm, said);

@@ -45,7 +45,7 @@ struct measurement {
     unsigned type;
     unsigned n_rounds;
     struct delta_image base, next;
-    uint8_t base_digest[DIGEST_BYTES];
+    struct image_digest base_digest;
     struct store *store, *writer;
     uint64_t *times_ns[N_OPERATIONS];
     size_t record_bytes;
@@ -104,15 +104,16 @@ static void measure_store(struct measurement *m, uint64_t times_ns[N_OPERATIONS]
 static void measure_delta(struct measurement *m, uint64_t times_ns[N_OPERATIONS])
 {
     struct delta_header header;
+    struct image_digest digest;
     struct delta_image known = m->base;
     size_t n_bytes;
 
-    known.digest = m->base_digest;
+    known.digest = &m->base_digest;
     TIME(ENCODE, delta_encode(m->type, &m->base, &m->next, record, &n_bytes));
     m->record_bytes = n_bytes;
     TIME(ENCODE_BASE_DIGEST_KNOWN, delta_encode(m->type, &known, &m->next, record, &n_bytes));
     check(n_bytes == m->record_bytes);
-    TIME(APPLY, delta_apply(m->type, &m->base, record, n_bytes, out, &header));
+    TIME(APPLY, delta_apply(m->type, &m->base, record, n_bytes, out, &header, &digest));
     check(header.result_bytes == m->next.n_bytes);
     check(memcmp(out, m->next.bytes, m->next.n_bytes) == 0);
 }
@@ -121,7 +122,7 @@ static void measure(struct measurement *m)
 {
     uint64_t times_ns[N_OPERATIONS];
 
-    check(digest_compute(m->base.bytes, m->base.n_bytes, m->base_digest) == 0);
+    check(image_digest_compute(m->base.bytes, m->base.n_bytes, NULL, &m->base_digest) == 0);
     for (unsigned round = 0; round < WARM_UP_ROUNDS + m->n_rounds; round++) {
         measure_store(m, times_ns);
         measure_delta(m, times_ns);

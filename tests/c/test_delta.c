@@ -224,10 +224,11 @@ static size_t record_bytes_since(enum link_state_type type, struct taken before)
     struct delta_image base = {before.bytes, before.n_bytes, 1, NULL};
     struct delta_image next = {after.bytes, after.n_bytes, 2, NULL};
     struct delta_header header;
+    struct image_digest digest;
     size_t record_bytes;
 
     assert_int_equal(delta_encode(type, &base, &next, record, &record_bytes), 0);
-    assert_int_equal(delta_apply(type, &base, record, record_bytes, result, &header), 0);
+    assert_int_equal(delta_apply(type, &base, record, record_bytes, result, &header, &digest), 0);
     assert_int_equal(header.result_bytes, after.n_bytes);
     assert_memory_equal(result, after.bytes, after.n_bytes);
     free(before.bytes);

@@ -36,7 +36,7 @@ enum {
 
 /* The images of a history, one a generation. */
 static uint8_t image_bytes[IMAGES_MAX][IMAGE_BYTES];
-static uint8_t image_digests[IMAGES_MAX][DIGEST_BYTES];
+static struct image_digest image_digests[IMAGES_MAX];
 static struct delta_image images[IMAGES_MAX];
 
 static const struct journal_settings plain_settings = {
@@ -60,9 +60,10 @@ static void make_images(const size_t *changes, size_t n_changes)
             memcpy(image_bytes[i], image_bytes[i - 1], IMAGE_BYTES);
         for (size_t k = 0; k < (i == 0 ? IMAGE_BYTES : changes[i - 1]); k++)
             image_bytes[i][k * 2 % IMAGE_BYTES] = (uint8_t)(k * k + i * 31 + k / 256 + 1);
-        assert_int_equal(digest_compute(image_bytes[i], IMAGE_BYTES, image_digests[i]), 0);
+        assert_int_equal(
+            image_digest_compute(image_bytes[i], IMAGE_BYTES, NULL, &image_digests[i]), 0);
         images[i] = (struct delta_image){image_bytes[i], IMAGE_BYTES, BASE_GENERATION + i,
-                                         image_digests[i]};
+                                         &image_digests[i]};
     }
 }
 
@@ -501,16 +502,16 @@ static void alter_header(enum header header, struct file *file)
 static void make_records(const struct scene *scene, const struct journal_settings *settings,
                          struct file *file)
 {
-    static const uint8_t wrong_digest[DIGEST_BYTES] = "wrong";
+    static const struct image_digest wrong_digest = {.whole = "wrong"};
     size_t n_images = images_in(scene->records);
     struct delta_image bases[IMAGES_MAX], written[IMAGES_MAX];
 
     memcpy(written, images, sizeof(images));
     if (scene->result == RESULT_DIFFERS)
-        written[images_left(scene->records) - 1].digest = wrong_digest;
+        written[images_left(scene->records) - 1].digest = &wrong_digest;
     memcpy(bases, written, sizeof(written));
     if (scene->records == RECORDS_OTHER_BASE)
-        bases[1].digest = wrong_digest;
+        bases[1].digest = &wrong_digest;
     write_file(settings, salt, bases, written, n_images, file);
     for (uint32_t i = 0; i < LAST_RECORD_SECTORS; i++)
         if (scene->records == RECORDS_TORN_FIRST + i)
@@ -772,7 +773,7 @@ static void a_full_journal_takes_no_more_and_keeps_what_it_has(void **state)
 static void the_largest_record_fits(void **state)
 {
     static uint8_t before[IMAGE_BYTES_MAX], after[IMAGE_BYTES_MAX], image[IMAGE_BYTES_MAX];
-    uint8_t digests[2][DIGEST_BYTES];
+    struct image_digest digests[2];
     struct journal_settings settings = plain_settings;
     struct journal_recovery recovery;
     struct journal *journal;
@@ -781,10 +782,10 @@ static void the_largest_record_fits(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(after); i++)
         after[i] = (uint8_t)(i * i + i / 251 + 1);
-    assert_int_equal(digest_compute(before, sizeof(before), digests[0]), 0);
-    assert_int_equal(digest_compute(after, sizeof(after), digests[1]), 0);
-    struct delta_image base = {before, sizeof(before), 1, digests[0]};
-    struct delta_image next = {after, sizeof(after), 2, digests[1]};
+    assert_int_equal(image_digest_compute(before, sizeof(before), NULL, &digests[0]), 0);
+    assert_int_equal(image_digest_compute(after, sizeof(after), NULL, &digests[1]), 0);
+    struct delta_image base = {before, sizeof(before), 1, &digests[0]};
+    struct delta_image next = {after, sizeof(after), 2, &digests[1]};
     settings.file_bytes = JOURNAL_BYTES;
     io_memory_init(&io);
     assert_int_equal(journal_create(&io.io, &settings, salt, &base, &journal), 0);

@@ -45,7 +45,7 @@ static void check_is_empty(void)
 /* Apply a record. What is accepted has the digest that it says. */
 static int apply(const struct delta_image *base, const uint8_t *bytes, size_t n_bytes)
 {
-    uint8_t digest[DIGEST_BYTES];
+    struct image_digest told, digest;
     struct delta_header header;
 
     memset(result, 0, CLEARED_BYTES);
@@ -54,7 +54,7 @@ static int apply(const struct delta_image *base, const uint8_t *bytes, size_t n_
     check(copy || n_bytes == 0);
     if (n_bytes > 0)
         memcpy(copy, bytes, n_bytes);
-    int r = delta_apply(TYPE, base, copy, n_bytes, result, &header);
+    int r = delta_apply(TYPE, base, copy, n_bytes, result, &header, &told);
     free(copy);
     check(r >= 0);
     if (r != 0) {
@@ -62,8 +62,9 @@ static int apply(const struct delta_image *base, const uint8_t *bytes, size_t n_
         return r;
     }
     check(header.type == TYPE && header.from_generation == base->generation);
-    check(digest_compute(result, header.result_bytes, digest) == 0);
-    check(memcmp(digest, header.result_digest, DIGEST_BYTES) == 0);
+    check(image_digest_compute(result, header.result_bytes, NULL, &digest) == 0);
+    check(memcmp(digest.whole, header.result_digest, DIGEST_BYTES) == 0);
+    check(memcmp(&digest, &told, sizeof(told)) == 0);
     return 0;
 }
 
@@ -183,6 +184,7 @@ static size_t write_record(const struct delta_image *base, const uint8_t *operat
                            size_t n_operations, size_t n_result)
 {
     size_t record_bytes = DELTA_HEADER_BYTES + n_operations + DELTA_CHECKSUM_BYTES;
+    struct image_digest digest;
 
     memset(record, 0, DELTA_HEADER_BYTES);
     put_be32(record, DELTA_MAGIC);
@@ -194,8 +196,10 @@ static size_t write_record(const struct delta_image *base, const uint8_t *operat
     put_be64(record + 24, base->generation + 1);
     put_be32(record + 32, (uint32_t)n_result);
     put_be32(record + 36, (uint32_t)n_operations);
-    check(digest_compute(base->bytes, base->n_bytes, record + 40) == 0);
-    check(digest_compute(next_bytes, n_result, record + 72) == 0);
+    check(image_digest_compute(base->bytes, base->n_bytes, NULL, &digest) == 0);
+    memcpy(record + 40, digest.whole, DIGEST_BYTES);
+    check(image_digest_compute(next_bytes, n_result, NULL, &digest) == 0);
+    memcpy(record + 72, digest.whole, DIGEST_BYTES);
     memcpy(record + DELTA_HEADER_BYTES, operations, n_operations);
     put_checksum(record, record_bytes);
     return record_bytes;

@@ -31,7 +31,8 @@ enum {
     KEEP_CHECKSUM = 0x80, /* in an operation: do not make it right */
 };
 
-static uint8_t image_bytes[1 + COMMITS_MAX][IMAGE_BYTES], digests[1 + COMMITS_MAX][DIGEST_BYTES];
+static uint8_t image_bytes[1 + COMMITS_MAX][IMAGE_BYTES];
+static struct image_digest digests[1 + COMMITS_MAX];
 static struct delta_image images[1 + COMMITS_MAX];
 static uint8_t file[FILE_BYTES], original[FILE_BYTES], other[FILE_BYTES];
 static struct journal_settings settings = {
@@ -48,9 +49,9 @@ static void make_images(const uint8_t *sizes, size_t n_commits)
             memcpy(image_bytes[i], image_bytes[i - 1], IMAGE_BYTES);
         for (size_t k = 0; k < n; k++)
             image_bytes[i][(i + k * 2) % IMAGE_BYTES] += (uint8_t)(k * k + i + 1);
-        check(digest_compute(image_bytes[i], IMAGE_BYTES, digests[i]) == 0);
+        check(image_digest_compute(image_bytes[i], IMAGE_BYTES, NULL, &digests[i]) == 0);
         images[i] =
-            (struct delta_image){image_bytes[i], IMAGE_BYTES, BASE_GENERATION + i, digests[i]};
+            (struct delta_image){image_bytes[i], IMAGE_BYTES, BASE_GENERATION + i, &digests[i]};
     }
 }
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.support.image_digest import image_digest
 from vtpmd import core
 from vtpmd.core import Image, Store
 from vtpmd.core.delta import DeltaMismatchError, delta_apply, delta_encode, delta_inspect
@@ -49,6 +50,14 @@ def image_pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return base, b"".join(piece.of(base) for piece in pieces) or draw(CONTENT)
 
 
+# Pages that are there twice and in another order, and last ones that are the beginning of a page.
+PAGED = st.builds(
+    lambda pages, last: b"".join(bytes([page]) * 4096 for page in pages) + last,
+    st.lists(st.integers(1, 3), max_size=6),
+    st.builds(lambda page, length: bytes([page]) * length, st.integers(1, 3), st.integers(0, 4095)),
+)
+
+
 @given(image_pairs(), st.integers(1, 2**62 - 1), st.integers(1, 2**62))
 def test_a_record_makes_the_image(pair: tuple[bytes, bytes], first: int, more: int) -> None:
     base, following = Image(PERMANENT, first, pair[0]), Image(PERMANENT, first + more, pair[1])
@@ -56,7 +65,8 @@ def test_a_record_makes_the_image(pair: tuple[bytes, bytes], first: int, more: i
     assert len(record) <= len(following.data) + OVERHEAD_BYTES
     made = delta_apply(base, record)
     assert made[:3] == following[:3]
-    assert made.digest == delta_inspect(record).result_digest
+    assert made.digest == image_digest(following.data)
+    assert made.digest[:32] == delta_inspect(record).result_digest
 
 
 @given(image_pairs(), image_pairs())
@@ -149,3 +159,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
+
+
+@given(PAGED, PAGED, st.booleans())
+def test_a_digest_is_the_same_with_and_without_an_image_before(
+    before: bytes, following: bytes, is_digested: bool
+) -> None:
+    base = Image(PERMANENT, 1, before, image_digest(before) if is_digested else None)
+    assert core.image.image_digest(following, base) == image_digest(following)

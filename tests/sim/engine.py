@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
@@ -24,6 +23,7 @@ from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
 from vtpmd.core import Image, LinkOperation
 from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.image import whole_digest
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
     LinkAdmit,
@@ -388,7 +388,7 @@ class SimEngine:
         self._held_has_changed, self._held_image = False, given[0]
         result = self._power_on()
         if result == Result.SUCCESS:
-            self.held_digests = sha256(given[0]).digest(), sha256(given[1]).digest()
+            self.held_digests = whole_digest(given[0]), whole_digest(given[1])
         return Reply(result, 0, bytearray(b"".join(self.held_digests)))
 
     def _power_on(self) -> int:

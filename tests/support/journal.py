@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from tests.support.image_digest import whole_digest
 from vtpmd.core import Image
 from vtpmd.core.delta import crc32c, delta_encode
 
@@ -19,9 +20,9 @@ FILE_BYTES = 64 * 1024
 HEADER = struct.Struct(">8sHHHH16s32sQII32s")
 
 
-def digest(image: bytes) -> bytes:
-    """Return an image's SHA-256."""
-    return hashlib.sha256(image).digest()
+def digest(data: bytes) -> bytes:
+    """Return a SHA-256."""
+    return hashlib.sha256(data).digest()
 
 
 def nonce(number: int) -> bytes:
@@ -36,10 +37,10 @@ def write_journal(
     salt: bytes = b"s" * 32,
     first_generation: int = 1,
     secret: bytes | None = None,
-    version: int = 1,
+    version: int = 2,
 ) -> bytearray:
     """Return a journal that continues the first image, with a record for each one after it."""
-    aead = None
+    aead, is_first = None, version == 1
     if secret is not None:
         key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"vtpmd journal 1")
         aead = AESGCM(key.derive(secret))
@@ -55,7 +56,7 @@ def write_journal(
         first_generation,
         len(base),
         FILE_BYTES,
-        digest(base),
+        digest(base) if is_first else whole_digest(base),
     )
     seal = bytes(16) if aead is None else aead.encrypt(nonce(0), b"", head)
     head = (head + seal).ljust(508, b"\0")
@@ -64,9 +65,18 @@ def write_journal(
     for number, (before, after) in enumerate(pairwise(images), start=1):
         generation = first_generation + number - 1
         delta = delta_encode(Image(1, generation, before), Image(1, generation + 1, after))
+        if is_first:
+            delta = _of_first_version(delta, before, after)
         content, link = _content(aead, number, link, delta)
         file += _record(len(file) // SECTOR, number, content)
     return file.ljust(FILE_BYTES, b"\0")
+
+
+def _of_first_version(delta: bytes, before: bytes, after: bytes) -> bytes:
+    """Return a delta record as version 1 has it."""
+    head = delta[:4] + b"\1" + delta[5:40] + digest(before) + digest(after)
+    checked = head + delta[len(head) : -4]
+    return checked + crc32c(checked).to_bytes(4, "big")
 
 
 def _content(aead: AESGCM | None, number: int, link: bytes, delta: bytes) -> tuple[bytes, bytes]:

@@ -6,7 +6,6 @@ said of power travels. What each operation does to the TPM is tested in C (``tes
 
 import asyncio
 import fcntl
-import hashlib
 import os
 import signal
 import socket
@@ -34,6 +33,7 @@ from tests.support.emulator_client import (
     DataSocket,
     receive_exactly,
 )
+from tests.support.image_digest import whole_digest
 from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
 from vtpmd import core
 from vtpmd.core import Image, LinkDescriptor, LinkOperation, Store
@@ -137,7 +137,7 @@ async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
     states = await sleeping(vtpm)
     await vtpm.ask(LinkOperation.STAGE, 0, whole(states))
     reply = await vtpm.ask(LinkOperation.STAGE, link_held(said), pack_link_records(b"", b""))
-    digests = tuple(hashlib.sha256(state).digest() for state in states)
+    digests = tuple(whole_digest(state) for state in states)
     assert unpack_link_digests(reply.payload) == digests
 
 

@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from tests.harness.lab import Lab
 from tests.harness.management import Management
 from tests.harness.proxy import Trigger
 from tests.support.emulator_client import Control, ControlClient, ControlError
+from tests.support.image_digest import whole_digest
 from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
 
@@ -188,7 +188,7 @@ def test_state_that_arrives_is_the_state_at_the_freeze(lab: Lab) -> None:
     path = destination.vtpmd.state / "tpm2-00.permall"
     wait_until(lambda: not path.with_suffix(".incoming").exists())
     arrived = swtpm_format.decode_file(path.read_bytes())
-    assert sha256(arrived).hexdigest() == report["digests"]["permanent"]
+    assert whole_digest(arrived).hex() == report["digests"]["permanent"]
     destination.guest.resume()
     assert differences(before, destination.guest.check(), worked=False) == []
 

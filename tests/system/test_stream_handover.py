@@ -40,6 +40,7 @@ from tests.harness.link import Cut, Direction, Ending, MessageLink
 from tests.harness.raw_guest import Blobs, Facts, RawGuest
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import Blob, Control, ControlError
+from tests.support.image_digest import whole_digest
 from tests.support.tpm2 import StartupType, Tpm, TpmError
 from vtpmd.core.lane import LaneKind
 from vtpmd.daemon import tls
@@ -92,7 +93,7 @@ def test_rounds_and_tail_move_the_tpm_bit_by_bit(lab: Lab) -> None:
     assert report["outcome"] == "handed-over"
     wait_until(lambda: not (pair.destination.vtpmd.state / "tpm2-00.incoming").exists())
     arrived = durable_state(pair.destination.vtpmd.state)
-    assert sha256(arrived).hexdigest() == report["digests"]["permanent"]
+    assert whole_digest(arrived).hex() == report["digests"]["permanent"]
     assert len(report["digests"]["volatile"]) == 64
     assert pair.destination.guest.facts() == facts
     assert_serves(pair.destination.guest)

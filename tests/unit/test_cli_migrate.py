@@ -280,8 +280,8 @@ def test_text_has_a_line_for_each_number() -> None:
         "  QEMU's downtime                             29 ms",
         "  source: capture                          0.166 ms",
         "  destination: start the TPM               0.251 ms",
-        "  SHA-256, permanent state        01234567…89abcdef  at the freeze and after load",
-        "  SHA-256, volatile state         01234567…89abcdef  at the freeze and after load",
+        "  digest, permanent state         01234567…89abcdef  at the freeze and after load",
+        "  digest, volatile state          01234567…89abcdef  at the freeze and after load",
     ]
 
 

@@ -4,7 +4,6 @@ The records here are built from the document's table. Invariant 8: a record is f
 whatever is wrong in it, it is refused by the name of what is wrong, and nothing is made of it.
 """
 
-import hashlib
 import random
 import re
 import struct
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.documents import Row, tables
+from tests.support.image_digest import image_digest, whole_digest
 from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import (
@@ -29,6 +29,7 @@ from vtpmd.core.delta import (
     delta_encode,
     delta_inspect,
 )
+from vtpmd.core.image import IMAGE_DIGEST_BYTES
 from vtpmd.wire.tpm import StateType
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/delta-format.md").read_text()
@@ -80,7 +81,7 @@ def record(
     """Build a record for BASE as the document has it; `fields` replaces some."""
     values: dict[str, int | bytes] = {
         "magic": 0x56545044,
-        "version": 1,
+        "version": 2,
         "type_of_image": BASE.type,
         "header_size": HEADER.size + len(header_excess),
         "compatible_flags": 0,
@@ -90,8 +91,8 @@ def record(
         "to_generation": BASE.generation + 1,
         "result_length": len(result),
         "operations_length": len(operations),
-        "base_digest": hashlib.sha256(BASE.data).digest(),
-        "result_digest": hashlib.sha256(result).digest(),
+        "base_digest": whole_digest(BASE.data),
+        "result_digest": whole_digest(result),
     }
     assert set(values) == set(HEADER_FIELDS) >= set(fields)
     header = HEADER.pack(*((values | fields)[name] for name in HEADER_FIELDS))
@@ -114,7 +115,7 @@ RIGHT = copy(100) + insert(b"new") + copy(50, 47)
 
 def test_a_record_by_the_document_applies() -> None:
     made = delta_apply(BASE, record(RIGHT, RESULT))
-    assert made == Image(2, 6, RESULT, hashlib.sha256(RESULT).digest())
+    assert made == Image(2, 6, RESULT, image_digest(RESULT))
 
 
 def test_the_encoder_writes_what_the_document_says() -> None:
@@ -142,15 +143,16 @@ def test_inspect_gives_the_header() -> None:
         base_bytes=200,
         result_bytes=len(RESULT),
         operations_bytes=len(RIGHT),
-        base_digest=hashlib.sha256(BASE.data).digest(),
-        result_digest=hashlib.sha256(RESULT).digest(),
+        base_digest=whole_digest(BASE.data),
+        result_digest=whole_digest(RESULT),
         compatible_flags=0,
     )
 
 
 def test_a_known_digest_is_believed_and_not_computed() -> None:
-    following = Image(2, 6, RESULT, digest=b"r" * 32)
-    header = delta_inspect(delta_encode(BASE._replace(digest=b"b" * 32), following))
+    following = Image(2, 6, RESULT, digest=b"r" * IMAGE_DIGEST_BYTES)
+    base = BASE._replace(digest=b"b" * IMAGE_DIGEST_BYTES)
+    header = delta_inspect(delta_encode(base, following))
     assert (header.base_digest, header.result_digest) == (b"b" * 32, b"r" * 32)
 
 
@@ -165,7 +167,8 @@ IMAGE_BYTES_MAX = 256 * 1024
         ("SHORT", b""),
         ("NO_RECORD", record(RIGHT, RESULT, magic=0x56545045)),
         ("VERSION_UNKNOWN", record(RIGHT, RESULT, version=0)),
-        ("VERSION_UNKNOWN", record(RIGHT, RESULT, version=2)),
+        ("VERSION_UNKNOWN", record(RIGHT, RESULT, version=1)),
+        ("VERSION_UNKNOWN", record(RIGHT, RESULT, version=3)),
         ("FLAG_UNKNOWN", record(RIGHT, RESULT, incompatible_flags=1)),
         ("FLAG_UNKNOWN", record(RIGHT, RESULT, incompatible_flags=0x8000)),
         ("HEADER_WRONG", record(RIGHT, RESULT, header_size=103)),
@@ -269,7 +272,7 @@ def test_every_truncation_is_refused() -> None:
     ("kind", "data"),
     [
         (DeltaInvalidError, b""),
-        (DeltaUnsupportedError, record(RIGHT, RESULT, version=2)),
+        (DeltaUnsupportedError, record(RIGHT, RESULT, version=3)),
         (DeltaMismatchError, record(RIGHT, RESULT, from_generation=4)),
     ],
 )

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tests.support.documents import Row, tables
+from tests.support.image_digest import whole_digest
 from tests.unit.test_delta import crc32c
 from vtpmd import core
 from vtpmd._core import lib
@@ -31,7 +32,7 @@ SOURCE = (Path(__file__).resolve().parents[2] / "csrc/journal_recover.c").read_t
 IDENTITY, SALT, SECRET = b"i" * 16, b"s" * 32, b"k" * 32
 SECTOR_BYTES, PAGE_SECTORS, FILE_BYTES = 512, 8, 8192
 IMAGES = [
-    Image(1, 7 + n, data, hashlib.sha256(data).digest())
+    Image(1, 7 + n, data)
     for n, data in enumerate([b"state" * 300, b"State" + b"state" * 299, b"state" * 99, b"x" * 99])
 ]
 
@@ -60,8 +61,8 @@ def key() -> AESGCM:
 def header(*, sealed: bool) -> bytes:
     """Build sector 0."""
     base = IMAGES[0]
-    own = (0x5654504D4A524E4C, 1, 128, 0, int(sealed), IDENTITY, SALT)
-    of_base = (base.generation, len(base.data), FILE_BYTES, base.digest)
+    own = (0x5654504D4A524E4C, 2, 128, 0, int(sealed), IDENTITY, SALT)
+    of_base = (base.generation, len(base.data), FILE_BYTES, whole_digest(base.data))
     unsealed = HEADER.pack(*own, *of_base, bytes(16), bytes(380), 0)[:112]
     seal = key().encrypt(nonce(0), b"", unsealed) if sealed else bytes(16)
     checked = unsealed + seal + bytes(380)

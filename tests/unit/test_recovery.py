@@ -61,8 +61,9 @@ def at_rest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fixture]
         yield Fixture(directory, key)
 
 
-def test_a_whole_journal_is_applied_and_folded(at_rest: Fixture) -> None:
-    at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret))
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_whole_journal_is_applied_and_folded(at_rest: Fixture, version: int) -> None:
+    at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret, version=version))
     examined = recovery.recover(at_rest.directory, at_rest.key)
     assert examined.permanent == IMAGES[-1]
     assert examined.found == Found(None, digest(IMAGES[-1]), 5)
@@ -185,7 +186,7 @@ def test_a_journal_without_its_checkpoint_is_refused_and_nothing_is_made(at_rest
 
 
 def test_a_later_versions_journal_is_left_to_it(at_rest: Fixture) -> None:
-    at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret, version=2))
+    at_rest.put(IMAGES[0], write_journal(IMAGES, secret=at_rest.secret, version=3))
     with pytest.raises(RecoveryRefused, match="of a later version: update vtpmd"):
         recovery.recover(at_rest.directory, at_rest.key)
     assert not salvage.assess(at_rest.directory, at_rest.key).can_restore

@@ -159,7 +159,7 @@ def _guest_rows(guest: Migration) -> Iterator[Row]:
 def _digest_rows(vtpm: Session) -> Iterator[Row]:
     remark = "at the freeze and after load" if is_verified(vtpm) else "at the freeze"
     for name, digest in vtpm.digests.items():
-        yield f"SHA-256, {name} state", f"{digest[:8]}…{digest[-8:]}", remark
+        yield f"digest, {name} state", f"{digest[:8]}…{digest[-8:]}", remark
 
 
 def _total(rounds: tuple[Round, ...]) -> int:

@@ -1,10 +1,10 @@
 """Delta records (``csrc/delta.h``, docs/delta-format.md)."""
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vtpmd._core import ffi, lib
-from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX, IMAGE_BYTES_MAX, Image, checked_type
+from vtpmd.core.image import IMAGE_BYTES_MAX, Image, c_image, checked_type
 from vtpmd.core.memory import allocate, check_error
 from vtpmd.errors import VtpmdError
 
@@ -46,9 +46,9 @@ class DeltaInvalidError(DeltaError):
 
 
 class DeltaUnsupportedError(DeltaError):
-    """The record is of a later version."""
+    """The record is of another version."""
 
-    TEXT = "a delta record is of a later version: {}; update vtpmd on this host"
+    TEXT = "a delta record is of another version: {}; have the same vtpmd on both hosts"
 
 
 class DeltaMismatchError(DeltaError):
@@ -95,18 +95,6 @@ def _check_delta(result: int) -> None:
         raise kind(DeltaRefusal(result), reason)
 
 
-def _c_image(image: Image) -> tuple[Any, tuple[Any, ...]]:
-    """Return an image for C, and what must be kept for as long as C has it."""
-    if len(image.data) > IMAGE_BYTES_MAX or not 0 <= image.generation <= GENERATION_MAX:
-        raise ValueError(f"{image!r} is past a limit")
-    if image.digest is not None and len(image.digest) != DIGEST_BYTES:
-        raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(image.digest)}")
-    data = ffi.from_buffer("uint8_t[]", image.data)
-    digest = ffi.NULL if image.digest is None else ffi.from_buffer("uint8_t[]", image.digest)
-    c_image = ffi.new("struct delta_image *", (data, len(image.data), image.generation, digest))
-    return c_image, (data, digest)
-
-
 def delta_encode(base: Image, following: Image) -> bytes:
     """Return the delta record that turns ``base`` into ``following``, an image of the same type.
 
@@ -118,8 +106,8 @@ def delta_encode(base: Image, following: Image) -> bytes:
         raise ValueError(f"{following!r} does not follow {base!r}")
     if base.generation == 0 and base.data:
         raise ValueError("the image of generation 0 is empty")
-    c_base, base_kept = _c_image(base)
-    c_following, following_kept = _c_image(following)
+    c_base, base_kept = c_image(base)
+    c_following, following_kept = c_image(following)
     record = allocate("uint8_t[]", DELTA_RECORD_BYTES_MAX)
     n_bytes = ffi.new("size_t *", DELTA_RECORD_BYTES_MAX)
     try:
@@ -136,18 +124,17 @@ def delta_apply(base: Image, record: bytes) -> Image:
     Nothing in the record is trusted. Raises DeltaError, whose subclasses say whether the record is
     invalid, of a later version, or for another image.
     """
-    c_base, kept = _c_image(base)
-    header = ffi.new("struct delta_header *")
+    c_base, kept = c_image(base)
+    header, digest = ffi.new("struct delta_header *"), ffi.new("struct image_digest *")
     result = allocate("uint8_t[]", IMAGE_BYTES_MAX)
-    _check_delta(
-        lib.delta_apply(checked_type(base.type), c_base, record, len(record), result, header)
-    )
+    image_type = checked_type(base.type)
+    _check_delta(lib.delta_apply(image_type, c_base, record, len(record), result, header, digest))
     del kept
     try:
         data = bytes(ffi.buffer(result, header.result_bytes))
     finally:
         lib.explicit_bzero(result, header.result_bytes)
-    return Image(base.type, header.to_generation, data, bytes(header.result_digest))
+    return Image(base.type, header.to_generation, data, bytes(ffi.buffer(digest)))
 
 
 def delta_inspect(record: bytes) -> DeltaHeader:

@@ -98,7 +98,7 @@ def _recovery(found: Any, image: Any, checkpoint: bytes | None) -> Recovery:
     recovered = None
     if found.has_image:
         data = bytes(ffi.buffer(image, found.image_bytes))
-        recovered = Image(IMAGE_TYPES[0], found.generation, data, bytes(found.digest))
+        recovered = Image(IMAGE_TYPES[0], found.generation, data)
         lib.explicit_bzero(image, found.image_bytes)
     elif letter in "BC" and checkpoint is not None:
         recovered = Image(IMAGE_TYPES[0], 0, checkpoint)

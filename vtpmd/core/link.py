@@ -97,7 +97,7 @@ class LinkShutdown(IntEnum):
 
 
 class LinkDigests(NamedTuple):
-    """SHA-256 of what libtpms was given to start from (``struct link_digests``)."""
+    """The digests of what libtpms was given to start from (``struct link_digests``)."""
 
     permanent: bytes
     volatile: bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import Final, NamedTuple
 
 from vtpmd.core import Image
@@ -26,11 +25,6 @@ class Images(NamedTuple):
 NOTHING: Final = Images(Image(StateType.PERMANENT, 0, b""), Image(StateType.VOLATILE, 0, b""))
 # Where neither of the two changes.
 NO_RECORDS: Final = [b"", b""]
-
-
-def digest(image: Image) -> bytes:
-    """Return an image's SHA-256: the one that is known, or worked out."""
-    return image.digest or sha256(image.data).digest()
 
 
 class ImageChain:

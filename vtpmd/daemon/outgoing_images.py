@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vtpmd.core import Store
-from vtpmd.core.delta import delta_encode, delta_inspect
-from vtpmd.daemon.images import NO_RECORDS, NOTHING, Images, digest
+from vtpmd.core.delta import delta_encode
+from vtpmd.core.image import DIGEST_BYTES, image_digest
+from vtpmd.daemon.images import NO_RECORDS, NOTHING, Images
 from vtpmd.errors import VtpmdError
 from vtpmd.migration import tail
 from vtpmd.migration.tail import TailCipher
@@ -113,13 +114,14 @@ class OutgoingImages:
             sealed = self._cipher.seal(tail.Tail(header, self.power, *records))
         except tail.TailError as error:
             raise VtpmdError(str(error)) from None
-        return Sealed(digest(final.permanent), digest(final.volatile), sealed)
+        permanent, volatile = (image.digest or image_digest(image.data) for image in final)
+        return Sealed(permanent[:DIGEST_BYTES], volatile[:DIGEST_BYTES], sealed)
 
 
 def _encode(base: Images, following: Images) -> Records:
     """Encode what turns one state into the other.
 
-    The digests that this has to work out are kept with it: they are most of the work.
+    The digests that this works out are kept with it.
     """
     images, records = [], []
     for before, after in zip(base, following, strict=True):
@@ -127,7 +129,7 @@ def _encode(base: Images, following: Images) -> Records:
             images.append(before)
             records.append(b"")
             continue
-        record = delta_encode(before, after)
-        images.append(after._replace(digest=delta_inspect(record).result_digest))
-        records.append(record)
+        digested = after._replace(digest=image_digest(after.data, before))
+        images.append(digested)
+        records.append(delta_encode(before, digested))
     return Records(base, Images(*images), records)

@@ -12,8 +12,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 5
-VERSION_MINIMUM: Final = 5
+VERSION: Final = 6
+VERSION_MINIMUM: Final = 6
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16

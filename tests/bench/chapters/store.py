@@ -23,7 +23,7 @@ from vtpmd.wire.swtpm_format import decode_blob
 NAME = "store"
 SUMMARY = "capture, collect, encode and apply on real state: µs, and the sizes of delta records"
 
-SOURCES = ("crc32c.c", "delta.c", "digest.c", "pages.c")
+SOURCES = ("crc32c.c", "delta.c", "digest.c", "image_digest.c", "pages.c")
 INDICES = 40
 INDEX_BYTES = 2048  # the most that libtpms allows
 FIRST_INDEX = tpm2.Handle.NV_FIRST + 0x50_0000
