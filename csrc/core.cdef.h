@@ -55,7 +55,7 @@ struct delta_image {
     ...;
 };
 
-int image_digest_compute(const uint8_t *bytes, size_t n_bytes, const struct delta_image *before,
+int image_digest_compute(const struct delta_image *image, const struct delta_image *before,
                          struct image_digest *digest);
 
 #define DELTA_HEADER_BYTES ...

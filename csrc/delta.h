@@ -105,14 +105,25 @@ struct delta_header {
     uint8_t result_digest[DIGEST_BYTES];
 };
 
+/* How many bytes two images have in common at their beginning, and how many after these at their
+ * end. */
+struct delta_common {
+    size_t prefix, suffix;
+};
+
 /* An image that the caller has. `digest` may be NULL, and is then computed; a digest that is given
- * is taken as the image's. */
+ * is taken as the image's. So is what it has in common with the image before it. */
 struct delta_image {
     const uint8_t *bytes;
     size_t n_bytes;
     uint64_t generation;
     const struct image_digest *digest;
+    const struct delta_common *common;
 };
+
+/* Find out what two images have in common. */
+struct delta_common delta_compare(const uint8_t *base, size_t base_bytes, const uint8_t *next,
+                                  size_t next_bytes);
 
 /* Write the record that turns `base` into `next` to `record`, of DELTA_RECORD_BYTES_MAX bytes. The
  * images are within their limits and `next` is of a later generation. An empty base of generation

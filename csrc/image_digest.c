@@ -6,35 +6,50 @@
 #include "check.h"
 #include "delta.h"
 
-static size_t smaller(size_t a, size_t b)
+struct page {
+    size_t start, n_bytes;
+};
+
+static struct page page_of(const struct delta_image *image, size_t number)
 {
-    return a < b ? a : b;
+    size_t start = number * DIGEST_PAGE_BYTES, rest = image->n_bytes - start;
+
+    return (struct page){start, rest < DIGEST_PAGE_BYTES ? rest : DIGEST_PAGE_BYTES};
+}
+
+/* True if it is known, without a look at it, that `before`, of the same length, has the page. */
+static bool is_common(const struct delta_image *image, struct page page)
+{
+    return image->common && (page.start + page.n_bytes <= image->common->prefix ||
+                             page.start >= image->n_bytes - image->common->suffix);
 }
 
 /* True if `before` has the very page, and its digest. */
-static bool is_in(const struct delta_image *before, size_t start, const uint8_t *page,
-                  size_t page_bytes)
+static bool is_in(const struct delta_image *before, const struct delta_image *image, size_t number)
 {
-    return before && before->digest && start < before->n_bytes &&
-           smaller(before->n_bytes - start, DIGEST_PAGE_BYTES) == page_bytes &&
-           memcmp(before->bytes + start, page, page_bytes) == 0;
+    struct page page = page_of(image, number);
+
+    if (!before || !before->digest || page.start >= before->n_bytes ||
+        page_of(before, number).n_bytes != page.n_bytes)
+        return false;
+    return (image->n_bytes == before->n_bytes && is_common(image, page)) ||
+           memcmp(before->bytes + page.start, image->bytes + page.start, page.n_bytes) == 0;
 }
 
-int image_digest_compute(const uint8_t *bytes, size_t n_bytes, const struct delta_image *before,
+int image_digest_compute(const struct delta_image *image, const struct delta_image *before,
                          struct image_digest *digest)
 {
-    size_t n_pages = 0;
+    size_t n_pages = (image->n_bytes + DIGEST_PAGE_BYTES - 1) / DIGEST_PAGE_BYTES;
 
-    check(n_bytes <= IMAGE_BYTES_MAX);
+    check(image->n_bytes <= IMAGE_BYTES_MAX);
     memset(digest, 0, sizeof(*digest));
-    for (size_t start = 0; start < n_bytes; start += DIGEST_PAGE_BYTES, n_pages++) {
-        const uint8_t *page = bytes + start;
-        size_t page_bytes = smaller(n_bytes - start, DIGEST_PAGE_BYTES);
-        if (is_in(before, start, page, page_bytes)) {
-            memcpy(digest->pages[n_pages], before->digest->pages[n_pages], DIGEST_BYTES);
+    for (size_t number = 0; number < n_pages; number++) {
+        struct page page = page_of(image, number);
+        if (is_in(before, image, number)) {
+            memcpy(digest->pages[number], before->digest->pages[number], DIGEST_BYTES);
             continue;
         }
-        int r = digest_compute(page, page_bytes, digest->pages[n_pages]);
+        int r = digest_compute(image->bytes + page.start, page.n_bytes, digest->pages[number]);
         if (r < 0)
             return r;
     }

@@ -27,5 +27,5 @@ struct image_digest {
 /* Compute the digest of an image of up to IMAGE_BYTES_MAX bytes. What it has in common with
  * `before`, an image or NULL, is not hashed again if the digest of that is known. Returns 0 or
  * -ENOMEM. */
-int image_digest_compute(const uint8_t *bytes, size_t n_bytes, const struct delta_image *before,
+int image_digest_compute(const struct delta_image *image, const struct delta_image *before,
                          struct image_digest *digest);

@@ -67,8 +67,8 @@
 enum {
     JOURNAL_VERSION = 2,
     JOURNAL_VERSION_FIRST = 1, /* its records are of DELTA_VERSION_FIRST; read, never written */
-    JOURNAL_SEALED = 1,      /* an incompatible flag */
-    JOURNAL_BYTES = 1 << 20, /* 12 checkpoints of 85 KB, and some 1700 small commits */
+    JOURNAL_SEALED = 1,        /* an incompatible flag */
+    JOURNAL_BYTES = 1 << 20,   /* 12 checkpoints of 85 KB, and some 1700 small commits */
     JOURNAL_BYTES_MAX = JOURNAL_BYTES,
     JOURNAL_SECTOR_BYTES = 512, /* the smallest unit that disks write whole */
     JOURNAL_PAGE_BYTES = 4096,  /* the smallest unit that Linux writes back */

@@ -196,11 +196,12 @@ static void set_current_bytes(struct reader *reader, size_t n_bytes)
 static int compute_digest(const struct reader *reader, const uint8_t *image, size_t image_bytes,
                           uint8_t digest[DIGEST_BYTES])
 {
+    struct delta_image made = {.bytes = image, .n_bytes = image_bytes};
     struct image_digest both;
 
     if (reader->is_first_version)
         return digest_compute(image, image_bytes, digest);
-    int r = image_digest_compute(image, image_bytes, NULL, &both);
+    int r = image_digest_compute(&made, NULL, &both);
     if (r == 0)
         memcpy(digest, both.whole, DIGEST_BYTES);
     return r;
@@ -374,8 +375,7 @@ static int open_content(struct reader *reader, uint32_t delta_bytes)
 /* Make the image that a record leads to. Returns false if it cannot. */
 static bool apply(struct reader *reader, const uint8_t *delta, const struct delta_header *header)
 {
-    struct delta_image base = {reader->current, reader->current_bytes, header->from_generation,
-                               NULL};
+    struct delta_image base = {.bytes = reader->current, .n_bytes = reader->current_bytes};
 
     if (!reader->joined)
         return true;

@@ -34,15 +34,17 @@ struct durable {
     bool is_cramped;      /* there was no room for a journal, since the TPM is on */
     pthread_mutex_t lock; /* over what follows */
     struct image current;
-    struct image next; /* room for what is being committed; or the one before a deferred commit */
-    uint64_t loaded;   /* generation of an image that is not numbered anew yet */
-    bool is_known;     /* the image's identity: what others have written says none */
+    struct image before;        /* of a deferred commit; or room for it */
+    struct image next;          /* a view of what is being committed */
+    struct delta_common common; /* to that and the current one */
+    uint64_t loaded;            /* generation of an image that is not numbered anew yet */
+    bool is_known;              /* the image's identity: what others have written says none */
     struct coming coming;
     bool is_in_file;  /* the file has the image, and no journal continues it */
     bool is_adopting; /* another state has begun to take the place of all, and may be half there */
     struct journal *journal;
     bool defers;        /* a commit need not wait for the journal's sync */
-    bool is_deferred;   /* the last one has not: `next` is the image before it */
+    bool is_deferred;   /* the last one has not: `before` is the image before it */
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
     const char *target; /* the file that was written last */
     struct fold fold;
@@ -111,7 +113,7 @@ void durable_free(struct durable *durable)
     ahead_deinit(&durable->ahead);
     journal_free(durable->journal);
     image_deinit(&durable->current);
-    image_deinit(&durable->next);
+    image_deinit(&durable->before);
     close_anchor(durable);
     explicit_bzero(&durable->files, sizeof(durable->files));
     pthread_mutex_destroy(&durable->lock);
@@ -235,8 +237,8 @@ static int settle_deferred(struct durable *durable)
     durable->target = "journal";
     int r = journal_sync(durable->journal);
     if (r < 0)
-        image_swap(&durable->current, &durable->next);
-    image_wipe(&durable->next);
+        image_swap(&durable->current, &durable->before);
+    image_wipe(&durable->before);
     return r;
 }
 
@@ -425,6 +427,7 @@ static int append(struct durable *durable)
     struct delta_image base = image_as_delta(&durable->current);
     struct delta_image next = image_as_delta(&durable->next);
 
+    next.common = &durable->common;
     durable->target = "journal";
     int r = write(durable->journal, &base, &next);
     if (r == JOURNAL_FULL && make_room(durable) >= 0) {
@@ -507,8 +510,8 @@ static int digest_both(struct durable *durable)
 {
     struct image *current = &durable->current, *next = &durable->next;
 
-    int r = current->exists ? image_compute_digest(current, next) : 0;
-    return r < 0 ? r : image_compute_digest(next, current);
+    int r = current->exists ? image_compute_digest(current, NULL, NULL) : 0;
+    return r < 0 ? r : image_compute_digest(next, current, &durable->common);
 }
 
 static bool may_open_journal(const struct durable *durable)
@@ -548,33 +551,57 @@ static int write_next(struct durable *durable)
     return replace_file(durable);
 }
 
+/* Memory first: once a change is durable, nothing may fail. */
+static int begin_next(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
+{
+    struct image *current = &durable->current;
+
+    durable->next = image_view(bytes, n_bytes);
+    int r = image_reserve(current, n_bytes);
+    if (r >= 0 && durable->defers)
+        r = image_reserve(&durable->before, current->n_bytes);
+    return r;
+}
+
+/* Have what was committed as the current image. */
+static void become_next(struct durable *durable)
+{
+    static const struct delta_common nothing = {0};
+
+    if (durable->is_deferred)
+        image_follow(&durable->before, &durable->current, &nothing);
+    image_follow(&durable->current, &durable->next, &durable->common);
+}
+
 static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
 {
     int r = settle_deferred(durable);
 
-    /* Memory first: once the change is durable, nothing may fail. */
     if (r >= 0)
-        r = image_set(&durable->next, bytes, n_bytes);
+        r = begin_next(durable, bytes, n_bytes);
     if (r >= 0)
         r = write_next(durable);
     if (r >= 0)
         r = show_anchor(durable, &durable->next);
     if (r >= 0) {
-        image_swap(&durable->current, &durable->next);
+        become_next(durable);
         durable->coming = (struct coming){0};
         durable->is_known = true;
         if (durable->journal)
             fold_if_worn(durable);
     }
-    if (!durable->is_deferred)
-        image_wipe(&durable->next);
+    durable->next = (struct image){0};
     return r;
 }
 
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
 {
+    struct image *current = &durable->current;
+
+    durable->common = delta_compare(current->bytes, current->n_bytes, bytes, n_bytes);
     /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
-    if (!durable->coming.must_be_written && image_is(&durable->current, bytes, n_bytes)) {
+    if (!durable->coming.must_be_written && current->exists && current->n_bytes == n_bytes &&
+        durable->common.prefix == n_bytes) {
         durable->coming = (struct coming){0};
         return 0;
     }
@@ -693,18 +720,19 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
     struct checkpoint_lineage ours = durable_lineage(durable);
     int r = settle_deferred(durable);
     if (r >= 0)
-        r = image_set(&durable->next, bytes, n_bytes);
+        r = begin_next(durable, bytes, n_bytes);
     if (r >= 0)
         r = adopt(durable, elsewhere, is_to_be_written, identity);
     if (r < 0) {
         set_identity(durable, ours.identity);
     } else {
-        image_swap(&durable->current, &durable->next);
+        durable->common = (struct delta_common){0};
+        become_next(durable);
         durable->is_known = true;
         durable->is_adopting = false;
     }
     durable->is_in_file = r >= 0 && is_to_be_written;
-    image_wipe(&durable->next);
+    durable->next = (struct image){0};
     pthread_mutex_unlock(&durable->lock);
     return r;
 }

@@ -31,6 +31,15 @@ int image_set(struct image *image, const uint8_t *bytes, size_t n_bytes);
 
 void image_swap(struct image *one, struct image *other);
 
+/* Have room for so many bytes; it is what it was. Returns 0 or -ENOMEM. */
+int image_reserve(struct image *image, size_t n_bytes);
+
+/* An image of bytes that are another's, for as long as they are there: nothing here may wipe it. */
+struct image image_view(const uint8_t *bytes, size_t n_bytes);
+
+/* Make it a copy of `next`, with which it has so much in common. It has room for that. */
+void image_follow(struct image *image, const struct image *next, const struct delta_common *common);
+
 /* True if there is one, and it is these bytes. */
 bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes);
 
@@ -38,9 +47,10 @@ bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes);
  * errno. */
 int image_number(struct image *image, struct store *store);
 
-/* Compute its digest, unless that is known; in less time if that of `before` is. Returns 0 or
- * -ENOMEM. */
-int image_compute_digest(struct image *image, const struct image *before);
+/* Compute its digest, unless that is known; in less time if that of `before`, which may be NULL,
+ * is, with which it has so much in common. Returns 0 or -ENOMEM. */
+int image_compute_digest(struct image *image, const struct image *before,
+                         const struct delta_common *common);
 
 /* Of one that is numbered and has a digest; it borrows the image's memory. */
 struct delta_image image_as_delta(const struct image *image);

@@ -15,6 +15,7 @@
 #include "long_command.h"
 #include "orderly.h"
 #include "tpm.h"
+#include "written.h"
 
 /* A state file: not the permanent one's, which `permanent` has. */
 struct state_file {
@@ -323,6 +324,7 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     (void)tpm_number;
     if (type == NO_TYPE || !long_command_may_store())
         return TPM_FAIL;
+    written_note(data, length); /* the buffer is libtpms' own, which frees it next */
     if (held.exists && type == LINK_STATE_PERMANENT)
         return hold_more(data, length) < 0 ? TPM_SIZE : TPM_SUCCESS;
     int r = nvram_store(type, data, length);

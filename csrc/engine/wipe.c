@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "written.h"
+
 enum {
     PAGE_BYTES = 4096,
 };
@@ -55,8 +57,9 @@ void free(void *memory)
     if (!memory)
         return;
     size_t n_bytes = malloc_usable_size(memory);
+    size_t written_bytes = written_take(memory, n_bytes);
     if (n_bytes < WIPE_UNMAPPED_BYTES_MIN)
-        wipe(memory, n_bytes);
+        wipe(memory, written_bytes);
     __libc_free(memory);
 }
 
@@ -65,6 +68,7 @@ void *realloc(void *memory, size_t n_bytes)
 {
     size_t before_bytes = memory ? malloc_usable_size(memory) : 0;
 
+    written_take(memory, 0); /* it may be written to, once it has moved */
     if (memory && n_bytes <= before_bytes) {
         if (before_bytes < WIPE_UNMAPPED_BYTES_MIN)
             wipe((uint8_t *)memory + n_bytes, before_bytes - n_bytes);

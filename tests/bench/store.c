@@ -122,7 +122,9 @@ static void measure(struct measurement *m)
 {
     uint64_t times_ns[N_OPERATIONS];
 
-    check(image_digest_compute(m->base.bytes, m->base.n_bytes, NULL, &m->base_digest) == 0);
+    check(image_digest_compute(
+              &(struct delta_image){.bytes = m->base.bytes, .n_bytes = m->base.n_bytes}, NULL,
+              &m->base_digest) == 0);
     for (unsigned round = 0; round < WARM_UP_ROUNDS + m->n_rounds; round++) {
         measure_store(m, times_ns);
         measure_delta(m, times_ns);

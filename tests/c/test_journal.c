@@ -60,8 +60,10 @@ static void make_images(const size_t *changes, size_t n_changes)
             memcpy(image_bytes[i], image_bytes[i - 1], IMAGE_BYTES);
         for (size_t k = 0; k < (i == 0 ? IMAGE_BYTES : changes[i - 1]); k++)
             image_bytes[i][k * 2 % IMAGE_BYTES] = (uint8_t)(k * k + i * 31 + k / 256 + 1);
-        assert_int_equal(
-            image_digest_compute(image_bytes[i], IMAGE_BYTES, NULL, &image_digests[i]), 0);
+        assert_int_equal(image_digest_compute(
+                             &(struct delta_image){.bytes = image_bytes[i], .n_bytes = IMAGE_BYTES},
+                             NULL, &image_digests[i]),
+                         0);
         images[i] = (struct delta_image){image_bytes[i], IMAGE_BYTES, BASE_GENERATION + i,
                                          &image_digests[i]};
     }
@@ -782,8 +784,14 @@ static void the_largest_record_fits(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(after); i++)
         after[i] = (uint8_t)(i * i + i / 251 + 1);
-    assert_int_equal(image_digest_compute(before, sizeof(before), NULL, &digests[0]), 0);
-    assert_int_equal(image_digest_compute(after, sizeof(after), NULL, &digests[1]), 0);
+    assert_int_equal(
+        image_digest_compute(&(struct delta_image){.bytes = before, .n_bytes = sizeof(before)},
+                             NULL, &digests[0]),
+        0);
+    assert_int_equal(
+        image_digest_compute(&(struct delta_image){.bytes = after, .n_bytes = sizeof(after)}, NULL,
+                             &digests[1]),
+        0);
     struct delta_image base = {before, sizeof(before), 1, &digests[0]};
     struct delta_image next = {after, sizeof(after), 2, &digests[1]};
     settings.file_bytes = JOURNAL_BYTES;

@@ -62,11 +62,17 @@ static void check_states(int permanent, int following)
     assert_int_equal(states.volatile_bytes, STATE_BYTES);
     memset(wanted, permanent, sizeof(wanted));
     assert_memory_equal(states.permanent, wanted, sizeof(wanted));
-    assert_int_equal(image_digest_compute(wanted, sizeof(wanted), NULL, &digest), 0);
+    assert_int_equal(
+        image_digest_compute(&(struct delta_image){.bytes = wanted, .n_bytes = sizeof(wanted)},
+                             NULL, &digest),
+        0);
     assert_memory_equal(states.permanent_digest, digest.whole, DIGEST_BYTES);
     memset(wanted, following, sizeof(wanted));
     assert_memory_equal(states.volatile_state, wanted, sizeof(wanted));
-    assert_int_equal(image_digest_compute(wanted, sizeof(wanted), NULL, &digest), 0);
+    assert_int_equal(
+        image_digest_compute(&(struct delta_image){.bytes = wanted, .n_bytes = sizeof(wanted)},
+                             NULL, &digest),
+        0);
     assert_memory_equal(states.volatile_digest, digest.whole, DIGEST_BYTES);
 }
 

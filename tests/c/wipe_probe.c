@@ -2,15 +2,18 @@
  * tests/unit/test_wipe.py, without sanitizers, which have a free() of their own.
  *
  *     wipe_probe free|shrink|grow SIZE     prints how much of the pattern is left, in bytes
+ *     wipe_probe noted SIZE                the same, of the half that was written and noted as such
  *     wipe_probe untouched SIZE            prints how many pages freeing made
  */
 #include <malloc.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/wipe.h"
+#include "engine/written.h"
 
 enum {
     PATTERN = 0xa5,
@@ -73,8 +76,11 @@ int main(int argc, char **argv)
         printf("%zu\n", (dirty_kib() - before) * 1024 / PAGE_BYTES);
         return 0;
     }
-    memset(bytes, PATTERN, malloc_usable_size(bytes));
-    if (strcmp(argv[1], "free") == 0) {
+    bool is_noted = strcmp(argv[1], "noted") == 0;
+    memset(bytes, PATTERN, is_noted ? n_bytes / 2 : malloc_usable_size(bytes));
+    if (is_noted)
+        written_note(bytes, n_bytes / 2);
+    if (is_noted || strcmp(argv[1], "free") == 0) {
         free(block);
     } else if (strcmp(argv[1], "shrink") == 0) {
         kept = n_bytes / 2;

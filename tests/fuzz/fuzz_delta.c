@@ -62,7 +62,9 @@ static int apply(const struct delta_image *base, const uint8_t *bytes, size_t n_
         return r;
     }
     check(header.type == TYPE && header.from_generation == base->generation);
-    check(image_digest_compute(result, header.result_bytes, NULL, &digest) == 0);
+    check(
+        image_digest_compute(&(struct delta_image){.bytes = result, .n_bytes = header.result_bytes},
+                             NULL, &digest) == 0);
     check(memcmp(digest.whole, header.result_digest, DIGEST_BYTES) == 0);
     check(memcmp(&digest, &told, sizeof(told)) == 0);
     return 0;
@@ -196,9 +198,12 @@ static size_t write_record(const struct delta_image *base, const uint8_t *operat
     put_be64(record + 24, base->generation + 1);
     put_be32(record + 32, (uint32_t)n_result);
     put_be32(record + 36, (uint32_t)n_operations);
-    check(image_digest_compute(base->bytes, base->n_bytes, NULL, &digest) == 0);
+    check(
+        image_digest_compute(&(struct delta_image){.bytes = base->bytes, .n_bytes = base->n_bytes},
+                             NULL, &digest) == 0);
     memcpy(record + 40, digest.whole, DIGEST_BYTES);
-    check(image_digest_compute(next_bytes, n_result, NULL, &digest) == 0);
+    check(image_digest_compute(&(struct delta_image){.bytes = next_bytes, .n_bytes = n_result},
+                               NULL, &digest) == 0);
     memcpy(record + 72, digest.whole, DIGEST_BYTES);
     memcpy(record + DELTA_HEADER_BYTES, operations, n_operations);
     put_checksum(record, record_bytes);

@@ -49,7 +49,9 @@ static void make_images(const uint8_t *sizes, size_t n_commits)
             memcpy(image_bytes[i], image_bytes[i - 1], IMAGE_BYTES);
         for (size_t k = 0; k < n; k++)
             image_bytes[i][(i + k * 2) % IMAGE_BYTES] += (uint8_t)(k * k + i + 1);
-        check(image_digest_compute(image_bytes[i], IMAGE_BYTES, NULL, &digests[i]) == 0);
+        check(image_digest_compute(
+                  &(struct delta_image){.bytes = image_bytes[i], .n_bytes = IMAGE_BYTES}, NULL,
+                  &digests[i]) == 0);
         images[i] =
             (struct delta_image){image_bytes[i], IMAGE_BYTES, BASE_GENERATION + i, &digests[i]};
     }

@@ -21,9 +21,9 @@ from tests.sim.loop import Process
 from tests.sim.network import Stream
 from tests.sim.server import Arrived, ControlServer
 from tests.sim.state import Permanent, Volatile
+from tests.support.image_digest import whole_digest
 from vtpmd.core import Image, LinkOperation
 from vtpmd.core.handover import Handover, HandoverEvent
-from vtpmd.core.image import whole_digest
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
     LinkAdmit,

@@ -18,7 +18,8 @@ TIMEOUT_S = 60
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("wipe") / "probe"
-    sources = [ROOT / "tests/c/wipe_probe.c", ROOT / "csrc/engine/wipe.c"]
+    files = ("tests/c/wipe_probe.c", "csrc/engine/wipe.c", "csrc/engine/written.c")
+    sources = [ROOT / file for file in files]
     command: list[str | Path] = ["gcc", *OPTIONS, f"-I{ROOT / 'csrc'}", "-o", program, *sources]
     subprocess.run(command, check=True, timeout=TIMEOUT_S)
     return program
@@ -31,7 +32,7 @@ def ask(probe: Path, what: str, n_bytes: int) -> int:
 
 
 @pytest.mark.parametrize("n_bytes", [SMALL, PAGES, STATE])
-@pytest.mark.parametrize("what", ["free", "shrink", "grow"])
+@pytest.mark.parametrize("what", ["free", "shrink", "grow", "noted"])
 def test_what_is_freed_is_overwritten(probe: Path, what: str, n_bytes: int) -> None:
     assert ask(probe, what, n_bytes) == 0
 

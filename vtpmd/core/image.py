@@ -53,7 +53,7 @@ def c_image(image: Image) -> tuple[Any, tuple[Any, ...]]:
 
 
 def image_digest(data: bytes, before: Image | None = None) -> bytes:
-    """Return an image's digest (``struct image_digest``): of all of it, then of each of its pages.
+    """Return an image's digest (``struct image_digest``): DIGEST_BYTES of all, then the pages'.
 
     It takes less time if ``before`` has much of the image, and a digest. Raises ValueError for more
     than IMAGE_BYTES_MAX bytes, OSError without memory.
@@ -61,15 +61,12 @@ def image_digest(data: bytes, before: Image | None = None) -> bytes:
     if len(data) > IMAGE_BYTES_MAX:
         raise ValueError(f"no image has {len(data)} bytes")
     c_before, kept = (ffi.NULL, None) if before is None else c_image(before)
+    c_data = ffi.from_buffer("uint8_t[]", data)
     digest = ffi.new("struct image_digest *")
-    check_error(lib.image_digest_compute(data, len(data), c_before, digest))
+    image = ffi.new("struct delta_image *", {"bytes": c_data, "n_bytes": len(data)})
+    check_error(lib.image_digest_compute(image, c_before, digest))
     del kept
     return bytes(ffi.buffer(digest))
-
-
-def whole_digest(data: bytes) -> bytes:
-    """Return the first part of an image's digest, which stands for all of it: DIGEST_BYTES."""
-    return image_digest(data)[:DIGEST_BYTES]
 
 
 def checked_type(image_type: int) -> int:
