@@ -5,7 +5,8 @@
  *
  *     active      this host's: commands are executed, files are written
  *     given       QEMU has the state and may start it elsewhere: as active, but no file is written
- *                 until the guest is seen to run on here, which makes it active
+ *                 until the guest is seen to run on here, which makes it active; a TPM2_Shutdown
+ *                 that a stop would have said is said then
  *     fenced      another host's: nothing is executed, and nothing written
  *     reclaiming  fenced, on, and asked back: commands wait
  *     standby     on ahead of time, from a state that is durable elsewhere: it executes and writes

@@ -38,6 +38,12 @@ struct condition {
     uint8_t custody; /* enum tpm_custody */
 };
 
+/* A state beside libtpms'. */
+struct kept {
+    uint8_t *bytes; /* NULL: there is none */
+    size_t n_bytes;
+};
+
 struct tpm {
     pthread_mutex_t lock;
     pthread_cond_t settled; /* waiting commands have to look again whether they wait */
@@ -51,6 +57,8 @@ struct tpm {
     bool shut_down;            /* nothing ran since that */
     atomic_bool established;   /* as libtpms had it last */
     _Atomic uint32_t locality; /* of commands from the next one on */
+    /* By its type: what was stopped without a TPM2_Shutdown, as QEMU had been given it. */
+    struct kept stopped[LINK_STATE_VOLATILE + 1];
 };
 
 _Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BYTES &&
@@ -319,6 +327,67 @@ static void power_off(struct tpm *tpm)
     set_condition(tpm, TPM_OFF, custody_after(OP_STOP, now.custody, &tpm->before));
 }
 
+/* What the TPM's state is: libtpms', or from before a command that runs or was abandoned. The
+ * caller frees it, after overwriting it. */
+static TPM_RESULT current_state(enum link_state_type type, uint8_t **state, size_t *state_bytes)
+{
+    uint32_t length = 0;
+
+    if (long_command_phase() == LONG_IDLE) {
+        TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
+        *state_bytes = length;
+        return result;
+    }
+    const uint8_t *saved = long_command_saved(type, state_bytes);
+    *state = malloc(*state_bytes + 1); /* not NULL for none */
+    if (!*state)
+        return TPM_SIZE;
+    if (saved)
+        memcpy(*state, saved, *state_bytes);
+    return TPM_SUCCESS;
+}
+
+static void forget_stopped(struct tpm *tpm)
+{
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+        struct kept *kept = &tpm->stopped[type];
+        if (kept->bytes)
+            explicit_bzero(kept->bytes, kept->n_bytes);
+        free(kept->bytes);
+        *kept = (struct kept){0};
+    }
+}
+
+/* What QEMU was given may be another host's soon: its TPM2_Shutdown, which would be written, has to
+ * wait until its guest is started here again. */
+static void keep_stopped(struct tpm *tpm)
+{
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+        struct kept *kept = &tpm->stopped[type];
+        if (current_state(type, &kept->bytes, &kept->n_bytes) != TPM_SUCCESS) {
+            kept->bytes = NULL;
+            forget_stopped(tpm);
+            return;
+        }
+    }
+}
+
+/* It is this host's after all: have it on as it was, to be stopped as what is this host's. */
+static void undo_stop(struct tpm *tpm)
+{
+    TPM_RESULT result = TPM_SUCCESS;
+
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        if (result == TPM_SUCCESS)
+            result = TPMLIB_SetState(library_types[type], tpm->stopped[type].bytes,
+                                     (uint32_t)tpm->stopped[type].n_bytes);
+    if (result == TPM_SUCCESS && (result = TPMLIB_MainInit()) != TPM_SUCCESS)
+        TPMLIB_Terminate();
+    struct condition now = tpm->condition;
+    if (result == TPM_SUCCESS)
+        set_condition(tpm, TPM_ON, now.custody);
+}
+
 /* As if it had not been on. */
 static void let_go(struct tpm *tpm)
 {
@@ -359,6 +428,7 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     struct condition before = tpm->condition;
     bool resumes = custody == TPM_ACTIVE && nvram_may_have(LINK_STATE_VOLATILE);
 
+    forget_stopped(tpm);
     TPM_RESULT result = TPMLIB_MainInit();
     /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
      * guest has extended since. */
@@ -396,6 +466,9 @@ static bool begin_init(struct tpm *tpm, enum tpm_operation operation, struct con
         return false;
     *before = tpm->condition;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
+    if (operation == OP_INIT && before->custody == TPM_GIVEN &&
+        tpm->stopped[LINK_STATE_PERMANENT].bytes)
+        undo_stop(tpm);
     if (is_on(tpm))
         power_off(tpm);
     has_done(tpm, operation);
@@ -553,9 +626,13 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     TPM_RESULT result;
 
     locked(tpm);
-    if (may(tpm, OP_STOP, &result))
-        power_off(tpm);
-    return result;
+    if (!may(tpm, OP_STOP, &result))
+        return result;
+    struct condition now = tpm->condition;
+    if (now.custody == TPM_GIVEN)
+        keep_stopped(tpm);
+    power_off(tpm);
+    return TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
@@ -586,6 +663,7 @@ int tpm_free(struct tpm *tpm)
     tpm_stop(tpm);
     struct condition now = tpm->condition;
     int r = now.custody == TPM_GIVEN ? leave_given() : close_journal();
+    forget_stopped(tpm);
     long_command_deinit();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);
@@ -831,26 +909,6 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
-/* What the TPM's state is: libtpms', or from before a command that runs or was abandoned. The
- * caller frees it, after overwriting it. */
-static TPM_RESULT current_state(enum link_state_type type, uint8_t **state, size_t *state_bytes)
-{
-    uint32_t length = 0;
-
-    if (long_command_phase() == LONG_IDLE) {
-        TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
-        *state_bytes = length;
-        return result;
-    }
-    const uint8_t *saved = long_command_saved(type, state_bytes);
-    *state = malloc(*state_bytes + 1); /* not NULL for none */
-    if (!*state)
-        return TPM_SIZE;
-    if (saved)
-        memcpy(*state, saved, *state_bytes);
-    return TPM_SUCCESS;
-}
-
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes)
 {
     enum tpm_operation operation = type == LINK_STATE_PERMANENT ? OP_GET_PERMANENT : OP_GET_OTHER;
@@ -874,6 +932,7 @@ static bool may_set(struct tpm *tpm, uint32_t type, size_t state_bytes, TPM_RESU
 {
     if (!may(tpm, OP_SET_STATE, result))
         return false;
+    forget_stopped(tpm); /* another state than that is to be started */
     /* libtpms would make a new TPM from an empty permanent state. */
     if (!is_state_type(type) || (type == LINK_STATE_PERMANENT && state_bytes == 0))
         *result = TPM_BAD_PARAMETER;

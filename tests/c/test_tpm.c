@@ -181,6 +181,7 @@ static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
     (void)state;
     start();
     assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(GET_RANDOM), 0); /* it runs on here, and is stopped for good */
     tpm_stop(tpm);
     for (size_t cut = 0; cut < n_bytes; cut += 97) {
         nvram_load(LINK_STATE_PERMANENT, bytes, cut);
@@ -882,6 +883,36 @@ static void invariant_12_a_guest_that_slept_finds_its_pcrs(void **state)
     /* It is awake: what it said then is over. */
     assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
     assert_int_not_equal(EXECUTE(STARTUP_STATE), 0);
+}
+
+/* A snapshot of a guest that stands still or sleeps, say, and then a reset or its waking up. */
+static void
+invariant_12_a_guest_whose_state_qemu_has_is_shut_down_when_it_starts_again(void **state)
+{
+    (void)state;
+    for (int sleeps = 0; sleeps <= 1; sleeps++) {
+        start();
+        if (sleeps)
+            assert_int_equal(EXECUTE(SHUTDOWN_STATE), 0);
+        assert_int_equal(EXECUTE(PCR_EVENT_1), 0); /* the shutdown holds no more */
+        for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
+            uint8_t *bytes;
+            size_t n_bytes;
+            assert_int_equal(tpm_get_state(tpm, type, &bytes, &n_bytes), TPM_SUCCESS);
+            free(bytes);
+        }
+        io.calls = 0;
+        tpm_stop(tpm);
+        tpm_stop(tpm);
+        assert_int_equal(io.calls, 0); /* it may be another host's */
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_equal(EXECUTE(STARTUP_STATE) == 0, sleeps);
+        if (sleeps)
+            assert_true(pcr_1_is_there());
+        else
+            assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+        assert_true(clock_is_safe());
+    }
 }
 
 static void invariant_12_a_plain_reset_leaves_no_pcrs(void **state)
@@ -1658,6 +1689,7 @@ int main(void)
         TEST(what_libtpms_does_not_take_leaves_it_off_and_the_directory_as_it_was),
         TEST(invariant_3_a_boot_after_a_grant_starts_from_the_permanent_state_alone),
         TEST(invariant_12_a_guest_that_slept_finds_its_pcrs),
+        TEST(invariant_12_a_guest_whose_state_qemu_has_is_shut_down_when_it_starts_again),
         TEST(invariant_12_a_plain_reset_leaves_no_pcrs),
         TEST(invariant_12_saved_sessions_do_not_pile_up_over_resets),
         TEST(invariant_12_a_shutdown_that_was_refused_is_none),
