@@ -16,6 +16,9 @@ enum {
     ALG_ECC = 0x0023,
     ALG_CFB = 0x0043,
     CURVE_P256 = 0x0003,
+    SHUTDOWN_STATE = 0x0001,
+    CAPABILITY_PROPERTIES = 0x00000006,
+    PROPERTY_LOCKOUT_COUNTER = 0x0000020e,
     TAG_HASHCHECK = 0x8024,
     PCR_SELECTION_BYTES = 3,
 };
@@ -70,6 +73,33 @@ int read_clock(struct clock *clock)
     clock->reset_count = take_u32(&response.parameters);
     clock->restart_count = take_u32(&response.parameters);
     return response.parameters.broken ? failure("ReadClock gave too few bytes") : 0;
+}
+
+int shutdown_state(void)
+{
+    struct request request = {.code = TPM_CC_SHUTDOWN};
+    struct response response;
+
+    put_u16(&request.parameters, SHUTDOWN_STATE);
+    return tpm_execute(&request, &response);
+}
+
+int read_lockout_counter(uint32_t *counter)
+{
+    struct request request = {.code = TPM_CC_GET_CAPABILITY};
+    struct response response;
+    struct message *parameters = &response.parameters;
+
+    put_u32(&request.parameters, CAPABILITY_PROPERTIES);
+    put_u32(&request.parameters, PROPERTY_LOCKOUT_COUNTER);
+    put_u32(&request.parameters, 1);
+    if (tpm_execute(&request, &response) < 0)
+        return -1;
+    take_bytes(parameters, 1 + 4 + 4); /* whether there is more, the capability, the count */
+    if (take_u32(parameters) != PROPERTY_LOCKOUT_COUNTER)
+        return failure("GetCapability gave another property");
+    *counter = take_u32(parameters);
+    return parameters->broken ? failure("GetCapability gave too few bytes") : 0;
 }
 
 static void put_pcr_selection(struct message *message, uint32_t pcr)

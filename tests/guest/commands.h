@@ -24,6 +24,10 @@ struct clock {
 
 int get_random(size_t size);
 int read_clock(struct clock *clock);
+/* TPM2_Shutdown(STATE): what a kernel says before it sleeps. */
+int shutdown_state(void);
+/* How many failures the TPM counts towards its lockout. */
+int read_lockout_counter(uint32_t *counter);
 
 int pcr_read(uint32_t pcr, uint8_t digest[DIGEST_SIZE]);
 int pcr_extend(uint32_t pcr, const uint8_t digest[DIGEST_SIZE]);

@@ -10,12 +10,15 @@
  *   check NONCE          check everything; sign the nonce
  *   read                 say what the TPM holds, without checking
  *   measure TEXT         extend a PCR that outlives sleep
- *   power                say what that holds, and how often the TPM was started
- *   sleep                suspend to RAM; answered when the guest has woken up
+ *   power                say what that holds, how often the TPM was started, what failures it
+ * counts touch                use what is protected from dictionary attacks shutdown say
+ * TPM2_Shutdown(STATE), as a kernel that drives the TPM does by itself sleep                suspend
+ * to RAM; answered when the guest has woken up
  *
  * An answer is lines `fact NAME VALUE`, then `ok` or `fail REASON`. What fails in the background
  * is said in the answer to the next command. A failure stays: after it every command fails.
  */
+#include "device.h"
 #include "failure.h"
 #include "power.h"
 #include "tpm.h"
@@ -103,6 +106,10 @@ static int execute(const char *command, const char *first, const char *second)
         return power_measure(first);
     if (strcmp(command, "power") == 0)
         return power_read();
+    if (strcmp(command, "touch") == 0)
+        return power_touch();
+    if (strcmp(command, "shutdown") == 0)
+        return power_shutdown();
     if (strcmp(command, "sleep") == 0)
         return power_sleep();
     return failure("no such command: %s", command);
@@ -162,7 +169,7 @@ int main(int argc, char **argv)
     if (argc != 2)
         failure("usage: workload DEVICE");
     else
-        tpm_open(argv[1]);
+        device_open(argv[1]);
     printf("ready\n");
     fflush(stdout);
     while (more) {

@@ -1,9 +1,8 @@
 #include "tpm.h"
 
+#include "device.h"
 #include "failure.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,14 +21,7 @@ enum {
     RETRY_US_MAX = 15000000, /* a vTPM's hosts may have to find out which of them has it */
 };
 
-static int device = -1;
 static struct latency latency;
-
-int tpm_open(const char *path)
-{
-    device = open(path, O_RDWR | O_CLOEXEC);
-    return device < 0 ? failure("cannot open %s: %s", path, strerror(errno)) : 0;
-}
 
 struct latency tpm_take_latency(void)
 {
@@ -47,23 +39,15 @@ static uint64_t now_us(void)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-/* Write a command to the device and read the response to it. */
+/* Send a command to the device and take the response to it. */
 static int transact(uint32_t code, const struct message *command, struct message *response)
 {
     uint64_t start_us = now_us(), taken_us;
-    ssize_t size;
 
     if (command->broken)
         return failure("command %#x is larger than a TPM takes", code);
-    size = write(device, command->data, command->size);
-    if (size != (ssize_t)command->size)
-        return failure("command %#x: write to the TPM device: %s", code, strerror(errno));
-    size = read(device, response->data, sizeof(response->data));
-    if (size < 0)
-        return failure("command %#x: read from the TPM device: %s", code, strerror(errno));
-    response->size = (size_t)size;
-    response->offset = 0;
-    response->broken = false;
+    if (device_transact(code, command, response) < 0)
+        return -1;
     taken_us = now_us() - start_us;
     latency.commands++;
     latency.total_us += taken_us;

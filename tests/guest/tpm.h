@@ -1,5 +1,5 @@
 /*
- * Execute TPM 2.0 commands on the raw device, with password, HMAC or policy authorisation.
+ * Execute TPM 2.0 commands on the device, with password, HMAC or policy authorisation.
  *
  * The raw device, not the resource manager's: transient objects and sessions stay in the TPM, so
  * that a migration has to carry them. TCG "Trusted Platform Module Library" part 1 section 19 says
@@ -24,6 +24,7 @@ enum {
     TPM_CC_NV_INCREMENT = 0x134,
     TPM_CC_NV_WRITE = 0x137,
     TPM_CC_PCR_RESET = 0x13d,
+    TPM_CC_SHUTDOWN = 0x145,
     TPM_CC_NV_READ = 0x14e,
     TPM_CC_CREATE = 0x153,
     TPM_CC_HMAC = 0x155,
@@ -35,6 +36,7 @@ enum {
     TPM_CC_READ_PUBLIC = 0x173,
     TPM_CC_START_AUTH_SESSION = 0x176,
     TPM_CC_VERIFY_SIGNATURE = 0x177,
+    TPM_CC_GET_CAPABILITY = 0x17a,
     TPM_CC_GET_RANDOM = 0x17b,
     TPM_CC_PCR_READ = 0x17e,
     TPM_CC_POLICY_PCR = 0x17f,
@@ -84,9 +86,6 @@ struct latency {
     uint64_t total_us;
     uint64_t max_us;
 };
-
-/* Open the device; returns 0, or -1 with a failure. */
-int tpm_open(const char *path);
 
 /*
  * Execute a request. Returns 0 on success, the TPM's error code (positive) when it answered with

@@ -3,8 +3,12 @@
 Invariant of the design that is checked: 12 (a guest's own view of power is kept). Real Linux guests
 suspend to RAM: their kernel sends TPM2_Shutdown(STATE), QEMU resets the TPM when they wake up, and
 their firmware sends TPM2_Startup(STATE). QEMU before 9.0 wakes a guest up when it migrates.
+
+A command that changes something after that word makes the TPM forget it, and some firmware sends
+one. Here a workload does that whose kernel does not know of the TPM, and would say the word again.
 """
 
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
@@ -22,9 +26,14 @@ from tests.harness.management import Management
 # SeaBIOS does not give a q35 its power management back: it falls asleep once.
 SLEEPS = {"pc": 3, "q35": 1}
 MACHINE = Machine(machine="pc")
+TALKS_ON = Machine(machine="pc", has_tpm_driver=False)
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 PAIRS = [(VTPMD, VTPMD), (SWTPM, VTPMD), (VTPMD, SWTPM)]
 STAYS_ASLEEP_FROM = 9  # QEMU's major version
+
+in_between = pytest.mark.parametrize(
+    "machine", [MACHINE, TALKS_ON], ids=["nothing-in-between", "command-in-between"]
+)
 
 
 def measure(guest: Guest, before: Facts, what: str) -> str:
@@ -32,6 +41,14 @@ def measure(guest: Guest, before: Facts, what: str) -> str:
     guest.command(f"measure {what}")
     held = bytes.fromhex(before["pcr_kept"])
     return sha256(held + sha256(what.encode()).digest()).hexdigest()
+
+
+def fall_asleep(guest: Guest, before: Facts) -> None:
+    """Have the guest fall asleep, by its kernel alone or with a command after the last word."""
+    if not guest.machine.has_tpm_driver:
+        guest.command("shutdown")
+        before["pcr_kept"] = measure(guest, before, "after-the-last-word")
+    guest.fall_asleep()
 
 
 def assert_slept(before: Facts, now: Facts, sleeps: int) -> None:
@@ -54,6 +71,21 @@ def test_invariant_12_guest_wakes_up_with_what_it_has_measured(
         assert_slept(before, guest.command("power"), number + 1)
 
 
+def test_invariant_12_guest_uses_its_tpm_between_its_last_word_and_its_sleep(lab: Lab) -> None:
+    """By what it has measured, and by what a TPM that was not shut down counts as a failure."""
+    guest = lab.guest(lab.emulator(VTPMD), TALKS_ON)
+    guest.wait_for_workload()
+    guest.command("touch")
+    before = guest.command("power")
+    for number in range(SLEEPS["pc"]):
+        guest.command("shutdown")
+        before["pcr_kept"] = measure(guest, before, f"between-{number}")
+        guest.command("touch")
+        guest.fall_asleep()
+        guest.wake_up()
+        assert_slept(before, guest.command("power"), number + 1)
+
+
 def test_invariant_12_guest_that_is_reset_while_it_sleeps_wakes_up(lab: Lab) -> None:
     """Its firmware finds in the clock's memory that it slept."""
     guest = lab.guest(lab.emulator(VTPMD), MACHINE)
@@ -66,6 +98,31 @@ def test_invariant_12_guest_that_is_reset_while_it_sleeps_wakes_up(lab: Lab) -> 
     guest.resume()  # QEMU leaves to others what had not run
     guest.wake_up()
     assert_slept(before, guest.command("power"), 1)
+
+
+@in_between
+def test_invariant_12_guest_goes_back_to_where_it_slept(lab: Lab, machine: Machine) -> None:
+    """A snapshot that was taken meanwhile is loaded when it sleeps again: it stays asleep."""
+    guest = lab.guest(lab.emulator(VTPMD), replace(machine, disk=lab.new_disk()))
+    guest.wait_for_workload()
+    before = guest.command("power")
+    before["pcr_kept"] = measure(guest, before, "something")
+    fall_asleep(guest, before)
+    assert guest.human_monitor("savevm asleep") == ""
+    assert guest.status == "suspended"
+    guest.wake_up()
+    assert_slept(before, guest.command("power"), 1)
+    guest.command("measure what-is-gone-then")
+    guest.fall_asleep()
+
+    assert guest.human_monitor("loadvm asleep") == ""
+
+    guest.wake_up()
+    assert_slept(before, guest.command("power"), 1)
+    before["pcr_kept"] = measure(guest, before, "afterwards")
+    fall_asleep(guest, before)
+    guest.wake_up()
+    assert_slept(before, guest.command("power"), 2)
 
 
 def follows(management: Management) -> bool:
@@ -96,13 +153,15 @@ def migrate_asleep(lab: Lab, guest: Guest, there: Guest) -> None:
     wait_until(lambda: there.status in ("running", "suspended"))
 
 
-def move_asleep(lab: Lab, source: Emulator, destination: Emulator, *, arms: bool) -> None:
+def move_asleep(
+    lab: Lab, source: Emulator, destination: Emulator, machine: Machine, *, arms: bool
+) -> None:
     """Move a guest that sleeps; check that it wakes up as it was, and falls asleep there again."""
-    guest, there = lab.guest(source, MACHINE), lab.guest(destination, MACHINE, migration.INCOMING)
+    guest, there = lab.guest(source, machine), lab.guest(destination, machine, migration.INCOMING)
     guest.wait_for_workload()
     before = guest.command("power")
     before["pcr_kept"] = measure(guest, before, "at-the-source")
-    guest.fall_asleep()
+    fall_asleep(guest, before)
     if arms:
         management = lab.management(source)
         for each in (management, lab.management(destination)):
@@ -116,7 +175,7 @@ def move_asleep(lab: Lab, source: Emulator, destination: Emulator, *, arms: bool
 
     assert_slept(before, there.command("power"), 1)
     before["pcr_kept"] = measure(there, before, "at-the-destination")
-    there.fall_asleep()
+    fall_asleep(there, before)
     there.wake_up()
     assert_slept(before, there.command("power"), 2)
 
@@ -126,10 +185,16 @@ def test_invariant_12_guest_moves_in_whole_blobs_while_it_sleeps(
     lab: Lab, kinds: tuple[EmulatorKind, EmulatorKind]
 ) -> None:
     source, destination = (lab.emulator(kind) for kind in kinds)
-    move_asleep(lab, source, destination, arms=False)
+    move_asleep(lab, source, destination, MACHINE, arms=False)
 
 
-def test_invariant_12_guest_moves_with_a_tail_while_it_sleeps(lab: Lab) -> None:
+def test_invariant_12_guest_that_talked_on_moves_in_whole_blobs_while_it_sleeps(lab: Lab) -> None:
+    """The state does not say that it sleeps: vtpmd's own word beside it does."""
+    move_asleep(lab, lab.emulator(VTPMD), lab.emulator(VTPMD), TALKS_ON, arms=False)
+
+
+@in_between
+def test_invariant_12_guest_moves_with_a_tail_while_it_sleeps(lab: Lab, machine: Machine) -> None:
     peering = Peering(credentials=credentials(), follows_qemu=True)
     source, destination = lab.peer(peering), lab.peer(peering)
-    move_asleep(lab, source, destination, arms=True)
+    move_asleep(lab, source, destination, machine, arms=True)
