@@ -7,11 +7,12 @@ fault to strike in it. A step that is added here is in the tests' tables.
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
+from tests.harness.emulator import Emulator
 from tests.harness.handover import wait_until
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Conditions, Side
@@ -138,3 +139,13 @@ class Victim(Enum):
             case Victim.QEMU:
                 assert host.guest is not None
                 host.guest.program.kill()
+
+
+@contextmanager
+def hanging(emulator: Emulator) -> Iterator[None]:
+    """Have a vtpmd do nothing while the block runs; its engine serves on."""
+    os.kill(emulator.program.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(emulator.program.pid, signal.SIGCONT)

@@ -66,6 +66,10 @@ class HandOver:
         source.qmp("migrate", uri=uri)
         self._has_begun = True
 
+    def wait_until_decided(self) -> None:
+        """Wait until QEMU has the guest at host b, or has given up."""
+        wait_until(self._qemu_has_decided)
+
     def resume_source(self) -> list[Owner]:
         """Say cont at host a as soon as QEMU takes it, as somebody who is mistaken does.
 
@@ -94,7 +98,7 @@ class HandOver:
         """
         self.restart()
         if self._has_begun:
-            wait_until(self._qemu_has_decided)
+            self.wait_until_decided()
         owners = self._guests()
         if self._moved_in_whole_blobs:
             return owners  # as with swtpm: vtpmd has nothing to say of whose they are

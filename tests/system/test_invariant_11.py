@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.emulator import EmulatorKind
+from tests.harness.faults import hanging
 from tests.harness.guest import Machine
 from tests.harness.handover import make_pair
 from tests.harness.lab import Lab
@@ -103,16 +104,6 @@ def reset(control: ControlClient) -> None:
     control.stop()
     control.set_buffer_size()
     control.init()
-
-
-@contextmanager
-def hanging(emulator: Emulator) -> Iterator[None]:
-    """Have vtpmd do nothing while the block runs."""
-    os.kill(emulator.program.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(emulator.program.pid, signal.SIGCONT)
 
 
 def test_invariant_11_a_vtpmd_that_hangs_without_a_session_is_not_waited_for(lab: Lab) -> None:

@@ -13,7 +13,15 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness.faults import ARMED, CONDITIONS, STEPS, LinkFault, Step, Victim
+from tests.harness.faults import (
+    ARMED,
+    CONDITIONS,
+    STEPS,
+    LinkFault,
+    Step,
+    Victim,
+    hanging,
+)
 from tests.harness.hand_over_case import HandOver, Owner
 from tests.harness.saved_guest import SavedGuest
 from tests.harness.testbed import Testbed
@@ -37,6 +45,7 @@ class Case(NamedTuple):
     step: Step
     link: LinkFault | None = None
     kill: Kill | None = None
+    hangs: Side | None = None  # whose vtpmd does
     stream_over_link: bool = True  # QEMU's; else it comes through whatever the link does
 
     def __str__(self) -> str:
@@ -46,6 +55,8 @@ class Case(NamedTuple):
             words.append(self.link.value)
         if self.kill is not None:
             words.append(f"{self.kill.victim.value}-of-{self.kill.side}")
+        if self.hangs is not None:
+            words.append(f"of-{self.hangs}")
         if self.link is not None and self.stream_over_link:
             words.append("with-stream")
         return "-".join(words)
@@ -59,6 +70,7 @@ LINK_CASES = [
 KILL_CASES = [
     Case(step, kill=Kill(victim, side)) for step in STEPS for side in Side for victim in Victim
 ]
+HANG_CASES = [Case(ARMED, hangs=side) for side in Side]
 # Messages that nobody knows to be lost, and then somebody who could have told is gone, too.
 DOUBLE_CASES = [
     Case(BY_NAME[name], fault, Kill(victim, side), stream_over_link=False)
@@ -137,6 +149,26 @@ def test_invariant_3_one_owner_when_a_process_is_killed(
     with struck(testbed, hand_over, case):
         pass
     assert_one(hand_over.settle(), testbed, record_property)
+
+
+@pytest.mark.parametrize("case", HANG_CASES, ids=str)
+def test_invariant_3_one_owner_when_a_vtpmd_hangs(
+    testbed: Testbed,
+    hand_over: HandOver,
+    case: Case,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """QEMU gets its answers meanwhile; what its engine has done, a vtpmd that goes on finds."""
+    assert case.hangs is not None
+    with struck(testbed, hand_over, case), hanging(testbed.hosts[case.hangs].vtpmd):
+        if case.step is ARMED:
+            hand_over.begin(over_link=case.stream_over_link)
+        hand_over.wait_until_decided()
+
+    owners = hand_over.settle()
+
+    assert_one(owners, testbed, record_property)
+    assert owners[0].to_guest
 
 
 @pytest.mark.parametrize("case", DOUBLE_CASES, ids=str)
