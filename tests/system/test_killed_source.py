@@ -1,0 +1,135 @@
+"""The source's vtpmd is killed around the moment at which its record says offered, durably.
+
+Invariants of the design that are checked: 3 (one host serves, and exactly one can once a vtpmd is
+attached again) and 11 (what a guest sees is a move, or none). Nothing is granted before the engine
+was told of that, whatever QEMU and the destination have by then. Real processes, and clients of the
+control and data channels in QEMU's and the guest's place.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+
+from tests.bench.moving.monitor import Monitor
+from tests.harness.canary import ROOT
+from tests.harness.credentials import credentials
+from tests.harness.emulator import Peering
+from tests.harness.handover import (
+    WAIT_TIMEOUT_S,
+    Host,
+    assert_serves,
+    assert_serves_nothing,
+    assert_tail,
+    make_host,
+    wait_until,
+)
+from tests.harness.lab import Lab
+from tests.harness.owners import incoming, record_of
+from tests.harness.raw_guest import Blobs, Facts
+from tests.support.emulator_client import ControlError
+from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
+from vtpmd.store.owner import Whose
+
+HELD = ROOT / "tests/canary/held"
+STEPS = ["before-the-record", "after-the-record"]
+
+
+class Move(NamedTuple):
+    """A move whose source's vtpmd stands still, with the tail in its engine."""
+
+    source: Host
+    destination: Host
+    facts: Facts
+
+    def kill(self) -> None:
+        """Kill the source's vtpmd; its engine serves on."""
+        os.kill(self.source.vtpmd.program.pid, signal.SIGKILL)
+        assert self.source.vtpmd.program.wait() == -signal.SIGKILL
+
+    def bring(self, executor: ThreadPoolExecutor, blobs: Blobs) -> Future[None]:
+        """Bring a tail, and have the destination's TPM started; return when it waits."""
+        self.destination.guest.give(blobs)
+        started = executor.submit(self.destination.guest.start)
+        wait_until(lambda: incoming(self.destination) == "taking")
+        return started
+
+    def assert_stays(self) -> None:
+        """Have the guest go on at the source, and check that its TPM is there, and only there."""
+        self.source.guest.resume()
+        assert self.source.guest.facts() == self.facts
+        self.source.vtpmd.attach()
+        assert_serves(self.source.guest)
+        assert_serves_nothing(self.destination.guest)
+        wait_until(lambda: record_of(self.source).whose is Whose.OURS)
+
+
+def followed(lab: Lab, *, is_incoming: bool) -> tuple[Host, Monitor]:
+    """Start a vtpmd that follows a monitor, and its guest."""
+    host = make_host(lab, Peering(credentials=credentials(), follows_qemu=True))
+    assert host.vtpmd.qmp_path is not None
+    monitor = Monitor(host.vtpmd.qmp_path, is_incoming=is_incoming)
+    lab.close_at_end(monitor)
+    monitor.wait_until_followed()
+    return host, monitor
+
+
+def wait_for_silence(source: Host) -> None:
+    """Wait until a round was sent and acknowledged, and the next ones have nothing to send."""
+    source.manage.wait_for("VTPM_ROUND")
+    sent = 0
+    while (report := source.manage.migration())["rounds-sent"] != sent or report[
+        "state"
+    ] != "armed":
+        sent = report["rounds-sent"]
+        time.sleep(5 * ROUND_INTERVAL_S)
+
+
+Begin = Callable[[str], Move]
+
+
+@pytest.fixture
+def begin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Begin moves whose source's vtpmd stands still at a step, once the guest does."""
+
+    def begin(step: str) -> Move:
+        held = lab.new_path("held")
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(HELD))
+            patch.setenv("VTPMD_HELD_AT", step)
+            patch.setenv("VTPMD_HELD", str(held))
+            source, monitor = followed(lab, is_incoming=False)
+        destination, incoming_monitor = followed(lab, is_incoming=True)
+        source.guest.boot()
+        assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
+        for host, each in ((destination, incoming_monitor), (source, monitor)):
+            each.migration("setup")
+            each.migration("active")
+            host.vtpmd.program.wait_for_output("MigrationState.ACTIVE")
+        # What the destination has said of a stream that comes in, the source knows with an Ack.
+        source.guest.work()
+        facts = source.guest.facts()
+        wait_for_silence(source)
+        monitor.stop()
+        wait_until(held.exists)
+        return Move(source, destination, facts)
+
+    return begin
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_invariant_3_killed_while_the_destination_waits_stays(begin: Begin, step: str) -> None:
+    move = begin(step)
+    blobs = move.source.guest.save()
+    assert_tail(blobs)
+    with ThreadPoolExecutor(1) as executor:
+        started = move.bring(executor, blobs)
+        assert not started.done()
+        move.kill()
+        with pytest.raises(ControlError):
+            started.result(WAIT_TIMEOUT_S)
+    move.assert_stays()
