@@ -35,9 +35,22 @@ def test_failing_step_in_a_function_ends_with_1_and_the_last_line(
     assert any("No such file" in line for line in reason)
 
 
-def test_help_of_the_tests_from_another_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "example"), [("test", "scripts/test fast"), ("test-on", "scripts/test-on trixie fast")]
+)
+def test_help_from_another_directory(tmp_path: Path, name: str, example: str) -> None:
     """A script names itself relative to where it was called from, and then goes elsewhere."""
     (tmp_path / "vtpmd").symlink_to(SCRIPTS.parent)
-    shown = run(Path("vtpmd/scripts/test"), "--help", cwd=tmp_path)
+    shown = run(Path("vtpmd/scripts") / name, "--help", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "scripts/test fast" in shown.stdout
+    assert example in shown.stdout
+    assert shown.stdout.rstrip().splitlines()[-1].endswith(".")
+    assert "set -" not in shown.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["11"], ["12", "slow"], ["12", "fast", "more"]])
+def test_wrong_usage_of_another_suite(tmp_path: Path, arguments: list[str]) -> None:
+    """It says how it is used, and does nothing."""
+    shown = run(SCRIPTS / "test-on", *arguments, cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "scripts/test-on SUITE" in shown.stderr
