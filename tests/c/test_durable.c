@@ -100,7 +100,7 @@ static void start(struct world *world, const uint8_t *image, bool is_in_file)
 }
 
 /* As the process ends: nothing is written. */
-static void stop(struct world *world)
+static void quit(struct world *world)
 {
     durable_free(world->durable);
     store_free(world->writable);
@@ -123,7 +123,7 @@ static void world_init(struct world *world, int sealed, bool is_in_file)
 
 static void world_deinit(struct world *world)
 {
-    stop(world);
+    quit(world);
     io_memory_deinit(&world->io);
 }
 
@@ -498,7 +498,7 @@ static void lose_power(struct world *world, struct io_choices *choices)
     assert_true(state_directory_read(&after, world->settings, &evidence));
     state_directory_recover(&evidence, image, &recovery);
     state_directory_fold(&after, world->settings, image, &recovery);
-    stop(world);
+    quit(world);
     io_memory_deinit(&world->io);
     world->io = after;
     world->under_way = world->acknowledged = world->deferred = get_be32(image);
@@ -707,7 +707,7 @@ static void a_journal_that_cannot_be_folded_goes_on_until_it_is_full(void **stat
     world.io.fails_to_create = true;
     while (commit(&world) == 0)
         n++;
-    assert_in_range(n, 5, FILE_BYTES / JOURNAL_SECTOR_BYTES);
+    assert_true(n >= 5 && n <= FILE_BYTES / JOURNAL_SECTOR_BYTES);
     check_every_power_loss(&world);
     /* There is room again: also without a restart, as nothing was written. */
     world.io.fails_to_create = false;
@@ -1110,7 +1110,7 @@ static void folding_beside_the_commits_loses_none(void **state)
     assert_int_equal(durable_end(world.durable), 0);
     check_files(&directory, &world);
     assert_int_equal(faccessat(directory.io.directory_fd, JOURNAL_NAME, F_OK, 0), -1);
-    stop(&world);
+    quit(&world);
     directory_deinit(&directory);
 }
 
@@ -1143,7 +1143,7 @@ static void a_worn_journal_is_folded_in_a_thread(void **state)
     }
     assert_int_not_equal(before.st_ino, after.st_ino);
     assert_int_equal(durable_end(world.durable), 0);
-    stop(&world);
+    quit(&world);
     directory_deinit(&directory);
 }
 
@@ -1245,7 +1245,7 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
     check_files(&directory, &world);
     assert_int_equal(durable_end(world.durable), 0);
     check_files(&directory, &world);
-    stop(&world);
+    quit(&world);
     open_gate_for_good();
     directory_deinit(&directory);
 }
@@ -1275,7 +1275,7 @@ static void prepare_at_the_gate(struct world *world, struct directory *directory
 static void stop_at_the_gate(struct world *world, struct directory *directory)
 {
     assert_false(gate.was_passed);
-    stop(world);
+    quit(world);
     assert_false(has_temporary_file(directory));
     open_gate_for_good();
     directory_deinit(directory);
@@ -1339,7 +1339,7 @@ static void what_is_made_ahead_disturbs_nothing(void **state)
     assert_int_equal(durable_end(world.durable), 0);
     assert_false(has_temporary_file(&directory));
     check_files(&directory, &world);
-    stop(&world);
+    quit(&world);
     directory_deinit(&directory);
 }
 

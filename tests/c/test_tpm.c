@@ -1127,7 +1127,7 @@ static void generations_go_on_from_what_was_used(void **state)
     assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), 0);
     assert_true(state_directory_read(&io, &journal_settings, &evidence));
     state_directory_recover(&evidence, image, &recovery);
-    assert_in_range(recovery.generation, 5001, 5010);
+    assert_true(recovery.generation > 5000 && recovery.generation <= 5010);
 }
 
 /* What a start would recover from the disk as it is. */
@@ -1419,7 +1419,7 @@ static void a_permanent_state_that_is_cut_or_of_another_version_says_nothing_of_
     assert_int_equal(shutdown_in(bytes, n_bytes), LINK_SHUTDOWN_STATE);
     for (needed = n_bytes; shutdown_in(bytes, needed - 1) == LINK_SHUTDOWN_STATE; needed--)
         ;
-    assert_in_range(needed, 100, n_bytes - 100);
+    assert_true(needed >= 100 && needed <= n_bytes - 100);
     for (size_t cut = 1; cut < needed; cut++)
         assert_int_equal(shutdown_in(bytes, cut), LINK_SHUTDOWN_NONE);
     for (size_t i = 0; i < sizeof(versions) / sizeof(*versions); i++) {

@@ -133,11 +133,13 @@ def find(canary: Canary) -> str:
     pytest.fail(f"none of {len(canary.seeds)} schedules has found it", pytrace=False)
 
 
+@pytest.mark.timeout(900)  # up to three minutes by itself
 @pytest.mark.parametrize("name", [name for name, each in CANARIES.items() if not each.numbers])
 def test_invariant_3_canary_is_found(name: str) -> None:
     assert find(CANARIES[name])
 
 
+@pytest.mark.timeout(900)  # up to three minutes by itself
 @pytest.mark.parametrize("name", [name for name, each in CANARIES.items() if each.numbers])
 def test_invariant_10_canary_is_found(name: str) -> None:
     assert "is used again" in find(CANARIES[name])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import versions
 from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Control, ControlClient
@@ -123,14 +124,15 @@ OK, BAD_PARAMETER, BAD_ORDINAL, KEY_NOT_FOUND = "00000000", "00000003", "0000000
 
 OF_A_BLOB = [name for name, sent in MESSAGES.items() if sent[:4] == message(12) != sent]
 
+ANSWERED = versions.swtpm()
 # swtpm's answer, and vtpmd's. An error of vtpmd's to GET_TPMESTABLISHED or GET_STATEBLOB is as long
 # as QEMU reads.
-DIFFERENCES: dict[State | None, dict[str, tuple[str, str]]] = {
+DIFFERENCES: dict[State | None, dict[str, tuple[str, ...]]] = {
     None: {
-        "capability": ("000000000000ffff", "000000000001ffff"),
-        "capability and excess": ("000000000000ffff", "000000000001ffff"),
-        "lock storage": (BAD_ORDINAL, OK),
-        "LOCK_STORAGE without its body": (BAD_ORDINAL, CLOSED),
+        "capability": (ANSWERED.capabilities, "000000000001ffff"),
+        "capability and excess": (ANSWERED.capabilities, "000000000001ffff"),
+        "lock storage": (ANSWERED.lock_storage, OK),
+        "LOCK_STORAGE without its body": (ANSWERED.lock_storage_without_body, CLOSED),
         "SET_BUFFERSIZE without its body": (BAD_PARAMETER, CLOSED),
         "GET_INFO without its body": (BAD_PARAMETER, CLOSED),
     },
@@ -141,8 +143,8 @@ DIFFERENCES: dict[State | None, dict[str, tuple[str, str]]] = {
         "GET_TPMESTABLISHED and excess": (BAD_ORDINAL, BAD_PARAMETER + "00" * 4),
     },
     State.RUNNING: {
-        "blob of type 0": ("00000800" + "00" * 12, BAD_PARAMETER + "00" * 12),
-        "blob of type 4": ("00000800" + "00" * 12, BAD_PARAMETER + "00" * 12),
+        "blob of type 0": (ANSWERED.unknown_blob + "00" * 12, BAD_PARAMETER + "00" * 12),
+        "blob of type 4": (ANSWERED.unknown_blob + "00" * 12, BAD_PARAMETER + "00" * 12),
         "set a blob and excess": (BAD_ORDINAL, BAD_PARAMETER),
         "GET_TPMESTABLISHED and excess": (BAD_PARAMETER, BAD_PARAMETER + "00" * 4),
     },
@@ -201,6 +203,11 @@ def without_lineage(name: str, answer: str) -> str:
     return struct.pack(">4I", *fields).hex() + answer[32:]
 
 
+def different(pairs: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Leave out where both answer the same."""
+    return {name: pair for name, pair in pairs.items() if len(set(pair)) > 1}
+
+
 @STATES
 def test_same_answers_as_swtpm(lab: Lab, state: State) -> None:
     found = {}
@@ -213,9 +220,8 @@ def test_same_answers_as_swtpm(lab: Lab, state: State) -> None:
         name: tuple(without_content(name, found[kind][name]) for kind in (SWTPM, VTPMD))
         for name in MESSAGES
     }
-    assert {name: pair for name, pair in pairs.items() if pair[0] != pair[1]} == (
-        DIFFERENCES[None] | DIFFERENCES[state]
-    )
+    expected = DIFFERENCES[None] | DIFFERENCES[state]
+    assert different(pairs) == different(expected)  # some are as vtpmd's in a later swtpm
 
 
 IN_PIECES = {

@@ -38,7 +38,7 @@ from vtpmd.store.owner import Whose
 # A replacement of the owner record begins with removing this one, which a directory resists.
 OWNER_TEMPORARY = "TMP2-00.owner"
 # For a record to be written, in a test that begins anew when it was not.
-TRIES_MAX = 20
+TRIES_MAX = 100
 TURN_S = 0.05  # for vtpmd to come to what it is asked; rounds are due twice as far apart
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,10 @@ def descriptors_of(process: int, n_sockets: int) -> dict[int, str]:
     directory = Path(f"/proc/{process}/fd")
     deadline = time.monotonic() + WAIT_TIMEOUT_S
     while True:
-        found = {int(entry.name): str(entry.readlink()) for entry in directory.iterdir()}
+        found: dict[int, str] = {}
+        for entry in directory.iterdir():
+            with suppress(FileNotFoundError):  # it was closed since
+                found[int(entry.name)] = str(entry.readlink())
         if sum(name.startswith("socket:") for name in found.values()) == n_sockets:
             return found
         assert time.monotonic() < deadline, found

@@ -62,6 +62,7 @@ Row = tuple[State, Any]
 EngineRow = tuple[Handover, HandoverEvent]
 
 
+@pytest.mark.timeout(900)  # four minutes by itself
 @pytest.mark.parametrize("came_from_there", [False, True])
 def test_invariant_3_one_owner_with_three_faults(came_from_there: bool) -> None:
     """Also: invariant 13, no state of another lineage. And the search walks both whole tables."""

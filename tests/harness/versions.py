@@ -1,0 +1,88 @@
+"""What the programs beside vtpmd say, where their versions differ: tests look it up here.
+
+A row holds from that version on, until the next. The rows are those of Debian 12, 13 and testing.
+"""
+
+import functools
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+Version = tuple[int, int]
+Row = TypeVar("Row")
+
+_VERSION = re.compile(r"version (\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QemuWords:
+    """What QEMU's monitor says of a migration."""
+
+    first_pass: int  # the number of the first pass that there is an event for
+    passes_of_savevm: bool  # whether savevm has such events, too
+    device: bool  # whether a migration is in "device" before it is "completed"
+    failing: bool  # whether it is "failing" before it is "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwtpmAnswers:
+    """What swtpm answers and does; hexadecimal digits as on the control channel."""
+
+    capabilities: str
+    lock_storage: str  # while the TPM is stopped or runs
+    lock_storage_without_body: str
+    unknown_blob: str  # the result of GET_STATEBLOB of an unknown type
+    blob_of_version_3: int  # the result of SET_STATEBLOB
+    writes_in_a_locked_directory: bool  # a tpm2-00.permall, where there is none
+
+
+_QEMU: Mapping[Version, QemuWords] = {
+    (7, 2): QemuWords(first_pass=1, passes_of_savevm=True, device=False, failing=False),
+    (10, 0): QemuWords(first_pass=1, passes_of_savevm=True, device=True, failing=False),
+    (11, 1): QemuWords(first_pass=2, passes_of_savevm=False, device=True, failing=True),
+}
+
+_SWTPM: Mapping[Version, SwtpmAnswers] = {
+    (0, 7): SwtpmAnswers(
+        capabilities="000000000000ffff",
+        lock_storage="0000000a",
+        lock_storage_without_body="0000000a",
+        unknown_blob="00000800",
+        blob_of_version_3=0,
+        writes_in_a_locked_directory=False,
+    ),
+    (0, 10): SwtpmAnswers(
+        capabilities="000000000001ffff",
+        lock_storage="00000000",
+        lock_storage_without_body="00000003",
+        unknown_blob="00000009",
+        blob_of_version_3=9,
+        writes_in_a_locked_directory=True,
+    ),
+}
+
+
+@functools.cache
+def qemu() -> QemuWords:
+    """Return what the installed QEMU says."""
+    return row(_QEMU, _installed("qemu-system-x86_64"))
+
+
+@functools.cache
+def swtpm() -> SwtpmAnswers:
+    """Return what the installed swtpm answers."""
+    return row(_SWTPM, _installed("swtpm"))
+
+
+def row(table: Mapping[Version, Row], version: Version) -> Row:
+    """Return the last row that holds for a version; of one before all of them, the first."""
+    return table[max((first for first in table if first <= version), default=min(table))]
+
+
+def _installed(program: str) -> Version:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    found = _VERSION.search(said)
+    assert found is not None, said
+    return int(found[1]), int(found[2])
