@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vtpmd._core import ffi, lib
 from vtpmd.core.memory import check_error, check_length
-from vtpmd.light_typing import NamedTuple
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any
