@@ -74,7 +74,7 @@ static struct delta_image read_image(const char *path, uint8_t *bytes, uint64_t 
     size_t n_bytes = fread(bytes, 1, IMAGE_BYTES_MAX, file);
     check(n_bytes > 0 && !ferror(file));
     fclose(file);
-    return (struct delta_image){bytes, n_bytes, generation, NULL};
+    return (struct delta_image){.bytes = bytes, .n_bytes = n_bytes, .generation = generation};
 }
 
 #define TIME(operation, call)                                                                      \
