@@ -102,8 +102,6 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
         if resources.child is None:
             raise
         return _status_of_child(resources.child)
-    finally:
-        signals.hold()  # it has stopped: nothing takes them any more, and the status is true
 
 
 async def _serve_until_stopped(resources: Resources, config: RunConfig, stop: Stop) -> int:

@@ -23,18 +23,21 @@ def hold() -> None:
 
 
 def take(on_first: Callable[[], None]) -> None:
-    """Let the first of them come, to the running event loop; keep the others as before.
+    """Have the first of them told to the running event loop; the others stay pending, for ever.
 
-    asyncio has a handler run for each, and somebody may send them faster than that runs.
+    They are waited for and never handled: a handler of Python's is interrupted by the next one, and
+    somebody may send them faster than any of them runs.
     """
     import asyncio
+    from contextlib import suppress
+    from threading import Thread
 
     loop = asyncio.get_running_loop()
 
-    def hold_others(*_: object) -> None:
-        hold()
-        loop.call_soon_threadsafe(on_first)
+    def wait() -> None:
+        signal.sigwait(ends())
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(on_first)
 
-    for number in ends():
-        signal.signal(number, hold_others)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends())
+    hold()
+    Thread(target=wait, name="signals", daemon=True).start()
