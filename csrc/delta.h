@@ -48,7 +48,7 @@
  * It applies to an image if and only if that has its type, from-generation, base length and base
  * digest; and the outcome is the result if and only if that has its digest.
  *
- * Both digests are whole. A record is small enough with them (an NV_Write of 8 bytes makes one of
+ * Digests are not cut. A record is small enough with them (an NV_Write of 8 bytes makes one of
  * 125), and the digest that a session reports for an image is then the one that its records carry.
  */
 #pragma once

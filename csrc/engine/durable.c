@@ -566,10 +566,8 @@ static int begin_next(struct durable *durable, const uint8_t *bytes, size_t n_by
 /* Have what was committed as the current image. */
 static void become_next(struct durable *durable)
 {
-    static const struct delta_common nothing = {0};
-
     if (durable->is_deferred)
-        image_follow(&durable->before, &durable->current, &nothing);
+        check(image_copy(&durable->before, &durable->current) == 0); /* there is room */
     image_follow(&durable->current, &durable->next, &durable->common);
 }
 

@@ -4,16 +4,8 @@
 
 int fold_begin(struct fold *fold, const struct image *image)
 {
-    struct image *base = &fold->base;
-
-    int r = image_set(base, image->bytes, image->n_bytes);
-    if (r < 0)
-        return r;
     check(image->is_numbered && image->is_digested);
-    base->is_numbered = base->is_digested = true;
-    base->generation = image->generation;
-    base->digest = image->digest;
-    return 0;
+    return image_copy(&fold->base, image);
 }
 
 int fold_write(struct fold *fold, struct state_files *files)

@@ -84,6 +84,16 @@ void image_follow(struct image *image, const struct image *next, const struct de
     image->digest = next->digest;
 }
 
+int image_copy(struct image *image, const struct image *from)
+{
+    static const struct delta_common nothing = {0};
+
+    int r = image_reserve(image, from->n_bytes);
+    if (r >= 0)
+        image_follow(image, from, &nothing);
+    return r;
+}
+
 bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes)
 {
     return image->exists && image->n_bytes == n_bytes &&

@@ -43,6 +43,9 @@ void image_follow(struct image *image, const struct image *next, const struct de
 /* True if there is one, and it is these bytes. */
 bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes);
 
+/* Make it a copy of another, with its number and digest. Returns 0, or -ENOMEM: it is as it was. */
+int image_copy(struct image *image, const struct image *from);
+
 /* Take a permanent image's generation from the store, unless it has one. Returns 0 or a negative
  * errno. */
 int image_number(struct image *image, struct store *store);

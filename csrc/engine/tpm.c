@@ -15,6 +15,7 @@
 #include "custody.h"
 #include "digest.h"
 #include "error.h"
+#include "image.h"
 #include "long_command.h"
 #include "nvram.h"
 #include "pages.h"
@@ -38,12 +39,6 @@ struct condition {
     uint8_t custody; /* enum tpm_custody */
 };
 
-/* A state beside libtpms'. */
-struct kept {
-    uint8_t *bytes; /* NULL: there is none */
-    size_t n_bytes;
-};
-
 struct tpm {
     pthread_mutex_t lock;
     pthread_cond_t settled; /* waiting commands have to look again whether they wait */
@@ -58,7 +53,7 @@ struct tpm {
     atomic_bool established;   /* as libtpms had it last */
     _Atomic uint32_t locality; /* of commands from the next one on */
     /* By its type: what was stopped without a TPM2_Shutdown, as QEMU had been given it. */
-    struct kept stopped[LINK_STATE_VOLATILE + 1];
+    struct image stopped[LINK_STATE_VOLATILE + 1];
 };
 
 _Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BYTES &&
@@ -349,13 +344,8 @@ static TPM_RESULT current_state(enum link_state_type type, uint8_t **state, size
 
 static void forget_stopped(struct tpm *tpm)
 {
-    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
-        struct kept *kept = &tpm->stopped[type];
-        if (kept->bytes)
-            explicit_bzero(kept->bytes, kept->n_bytes);
-        free(kept->bytes);
-        *kept = (struct kept){0};
-    }
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++)
+        image_deinit(&tpm->stopped[type]);
 }
 
 /* What QEMU was given may be another host's soon: its TPM2_Shutdown, which would be written, has to
@@ -363,12 +353,13 @@ static void forget_stopped(struct tpm *tpm)
 static void keep_stopped(struct tpm *tpm)
 {
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
-        struct kept *kept = &tpm->stopped[type];
-        if (current_state(type, &kept->bytes, &kept->n_bytes) != TPM_SUCCESS) {
-            kept->bytes = NULL;
+        struct image *image = &tpm->stopped[type];
+        if (current_state(type, &image->bytes, &image->n_bytes) != TPM_SUCCESS) {
+            *image = (struct image){0};
             forget_stopped(tpm);
             return;
         }
+        image->exists = true;
     }
 }
 
@@ -467,7 +458,7 @@ static bool begin_init(struct tpm *tpm, enum tpm_operation operation, struct con
     *before = tpm->condition;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
     if (operation == OP_INIT && before->custody == TPM_GIVEN &&
-        tpm->stopped[LINK_STATE_PERMANENT].bytes)
+        tpm->stopped[LINK_STATE_PERMANENT].exists)
         undo_stop(tpm);
     if (is_on(tpm))
         power_off(tpm);

@@ -166,4 +166,4 @@ def test_a_digest_is_the_same_with_and_without_an_image_before(
     before: bytes, following: bytes, is_digested: bool
 ) -> None:
     base = Image(PERMANENT, 1, before, image_digest(before) if is_digested else None)
-    assert core.image.image_digest(following, base) == image_digest(following)
+    assert core.image.image_digest(Image(PERMANENT, 2, following), base) == image_digest(following)

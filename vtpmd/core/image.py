@@ -50,20 +50,17 @@ def c_image(image: Image) -> tuple[Any, tuple[Any, ...]]:
     return made, (data, digest)
 
 
-def image_digest(data: bytes, before: Image | None = None) -> bytes:
+def image_digest(image: Image, before: Image | None = None) -> bytes:
     """Return an image's digest (``struct image_digest``): DIGEST_BYTES of all, then the pages'.
 
-    It takes less time if ``before`` has much of the image, and a digest. Raises ValueError for more
-    than IMAGE_BYTES_MAX bytes, OSError without memory.
+    It takes less time if ``before`` has much of the image, and a digest. Raises ValueError for an
+    image past a limit, OSError without memory.
     """
-    if len(data) > IMAGE_BYTES_MAX:
-        raise ValueError(f"no image has {len(data)} bytes")
-    c_before, kept = (ffi.NULL, None) if before is None else c_image(before)
-    c_data = ffi.from_buffer("uint8_t[]", data)
+    c_before, before_kept = (ffi.NULL, ()) if before is None else c_image(before)
+    c_following, kept = c_image(image)
     digest = ffi.new("struct image_digest *")
-    image = ffi.new("struct delta_image *", {"bytes": c_data, "n_bytes": len(data)})
-    check_error(lib.image_digest_compute(image, c_before, digest))
-    del kept
+    check_error(lib.image_digest_compute(c_following, c_before, digest))
+    del kept, before_kept
     return bytes(ffi.buffer(digest))
 
 

@@ -114,7 +114,7 @@ class OutgoingImages:
             sealed = self._cipher.seal(tail.Tail(header, self.power, *records))
         except tail.TailError as error:
             raise VtpmdError(str(error)) from None
-        permanent, volatile = (image.digest or image_digest(image.data) for image in final)
+        permanent, volatile = (image.digest or image_digest(image) for image in final)
         return Sealed(permanent[:DIGEST_BYTES], volatile[:DIGEST_BYTES], sealed)
 
 
@@ -129,7 +129,7 @@ def _encode(base: Images, following: Images) -> Records:
             images.append(before)
             records.append(b"")
             continue
-        digested = after._replace(digest=image_digest(after.data, before))
+        digested = after._replace(digest=image_digest(after, before))
         images.append(digested)
         records.append(delta_encode(before, digested))
     return Records(base, Images(*images), records)
