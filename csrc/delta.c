@@ -492,8 +492,10 @@ struct delta_common delta_compare(const uint8_t *base, size_t base_bytes, const 
                                   size_t next_bytes)
 {
     size_t n_common = smaller(base_bytes, next_bytes);
-    size_t prefix = common_prefix(base, next, n_common);
 
+    if (n_common == 0) /* one may be nothing, without an address */
+        return (struct delta_common){0};
+    size_t prefix = common_prefix(base, next, n_common);
     return (struct delta_common){
         .prefix = prefix,
         .suffix = common_suffix(base + base_bytes, next + next_bytes, n_common - prefix),
