@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vtpmd import cli
 from vtpmd.cli.arguments import read_plain
-from vtpmd.cli.parser import build_parser
+from vtpmd.cli.parser import build_parser, parse
 from vtpmd.cli.run import ARGUMENTS, qemu_arguments, run
 
 
@@ -41,6 +41,26 @@ def test_wrong_command_lines_are_refused_with_2(
     """A usage line and a reason on standard error, nothing done."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: vtpmd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run d --sock s",
+        "attach d --take",
+        "owner d --cla",
+        "recover d --rest",
+        "pki init d --day 1",
+        "migrate --man m --to h:1 --qmp q --uri tcp:h:2",
+        "--vers",
+    ],
+)
+def test_options_are_not_abbreviated(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a script abbreviates may be another option's abbreviation in the next version."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(line.split())
     assert stopped.value.code == 2
     assert "usage: vtpmd" in capsys.readouterr().err
 

@@ -30,7 +30,12 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, formatter_class=partial(argparse.HelpFormatter, width=80))
+        # An abbreviation in a script would become ambiguous, or another option, with the next one.
+        super().__init__(
+            **options,
+            allow_abbrev=False,
+            formatter_class=partial(argparse.HelpFormatter, width=80),
+        )
 
     def format_usage(self) -> str:
         """Return the usage."""
