@@ -46,10 +46,12 @@ class _Commands:
     async def query_status(self, _: Arguments) -> object:
         record, restored = self._mobility.owner_record(), self._mobility.lineages.restored
         return {
-            "running": self._mobility.runs,
+            "running": self._mobility.is_served,
             "vtpms": 1,
             "qemu": self._mobility.qemu.word,
             "owner": record.whose.value,
+            "peer": record.peer or None,
+            "since": record.since or None,
             "possible-fork": [fork._asdict() for fork in record.forks],
             "lineage": await self._lineage(),
             "restored": None if restored is None else restored._asdict(),
@@ -68,7 +70,8 @@ class _Commands:
             {
                 "name": self._config.name,
                 "uuid": self._config.uuid,
-                "running": self._mobility.runs,
+                "running": self._mobility.is_served,
+                "owner": self._mobility.owner_record().whose.value,
                 "outgoing": None if outgoing is None else outgoing.state.name.lower(),
                 "incoming": None if incoming is None else incoming.state.name.lower(),
             }

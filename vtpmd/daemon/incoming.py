@@ -590,6 +590,7 @@ class Incoming:
             self._events.put(events.AdmitFailed())
             self._try_again(events.InitAnswered())
             return
+        log.info("the vTPM has moved: it came from %s, and is served here", self.peer)
         self._events.put(events.Admitted(self._wait_us, self._start_us))
 
     async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:

@@ -81,7 +81,7 @@ class Mobility:
         self._between: asyncio.Task[None] | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
         self.qemu = QemuView(self, asked_for=follows_qemu)
-        # For people: what the engine has told. What is decided by it is asked for.
+        # What the engine has told. What is decided by it is asked for.
         self.runs = False
         # Who is told of rounds, freeze and hand-over.
         self.tell: Tell | None = None
@@ -125,6 +125,12 @@ class Mobility:
     def owner_record(self) -> Record:
         """Return what the owner record says. Raises VtpmdError."""
         return self._files.owner.read()
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the TPM is on and this host's, for people. Raises VtpmdError."""
+        # Where it was given away it stays on, fenced, for as long as its QEMU does.
+        return self.runs and not self._is_fenced
 
     # The source's side.
 
@@ -443,6 +449,7 @@ class Mobility:
         try:
             self._check_not_given_back()  # while the TPM started
             self._files.owner.arrive()
+            log.info("QEMU has brought the vTPM's whole state: it is served here")
         except VtpmdError:
             # What is not written down as this host's must not serve it, also when nobody is asked.
             is_ours = self._files.owner.read().is_ours

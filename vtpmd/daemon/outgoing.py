@@ -632,7 +632,7 @@ class Outgoing:
         self._write_soon(self._owner.record.confirm, lambda: self.is_fenced)
         if self.outcome != "handed-over":
             self.outcome = "handed-over"
-            log.info("%s says that it has the vTPM", self._peer)
+            log.info("the vTPM has moved: %s says that it has it", self._peer)
             self._owner.tell(Notice.HANDED_OVER, {"to": str(self._peer)})
 
     async def _hold_commands(self) -> None:
