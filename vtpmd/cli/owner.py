@@ -10,7 +10,7 @@ from vtpmd.cli import at_rest
 from vtpmd.errors import UsageError, VtpmdError
 
 if TYPE_CHECKING:
-    from vtpmd.store.owner import Record
+    from vtpmd.store.owner import Record, Session
 
 EXIT_STATUS: Final = {"ours": 0, "offered": 6, "moved": 7}
 
@@ -173,7 +173,7 @@ def _outcome(options: argparse.Namespace, seen: Seen) -> dict[str, Any]:
 
 def _lines(options: argparse.Namespace, seen: Seen) -> list[str]:
     """Say the same for people."""
-    record, lines = seen.record, [f"{options.directory}: {_whose(seen.record)}"]
+    record, lines = seen.record, [f"{options.directory}: {whose_text(seen.record)}"]
     if seen.answer is not None:
         lines.append(_ANSWERS[seen.answer])
     elif options.ask:
@@ -181,23 +181,35 @@ def _lines(options: argparse.Namespace, seen: Seen) -> list[str]:
     if seen.is_in_use:
         lines.append("in use: a vtpmd or swtpm runs on the directory")
     if seen.has_incoming:
-        lines.append(
-            "on its way in: what a peer has sent is there, and is taken up by vtpmd run or vtpmd "
-            "fold if the peer has granted it"
-        )
-    lines += [
+        lines.append(INCOMING_TEXT)
+    return lines + fork_lines(record) + [session_text(line) for line in reversed(record.sessions)]
+
+
+INCOMING_TEXT: Final = (
+    "on its way in: what a peer has sent is there, and is taken up by vtpmd run or vtpmd fold if "
+    "the peer has granted it"
+)
+
+
+def fork_lines(record: Record) -> list[str]:
+    """Return a line for each time that the vTPM was claimed."""
+    return [
         f"possible fork: claimed at {fork.at} without the word of {fork.peer or 'the other host'}, "
         "which may have served it, too"
         for fork in record.forks
     ]
-    return lines + [
+
+
+def session_text(line: Session) -> str:
+    """Return what became of a session, in a line."""
+    return (
         f"session {line.session}, {line.at or 'time unknown'}: {_OUTCOMES[line.outcome]} "
         f"{line.peer or 'a peer whose name is not known'}"
-        for line in reversed(record.sessions)
-    ]
+    )
 
 
-def _whose(record: Record) -> str:
+def whose_text(record: Record) -> str:
+    """Return whose the vTPM is, in a line."""
     since = f"since {record.since}" if record.since else "by default"
     if record.whose == "ours":
         return f"the vTPM is this host's, {since}"

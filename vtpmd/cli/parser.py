@@ -11,7 +11,7 @@ from typing import Any
 from vtpmd import __version__
 
 # In the order of the help; each is the module of that name here.
-COMMANDS = ("run", "attach", "migrate", "owner", "pki", "fold", "recover", "rekey")
+COMMANDS = ("run", "attach", "status", "migrate", "owner", "pki", "fold", "recover", "rekey")
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\

@@ -131,12 +131,22 @@ def examine_states(
     """Work out what the states in a directory's files and its journal make, as ``examine``."""
     journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
     lineage = directory.read_lineage() if StateType.PERMANENT in states else None
+    return examine_files(states, lineage, journal, None if key is None else key.journal_secret())
+
+
+def examine_files(
+    states: dict[StateType, bytes],
+    lineage: Lineage | None,
+    journal: bytes | None,
+    secret: bytes | None = None,
+) -> Examined:
+    """Work out what files that were read make; the journal is sealed with a ``secret``, or not."""
     recovery = core.journal_recover(
         states.get(StateType.PERMANENT),
         journal,
         continued=lineage is not None and lineage.continued,
         identity=None if lineage is None else lineage.identity,
-        secret=None if key is None else key.journal_secret(),
+        secret=secret,
     )
     return Examined(states, lineage, recovery, journal is not None)
 

@@ -1,0 +1,80 @@
+"""`vtpmd status` beside vTPMs that are served, by vtpmd and by swtpm, and that move meanwhile."""
+
+from tests.harness.command import vtpmd
+from tests.harness.credentials import HOST, credentials
+from tests.harness.emulator import EmulatorKind, Peering
+from tests.harness.handover import Pair, make_armed_pair, make_pair, wait_until
+from tests.harness.lab import Lab
+
+
+def hand_over(pair: Pair) -> None:
+    pair.destination.guest.load(pair.source.guest.save())
+    pair.source.manage.wait_for("VTPM_HANDED_OVER")
+    wait_until(lambda: not (pair.destination.vtpmd.state / "tpm2-00.incoming").exists())
+
+
+def test_a_served_vtpm_is_left_alone(lab: Lab) -> None:
+    """It is told while the guest writes, and the guest notices nothing."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    generations = []
+    for _ in range(5):
+        guest.work()
+        ended = vtpmd("status", emulator.state, "--json")
+        assert (ended.status, ended.error) == (0, "")
+        assert ended.outcome["problems"] == []
+        (holder,) = ended.outcome["served-by"]
+        assert holder == {"pid": emulator.program.pid, "program": "vtpmd-engine"}
+        generations.append(ended.outcome["generation"])
+    assert generations == sorted(set(generations))
+    assert guest.facts()
+
+
+def test_swtpms_vtpm(lab: Lab) -> None:
+    emulator = lab.emulator(EmulatorKind.SWTPM)
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    (holder,) = vtpmd("status", emulator.state, "--json").outcome["served-by"]
+    assert holder["program"] == "swtpm"
+
+
+def test_both_hosts_after_a_move(lab: Lab) -> None:
+    """By the directory and by the management socket: whose it is, since when, and the session."""
+    pair = make_armed_pair(lab)
+    hand_over(pair)
+    source, destination = pair.source.vtpmd, pair.destination.vtpmd
+
+    away = vtpmd("status", source.state, "--json").outcome
+    here = vtpmd("status", destination.state, "--json").outcome
+    assert (away["owner"], away["peer"], here["owner"]) == ("moved", pair.link.address, "ours")
+    assert away["session"] == here["sessions"][-1]["session"]
+    assert away["identity"] == here["identity"]
+
+    asked = vtpmd("status", "--manage", source.manage_path)
+    assert (asked.status, asked.error) == (0, "")
+    first, *others = asked.output.splitlines()
+    assert f"the vTPM is another host's, {pair.link.address}, since {away['since']}" in first
+    assert "the TPM is off, or not served here" in others
+    assert f"last session out: {away['session']}, moved, handed-over" in others
+    asked = vtpmd("status", "--manage", destination.manage_path)
+    assert "the TPM is on" in asked.output.splitlines()
+    answers = vtpmd("status", "--manage", destination.manage_path, "--json").outcome
+    assert answers["status"]["owner"] == "ours"
+    assert answers["status"]["lineage"]["identity"] == here["identity"]
+
+
+def test_both_hosts_say_that_it_has_moved(lab: Lab) -> None:
+    """A line in each log, also at level info; and what programs are answered is true."""
+    peering = Peering(credentials=credentials(), log_level="info")
+    pair = make_pair(lab, source=peering, destination=peering)
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    assert pair.source.manage.vtpm()["running"]
+    hand_over(pair)
+    moved = "vtpmd: the vTPM has moved: "
+    assert f"{moved}{pair.link.address} says that it has it" in pair.source.log
+    assert f"{moved}it came from {HOST}, and is served here" in pair.destination.log
+    for host, owner in ((pair.source, "moved"), (pair.destination, "ours")):
+        vtpm, status = host.manage.vtpm(), host.manage.command("query-status")
+        assert (vtpm["owner"], status["owner"]) == (owner, owner)
+        assert vtpm["running"] == status["running"] == (owner == "ours")

@@ -1,0 +1,132 @@
+"""What a state directory says of its vTPM to who has neither its lock nor its key.
+
+Nothing is written, and nobody who serves the directory is kept waiting. What cannot be read, or is
+damaged, is a problem, a line each; all else is told nevertheless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
+
+from vtpmd import core
+from vtpmd.errors import VtpmdError
+from vtpmd.store import recovery
+from vtpmd.store.directory import (
+    INCOMING_NAME,
+    JOURNAL_NAME,
+    PERMANENT_NAME,
+    OpenDirectory,
+    StateDirectoryError,
+)
+from vtpmd.store.holders import Holder, holders
+from vtpmd.store.owner import Record, look
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
+
+LOOKS_MAX: Final = 100  # a guest may write to its TPM's memory, some of the time
+
+_T = TypeVar("_T")
+
+
+class StateStatus(NamedTuple):
+    """What the files of the permanent state say."""
+
+    is_there: bool = False
+    is_encrypted: bool = False
+    identity: bytes | None = None  # None: no vtpmd has changed the vTPM yet
+    generation: int | None = None
+    # The journal has more, which only the key tells of, or what is damaged.
+    may_be_newer: bool = False
+    has_journal: bool = False
+    problem: str | None = None
+
+
+class Status(NamedTuple):
+    """What a state directory says of its vTPM."""
+
+    record: Record | None  # None: it cannot be read
+    state: StateStatus
+    is_served: bool
+    holders: list[Holder]  # who serves it, as far as this process can tell
+    has_incoming: bool  # what a peer has sent is there
+    problems: list[str]
+
+
+def status_of(directory: OpenDirectory) -> Status:
+    """Return what there is to be told of a state directory."""
+    problems: list[str] = []
+
+    def told(ask: Callable[[OpenDirectory], _T], otherwise: _T) -> _T:
+        try:
+            return ask(directory)
+        except VtpmdError as error:
+            problems.append(str(error))
+            return otherwise
+
+    record = told(look, None)
+    state = told(_state, StateStatus())
+    if state.problem is not None:
+        problems.append(state.problem)
+    is_served = told(OpenDirectory.is_in_use, False)
+    found = holders(directory) if is_served else []
+    return Status(record, state, is_served, found, directory.exists(INCOMING_NAME), problems)
+
+
+def _state(directory: OpenDirectory) -> StateStatus:
+    """Return what the state's files say. Raises StateDirectoryError."""
+    permanent, journal = _read(directory)
+    lineage, states = None, {}
+    if permanent is not None:
+        try:
+            lineage = swtpm_format.read_lineage(permanent)
+            states[StateType.PERMANENT] = swtpm_format.decode_file(permanent)
+        except swtpm_format.KeyNeeded:
+            return _of_lineage(lineage, journal)._replace(is_encrypted=True)
+        except swtpm_format.FormatError as error:
+            problem = f"{directory.place(PERMANENT_NAME)}: {error}; {_remedy(directory)}"
+            return _of_lineage(lineage, journal)._replace(problem=problem)
+    found = recovery.examine_files(states, lineage, journal)
+    if not found.recovery.may_start:
+        problem = f"{directory.path}: {recovery.reason(found.recovery)}; {_remedy(directory)}"
+        told = _of_lineage(lineage, journal)
+        return told._replace(is_there=permanent is not None, problem=problem)
+    generation = None if lineage is None else found.generation
+    return StateStatus(
+        is_there=permanent is not None,
+        identity=found.identity,
+        generation=generation,
+        has_journal=found.has_journal,
+    )
+
+
+def _remedy(directory: OpenDirectory) -> str:
+    return f"see `vtpmd recover {directory.path}`"
+
+
+def _of_lineage(lineage: Lineage | None, journal: bytes | None) -> StateStatus:
+    """Return what the checkpoint says of itself, beside the state."""
+    has_journal = journal is not None
+    found = StateStatus(is_there=True, may_be_newer=has_journal, has_journal=has_journal)
+    if lineage is None:
+        return found
+    return found._replace(identity=lineage.identity, generation=lineage.generation)
+
+
+def _read(directory: OpenDirectory) -> tuple[bytes | None, bytes | None]:
+    """Return checkpoint and journal as they were together. Raises StateDirectoryError.
+
+    Who serves the directory may write to either, and puts others in their place, between two reads
+    and in the middle of one: what is read twice alike was so.
+    """
+    before = None
+    for _ in range(LOOKS_MAX):
+        found = (
+            directory.read(PERMANENT_NAME, swtpm_format.FILE_BYTES_MAX),
+            directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX),
+        )
+        if found == before:
+            return found
+        before = found
+    raise StateDirectoryError(f"{directory.place(JOURNAL_NAME)} is written all the time: ask again")
