@@ -1,9 +1,13 @@
 """The command line: what it accepts, prints and returns."""
 
+import errno
 import gc
 import io
+import os
 import pkgutil
 import shlex
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -151,6 +155,41 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.startswith("vtpmd: cannot use state directory")
     assert error.count("\n") == 1
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", ["status {}", "owner {} --json", "--help", "pki init {}/ca"])
+def test_no_room_for_the_output_is_one_line(tmp_path: Path, line: str, unbuffered: str) -> None:
+    """Of any command: what, why, and no traceback, also none when the interpreter ends."""
+    command, *words = line.format(tmp_path).split()
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "vtpmd", command, *words],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith(f"vtpmd: {command} failed: No space left on device; ")
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_an_error_of_the_system_is_one_line(
+    level: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever a command has not foreseen; who debugs sees where it came from."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", b"/srv/d")
+
+    monkeypatch.setattr("vtpmd.cli.run.config_of", fail)
+    assert cli.main(["run", str(tmp_path), "--log", f"level={level}"]) == 1
+    *trace, line = capsys.readouterr().err.splitlines()
+    assert line == ("vtpmd: run failed on /srv/d: Input/output error; see to that and try again")
+    assert bool(trace) == (level == "debug")
 
 
 @pytest.mark.parametrize(

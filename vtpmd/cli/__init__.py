@@ -22,13 +22,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
     _open_standard_descriptors()
     given = sys.argv[1:] if arguments is None else arguments
-    options = _plain_run(given) or _parsed(given)
+    options: argparse.Namespace | SimpleNamespace | None = None
     try:
-        status: int = options.command(options)
+        try:
+            options = _plain_run(given) or _parsed(given)
+            status: int = options.command(options)
+        finally:
+            _flush()  # for what finds no room, this is the last moment to say so
     except VtpmdError as error:
         print(f"vtpmd: {error}", file=sys.stderr)
         status = error.exit_status
+    except OSError as error:
+        status = _explain(error, given[0], is_debugging=getattr(options, "log", None) == "debug")
     return status
+
+
+def _explain(error: OSError, command: str, *, is_debugging: bool) -> int:
+    """Say in one line what no command has foreseen, as a disk that fails; return the status."""
+    if is_debugging:
+        import traceback
+
+        traceback.print_exception(error)
+    place = "" if error.filename is None else f" on {os.fsdecode(error.filename)}"
+    reason = error.strerror or error
+    print(f"vtpmd: {command} failed{place}: {reason}; see to that and try again", file=sys.stderr)
+    try:
+        _flush()
+    except OSError:
+        # It would be tried once more, and complained of, when the interpreter ends.
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return VtpmdError.exit_status
+
+
+def _flush() -> None:
+    """Write what was printed. Raises OSError."""
+    if sys.stdout is not None:  # as where it was closed
+        sys.stdout.flush()
 
 
 def _plain_run(given: Sequence[str]) -> SimpleNamespace | None:

@@ -602,7 +602,10 @@ class Mobility:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a migration's session failed: %s", error, exc_info=error)
+            # A system's error is one line, but for who debugs.
+            is_plain = isinstance(error, OSError) and not log.isEnabledFor(logging.DEBUG)
+            trace = None if is_plain else error
+            log.error("a migration's session failed: %s", error, exc_info=trace)
 
 
 async def _rounds_by_time(session: Outgoing) -> None:

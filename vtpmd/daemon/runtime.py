@@ -230,7 +230,10 @@ def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) ->
 
     def done(finished: asyncio.Task[None]) -> None:
         if not finished.cancelled() and (error := finished.exception()) is not None:
-            log.error("a service has failed, the guest is served on: %s", error, exc_info=error)
+            # A system's error is one line, but for who debugs.
+            is_plain = isinstance(error, OSError) and not log.isEnabledFor(logging.DEBUG)
+            trace = None if is_plain else error
+            log.error("a service has failed, the guest is served on: %s", error, exc_info=trace)
 
     async def end() -> None:
         task.cancel()
