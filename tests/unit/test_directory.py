@@ -6,7 +6,8 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,16 @@ from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
-from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateDirectoryInUse
+from vtpmd.store.directory import (
+    StateDirectory,
+    StateDirectoryError,
+    StateDirectoryInUse,
+    look_into,
+)
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType
 
+OTHER_USER = 65534
 NAMES = ["tpm2-00.permall", "tpm2-00.volatilestate", "tpm2-00.savestate"]
 
 
@@ -226,3 +233,79 @@ def test_no_descriptor_is_left_by_what_fails(path: Path) -> None:
     for _ in range(10):
         refusal(path)
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def others() -> Iterator[Path]:
+    """Give root's state directory, made by a vtpmd, and become another user while it is used."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory(prefix="vtpmd-", dir="/tmp") as directory:
+        state = Path(directory) / "state"
+        with StateDirectory.open(state) as opened:
+            opened.write_state(StateType.PERMANENT, b"state", None)
+        Path(directory).chmod(0o755)
+        state.chmod(0o755)
+        os.seteuid(OTHER_USER)
+        try:
+            yield state
+        finally:
+            os.seteuid(0)
+
+
+def as_root(act: Callable[[], object]) -> None:
+    """Do what another user may not."""
+    os.seteuid(0)
+    try:
+        act()
+    finally:
+        os.seteuid(OTHER_USER)
+
+
+def denial(act: Callable[[], object], file: Path, mode: str) -> str:
+    """Check that an error is a line that names a file, its owner, and who is to have all."""
+    with pytest.raises(StateDirectoryError) as caught:
+        act()
+    said = str(caught.value)
+    state = file if file.is_dir() else file.parent
+    what = "the directory" if file.is_dir() else file.name
+    rights = f"{what} is user 0's, with mode {mode}: be that user, or as root: "
+    assert said.endswith(f"{rights}chown -R {OTHER_USER} {state}")
+    return said
+
+
+def test_another_users_file_is_named_with_what_to_do(others: Path) -> None:
+    """Root started it once, now a service's user does; there is nothing to restore."""
+
+    def opened() -> None:
+        with StateDirectory.open(others) as directory:
+            directory.read_states()
+
+    lock, permanent = others / ".lock", others / "tpm2-00.permall"
+    mode = f"{stat.S_IMODE(lock.stat().st_mode):04o}"
+    assert ".lock: Permission denied" in denial(opened, lock, mode)
+    as_root(lock.unlink)
+    assert ".lock: Permission denied" in denial(opened, others, "0755")
+    as_root(lambda: os.chown(others, OTHER_USER, -1))
+    as_root(lambda: permanent.chmod(0o600))
+    assert f"{permanent}: Permission denied" in denial(opened, permanent, "0600")
+    temporary = others / "TMP2-00.permall"
+    as_root(lambda: os.chown(permanent, OTHER_USER, -1))
+    as_root(lambda: os.chown(others, 0, -1))
+    as_root(temporary.touch)
+    as_root(lambda: temporary.chmod(0o600))
+    as_root(lambda: others.chmod(0o1777))
+    assert f"{temporary.name}: Operation not permitted" in denial(opened, temporary, "0600")
+    as_root(temporary.unlink)
+    opened()
+
+
+def test_another_users_directory_is_read_as_far_as_it_may_be(others: Path) -> None:
+    """And where it may not, the line is the same for who only looks."""
+    record = others / "tpm2-00.owner"
+    as_root(record.touch)
+    as_root(lambda: record.chmod(0o600))
+    as_root((others / ".lock").unlink)
+    with look_into(others) as directory:
+        assert not directory.is_in_use()
+        denial(lambda: directory.read(record.name, 100), record, "0600")

@@ -112,8 +112,13 @@ class OpenDirectory(Closing):
             return None
         except OSError as error:
             raise StateDirectoryError(
-                f"cannot read {self.place(name)}: {error.strerror}; repair the file system"
+                f"cannot read {self.place(name)}: {error.strerror}; "
+                f"{self.remedy(name, error, 'repair the file system')}"
             ) from error
+
+    def remedy(self, name: str, error: OSError, otherwise: str) -> str:
+        """Return what to do about an error with a file: ``otherwise``, or give this user rights."""
+        return _remedy(self.path, self.directory_fd, name, error, otherwise)
 
     def exists(self, name: str) -> bool:
         """Return whether there is something of that name."""
@@ -137,8 +142,8 @@ class OpenDirectory(Closing):
             return False
         except OSError as error:
             raise StateDirectoryError(
-                f"cannot read {self.place(LOCK_NAME)}: {error.strerror}; be the user that vtpmd "
-                "runs as"
+                f"cannot read {self.place(LOCK_NAME)}: {error.strerror}; "
+                f"{self.remedy(LOCK_NAME, error, 'put a file in its place')}"
             ) from error
         return bool(FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
@@ -178,18 +183,12 @@ class StateDirectory(OpenDirectory):
             lock_file(f"state directory {path}", descriptors[1])
             _remove_temporary_files(descriptors[0])
         except BaseException as error:
+            failure = _failure(os.fspath(path), descriptors, error)
             for descriptor in descriptors:
                 os.close(descriptor)
-            if isinstance(error, StateDirectoryInUse) and _has_link(path):
-                raise StateDirectoryInUse(
-                    f"{error}; or, if it is an engine whose vtpmd has died: vtpmd attach {path}"
-                ) from None
-            if isinstance(error, OSError):
-                raise StateDirectoryError(
-                    f"cannot use state directory {path}: {error.strerror}; "
-                    "give one that this user may write to"
-                ) from error
-            raise
+            if failure is error:
+                raise
+            raise failure from error
         return cls(path, *descriptors)
 
     def write_in_place(self) -> None:
@@ -231,6 +230,7 @@ class StateDirectory(OpenDirectory):
             return None
         except OSError as error:
             reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            remedy = self.remedy(name, error, remedy)
         except swtpm_format.FormatError as error:
             reason = str(error)
             if isinstance(error, tuple(KEY_REMEDIES)):
@@ -309,8 +309,8 @@ class StateDirectory(OpenDirectory):
     def failed(self, name: str, error: OSError) -> StateDirectoryError:
         """Return the error for a file that could not be written."""
         return StateDirectoryError(
-            f"cannot update {self.place(name)}: {error.strerror}; make room or repair the file "
-            "system"
+            f"cannot update {self.place(name)}: {error.strerror}; "
+            f"{self.remedy(name, error, 'make room or repair the file system')}"
         )
 
     def _unlink(self, name: str) -> None:
@@ -326,6 +326,45 @@ def _make_directory(path: str | os.PathLike[str]) -> None:
     except OSError:
         if not os.path.isdir(path):
             raise
+
+
+def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseException:
+    """Return what to raise where a directory that is at ``path`` cannot be opened and locked.
+
+    The first of the ``descriptors`` is the directory's, if that could be opened.
+    """
+    if isinstance(error, StateDirectoryInUse) and _has_link(path):
+        return StateDirectoryInUse(
+            f"{error}; or, if it is an engine whose vtpmd has died: vtpmd attach {path}"
+        )
+    if not isinstance(error, OSError):
+        return error
+    name, otherwise = error.filename, "give one that this user may write to"
+    if not descriptors or not name:
+        remedy, place = otherwise, ""
+    else:
+        remedy = _remedy(path, descriptors[0], name, error, otherwise)
+        place = f"{name}: "
+    return StateDirectoryError(
+        f"cannot use state directory {path}: {place}{error.strerror}; {remedy}"
+    )
+
+
+def _remedy(path: str, directory_fd: int, name: str, error: OSError, otherwise: str) -> str:
+    """Return what to do about an error with a file of a directory: ``otherwise``, or give rights.
+
+    All files of a directory are to be one user's: what cannot be removed may be the directory's.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM) or os.geteuid() == 0:
+        return otherwise  # root's rights are enough
+    try:
+        status, what = os.stat(name, dir_fd=directory_fd, follow_symlinks=False), name
+    except OSError:  # there is none: it cannot be made
+        status, what = os.fstat(directory_fd), "the directory"
+    return (
+        f"{what} is user {status.st_uid}'s, with mode {stat.S_IMODE(status.st_mode):04o}: be that "
+        f"user, or as root: chown -R {os.geteuid()} {path}"
+    )
 
 
 def _has_link(path: str | os.PathLike[str]) -> bool:
