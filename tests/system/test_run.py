@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.unix import connect
 from tests.support.emulator_client import Control, ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.daemon.engine import STOP_TIMEOUT_S
+from vtpmd.store.directory import StateDirectory
+from vtpmd.wire.tpm import StateType
 
 VTPMD = Path(sys.executable).with_name("vtpmd")
 EXIT_TIMEOUT_S = 30.0
@@ -190,9 +193,90 @@ def test_too_few_descriptors_are_told_of_in_one_line(lab: Lab, options: str) -> 
         check=False,
     )
     assert done.returncode == 1
+    assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert "too many open files; allow this process more" in line
     assert not (lab.directory / "state/vtpmd.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ("--tls-creds $1/none", 1, "cannot read $1/none/ca-cert.pem: No such file"),
+        ("--tls-creds $1/none --manage $1/m", 1, "cannot read $1/none/ca-cert.pem: No such file"),
+        ("--tls-creds $1/none --listen [::1]:0 --allow x", 1, "cannot read $1/none/ca-cert.pem"),
+        ("--manage $1/none/m", 1, "give another path with --manage"),
+        ("--manage $1/m --anchor $1/none", 1, "there is no anchor $1/none"),
+        ("--socket $1/none/tpm", 1, "give another path with --socket"),
+        ("--manage $1/m", 3, "is looked after by process"),
+    ],
+)
+def test_what_is_wrong_is_told_in_place_of_qemus_arguments(
+    lab: Lab, options: str, status: int, words: str
+) -> None:
+    """One line, and none after it: not when QEMU has been started with them, or a guest moves."""
+    directory = str(lab.directory)
+    state = lab.directory / "state"
+    with StateDirectory.open(state) as made:
+        made.write_state(StateType.PERMANENT, b"state", None)
+    with look_after_elsewhere(state if status == 3 else lab.directory):
+        done = run_to_its_end(state, *options.replace("$1", directory).split())
+    assert (done.returncode, done.stdout) == (status, "")
+    (line,) = done.stderr.splitlines()
+    assert words.replace("$1", directory) in line
+    assert not (state / "vtpmd.sock").exists()
+
+
+@contextmanager
+def look_after_elsewhere(path: Path) -> Iterator[None]:
+    """Have another process look after a state directory, as a vtpmd does."""
+    code = (
+        "import os, sys; from vtpmd.store.daemon_lock import look_after;"
+        "lock = look_after(os.open(sys.argv[1], os.O_RDONLY), ''); lock.__enter__();"
+        "print(flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("length", [40, 120])
+def test_socket_under_a_long_path(lab: Lab, length: int) -> None:
+    """What is printed is what QEMU can connect to; where that is relative, a line says so."""
+    directory = lab.directory / ("x" * length)
+    directory.mkdir()
+    with started_in(directory) as output:
+        argument, *lines = output
+        assert "path=" in argument
+        path = argument.partition("path=")[2].partition(" ")[0]
+        if length == 40:
+            assert (Path(path), lines) == (directory / "t/vtpmd.sock", [])
+        else:
+            assert path == "t/vtpmd.sock"
+            (line,) = lines
+            assert line.endswith("it would be too long: start QEMU there")
+            assert str(directory) in line
+
+
+@contextmanager
+def started_in(directory: Path) -> Iterator[list[str]]:
+    """Serve t, in a directory, and give the lines that were written until it is served."""
+    words = [str(VTPMD), "run", "t"]
+    with (
+        (directory / "output").open("w") as output,
+        subprocess.Popen(words, cwd=directory, stdout=output, stderr=output) as process,
+    ):
+        try:
+            program = Path(f"/proc/{process.pid}/comm")
+            wait_until(lambda: program.read_text() == "vtpmd-engine\n")
+            yield (directory / "output").read_text().splitlines()
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_current_directory_that_is_gone_is_not_needed(lab: Lab) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vtpmd.cli.arguments import DAEMON_ARGUMENTS, KEY_ARGUMENT, add_arguments
-from vtpmd.cli.run import config_of, listen_for
+from vtpmd.cli.run import check_credentials, config_of, listen_for
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -66,6 +66,7 @@ def attach(options: argparse.Namespace) -> int:
 
     config = config_of(options)
     forbid_core_dumps()
+    check_credentials(config)
     signals.hold()
     with ExitStack() as stack:
         directory = stack.enter_context(look_into(options.directory))

@@ -99,6 +99,7 @@ def run(options: Options) -> int:
 
 def _start(options: Options) -> int:
     from contextlib import ExitStack
+    from functools import partial
 
     from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener, signals
@@ -109,7 +110,9 @@ def _start(options: Options) -> int:
     config = config_of(options)
     read_key = _key_reader(options.key)
     forbid_core_dumps()
+    check_credentials(config)
     path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
+    shown_path = listener.path_for_qemu(path)
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory))
         directory.write_in_place()
@@ -134,11 +137,10 @@ def _start(options: Options) -> int:
         is_alone = _is_alone(config, begun, files)
         descriptors |= _boot(stack, begun, key, anchor, _serving(config, path, is_alone=is_alone))
         management, peers = listen_for(stack, config)
-        print(qemu_arguments(_absolute(path), name=config.name, uuid=config.uuid), flush=True)
-        _tell_what_was_taken_up(begun)
+        announce = partial(_announce, shown_path, config, begun)
         if is_alone:
-            engine_process.become(descriptors)
-        child = _spawn(stack, directory, descriptors)
+            engine_process.become(descriptors, announce)
+        child = _spawn(stack, directory, descriptors, announce)
         for each in (control, link):
             each.close()  # one that has died is not connected to
         return _serve_beside(directory, key, (peers, management), child, config)
@@ -160,14 +162,17 @@ def _serve_beside(
 
 
 def _spawn(
-    stack: ExitStack, directory: StateDirectory, descriptors: dict[LinkDescriptor, int]
+    stack: ExitStack,
+    directory: StateDirectory,
+    descriptors: dict[LinkDescriptor, int],
+    announce: Callable[[], None],
 ) -> int:
     """Start the engine, which this process looks after; return its process number."""
     from vtpmd.daemon import engine_process
     from vtpmd.store.daemon_lock import look_after
 
     stack.enter_context(look_after(directory.directory_fd, directory.path))
-    return engine_process.spawn(descriptors)
+    return engine_process.spawn(descriptors, announce)
 
 
 def _key_reader(option: str | None) -> Callable[[], AbstractContextManager[Key | None]]:
@@ -194,11 +199,6 @@ def _boot(
     if anchor is not None:
         descriptors[LinkDescriptor.ANCHOR] = anchor.fd
     return descriptors
-
-
-def _absolute(path: str) -> str:
-    # The current directory of a process may be gone.
-    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _open_parent(path: str) -> int:
@@ -234,7 +234,30 @@ def listen_for(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | Non
     return management, peers
 
 
-def _tell_what_was_taken_up(begun: Start) -> None:
+def check_credentials(config: RunConfig) -> None:
+    """Find out now whether peers can be spoken with: later a guest may run. Raises VtpmdError."""
+    if config.tls_creds is None:
+        return
+    from pathlib import Path
+
+    from vtpmd.daemon import tls
+
+    directory = Path(config.tls_creds)
+    if config.listen is None:
+        tls.client_context(directory)
+    else:
+        tls.server_context(directory)
+
+
+def _announce(socket: str, config: RunConfig, begun: Start) -> None:
+    """Tell people what there is now: nothing is left that they could have to mend."""
+    print(qemu_arguments(socket, name=config.name, uuid=config.uuid), flush=True)
+    if not os.path.isabs(socket):
+        print(
+            f"vtpmd: the socket's path is relative, as with {os.getcwd()} it would be too long: "
+            "start QEMU there",
+            file=sys.stderr,
+        )
     if begun.took_up:
         print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
     if begun.changes:

@@ -11,6 +11,7 @@ from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 EXECUTABLE = f"{vtpmd.__path__[0]}/vtpmd-engine"
@@ -20,11 +21,14 @@ ARGUMENTS = ("vtpmd-engine",)
 DESCRIPTOR_MIN = 16
 
 
-def spawn(descriptors: dict[LinkDescriptor, int]) -> int:
+def spawn(
+    descriptors: dict[LinkDescriptor, int], announce: Callable[[], None] = lambda: None
+) -> int:
     """Start an engine beside this process, with these descriptors; return its process number.
 
-    It gets copies of them, and holds them, and so the lock, for as long as it lives. Raises
-    VtpmdError if the executable cannot be started.
+    It gets copies of them, and holds them, and so the lock, for as long as it lives. ``announce``
+    is called when all is there that it needs. Raises VtpmdError if the executable cannot be
+    started.
     """
     copies = _copies(descriptors)
     actions = [
@@ -33,6 +37,7 @@ def spawn(descriptors: dict[LinkDescriptor, int]) -> int:
         *((os.POSIX_SPAWN_DUP2, fd, to) for to, fd in copies.items()),
     ]
     try:
+        announce()
         return os.posix_spawn(EXECUTABLE, ARGUMENTS, _environment(), file_actions=actions)
     except OSError as error:
         raise _not_started(error) from error
@@ -41,13 +46,15 @@ def spawn(descriptors: dict[LinkDescriptor, int]) -> int:
             os.close(fd)
 
 
-def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
+def become(descriptors: dict[LinkDescriptor, int], announce: Callable[[], None]) -> NoReturn:
     """Become an engine, with these descriptors and what the process was given.
 
-    Its standard input and output are /dev/null: who waits for the end of what was written there is
-    not kept waiting. Raises VtpmdError if the executable cannot be started.
+    ``announce`` is called as by ``spawn``. Standard input and output are /dev/null: who waits for
+    the end of what was written there is not kept waiting. Raises VtpmdError if the executable
+    cannot be started.
     """
     copies = _copies(descriptors)
+    announce()
     for fd in range(LinkDescriptor.SOCKET, LinkDescriptor.CONTROL_DIRECTORY + 1):
         _move_away(fd)
     for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG):
@@ -61,7 +68,12 @@ def become(descriptors: dict[LinkDescriptor, int]) -> NoReturn:
 
 
 def _copies(descriptors: dict[LinkDescriptor, int]) -> dict[LinkDescriptor, int]:
-    """Return copies that have no number of an engine's. Raises VtpmdError."""
+    """Return copies that have no number of an engine's.
+
+    Raises VtpmdError, also where there is no engine that they could be for.
+    """
+    if not os.access(EXECUTABLE, os.X_OK):
+        raise VtpmdError(f"cannot start {EXECUTABLE}: it is no executable; install vtpmd again")
     try:
         return {
             to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN)

@@ -60,11 +60,7 @@ def listen_bare(path: str | os.PathLike[str], option: str = "--socket") -> Itera
     ``option`` is what gives another path, for errors.
     Raises SocketInUse or VtpmdError.
     """
-    if len(os.fsencode(path)) > PATH_BYTES_MAX:
-        raise VtpmdError(
-            f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "
-            f"give a shorter one with {option}"
-        )
+    _check_length(path, option)
     with closing(BareSocket(AF_UNIX, SOCK_STREAM)) as listening:
         with _alone_at(path, option):
             _bind(listening, path, option)
@@ -74,6 +70,25 @@ def listen_bare(path: str | os.PathLike[str], option: str = "--socket") -> Itera
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def path_for_qemu(path: str) -> str:
+    """Return what QEMU can connect to: the whole path, or where that is too long the relative one.
+
+    Raises VtpmdError if that is too long, too.
+    """
+    _check_length(path, "--socket")
+    # The current directory of a process may be gone.
+    whole = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    return path if len(os.fsencode(whole)) > PATH_BYTES_MAX else whole
+
+
+def _check_length(path: str | os.PathLike[str], option: str) -> None:
+    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+        raise VtpmdError(
+            f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "
+            f"give a shorter one with {option}"
+        )
 
 
 @contextmanager
