@@ -1,6 +1,5 @@
 """Live-migrate a guest that works its TPM from one vtpmd to another, and show what happened."""
 
-import argparse
 import asyncio
 import json
 import re
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from scripts.demo_options import parse_arguments
 from tests.harness import migration
 from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, Peering
@@ -30,22 +30,6 @@ from vtpmd.config import parse_address
 EXIT_GOOD = 0
 EXIT_BAD = 1
 EXIT_INTERRUPTED = 130
-
-EPILOG = """\
-The guest creates sealed data, keys, NV indices and a session in its TPM, goes on using it while it
-is moved, and checks everything before and after. Its TPM's state moves from vtpmd to vtpmd, in
-rounds, as with vtpmd migrate; QEMU's stream carries only a tail. Takes well under a minute; needs
-no privileges but, the first time, root for scripts/setup.
-
-example:
-  scripts/demo
-  scripts/demo --json >result.json     progress goes to standard error
-
-exit status:
-  0  the guest saw no difference, and QEMU's stream carried a tail
-  1  it did, or the stream carried more, or the migration failed
-  2  the command line was wrong
-"""
 
 # Its guest says how long its commands took.
 MACHINE = Machine(memory_mib=512, counts_ticks=False)
@@ -167,18 +151,6 @@ def main() -> int:
     else:
         print_outcome(console, outcome)
     return EXIT_GOOD if outcome.is_good else EXIT_BAD
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line; exit with status 2 when it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/demo",
-        description="Live-migrate a QEMU guest with a vTPM from one vtpmd to another.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    return parser.parse_args()
 
 
 def demonstrate(lab: Lab, display: Display) -> Outcome:

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from scripts.testbed_link import add_link_options, conditions
+from scripts.testbed_options import parse_arguments
 from scripts.testbed_shell import Shell
 from tests.harness.facts import differences
 from tests.harness.guest import WorkloadFailedError
@@ -22,24 +22,6 @@ EXIT_INTERRUPTED = 130
 
 # A person may want to see how a slow link behaves; an interrupt ends the wait.
 MOVE_TIMEOUT_S = 3600.0
-
-EPILOG = """\
-Each host is a network namespace, 10.114.0.1 and 10.114.0.2; the link copies frames between them,
-with the rate, delay, jitter and loss that you ask for. The guest uses its TPM all the time, and
-checks what it finds there. Needs root. Nothing is left afterwards, also after an interrupt.
-
-example:
-  scripts/testbed run --rate 50mbit --delay 20ms --jitter 2ms --loss 0.1%
-  scripts/testbed pingpong -n 50
-  scripts/testbed shell --delay 10ms
-
-exit status:
-  0    the guest moved, its vTPM beside QEMU's stream (in it, with --not-armed), and it saw no
-       difference; of shell: always
-  1    it did not, or something failed: the last line says what
-  2    the command line was wrong
-  130  interrupted
-"""
 
 
 class TestbedError(Exception):
@@ -81,8 +63,7 @@ def main() -> int:
         if os.geteuid() != 0:
             raise TestbedError("network namespaces need root: run this as root")
         with Testbed(options.conditions, seed=options.seed) as testbed:
-            status: int = options.command(testbed, options)
-            return status
+            return COMMANDS[options.command](testbed, options)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (
@@ -96,35 +77,6 @@ def main() -> int:
     ) as error:
         print(f"testbed: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return EXIT_BAD
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line; exit with status 2 when it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/testbed",
-        description="Move a guest with a vTPM between two hosts, over a link as you want it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    link = argparse.ArgumentParser(add_help=False)
-    add_link_options(link)
-    link.add_argument("--seed", type=int, default=0, help="what jitter and loss are drawn from")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", parents=[link], help="move a guest once, and report")
-    run.add_argument("--not-armed", action="store_true", help="let QEMU carry the vTPM's state")
-    run.add_argument("--json", action="store_true", help="print the report as JSON")
-    run.set_defaults(command=run_once)
-    shell = commands.add_parser("shell", parents=[link], help="have the two hosts to play with")
-    shell.set_defaults(command=run_shell)
-    pingpong = commands.add_parser("pingpong", parents=[link], help="move a guest to and fro")
-    pingpong.add_argument("-n", type=int, default=50, metavar="N", help="moves (default: 50)")
-    pingpong.set_defaults(command=run_pingpong)
-    parsed = parser.parse_args()
-    try:
-        parsed.conditions = conditions(parsed)
-    except ValueError as error:
-        parser.error(str(error))
-    return parsed
 
 
 def say(text: str) -> None:
@@ -216,6 +168,9 @@ def run_shell(testbed: Testbed, _options: argparse.Namespace) -> int:
     testbed.a.boot_guest(MACHINE)
     Shell(testbed).cmdloop()
     return EXIT_GOOD
+
+
+COMMANDS = {"run": run_once, "shell": run_shell, "pingpong": run_pingpong}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the shell scripts promise in their heads, tried on a tree in which a step must fail."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,17 +36,42 @@ def test_failing_step_in_a_function_ends_with_1_and_the_last_line(
     assert any("No such file" in line for line in reason)
 
 
-@pytest.mark.parametrize(
-    ("name", "example"), [("test", "scripts/test fast"), ("test-on", "scripts/test-on trixie fast")]
-)
-def test_help_from_another_directory(tmp_path: Path, name: str, example: str) -> None:
-    """A script names itself relative to where it was called from, and then goes elsewhere."""
-    (tmp_path / "vtpmd").symlink_to(SCRIPTS.parent)
-    shown = run(Path("vtpmd/scripts") / name, "--help", cwd=tmp_path)
+NAMES = [path.name for path in SCRIPTS.iterdir() if path.is_file() and os.access(path, os.X_OK)]
+TREE = ["scripts", "tests", "vtpmd"]
+EXAMPLES = {
+    "bench": "scripts/bench round-trip --quick",
+    "demo": "scripts/demo --json",
+    "test": "scripts/test fast",
+    "test-on": "scripts/test-on trixie fast",
+    "testbed": "scripts/testbed pingpong -n 50",
+}
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_a_tree_that_is_not_set_up(tmp_path: Path, name: str, option: str) -> None:
+    """Any script's, called from another directory: it helps, and does nothing else."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for part in TREE:
+        (tree / part).symlink_to(SCRIPTS.parent / part)
+    command = [str(Path("tree/scripts") / name), option]
+    system = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=system, capture_output=True, text=True, check=False
+    )
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert example in shown.stdout
-    assert shown.stdout.rstrip().splitlines()[-1].endswith(".")
+    assert EXAMPLES.get(name, f"scripts/{name} ") in shown.stdout
+    assert "exit status:" in shown.stdout.lower()
     assert "set -" not in shown.stdout
+    assert sorted(path.name for path in tree.iterdir()) == TREE
+
+
+@pytest.mark.parametrize("name", ["setup", "guest-image"])
+def test_wrong_usage_does_nothing(name: str) -> None:
+    shown = run(SCRIPTS / name, "--fast", cwd=SCRIPTS.parent)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert f"scripts/{name} " in shown.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["11"], ["12", "slow"], ["12", "fast", "more"]])
