@@ -235,7 +235,11 @@ def listen_for(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | Non
 
 
 def check_credentials(config: RunConfig) -> None:
-    """Find out now whether peers can be spoken with: later a guest may run. Raises VtpmdError."""
+    """Find out whether peers can be spoken with, before a guest runs. Raises VtpmdError.
+
+    Who listens must. Who may move its vTPM later is told, and its guest starts: the files are read
+    again then, and without them whole blobs are moved.
+    """
     if config.tls_creds is None:
         return
     from pathlib import Path
@@ -243,10 +247,13 @@ def check_credentials(config: RunConfig) -> None:
     from vtpmd.daemon import tls
 
     directory = Path(config.tls_creds)
-    if config.listen is None:
-        tls.client_context(directory)
-    else:
+    if config.listen is not None:
         tls.server_context(directory)
+        return
+    try:
+        tls.client_context(directory)
+    except tls.CredentialsError as error:
+        print(f"vtpmd: no peer can be spoken with yet: {error}", file=sys.stderr)
 
 
 def _announce(socket: str, config: RunConfig, begun: Start) -> None:
