@@ -1,10 +1,13 @@
 """`vtpmd status` beside vTPMs that are served, by vtpmd and by swtpm, and that move meanwhile."""
 
+import shutil
+
 from tests.harness.command import vtpmd
 from tests.harness.credentials import HOST, credentials
 from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import Pair, make_armed_pair, make_pair, wait_until
 from tests.harness.lab import Lab
+from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME
 
 
 def hand_over(pair: Pair) -> None:
@@ -37,6 +40,27 @@ def test_swtpms_vtpm(lab: Lab) -> None:
     guest.boot()
     (holder,) = vtpmd("status", emulator.state, "--json").outcome["served-by"]
     assert holder["program"] == "swtpm"
+
+
+def test_a_copy_of_two_moments_is_told(lab: Lab) -> None:
+    """As docs/journal-format.md says: file by file, and the journal is folded in between."""
+    emulator = lab.emulator(EmulatorKind.VTPMD)
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    copy, of_one_moment = lab.new_path("copy"), lab.new_path("copy")
+    for path in (copy, of_one_moment):
+        path.mkdir()
+    shutil.copy(emulator.state / PERMANENT_NAME, copy)
+    journal = (emulator.state / JOURNAL_NAME).stat().st_ino
+    while (emulator.state / JOURNAL_NAME).stat().st_ino == journal:
+        guest.work()
+    shutil.copy(emulator.state / JOURNAL_NAME, copy)
+    for name in (PERMANENT_NAME, JOURNAL_NAME):
+        shutil.copy(emulator.state / name, of_one_moment)
+    ended = vtpmd("status", copy)
+    assert ended.status == 5
+    assert f"{PERMANENT_NAME} is older" in ended.output
+    assert vtpmd("status", of_one_moment).status == 0
 
 
 def test_both_hosts_after_a_move(lab: Lab) -> None:

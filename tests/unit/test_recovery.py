@@ -174,6 +174,23 @@ def test_an_older_checkpoint_under_a_newer_journal_is_refused(at_rest: Fixture) 
     assert "all 2560 bytes that were written to it" in found.lost[0]
 
 
+@pytest.mark.parametrize(("copied", "age"), [(0, "older"), (4, "newer")])
+def test_a_copy_of_two_moments_is_called_that(at_rest: Fixture, copied: int, age: str) -> None:
+    """File by file, of a vTPM that was served: what the one is to the other is told as it is."""
+    lineage = Lineage(b"i" * 16, 10 + copied, continued=True)
+    at_rest.directory.write_state(StateType.PERMANENT, IMAGES[copied], at_rest.key, lineage)
+    journal = write_journal(
+        IMAGES[1:4], identity=lineage.identity, first_generation=11, secret=at_rest.secret
+    )
+    at_rest.put(None, journal)
+    with pytest.raises(RecoveryRefused) as caught:
+        recovery.recover(at_rest.directory, at_rest.key)
+    words = f"continues generation 11, and {PERMANENT} is {age}, of generation {10 + copied}: as in"
+    assert words in str(caught.value)
+    (problem,) = salvage.assess(at_rest.directory, at_rest.key).problems
+    assert words in problem
+
+
 def test_a_journal_without_its_checkpoint_is_refused_and_nothing_is_made(at_rest: Fixture) -> None:
     """Never a fresh TPM."""
     at_rest.put(None, write_journal(IMAGES, secret=at_rest.secret))

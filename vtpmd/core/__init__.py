@@ -37,6 +37,7 @@ from vtpmd.core.journal import (
     JOURNAL_SECTOR_BYTES,
     JournalFault,
     Recovery,
+    journal_base,
     journal_recover,
 )
 from vtpmd.core.memory import (
@@ -76,6 +77,7 @@ __all__ = [
     "StoreError",
     "StoreRange",
     "forbid_core_dumps",
+    "journal_base",
     "journal_recover",
     "pack_link_anchor",
     "pack_link_header",

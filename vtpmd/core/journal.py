@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from struct import Struct
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import IMAGE_BYTES_MAX, IMAGE_TYPES, Image
@@ -16,6 +17,8 @@ JOURNAL_BYTES_MAX: int = lib.JOURNAL_BYTES_MAX
 JOURNAL_IDENTITY_BYTES: int = lib.JOURNAL_IDENTITY_BYTES
 JOURNAL_SECRET_BYTES: int = lib.JOURNAL_SECRET_BYTES
 JOURNAL_SECTOR_BYTES: int = lib.JOURNAL_SECTOR_BYTES
+
+_BASE = Struct(">64xQ")  # docs/journal-format.md, "Header"
 
 
 class JournalFault(IntEnum):
@@ -56,6 +59,14 @@ class Recovery(NamedTuple):
     records: int
     applied: int
     used_bytes: int
+
+
+def journal_base(journal: bytes) -> int | None:
+    """Return the generation that a journal's header says it continues; None without a header."""
+    if len(journal) < _BASE.size:
+        return None
+    (generation,) = _BASE.unpack_from(journal)
+    return int(generation)
 
 
 def journal_recover(

@@ -13,6 +13,7 @@ from vtpmd.core import JournalFault, Recovery
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import (
     JOURNAL_NAME,
+    PERMANENT_NAME,
     StateDirectory,
     StateDirectoryError,
     StateKeyError,
@@ -41,6 +42,7 @@ REASONS: Final = {
     "M": "makes another state than it says",
 }
 KEY_LETTERS: Final = "HIJ"
+APART: Final = "L"
 # As docs/journal-format.md has them.
 FAULTS: Final = {
     JournalFault.NONE: "nothing",
@@ -73,6 +75,8 @@ class Examined(NamedTuple):
     lineage: Lineage | None  # of the permanent one
     recovery: Recovery
     has_journal: bool
+    # The generation of the checkpoint that the journal continues, as its header says.
+    base: int | None = None
 
     @property
     def permanent(self) -> bytes | None:
@@ -148,15 +152,31 @@ def examine_files(
         identity=None if lineage is None else lineage.identity,
         secret=secret,
     )
-    return Examined(states, lineage, recovery, journal is not None)
+    base = None if journal is None else core.journal_base(journal)
+    return Examined(states, lineage, recovery, journal is not None, base)
 
 
-def reason(recovery: Recovery) -> str:
+def reason(examined: Examined) -> str:
     """Say why a directory is refused, and where: without an end, as more may follow."""
-    text = f"{JOURNAL_NAME} {REASONS[recovery.letter]}"
+    recovery = examined.recovery
+    text = f"{JOURNAL_NAME} {_apart(examined) or REASONS[recovery.letter]}"
     if recovery.fault is not JournalFault.NONE:
         text += f": {FAULTS[recovery.fault]}, at byte {recovery.offset}"
     return f"{text} ({recovery.letter})"
+
+
+def _apart(examined: Examined) -> str | None:
+    """Return how checkpoint and journal of one vTPM do not go together, if that can be told."""
+    lineage, base = examined.lineage, examined.base
+    if examined.recovery.letter != APART or lineage is None or base is None:
+        return None
+    if lineage.generation == base:
+        return None
+    age = "newer" if lineage.generation > base else "older"
+    return (
+        f"continues generation {base}, and {PERMANENT_NAME} is {age}, of generation "
+        f"{lineage.generation}: as in a copy that was made while the vTPM was served"
+    )
 
 
 def recover(directory: StateDirectory, key: Key | None) -> Examined:
@@ -171,7 +191,7 @@ def recover(directory: StateDirectory, key: Key | None) -> Examined:
         return examined
     kind = StateKeyError if recovery.letter in KEY_LETTERS else RecoveryRefused
     raise kind(
-        f"cannot use state directory {directory.path}: {reason(recovery)}; restore it from a "
+        f"cannot use state directory {directory.path}: {reason(examined)}; restore it from a "
         f"backup, or see `vtpmd recover {directory.path}`"
     )
 

@@ -72,12 +72,12 @@ def assess(directory: StateDirectory, key: Key | None) -> Salvage:
     if StateType.PERMANENT in damaged:
         return Salvage(examined, problems, [], [], None)
     if examined.recovery.letter in recovery.KEY_LETTERS:
-        raise StateKeyError(f"{directory.path}: {recovery.reason(examined.recovery)}")
+        raise StateKeyError(f"{directory.path}: {recovery.reason(examined)}")
     set_aside = [state_file(kind) for kind in damaged]
     lost = [f"{name}: the guest begins with a reset of its TPM" for name in set_aside]
     if examined.recovery.may_start:
         return Salvage(examined, problems, lost, set_aside, examined.permanent)
-    problems.append(f"{directory.path}: {recovery.reason(examined.recovery)}")
+    problems.append(f"{directory.path}: {recovery.reason(examined)}")
     if examined.recovery.letter == LATER_VERSION:
         return Salvage(examined, problems, [], [], None)
     for kind in (StateType.VOLATILE, StateType.SAVESTATE):

@@ -89,7 +89,7 @@ def _state(directory: OpenDirectory) -> StateStatus:
             return _of_lineage(lineage, journal)._replace(problem=problem)
     found = recovery.examine_files(states, lineage, journal)
     if not found.recovery.may_start:
-        problem = f"{directory.path}: {recovery.reason(found.recovery)}; {_remedy(directory)}"
+        problem = f"{directory.path}: {recovery.reason(found)}; {_remedy(directory)}"
         told = _of_lineage(lineage, journal)
         return told._replace(is_there=permanent is not None, problem=problem)
     generation = None if lineage is None else found.generation
