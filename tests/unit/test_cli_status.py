@@ -262,8 +262,21 @@ def test_a_problem_is_a_line_and_the_rest_is_told(
     assert ended.lines[-1].startswith("problem: ")
     assert words in ended.lines[-1]
     assert "served: no" in ended.lines
+    assert not any("none yet" in line and "identity" in line for line in ended.lines)
     (problem,) = run(state, "--json").outcome["problems"]
     assert words in problem
+
+
+def test_what_cannot_be_read_is_not_known(run: Command, state: Path) -> None:
+    """Nothing is made up: neither that there is no state, nor that nobody serves it."""
+    (state / PERMANENT_NAME).symlink_to(os.devnull)
+    (state / ".lock").symlink_to(os.devnull)
+    ended = run(state)
+    assert ended.status == 5
+    assert {"served: not known", "state: not known"} < set(ended.lines)
+    outcome = run(state, "--json").outcome
+    unknown = ("state", "encrypted", "identity", "generation", "journal", "served")
+    assert [outcome[name] for name in unknown] == [None] * len(unknown)
 
 
 def alter(file: Path, offset: int) -> None:

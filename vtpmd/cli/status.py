@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from vtpmd.cli import at_rest
 
 if TYPE_CHECKING:
-    from vtpmd.store.holders import Holder
     from vtpmd.store.status import StateStatus, Status
 
 EXIT_SHOWN: Final = 0
@@ -84,15 +83,10 @@ def _look(path: Path) -> Status:
 
 
 def _outcome(path: Path, status: Status) -> dict[str, Any]:
-    record, state = status.record, status.state
-    outcome: dict[str, Any] = {
+    record = status.record
+    outcome = {
         "directory": str(path),
-        "state": state.is_there,
-        "encrypted": state.is_encrypted,
-        "identity": None if state.identity is None else state.identity.hex(),
-        "generation": state.generation,
-        "may-be-newer": state.may_be_newer,
-        "journal": state.has_journal,
+        **_state_outcome(status.state),
         "incoming": status.has_incoming,
         "served": status.is_served,
         "served-by": [holder._asdict() for holder in status.holders],
@@ -111,6 +105,20 @@ def _outcome(path: Path, status: Status) -> dict[str, Any]:
     }
 
 
+def _state_outcome(state: StateStatus | None) -> dict[str, Any]:
+    if state is None:
+        members = ("state", "encrypted", "identity", "generation", "may-be-newer", "journal")
+        return dict.fromkeys(members)
+    return {
+        "state": state.is_there,
+        "encrypted": state.is_encrypted,
+        "identity": None if state.identity is None else state.identity.hex(),
+        "generation": state.generation,
+        "may-be-newer": state.may_be_newer,
+        "journal": state.has_journal,
+    }
+
+
 def _lines(path: Path, status: Status) -> list[str]:
     """Say the same for people."""
     from vtpmd.cli.owner import INCOMING_TEXT, fork_lines, session_text, whose_text
@@ -119,8 +127,8 @@ def _lines(path: Path, status: Status) -> list[str]:
     whose = "whose the vTPM is, is not known" if record is None else whose_text(record)
     lines = [
         f"{path}: {whose}",
-        f"served: {_served_text(status.holders) if status.is_served else 'no'}",
-        *_state_lines(status.state),
+        f"served: {_served_text(status)}",
+        *_state_lines(status),
     ]
     if status.has_incoming:
         lines.append(INCOMING_TEXT)
@@ -134,21 +142,32 @@ def _lines(path: Path, status: Status) -> list[str]:
     return lines + [f"problem: {problem}" for problem in status.problems]
 
 
-def _served_text(holders: list[Holder]) -> str:
-    if not holders:
+def _served_text(status: Status) -> str:
+    if status.is_served is None:
+        return "not known"
+    if not status.is_served:
+        return "no"
+    if not status.holders:
         return "yes; by which process, only root or the user that it runs as can tell"
-    return "yes, by " + ", ".join(f"{each.program} (process {each.pid})" for each in holders)
+    names = [f"{each.program} (process {each.pid})" for each in status.holders]
+    return f"yes, by {', '.join(names)}"
 
 
-def _state_lines(state: StateStatus) -> list[str]:
+def _state_lines(status: Status) -> list[str]:
+    state = status.state
+    if state is None:
+        return ["state: not known"]
+    journal = "journal: none"
+    if state.has_journal:
+        folder = "vtpmd, from time to time" if status.is_served else "vtpmd run or vtpmd fold"
+        journal = f"journal: there is one, which is folded by {folder}"
     if not state.is_there:
-        return ["state: none yet"]
+        return ["state: none yet", *([journal] if state.has_journal else [])]
     lines = [f"state: {'encrypted' if state.is_encrypted else 'not encrypted'}"]
-    if state.identity is None:
-        lines.append("identity: none yet; it gets one at the first change under vtpmd")
-    else:
+    if state.identity is not None:
         lines.append(f"identity: {state.identity.hex()}")
         at_least = "at least " if state.may_be_newer else ""
         lines.append(f"generation: {at_least}{state.generation}")
-    journal = "there is one, which vtpmd run or vtpmd fold folds" if state.has_journal else "none"
-    return [*lines, f"journal: {journal}"]
+    elif state.problem is None:
+        lines.append("identity: none yet; it gets one at the first change under vtpmd")
+    return [*lines, journal]

@@ -47,8 +47,8 @@ class Status(NamedTuple):
     """What a state directory says of its vTPM."""
 
     record: Record | None  # None: it cannot be read
-    state: StateStatus
-    is_served: bool
+    state: StateStatus | None  # None: its files cannot be read
+    is_served: bool | None  # None: the lock cannot be read
     holders: list[Holder]  # who serves it, as far as this process can tell
     has_incoming: bool  # what a peer has sent is there
     problems: list[str]
@@ -58,18 +58,17 @@ def status_of(directory: OpenDirectory) -> Status:
     """Return what there is to be told of a state directory."""
     problems: list[str] = []
 
-    def told(ask: Callable[[OpenDirectory], _T], otherwise: _T) -> _T:
+    def told(ask: Callable[[OpenDirectory], _T]) -> _T | None:
         try:
             return ask(directory)
         except VtpmdError as error:
             problems.append(str(error))
-            return otherwise
+            return None
 
-    record = told(look, None)
-    state = told(_state, StateStatus())
-    if state.problem is not None:
+    record, state = told(look), told(_state)
+    if state is not None and state.problem is not None:
         problems.append(state.problem)
-    is_served = told(OpenDirectory.is_in_use, False)
+    is_served = told(OpenDirectory.is_in_use)
     found = holders(directory) if is_served else []
     return Status(record, state, is_served, found, directory.exists(INCOMING_NAME), problems)
 
