@@ -98,7 +98,7 @@ setup(
             "types-cffi>=1.15",
         ],
     },
-    scripts=["vtpmd/front/vtpmd"],
+    scripts=["vtpmd/front/vtpmd", "vtpmd/front/vtpmd-swtpm"],
     cffi_modules=["csrc/core_build.py:ffibuilder"],
     ext_modules=[engine],
     cmdclass={"build_ext": BuildExt},

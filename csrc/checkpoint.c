@@ -26,7 +26,7 @@ static int write_temporary(struct io *io, const char *name, struct swtpm_wrapped
     char temporary[CHECKPOINT_NAME_BYTES_MAX];
 
     format_name(temporary, "TMP", name);
-    int fd = io->create(io, temporary, CHECKPOINT_MODE);
+    int fd = io->create(io, temporary);
     if (fd < 0)
         return fd;
     int r = write_content(io, fd, file);

@@ -13,7 +13,6 @@
 
 enum {
     CHECKPOINT_HEADER_BYTES = SWTPM_HEADER_BYTES + SWTPM_TLV_BYTES, /* before the state */
-    CHECKPOINT_MODE = 0640,                                         /* swtpm's default */
     CHECKPOINT_NAME_BYTES_MAX = 64,
 };
 

@@ -121,27 +121,53 @@ static int remove_padding(const struct cipher_key *key, const uint8_t *bytes, si
     return 0;
 }
 
-int cipher_decrypt(const struct cipher_key *key, const struct cipher_input *input, uint8_t *out,
-                   size_t *n_bytes)
+/* Without its padding. Returns 0, CIPHER_DOES_NOT_OPEN or -ENOMEM. */
+static int decrypt(const struct cipher_key *key, const uint8_t *iv, const uint8_t *ciphertext,
+                   size_t n_ciphertext, uint8_t *out, size_t *n_bytes)
 {
     int n = 0;
 
     check(key->n_bytes == 16 || key->n_bytes == 32);
-    check(input->n_bytes <= INT32_MAX);
-    int r = verify(key, input);
-    if (r != 0)
-        return r;
-    if (input->n_bytes == 0 || input->n_bytes % key->n_bytes != 0)
+    check(n_ciphertext <= INT32_MAX);
+    if (n_ciphertext == 0 || n_ciphertext % key->n_bytes != 0)
         return CIPHER_DOES_NOT_OPEN;
     EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
-    bool made = context &&
-                EVP_DecryptInit_ex(context, cipher_of(key), NULL, key->bytes, input->iv) == 1 &&
+    bool made = context && EVP_DecryptInit_ex(context, cipher_of(key), NULL, key->bytes, iv) == 1 &&
                 EVP_CIPHER_CTX_set_padding(context, 0) == 1 &&
-                EVP_DecryptUpdate(context, out, &n, input->ciphertext, (int)input->n_bytes) == 1;
+                EVP_DecryptUpdate(context, out, &n, ciphertext, (int)n_ciphertext) == 1;
     EVP_CIPHER_CTX_free(context);
     if (!made)
         return -ENOMEM;
-    check((size_t)n == input->n_bytes);
-    *n_bytes = input->n_bytes;
+    check((size_t)n == n_ciphertext);
+    *n_bytes = n_ciphertext;
     return remove_padding(key, out, n_bytes);
+}
+
+int cipher_decrypt(const struct cipher_key *key, const struct cipher_input *input, uint8_t *out,
+                   size_t *n_bytes)
+{
+    int r = verify(key, input);
+
+    return r != 0 ? r : decrypt(key, input->iv, input->ciphertext, input->n_bytes, out, n_bytes);
+}
+
+int cipher_decrypt_old(const struct cipher_key *key, const uint8_t *ciphertext, size_t n_ciphertext,
+                       uint8_t *out, size_t *n_bytes)
+{
+    static const uint8_t no_iv[AES_BLOCK_BYTES];
+    uint8_t digest[DIGEST_BYTES];
+
+    int r = decrypt(key, no_iv, ciphertext, n_ciphertext, out, n_bytes);
+    if (r != 0)
+        return r;
+    if (*n_bytes < DIGEST_BYTES)
+        return CIPHER_DOES_NOT_OPEN;
+    *n_bytes -= DIGEST_BYTES;
+    r = digest_compute(out + DIGEST_BYTES, *n_bytes, digest);
+    if (r != 0)
+        return r;
+    if (memcmp(out, digest, sizeof(digest)) != 0)
+        return CIPHER_DOES_NOT_OPEN;
+    memmove(out, out + DIGEST_BYTES, *n_bytes);
+    return 0;
 }

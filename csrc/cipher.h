@@ -51,3 +51,8 @@ enum {
  * is for the caller to wipe, too. */
 int cipher_decrypt(const struct cipher_key *key, const struct cipher_input *input, uint8_t *out,
                    size_t *n_bytes);
+
+/* Decrypt what swtpm wrote in version 1 of its format: SHA-256 and data, by AES-CBC under an IV of
+ * zeros. Else as cipher_decrypt(). */
+int cipher_decrypt_old(const struct cipher_key *key, const uint8_t *ciphertext, size_t n_ciphertext,
+                       uint8_t *out, size_t *n_bytes);

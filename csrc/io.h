@@ -16,11 +16,12 @@
 enum {
     IO_DIRECT_ALIGNMENT = 4096,
     IO_DIRECT_SECTOR_BYTES = 512,
+    IO_POSIX_MODE = 0640, /* swtpm's default */
 };
 
 struct io {
     /* Create a file for writing, in place of one of that name. Returns its descriptor. */
-    int (*create)(struct io *io, const char *name, mode_t mode);
+    int (*create)(struct io *io, const char *name);
     /* Write all of the vectors, which it may change. */
     int (*write)(struct io *io, int fd, struct iovec *vectors, int n_vectors);
     /* Write all of the bytes at an offset. */
@@ -43,6 +44,7 @@ struct io {
 struct io_posix {
     struct io io;
     int directory_fd;
+    mode_t mode; /* of files that are made; 0: IO_POSIX_MODE */
 };
 
 extern const struct io io_posix_functions;

@@ -10,6 +10,13 @@
 
 #include "vectors.h"
 
+static mode_t mode_of(struct io *io)
+{
+    mode_t mode = ((struct io_posix *)io)->mode;
+
+    return mode ? mode : IO_POSIX_MODE;
+}
+
 static int directory_of(struct io *io)
 {
     return ((struct io_posix *)io)->directory_fd;
@@ -18,8 +25,10 @@ static int directory_of(struct io *io)
 /* sandbox: unlinkat(arg0 == LINK_FD_DIRECTORY, arg2 == 0) fchmod close
  *          openat(arg0 == LINK_FD_DIRECTORY,
  *                 arg2 == O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC) */
-static int posix_create(struct io *io, const char *name, mode_t mode)
+static int posix_create(struct io *io, const char *name)
 {
+    mode_t mode = mode_of(io);
+
     /* A link or a foreign file in this place is removed, never written through. */
     if (unlinkat(directory_of(io), name, 0) < 0 && errno != ENOENT)
         return -errno;

@@ -109,7 +109,7 @@ int journal_create(struct io *io, const struct journal_settings *settings,
     journal->generation = base->generation;
     int r = write_header(journal, settings, salt, base, header);
     if (r >= 0)
-        r = journal->fd = io->create(io, JOURNAL_TEMPORARY_NAME, CHECKPOINT_MODE);
+        r = journal->fd = io->create(io, JOURNAL_TEMPORARY_NAME);
     if (r >= 0)
         r = write_file(journal, header);
     if (r < 0) {

@@ -3,9 +3,10 @@
  *     file    header, content, lineage                                  (checkpoint.h)
  *     blob    header, TLV MIGRATION_DATA (content), lineage, sleeps     (engine/blob.h)
  *
- * The content is the TLV DATA, or, when encrypted, ENCRYPTED_DATA, HMAC and IV. The lineage is the
- * TLV LINEAGE, or nothing; of a guest that sleeps there is the TLV SLEEPS, without data. swtpm
- * looks at neither. Numbers are big-endian:
+ * The content is the TLV DATA, or, when encrypted, ENCRYPTED_DATA, HMAC and IV. With a migration
+ * key the TLVs ENCRYPTED_MIGRATION_DATA, HMAC and MIGRATION_IV are in MIGRATION_DATA's place. The
+ * lineage is the TLV LINEAGE, or nothing; of a guest that sleeps there is the TLV SLEEPS, without
+ * data. swtpm looks at neither. Numbers are big-endian:
  *
  *     Offset  Size  Field of the header
  *     0       1     version, 2
@@ -61,6 +62,7 @@ enum swtpm_flag {
     SWTPM_MIGRATION_ENCRYPTED = 0x02,
     SWTPM_MIGRATION_DATA = 0x04,
     SWTPM_ENCRYPTED_256_BIT_KEY = 0x08,
+    SWTPM_MIGRATION_256_BIT_KEY = 0x10,
 };
 
 enum swtpm_tag {
@@ -70,6 +72,7 @@ enum swtpm_tag {
     SWTPM_TAG_MIGRATION_DATA = 4,
     SWTPM_TAG_ENCRYPTED_MIGRATION_DATA = 5,
     SWTPM_TAG_IV = 6,
+    SWTPM_TAG_MIGRATION_IV = 7,
     SWTPM_TAG_SLEEPS = 0x5653,
     SWTPM_TAG_LINEAGE = 0x5654,
 };
@@ -108,6 +111,10 @@ enum swtpm_kind { SWTPM_FILE, SWTPM_BLOB };
 int swtpm_wrap(enum swtpm_kind kind, const struct cipher_key *key, const uint8_t *state,
                size_t state_bytes, const struct checkpoint_lineage *lineage,
                struct swtpm_wrapped *wrapped);
+
+/* Encrypt a blob that was wrapped, for the way: all of it but what tells its place in history.
+ * Returns 0 or what cipher_encrypt() does; `wrapped` is as it was then. */
+int swtpm_seal_blob(struct swtpm_wrapped *wrapped, const struct cipher_key *migration_key);
 
 void swtpm_wrapped_deinit(struct swtpm_wrapped *wrapped);
 

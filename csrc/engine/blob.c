@@ -21,10 +21,9 @@ static const struct {
     [BLOB_FILE_KEY_NEEDED] = {TPM_KEYNOTFOUND,
                               "it is encrypted with swtpm's file key: give it with --key"},
     [BLOB_MIGRATION_KEY_NEEDED] = {TPM_KEYNOTFOUND, "it is encrypted with swtpm's migration key: "
-                                                    "have it written without that key"},
+                                                    "give it with --migration-key"},
     [BLOB_KEY_LENGTH_WRONG] = {TPM_BAD_KEY_PROPERTY,
                                "it is encrypted with a key of another length"},
-    [BLOB_ENCRYPTION_OLD] = {TPM_FAIL, "it is encrypted as swtpm did before version 2"},
     [BLOB_HMAC_LENGTH_WRONG] = {TPM_FAIL, "its HMAC has another length"},
     [BLOB_DOES_NOT_OPEN] = {TPM_DECRYPT_ERROR, "it does not open with this key: the key is another "
                                                "one, or it was altered"},
@@ -88,20 +87,33 @@ static int check_header(struct span blob)
     return 0;
 }
 
-/* Find the three TLVs of an encrypted state. Returns 0 or an enum blob_refusal. */
-static int find_encrypted(struct span in, struct cipher_input *input)
+/* How something in a blob is encrypted. */
+struct sealing {
+    enum swtpm_tag data, iv;
+    enum skipped skipped; /* which others are in the way of its HMAC and IV */
+    uint16_t flag_256_bit_key;
+};
+
+static const struct sealing state_sealing = {SWTPM_TAG_ENCRYPTED_DATA, SWTPM_TAG_IV, SKIP_FILE_KEY,
+                                             SWTPM_ENCRYPTED_256_BIT_KEY},
+                            migration_sealing = {SWTPM_TAG_ENCRYPTED_MIGRATION_DATA,
+                                                 SWTPM_TAG_MIGRATION_IV, SKIP_ALL,
+                                                 SWTPM_MIGRATION_256_BIT_KEY};
+
+/* Find the three TLVs of what is encrypted. Returns 0 or an enum blob_refusal. */
+static int find_encrypted(struct span in, const struct sealing *sealing, struct cipher_input *input)
 {
     struct span mac, ciphertext, iv;
 
-    int r = find(in, SWTPM_TAG_HMAC, SKIP_FILE_KEY, &mac);
+    int r = find(in, SWTPM_TAG_HMAC, sealing->skipped, &mac);
     if (r != 0)
         return r;
     if (mac.n_bytes != DIGEST_BYTES)
         return BLOB_HMAC_LENGTH_WRONG;
-    r = find(in, SWTPM_TAG_ENCRYPTED_DATA, SKIP_NONE, &ciphertext);
+    r = find(in, sealing->data, SKIP_NONE, &ciphertext);
     if (r != 0)
         return r;
-    r = find(in, SWTPM_TAG_IV, SKIP_FILE_KEY, &iv);
+    r = find(in, sealing->iv, sealing->skipped, &iv);
     if (r != 0)
         return r;
     *input = (struct cipher_input){
@@ -114,27 +126,46 @@ static int find_encrypted(struct span in, struct cipher_input *input)
     return 0;
 }
 
-static int decrypt(struct span in, uint16_t flags, const struct cipher_key *key,
-                   struct blob_content *content)
+static void wipe(struct blob_content *content)
 {
-    struct cipher_input input;
+    if (content->decrypted)
+        explicit_bzero(content->decrypted, content->decrypted_bytes);
+    free(content->decrypted);
+    content->decrypted = NULL;
+}
+
+/* Decrypt into `content`. What it has decrypted before, and the input may be of, it has no more. */
+static int decrypt_input(bool is_old, const struct cipher_key *key,
+                         const struct cipher_input *input, struct blob_content *content)
+{
+    uint8_t *out = malloc(input->n_bytes);
     size_t n_bytes;
 
-    if (key->n_bytes != (flags & SWTPM_ENCRYPTED_256_BIT_KEY ? 32 : 16))
-        return BLOB_KEY_LENGTH_WRONG;
-    int r = find_encrypted(in, &input);
-    if (r != 0)
-        return r;
-    content->decrypted = malloc(input.n_bytes);
-    if (!content->decrypted && input.n_bytes > 0)
+    if (!out && input->n_bytes > 0)
         return -ENOMEM;
-    content->decrypted_bytes = input.n_bytes;
-    r = cipher_decrypt(key, &input, content->decrypted, &n_bytes);
+    int r = is_old ? cipher_decrypt_old(key, input->ciphertext, input->n_bytes, out, &n_bytes)
+                   : cipher_decrypt(key, input, out, &n_bytes);
+    wipe(content);
+    content->decrypted = out;
+    content->decrypted_bytes = input->n_bytes;
     if (r != 0)
         return r == CIPHER_DOES_NOT_OPEN ? BLOB_DOES_NOT_OPEN : r;
-    content->state = content->decrypted;
+    content->state = out;
     content->state_bytes = n_bytes;
     return 0;
+}
+
+static int decrypt(struct span in, uint8_t version, uint16_t flags, const struct sealing *sealing,
+                   const struct cipher_key *key, struct blob_content *content)
+{
+    struct cipher_input input = {.ciphertext = in.bytes, .n_bytes = in.n_bytes};
+
+    if (version < SWTPM_VERSION)
+        return decrypt_input(true, key, &input, content);
+    if (key->n_bytes != (flags & sealing->flag_256_bit_key ? 32 : 16))
+        return BLOB_KEY_LENGTH_WRONG;
+    int r = find_encrypted(in, sealing, &input);
+    return r != 0 ? r : decrypt_input(false, key, &input, content);
 }
 
 /* What swtpm does not look at may be damaged, and is none then. But what would use up the numbers
@@ -155,24 +186,13 @@ static int read_lineage(struct span in, struct blob_content *content)
     return 0;
 }
 
-/* Unwrap what follows a header (rules 3 and 4). */
-static int decode_body(struct span body, uint8_t version, uint16_t flags, bool is_encrypted,
-                       const struct cipher_key *key, struct blob_content *content)
+/* What a TLV holds; of version 1, all there is. */
+static int open_plain(struct span in, uint8_t version, enum swtpm_tag tag,
+                      struct blob_content *content)
 {
-    struct span found = body;
+    struct span found = in;
+    int r = version < SWTPM_VERSION ? 0 : find(in, tag, SKIP_NONE, &found);
 
-    if (flags & SWTPM_MIGRATION_ENCRYPTED)
-        return BLOB_MIGRATION_KEY_NEEDED;
-    is_encrypted |= (flags & SWTPM_ENCRYPTED) != 0;
-    if (is_encrypted && !key)
-        return BLOB_FILE_KEY_NEEDED;
-    if (is_encrypted && version < SWTPM_VERSION)
-        return BLOB_ENCRYPTION_OLD;
-    int r = version < SWTPM_VERSION ? 0 : find(body, SWTPM_TAG_MIGRATION_DATA, SKIP_NONE, &found);
-    if (r == 0 && is_encrypted)
-        return decrypt(found, flags, key, content);
-    if (r == 0 && version >= SWTPM_VERSION)
-        r = find(found, SWTPM_TAG_DATA, SKIP_NONE, &found);
     if (r == 0) {
         content->state = found.bytes;
         content->state_bytes = found.n_bytes;
@@ -180,8 +200,28 @@ static int decode_body(struct span body, uint8_t version, uint16_t flags, bool i
     return r;
 }
 
+/* Unwrap what follows a header (rules 3 and 4). */
+static int decode_body(struct span body, uint8_t version, uint16_t flags, bool is_encrypted,
+                       const struct blob_keys *keys, struct blob_content *content)
+{
+    bool is_sealed = flags & SWTPM_MIGRATION_ENCRYPTED;
+
+    is_encrypted |= (flags & SWTPM_ENCRYPTED) != 0;
+    if (is_sealed && !keys->migration)
+        return BLOB_MIGRATION_KEY_NEEDED;
+    if (is_encrypted && !keys->file)
+        return BLOB_FILE_KEY_NEEDED;
+    int r = is_sealed ? decrypt(body, version, flags, &migration_sealing, keys->migration, content)
+                      : open_plain(body, version, SWTPM_TAG_MIGRATION_DATA, content);
+    if (r != 0)
+        return r;
+    struct span inner = {content->state, content->state_bytes};
+    return is_encrypted ? decrypt(inner, version, flags, &state_sealing, keys->file, content)
+                        : open_plain(inner, version, SWTPM_TAG_DATA, content);
+}
+
 int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
-                const struct cipher_key *key, struct blob_content *content)
+                const struct blob_keys *keys, struct blob_content *content)
 {
     *content = (struct blob_content){0};
     if (blob_bytes == 0)
@@ -192,7 +232,7 @@ int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
     struct span body = {blob + SWTPM_HEADER_BYTES, blob_bytes - SWTPM_HEADER_BYTES};
     uint8_t version = blob[SWTPM_AT_VERSION];
     uint16_t flags = get_be16(blob + SWTPM_AT_FLAGS);
-    r = decode_body(body, version, flags, is_encrypted, key, content);
+    r = decode_body(body, version, flags, is_encrypted, keys, content);
     if (r == 0 && version >= SWTPM_VERSION)
         r = read_lineage(body, content);
     if (r != 0)
@@ -209,8 +249,6 @@ bool blob_is_tail(const uint8_t *blob, size_t blob_bytes)
 
 void blob_content_deinit(struct blob_content *content)
 {
-    if (content->decrypted)
-        explicit_bzero(content->decrypted, content->decrypted_bytes);
-    free(content->decrypted);
+    wipe(content);
     *content = (struct blob_content){0};
 }

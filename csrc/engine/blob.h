@@ -5,14 +5,15 @@
  *     1. An empty blob, and one that is a header alone, hold no state.
  *     2. A header's length is that of the blob, its minimum version is one that is known, and its
  *        size is right.
- *     3. Of version 1, the rest is the state. Later, the TLV MIGRATION_DATA has the content.
+ *     3. Of version 1, the rest is the content. Later, the TLV MIGRATION_DATA has it, or
+ *        ENCRYPTED_MIGRATION_DATA, HMAC and MIGRATION_IV are, if a flag of the header says so.
  *     4. In it, DATA is the state, or ENCRYPTED_DATA, HMAC and IV are, if a flag of the header or
- *        the client says so.
+ *        the client says so. Of version 1, what is encrypted has no TLVs (cipher.h).
  *     5. What is looked for is the first TLV with its tag. Others before it are skipped, but for
  *        one that is encrypted where nothing encrypted is looked for: it says which key is needed.
  *
  * The results are those that swtpm gives for the same blob (SWTPM_NVRAM_SetStateBlob() in
- * swtpm_nvstore.c), but that it never takes an encrypted state of version 1.
+ * swtpm_nvstore.c), but for what is of version 1 and does not open: swtpm has two results for it.
  */
 #pragma once
 
@@ -36,10 +37,15 @@ enum blob_refusal {
     BLOB_FILE_KEY_NEEDED = 7,
     BLOB_MIGRATION_KEY_NEEDED = 8,
     BLOB_KEY_LENGTH_WRONG = 9,
-    BLOB_ENCRYPTION_OLD = 10, /* of version 1 */
-    BLOB_HMAC_LENGTH_WRONG = 11,
-    BLOB_DOES_NOT_OPEN = 12,    /* it was altered, or the key is another one */
-    BLOB_GENERATION_WRONG = 13, /* the lineage's is above BLOB_GENERATION_MAX */
+    BLOB_HMAC_LENGTH_WRONG = 10,
+    BLOB_DOES_NOT_OPEN = 11,    /* it was altered, or the key is another one */
+    BLOB_GENERATION_WRONG = 12, /* the lineage's is above BLOB_GENERATION_MAX */
+};
+
+/* What a blob may be encrypted with; NULL where there is no such key. */
+struct blob_keys {
+    const struct cipher_key *file; /* the state's own */
+    const struct cipher_key *migration;
 };
 
 /* What a blob holds. */
@@ -56,12 +62,11 @@ struct blob_content {
  * swtpm's begins with a version below ten. */
 bool blob_is_tail(const uint8_t *blob, size_t blob_bytes);
 
-/* Unwrap a blob. `is_encrypted` is what the client says of it; `key` may be NULL, and a blob in the
- * clear is taken with a key, too: it comes from QEMU, not from the disk. Returns 0, an enum
- * blob_refusal or -ENOMEM; and then `content` is empty. The caller ends it when
- * it is 0. */
+/* Unwrap a blob. `is_encrypted` is what the client says of it. A blob in the clear is taken with
+ * keys, too: it comes from QEMU, not from the disk. Returns 0, an enum blob_refusal or -ENOMEM; and
+ * then `content` is empty. The caller ends it when it is 0. */
 int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
-                const struct cipher_key *key, struct blob_content *content);
+                const struct blob_keys *keys, struct blob_content *content);
 
 /* Overwrite and free what was decrypted. */
 void blob_content_deinit(struct blob_content *content);

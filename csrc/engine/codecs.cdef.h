@@ -102,12 +102,18 @@ struct blob_content {
     ...;
 };
 
+struct blob_keys {
+    const struct cipher_key *file;
+    const struct cipher_key *migration;
+};
+
 int swtpm_wrap(int kind, const struct cipher_key *key, const uint8_t *state, size_t state_bytes,
                const struct checkpoint_lineage *lineage, struct swtpm_wrapped *wrapped);
+int swtpm_seal_blob(struct swtpm_wrapped *wrapped, const struct cipher_key *migration_key);
 void swtpm_wrapped_deinit(struct swtpm_wrapped *wrapped);
 void swtpm_wrapped_pieces(struct swtpm_wrapped *wrapped, struct iovec *pieces);
 int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
-                const struct cipher_key *key, struct blob_content *content);
+                const struct blob_keys *keys, struct blob_content *content);
 void blob_content_deinit(struct blob_content *content);
 uint32_t blob_result(int refusal);
 

@@ -141,11 +141,20 @@ static void do_get_capability(struct context *context)
     control_answer_capability(context->control);
 }
 
+static struct blob_keys blob_keys(struct commands *commands)
+{
+    const struct cipher_key *migration = &commands->migration_key;
+
+    return (struct blob_keys){tpm_key(commands->tpm), migration->n_bytes > 0 ? migration : NULL};
+}
+
 static void do_get_config(struct context *context)
 {
-    bool has_key = tpm_key(context->commands->tpm) != NULL;
+    struct blob_keys keys = blob_keys(context->commands);
 
-    control_answer_config(context->control, has_key ? CONTROL_CONFIG_FILE_KEY : 0);
+    control_answer_config(context->control,
+                          (keys.file ? CONTROL_CONFIG_FILE_KEY : 0) |
+                              (keys.migration ? CONTROL_CONFIG_MIGRATION_KEY : 0));
 }
 
 /* Most commands have a result alone. */
@@ -273,7 +282,11 @@ static void do_get_established(struct context *context)
 
 static void do_set_locality(struct context *context)
 {
-    answer(context, tpm_set_locality(context->commands->tpm, (uint32_t)context->event->locality));
+    struct commands *commands = context->commands;
+    uint32_t locality = (uint32_t)context->event->locality;
+
+    answer(context, locality > commands->locality_max ? TPM_BAD_LOCALITY
+                                                      : tpm_set_locality(commands->tpm, locality));
 }
 
 static void do_reset_established(struct context *context)
@@ -383,7 +396,8 @@ static void do_lock_storage(struct context *context)
 /* Make the blob of the TPM's own state. Returns a TPM_RESULT. */
 static TPM_RESULT wrap_own_state(struct commands *commands, uint32_t type, bool is_encrypted)
 {
-    const struct cipher_key *key = is_encrypted ? tpm_key(commands->tpm) : NULL;
+    struct blob_keys keys = blob_keys(commands);
+    struct swtpm_wrapped *blob = &commands->answer.blob;
     struct checkpoint_lineage lineage;
     uint8_t **state = &commands->answer.state;
 
@@ -392,8 +406,11 @@ static TPM_RESULT wrap_own_state(struct commands *commands, uint32_t type, bool 
         return result;
     tpm_get_lineage(commands->tpm, &lineage);
     lineage.continued = false;
-    int r = swtpm_wrap(SWTPM_BLOB, key, *state, commands->answer.state_bytes,
-                       type == LINK_STATE_PERMANENT ? &lineage : NULL, &commands->answer.blob);
+    int r = swtpm_wrap(SWTPM_BLOB, is_encrypted ? keys.file : NULL, *state,
+                       commands->answer.state_bytes, type == LINK_STATE_PERMANENT ? &lineage : NULL,
+                       blob);
+    if (r == 0 && keys.migration)
+        r = swtpm_seal_blob(blob, keys.migration);
     return r < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
@@ -554,8 +571,8 @@ static TPM_RESULT unwrap_and_take(struct commands *commands, const struct contro
     cleanup(blob_content_deinit) struct blob_content content = {0};
     bool is_encrypted = event->flags & CONTROL_STATE_ENCRYPTED;
 
-    int r =
-        blob_decode(event->data, event->data_bytes, is_encrypted, tpm_key(commands->tpm), &content);
+    struct blob_keys keys = blob_keys(commands);
+    int r = blob_decode(event->data, event->data_bytes, is_encrypted, &keys, &content);
     if (r < 0)
         return TPM_SIZE;
     if (r > 0) {

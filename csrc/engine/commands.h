@@ -34,8 +34,10 @@ struct commands {
         bool is_so;
         TPM_RESULT result;
     } done;
-    uint32_t number; /* of the command that is carried out */
-    struct {         /* what an answer is made of, until it is out */
+    struct cipher_key migration_key; /* of no bytes: there is none */
+    uint32_t locality_max;           /* that SET_LOCALITY may set */
+    uint32_t number;                 /* of the command that is carried out */
+    struct {                         /* what an answer is made of, until it is out */
         struct swtpm_wrapped blob;
         uint8_t *state;
         size_t state_bytes;

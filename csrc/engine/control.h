@@ -70,6 +70,7 @@ enum control_flag {
     CONTROL_STATE_DECRYPTED = 0x1, /* GET_STATEBLOB: asks for it in the clear */
     CONTROL_STATE_ENCRYPTED = 0x2, /* what is in a blob */
     CONTROL_CONFIG_FILE_KEY = 0x1,
+    CONTROL_CONFIG_MIGRATION_KEY = 0x2,
 };
 
 /* Flags of GET_CAPABILITY's answer. */

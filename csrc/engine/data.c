@@ -13,19 +13,29 @@
 #include "check.h"
 #include "clock.h"
 #include "error.h"
+#include "link.h"
 #include "thread.h"
 #include "tpm.h"
+#include "vectors.h"
 
 enum {
+    ACCEPT_RETRY_MS = 1000,       /* where descriptors have run out */
     THREAD_STACK_BYTES = 1 << 20, /* libtpms keeps a copy of its NV memory on the stack */
     NO_SOCKET = -1,
+    PREFIX_SEND_COMMAND = 8, /* TPM_SEND_COMMAND of the simulator's protocol */
+    PREFIX_AT_LOCALITY = 4,
+    PREFIX_AT_SIZE = 5,
 };
 
 struct data_channel {
     struct tpm *tpm;
     struct blackout *blackout;
     size_t command_bytes_max;
-    uint8_t *command; /* room for the longest */
+    uint8_t *command;     /* room for the longest, and a prefix */
+    int ended_fd;         /* to be readable once a connection has ended; or NO_SOCKET */
+    int listening_fd;     /* or NO_SOCKET; set before anything is served */
+    bool disconnects;     /* a connection is for one command */
+    bool is_the_only_one; /* no other socket is to be served */
     pthread_t thread;
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
@@ -34,17 +44,33 @@ struct data_channel {
     bool ending;
 };
 
-int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
-               size_t *command_bytes)
+/* A command by itself begins with its tag, of which none is 0. */
+static bool begins_with_prefix(const uint8_t *bytes)
 {
+    return get_be32(bytes) == PREFIX_SEND_COMMAND;
+}
+
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max, bool may_be_prefixed,
+               struct data_command *command)
+{
+    *command = (struct data_command){0};
     if (n_bytes < TPM_AT_CODE) /* behind the size */
         return DATA_NEED_MORE;
-    uint32_t size = get_be32(bytes + TPM_AT_SIZE);
-    if (size < TPM_HEADER_BYTES || size > command_bytes_max)
-        return DATA_MALFORMED;
-    if (n_bytes < size)
+    if (may_be_prefixed && begins_with_prefix(bytes)) {
+        command->has_prefix = true;
+        command->start = DATA_PREFIX_BYTES;
+        command->locality = bytes[PREFIX_AT_LOCALITY];
+    }
+    if (n_bytes < command->start + TPM_AT_CODE)
         return DATA_NEED_MORE;
-    *command_bytes = size;
+    uint32_t size = get_be32(bytes + command->start + TPM_AT_SIZE);
+    if (size < TPM_HEADER_BYTES || size > command_bytes_max ||
+        command->locality > DATA_LOCALITY_MAX ||
+        (command->has_prefix && get_be32(bytes + PREFIX_AT_SIZE) != size))
+        return DATA_MALFORMED;
+    if (n_bytes < command->start + size)
+        return DATA_NEED_MORE;
+    command->n_bytes = size;
     return DATA_COMMAND;
 }
 
@@ -118,21 +144,17 @@ static int wait_writable(struct data_channel *channel, int fd)
 }
 
 /* sandbox: sendmsg */
-static int send_all(struct data_channel *channel, int fd, uint8_t *bytes, size_t n_bytes)
+static int send_all(struct data_channel *channel, int fd, struct msghdr *header)
 {
-    while (n_bytes > 0) {
-        struct iovec vector = {bytes, n_bytes};
-        struct msghdr header = {.msg_iov = &vector, .msg_iovlen = 1};
-        ssize_t n = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (header->msg_iovlen > 0) {
+        ssize_t n = sendmsg(fd, header, MSG_NOSIGNAL | MSG_DONTWAIT);
         int r = n < 0 && errno != EINTR ? -errno : 0;
         if (r == -EAGAIN)
             r = wait_writable(channel, fd);
         if (r < 0)
             return r;
-        if (n < 0)
-            continue;
-        bytes += n;
-        n_bytes -= (size_t)n;
+        if (n > 0)
+            vectors_advance(&header->msg_iov, &header->msg_iovlen, (size_t)n);
     }
     return 0;
 }
@@ -144,10 +166,10 @@ enum {
 /* Read until there is a command or never will be one. Returns an enum data_verdict (not
  * DATA_NEED_MORE), or READ_HANG_UP. */
 static int read_command(struct data_channel *channel, int fd, size_t *n_bytes,
-                        size_t *command_bytes)
+                        struct data_command *command)
 {
     uint8_t *buffer = channel->command;
-    size_t bytes_max = channel->command_bytes_max;
+    size_t bytes_max = channel->command_bytes_max + DATA_PREFIX_BYTES;
     int64_t deadline_ms = 0;
 
     for (*n_bytes = 0;;) {
@@ -155,7 +177,8 @@ static int read_command(struct data_channel *channel, int fd, size_t *n_bytes,
         if (n <= 0)
             return READ_HANG_UP;
         *n_bytes += (size_t)n;
-        int verdict = data_parse(buffer, *n_bytes, bytes_max, command_bytes);
+        int verdict = data_parse(buffer, *n_bytes, channel->command_bytes_max,
+                                 channel->is_the_only_one, command);
         if (verdict != DATA_NEED_MORE)
             return verdict;
         if (deadline_ms == 0)
@@ -175,30 +198,85 @@ static void drop_pending(struct data_channel *channel, int fd)
             break;
 }
 
+static void execute(struct data_channel *channel, const struct data_command *command,
+                    struct tpm_response *response)
+{
+    if (command->has_prefix)
+        tpm_set_locality(channel->tpm, command->locality);
+    tpm_execute(channel->tpm, channel->command + command->start, command->n_bytes, response);
+}
+
+/* In one piece: TCP would wait in between for the other side to say that it has the first. */
+static int send_response(struct data_channel *channel, int fd, bool has_prefix,
+                         const struct tpm_response *response)
+{
+    uint8_t size[sizeof(uint32_t)], success[sizeof(uint32_t)] = {0};
+    struct iovec vectors[] = {
+        {size, sizeof(size)},
+        {response->bytes, response->n_bytes},
+        {success, sizeof(success)},
+    };
+    struct msghdr header = {.msg_iov = vectors, .msg_iovlen = 3};
+
+    put_be32(size, (uint32_t)response->n_bytes);
+    if (!has_prefix) {
+        header.msg_iov++;
+        header.msg_iovlen = 1;
+    }
+    return send_all(channel, fd, &header);
+}
+
+/* Answer one command. Returns 0, READ_HANG_UP or a negative errno. */
+static int serve_command(struct data_channel *channel, int fd, struct tpm_response *response)
+{
+    struct data_command command;
+    size_t n_bytes;
+
+    int verdict = read_command(channel, fd, &n_bytes, &command);
+    if (verdict == READ_HANG_UP)
+        return READ_HANG_UP;
+    if (verdict == DATA_COMMAND) {
+        execute(channel, &command, response);
+    } else {
+        drop_pending(channel, fd);
+        tpm_respond_error(response, TPM2_RC_COMMAND_SIZE);
+    }
+    int r = send_response(channel, fd, command.has_prefix, response);
+    blackout_worked(channel->blackout);
+    explicit_bzero(channel->command, n_bytes);
+    tpm_response_wipe(response);
+    return r;
+}
+
 /* Answer commands until the other end hangs up. */
 static void serve_socket(struct data_channel *channel, int fd)
 {
     struct tpm_response response;
-    size_t n_bytes, command_bytes;
-    int r = 0;
+    int r;
 
     tpm_response_init(&response);
-    while (r >= 0) {
-        int verdict = read_command(channel, fd, &n_bytes, &command_bytes);
-        if (verdict == READ_HANG_UP)
-            break;
-        if (verdict == DATA_COMMAND) {
-            tpm_execute(channel->tpm, channel->command, command_bytes, &response);
-        } else {
-            drop_pending(channel, fd);
-            tpm_respond_error(&response, TPM2_RC_COMMAND_SIZE);
-        }
-        r = send_all(channel, fd, response.bytes, response.n_bytes);
-        blackout_worked(channel->blackout);
-        explicit_bzero(channel->command, n_bytes);
-        tpm_response_wipe(&response);
-    }
+    do
+        r = serve_command(channel, fd, &response);
+    while (r == 0 && !channel->disconnects);
     tpm_response_deinit(&response);
+    if (channel->ended_fd != NO_SOCKET)
+        link_wake(channel->ended_fd);
+}
+
+/* With the lock, which is given up while it waits. A socket that listens is woken up by its end.
+ * sandbox: accept4 futex */
+static void wait_for_socket(struct data_channel *channel)
+{
+    if (channel->listening_fd == NO_SOCKET) {
+        pthread_cond_wait(&channel->changed, &channel->lock);
+        return;
+    }
+    pthread_mutex_unlock(&channel->lock);
+    int fd = accept4(channel->listening_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0 && errno != EINTR && errno != ECONNABORTED)
+        wait_readable(NO_SOCKET, clock_ms() + ACCEPT_RETRY_MS);
+    pthread_mutex_lock(&channel->lock);
+    channel->next = fd;
 }
 
 /* sandbox: futex close */
@@ -209,7 +287,7 @@ static void *serve(void *argument)
     pthread_mutex_lock(&channel->lock);
     while (!channel->ending) {
         if (channel->next == NO_SOCKET) {
-            pthread_cond_wait(&channel->changed, &channel->lock);
+            wait_for_socket(channel);
             continue;
         }
         int fd = channel->fd = channel->next;
@@ -232,12 +310,12 @@ int data_channel_new(struct data_channel **out, struct tpm *tpm, struct blackout
     channel->tpm = tpm;
     channel->blackout = blackout;
     channel->command_bytes_max = tpm_message_bytes_max();
-    channel->command = malloc(channel->command_bytes_max);
+    channel->command = malloc(DATA_PREFIX_BYTES + channel->command_bytes_max);
     if (!channel->command) {
         free(channel);
         return -ENOMEM;
     }
-    channel->fd = channel->next = NO_SOCKET;
+    channel->fd = channel->next = channel->listening_fd = channel->ended_fd = NO_SOCKET;
     check(pthread_mutex_init(&channel->lock, NULL) == 0);
     check(pthread_cond_init(&channel->changed, NULL) == 0);
     int r = thread_start(&channel->thread, THREAD_STACK_BYTES, serve, channel);
@@ -265,7 +343,7 @@ int data_channel_set_socket(struct data_channel *channel, int fd)
 
     pthread_mutex_lock(&channel->lock);
     int newest = channel->next != NO_SOCKET ? channel->next : channel->fd;
-    if (newest != NO_SOCKET && !has_hung_up(newest)) {
+    if (channel->is_the_only_one || (newest != NO_SOCKET && !has_hung_up(newest))) {
         r = DATA_SOCKET_BUSY;
     } else {
         close_descriptor(&channel->next);
@@ -276,11 +354,32 @@ int data_channel_set_socket(struct data_channel *channel, int fd)
     return r;
 }
 
+/* sandbox: futex */
+void data_channel_serve(struct data_channel *channel, int fd, unsigned flags)
+{
+    pthread_mutex_lock(&channel->lock);
+    channel->is_the_only_one = true;
+    channel->disconnects = flags & LINK_DATA_DISCONNECTS;
+    if (flags & LINK_DATA_CONNECTED)
+        channel->next = fd;
+    else
+        channel->listening_fd = fd;
+    pthread_cond_signal(&channel->changed);
+    pthread_mutex_unlock(&channel->lock);
+}
+
+void data_channel_end_with(struct data_channel *channel, int fd)
+{
+    channel->ended_fd = fd;
+}
+
 /* sandbox: shutdown futex */
 void data_channel_free(struct data_channel *channel)
 {
     pthread_mutex_lock(&channel->lock);
     channel->ending = true;
+    if (channel->listening_fd != NO_SOCKET)
+        shutdown(channel->listening_fd, SHUT_RD);
     /* Wakes the thread from its read; a command that runs is answered first. */
     if (channel->fd != NO_SOCKET)
         shutdown(channel->fd, SHUT_RD);
@@ -288,6 +387,7 @@ void data_channel_free(struct data_channel *channel)
     pthread_mutex_unlock(&channel->lock);
     pthread_join(channel->thread, NULL);
     close_descriptor(&channel->next);
+    close_descriptor(&channel->listening_fd);
     pthread_cond_destroy(&channel->changed);
     pthread_mutex_destroy(&channel->lock);
     free(channel->command);

@@ -9,9 +9,14 @@
  *     TPM_RC_COMMAND_SIZE, and what has come of it is dropped.
  *
  * The guest writes the header, QEMU only passes it on: the size in it is never trusted.
+ *
+ * A command may come with the prefix of the TCG's simulator (u32 8, u8 locality, u32 size): it is
+ * executed in that locality then, and its answer stands between its own size and a zero (u32 each).
+ * Not on the socket that QEMU has handed in: there a guest would choose its locality.
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,15 +31,28 @@ enum {
     DATA_ANSWER_TIMEOUT_MS = 500,
 };
 
+enum {
+    DATA_PREFIX_BYTES = 9,
+    DATA_LOCALITY_MAX = 4,
+};
+
 enum data_verdict {
     DATA_NEED_MORE = 0,
-    DATA_COMMAND = 1,   /* `*command_bytes` bytes are a command */
+    DATA_COMMAND = 1,
     DATA_MALFORMED = 2, /* cannot become one */
 };
 
-/* Decide what the first `n_bytes` bytes of a read are. Returns an enum data_verdict. */
-int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max,
-               size_t *command_bytes);
+/* A command, by where it is in what was read. */
+struct data_command {
+    size_t start, n_bytes;
+    bool has_prefix;
+    uint8_t locality; /* that the prefix says */
+};
+
+/* Decide what the first `n_bytes` bytes of a read are. `command` has no bytes unless it is whole.
+ * Returns an enum data_verdict. */
+int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max, bool may_be_prefixed,
+               struct data_command *command);
 
 /* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
 int data_channel_new(struct data_channel **channel, struct tpm *tpm, struct blackout *blackout);
@@ -49,3 +67,10 @@ enum {
 /* Serve this socket from now on, or when the command that runs is done; the channel owns `fd` then.
  * A socket whose other end has hung up gives way. Never waits. Returns 0 or DATA_SOCKET_BUSY. */
 int data_channel_set_socket(struct data_channel *channel, int fd);
+
+/* Serve this socket from the start, as enum link_data says, and then no other. The channel owns
+ * `fd`. */
+void data_channel_serve(struct data_channel *channel, int fd, unsigned flags);
+
+/* Make an eventfd readable once a connection has ended. */
+void data_channel_end_with(struct data_channel *channel, int fd);

@@ -17,7 +17,9 @@
 #include "checkpoint.h"
 #include "cipher.h"
 #include "clock.h"
+#include "data.h"
 #include "error.h"
+#include "io.h"
 #include "journal.h"
 #include "lane.h"
 #include "message.h"
@@ -29,6 +31,10 @@
 _Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
                    sizeof(((struct link_journal *)0)->secret) == JOURNAL_SECRET_BYTES,
                "as a journal has them");
+
+enum {
+    FILE_MODE_MAX = 0777,
+};
 
 /* One function an operation: takes the request, fills the response, returns its result. */
 typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
@@ -368,13 +374,47 @@ static TPM_RESULT do_serve_control(struct link *link, struct message *request,
     memcpy(&says, request->payload, sizeof(says));
     if (!memchr(says.program, 0, sizeof(says.program)) ||
         !memchr(says.socket_name, 0, sizeof(says.socket_name)) ||
-        !memchr(says.link_name, 0, sizeof(says.link_name)))
+        !memchr(says.link_name, 0, sizeof(says.link_name)) ||
+        !memchr(says.data_name, 0, sizeof(says.data_name)) ||
+        !memchr(says.pid_name, 0, sizeof(says.pid_name)) || says.control > LINK_CONTROL_NONE ||
+        says.file_mode & ~FILE_MODE_MAX)
         return TPM_BAD_PARAMETER;
     link->serving = says;
     if (says.is_alone)
         asker_be_alone(link->asker);
+    link->files->mode = says.file_mode;
+    server_commands(link->server)->locality_max = says.locality_max;
+    server_set_control(link->server, says.control);
+    if (says.ends & LINK_END_WITH_CONTROL)
+        server_end_with_client(link->server);
+    if (says.ends & LINK_END_WITH_DATA)
+        data_channel_end_with(server_commands(link->server)->channel, link->wake_fd);
     error_set_program(link->serving.program);
     server_set_verbose(link->server, says.is_verbose);
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_execute(struct link *link, struct message *request, struct message *response)
+{
+    struct tpm_response answer;
+
+    (void)response;
+    if (request->header.payload_bytes < TPM_HEADER_BYTES)
+        return TPM_BAD_PARAMETER;
+    tpm_response_init(&answer);
+    tpm_execute(link->tpm, request->payload, request->header.payload_bytes, &answer);
+    bool is_done = get_be32(answer.bytes + TPM_AT_CODE) == 0;
+    tpm_response_wipe(&answer);
+    tpm_response_deinit(&answer);
+    return is_done ? TPM_SUCCESS : TPM_FAIL;
+}
+
+static TPM_RESULT do_serve_data(struct link *link, struct message *request,
+                                struct message *response)
+{
+    (void)response;
+    data_channel_serve(server_commands(link->server)->channel, LINK_FD_DATA,
+                       request->header.argument);
     return TPM_SUCCESS;
 }
 
@@ -439,7 +479,11 @@ static TPM_RESULT do_set_key(struct link *link, struct message *request, struct 
     if (key.n_bytes != 16 && key.n_bytes != 32)
         return TPM_BAD_KEY_PROPERTY;
     memcpy(key.bytes, request->payload, key.n_bytes);
-    TPM_RESULT result = tpm_set_key(link->tpm, &key);
+    TPM_RESULT result = TPM_SUCCESS;
+    if (request->header.argument == LINK_KEY_MIGRATION)
+        server_commands(link->server)->migration_key = key;
+    else
+        result = tpm_set_key(link->tpm, &key);
     explicit_bzero(&key, sizeof(key));
     return result;
 }
@@ -472,6 +516,8 @@ static const operation operations[] = {
     [LINK_SET_KEY] = do_set_key,
     [LINK_SET_ANCHOR] = do_set_anchor,
     [LINK_LOAD_STATE] = do_load_state,
+    [LINK_EXECUTE] = do_execute,
+    [LINK_SERVE_DATA] = do_serve_data,
     [LINK_GET_CONDITION] = do_get_condition,
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,

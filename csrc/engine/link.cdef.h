@@ -28,11 +28,14 @@ enum link_operation {
     LINK_SERVE_CONTROL = 2, /* there has to be one; payload: struct link_serving */
     LINK_SET_JOURNAL = 3,   /* keep journals from the next LINK_INIT on; payload: struct
                                link_journal */
-    LINK_SET_KEY = 4,       /* payload: the key, of 16 or 32 bytes, to encrypt state files with;
-                               before anything is written */
+    LINK_SET_KEY = 4,       /* argument: enum link_key; payload: the key, of 16 or 32 bytes; before
+                               anything is written */
     LINK_SET_ANCHOR = 5,    /* after LINK_SET_JOURNAL; payload: struct link_anchor; LINK_FD_ANCHOR
                                is its descriptor */
     LINK_LOAD_STATE = 6,    /* argument: state type; payload: what the checkpoint holds */
+    LINK_EXECUTE = 7,       /* after LINK_INIT; payload: a TPM command, which is to succeed */
+    LINK_SERVE_DATA = 8,    /* serve the data channel on LINK_FD_DATA; argument: enum link_data,
+                               added up */
 
     /* The control channel. */
     LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition and enum link_custody */
@@ -92,6 +95,12 @@ enum link_operation {
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */
     LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
+};
+
+/* What is encrypted with a key. */
+enum link_key {
+    LINK_KEY_FILE = 0,      /* the state's files, and blobs as the client wants them */
+    LINK_KEY_MIGRATION = 1, /* blobs, on their way */
 };
 
 /* What the engine asks, and says unasked, of QEMU's commands. An answer's result is a TPM_RESULT:
@@ -200,6 +209,9 @@ enum link_descriptor {
     LINK_FD_ANCHOR = 8,             /* the anchor, if there is one */
     LINK_FD_CONTROL = 9,            /* the control channel's listening socket */
     LINK_FD_CONTROL_DIRECTORY = 10, /* where the engine removes that socket's file */
+    LINK_FD_DATA = 11,              /* the data channel's socket, if there is one from the start */
+    LINK_FD_DATA_DIRECTORY = 12,    /* where the engine removes that socket's file */
+    LINK_FD_PID_DIRECTORY = 13,     /* and the one with its process number */
 };
 
 /* Those that a vtpmd gets with LINK_READY, in this order: it shares the very lock. */
@@ -272,13 +284,38 @@ struct link_restored {
     uint64_t newest;
 };
 
-/* How to serve the control channel. Texts end with a NUL. */
+/* How LINK_FD_DATA is served. */
+enum link_data {
+    LINK_DATA_CONNECTED = 1,   /* it does not listen: its other end is the client */
+    LINK_DATA_DISCONNECTS = 2, /* a connection is for one command */
+};
+
+/* What the control channel's socket is. */
+enum link_control {
+    LINK_CONTROL_LISTENS = 0,
+    LINK_CONTROL_CONNECTED = 1, /* its other end is the only client */
+    LINK_CONTROL_NONE = 2,
+};
+
+/* What ends the vTPM, beside SHUTDOWN and a signal. */
+enum link_end {
+    LINK_END_WITH_CONTROL = 1, /* the end of a connection to the control channel */
+    LINK_END_WITH_DATA = 2,    /* to the data channel */
+};
+
+/* How to serve the control channel. Texts end with a NUL; an empty name is of no file. */
 struct link_serving {
     uint32_t is_verbose;   /* a line for each command */
     uint32_t is_alone;     /* there is to be no vtpmd, unless one is attached later */
+    uint32_t control;      /* enum link_control */
+    uint32_t ends;         /* enum link_end, added up */
+    uint32_t locality_max; /* that SET_LOCALITY may set */
+    uint32_t file_mode;    /* of the state's files; 0: swtpm's */
     char program[80];      /* what lines on standard error begin with */
     char socket_name[108]; /* the file to remove at the end, in LINK_FD_CONTROL_DIRECTORY */
     char link_name[32];    /* the same of this link, in the state directory */
+    char data_name[108];   /* of the data channel, in LINK_FD_DATA_DIRECTORY */
+    char pid_name[256];    /* of the process number, in LINK_FD_PID_DIRECTORY */
 };
 
 /* What the anchor says at the start (csrc/anchor.h). */

@@ -8,12 +8,14 @@
 
 struct asker;
 struct blackout;
+struct io_posix;
 struct server;
 struct store;
 struct tpm;
 
 /* What requests are about. */
 struct link {
+    struct io_posix *files;
     int wake_fd; /* wakes the server of the control channel up, to end after its command */
     struct tpm *tpm;
     struct store *store;

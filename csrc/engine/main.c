@@ -5,13 +5,18 @@
  * (server.c). Other threads serve the guest (data.c), execute what may be long (long_command.c),
  * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
+ * `vtpmd-engine info FLAGS` serves nothing: it prints what libtpms says of itself.
+ *
  * Exit status: enum exit_status.
  */
 #include <errno.h>
+#include <libtpms/tpm_error.h>
+#include <libtpms/tpm_library.h>
 #include <openssl/crypto.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
@@ -22,6 +27,7 @@
 #include "ask.h"
 #include "attach.h"
 #include "blackout.h"
+#include "check.h"
 #include "data.h"
 #include "error.h"
 #include "io.h"
@@ -66,8 +72,8 @@ static bool is_started_by_vtpmd(void)
 {
     struct stat status;
 
-    return is_socket(LINK_FD_CONTROL) && is_socket(LINK_FD_SOCKET) &&
-           fstat(LINK_FD_DIRECTORY, &status) == 0 && S_ISDIR(status.st_mode);
+    return is_socket(LINK_FD_SOCKET) && fstat(LINK_FD_DIRECTORY, &status) == 0 &&
+           S_ISDIR(status.st_mode);
 }
 
 /* nohup(1) has a terminal's end ignored. */
@@ -197,11 +203,13 @@ static int serve_tpm(struct engine *engine)
 }
 
 /* sandbox: unlinkat(arg0 == LINK_FD_CONTROL_DIRECTORY, arg2 == 0)
+ *          unlinkat(arg0 == LINK_FD_DATA_DIRECTORY, arg2 == 0)
+ *          unlinkat(arg0 == LINK_FD_PID_DIRECTORY, arg2 == 0)
  *          unlinkat(arg0 == LINK_FD_DIRECTORY, arg2 == 0) */
-static void remove_socket(int directory_fd, const char *name)
+static void remove_file(int directory_fd, const char *name)
 {
     if (*name && unlinkat(directory_fd, name, 0) < 0 && errno != ENOENT)
-        error_report("cannot remove the socket %s: %s", name, strerror(errno));
+        error_report("cannot remove %s: %s", name, strerror(errno));
 }
 
 /* What a vtpmd that is attached goes by, last of all. */
@@ -217,6 +225,7 @@ static enum exit_status serve(struct engine *engine)
     struct link *link = &engine->link;
 
     engine->io = (struct io_posix){.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    link->files = &engine->io;
     int r = store_map(&link->store, LINK_FD_STORE, true);
     if (r < 0) {
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
@@ -232,16 +241,30 @@ static enum exit_status serve(struct engine *engine)
     bool is_folded = tpm_free(engine->tpm) >= 0;
     watchdog_free(engine->watchdog);
     store_free(link->store);
-    remove_socket(LINK_FD_DIRECTORY, link->serving.link_name);
-    remove_socket(LINK_FD_CONTROL_DIRECTORY, link->serving.socket_name);
+    remove_file(LINK_FD_DIRECTORY, link->serving.link_name);
+    remove_file(LINK_FD_CONTROL_DIRECTORY, link->serving.socket_name);
+    remove_file(LINK_FD_DATA_DIRECTORY, link->serving.data_name);
+    remove_file(LINK_FD_PID_DIRECTORY, link->serving.pid_name);
     return r < 0 ? EXIT_FAILED : tell_end(link, is_folded ? EXIT_STOPPED : EXIT_JOURNAL);
 }
 
+/* Write what libtpms says of itself, as JSON. */
+static enum exit_status print_info(const char *flags)
+{
+    check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
+    char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)strtoul(flags, NULL, 10));
+    bool is_out = info && puts(info) >= 0 && fflush(stdout) == 0;
+    free(info);
+    return is_out ? EXIT_STOPPED : EXIT_FAILED;
+}
+
 /* sandbox: exit_group */
-int main(void)
+int main(int argc, char **argv)
 {
     static struct engine engine;
 
+    if (argc == 3 && strcmp(argv[1], "info") == 0)
+        return print_info(argv[2]);
     if (!is_started_by_vtpmd()) {
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
         return EXIT_USAGE;

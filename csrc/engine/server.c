@@ -24,6 +24,8 @@ struct server {
     int listening_fd;
     int wake_fd;
     int client_fd;
+    enum link_control control_is;
+    bool ends_with_client;
     bool is_verbose;
     bool has_ended;
     bool accept_failed; /* and a person knows */
@@ -45,8 +47,20 @@ int server_new(struct server **out, const struct commands *about, int listening_
     return 0;
 }
 
+void server_set_control(struct server *server, enum link_control control)
+{
+    server->control_is = control;
+}
+
+void server_end_with_client(struct server *server)
+{
+    server->ends_with_client = true;
+}
+
 void server_free(struct server *server)
 {
+    if (server)
+        explicit_bzero(&server->commands.migration_key, sizeof(server->commands.migration_key));
     free(server);
 }
 
@@ -250,13 +264,25 @@ static void serve_client(struct server *server)
     }
 }
 
+/* Return the next client's socket, or NO_CLIENT if there is none yet. */
+static int next_client(struct server *server)
+{
+    int fd = server->listening_fd;
+
+    if (server->control_is == LINK_CONTROL_LISTENS)
+        return wait_for(server, fd, POLLIN, FOREVER) ? accept_client(server) : NO_CLIENT;
+    bool is_connected = server->control_is == LINK_CONTROL_CONNECTED;
+    server->control_is = LINK_CONTROL_NONE;
+    if (!is_connected)
+        wait_for(server, NO_CLIENT, 0, FOREVER);
+    return is_connected ? fd : NO_CLIENT;
+}
+
 /* sandbox: close */
 void server_run(struct server *server)
 {
     while (!server->has_ended) {
-        if (!wait_for(server, server->listening_fd, POLLIN, FOREVER))
-            continue;
-        server->client_fd = accept_client(server);
+        server->client_fd = next_client(server);
         if (server->client_fd < 0)
             continue;
         control_init(&server->control);
@@ -264,5 +290,6 @@ void server_run(struct server *server)
         commands_disconnected(&server->commands);
         control_deinit(&server->control);
         close_descriptor(&server->client_fd);
+        server->has_ended |= server->ends_with_client;
     }
 }

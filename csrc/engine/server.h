@@ -9,6 +9,7 @@
 #include <stdbool.h>
 
 #include "commands.h"
+#include "link_types.h"
 
 struct server;
 
@@ -21,6 +22,12 @@ enum {
 /* Serve a socket that listens, for commands that are about `about`. `wake_fd` is readable once it
  * is to end. Returns 0 or a negative errno. */
 int server_new(struct server **server, const struct commands *about, int listening_fd, int wake_fd);
+
+/* Serve no listening socket but one client, on it; or nobody. */
+void server_set_control(struct server *server, enum link_control control);
+
+/* End once a client has gone. */
+void server_end_with_client(struct server *server);
 
 void server_free(struct server *server);
 

@@ -92,11 +92,11 @@ static void *watch(void *argument)
     return NULL;
 }
 
-static int watched_create(struct io *io, const char *name, mode_t mode)
+static int watched_create(struct io *io, const char *name)
 {
     struct io *watched = ask(io);
 
-    return answer(io, watched->create(watched, name, mode));
+    return answer(io, watched->create(watched, name));
 }
 
 static int watched_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)

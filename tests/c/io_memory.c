@@ -112,12 +112,11 @@ static int find_unused_file(struct io_memory *memory)
     return NO_FILE;
 }
 
-static int memory_create(struct io *io, const char *name, mode_t mode)
+static int memory_create(struct io *io, const char *name)
 {
     LOCKED();
     struct io_memory *memory = (struct io_memory *)io;
 
-    (void)mode;
     bool no_room = memory->no_room_for && strcmp(name, memory->no_room_for) == 0;
 
     if (fails(io) || memory->fails_to_create || no_room)

@@ -23,7 +23,7 @@ static struct anchor make(struct io_memory *io)
     struct anchor anchor = {.identity = "sixteen bytes id"};
 
     io_memory_init(io);
-    anchor.fd = io->io.create(&io->io, name, 0640);
+    anchor.fd = io->io.create(&io->io, name);
     assert_true(anchor.fd >= 0);
     assert_int_equal(io->io.write_at(&io->io, anchor.fd, zeros, sizeof(zeros), 0), 0);
     assert_int_equal(io->io.sync(&io->io, anchor.fd), 0);

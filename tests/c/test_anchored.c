@@ -91,7 +91,7 @@ static void world_init(struct world *world)
     struct io *io = &world->io.io;
     make_image(0, image);
     assert_int_equal(checkpoint_write(io, NULL, "permall", image, IMAGE_BYTES, NULL), 0);
-    anchor.fd = io->create(io, name, 0640);
+    anchor.fd = io->create(io, name);
     assert_true(anchor.fd >= 0);
     assert_int_equal(io->write_at(io, anchor.fd, zeros, sizeof(zeros), 0), 0);
     assert_int_equal(io->sync(io, anchor.fd), 0);

@@ -25,14 +25,16 @@ struct buffer {
     size_t n_bytes;
 };
 
-static struct buffer wrap(const struct cipher_key *key, const uint8_t *state, size_t state_bytes,
-                          const struct checkpoint_lineage *lineage)
+static struct buffer wrap_with(struct blob_keys keys, const uint8_t *state, size_t state_bytes,
+                               const struct checkpoint_lineage *lineage)
 {
     cleanup(swtpm_wrapped_deinit) struct swtpm_wrapped wrapped;
     struct iovec pieces[SWTPM_PIECES];
     struct buffer blob = {.n_bytes = 0};
 
-    assert_int_equal(swtpm_wrap(SWTPM_BLOB, key, state, state_bytes, lineage, &wrapped), 0);
+    assert_int_equal(swtpm_wrap(SWTPM_BLOB, keys.file, state, state_bytes, lineage, &wrapped), 0);
+    if (keys.migration)
+        assert_int_equal(swtpm_seal_blob(&wrapped, keys.migration), 0);
     swtpm_wrapped_pieces(&wrapped, pieces);
     for (size_t i = 0; i < SWTPM_PIECES; i++) {
         assert_true(pieces[i].iov_len <= sizeof(blob.bytes) - blob.n_bytes);
@@ -43,17 +45,23 @@ static struct buffer wrap(const struct cipher_key *key, const uint8_t *state, si
     return blob;
 }
 
+static struct buffer wrap(const struct cipher_key *key, const uint8_t *state, size_t state_bytes,
+                          const struct checkpoint_lineage *lineage)
+{
+    return wrap_with((struct blob_keys){.file = key}, state, state_bytes, lineage);
+}
+
 /* Unwrap a copy of exactly that size, so that a read past its end is seen. What is not refused
  * holds `state`. Returns what blob_decode() does. */
-static int unwrap(const struct buffer *blob, bool is_encrypted, const struct cipher_key *key,
-                  const uint8_t *state, size_t state_bytes, struct checkpoint_lineage *lineage)
+static int unwrap_with(struct blob_keys keys, const struct buffer *blob, bool is_encrypted,
+                       const uint8_t *state, size_t state_bytes, struct checkpoint_lineage *lineage)
 {
     cleanup(blob_content_deinit) struct blob_content content;
     uint8_t *copy = blob->n_bytes > 0 ? malloc(blob->n_bytes) : NULL;
 
     if (copy)
         memcpy(copy, blob->bytes, blob->n_bytes);
-    int r = blob_decode(copy, blob->n_bytes, is_encrypted, key, &content);
+    int r = blob_decode(copy, blob->n_bytes, is_encrypted, &keys, &content);
     if (r == 0) {
         assert_int_equal(content.state_bytes, state_bytes);
         if (state_bytes > 0)
@@ -67,6 +75,13 @@ static int unwrap(const struct buffer *blob, bool is_encrypted, const struct cip
         *lineage = content.lineage;
     free(copy);
     return r;
+}
+
+static int unwrap(const struct buffer *blob, bool is_encrypted, const struct cipher_key *key,
+                  const uint8_t *state, size_t state_bytes, struct checkpoint_lineage *lineage)
+{
+    return unwrap_with((struct blob_keys){.file = key}, blob, is_encrypted, state, state_bytes,
+                       lineage);
 }
 
 static void a_blob_is_laid_out_as_swtpm_does(void **state)
@@ -109,6 +124,49 @@ static void what_is_wrapped_is_unwrapped(void **state)
             assert_int_equal(unwrap(&blob, keys[i] != NULL, keys[i], bytes, n, &lineage), 0);
             assert_int_equal(lineage.generation, a_lineage.generation);
             assert_true(lineage.sleeps);
+        }
+    }
+}
+
+static const struct blob_keys sealing_keys[] = {
+    {NULL, &key_128}, {NULL, &key_256}, {&key_128, &key_256}, {&key_256, &key_128}};
+enum { N_SEALING_KEYS = sizeof(sealing_keys) / sizeof(*sealing_keys) };
+
+static void what_is_sealed_for_the_way_is_unwrapped(void **state)
+{
+    struct checkpoint_lineage lineage = {.generation = 7};
+
+    (void)state;
+    for (size_t i = 0; i < N_SEALING_KEYS; i++) {
+        const struct blob_keys *keys = &sealing_keys[i];
+        uint16_t flags = (keys->file ? SWTPM_ENCRYPTED : 0) | SWTPM_MIGRATION_DATA |
+                         SWTPM_MIGRATION_ENCRYPTED |
+                         (keys->file == &key_256 ? SWTPM_ENCRYPTED_256_BIT_KEY : 0) |
+                         (keys->migration == &key_256 ? SWTPM_MIGRATION_256_BIT_KEY : 0);
+        struct buffer blob = wrap_with(*keys, a_state, sizeof(a_state), &a_lineage);
+        assert_int_equal(get_be16(blob.bytes + SWTPM_AT_FLAGS), flags);
+        assert_int_equal(unwrap_with(*keys, &blob, false, a_state, sizeof(a_state), &lineage), 0);
+        assert_int_equal(lineage.generation, a_lineage.generation);
+        struct blob_keys none = {keys->file, NULL};
+        assert_int_equal(unwrap_with(none, &blob, false, NULL, 0, NULL), BLOB_MIGRATION_KEY_NEEDED);
+        blob = wrap_with(*keys, NULL, 0, NULL);
+        assert_int_equal(unwrap_with(*keys, &blob, false, NULL, 0, NULL), 0);
+    }
+}
+
+static void no_altered_bit_of_a_sealed_blob_changes_the_state(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_SEALING_KEYS; i++) {
+        const struct blob_keys *keys = &sealing_keys[i];
+        const struct buffer blob = wrap_with(*keys, a_state, sizeof(a_state), NULL);
+        for (size_t bit = 0; bit < 8 * blob.n_bytes; bit++) {
+            struct buffer altered = blob;
+            altered.bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+            int r =
+                unwrap_with(*keys, &altered, keys->file != NULL, a_state, sizeof(a_state), NULL);
+            assert_true(r >= 0);
+            assert_true(r != 0 || bit / 8 < SWTPM_AT_TOTAL_BYTES); /* version, unknown flags */
         }
     }
 }
@@ -217,7 +275,7 @@ static void refusals_have_the_results_of_swtpm(void **state)
         {nested(4, 4, 1, 16, 3), NULL, true, BLOB_FILE_KEY_NEEDED, TPM_KEYNOTFOUND},
         {nested(5, 4, 2, 16, 3), &key_256, false, BLOB_KEY_LENGTH_WRONG, TPM_BAD_KEY_PROPERTY},
         {nested(13, 4, 2, 16, 3), &key_128, false, BLOB_KEY_LENGTH_WRONG, TPM_BAD_KEY_PROPERTY},
-        {patched(0, 1), &key_128, true, BLOB_ENCRYPTION_OLD, TPM_FAIL},
+        {patched(0, 1), &key_128, true, BLOB_DOES_NOT_OPEN, TPM_DECRYPT_ERROR},
         {nested(5, 4, 3, 31, 2), &key_128, false, BLOB_HMAC_LENGTH_WRONG, TPM_FAIL},
         {nested(5, 4, 3, 33, 2), &key_128, false, BLOB_HMAC_LENGTH_WRONG, TPM_FAIL},
         {nested(5, 4, 2, 16, 6), &key_128, false, BLOB_TLV_MISSING, TPM_FAIL},
@@ -302,6 +360,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_blob_is_laid_out_as_swtpm_does),
         cmocka_unit_test(what_is_wrapped_is_unwrapped),
+        cmocka_unit_test(what_is_sealed_for_the_way_is_unwrapped),
+        cmocka_unit_test(no_altered_bit_of_a_sealed_blob_changes_the_state),
         cmocka_unit_test(no_altered_bit_of_an_encrypted_blob_changes_the_state),
         cmocka_unit_test(no_part_of_a_blob_is_one),
         cmocka_unit_test(refusals_have_the_results_of_swtpm),

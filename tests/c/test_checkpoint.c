@@ -218,7 +218,7 @@ static void a_link_in_the_temporary_files_place_is_not_written_through(void **st
     assert_string_equal(content, "mine");
     assert_int_equal(fstatat(directory, "tpm2-00.permall", &status, AT_SYMLINK_NOFOLLOW), 0);
     assert_true(S_ISREG(status.st_mode));
-    assert_int_equal(status.st_mode & 07777, CHECKPOINT_MODE);
+    assert_int_equal(status.st_mode & 07777, IO_POSIX_MODE);
     unlinkat(directory, "victim", 0);
     unlinkat(directory, "tpm2-00.permall", 0);
     close(fd);

@@ -127,14 +127,42 @@ enum {
 
 static void every_truncation_needs_more(void **state)
 {
-    size_t command_bytes;
+    struct data_command command;
 
     (void)state;
     for (size_t n = 0; n < sizeof(get_random); n++)
-        assert_int_equal(data_parse(get_random, n, BYTES_MAX, &command_bytes), DATA_NEED_MORE);
-    assert_int_equal(data_parse(get_random, sizeof(get_random), BYTES_MAX, &command_bytes),
+        assert_int_equal(data_parse(get_random, n, BYTES_MAX, true, &command), DATA_NEED_MORE);
+    assert_int_equal(data_parse(get_random, sizeof(get_random), BYTES_MAX, true, &command),
                      DATA_COMMAND);
-    assert_int_equal(command_bytes, sizeof(get_random));
+    assert_int_equal(command.n_bytes, sizeof(get_random));
+    assert_int_equal(command.start, 0);
+    assert_false(command.has_prefix);
+}
+
+static void a_prefix_has_to_go_with_its_command(void **state)
+{
+    uint8_t bytes[DATA_PREFIX_BYTES + sizeof(get_random)] = {0, 0, 0, 8, 3, 0, 0, 0, 0};
+    struct data_command command;
+
+    (void)state;
+    put_be32(bytes + 5, sizeof(get_random));
+    memcpy(bytes + DATA_PREFIX_BYTES, get_random, sizeof(get_random));
+    for (size_t n = 0; n < sizeof(bytes); n++) {
+        assert_int_equal(data_parse(bytes, n, BYTES_MAX, true, &command), DATA_NEED_MORE);
+        assert_int_equal(command.n_bytes, 0);
+    }
+    assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, true, &command), DATA_COMMAND);
+    assert_true(command.has_prefix);
+    assert_int_equal(command.start, DATA_PREFIX_BYTES);
+    assert_int_equal(command.n_bytes, sizeof(get_random));
+    assert_int_equal(command.locality, 3);
+    /* From QEMU's socket it would be the guest that chooses. */
+    assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, false, &command), DATA_MALFORMED);
+    bytes[4] = DATA_LOCALITY_MAX + 1;
+    assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, true, &command), DATA_MALFORMED);
+    bytes[4] = DATA_LOCALITY_MAX;
+    bytes[8]++;
+    assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, true, &command), DATA_MALFORMED);
 }
 
 static void only_sizes_of_commands_are_accepted(void **state)
@@ -144,12 +172,12 @@ static void only_sizes_of_commands_are_accepted(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
-        size_t command_bytes = 0;
+        struct data_command command;
         bool possible = sizes[i] >= TPM_HEADER_BYTES && sizes[i] <= BYTES_MAX;
         put_be32(bytes + 2, sizes[i]);
-        assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, &command_bytes),
+        assert_int_equal(data_parse(bytes, sizeof(bytes), BYTES_MAX, true, &command),
                          possible ? DATA_COMMAND : DATA_MALFORMED);
-        assert_int_equal(command_bytes, possible ? sizes[i] : 0);
+        assert_int_equal(command.n_bytes, possible ? sizes[i] : 0);
     }
 }
 
@@ -295,6 +323,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_truncation_needs_more),
+        cmocka_unit_test(a_prefix_has_to_go_with_its_command),
         cmocka_unit_test(only_sizes_of_commands_are_accepted),
         TEST(a_command_may_come_in_pieces),
         TEST(bytes_in_excess_are_dropped),

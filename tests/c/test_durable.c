@@ -1054,7 +1054,7 @@ static void copy_file(const struct directory *directory, const char *name, struc
     ssize_t n = read(from, bytes, sizeof(bytes));
     assert_true(n >= 0);
     close(from);
-    int to = io->io.create(&io->io, name, 0600);
+    int to = io->io.create(&io->io, name);
     assert_int_equal(io->io.write_at(&io->io, to, bytes, (size_t)n, 0), 0);
 }
 
@@ -1195,7 +1195,7 @@ static void open_gate_for_good(void)
     gate.is_closed = false;
 }
 
-static int gated_create(struct io *io, const char *name, mode_t mode)
+static int gated_create(struct io *io, const char *name)
 {
     if (!pthread_equal(pthread_self(), gate.committer)) {
         sem_post(&gate.is_reached);
@@ -1206,7 +1206,7 @@ static int gated_create(struct io *io, const char *name, mode_t mode)
         gate.was_passed |= gate.is_closed;
         open_gate();
     }
-    return io_posix_functions.create(io, name, mode);
+    return io_posix_functions.create(io, name);
 }
 
 static int gated_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset)

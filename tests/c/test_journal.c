@@ -877,7 +877,7 @@ static void what_cannot_go_to_the_device_by_itself_is_written_all_the_same(void 
         .io = io_posix_functions,
         .directory_fd = open(path, O_RDONLY | O_DIRECTORY),
     };
-    int fd = io.io.create(&io.io, "file", 0600);
+    int fd = io.io.create(&io.io, "file");
     assert_true(fd >= 0);
     io.io.set_direct(&io.io, fd);
     memset(bytes, 'x', sizeof(bytes));

@@ -202,10 +202,10 @@ int clock_gettime(clockid_t clock, struct timespec *now)
     return r;
 }
 
-static int create_held(struct io *seam, const char *name, mode_t mode)
+static int create_held(struct io *seam, const char *name)
 {
     hold(IN_STORAGE);
-    return real_io.create(seam, name, mode);
+    return real_io.create(seam, name);
 }
 
 static uint32_t execute(struct command command, struct tpm_response *response)

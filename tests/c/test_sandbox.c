@@ -91,7 +91,7 @@ static void write_a_file(void)
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
     must(dup2(fd, LINK_FD_DIRECTORY) >= 0);
     enter();
-    fd = io.io.create(&io.io, "a", 0600);
+    fd = io.io.create(&io.io, "a");
     must(fd >= 0 && io.io.write(&io.io, fd, &vector, 1) == 0);
     io.io.set_direct(&io.io, fd);
     must(io.io.write_at(&io.io, fd, (const uint8_t *)"b", 1, 1) == 0);

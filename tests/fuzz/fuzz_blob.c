@@ -29,6 +29,7 @@ enum option {
     WITH_256_BITS = 2,
     SAID_TO_BE_ENCRYPTED = 4,
     WITH_LINEAGE = 8,
+    WITH_MIGRATION_KEY = 16, /* of the other length */
 };
 
 enum { BLOB_BYTES_MAX = 1 << 13 };
@@ -41,6 +42,13 @@ static const struct cipher_key *key_of(uint8_t options)
     return options & WITH_KEY ? &keys[(options & WITH_256_BITS) != 0] : NULL;
 }
 
+static struct blob_keys keys_of(uint8_t options)
+{
+    const struct cipher_key *other = &keys[(options & WITH_256_BITS) == 0];
+
+    return (struct blob_keys){key_of(options), options & WITH_MIGRATION_KEY ? other : NULL};
+}
+
 /* Unwrap a copy of exactly that size, so that a read past its end is seen. */
 static int decode(const uint8_t *blob, size_t n_blob, uint8_t options, uint8_t *state,
                   size_t *n_state, struct blob_content *content)
@@ -50,16 +58,17 @@ static int decode(const uint8_t *blob, size_t n_blob, uint8_t options, uint8_t *
     check(copy || n_blob == 0);
     if (n_blob > 0)
         memcpy(copy, blob, n_blob);
-    int r = blob_decode(copy, n_blob, options & SAID_TO_BE_ENCRYPTED, key_of(options), content);
+    struct blob_keys with = keys_of(options);
+    int r = blob_decode(copy, n_blob, options & SAID_TO_BE_ENCRYPTED, &with, content);
     check(r >= 0);
     if (r > 0) {
         check(!content->state && content->state_bytes == 0 && !content->has_lineage);
         check(blob_result(r) > 0 && blob_reason(r));
     } else if (content->state_bytes > 0) {
-        bool is_decrypted = content->state == content->decrypted;
-        check(is_decrypted || (content->state >= copy && !content->decrypted));
-        check(content->state_bytes <=
-              (is_decrypted ? n_blob : n_blob - (size_t)(content->state - copy)));
+        const uint8_t *all = content->decrypted ? content->decrypted : copy;
+        size_t n_all = content->decrypted ? content->decrypted_bytes : n_blob;
+        check(n_all <= n_blob && content->state >= all);
+        check(content->state_bytes <= n_all - (size_t)(content->state - all));
         memcpy(state, content->state, content->state_bytes);
     }
     *n_state = content->state_bytes;
@@ -148,10 +157,12 @@ static size_t encode(const uint8_t *state, size_t n_state, uint8_t options,
                      const struct checkpoint_lineage *lineage, uint8_t *out)
 {
     struct swtpm_wrapped wrapped;
+    struct blob_keys with = keys_of(options);
     struct iovec pieces[SWTPM_PIECES];
     size_t n = 0;
 
-    check(swtpm_wrap(SWTPM_BLOB, key_of(options), state, n_state, lineage, &wrapped) == 0);
+    check(swtpm_wrap(SWTPM_BLOB, with.file, state, n_state, lineage, &wrapped) == 0);
+    check(!with.migration || swtpm_seal_blob(&wrapped, with.migration) == 0);
     swtpm_wrapped_pieces(&wrapped, pieces);
     for (size_t i = 0; i < SWTPM_PIECES; i++) {
         if (pieces[i].iov_len > 0)
@@ -184,8 +195,9 @@ static void fuzz_encode(const uint8_t *data, size_t n_data, uint8_t options)
     size_t kept = place % n_blob;
     check(kept == 0 || decode(blob, kept, options, state, &n_state, &content) > 0);
     blob[place / 8 % n_blob] ^= (uint8_t)(1 << place % 8);
-    if (options & WITH_KEY &&
-        decode(blob, n_blob, options | SAID_TO_BE_ENCRYPTED, state, &n_state, &content) == 0)
+    if (options & (WITH_KEY | WITH_MIGRATION_KEY) &&
+        decode(blob, n_blob, options | (options & WITH_KEY ? SAID_TO_BE_ENCRYPTED : 0), state,
+               &n_state, &content) == 0)
         check(n_state == n_data && memcmp(state, data, n_data) == 0);
 }
 

@@ -34,18 +34,28 @@ static void execute(const uint8_t *bytes, size_t n_bytes)
     tpm_response_wipe(&response);
 }
 
+static uint64_t number_at(const uint8_t *bytes, size_t at)
+{
+    uint64_t number = 0;
+
+    for (size_t i = at; i < at + 4; i++)
+        number = number * 256 + bytes[i];
+    return number;
+}
+
 static int expected_verdict(const uint8_t *bytes, size_t n_bytes)
 {
-    uint64_t size = 0;
-
-    for (size_t i = 2; i < 6; i++) {
-        if (i >= n_bytes)
-            return DATA_NEED_MORE;
-        size = size * 256 + bytes[i];
-    }
+    if (n_bytes < 6)
+        return DATA_NEED_MORE;
+    size_t start = number_at(bytes, 0) == 8 ? 9 : 0;
+    if (n_bytes < start + 6)
+        return DATA_NEED_MORE;
+    uint64_t size = number_at(bytes, start + 2);
     if (size < 10 || size > tpm_message_bytes_max())
         return DATA_MALFORMED;
-    return size <= n_bytes ? DATA_COMMAND : DATA_NEED_MORE;
+    if (start > 0 && (bytes[4] > 4 || number_at(bytes, 5) != size))
+        return DATA_MALFORMED;
+    return start + size <= n_bytes ? DATA_COMMAND : DATA_NEED_MORE;
 }
 
 static void check_state_is_accepted(void)
@@ -75,20 +85,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_data)
     check(tpm_init(tpm, false) == TPM_SUCCESS);
     execute(startup, sizeof(startup));
     for (;;) {
-        size_t command_bytes = 0;
-        int verdict = data_parse(data, n_data, tpm_message_bytes_max(), &command_bytes);
+        struct data_command command;
+        int verdict = data_parse(data, n_data, tpm_message_bytes_max(), true, &command);
         check(verdict == expected_verdict(data, n_data));
         if (verdict != DATA_COMMAND)
             break;
-        check(command_bytes > 0 && command_bytes <= n_data);
-        for (size_t n = 0; n < command_bytes; n++) {
-            size_t none = 0;
-            check(data_parse(data, n, tpm_message_bytes_max(), &none) == DATA_NEED_MORE &&
-                  none == 0);
+        size_t end = command.start + command.n_bytes;
+        check(command.n_bytes > 0 && end <= n_data);
+        for (size_t n = 0; n < end; n++) {
+            struct data_command none;
+            check(data_parse(data, n, tpm_message_bytes_max(), true, &none) == DATA_NEED_MORE &&
+                  none.n_bytes == 0);
         }
-        execute(data, command_bytes);
-        data += command_bytes;
-        n_data -= command_bytes;
+        execute(data + command.start, command.n_bytes);
+        data += end;
+        n_data -= end;
     }
     check_state_is_accepted();
     return 0;

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vtpmd.core import LinkDescriptor, LinkOperation, Store, pack_link_serving
+from vtpmd.core import LinkDescriptor, LinkNames, LinkOperation, Store, pack_link_serving
 from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon import engine_process, listener
 from vtpmd.daemon.attachment import attach
@@ -17,7 +17,7 @@ from vtpmd.store.directory import LINK_NAME, StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import start
 
-SERVING = pack_link_serving("vtpmd", "control", LINK_NAME)
+SERVING = pack_link_serving("vtpmd", LinkNames(socket="control", link=LINK_NAME))
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 

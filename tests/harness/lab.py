@@ -72,6 +72,13 @@ class Lab(Closing):
         self._names += 1
         return self.directory / f"{self._names}-{name}"
 
+    def key_file(self, text: str) -> Path:
+        """Write a key, or a password, into a file that its owner alone may read."""
+        path = self.new_path("key")
+        path.touch(0o600)
+        path.write_text(text)
+        return path
+
     def new_disk(self) -> Path:
         """Make an empty image that QEMU saves its snapshots in."""
         disk = self.new_path("disk")

@@ -47,8 +47,7 @@ class Host:
         self.anchor = lab.new_path("anchor")
         self.key: tuple[str, ...] = ()
         if is_sealed:
-            path = lab.new_path("key")
-            path.write_text("17" * 32)
+            path = lab.key_file("17" * 32)
             self.key = ("--key", f"file={path},mode=aes-256-cbc")
 
     @property
@@ -413,8 +412,7 @@ def test_anchor_hears_of_what_is_taken_up_without_a_start(
     before = host.key
     new_key: tuple[str, ...] = ()
     if command == "rekey":
-        path = lab.new_path("key")
-        path.write_text("17" * 32)
+        path = lab.key_file("17" * 32)
         host.key = ("--key", f"file={path},mode=aes-256-cbc")
         new_key = ("--new-key", host.key[1])
     for _ in range(2):  # the second time there is nothing left to do

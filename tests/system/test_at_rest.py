@@ -49,8 +49,7 @@ class Sealed(NamedTuple):
 
 def sealed_with(lab: Lab, key: bytes) -> Sealed:
     """Write a key into a file of its own."""
-    path = lab.new_path("key")
-    path.write_text(f"{key.hex()}\n")
+    path = lab.key_file(f"{key.hex()}\n")
     return Sealed(key, ("--key", f"file={path},mode=aes-{8 * len(key)}-cbc"))
 
 
@@ -326,8 +325,7 @@ def test_granted_state_is_taken_up_under_its_key_only(lab: Lab) -> None:
 
 
 def test_remove_takes_the_key_file_away_before_the_guest_is_served(lab: Lab) -> None:
-    path = lab.new_path("key")
-    path.write_text("00" * 16)
+    path = lab.key_file("00" * 16)
     emulator: Emulator = lab.emulator(VTPMD, options=("--key", f"file={path},remove"))
     assert not path.exists()
     with powered(emulator) as (_, tpm):

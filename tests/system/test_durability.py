@@ -28,8 +28,7 @@ KEY = bytes(range(32))
 
 def key_options(lab: Lab) -> tuple[str, str]:
     """Return the option that gives either program a key."""
-    path = lab.new_path("key")
-    path.write_text(f"{KEY.hex()}\n")
+    path = lab.key_file(f"{KEY.hex()}\n")
     return "--key", f"file={path},mode=aes-256-cbc"
 
 

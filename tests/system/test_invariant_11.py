@@ -244,11 +244,9 @@ def test_orphan_that_qemu_shuts_down_ends_in_order(lab: Lab) -> None:
     assert left == {".lock", DAEMON_NAME, "tpm2-00.permall"}
 
 
-def test_key_is_needed_to_attach(lab: Lab, tmp_path: Path) -> None:
+def test_key_is_needed_to_attach(lab: Lab) -> None:
     """And a wrong one is refused."""
-    key, wrong = tmp_path / "key", tmp_path / "wrong"
-    key.write_text("0" * 64)
-    wrong.write_text("1" * 64)
+    key, wrong = lab.key_file("0" * 64), lab.key_file("1" * 64)
     options = ("--key", f"file={key},mode=aes-256-cbc")
     emulator = lab.emulator(EmulatorKind.VTPMD, options=options)
     with ControlClient(emulator.control_path) as control:

@@ -7,6 +7,7 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
+from vtpmd.core.boot import LinkControl, LinkData, LinkEnd
 from vtpmd.core.link import (
     LINK_DIGESTS_BYTES,
     LinkAdmit,
@@ -34,6 +35,10 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_CONDITION_": LinkCondition,
     "LINK_ASKED_": LinkAskedInit,
     "LINK_FD_": core.LinkDescriptor,
+    "LINK_KEY_": core.LinkKey,
+    "LINK_CONTROL_": LinkControl,
+    "LINK_DATA_": LinkData,
+    "LINK_END_WITH_": LinkEnd,
     "LINK_STATE_": StateType,
     "TPM_": LinkCustody,
 }

@@ -114,7 +114,7 @@ def seal(path: Path) -> None:
         (seal, "H", "tpm2-00.journal is sealed: give its key"),
         (lambda path: alter(path, 1024), "K", "is damaged: a sector is altered, at byte 1024"),
         (lambda path: os.truncate(path / JOURNAL_NAME, 4096), "E", "the file's length"),
-        (put_older_state, "L", "older than the journal"),
+        (put_older_state, "L", "tpm2-00.permall is older"),
     ],
 )
 def test_invariant_2_what_is_not_whole_is_refused_and_left(

@@ -239,3 +239,16 @@ def test_a_directory_with_another_key_is_refused_in_one_line(
         assert str(caught.value).startswith(f"cannot read state file {file}: ")
         assert "\n" not in str(caught.value)
     assert before == (file.read_bytes(), stat.S_IMODE(file.stat().st_mode), file.stat().st_mtime_ns)
+
+
+def test_key_that_others_may_read_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(HEX_128)
+    for mode, warnings in ((0o600, 0), (0o640, 0), (0o644, 1)):
+        path.chmod(mode)
+        read_key(parse_key_source(f"file={path}")).close()
+        told = capsys.readouterr().err
+        assert told.count("\n") == told.count("every user may read the key") == warnings
+        assert HEX_128.decode() not in told

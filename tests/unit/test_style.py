@@ -264,7 +264,7 @@ ARROWS = {
     "cli": {"core", "daemon", "front", "pki", "store"},
     "core": {"_core"},
     "daemon": {"core", "migration", "store", "wire"},
-    "front": {"core", "store"},
+    "front": {"core", "daemon", "store"},
     "migration": {"wire"},
     "pki": {"daemon"},
     "store": {"core", "wire"},

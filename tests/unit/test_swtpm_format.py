@@ -3,6 +3,7 @@
 Nothing here is a recorded state: each run lets swtpm make its own.
 """
 
+import hashlib
 import hmac
 import struct
 from collections.abc import Callable
@@ -386,14 +387,28 @@ def test_no_other_key_opens_an_encrypted_file(mode: str) -> None:
         swtpm_format.decode_file(file, key=bytes(length))
 
 
+BARE = bytes.fromhex("0004ab364723") + STATE  # as libtpms begins a permanent state
+
+
 @pytest.mark.parametrize(
-    "file",
-    [STATE, FILE, header(STATE, version=1), header(STATE, version=1, flags=1), header(b"")],
+    "file", [BARE, FILE, header(BARE, version=1), header(BARE, version=1, flags=1), header(b"")]
 )
 def test_with_a_key_no_file_in_the_clear_is_taken(file: bytes) -> None:
     """As swtpm has it: else who can write to the disk could replace the TPM."""
     with pytest.raises(NotEncrypted):
         swtpm_format.decode_file(file, key=bytes(16))
+
+
+@pytest.mark.parametrize("key", [bytes(range(16)), bytes(range(32))], ids=len)
+def test_encrypted_files_of_version_1_are_read(key: bytes) -> None:
+    data = hashlib.sha256(BARE).digest() + BARE
+    body = swtpm_encryption.encrypt(data, key=key, iv=bytes(len(key))).ciphertext
+    for file in (body, header(body, version=1), header(body, version=1, flags=1)):
+        assert swtpm_format.decode_file(file, key=key) == BARE
+        with pytest.raises(KeyWrong):
+            swtpm_format.decode_file(file, key=key[::-1])
+        with pytest.raises(FormatError):
+            swtpm_format.decode_file(file[:-1], key=key)
 
 
 @pytest.mark.parametrize("mode", KEYS)

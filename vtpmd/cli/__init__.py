@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
     _open_standard_descriptors()
     given = sys.argv[1:] if arguments is None else arguments
+    if "socket" in given[:1]:
+        from vtpmd.front.swtpm import main as serve_as_swtpm
+
+        return serve_as_swtpm(given)
     options: argparse.Namespace | SimpleNamespace | None = None
     try:
         try:

@@ -213,13 +213,13 @@ def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
 
 
 def _serving(config: RunConfig, path: str, *, is_alone: bool) -> bytes:
-    from vtpmd.core import pack_link_serving
+    from vtpmd.core import LinkNames, pack_link_serving
     from vtpmd.store.directory import LINK_NAME
 
     program = "vtpmd" if config.name is None else f"vtpmd[{config.name}]"
     is_verbose = config.log_level == "debug"
-    names = os.path.basename(path), LINK_NAME
-    return pack_link_serving(program, *names, is_verbose=is_verbose, is_alone=is_alone)
+    names = LinkNames(socket=os.path.basename(path), link=LINK_NAME)
+    return pack_link_serving(program, names, is_verbose=is_verbose, is_alone=is_alone)
 
 
 def listen_for(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:

@@ -18,6 +18,9 @@ LINK_HEADER_BYTES: int = ffi.sizeof("struct link_header")
 LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 
 
+LOCALITY_MAX = 4
+
+
 class LinkOperation(IntEnum):
     """The operations of the engine link (``enum link_operation``)."""
 
@@ -27,6 +30,8 @@ class LinkOperation(IntEnum):
     SET_KEY = lib.LINK_SET_KEY
     SET_ANCHOR = lib.LINK_SET_ANCHOR
     LOAD_STATE = lib.LINK_LOAD_STATE
+    EXECUTE = lib.LINK_EXECUTE
+    SERVE_DATA = lib.LINK_SERVE_DATA
     GET_CONDITION = lib.LINK_GET_CONDITION
     TAKE_BLOB = lib.LINK_TAKE_BLOB
     END_CONTROL = lib.LINK_END_CONTROL
@@ -53,6 +58,13 @@ class LinkOperation(IntEnum):
     RECORDED = lib.LINK_RECORDED
 
 
+class LinkKey(IntEnum):
+    """What is encrypted with a key (``enum link_key``)."""
+
+    FILE = lib.LINK_KEY_FILE
+    MIGRATION = lib.LINK_KEY_MIGRATION
+
+
 class LinkDescriptor(IntEnum):
     """The descriptors that the engine is started with (``enum link_descriptor``)."""
 
@@ -67,6 +79,40 @@ class LinkDescriptor(IntEnum):
     ANCHOR = lib.LINK_FD_ANCHOR
     CONTROL = lib.LINK_FD_CONTROL
     CONTROL_DIRECTORY = lib.LINK_FD_CONTROL_DIRECTORY
+    DATA = lib.LINK_FD_DATA
+    DATA_DIRECTORY = lib.LINK_FD_DATA_DIRECTORY
+    PID_DIRECTORY = lib.LINK_FD_PID_DIRECTORY
+
+
+class LinkControl(IntEnum):
+    """What the control channel's socket is (``enum link_control``)."""
+
+    LISTENS = lib.LINK_CONTROL_LISTENS
+    CONNECTED = lib.LINK_CONTROL_CONNECTED
+    NONE = lib.LINK_CONTROL_NONE
+
+
+class LinkData(IntEnum):
+    """How the data channel's socket is served (``enum link_data``)."""
+
+    CONNECTED = lib.LINK_DATA_CONNECTED
+    DISCONNECTS = lib.LINK_DATA_DISCONNECTS
+
+
+class LinkEnd(IntEnum):
+    """What ends the vTPM beside SHUTDOWN and a signal (``enum link_end``)."""
+
+    CONTROL = lib.LINK_END_WITH_CONTROL
+    DATA = lib.LINK_END_WITH_DATA
+
+
+class LinkNames(NamedTuple):
+    """The names of the files that the engine removes at its end; empty ones are of none."""
+
+    socket: str = ""
+    link: str = ""
+    data: str = ""
+    pid: str = ""
 
 
 class LinkHeader(NamedTuple):
@@ -141,22 +187,30 @@ def pack_link_anchor(identity: bytes, serial: int, generation: int, digest: byte
 
 def pack_link_serving(
     program: str,
-    socket_name: str = "",
-    link_name: str = "",
+    names: LinkNames,
     *,
     is_verbose: bool = False,
     is_alone: bool = False,
+    control: LinkControl = LinkControl.LISTENS,
+    ends: int = 0,
+    locality_max: int = LOCALITY_MAX,
+    file_mode: int = 0,
 ) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
-    ``program`` is what lines begin with; ``socket_name`` and ``link_name`` the files that the
-    engine removes at its end. Raises ValueError for what has no room.
+    ``program`` is what lines begin with, ``ends`` LinkEnds, added up, ``locality_max`` what QEMU
+    may set, ``file_mode`` that of the state's files, or 0 for swtpm's default. Raises ValueError
+    for what has no room.
     """
-    serving = ffi.new("struct link_serving *", {"is_verbose": is_verbose, "is_alone": is_alone})
+    fields = {"is_verbose": is_verbose, "is_alone": is_alone, "control": control, "ends": ends}
+    fields |= {"locality_max": locality_max, "file_mode": file_mode}
+    serving = ffi.new("struct link_serving *", fields)
     texts = (
         (serving.program, program),
-        (serving.socket_name, socket_name),
-        (serving.link_name, link_name),
+        (serving.socket_name, names.socket),
+        (serving.link_name, names.link),
+        (serving.data_name, names.data),
+        (serving.pid_name, names.pid),
     )
     for field, text in texts:
         data = os.fsencode(text)

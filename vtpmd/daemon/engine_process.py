@@ -55,7 +55,7 @@ def become(descriptors: dict[LinkDescriptor, int], announce: Callable[[], None])
     """
     copies = _copies(descriptors)
     announce()
-    for fd in range(LinkDescriptor.SOCKET, LinkDescriptor.CONTROL_DIRECTORY + 1):
+    for fd in range(LinkDescriptor.SOCKET, max(LinkDescriptor) + 1):
         _move_away(fd)
     for fd in (LinkDescriptor.INPUT, LinkDescriptor.LIBRARY_LOG):
         _open_null(fd)

@@ -53,8 +53,10 @@ def listen(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[s
 
 
 @contextmanager
-def listen_bare(path: str | os.PathLike[str], option: str = "--socket") -> Iterator[BareSocket]:
-    """Listen on ``path`` (mode 0600), and remove the file afterwards.
+def listen_bare(
+    path: str | os.PathLike[str], option: str = "--socket", mode: int = 0o600
+) -> Iterator[BareSocket]:
+    """Listen on ``path``, and remove the file afterwards.
 
     A socket that nobody serves any more is replaced; anything else in its place is left alone.
     ``option`` is what gives another path, for errors.
@@ -63,7 +65,7 @@ def listen_bare(path: str | os.PathLike[str], option: str = "--socket") -> Itera
     _check_length(path, option)
     with closing(BareSocket(AF_UNIX, SOCK_STREAM)) as listening:
         with _alone_at(path, option):
-            _bind(listening, path, option)
+            _bind(listening, path, option, mode)
             listening.listen(BACKLOG)
         try:
             yield listening
@@ -150,11 +152,13 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _bind(listening: BareSocket, path: str | os.PathLike[str], option: str) -> None:
+def _bind(
+    listening: BareSocket, path: str | os.PathLike[str], option: str, mode: int = 0o600
+) -> None:
     if _is_socket(path):
         _remove_stale(path, option)
     # The file has its mode from the start: there is no moment for another user to connect.
-    umask = os.umask(0o177)
+    umask = os.umask(0o777 & ~mode)
     try:
         listening.bind(os.fspath(path))
     except OSError as error:

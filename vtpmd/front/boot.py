@@ -9,13 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager
+from itertools import chain
 
 from vtpmd import core
-from vtpmd.core import LinkHeader, LinkOperation
+from vtpmd.core import LinkHeader, LinkKey, LinkOperation
 from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.keys import Key
@@ -28,15 +29,20 @@ Message = tuple[LinkOperation, int, bytes | bytearray]
 
 @contextmanager
 def boot_record(
-    begun: Start, key: Key | None, anchor: Anchor | None, serving: bytes
+    begun: Start,
+    key: Key | None,
+    anchor: Anchor | None,
+    serving: bytes,
+    then: Sequence[Message] = (),
 ) -> Iterator[int]:
     """Make a boot record, and close its descriptor afterwards.
 
-    ``serving`` is from ``core.pack_link_serving()``. Raises OSError.
+    ``serving`` is from ``core.pack_link_serving()``; ``then`` comes last. Raises OSError.
     """
     fd = os.memfd_create("vtpmd-boot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        for operation, argument, payload in _messages(begun, key, anchor, serving):
+        # One after the other: what has a secret is overwritten once it is written.
+        for operation, argument, payload in chain(_messages(begun, key, anchor, serving), then):
             header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
             os.writev(fd, [core.pack_link_header(header), payload])
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -58,7 +64,7 @@ def _messages(
     yield LinkOperation.SET_JOURNAL, 0, journal
     journal[:] = bytes(len(journal))
     if key is not None:
-        yield LinkOperation.SET_KEY, 0, key.material
+        yield LinkOperation.SET_KEY, LinkKey.FILE, key.material
     if anchor is not None:
         seen = anchor.serial, anchor.generation, anchor.digest
         says = core.pack_link_anchor(begun.identity, *seen)

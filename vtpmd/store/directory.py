@@ -166,6 +166,7 @@ class StateDirectory(OpenDirectory):
     def __init__(self, path: str | os.PathLike[str], directory_fd: int, lock_fd: int) -> None:
         super().__init__(path, directory_fd)
         self.lock_fd = lock_fd
+        self.file_mode = FILE_MODE
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, make: bool = True) -> StateDirectory:
@@ -190,6 +191,18 @@ class StateDirectory(OpenDirectory):
                 raise
             raise failure from error
         return cls(path, *descriptors)
+
+    def set_file_mode(self, mode: int) -> None:
+        """Have the state's files, those that are there too, have this mode. Raises OSError."""
+        self.file_mode = mode
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        for name in map(state_file, STATE_NAMES):
+            with suppress(FileNotFoundError):
+                fd = os.open(name, flags, dir_fd=self.directory_fd)
+                try:
+                    os.fchmod(fd, mode)
+                finally:
+                    os.close(fd)
 
     def write_in_place(self) -> None:
         """Have files that are made from now on written in place, where btrfs would copy them.
@@ -280,8 +293,9 @@ class StateDirectory(OpenDirectory):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._unlink(temporary)
-            fd = os.open(temporary, flags, FILE_MODE, dir_fd=self.directory_fd)
+            fd = os.open(temporary, flags, self.file_mode, dir_fd=self.directory_fd)
             with os.fdopen(fd, "wb") as file:
+                os.fchmod(fd, self.file_mode)
                 file.write(content)
                 file.flush()
                 os.fsync(fd)

@@ -3,6 +3,8 @@
     --key file=PATH|fd=N[,format=hex|binary][,mode=MODE][,remove]
     --key pwdfile=PATH|pwdfd=N[,kdf=pbkdf2|sha512][,mode=MODE][,remove]
 
+The migration key is read alike, and nothing is derived from it.
+
 The state files are encrypted with the key itself, as swtpm does it. What is vtpmd's own has a key
 derived for that one purpose, with HKDF-SHA256 (RFC 5869). Sources: swtpm's ``common.c``
 (parse_key_options) and ``key.c``. Where swtpm would quietly take another key than was meant (of two
@@ -11,6 +13,9 @@ files, or of half the length), this refuses.
 
 import errno
 import os
+import stat
+import sys
+from functools import partial
 from typing import Final, NamedTuple
 
 from vtpmd.closing import Closing
@@ -36,8 +41,9 @@ DERIVED_BYTES: Final = 32
 
 
 class KeySource(NamedTuple):
-    """Where a key comes from: the value of ``--key``."""
+    """Where a key comes from: the value of ``--key``, or of another ``option``."""
 
+    option: str
     source: str  # one of SOURCES
     place: str  # a path, or the number of a descriptor
     key_bytes: int
@@ -80,27 +86,28 @@ class Key(Closing):
         self.material[:] = bytes(len(self.material))
 
 
-def parse_key_source(text: str) -> KeySource:
-    """Return what the value of ``--key`` says. Raises UsageError."""
-    options = _split(text)
+def parse_key_source(text: str, option: str = "--key") -> KeySource:
+    """Return what the value of an ``option`` says. Raises UsageError."""
+    options = _split(text, option)
     given = [name for name in SOURCES if name in options]
     if len(given) != 1:
-        raise UsageError(f"--key needs one of {', '.join(f'{name}=' for name in SOURCES)}")
+        raise UsageError(f"{option} needs one of {', '.join(f'{name}=' for name in SOURCES)}")
     (source,) = given
     place = options[source]
     if source.endswith("fd") and not (place.isascii() and place.isdigit()):
-        raise UsageError(f"--key {source}={place}: this is no number of a descriptor")
+        raise UsageError(f"{option} {source}={place}: this is no number of a descriptor")
     foreign = "kdf" if source in ("file", "fd") else "format"
     if foreign in options:
-        raise UsageError(f"--key {foreign}= does not go with {source}=")
-    mode = _choice(options, "mode", tuple(MODES), "aes-cbc")
+        raise UsageError(f"{option} {foreign}= does not go with {source}=")
+    choice = partial(_choice, option, options)
     return KeySource(
+        option,
         source,
         place,
-        MODES[mode],
-        _choice(options, "format", FORMATS, "hex"),
-        _choice(options, "kdf", KDFS, "pbkdf2"),
-        _choice(options, "remove", ("true", "false"), "false") == "true",
+        MODES[choice("mode", tuple(MODES), "aes-cbc")],
+        choice("format", FORMATS, "hex"),
+        choice("kdf", KDFS, "pbkdf2"),
+        choice("remove", ("true", "false"), "false") == "true",
     )
 
 
@@ -114,7 +121,7 @@ def read_key(source: KeySource) -> Key:
         content = _read(source, PASSWORD_BYTES_MAX + 1 if is_password else KEY_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise VtpmdError(
-            f"cannot read the key from {source}: {error.strerror}; check --key"
+            f"cannot read the key from {source}: {error.strerror}; check {source.option}"
         ) from error
     try:
         if is_password:
@@ -135,24 +142,26 @@ def read_key(source: KeySource) -> Key:
     return Key(material)
 
 
-def _split(text: str) -> dict[str, str]:
+def _split(text: str, option: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for item in text.split(","):
         name, equals, value = item.partition("=")
         if name not in (*SOURCES, "mode", "format", "kdf", "remove"):
-            raise UsageError(f"--key has no {name!r}")
+            raise UsageError(f"{option} has no {name!r}")
         if name in options:
-            raise UsageError(f"--key has {name!r} twice")
+            raise UsageError(f"{option} has {name!r} twice")
         options[name] = value if equals or name != "remove" else "true"
         if not options[name]:
-            raise UsageError(f"--key {name}= has no value")
+            raise UsageError(f"{option} {name}= has no value")
     return options
 
 
-def _choice(options: dict[str, str], name: str, known: tuple[str, ...], default: str) -> str:
+def _choice(
+    option: str, options: dict[str, str], name: str, known: tuple[str, ...], default: str
+) -> str:
     value = options.get(name, default)
     if value not in known:
-        raise UsageError(f"--key {name}={value}: use one of {', '.join(known)}")
+        raise UsageError(f"{option} {name}={value}: use one of {', '.join(known)}")
     return value
 
 
@@ -167,6 +176,7 @@ def _read(source: KeySource, bytes_max: int) -> bytearray:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     content = bytearray()
     try:
+        _warn_of_readers(source, os.fstat(fd).st_mode)
         while len(content) < bytes_max and (piece := os.read(fd, bytes_max - len(content))):
             content += piece
     finally:
@@ -174,11 +184,17 @@ def _read(source: KeySource, bytes_max: int) -> bytearray:
     return content
 
 
+def _warn_of_readers(source: KeySource, mode: int) -> None:
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        warning = f"every user may read the key in {source}; chmod o-r it"
+        print(f"vtpmd: warning: {warning}", file=sys.stderr)
+
+
 def _from_password(password: bytearray, source: KeySource) -> bytearray:
     """Return the key that a password makes, with the newline at its end if it has one."""
     if not password or len(password) > PASSWORD_BYTES_MAX:
         what = "is empty" if not password else f"has more than {PASSWORD_BYTES_MAX} bytes"
-        raise VtpmdError(f"the password in {source} {what}; check --key")
+        raise VtpmdError(f"the password in {source} {what}; check {source.option}")
     import hashlib
 
     if source.kdf == "sha512":

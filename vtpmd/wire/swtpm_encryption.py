@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY_SIZES: Final = (16, 32)  # bytes: AES-128, AES-256
 MAC_BYTES: Final = 32
+DIGEST_BYTES: Final = 32
 IV_BYTES_MAX: Final = max(KEY_SIZES)
 PADDING_BYTES_MAX: Final = max(KEY_SIZES)
 AES_BLOCK_BYTES: Final = 16
@@ -61,6 +62,27 @@ def decrypt(encrypted: Encrypted, *, key: bytes | bytearray) -> bytes:
         raise DecryptionError
     if not ciphertext or len(ciphertext) % len(key):
         raise DecryptionError
+    return _decrypt(ciphertext, key, iv)
+
+
+def decrypt_old(ciphertext: bytes, *, key: bytes | bytearray) -> bytes:
+    """Return what version 1 of swtpm's format encrypts: SHA-256 and data, under an IV of zeros.
+
+    Raises DecryptionError.
+    """
+    import hashlib
+    import hmac
+
+    if not ciphertext or len(ciphertext) % len(key):
+        raise DecryptionError
+    opened = _decrypt(ciphertext, key, bytes(AES_BLOCK_BYTES))
+    digest, data = opened[:DIGEST_BYTES], opened[DIGEST_BYTES:]
+    if not hmac.compare_digest(digest, hashlib.sha256(data).digest()):
+        raise DecryptionError
+    return data
+
+
+def _decrypt(ciphertext: bytes, key: bytes | bytearray, iv: bytes) -> bytes:
     decryptor = _cipher(key, iv).decryptor()
     padded = decryptor.update(ciphertext) + decryptor.finalize()
     padding = padded[-1]

@@ -7,7 +7,8 @@ A TLV LINEAGE may be the last, which swtpm does not look at.
 
 With a key, the TLVs ENCRYPTED_DATA, HMAC and IVEC_ENCRYPTED_DATA stand in place of DATA, and the
 flags say so. ``docs/state-format.md`` has the tables. Sources: swtpm's ``swtpm_nvstore.c`` and
-``tlv.c``. What is encrypted with the migration key is recognised and refused.
+``tlv.c``. With a migration key, ENCRYPTED_MIGRATION_DATA, HMAC and IVEC_ENCRYPTED_MIGRATION_DATA
+stand in place of MIGRATION_DATA. Version 1 has no TLVs, and its files no header.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vtpmd.wire.swtpm_encryption import (
     DecryptionError,
     Encrypted,
     decrypt,
+    decrypt_old,
     encrypt,
 )
 from vtpmd.wire.tpm import Result
@@ -43,6 +45,11 @@ HEADER = Struct(">BBHHI")
 TLV = Struct(">HI")
 # identity, generation
 LINEAGE = Struct(">16sQ")
+
+# What a bare state of a TPM 2.0 begins with, after two bytes of a version: libtpms' magics of its
+# permanent and its volatile state (StateMarshal.c).
+BARE_MAGIC_AT = 2
+BARE_MAGICS = (bytes.fromhex("ab364723"), bytes.fromhex("45637889"))
 
 # What encryption adds: padding, and the TLVs of HMAC and IV.
 ENCRYPTION_BYTES_MAX = PADDING_BYTES_MAX + 2 * TLV.size + MAC_BYTES + IV_BYTES_MAX
@@ -99,8 +106,10 @@ class KeyNeeded(FormatError):
     """A state file or blob is encrypted, and there is no key for it."""
 
     def __init__(self, key: str) -> None:
-        what_now = "give it with --key" if key == "file" else "have it written without that key"
-        super().__init__(f"it is encrypted with swtpm's {key} key: {what_now}", Result.KEYNOTFOUND)
+        option = "--key" if key == "file" else "--migration-key"
+        super().__init__(
+            f"it is encrypted with swtpm's {key} key: give it with {option}", Result.KEYNOTFOUND
+        )
 
 
 class KeyWrong(FormatError):
@@ -167,9 +176,9 @@ def _find_lineage(version: int, body: bytes) -> Lineage | None:
 def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
     """Return the state that a file holds.
 
-    A file whose header is not there is of version 1: bare state, which libtpms will check. With a
-    ``key`` the file must be encrypted with it, as swtpm demands, too. Raises KeyNeeded, KeyWrong,
-    NotEncrypted or FormatError.
+    A file whose header is not there is of version 1: bare state, which libtpms will check, or
+    encrypted as that version did. With a ``key`` the file must be encrypted with it, as swtpm
+    demands, too. Raises KeyNeeded, KeyWrong, NotEncrypted or FormatError.
     """
     if len(data) > FILE_BYTES_MAX:
         what = f"it has {len(data)} bytes; no state has more than {FILE_BYTES_MAX}"
@@ -181,7 +190,7 @@ def decode_file(data: bytes, *, key: bytes | bytearray | None = None) -> bytes:
     if key is not None:
         if not _is_encrypted(version, flags, body):
             raise NotEncrypted
-        state = _decrypt(body, flags, key)
+        state = _decrypt(body, version, flags, key, _STATE)
     elif flags & HeaderFlag.ENCRYPTED:
         raise KeyNeeded("file")
     else:
@@ -197,11 +206,20 @@ def encode_blob(
     *,
     key: bytes | bytearray | None = None,
     iv: bytes = b"",
+    migration_key: bytes | bytearray | None = None,
 ) -> bytes:
-    """Return the blob that carries a state; ``key`` and ``iv`` are as for a file."""
-    flags, inner = _wrap(state, key, iv)
-    body = _tlv(Tag.MIGRATION_DATA, inner) + _lineage_tlv(lineage)
-    return _with_header(HeaderFlag.MIGRATION_DATA | flags, body)
+    """Return the blob that carries a state; ``key`` and ``iv`` are as for a file.
+
+    With a ``migration_key`` there is an ``iv`` that is as long.
+    """
+    flags, inner = _wrap(state, key, iv[: len(key or b"")])
+    flags |= HeaderFlag.MIGRATION_DATA
+    if migration_key is None:
+        body = _tlv(Tag.MIGRATION_DATA, inner)
+    else:
+        flags |= _MIGRATION.flags(migration_key)
+        body = _seal(inner, migration_key, iv[: len(migration_key)], _MIGRATION)
+    return _with_header(flags, body + _lineage_tlv(lineage))
 
 
 def read_blob_lineage(data: bytes) -> Lineage | None:
@@ -218,12 +236,16 @@ def read_blob_lineage(data: bytes) -> Lineage | None:
 
 
 def decode_blob(
-    data: bytes, *, encrypted: bool = False, key: bytes | bytearray | None = None
+    data: bytes,
+    *,
+    encrypted: bool = False,
+    key: bytes | bytearray | None = None,
+    migration_key: bytes | bytearray | None = None,
 ) -> bytes:
     """Return the state that a blob carries: empty if the blob is, or is a header alone.
 
     ``encrypted`` is what the client says of it, with StateFlag.ENCRYPTED. A blob in the clear is
-    taken with a ``key``, too: it comes from QEMU, not from the disk. Raises KeyNeeded, KeyWrong or
+    taken with keys, too: it comes from QEMU, not from the disk. Raises KeyNeeded, KeyWrong or
     FormatError, with the result that swtpm gives for the same blob.
     """
     if not data:
@@ -231,50 +253,94 @@ def decode_blob(
     version, flags, body = _split_header(data)
     if not body:
         return b""
-    if flags & HeaderFlag.MIGRATION_ENCRYPTED:
+    if flags & HeaderFlag.MIGRATION_ENCRYPTED and migration_key is None:
         raise KeyNeeded("migration")
     encrypted = encrypted or bool(flags & HeaderFlag.ENCRYPTED)
     if encrypted and key is None:
         raise KeyNeeded("file")
-    if version < VERSION:
-        if encrypted:
-            raise FormatError("it is encrypted as swtpm did before version 2", Result.FAIL)
-        return body
-    inner = _find(body, Tag.MIGRATION_DATA)
-    return _decrypt(inner, flags, key) if encrypted and key is not None else _find(inner, Tag.DATA)
+    if flags & HeaderFlag.MIGRATION_ENCRYPTED and migration_key is not None:
+        inner = _decrypt(body, version, flags, migration_key, _MIGRATION)
+    else:
+        inner = _plain(body, version, Tag.MIGRATION_DATA)
+    if encrypted and key is not None:
+        return _decrypt(inner, version, flags, key, _STATE)
+    return _plain(inner, version, Tag.DATA)
+
+
+def _plain(data: bytes, version: int, tag: Tag) -> bytes:
+    return data if version < VERSION else _find(data, tag)
 
 
 def _wrap(state: bytes | bytearray, key: bytes | bytearray | None, iv: bytes) -> tuple[int, bytes]:
     """Return the flags for a state, and its TLVs."""
     if key is None:
         return 0, _tlv(Tag.DATA, state)
-    flags = HeaderFlag.ENCRYPTED | (HeaderFlag.ENCRYPTED_256BIT_KEY if len(key) == 32 else 0)
-    encrypted = encrypt(state, key=key, iv=iv)
-    tags = (Tag.ENCRYPTED_DATA, Tag.HMAC, Tag.IVEC_ENCRYPTED_DATA)
-    return flags, b"".join(_tlv(tag, data) for tag, data in zip(tags, encrypted, strict=True))
+    return _STATE.flags(key), _seal(state, key, iv, _STATE)
+
+
+class _Sealing(NamedTuple):
+    """How something is encrypted."""
+
+    data: Tag
+    iv: Tag
+    flag: HeaderFlag
+    flag_256bit_key: HeaderFlag
+    skipped: tuple[Tag, ...]  # the encrypted TLVs that may be before its HMAC and IV
+
+    def flags(self, key: bytes | bytearray) -> int:
+        return self.flag | (self.flag_256bit_key if len(key) == max(KEY_SIZES) else 0)
+
+
+_STATE = _Sealing(
+    *(Tag.ENCRYPTED_DATA, Tag.IVEC_ENCRYPTED_DATA),
+    *(HeaderFlag.ENCRYPTED, HeaderFlag.ENCRYPTED_256BIT_KEY),
+    (Tag.ENCRYPTED_DATA,),
+)
+_MIGRATION = _Sealing(
+    *(Tag.ENCRYPTED_MIGRATION_DATA, Tag.IVEC_ENCRYPTED_MIGRATION_DATA),
+    *(HeaderFlag.MIGRATION_ENCRYPTED, HeaderFlag.MIGRATION_256BIT_KEY),
+    (Tag.ENCRYPTED_DATA, Tag.ENCRYPTED_MIGRATION_DATA),
+)
+
+
+def _seal(data: bytes | bytearray, key: bytes | bytearray, iv: bytes, sealing: _Sealing) -> bytes:
+    encrypted = encrypt(data, key=key, iv=iv)
+    tags = (sealing.data, Tag.HMAC, sealing.iv)
+    return b"".join(_tlv(tag, each) for tag, each in zip(tags, encrypted, strict=True))
 
 
 def _is_encrypted(version: int, flags: int, body: bytes) -> bool:
+    if version < VERSION:
+        return not body[BARE_MAGIC_AT:].startswith(BARE_MAGICS)
     # The flag is not authenticated: the tag of the first TLV says it, too.
     tag = int.from_bytes(body[:2], "big")
-    return version >= VERSION and (bool(flags & HeaderFlag.ENCRYPTED) or tag == Tag.ENCRYPTED_DATA)
+    return bool(flags & HeaderFlag.ENCRYPTED) or tag == Tag.ENCRYPTED_DATA
 
 
-def _decrypt(body: bytes, flags: int, key: bytes | bytearray) -> bytes:
-    key_bytes = max(KEY_SIZES) if flags & HeaderFlag.ENCRYPTED_256BIT_KEY else min(KEY_SIZES)
-    if len(key) != key_bytes:
-        what = f"it is encrypted with a key of {8 * key_bytes} bits; the one given has "
-        raise KeyWrong(f"{what}{8 * len(key)}", Result.BAD_KEY_PROPERTY)
-    mac = _find(body, Tag.HMAC, skipped=(Tag.ENCRYPTED_DATA,))
-    if len(mac) != MAC_BYTES:
-        raise FormatError(f"its HMAC has {len(mac)} bytes, not {MAC_BYTES}", Result.FAIL)
-    ciphertext = _find(body, Tag.ENCRYPTED_DATA)
-    iv = _find(body, Tag.IVEC_ENCRYPTED_DATA, skipped=(Tag.ENCRYPTED_DATA,))
+def _decrypt(
+    body: bytes, version: int, flags: int, key: bytes | bytearray, sealing: _Sealing
+) -> bytes:
     try:
-        return decrypt(Encrypted(ciphertext, mac, iv), key=key)
+        if version < VERSION:
+            return decrypt_old(body, key=key)
+        return decrypt(_find_encrypted(body, flags, key, sealing), key=key)
     except DecryptionError:
         what = "it does not open with this key: the key is another one, or it was altered"
         raise KeyWrong(what, Result.DECRYPT_ERROR) from None
+
+
+def _find_encrypted(
+    body: bytes, flags: int, key: bytes | bytearray, sealing: _Sealing
+) -> Encrypted:
+    key_bytes = max(KEY_SIZES) if flags & sealing.flag_256bit_key else min(KEY_SIZES)
+    if len(key) != key_bytes:
+        what = f"it is encrypted with a key of {8 * key_bytes} bits; the one given has "
+        raise KeyWrong(f"{what}{8 * len(key)}", Result.BAD_KEY_PROPERTY)
+    mac = _find(body, Tag.HMAC, skipped=sealing.skipped)
+    if len(mac) != MAC_BYTES:
+        raise FormatError(f"its HMAC has {len(mac)} bytes, not {MAC_BYTES}", Result.FAIL)
+    ciphertext = _find(body, sealing.data)
+    return Encrypted(ciphertext, mac, _find(body, sealing.iv, skipped=sealing.skipped))
 
 
 def _with_header(flags: int, body: bytes, minimum_version: int = MINIMUM_VERSION) -> bytes:

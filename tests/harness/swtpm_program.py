@@ -1,0 +1,69 @@
+"""The program that stands in swtpm's place, and swtpm, started by the same command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+OURS = Path(sys.executable).with_name("vtpmd-swtpm")
+PROGRAMS = {"swtpm": Path("/usr/bin/swtpm"), "vtpmd": OURS}
+TIMEOUT_S = 30
+POLL_S = 0.01
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Return once it is so; AssertionError after TIMEOUT_S."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(POLL_S)
+
+
+class Place:
+    """A directory with a state, and what is served from it."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self.directory = directory
+        self.state = directory / "state"
+        self.state.mkdir(parents=True)
+        self.control = directory / "ctrl"
+        self.pid_file = directory / "pid"
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def options(self, *more: str) -> list[str]:
+        """Return a command line that serves, with what comes in addition."""
+        return [
+            str(self.program),
+            "socket",
+            "--tpm2",
+            *("--ctrl", f"type=unixio,path={self.control}"),
+            *("--tpmstate", f"dir={self.state}"),
+            *("--pid", f"file={self.pid_file}"),
+            *more,
+        ]
+
+    def start(self, *more: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+        """Start it, and wait until it can be connected to."""
+        process = subprocess.Popen(
+            self.options(*more),
+            cwd=self.directory,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=fds,
+        )
+        self._processes.append(process)
+        wait_until(self.pid_file.exists)
+        return process
+
+    def end(self) -> None:
+        """Kill what runs still."""
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            os.kill(int(self.pid_file.read_text()), signal.SIGKILL)

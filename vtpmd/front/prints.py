@@ -1,0 +1,142 @@
+"""What swtpm's command line has printed, on standard output, instead of serving.
+
+The layout is swtpm's to the blank: programs look into it with less than a parser of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+from vtpmd.daemon.engine_process import EXECUTABLE
+from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtpmd.front.options import Given
+
+# What works. Sizes of RSA keys, of a TPM 2.0, follow.
+FEATURES = (
+    "tpm-2.0",
+    "tpm-send-command-header",
+    "flags-opt-startup",
+    "ctrl-opt-terminate",
+    "cmdarg-seccomp",
+    "cmdarg-key-fd",
+    "cmdarg-pwd-fd",
+    "cmdarg-print-states",
+    "nvram-backend-dir",
+)
+LAST_FEATURES = ("cmdarg-print-info", "tpmstate-opt-lock")
+INFO_FEATURES = 4  # TPMLIB_INFO_TPMFEATURES
+ENGINE_TIMEOUT_S = 10
+
+HELP = """\
+Usage: swtpm socket [options]
+
+Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
+
+  --tpm2                      a TPM 2.0
+  --ctrl type=unixio,path=PATH[,mode=0770][,uid=USER][,gid=GROUP][,terminate]
+  --ctrl type=unixio,fd=N|clientfd=N[,terminate]
+  --ctrl type=tcp,port=N[,bindaddr=ADDRESS][,terminate]
+                              the control channel
+  --server [type=tcp,]port=N[,bindaddr=ADDRESS][,disconnect]
+  --server type=unixio,path=PATH[,mode=0770][,uid=USER][,gid=GROUP][,disconnect]
+  --server fd=N; -p, --port N; -f, --fd N
+                              the data channel, beside what a control channel brings
+  --tpmstate dir=PATH|backend-uri=dir://PATH[,mode=0640][,lock]
+                              where the state is; without it TPM_PATH says so
+  --key file=PATH|fd=N|pwdfile=PATH|pwdfd=N[,mode=aes-256-cbc][,format=hex][,kdf=pbkdf2][,remove]
+                              what the state's files are encrypted with
+  --migration-key …           what state blobs are encrypted with on their way; as --key
+  --migration incoming,release-lock-outgoing
+                              taken, but the lock is held to the end
+  --flags not-need-init,startup-clear|startup-state|startup-none
+                              be powered on from the start, and started up
+  --locality reject-locality-4
+  --log file=PATH|fd=N[,level=N][,prefix=TEXT][,truncate]
+  --pid file=PATH|fd=N        where to write the process number
+  -t, --terminate             end with the connection of the data channel
+  -d, --daemon                return once the sockets listen
+  -r, --runas USER            run as another user
+  --seccomp action=kill       how system calls are kept to an allow-list
+  --print-capabilities        say what this program can do
+  --print-states              say which states there are
+  --print-info FLAGS          say what libtpms says of itself
+  -h, --help; -v, --version
+
+example:
+  swtpm socket --tpm2 --ctrl type=unixio,path=/run/web1.sock --tpmstate dir=/srv/web1 --terminate
+
+exit status:
+  0  ended by SHUTDOWN, a signal, or a connection's end with terminate
+  1  it could not start; standard error says why
+  7  ended, but the state's journal is still needed: `vtpmd fold` makes the state swtpm's own
+"""
+
+
+def version() -> str:
+    """Return what ``--version`` says."""
+    return f"TPM emulator version {_version()}, vtpmd"
+
+
+def _version() -> str:
+    from importlib.metadata import version as version_of
+
+    return version_of("vtpmd")
+
+
+def run(given: Given) -> int:
+    """Print what a command line asks for; return the exit status. Raises VtpmdError."""
+    if "help" in given.flags:
+        print(HELP, end="")
+    elif "version" in given.flags:
+        print(version())
+    elif "print-capabilities" in given.flags:
+        print(capabilities(is_tpm2="tpm2" in given.flags))
+    elif "print-states" in given.flags:
+        print(states(given), end="")
+    elif "print-info" in given.words:
+        print(_info(int(given.words["print-info"])))
+    else:
+        raise UsageError("--print-profiles is not served yet")
+    return 0
+
+
+def capabilities(*, is_tpm2: bool) -> str:
+    """Return what can be done, as one line of JSON. Raises VtpmdError."""
+    sizes = json.loads(_info(INFO_FEATURES))["TPMFeatures"]["RSAKeySizes"] if is_tpm2 else []
+    features = (*FEATURES, *(f"rsa-keysize-{size}" for size in sizes), *LAST_FEATURES)
+    listed = ", ".join(f'"{feature}"' for feature in features)
+    return f'{{ "type": "swtpm", "features": [ {listed} ], "version": "{_version()}" }}'
+
+
+def states(given: Given) -> str:
+    """Return which states' files there are, as JSON. Raises VtpmdError."""
+    from vtpmd.front.swtpm import state_directory
+    from vtpmd.store.directory import STATE_NAMES, look_into, state_file
+
+    if "tpmstate" not in given.lists:
+        raise UsageError("--print-states needs --tpmstate")
+    found = []
+    with look_into(state_directory(given.lists["tpmstate"])) as directory:
+        for kind, name in STATE_NAMES.items():
+            if "tpm2" in given.flags and directory.exists(state_file(kind)):
+                size = os.stat(state_file(kind), dir_fd=directory.directory_fd).st_size
+                found.append(f'{{"name": "{name}", "size": {size}}}')
+    listed = f" {', '.join(found)} " if found else ""
+    return f'{{ "type": "swtpm", "states": [{listed}] }}'
+
+
+def _info(flags: int) -> str:
+    """Return what libtpms says of itself. Raises VtpmdError."""
+    command = [EXECUTABLE, "info", str(flags)]
+    try:
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise VtpmdError(f"cannot ask libtpms: {error}; install vtpmd again") from error
+    return done.stdout.rstrip("\n")

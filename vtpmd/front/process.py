@@ -1,0 +1,142 @@
+"""What a command line makes of the process: its log, its process number's file, its user."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+
+from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vtpmd.front.options import Values
+
+LOG_MODE = 0o640
+PID_MODE = 0o644
+ERROR_FD = 2
+FAILED = 1
+
+
+def open_log(values: Values) -> int | None:
+    """Return a descriptor of the log that ``--log`` names, or None for standard error.
+
+    Raises VtpmdError.
+    """
+    if "fd" in values:
+        return int(values["fd"])
+    path = values.get("file")
+    if path is None:
+        return None
+    if path == "-":
+        path = os.devnull  # as swtpm takes it: no log
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    flags |= os.O_TRUNC if values.get("truncate") else 0
+    try:
+        return os.open(str(path), flags, LOG_MODE)
+    except OSError as error:
+        raise VtpmdError(
+            f"cannot open log {path}: {error.strerror}; give another one with --log"
+        ) from error
+
+
+def write_pid(values: Values) -> str | None:
+    """Write the process number where ``--pid`` says; return the path if it is one.
+
+    A file that is made is there only when it is whole: who waits for it reads it at once. Raises
+    VtpmdError.
+    """
+    number = f"{os.getpid()}\n".encode()
+    path = values.get("file")
+    if path is None and "fd" not in values:
+        raise UsageError("--pid needs file= or fd=")
+    try:
+        if path is None:
+            os.write(int(values["fd"]), number)
+            return None
+        _write_whole(str(path), number)
+    except OSError as error:
+        raise VtpmdError(
+            f"cannot write the process number to {path or values['fd']}: {error.strerror}; give "
+            "another --pid"
+        ) from error
+    return str(path)
+
+
+def _write_whole(path: str, content: bytes) -> None:
+    try:
+        # Who has made the file looks into it by a descriptor: swtpm_setup, for one.
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    except FileNotFoundError:
+        _make_whole(path, content)
+        return
+    _fill(fd, content)
+
+
+def _make_whole(path: str, content: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    _fill(os.open(temporary, flags, PID_MODE), content)
+    os.rename(temporary, path)
+
+
+def _fill(fd: int, content: bytes) -> None:
+    try:
+        os.fchmod(fd, PID_MODE)
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def become_user(name: str) -> None:
+    """Run as another user, with its groups. Raises UsageError or VtpmdError."""
+    import pwd
+
+    try:
+        user = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(f"--runas {name}: there is no such user") from None
+    try:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    except OSError as error:
+        raise VtpmdError(f"cannot run as {name}: {error.strerror}; be root") from error
+
+
+@contextmanager
+def in_background(*, wanted: bool) -> Iterator[int | None]:
+    """Go on in a child if that is wanted; the parent ends when it is told so.
+
+    Yields the descriptor to tell it by, with ``tell_parent()``, or None. The parent ends with 0
+    then, and else with the child's exit status.
+    """
+    if not wanted:
+        yield None
+        return
+    told_fd, tell_fd = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child != 0:
+        os.close(tell_fd)
+        os._exit(_follow(told_fd, child))
+    os.close(told_fd)
+    os.setsid()
+    yield tell_fd
+
+
+def _follow(told_fd: int, child: int) -> int:
+    """Wait until the child serves, or has ended; return the exit status."""
+    if os.read(told_fd, 1):
+        return 0
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) or FAILED
+
+
+def tell_parent(tell_fd: int, log_fd: int | None) -> None:
+    """Say that this serves now; from then on there is nobody on standard error."""
+    if log_fd is None:
+        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null_fd, ERROR_FD)
+    with suppress(BrokenPipeError):  # the parent was ended
+        os.write(tell_fd, b"1")

@@ -1,0 +1,329 @@
+"""``swtpm socket …``: serve one vTPM as swtpm does, by swtpm's command line.
+
+The process that is started becomes the engine: whoever started it holds its process number, and the
+descriptors that it was given.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.front.options import parse
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+
+    from vtpmd.core import LinkDescriptor
+    from vtpmd.front.boot import Message
+    from vtpmd.front.options import Given, Values
+    from vtpmd.front.sockets import Channel
+    from vtpmd.store.keys import Key
+    from vtpmd.store.start import Start
+
+FAILED = 1  # swtpm's status for everything that goes wrong
+PROGRAM = "swtpm"
+VERBOSE_LEVEL = 5  # of --log, from which on swtpm logs what it is told
+# The engine keeps to its allow-list whatever is asked for: to do with less is nobody's loss.
+SECCOMP_ACTIONS = ("kill", "log", "none")
+# TPM2_Startup: the type of each flag.
+STARTUPS = {"startup-clear": 0, "startup-state": 1}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program named swtpm; return the exit status. Errors are one line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except VtpmdError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+    except OSError as error:
+        what = "" if error.filename is None else f"{error.filename}: "
+        print(f"{PROGRAM}: cannot start: {what}{error.strerror}", file=sys.stderr)
+    return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    kind, *rest = arguments or [""]
+    if kind in ("-h", "--help"):
+        from vtpmd.front.prints import HELP
+
+        print(HELP, end="")
+        return 0
+    if kind in ("-v", "--version"):
+        from vtpmd.front.prints import version
+
+        print(version())
+        return 0
+    if kind == "socket":
+        return socket(rest)
+    if kind in ("chardev", "cuse"):
+        raise UsageError(f"{kind} is not served: only `socket` is; use swtpm's own program for it")
+    raise UsageError(f"unknown interface {kind!r}: begin with `socket`, or see --help")
+
+
+def socket(arguments: Sequence[str]) -> int:
+    """Run ``socket`` with these arguments. Raises VtpmdError or OSError."""
+    given = parse(arguments)
+    if _wants_print(given):
+        from vtpmd.front import prints
+
+        return prints.run(given)
+    gc.disable()
+    _check(given)
+    _serve(given)
+    return 0
+
+
+def _wants_print(given: Given) -> bool:
+    return "print-info" in given.words or any(
+        flag in ("help", "version") or flag.startswith("print-") for flag in given.flags
+    )
+
+
+def _check(given: Given) -> None:
+    """Refuse what does not go together, and what is not served. Raises UsageError."""
+    if "tpm2" not in given.flags:
+        raise UsageError("a TPM 1.2 is not served yet: give --tpm2")
+    for name in ("profile", "chroot"):
+        if name in given.lists or name in given.words:
+            raise UsageError(f"--{name} is not served yet")
+    action = given.lists.get("seccomp", {}).get("action", SECCOMP_ACTIONS[0])
+    if action not in SECCOMP_ACTIONS:
+        raise UsageError(f"--seccomp action={action}: use {', '.join(SECCOMP_ACTIONS)}")
+    flags = given.lists.get("flags", {})
+    if flags.get("startup-deactivated"):
+        raise UsageError("--flags startup-deactivated is for a TPM 1.2")
+    has_data = "server" in given.lists or given.words.keys() & {"port", "fd"}
+    if "ctrl" not in given.lists and not has_data:
+        raise UsageError("there is no socket to serve: give --ctrl or --server")
+
+
+def state_directory(values: Values) -> str:
+    """Return the directory that ``--tpmstate`` or TPM_PATH names. Raises UsageError."""
+    uri, path = values.get("backend-uri"), values.get("dir")
+    if isinstance(uri, str):
+        scheme, _, rest = uri.partition("://")
+        if scheme != "dir" or not rest:
+            raise UsageError(f"--tpmstate backend-uri={uri} is not served: use dir://PATH")
+        return rest
+    if path is None:
+        path = os.environ.get("TPM_PATH")
+    if not path:
+        raise UsageError("there is no place for the state: give --tpmstate dir=PATH, or TPM_PATH")
+    return str(path)
+
+
+def _serve(given: Given) -> None:
+    """Become the engine."""
+    from contextlib import ExitStack
+
+    from vtpmd.core import forbid_core_dumps
+    from vtpmd.front.process import in_background, open_log
+
+    forbid_core_dumps()
+    log_fd = open_log(given.lists.get("log", {}))
+    with ExitStack() as stack:
+        tell_fd = stack.enter_context(in_background(wanted="daemon" in given.flags))
+        _Starting(stack, given, log_fd, tell_fd).become_engine()
+
+
+class _Channels(NamedTuple):
+    control: Channel | None
+    data: Channel | None
+
+
+class _Starting:
+    """A start: what is opened for the engine, in swtpm's order."""
+
+    def __init__(
+        self, stack: ExitStack, given: Given, log_fd: int | None, tell_fd: int | None
+    ) -> None:
+        self._stack = stack
+        self._given = given
+        self._log_fd = log_fd
+        self._tell_fd = tell_fd
+        self._descriptors: dict[LinkDescriptor, int] = {}
+
+    def become_engine(self) -> None:
+        """Open everything, then become the engine. Raises VtpmdError or OSError."""
+        from vtpmd.core import LinkDescriptor, Store
+        from vtpmd.daemon import engine_process, listener, signals
+        from vtpmd.store.directory import LINK_NAME, StateDirectory
+        from vtpmd.store.moving import MovingFiles
+        from vtpmd.store.start import start
+
+        given, stack = self._given, self._stack
+        key, migration_key = (self._read_key(name) for name in ("key", "migration-key"))
+        channels = self._open_channels()
+        if "runas" in given.words:
+            from vtpmd.front.process import become_user
+
+            become_user(str(given.words["runas"]))
+        path = state_directory(given.lists.get("tpmstate", {}))
+        directory = stack.enter_context(StateDirectory.open(path, make=False))
+        directory.write_in_place()
+        mode = given.lists.get("tpmstate", {}).get("mode")
+        if mode is not None:
+            directory.set_file_mode(int(mode))
+        files = MovingFiles(directory, key)
+        stack.callback(files.close)
+        begun = start(directory, files, key, None)
+        signals.hold()
+        link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
+        store = stack.enter_context(Store.create())
+        self._descriptors |= {
+            LinkDescriptor.SOCKET: link.fileno(),
+            LinkDescriptor.DIRECTORY: directory.directory_fd,
+            LinkDescriptor.LOCK: directory.lock_fd,
+            LinkDescriptor.STORE: store.fd,
+        }
+        self._write_boot_record(begun, key, migration_key, channels)
+        engine_process.become(self._descriptors, self._announce)
+
+    def _announce(self) -> None:
+        """All is there: who started this goes on, and what is said from now on is the log's."""
+        from vtpmd.front.process import ERROR_FD, tell_parent
+
+        if self._tell_fd is not None:
+            tell_parent(self._tell_fd, self._log_fd)
+        if self._log_fd is not None:
+            os.dup2(self._log_fd, ERROR_FD)
+
+    def _open_channels(self) -> _Channels:
+        from vtpmd.core import LinkDescriptor
+        from vtpmd.front.sockets import control_channel, data_channel
+
+        given = self._given
+        control = data = None
+        if "ctrl" in given.lists:
+            control = control_channel(self._stack, given.lists["ctrl"])
+            self._add(LinkDescriptor.CONTROL, LinkDescriptor.CONTROL_DIRECTORY, control)
+        server = given.lists.get("server")
+        if server is None and (words := given.words.keys() & {"port", "fd"}):
+            server = {word: given.words[word] for word in words}
+        if server is not None:
+            data = data_channel(self._stack, server)
+            self._add(LinkDescriptor.DATA, LinkDescriptor.DATA_DIRECTORY, data)
+        return _Channels(control, data)
+
+    def _add(self, socket: LinkDescriptor, place: LinkDescriptor, channel: Channel) -> None:
+        self._descriptors[socket] = channel.fd
+        if channel.path is not None:
+            self._descriptors[place] = self._open_parent(channel.path)
+
+    def _open_parent(self, path: str) -> int:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = os.open(os.path.dirname(path) or ".", flags)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _read_key(self, name: str) -> Key | None:
+        """Read the key that an option names, if it is there. Raises UsageError or VtpmdError."""
+        values = self._given.lists.get(name)
+        if values is None:
+            return None
+        from vtpmd.store.keys import parse_key_source, read_key
+
+        text = ",".join(f"{key}={_said(value)}" for key, value in values.items())
+        return self._stack.enter_context(read_key(parse_key_source(text, f"--{name}")))
+
+    def _write_boot_record(
+        self, begun: Start, key: Key | None, migration_key: Key | None, channels: _Channels
+    ) -> None:
+        from vtpmd.core import LinkDescriptor, LinkKey, LinkOperation
+        from vtpmd.front.boot import boot_record
+
+        serving = self._serving(channels)
+        then: list[Message] = []
+        if migration_key is not None:
+            then.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
+        then += _power(self._given.lists.get("flags", {})) + _data(channels.data)
+        record = boot_record(begun, key, None, serving, then)
+        self._descriptors[LinkDescriptor.BOOT] = self._stack.enter_context(record)
+
+    def _serving(self, channels: _Channels) -> bytes:
+        from vtpmd.core import LinkDescriptor, LinkNames, pack_link_serving
+        from vtpmd.core.boot import LinkControl
+        from vtpmd.store.directory import LINK_NAME
+
+        given = self._given
+        log = given.lists.get("log", {})
+        pid = given.lists.get("pid")
+        pid_path = None
+        if pid is not None:
+            from vtpmd.front.process import write_pid
+
+            pid_path = write_pid(pid)
+        if pid_path is not None:
+            self._descriptors[LinkDescriptor.PID_DIRECTORY] = self._open_parent(pid_path)
+        control, data = channels
+        names = LinkNames(
+            socket=_name(control and control.path),
+            link=LINK_NAME,
+            data=_name(data and data.path),
+            pid=_name(pid_path),
+        )
+        kind = LinkControl.NONE
+        if control is not None:
+            kind = LinkControl.CONNECTED if control.is_connected else LinkControl.LISTENS
+        return pack_link_serving(
+            f"{log.get('prefix', '')}{PROGRAM}",
+            names,
+            is_verbose=int(log.get("level", 0)) >= VERBOSE_LEVEL,
+            is_alone=True,
+            control=kind,
+            ends=_ends(given, channels),
+            locality_max=3 if given.lists.get("locality", {}).get("reject-locality-4") else 4,
+            file_mode=int(given.lists.get("tpmstate", {}).get("mode", 0)),
+        )
+
+
+def _ends(given: Given, channels: _Channels) -> int:
+    from vtpmd.core.boot import LinkEnd
+
+    control, data = channels
+    ends = 0
+    if control is not None and control.ends:
+        ends |= LinkEnd.CONTROL
+    if "terminate" in given.flags or (data is not None and data.ends):
+        ends |= LinkEnd.DATA
+    return ends
+
+
+def _name(path: str | None) -> str:
+    return "" if path is None else os.path.basename(path)
+
+
+def _power(flags: Values) -> list[Message]:
+    """Return what powers the TPM on from the start, and starts it up."""
+    from vtpmd.core import LinkOperation
+
+    messages: list[Message] = []
+    startup = next((kind for name, kind in STARTUPS.items() if flags.get(name)), None)
+    if flags.get("not-need-init") or startup is not None:
+        messages.append((LinkOperation.INIT, 0, b""))
+    if startup is not None:
+        command = bytes.fromhex("8001 0000000c 00000144") + startup.to_bytes(2, "big")
+        messages.append((LinkOperation.EXECUTE, 0, command))
+    return messages
+
+
+def _data(data: Channel | None) -> list[Message]:
+    """Return what serves the data channel's own socket."""
+    from vtpmd.core import LinkOperation
+    from vtpmd.core.boot import LinkData
+
+    if data is None:
+        return []
+    flags = LinkData.CONNECTED if data.is_connected else 0
+    flags |= LinkData.DISCONNECTS if data.disconnects else 0
+    return [(LinkOperation.SERVE_DATA, flags, b"")]
+
+
+def _said(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
