@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from scripts.testbed_options import parse_arguments
 from scripts.testbed_shell import Shell
 from tests.harness.facts import differences
-from tests.harness.guest import WorkloadFailedError
 from tests.harness.migration import MigrationFailedError
 from tests.harness.moves import Move, move
 from tests.harness.saved_guest import MACHINE
 from tests.harness.testbed import Testbed
 from tests.harness.wire import WireError
+from tests.harness.workload import WorkloadFailedError
 
 EXIT_GOOD = 0
 EXIT_BAD = 1

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from scripts.testbed_link import add_link_options, conditions
-from tests.harness.guest import WorkloadFailedError
 from tests.harness.migration import MigrationFailedError
 from tests.harness.moves import move
 from tests.harness.saved_guest import MACHINE
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Side, WireError
+from tests.harness.workload import WorkloadFailedError
 
 STREAM_PORT = 4444  # where host b's QEMU waits for a guest
 

@@ -8,10 +8,10 @@
 #include <string.h>
 
 enum {
-    PCR_SEAL = 16,  /* fixed after set-up; the sealed object's policy demands its value */
-    PCR_CHAIN = 23, /* extended by the load */
-    STORAGE_KEY = 0x81010000,
-    SIGNING_KEY = 0x81010001,
+    PCR_SEAL = 16,            /* fixed after set-up; the sealed object's policy demands its value */
+    PCR_CHAIN = 23,           /* extended by the load */
+    STORAGE_KEY = 0x81000000, /* not 0x8101xxxx: endorsement keys are there */
+    SIGNING_KEY = 0x81000001,
     NV_ORDINARY = 0x01500001,
     NV_COUNTER = 0x01500002,
     NV_SIZE = 512,

@@ -1,7 +1,6 @@
 """A QEMU guest that runs the TPM workload of tests/guest, driven over QMP and a serial line."""
 
 import contextlib
-import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -11,15 +10,14 @@ from typing import Any
 
 from qemu.qmp import ExecuteError
 
-from tests.harness.facts import Facts, verify_signature
+from tests.harness.facts import Facts
 from tests.harness.monitor import Monitor
 from tests.harness.program import Program
+from tests.harness.workload import COMMAND_TIMEOUT_S, Workload
 from vtpmd.closing import Closing
 
 RESUME_TIMEOUT_S = 20.0
 POLL_S = 0.01
-BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
-COMMAND_TIMEOUT_S = 60.0
 QMP_TIMEOUT_S = 30.0
 IMAGE = Path(__file__).parents[2] / "build" / "guest"
 
@@ -44,10 +42,6 @@ CLOCK_OF_TICKS = " clocksource=jiffies nohz=off highres=off"
 # The kernel leaves the TPM alone then, and says no TPM2_Shutdown before it sleeps: the guest's last
 # word to its TPM is the workload's, which reaches the registers through /dev/mem.
 WITHOUT_DRIVER = " initcall_blacklist=init_tis iomem=relaxed TPM=/dev/mem"
-
-
-class WorkloadFailedError(Exception):
-    """The workload answered `fail`: the guest saw a difference, or an error from its TPM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +104,12 @@ class Guest(Closing):
         directory.mkdir(exist_ok=True)
         self.machine = machine
         self._console = directory / "console"
-        self._pending = b""
         arguments = _arguments(machine, directory, control_path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
             listener.listen(1)
             self.program = Program("qemu", [*arguments, *extra_arguments], directory, network)
-            self._workload = self.program.accept(listener)
+            self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
         self.program.connect(directory / "qmp").close()
         self._monitor = Monitor(str(directory / "qmp"))
         self._monitor.settimeout(QMP_TIMEOUT_S)
@@ -171,39 +164,22 @@ class Guest(Closing):
 
     def wait_for_workload(self) -> None:
         """Wait until the guest has booted and the workload says that it is ready."""
-        self._workload.settimeout(BOOT_TIMEOUT_S)
-        if (line := self._receive_line()) != "ready":
-            raise WorkloadFailedError(f"the workload began with {line!r}")
+        self._workload.wait_until_ready()
 
     def command(self, line: str) -> Facts:
-        """Send the workload a command; return the facts in its answer.
-
-        WorkloadFailedError when it answers `fail`, TimeoutError when it does not answer, and
-        ConnectionError when QEMU ends meanwhile.
-        """
-        self._workload.settimeout(COMMAND_TIMEOUT_S)
-        self._workload.sendall(line.encode() + b"\n")
-        facts: Facts = {}
-        while (answer := self._receive_line()) != "ok":
-            kind, _, rest = answer.partition(" ")
-            if kind != "fact":
-                raise WorkloadFailedError(f"{line}: {answer}")
-            name, _, value = rest.partition(" ")
-            facts[name] = value
-        return facts
+        """Send the workload a command; return the facts in its answer, or raise as it does."""
+        return self._workload.command(line)
 
     def fall_asleep(self) -> None:
         """Have the guest suspend to RAM, and wait until it has."""
-        self._workload.sendall(b"sleep\n")
+        self._workload.send("sleep")
         self._wait_for_status("suspended")
 
     def wake_up(self) -> None:
         """Wake the guest up, unless QEMU has, and wait until its kernel is back."""
         if self.status == "suspended":
             self.qmp("system_wakeup")
-        self._workload.settimeout(COMMAND_TIMEOUT_S)
-        if (answer := self._receive_line()) != "ok":
-            raise WorkloadFailedError(f"sleep: {answer}")
+        self._workload.receive("sleep")
 
     def _wait_for_status(self, wanted: str) -> None:
         deadline_s = time.monotonic() + COMMAND_TIMEOUT_S
@@ -213,21 +189,5 @@ class Guest(Closing):
             time.sleep(POLL_S)
 
     def check(self) -> Facts:
-        """Let the workload check everything; return what it found.
-
-        A nonce goes in and the signature over it is verified here, so that an old answer, or one
-        of another key, does not pass.
-        """
-        nonce = secrets.token_hex(16)
-        facts = self.command(f"check {nonce}")
-        verify_signature(facts, nonce)
-        return facts
-
-    def _receive_line(self) -> str:
-        while b"\n" not in self._pending:
-            received = self._workload.recv(4096)
-            if not received:
-                raise ConnectionError(f"QEMU closed the serial line; it said {self.program.output}")
-            self._pending += received
-        line, _, self._pending = self._pending.partition(b"\n")
-        return line.decode(errors="replace")
+        """Let the workload check everything; return what it found."""
+        return self._workload.check()

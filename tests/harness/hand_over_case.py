@@ -9,12 +9,13 @@ from qemu.qmp import QMPError
 from tests.harness import migration, saved_guest
 from tests.harness.facts import differences
 from tests.harness.faults import Progress
-from tests.harness.guest import Guest, WorkloadFailedError
+from tests.harness.guest import Guest
 from tests.harness.handover import wait_until
 from tests.harness.raw_guest import RawGuest
 from tests.harness.saved_guest import MACHINE, SavedGuest
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Side
+from tests.harness.workload import WorkloadFailedError
 from tests.support.emulator_client import ControlError
 from tests.support.tpm2 import TpmError
 

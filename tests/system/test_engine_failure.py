@@ -9,9 +9,10 @@ import signal
 import pytest
 
 from tests.harness.emulator import Emulator
-from tests.harness.guest import Machine, WorkloadFailedError
+from tests.harness.guest import Machine
 from tests.harness.lab import Lab
 from tests.harness.unix import connect
+from tests.harness.workload import WorkloadFailedError
 
 ENGINE_END_TIMEOUT_S = 10.0
 QEMU_FAILURE = "TPM_RC 0x9$"  # TPM_FAIL: QEMU's own answer when its emulator gives none

@@ -8,8 +8,9 @@ import pytest
 from tests.harness import migration
 from tests.harness.emulator import EmulatorKind
 from tests.harness.facts import differences
-from tests.harness.guest import Machine, WorkloadFailedError
+from tests.harness.guest import Machine
 from tests.harness.lab import Lab
+from tests.harness.workload import WorkloadFailedError
 
 KINDS = [EmulatorKind.VTPMD, EmulatorKind.SWTPM]
 SNAPSHOT = "checked"

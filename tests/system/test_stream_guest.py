@@ -20,11 +20,12 @@ from tests.harness.credentials import credentials
 from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.facts import Facts, differences
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.guest import Guest, Machine, WorkloadFailedError
+from tests.harness.guest import Guest, Machine
 from tests.harness.handover import WAIT_TIMEOUT_S, wait_until
 from tests.harness.lab import Lab
 from tests.harness.management import Management
 from tests.harness.proxy import Trigger
+from tests.harness.workload import WorkloadFailedError
 from tests.support.emulator_client import Control, ControlClient, ControlError
 from tests.support.image_digest import whole_digest
 from vtpmd.migration import tail

@@ -26,6 +26,7 @@ from tests.harness.lab import Lab
 from tests.harness.migration import MigrationReport
 from tests.harness.monitor import Monitor
 from tests.harness.program import Program
+from tests.harness.workload import Workload
 
 MACHINE = Machine(memory_mib=512, counts_ticks=False)
 # What Ethernet of 1 Gbit/s carries of TCP's content, so that the time is the stream's, and not that
@@ -71,13 +72,12 @@ class GuestWithoutTpm(Guest):
         directory.mkdir(exist_ok=True)
         self.machine = machine
         self._console = directory / "console"
-        self._pending = b""
         arguments = _without_tpm(harness._arguments(machine, directory, directory / "no-tpm"))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
             listener.listen(1)
             self.program = Program("qemu", [*arguments, *extra_arguments], directory)
-            self._workload = self.program.accept(listener)
+            self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
         self.program.connect(directory / "qmp").close()
         self._monitor = Monitor(str(directory / "qmp"))
         self._monitor.settimeout(harness.QMP_TIMEOUT_S)
