@@ -37,6 +37,8 @@ struct io {
     void (*close)(struct io *io, int fd);
     int (*rename)(struct io *io, const char *from, const char *to);
     int (*unlink)(struct io *io, const char *name);
+    /* Return 0 if there is a file of that name. */
+    int (*find)(struct io *io, const char *name);
     /* Return once renames and removals in the directory are on the device. */
     int (*sync_directory)(struct io *io);
 };

@@ -134,6 +134,12 @@ static int posix_unlink(struct io *io, const char *name)
     return unlinkat(directory_of(io), name, 0) < 0 ? -errno : 0;
 }
 
+/* By a system call that is allowed already, and changes nothing: rename(2). */
+static int posix_find(struct io *io, const char *name)
+{
+    return posix_rename(io, name, name);
+}
+
 /* sandbox: fsync */
 static int posix_sync_directory(struct io *io)
 {
@@ -150,5 +156,6 @@ const struct io io_posix_functions = {
     .close = posix_close,
     .rename = posix_rename,
     .unlink = posix_unlink,
+    .find = posix_find,
     .sync_directory = posix_sync_directory,
 };

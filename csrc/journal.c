@@ -16,6 +16,7 @@ struct journal {
     int fd;
     struct aead *aead; /* NULL: not sealed */
     bool broken;
+    bool is_published;  /* under its own name */
     bool unsynced;      /* the last record */
     uint32_t n_sectors; /* of the file */
     uint32_t sector;    /* the first that is free */
@@ -208,6 +209,9 @@ int journal_sync(struct journal *journal)
     if (!journal->unsynced)
         return 0;
     int r = journal->io->sync_data(journal->io, journal->fd);
+    /* Nobody finds what is in a file that somebody has removed. */
+    if (r == 0 && journal->is_published)
+        r = journal->io->find(journal->io, JOURNAL_NAME);
     journal->unsynced = false;
     journal->broken = r < 0;
     return r;
@@ -226,6 +230,7 @@ int journal_publish(struct journal *journal)
     struct io *io = journal->io;
 
     int r = io->rename(io, JOURNAL_TEMPORARY_NAME, JOURNAL_NAME);
+    journal->is_published = r >= 0;
     return r < 0 ? r : io->sync_directory(io);
 }
 

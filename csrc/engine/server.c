@@ -29,6 +29,7 @@ struct server {
     bool is_verbose;
     bool has_ended;
     bool accept_failed; /* and a person knows */
+    bool next_is_known; /* a person knows that another client waits for this one's end */
     uint8_t buffer[SERVER_READ_BYTES_MAX];
 };
 
@@ -74,21 +75,41 @@ struct commands *server_commands(struct server *server)
     return &server->commands;
 }
 
+static void tell_of_next(struct server *server)
+{
+    error_report("another client has connected to the control socket: it waits until this one has "
+                 "gone; a vTPM is for one QEMU");
+    server->next_is_known = true;
+}
+
+/* The socket that another client may come on while one is served, or NO_CLIENT. */
+static int next_fd(const struct server *server)
+{
+    bool may_come = server->control_is == LINK_CONTROL_LISTENS && server->client_fd >= 0;
+
+    return may_come && !server->next_is_known ? server->listening_fd : NO_CLIENT;
+}
+
 /* Wait for one of a socket's events. Returns false at the deadline, and when the server is to end.
  * sandbox: poll|ppoll restart_syscall=EINTR */
 static bool wait_for(struct server *server, int fd, short events, int64_t deadline_ms)
 {
-    struct pollfd entries[] = {{server->wake_fd, POLLIN, 0}, {fd, events, 0}};
+    struct pollfd entries[] = {{server->wake_fd, POLLIN, 0}, {fd, events, 0}, {.events = POLLIN}};
 
     for (;;) {
+        entries[2].fd = next_fd(server);
         int64_t left_ms = deadline_ms == FOREVER ? FOREVER : deadline_ms - clock_ms();
         if (deadline_ms != FOREVER && left_ms < 0)
             left_ms = 0;
-        int n = poll(entries, 2, (int)left_ms);
+        int n = poll(entries, 3, (int)left_ms);
         if (n < 0 && errno == EINTR)
             continue;
         if (entries[0].revents)
             server->has_ended = true;
+        if (n > 0 && entries[2].revents)
+            tell_of_next(server);
+        if (n > 0 && !server->has_ended && !entries[1].revents)
+            continue;
         return n > 0 && !server->has_ended;
     }
 }
@@ -285,6 +306,7 @@ void server_run(struct server *server)
         server->client_fd = next_client(server);
         if (server->client_fd < 0)
             continue;
+        server->next_is_known = false;
         control_init(&server->control);
         serve_client(server);
         commands_disconnected(&server->commands);

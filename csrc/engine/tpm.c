@@ -256,7 +256,11 @@ static int close_journal(void)
 {
     int r = nvram_end();
 
-    if (r < 0)
+    if (r == -ENOENT)
+        error_report(
+            "the state directory, or what is in it, was removed: what the guest has stored "
+            "since is lost; restore the directory from a copy");
+    else if (r < 0)
         error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the state is safe in "
                      "the two together: make room or repair the file system, then restart vtpmd",
                      strerror(-r));

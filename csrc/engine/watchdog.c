@@ -158,6 +158,13 @@ static int watched_unlink(struct io *io, const char *name)
     return answer(io, watched->unlink(watched, name));
 }
 
+static int watched_find(struct io *io, const char *name)
+{
+    struct io *watched = ask(io);
+
+    return answer(io, watched->find(watched, name));
+}
+
 static int watched_sync_directory(struct io *io)
 {
     struct io *watched = ask(io);
@@ -175,6 +182,7 @@ static const struct io watched_functions = {
     .close = watched_close,
     .rename = watched_rename,
     .unlink = watched_unlink,
+    .find = watched_find,
     .sync_directory = watched_sync_directory,
 };
 

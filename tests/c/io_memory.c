@@ -262,6 +262,12 @@ static int memory_unlink(struct io *io, const char *name)
     return 0;
 }
 
+static int memory_find(struct io *io, const char *name)
+{
+    LOCKED();
+    return find_entry(((struct io_memory *)io)->entries, name) ? 0 : -ENOENT;
+}
+
 static int memory_sync_directory(struct io *io)
 {
     LOCKED();
@@ -279,7 +285,8 @@ void io_memory_init(struct io_memory *memory)
 {
     *memory = (struct io_memory){
         .io = {memory_create, memory_write, memory_write_at, memory_set_direct, memory_sync,
-               memory_sync, memory_close, memory_rename, memory_unlink, memory_sync_directory},
+               memory_sync, memory_close, memory_rename, memory_unlink, memory_find,
+               memory_sync_directory},
         .fail_error = EIO,
     };
     for (int i = 0; i < IO_MEMORY_FILES_MAX; i++)

@@ -735,6 +735,22 @@ static void no_nonce_is_used_twice(void **state)
     }
 }
 
+static void nothing_is_appended_to_a_file_that_was_removed(void **state)
+{
+    struct io_memory io;
+    struct journal *journal;
+
+    (void)state;
+    io_memory_init(&io);
+    assert_int_equal(journal_create(&io.io, &sealed_settings, salt, &images[0], &journal), 0);
+    assert_int_equal(journal_publish(journal), 0);
+    assert_int_equal(journal_remove(&io.io), 0);
+    assert_int_equal(journal_append(journal, &images[0], &images[1]), -ENOENT);
+    assert_true(journal_is_broken(journal));
+    journal_free(journal);
+    io_memory_deinit(&io);
+}
+
 static void a_full_journal_takes_no_more_and_keeps_what_it_has(void **state)
 {
     struct delta_image base = images[0], next = images[1];
@@ -908,6 +924,7 @@ int main(void)
         cmocka_unit_test(a_full_journal_takes_no_more_and_keeps_what_it_has),
         cmocka_unit_test(the_largest_record_fits),
         cmocka_unit_test(a_record_crosses_no_page_that_it_fits_into),
+        cmocka_unit_test(nothing_is_appended_to_a_file_that_was_removed),
         cmocka_unit_test(a_journal_that_cannot_be_made_leaves_no_file),
         cmocka_unit_test(what_cannot_go_to_the_device_by_itself_is_written_all_the_same),
         cmocka_unit_test(a_removal_that_was_not_synced_is_synced_when_repeated),

@@ -40,6 +40,7 @@ SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
 NV_INDEX, NV_BYTES = 0x01500000, 2048
 
 OK = bytes(4)
+WAITING = "another client has connected to the control socket"
 BAD_PARAMETER = bytes.fromhex("00000003")
 FAIL = bytes.fromhex("00000009")
 BAD_ORDINAL = bytes.fromhex("0000000a")
@@ -99,7 +100,7 @@ class Server:
 
     def waits_with_a_limit(self) -> bool:
         """Whether it waits for more of a command, or for a client to read, or for descriptors."""
-        return any(poll.n_descriptors == 2 and poll.has_limit for poll in polls(self.engine))
+        return any(poll.n_descriptors == 3 and poll.has_limit for poll in polls(self.engine))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -230,6 +231,18 @@ def test_others_wait_while_one_is_served(server: Server) -> None:
         assert not is_read(second)
         first.close()
         assert second.recv(100) == OK
+
+
+def test_a_second_client_is_told_of_once(server: Server) -> None:
+    """A second QEMU on one vTPM waits for ever, and nobody would know why."""
+    with server.connect() as first:
+        assert ask(first, command(Control.STOP)) == OK
+        before = server.program.output.count(WAITING)
+        with server.connect(), server.connect():
+            is_told = lambda: server.program.output.count(WAITING) > before  # noqa: E731
+            wait_until(is_told, "it is told of")
+            assert ask(first, command(Control.STOP)) == OK
+            assert server.program.output.count(WAITING) == before + 1
 
 
 def test_a_client_that_is_there_before_vtpmd_is_served(lab: Lab) -> None:

@@ -5,6 +5,7 @@ swtpm's is accepted as it is). No QEMU is needed: control channel and data socke
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -181,6 +182,20 @@ def test_stop_without_shutdown_by_the_guest_counts_no_failed_try(
         assert after == replace(before, pcr=bytes(32))
         assert tpm.clock().reset_count == clock.reset_count + 1
         assert tpm.clock().safe
+
+
+def test_invariant_1_no_write_into_a_directory_that_was_removed_is_acknowledged(lab: Lab) -> None:
+    state = lab.directory / "state"
+    served = lab.emulator(VTPMD, state)
+    with powered(served) as (control, tpm):
+        fill(tpm)
+        shutil.rmtree(state)
+        with pytest.raises(TpmError):
+            tpm.nv_write(NV_INDEX, b"nowhere.")
+        control.shutdown()
+    assert served.program.wait() != 0
+    assert "is safe" not in served.program.output
+    assert "what the guest has stored since is lost" in served.program.output
 
 
 def test_invariant_12_resets_after_a_shutdown_that_was_refused_count_no_failed_try(
