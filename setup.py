@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
 
 CSRC = Path("csrc")
 ENGINE = "vtpmd.vtpmd-engine"
 WARNINGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-UNDEBUG"]
+LIBRARIES = ["libtpms", "libcrypto"]
 HARDENING = ["-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fstack-clash-protection"]
 
 
@@ -24,8 +27,20 @@ def engine_sources() -> list[str]:
 
 
 def pkg_config(flag: str) -> list[str]:
-    """Return what pkg-config says of the engine's libraries, as a list of compiler arguments."""
-    command = ["pkg-config", flag, "libtpms", "libcrypto"]
+    """Return what pkg-config says of the engine's libraries, as a list of compiler arguments.
+
+    ExecError where it or a library is missing, with what to install: setuptools prints that alone.
+    """
+    advice = "on Debian: apt-get install build-essential pkg-config python3-dev libtpms-dev"
+    for library in LIBRARIES:
+        try:
+            command = ["pkg-config", "--exists", library]
+            is_missing = subprocess.run(command, capture_output=True).returncode != 0
+        except OSError as error:
+            raise ExecError(f"pkg-config cannot be run ({error.strerror}); {advice}") from error
+        if is_missing:
+            raise ExecError(f"{library}'s headers are missing, says pkg-config; {advice}")
+    command = ["pkg-config", flag, *LIBRARIES]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
@@ -33,6 +48,14 @@ def make_sandbox_filter(directory: Path, compiler: list[str]) -> None:
     """Make the header of the system calls that the engine's comments allow."""
     command = [sys.executable, CSRC / "sandbox_build.py", directory / "sandbox_filter.h", "--"]
     subprocess.run([*command, *compiler], check=True)
+
+
+class Build(build):
+    """Build the package, unless a library is missing: then say so before anything else is said."""
+
+    def run(self) -> None:
+        pkg_config("--libs")
+        super().run()
 
 
 class BuildExt(build_ext):
@@ -52,14 +75,14 @@ class BuildExt(build_ext):
             ext.sources,
             output_dir=self.build_temp,
             include_dirs=[*ext.include_dirs, self.build_temp],
-            extra_postargs=ext.extra_compile_args,
+            extra_postargs=[*ext.extra_compile_args, *pkg_config("--cflags")],
             depends=ext.depends,
         )
         self.compiler.link_executable(
             objects,
             Path(self.get_ext_fullpath(ext.name)).name,
             output_dir=str(Path(self.get_ext_fullpath(ext.name)).parent),
-            extra_postargs=ext.extra_link_args,
+            extra_postargs=[*ext.extra_link_args, *pkg_config("--libs")],
         )
 
 
@@ -73,8 +96,8 @@ engine = Extension(
     sources=engine_sources(),
     include_dirs=["csrc"],
     depends=headers(),
-    extra_compile_args=[*WARNINGS, *HARDENING, "-fPIE", "-pthread", *pkg_config("--cflags")],
-    extra_link_args=["-pie", "-pthread", "-Wl,-z,relro,-z,now", *pkg_config("--libs")],
+    extra_compile_args=[*WARNINGS, *HARDENING, "-fPIE", "-pthread"],
+    extra_link_args=["-pie", "-pthread", "-Wl,-z,relro,-z,now"],
 )
 
 setup(
@@ -88,6 +111,8 @@ setup(
     install_requires=["cffi>=1.15", "cryptography>=42", "qemu.qmp>=0.0.4", "rich>=13"],
     extras_require={
         "test": [
+            "argparse-manpage>=1.2",
+            "build>=1.0",
             "hypothesis>=6.80",
             "mypy>=1.5",
             "pyroute2>=0.7",
@@ -95,11 +120,12 @@ setup(
             "pytest-timeout>=2.1",
             "pytest-xdist>=3.3",
             "ruff>=0.5",
+            "shtab>=1.5",
             "types-cffi>=1.15",
         ],
     },
     scripts=["vtpmd/front/vtpmd", "vtpmd/front/vtpmd-swtpm"],
     cffi_modules=["csrc/core_build.py:ffibuilder"],
     ext_modules=[engine],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build": Build, "build_ext": BuildExt},
 )
