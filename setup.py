@@ -108,7 +108,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vtpmd", "vtpmd.*"]),
-    install_requires=["cffi>=1.15", "cryptography>=42", "qemu.qmp>=0.0.4", "rich>=13"],
+    install_requires=["cffi>=1.15", "cryptography>=38", "qemu.qmp>=0.0.4", "rich>=13"],
     extras_require={
         "test": [
             "argparse-manpage>=1.2",

@@ -81,6 +81,20 @@ class Holder:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
+    @property
+    def not_after(self) -> datetime:
+        """Until when the certificate is good."""
+        # Debian 12's cryptography has the time without its zone only, the newest only with it.
+        if hasattr(self.certificate, "not_valid_after_utc"):
+            return self.certificate.not_valid_after_utc
+        return self.certificate.not_valid_after.replace(tzinfo=UTC)
+
+    def belong_together(self) -> bool:
+        """Whether the certificate is for the key."""
+        kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        certified = self.certificate.public_key()
+        return certified.public_bytes(*kind) == self.key.public_key().public_bytes(*kind)
+
     def certificate_pem(self) -> bytes:
         """Return the certificate as a file has it."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
@@ -116,7 +130,7 @@ def init(directory: Path, days: int) -> Made:
         File(directory / CA_CERTIFICATE, CERTIFICATE_MODE, authority.certificate_pem()),
     )
     _write(directory, files)
-    return _made(files, (), authority.certificate)
+    return _made(files, (), authority)
 
 
 def issue(directory: Path, names: Sequence[str], out: Path, days: int) -> Made:
@@ -127,10 +141,10 @@ def issue(directory: Path, names: Sequence[str], out: Path, days: int) -> Made:
     known = tuple(dict.fromkeys(host_name(name) for name in names))
     authority = read_authority(directory)
     validity = Validity.days(days)
-    if validity.not_after > authority.certificate.not_valid_after_utc:
+    if validity.not_after > authority.not_after:
         raise PkiError(
             f"cannot issue for {days} days: the authority in {directory} ends on "
-            f"{authority.certificate.not_valid_after_utc:%Y-%m-%d}; give fewer with --days"
+            f"{authority.not_after:%Y-%m-%d}; give fewer with --days"
         )
     holders = {role: issue_one(authority, known, usage, validity) for role, usage in USAGES.items()}
     files = [
@@ -144,7 +158,7 @@ def issue(directory: Path, names: Sequence[str], out: Path, days: int) -> Made:
     # The last, as nobody takes a directory without it for complete.
     files.append(File(out / CA_CERTIFICATE, CERTIFICATE_MODE, authority.certificate_pem()))
     _write(out, files)
-    return _made(files, known, holders["server"].certificate)
+    return _made(files, known, holders["server"])
 
 
 def host_name(text: str) -> str:
@@ -213,15 +227,14 @@ def read_authority(directory: Path) -> Holder:
             f"cannot use the authority in {directory}: {CA_CERTIFICATE} or {CA_KEY} is damaged or "
             "encrypted; restore the two from a backup"
         ) from None
-    if (
-        not isinstance(key, ec.EllipticCurvePrivateKey)
-        or certificate.public_key() != key.public_key()
-    ):
-        raise PkiError(
-            f"cannot use the authority in {directory}: {CA_CERTIFICATE} and {CA_KEY} are not from "
-            "one vtpmd pki init; restore the two that belong together"
-        )
-    return Holder(certificate=certificate, key=key)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        authority = Holder(certificate=certificate, key=key)
+        if authority.belong_together():
+            return authority
+    raise PkiError(
+        f"cannot use the authority in {directory}: {CA_CERTIFICATE} and {CA_KEY} are not from "
+        "one vtpmd pki init; restore the two that belong together"
+    )
 
 
 _NO_USAGE: Final = dict.fromkeys(
@@ -264,11 +277,11 @@ def _general_name(name: str) -> x509.GeneralName:
     return x509.DNSName(name)
 
 
-def _made(files: Iterable[File], names: tuple[str, ...], certificate: x509.Certificate) -> Made:
+def _made(files: Iterable[File], names: tuple[str, ...], holder: Holder) -> Made:
     return Made(
         files=tuple(file.path for file in files),
         names=names,
-        not_after=certificate.not_valid_after_utc,
+        not_after=holder.not_after,
     )
 
 
