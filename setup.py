@@ -16,6 +16,7 @@ from setuptools.errors import ExecError
 CSRC = Path("csrc")
 ENGINE = "vtpmd.vtpmd-engine"
 WARNINGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-UNDEBUG"]
+DEBIAN_PACKAGES = "build-essential pkg-config python3-dev libssl-dev libtpms-dev"
 LIBRARIES = ["libtpms", "libcrypto"]
 HARDENING = ["-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fstack-clash-protection"]
 
@@ -31,7 +32,7 @@ def pkg_config(flag: str) -> list[str]:
 
     ExecError where it or a library is missing, with what to install: setuptools prints that alone.
     """
-    advice = "on Debian: apt-get install build-essential pkg-config python3-dev libtpms-dev"
+    advice = f"on Debian: apt-get install {DEBIAN_PACKAGES}"
     for library in LIBRARIES:
         try:
             command = ["pkg-config", "--exists", library]

@@ -1,13 +1,13 @@
-"""What is released: an sdist, the wheel that it builds, and the programs that a wheel installs."""
+"""What is released, installed as a user would: sdist, wheel and Debian packages."""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
+from tests.harness.fresh_root import FreshRoot
 from tests.harness.lab import Lab
 from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
@@ -33,6 +33,13 @@ def run(*words: str | Path, cwd: Path, **environment: str) -> subprocess.Complet
     return ended
 
 
+def output(*words: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command that is to succeed; return what it printed on standard output."""
+    ended = run(*words, cwd=cwd, **environment)
+    assert ended.returncode == 0
+    return ended.stdout
+
+
 def copy_tree(directory: Path) -> None:
     """Copy the files that git does not ignore: a release has nothing that was built before."""
     command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "-z"]
@@ -43,20 +50,9 @@ def copy_tree(directory: Path) -> None:
             shutil.copy2(ROOT / name, directory / name)
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of an sdist and of the wheel that was built from it."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("release")
-    copy_tree(tree)
-    ended = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
-    assert ended.returncode == 0
-    return out
-
-
-def serve_once(program: Path, lab: Lab) -> Path:
+def serve_once(command: Sequence[str], state: Path, lab: Lab) -> Path:
     """Serve a new directory with an installed vtpmd until SHUTDOWN; return its engine's file."""
-    state = lab.new_path("state")
-    vtpmd = Program("vtpmd", [program, "run", state], lab.directory)
+    vtpmd = Program("vtpmd", command, lab.directory)
     lab.kill_at_end(vtpmd)
     vtpmd.connect(state / "vtpmd.sock").close()
     engine = Path(f"/proc/{vtpmd.pid}/exe").readlink()
@@ -70,25 +66,81 @@ def serve_once(program: Path, lab: Lab) -> Path:
     return engine
 
 
-def test_the_wheel_that_the_sdist_builds_serves_a_vtpm(
-    release: Path, tmp_path: Path, lab: Lab
-) -> None:
+def test_the_wheel_that_the_sdist_builds_serves_a_vtpm(tmp_path: Path, lab: Lab) -> None:
     """In a new environment, with the engine and the extension that are in the wheel."""
-    (wheel,) = release.glob("*.whl")
-    installed = tmp_path / "environment"
-    assert run("/usr/bin/python3", "-m", "venv", installed, cwd=tmp_path).returncode == 0
-    assert run(installed / "bin/pip", "install", wheel, cwd=tmp_path).returncode == 0
-    engine = serve_once(installed / "bin/vtpmd", lab)
-    assert engine.is_relative_to(installed)
+    tree, out, environment = (tmp_path / name for name in ("tree", "out", "environment"))
+    copy_tree(tree)
+    output(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
+    (wheel,) = out.glob("*.whl")
+    output("/usr/bin/python3", "-m", "venv", environment, cwd=tmp_path)
+    output(environment / "bin/pip", "install", wheel, cwd=tmp_path)
+    state = lab.new_path("state")
+    engine = serve_once([str(environment / "bin/vtpmd"), "run", str(state)], state, lab)
+    assert engine.is_relative_to(environment)
     assert engine.name == "vtpmd-engine"
 
 
-def test_without_libtpms_the_build_says_what_to_install(release: Path, tmp_path: Path) -> None:
-    (sdist,) = release.glob("*.tar.gz")
-    build = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", sdist)
+def test_without_libtpms_the_build_says_what_to_install(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    copy_tree(tree)
+    # Of the tree, and of nothing that an index has.
+    options = ("--no-index", "--no-build-isolation", "--no-deps")
+    build = (sys.executable, "-m", "pip", "wheel", *options, tree)
     ended = run(*build, cwd=tmp_path, PKG_CONFIG_LIBDIR=str(tmp_path))
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     (line,) = [line.strip() for line in ended.stderr.splitlines() if " error: lib" in line]
     assert line.startswith("error: libtpms's headers are missing")
     assert line.endswith("libtpms-dev")
+
+
+# One test, as each worker that tests run in would build the packages for its own.
+def test_the_debian_packages_are_built_and_installed(lab: Lab) -> None:
+    """In a root with no more than they depend on; lintian finds no error in them."""
+    out = lab.new_path("packages")
+    printed = output("scripts/build-packages", out, cwd=ROOT, DEB_BUILD_OPTIONS="noautodbgsym")
+    assert "E: " not in printed
+    root = FreshRoot(lab.directory)
+    lab.kill_at_end(root)
+    root.output("dpkg", "--install", *out.glob("*.deb"))
+    state = lab.new_path("state")
+    engine = serve_once(root.command("vtpmd", "run", state), state, lab)
+    assert engine.match("usr/lib/vtpmd/vtpmd/vtpmd-engine")
+    check_libraries(root, lab)
+    check_what_is_beside_the_programs(root)
+    check_swtpm(root, lab)
+
+
+def check_libraries(root: FreshRoot, lab: Lab) -> None:
+    """Check that Debian's cryptography and rich are enough, with the qemu.qmp of the package."""
+    authority, host = lab.new_path("ca"), lab.new_path("host")
+    root.output("vtpmd", "pki", "init", authority)
+    root.output("vtpmd", "pki", "issue", authority, "host1.example.org", "--out", host)
+    path = lab.new_path("nothing")
+    options = ("--manage", path, "--to", "host1:1", "--qmp", path, "--uri", "tcp:host1:2")
+    ended = root.run("vtpmd", "migrate", *options)
+    assert "Traceback" not in ended.stderr
+    # An older rich ends even a display that showed nothing with an empty line.
+    assert (ended.returncode, len(ended.stderr.strip().splitlines())) == (1, 1)
+
+
+def check_what_is_beside_the_programs(root: FreshRoot) -> None:
+    """Check what is for other programs to read, as far as these can say."""
+    root.output("apparmor_parser", "-Q", "-K", "-T", "/etc/apparmor.d/vtpmd-swtpm")
+    root.output("systemd-analyze", "verify", "/usr/lib/systemd/system/vtpmd@.service")
+    root.output("bash", "-n", "/usr/share/bash-completion/completions/vtpmd")
+    for page in ("vtpmd", "vtpmd-run", "vtpmd-swtpm"):
+        root.output("man", "--where", page)
+
+
+def check_swtpm(root: FreshRoot, lab: Lab) -> None:
+    """Check who swtpm is: vtpmd, another that was chosen, and its own when the package is gone."""
+    assert "vtpmd" in root.output("swtpm", "--version")
+    state = lab.new_path("state")
+    root.output("mkdir", "-m", "777", state)
+    root.output("swtpm_setup", "--tpm2", "--tpmstate", state, "--createek")
+    root.output("update-alternatives", "--set", "swtpm", "/usr/bin/swtpm.distrib")
+    assert "vtpmd" not in root.output("swtpm", "--version")
+    root.output("dpkg", "--remove", "vtpmd-swtpm")
+    assert "vtpmd" not in root.output("/usr/bin/swtpm", "--version")
+    assert root.run("test", "-e", "/usr/bin/swtpm.distrib").returncode != 0
