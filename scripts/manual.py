@@ -36,7 +36,7 @@ COMPLETED = {"DIR": shtab.DIRECTORY, "PATH": shtab.FILE}
 LINE_WIDTH = 10_000  # no line is broken here: man does that
 # The help's sections begin with such a line, and the man page's with the heading.
 HEADING = re.compile(r"^([a-z ]+):\n", re.MULTILINE)
-# An entry of a list begins so: a number, or an option, and the text that explains it.
+# An exit status, and what it says.
 ENTRY = re.compile(r"(\d+) +(.*)")
 COMMAND_LINE = ("vtpmd ", "swtpm ")
 
