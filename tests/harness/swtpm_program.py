@@ -4,23 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tests.harness.handover import wait_until
 
 OURS = Path(sys.executable).with_name("vtpmd-swtpm")
 PROGRAMS = {"swtpm": Path("/usr/bin/swtpm"), "vtpmd": OURS}
 TIMEOUT_S = 30
-POLL_S = 0.01
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Return once it is so; AssertionError after TIMEOUT_S."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 class Place:

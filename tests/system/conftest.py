@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random, SystemRandom
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.harness.guest import IMAGE
 from tests.harness.lab import Lab
 from tests.harness.saved_guest import SavedGuest, save
+from tests.harness.swtpm_program import OURS, PROGRAMS, Place
 from tests.harness.testbed import Testbed
 
 
@@ -42,3 +44,19 @@ def random() -> Random:
     seed = int(os.environ.get("VTPMD_SEED", SystemRandom().randrange(1 << 32)))
     print(f"VTPMD_SEED={seed}")
     return Random(seed)
+
+
+@pytest.fixture(params=PROGRAMS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Give a test a state that swtpm serves, and then one that the program in its place does."""
+    made = Place(PROGRAMS[request.param], tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[Place]:
+    """Give it ours alone, where swtpm 0.7 does otherwise: not as documented, or later."""
+    made = Place(OURS, tmp_path)
+    yield made
+    made.end()

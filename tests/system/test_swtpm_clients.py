@@ -3,33 +3,18 @@
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.harness.swtpm_program import OURS, PROGRAMS, Place
+from tests.harness.swtpm_program import OURS, Place
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
 
 EK_CERTIFICATE = 0x1C00002  # TCG EK Credential Profile, 2.2.1.4: RSA 2048
 PLATFORM_CERTIFICATE = 0x1C08000
 SETUP_TIMEOUT_S = 120  # RSA keys
-
-
-@pytest.fixture(params=PROGRAMS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    made = Place(PROGRAMS[request.param], tmp_path)
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def ours(tmp_path: Path) -> Iterator[Place]:
-    made = Place(OURS, tmp_path)
-    yield made
-    made.end()
 
 
 def run(*command: str | Path, directory: Path) -> str:

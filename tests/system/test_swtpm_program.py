@@ -8,32 +8,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place, wait_until
+from tests.harness.handover import wait_until
+from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
 from tests.support.emulator_client import ControlClient, ControlError, receive_exactly
 from tests.support.tpm2 import Tpm
 
 GET_RANDOM = bytes.fromhex("8001 0000000c 0000017b 0008")
-
-
-@pytest.fixture(params=PROGRAMS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    made = Place(PROGRAMS[request.param], tmp_path)
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def ours(tmp_path: Path) -> Iterator[Place]:
-    """Ours alone, where swtpm 0.7 does otherwise: not as its documentation has it, or later."""
-    made = Place(OURS, tmp_path)
-    yield made
-    made.end()
 
 
 def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:

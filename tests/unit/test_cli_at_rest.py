@@ -1,12 +1,11 @@
 """fold and recover as a person meets them: lines, JSON, and a status for each way to end."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.cli_run import Run
 from tests.support.journal import SECTOR, digest, write_journal
 from vtpmd import cli
 from vtpmd.store.anchor import Anchor, Mark
@@ -16,20 +15,6 @@ from vtpmd.wire import swtpm_format
 IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(4)]
 PROBLEM = "tpm2-00.journal is damaged: a sector is altered, at byte 1024 (K)"
 COMMANDS = ["fold", "recover", "rekey"]
-
-
-class Run:
-    """One run of a command."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
-        self.status = cli.main([str(argument) for argument in arguments])
-        self.output, self.error = capsys.readouterr()
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """What it printed with --json."""
-        outcome: dict[str, Any] = json.loads(self.output)
-        return outcome
 
 
 Command = Callable[..., Run]

@@ -6,10 +6,10 @@ Asking real hosts is in tests/system/test_owner_cli.py.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.cli_run import QuietRun
 from vtpmd import cli
 from vtpmd.cli.owner import EXIT_STATUS
 from vtpmd.store import owner
@@ -22,28 +22,12 @@ TO = "host2.example.org:4433"
 ASK = ("--ask", "--tls-creds", "nowhere")
 
 
-class Run:
-    """One run of the command."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
-        self.status = cli.main(["owner", *map(str, arguments)])
-        self.output, self.error = capsys.readouterr()
-        self.lines = self.output.splitlines()
-        assert len(self.error.splitlines()) <= 1
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """What it printed with --json."""
-        outcome: dict[str, Any] = json.loads(self.output)
-        return outcome
-
-
-Command = Callable[..., Run]
+Command = Callable[..., QuietRun]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: Run(capsys, *arguments)
+    return lambda *arguments: QuietRun(capsys, "owner", *arguments)
 
 
 @pytest.fixture

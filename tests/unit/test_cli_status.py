@@ -5,17 +5,16 @@ vTPM, and one on its management socket, are in tests/system/test_status_cli.py.
 """
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.cli_run import QuietRun
 from tests.support.journal import SECTOR, write_journal
 from vtpmd import cli
 from vtpmd.cli.status import SESSIONS_SHOWN
@@ -50,23 +49,7 @@ sys.stdin.read()
 """
 
 
-class Run:
-    """One run of the command."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
-        self.status = cli.main(["status", *map(str, arguments)])
-        self.output, self.error = capsys.readouterr()
-        self.lines = self.output.splitlines()
-        assert len(self.error.splitlines()) <= 1
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """What it printed with --json."""
-        outcome: dict[str, Any] = json.loads(self.output)
-        return outcome
-
-
-Command = Callable[..., Run]
+Command = Callable[..., QuietRun]
 
 
 @pytest.fixture
@@ -80,9 +63,9 @@ def state(tmp_path: Path) -> Path:
 def run(capsys: pytest.CaptureFixture[str], state: Path) -> Command:
     """Run the command; each time the directory is as it was."""
 
-    def run(*arguments: str | Path) -> Run:
+    def run(*arguments: str | Path) -> QuietRun:
         before = snapshot(state)
-        ended = Run(capsys, *arguments)
+        ended = QuietRun(capsys, "status", *arguments)
         assert snapshot(state) == before
         return ended
 

@@ -11,6 +11,12 @@ from typing import Final
 INTERVAL_S: Final = 60.0
 
 
+def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Write what nobody has foreseen; of a system's error one line, but for who debugs."""
+    is_plain = isinstance(error, OSError) and not log.isEnabledFor(logging.DEBUG)
+    log.error("%s: %s", what, error, exc_info=None if is_plain else error)
+
+
 class LimitedLog:
     """Writes at most so many lines in INTERVAL_S, and says with the next one what was left out."""
 

@@ -18,6 +18,7 @@ from vtpmd.core import LinkOperation, Store
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import LinkAskedInit, LinkCondition, LinkHandover
 from vtpmd.daemon.engine import Engine
+from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
@@ -602,10 +603,7 @@ class Mobility:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A system's error is one line, but for who debugs.
-            is_plain = isinstance(error, OSError) and not log.isEnabledFor(logging.DEBUG)
-            trace = None if is_plain else error
-            log.error("a migration's session failed: %s", error, exc_info=trace)
+            log_failure(log, "a migration's session failed", error)
 
 
 async def _rounds_by_time(session: Outgoing) -> None:

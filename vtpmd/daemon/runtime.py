@@ -17,6 +17,7 @@ from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.attachment import Attachment, NoEngine, attach
 from vtpmd.daemon.engine import EXIT_JOURNAL, EXIT_STOPPED, Engine, describe_death
+from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
 from vtpmd.daemon.settling import settle
@@ -230,10 +231,7 @@ def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) ->
 
     def done(finished: asyncio.Task[None]) -> None:
         if not finished.cancelled() and (error := finished.exception()) is not None:
-            # A system's error is one line, but for who debugs.
-            is_plain = isinstance(error, OSError) and not log.isEnabledFor(logging.DEBUG)
-            trace = None if is_plain else error
-            log.error("a service has failed, the guest is served on: %s", error, exc_info=trace)
+            log_failure(log, "a service has failed, the guest is served on", error)
 
     async def end() -> None:
         task.cancel()

@@ -227,10 +227,10 @@ class _Starting:
         values = self._given.lists.get(name)
         if values is None:
             return None
-        from vtpmd.store.keys import parse_key_source, read_key
+        from vtpmd.store.keys import key_source, read_key
 
-        text = ",".join(f"{key}={_said(value)}" for key, value in values.items())
-        return self._stack.enter_context(read_key(parse_key_source(text, f"--{name}")))
+        source = key_source({key: _said(value) for key, value in values.items()}, f"--{name}")
+        return self._stack.enter_context(read_key(source))
 
     def _write_boot_record(
         self, begun: Start, key: Key | None, migration_key: Key | None, channels: _Channels

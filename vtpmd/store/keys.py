@@ -88,7 +88,14 @@ class Key(Closing):
 
 def parse_key_source(text: str, option: str = "--key") -> KeySource:
     """Return what the value of an ``option`` says. Raises UsageError."""
-    options = _split(text, option)
+    return key_source(_split(text, option), option)
+
+
+def key_source(options: dict[str, str], option: str) -> KeySource:
+    """Return what the value of an ``option`` says, by its parts. Raises UsageError."""
+    for name, value in options.items():
+        if not value:
+            raise UsageError(f"{option} {name}= has no value")
     given = [name for name in SOURCES if name in options]
     if len(given) != 1:
         raise UsageError(f"{option} needs one of {', '.join(f'{name}=' for name in SOURCES)}")
@@ -151,8 +158,6 @@ def _split(text: str, option: str) -> dict[str, str]:
         if name in options:
             raise UsageError(f"{option} has {name!r} twice")
         options[name] = value if equals or name != "remove" else "true"
-        if not options[name]:
-            raise UsageError(f"{option} {name}= has no value")
     return options
 
 
