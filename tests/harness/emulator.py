@@ -150,7 +150,7 @@ class Emulator:
 
     def engines(self) -> list[int]:
         """Return the process numbers of vtpmd's engines that live; swtpm has none."""
-        if self._engine is None or _has_ended(self._engine):
+        if self._engine is None or has_ended(self._engine):
             return []
         return [self._engine_pid]
 
@@ -176,7 +176,7 @@ class Emulator:
 
     def wait_for_engine(self) -> None:
         """Wait until the engine has ended. TimeoutError when it does not."""
-        if self._engine is not None and not _has_ended(self._engine, KILL_TIMEOUT_S):
+        if self._engine is not None and not has_ended(self._engine, KILL_TIMEOUT_S):
             raise TimeoutError("the engine does not end")
 
     def kill(self) -> None:
@@ -191,5 +191,8 @@ class Emulator:
             self._engine = None
 
 
-def _has_ended(pidfd: int, timeout_s: float = 0) -> bool:
-    return bool(select.select([pidfd], [], [], timeout_s)[0])
+def has_ended(pidfd: int, timeout_s: float = 0) -> bool:
+    """Return whether a process has ended, or ends in time."""
+    ends = select.poll()
+    ends.register(pidfd, select.POLLIN)
+    return bool(ends.poll(timeout_s * 1000))

@@ -1,11 +1,11 @@
 """A proxy on an emulator's control socket that acts when a chosen control command passes."""
 
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.harness.emulator import Emulator
@@ -59,7 +59,7 @@ class ControlProxy:
         self._listener.close()
 
     def _serve(self) -> None:
-        readable, _, _ = select.select([self._listener, self._stop_receiver], [], [])
+        readable = wait([self._listener, self._stop_receiver])
         if self._stop_receiver in readable:
             return
         client, _ = self._listener.accept()
@@ -70,7 +70,7 @@ class ControlProxy:
         answered = True
         while True:
             sockets = [client, emulator, self._stop_receiver]
-            readable, _, _ = select.select(sockets, [], [])
+            readable = wait(sockets)
             if self._stop_receiver in readable:
                 break
             from_client = client in readable

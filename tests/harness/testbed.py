@@ -10,7 +10,6 @@ too; what a process that was killed has left, the next testbed removes.
 """
 
 import os
-import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from types import FrameType
 
 from tests.harness import leftovers, migration
 from tests.harness.credentials import credentials_for
-from tests.harness.emulator import Emulator, Peering
+from tests.harness.emulator import Emulator, Peering, has_ended
 from tests.harness.guest import Guest, Machine
 from tests.harness.killing import wait_until_unused
 from tests.harness.lab import Lab
@@ -238,9 +237,9 @@ def _assert_no_process(host: Host) -> None:
             descriptor = os.pidfd_open(process)
         except ProcessLookupError:
             continue
-        ended, _, _ = select.select([descriptor], [], [], END_TIMEOUT_S)
+        is_over = has_ended(descriptor, END_TIMEOUT_S)
         os.close(descriptor)
-        assert ended, f"process {process} is left on host {host.side}"
+        assert is_over, f"process {process} is left on host {host.side}"
 
 
 @contextmanager

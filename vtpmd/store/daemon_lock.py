@@ -89,7 +89,9 @@ def _end(fd: int, path: str, holder: int) -> None:
         if _holder(fd) != holder:
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        ended, _, _ = select.select([pidfd], [], [], END_TIMEOUT_S)
+        ends = select.poll()
+        ends.register(pidfd, select.POLLIN)
+        ended = ends.poll(END_TIMEOUT_S * 1000)
     except PermissionError:
         raise StateDirectoryInUse(
             f"cannot end process {holder}, which looks after state directory {path}: it is another "
