@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -46,6 +46,7 @@ from vtpmd.migration.source import HEARD_US_MAX
 UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
 OTHER_UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b12"
 ROUNDS = 3  # that the link is cut in
+EXPIRES_S = (4, 16, 64)  # a certificate, after it is made
 
 
 def assert_falls_back(source: Host, destination: Host, reason: str) -> None:
@@ -197,11 +198,25 @@ def test_source_is_of_an_authority_that_the_peer_does_not_trust(lab: Lab) -> Non
     assert_falls_back(pair.source, pair.destination, "refuses us: unknown ca")
 
 
-def test_certificate_of_the_peer_has_expired(lab: Lab) -> None:
-    """It was good when the peer started, as vtpmd does not start with an expired one."""
-    not_after = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+def pair_whose_peer_expires(lab: Lab) -> tuple[Pair, datetime]:
+    """Start a pair, of which one's certificate is good for some seconds more, and until when.
+
+    As vtpmd does not start with an expired one, it lasts longer where that has taken longer.
+    """
+    for lasts_s in EXPIRES_S[:-1]:
+        with suppress(RuntimeError):  # it has ended
+            return _pair_until(lab, lasts_s)
+    return _pair_until(lab, EXPIRES_S[-1])
+
+
+def _pair_until(lab: Lab, lasts_s: int) -> tuple[Pair, datetime]:
+    not_after = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=lasts_s)
     peering = Peering(credentials=authority().issue_until(not_after))
-    pair = make_pair(lab, destination=peering)
+    return make_pair(lab, destination=peering), not_after
+
+
+def test_certificate_of_the_peer_has_expired(lab: Lab) -> None:
+    pair, not_after = pair_whose_peer_expires(lab)
     assert pair.destination.vtpmd.port
     while datetime.now(UTC) <= not_after:
         time.sleep(0.05)
