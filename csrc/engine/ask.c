@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "bytes.h"
@@ -18,17 +19,23 @@ enum attachment {
     CLOSED,
 };
 
+enum {
+    QUESTIONS = LINK_ASK_RUNS - LINK_ASK_INIT + 1,
+};
+
 struct asker {
     pthread_mutex_t sending; /* a message is sent whole, and the socket not closed meanwhile */
     pthread_mutex_t lock;    /* over what follows */
     pthread_cond_t changed;
     enum attachment state;
-    int fd;                 /* the link, also of a vtpmd that was silent, or -1 */
-    bool is_serving;        /* a request of vtpmd's is carried out */
-    bool is_deciding;       /* something is decided without vtpmd */
-    int64_t heard_ms;       /* since when vtpmd is silent, while it is not served */
-    uint32_t asked;         /* the operation that an answer is waited for of, or 0 */
-    struct message *answer; /* where it goes */
+    int fd;                         /* the link, also of a vtpmd that was silent, or -1 */
+    bool is_serving;                /* a request of vtpmd's is carried out */
+    bool is_deciding;               /* something is decided without vtpmd */
+    int64_t heard_ms;               /* since when vtpmd is silent, while it is not served */
+    const struct message *question; /* that an answer is waited for to, or NULL */
+    struct message *answer;         /* where it goes */
+    bool is_settled;                /* the last question was, without one */
+    unsigned owed[QUESTIONS];       /* answers that nobody waits for any more */
 };
 
 int asker_new(struct asker **out)
@@ -86,7 +93,7 @@ void asker_attach(struct asker *asker, int fd)
 {
     pthread_mutex_lock(&asker->lock);
     /* Also who waited for the last one's answer has to have seen that none comes. */
-    while ((asker->is_deciding || asker->asked != 0) && asker->state != CLOSED)
+    while ((asker->is_deciding || asker->question) && asker->state != CLOSED)
         pthread_cond_wait(&asker->changed, &asker->lock);
     check(asker->fd < 0); /* asker_detach() was called */
     asker->fd = fd;
@@ -100,6 +107,7 @@ void asker_detach(struct asker *asker)
     pthread_mutex_lock(&asker->lock);
     hang_up(asker);
     asker->is_serving = false;
+    memset(asker->owed, 0, sizeof(asker->owed));
     close_descriptor(&asker->fd);
     pthread_mutex_unlock(&asker->lock);
     pthread_mutex_unlock(&asker->sending);
@@ -172,7 +180,7 @@ int asker_end_request(struct asker *asker, const struct message *response)
  * sandbox: futex */
 static void wait_for_answer(struct asker *asker)
 {
-    while (asker->asked != 0 && has_vtpmd(asker)) {
+    while (asker->question && has_vtpmd(asker)) {
         int64_t deadline_ms = asker->heard_ms + ASKER_SILENCE_MAX_MS;
         if (asker->is_serving)
             pthread_cond_wait(&asker->changed, &asker->lock);
@@ -229,13 +237,14 @@ int asker_ask(struct asker *asker, const struct message *question, bool may_deci
               struct message *answer)
 {
     pthread_mutex_lock(&asker->lock);
-    check(asker->asked == 0);
+    check(!asker->question);
     wait_for_expected(asker);
     int64_t now_ms = clock_ms();
     int r = begin_to_ask(asker, may_decide);
     if (r == 0) {
-        asker->asked = question->header.operation;
+        asker->question = question;
         asker->answer = answer;
+        asker->is_settled = false;
         asker->heard_ms = now_ms;
     }
     pthread_mutex_unlock(&asker->lock);
@@ -244,9 +253,11 @@ int asker_ask(struct asker *asker, const struct message *question, bool may_deci
     send_whole(asker, question, now_ms + ASKER_SILENCE_MAX_MS); /* the answer may come at once */
     pthread_mutex_lock(&asker->lock);
     wait_for_answer(asker);
-    if (asker->asked != 0)
+    if (asker->question)
         r = give_up(asker);
-    asker->asked = 0;
+    else if (asker->is_settled)
+        r = ASKER_SETTLED;
+    asker->question = NULL;
     pthread_cond_broadcast(&asker->changed);
     pthread_mutex_unlock(&asker->lock);
     return r;
@@ -279,24 +290,63 @@ bool asker_is_alone(struct asker *asker)
     return is_so;
 }
 
+/* With the lock. */
+static bool is_asking(const struct asker *asker, uint32_t number)
+{
+    return asker->question && asker->question->header.operation == number;
+}
+
 bool asker_is_asking(struct asker *asker, enum link_question number)
 {
     pthread_mutex_lock(&asker->lock);
-    bool is_so = asker->asked == number;
+    bool is_so = is_asking(asker, number);
     pthread_mutex_unlock(&asker->lock);
     return is_so;
 }
 
-int asker_answer(struct asker *asker, struct message *answer)
+/* With the lock: who has asked goes on. */
+static void end_question(struct asker *asker)
+{
+    asker->question = NULL;
+    pthread_cond_broadcast(&asker->changed);
+}
+
+void asker_settle(struct asker *asker, enum link_question number, const void *payload,
+                  size_t payload_bytes)
 {
     pthread_mutex_lock(&asker->lock);
-    bool is_waited_for = has_vtpmd(asker) && asker->asked != 0;
-    int r = is_waited_for && asker->asked == answer->header.operation ? 0 : -EPROTO;
-    if (r == 0) {
-        *asker->answer = *answer;
-        *answer = MESSAGE_NONE;
-        asker->asked = 0;
-        pthread_cond_broadcast(&asker->changed);
+    if (is_asking(asker, number) && asker->question->header.payload_bytes == payload_bytes &&
+        (payload_bytes == 0 || memcmp(asker->question->payload, payload, payload_bytes) == 0)) {
+        asker->owed[number - LINK_ASK_INIT]++;
+        asker->is_settled = true;
+        end_question(asker);
+    }
+    pthread_mutex_unlock(&asker->lock);
+}
+
+/* With the lock: an answer has come that nobody waits for. */
+static bool is_owed(struct asker *asker, uint32_t number)
+{
+    uint32_t place = number - LINK_ASK_INIT;
+
+    if (place >= QUESTIONS || asker->owed[place] == 0)
+        return false;
+    asker->owed[place]--;
+    return true;
+}
+
+int asker_answer(struct asker *asker, struct message *answer)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&asker->lock);
+    if (!is_owed(asker, answer->header.operation)) {
+        r = has_vtpmd(asker) && is_asking(asker, answer->header.operation) ? 0 : -EPROTO;
+        if (r == 0) {
+            *asker->answer = *answer;
+            *answer = MESSAGE_NONE;
+            end_question(asker);
+        }
     }
     pthread_mutex_unlock(&asker->lock);
     return r;

@@ -25,6 +25,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "message.h"
@@ -73,6 +74,11 @@ void asker_be_asked(struct asker *asker, bool is_so);
  */
 int asker_answer(struct asker *asker, struct message *answer);
 
+/* What was asked has come without an answer, if it was just this, payload and all: who waits goes
+ * on, and the answer, once it comes, is dropped. */
+void asker_settle(struct asker *asker, enum link_question number, const void *payload,
+                  size_t payload_bytes);
+
 /* Return true while an answer to that is waited for. */
 bool asker_is_asking(struct asker *asker, enum link_question number);
 
@@ -81,12 +87,13 @@ bool asker_is_asking(struct asker *asker, enum link_question number);
 enum {
     ASKER_NOBODY = 1,
     ASKER_CLOSED = 2,
+    ASKER_SETTLED = 3,
 };
 
 /* Ask, and wait for the answer; one question at a time. The caller ends `answer`, which is
  * MESSAGE_NONE at first. Where `may_decide`, a vtpmd that need not be asked is not. Returns 0, or
  * ASKER_NOBODY: no vtpmd has answered, and none comes, nor says that it wants to be asked, until
- * asker_decided() or asker_wait(); or ASKER_CLOSED. */
+ * asker_decided() or asker_wait(); ASKER_CLOSED; or ASKER_SETTLED. */
 int asker_ask(struct asker *asker, const struct message *question, bool may_decide,
               struct message *answer);
 

@@ -107,6 +107,7 @@ static enum unasked refuse(struct commands *commands, enum unasked_command comma
 
 enum {
     ANSWERED = 'y', /* by vtpmd; else enum unasked, but not UNASKED_WAIT */
+    SETTLED = 's',  /* by what vtpmd has done, before it answers */
 };
 
 /* Ask vtpmd, if one is there and has something to say, or look up what is to be done. `*result` is
@@ -126,8 +127,10 @@ static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *resul
             *result = TPM_FAIL;
         else if (commands->done.is_so)
             *result = commands->done.result;
+        if (r == ASKER_SETTLED)
+            *result = TPM_SUCCESS;
         if (r != ASKER_NOBODY || commands->done.is_so)
-            return ANSWERED;
+            return r == ASKER_SETTLED ? SETTLED : ANSWERED;
         verdict = look_up(commands, asked->command);
         if (verdict == UNASKED_WAIT && !asker_wait(commands->asker, deadline_ms))
             verdict = refuse(commands, asked->command);
@@ -440,10 +443,12 @@ static bool give_tail(struct commands *commands, TPM_RESULT *result)
     *result = TPM_SUCCESS;
     if (!blackout_is_armed(commands->blackout))
         return false;
-    if (blackout_give_tail(commands->blackout, tail))
-        return true;
-    ask(commands, &asked, result);
-    return *result == TPM_SUCCESS && blackout_give_tail(commands->blackout, tail);
+    bool is_given = blackout_give_tail(commands->blackout, tail);
+    for (int verdict = SETTLED; verdict == SETTLED && !is_given;) {
+        verdict = ask(commands, &asked, result);
+        is_given = *result == TPM_SUCCESS && blackout_give_tail(commands->blackout, tail);
+    }
+    return is_given;
 }
 
 static void answer_permanent_state(struct context *context)

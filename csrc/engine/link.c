@@ -234,12 +234,15 @@ static TPM_RESULT do_offer(struct link *link, struct message *request, struct me
 {
     struct link_digests digests;
 
-    (void)response;
     if (request->header.payload_bytes <= sizeof(digests))
         return TPM_BAD_PARAMETER;
     memcpy(&digests, request->payload, sizeof(digests));
-    return blackout_offer(link->blackout, &digests, request->payload + sizeof(digests),
-                          request->header.payload_bytes - sizeof(digests));
+    TPM_RESULT result = blackout_offer(link->blackout, &digests, request->payload + sizeof(digests),
+                                       request->header.payload_bytes - sizeof(digests));
+    response->header.argument = blackout_state(link->blackout);
+    if (result == TPM_SUCCESS)
+        asker_settle(link->asker, LINK_ASK_STATE, NULL, 0);
+    return result;
 }
 
 /* What vtpmd says before it knows that the TPM has started may come when it has not. */
@@ -263,9 +266,31 @@ static TPM_RESULT do_hold(struct link *link, struct message *request, struct mes
         return TPM_BAD_ORDINAL;
     memcpy(&says, request->payload, sizeof(says));
     struct blackout_times times = {says.apply_us, link->held.start_us};
-    return blackout_hold(link->blackout, &link->held.digests, &times,
-                         request->payload + sizeof(says),
-                         request->header.payload_bytes - sizeof(says));
+    const uint8_t *tail = request->payload + sizeof(says);
+    size_t tail_bytes = request->header.payload_bytes - sizeof(says);
+    TPM_RESULT result =
+        blackout_hold(link->blackout, &link->held.digests, &times, tail, tail_bytes);
+    if (result == TPM_SUCCESS)
+        asker_settle(link->asker, LINK_ASK_TAIL, tail, tail_bytes);
+    return result;
+}
+
+static TPM_RESULT do_get_staged(struct link *link, struct message *request,
+                                struct message *response)
+{
+    const struct image *image = &server_commands(link->server)->staged.permanent;
+
+    (void)request;
+    if (!image->exists || !image->is_numbered)
+        return TPM_BAD_ORDINAL;
+    uint8_t *payload = malloc(sizeof(image->generation) + image->n_bytes);
+    if (!payload)
+        return TPM_SIZE;
+    memcpy(payload, &image->generation, sizeof(image->generation));
+    memcpy(payload + sizeof(image->generation), image->bytes, image->n_bytes);
+    response->payload = payload;
+    response->header.payload_bytes = (uint32_t)(sizeof(image->generation) + image->n_bytes);
+    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_let_go(struct link *link, struct message *request, struct message *response)
@@ -539,6 +564,7 @@ static const operation operations[] = {
     [LINK_SET_LANE] = do_set_lane,
     [LINK_OFFER] = do_offer,
     [LINK_HOLD] = do_hold,
+    [LINK_GET_STAGED] = do_get_staged,
     [LINK_LET_GO] = do_let_go,
     [LINK_WITHDRAW] = do_withdraw,
     [LINK_RECORDED] = do_recorded,

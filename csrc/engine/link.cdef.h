@@ -65,6 +65,8 @@ enum link_operation {
                                    link_digests; argument, how long the start took, in us */
     LINK_FORGET_STATE = 34,     /* what LINK_STAGE has given is not to be used, and no more records
                                    come; argument 1: they do */
+    LINK_GET_STAGED = 38,       /* answer: payload, uint64_t, the generation of the permanent state
+                                   that LINK_STAGE has made, and that state */
     LINK_STORE_PERMANENT = 35,  /* write the image into its file, if it is durable elsewhere */
     LINK_RAISE_GENERATION = 36, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
@@ -88,7 +90,8 @@ enum link_operation {
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
                            greeted each other on */
     LINK_OFFER = 58,    /* QEMU gets a tail, for a second without a question, while nothing runs;
-                           payload: struct link_digests, of what the tail ends at, and the tail */
+                           payload: struct link_digests, of what the tail ends at, and the tail;
+                           answer, also of a refusal: argument, enum handover_state */
     LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
                            from by the LINK_STAGE before; payload: struct link_hold, and the tail */
     LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
@@ -109,10 +112,12 @@ enum link_question {
     LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
     LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
     LINK_ASK_STATE = 66,     /* the permanent one, while a session may give a tail for it; the
-                                answer has done so, by LINK_OFFER, or has not */
+                                answer has done so, by LINK_OFFER, or has not. With that LINK_OFFER
+                                the engine goes on: the answer counts no more */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
-    LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it */
+    LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it. With a LINK_HOLD of the
+                                same tail the engine goes on, likewise */
     LINK_ASK_CONNECTED = 69, /* there is a new data socket, of another QEMU */
     LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */

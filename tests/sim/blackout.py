@@ -30,7 +30,7 @@ OFFER_S: Final = 1.0  # BLACKOUT_OFFER_MS
 GRANT_TIMEOUT_S: Final = 2.0  # BLACKOUT_GRANT_TIMEOUT_MS
 REASON_STATE: Final = 7
 _DIGESTS_BYTES: Final = 64
-_HOLD_BYTES: Final = 4  # struct link_hold
+HOLD_BYTES: Final = 4  # struct link_hold
 # struct link_handover
 _HANDOVER: Final = Struct("=16s7I")
 
@@ -80,7 +80,7 @@ class Blackout:
             return Result.BAD_ORDINAL
         if self._lane is None or not self._may(HandoverEvent.HOLD):
             return Result.BAD_ORDINAL
-        self._digests, self._tail = self._tpm.held_digests, payload[_HOLD_BYTES:]
+        self._digests, self._tail = self._tpm.held_digests, payload[HOLD_BYTES:]
         self._take(HandoverEvent.HOLD)
         return Result.SUCCESS
 

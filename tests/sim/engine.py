@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
-from tests.sim.blackout import Blackout, Digests
+from tests.sim.blackout import HOLD_BYTES, Blackout, Digests
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
 from tests.sim.network import Stream
@@ -30,6 +31,7 @@ from vtpmd.core.link import (
     LinkCapture,
     LinkCondition,
     LinkCustody,
+    LinkQuestion,
     pack_link_lineage,
     unpack_link_lineage,
 )
@@ -244,8 +246,25 @@ class SimEngine:
             case LinkOperation.WITHDRAW:
                 before = self.blackout.state
                 return Reply(self.blackout.say(HandoverEvent.WITHDRAW), before, bytearray())
+            case LinkOperation.GET_STAGED:
+                staged = self.server.staged()
+                generation = staged.generation.to_bytes(8, sys.byteorder)
+                return Reply(0, 0, bytearray(generation + staged.data))
+            case LinkOperation.OFFER:
+                result = self.blackout.offer(payload)
+                self._settle(result, LinkQuestion.ASK_STATE, b"")
+                return Reply(result, self.blackout.state, bytearray())
+            case LinkOperation.HOLD:
+                result = self.blackout.hold(payload)
+                self._settle(result, LinkQuestion.ASK_TAIL, payload[HOLD_BYTES:])
+                return Reply(result, 0, bytearray())
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
+
+    def _settle(self, result: int, number: LinkQuestion, payload: bytes) -> None:
+        """asker_settle()."""
+        if result == Result.SUCCESS and self.link is not None:
+            self.link.settle(number, payload)
 
     def _condition(self) -> int:
         has_blobs = self.server.arrival.what is Arrived.BLOBS
@@ -596,8 +615,6 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.RETIRE: SimEngine._retire,
     LinkOperation.UNRETIRE: SimEngine._unretire,
     LinkOperation.AWAIT: lambda engine, argument, _: engine.await_(is_so=bool(argument)),
-    LinkOperation.OFFER: lambda engine, _, payload: engine.blackout.offer(payload),
-    LinkOperation.HOLD: lambda engine, _, payload: engine.blackout.hold(payload),
     LinkOperation.RECORDED: lambda engine, *_: engine.blackout.say(HandoverEvent.RECORDED),
     LinkOperation.LET_GO: lambda engine, *_: engine.blackout.say(HandoverEvent.LET_GO),
     LinkOperation.ADMIT: SimEngine._admit,

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Final
 from tests.sim.loop import Process
 from vtpmd.core import Image, LinkOperation
 from vtpmd.core.lane import LaneKeying
-from vtpmd.core.link import LinkCondition, LinkCustody, link_condition
+from vtpmd.core.link import (
+    LinkCondition,
+    LinkCustody,
+    LinkQuestion,
+    link_condition,
+    unpack_link_staged,
+)
 from vtpmd.daemon.engine import (
     Answer,
     Answerer,
@@ -24,6 +30,7 @@ from vtpmd.daemon.engine import (
     Meanwhile,
     Question,
     Reply,
+    Request,
 )
 from vtpmd.wire.tpm import StateType
 
@@ -34,6 +41,8 @@ LIBTPMS_VERSION: Final = 0x000902
 # What is asked for at any time, and changes nothing: no step that a fault comes with.
 _QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
 DECIDES_S: Final = 0.001
+# What is answered to a question that needs no answer any more.
+SETTLED: Final = Answer()
 # How often what the engine says comes late, and how late.
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
@@ -85,7 +94,9 @@ class SimLink:
         self._way = Way(process)  # to vtpmd
         self._lock = asyncio.Lock()
         self._answerer: Answerer | None = None
-        self._asked: list[Question] = []  # before there was who answers
+        self._question: Question | None = None  # that it waits for the answer to
+        # Before there was who answers.
+        self._asked: list[tuple[Question, asyncio.Future[Answer | None] | None]] = []
         self._answering: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -124,9 +135,9 @@ class SimLink:
         async with self._lock:
             self._check()
             later_s = self._process.rng.choice(MEANWHILE_S)
-            then = None
+            then = None if meanwhile is None else meanwhile.following()
             if meanwhile is not None and not later_s:
-                then = meanwhile.run()
+                meanwhile.run()
             if operation not in _QUIET:
                 self._engine.note(f"engine: {operation.name}")
             await self._engine.late()
@@ -135,13 +146,20 @@ class SimLink:
             if operation is LinkOperation.BE_ASKED:
                 await self._be_asked(is_so=bool(argument))
             done = self._engine.do(operation, int(argument), bytes(payload))
+            second = None if then is None else await self._do_next(then)
             if meanwhile is not None and later_s:
                 await asyncio.sleep(later_s)
-                then = meanwhile.run()
-            if meanwhile is not None and then is not None:
-                self._engine.note(f"engine: {then.operation.name}")
-                meanwhile.reply = await self._come(self._engine.do(then.operation, 0, then.payload))
+                meanwhile.run()
+            if meanwhile is not None and second is not None:
+                meanwhile.reply = await self._come(second)
             return await self._come(done)
+
+    async def _do_next(self, then: Request) -> Reply:
+        """Do what the engine was asked together with something else."""
+        self._engine.note(f"engine: {then.operation.name}")
+        await self._engine.late()
+        self._check()
+        return self._engine.do(then.operation, 0, then.payload)
 
     async def _be_asked(self, *, is_so: bool) -> None:
         """asker_be_asked(): what is decided without vtpmd is done first."""
@@ -179,6 +197,9 @@ class SimLink:
         reply = await self.request(LinkOperation.GET_CONDITION)
         return link_condition(reply.argument)
 
+    async def staged(self) -> Image:
+        return unpack_link_staged((await self.request(LinkOperation.GET_STAGED)).payload)
+
     async def end_control(self) -> None:
         await self.request(LinkOperation.END_CONTROL)
         await asyncio.gather(*self._answering)
@@ -197,32 +218,44 @@ class SimLink:
     def answer_by(self, answerer: Answerer) -> None:
         self._answerer = answerer
         asked, self._asked = self._asked, []
-        for question in asked:
-            self._take(question)
+        for question, waiting in asked:
+            self._take(question, waiting)
 
     # The engine's end.
 
     def ask(self, question: Question, waiting: asyncio.Future[Answer | None]) -> None:
         """Have the question come, and its answer go where the engine waits for it."""
         self.heard_s = self._process.time()
-        self.waiting = waiting
-        self._way.say(partial(self._take, question))
+        self.waiting, self._question = waiting, question
+        self._way.say(partial(self._take, question, waiting))
+
+    def settle(self, number: LinkQuestion, payload: bytes) -> None:
+        """asker_settle()."""
+        if self.waiting is None or self.waiting.done() or self._question is None:
+            return
+        if (self._question.number, self._question.payload) == (number, payload):
+            self.waiting.set_result(SETTLED)
 
     def tell(self, news: Question) -> None:
         """Have the news come."""
-        self._way.say(partial(self._take, news))
+        self._way.say(partial(self._take, news, None))
 
-    def _take(self, question: Question) -> None:
+    def _take(self, question: Question, waiting: asyncio.Future[Answer | None] | None) -> None:
         if self._answerer is None:
-            self._asked.append(question)
+            self._asked.append((question, waiting))
         elif question.number.is_news:
             self._answerer.hear(question)
         else:
-            task = self._process.create_task(self._answer(self._answerer, question))
+            task = self._process.create_task(self._answer(self._answerer, question, waiting))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, answerer: Answerer, question: Question) -> None:
+    async def _answer(
+        self,
+        answerer: Answerer,
+        question: Question,
+        waiting: asyncio.Future[Answer | None] | None,
+    ) -> None:
         answer = await answerer.answer(question)
-        if self.is_open and self.waiting is not None and not self.waiting.done():
-            self.waiting.set_result(answer)
+        if self.is_open and waiting is not None and not waiting.done():
+            waiting.set_result(answer)

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tests.sim.link import SETTLED
 from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import DeltaError, delta_apply, delta_inspect
@@ -78,6 +79,7 @@ class Verdict(Enum):
     """Who has decided on a command, and how: commands.c, unasked.h."""
 
     ANSWERED = "vtpmd"
+    SETTLED = "vtpmd, before it answers"
     GO_ON = chr(lib.UNASKED_GO_ON)
     DONE = chr(lib.UNASKED_DONE)
     AWAIT = chr(lib.UNASKED_AWAIT)
@@ -261,7 +263,7 @@ class ControlServer:
             if answer is None and self._done is not None:
                 answer = Answer(self._done)
             if answer is not None:
-                return Verdict.ANSWERED, answer
+                return Verdict.SETTLED if answer is SETTLED else Verdict.ANSWERED, answer
             self.is_deciding = True
             if not self._tpm.running:
                 self.forget(goes_on=False)
@@ -340,6 +342,10 @@ class ControlServer:
         if not record:
             return image
         return delta_apply(image if delta_inspect(record).from_generation else nothing, record)
+
+    def staged(self) -> Image:
+        """LINK_GET_STAGED."""
+        return self._staged[StateType.PERMANENT]
 
     def unstage(self) -> None:
         """commands_unstage()."""
@@ -424,11 +430,13 @@ class ControlServer:
         blackout = self._tpm.blackout
         if not blackout.is_armed:
             return Result.SUCCESS, None
-        tail = blackout.give_tail()
-        if tail is not None:
-            return Result.SUCCESS, tail
-        result = (await self._ask(lib.UNASKED_STATE, LinkQuestion.ASK_STATE))[1].result
-        return result, blackout.give_tail() if result == Result.SUCCESS else None
+        tail, verdict = blackout.give_tail(), Verdict.SETTLED
+        while tail is None and verdict is Verdict.SETTLED:
+            verdict, answer = await self._ask(lib.UNASKED_STATE, LinkQuestion.ASK_STATE)
+            if answer.result != Result.SUCCESS:
+                return answer.result, None
+            tail = blackout.give_tail()
+        return Result.SUCCESS, tail
 
     def _own_state(self, kind: StateType) -> Said:
         result, state = self._tpm.get_state(kind)

@@ -28,6 +28,8 @@ class Handover(IntEnum):
 WITH_TAIL: Final = (Handover.PREPARED, Handover.OFFERED)
 # It has got one, and the vTPM has not been granted for it.
 WITHOUT_GRANT: Final = (Handover.GIVEN, Handover.WANTED, Handover.FROZEN)
+# It has got one.
+TAIL_GIVEN: Final = (*WITHOUT_GRANT, Handover.RETIRING, Handover.GRANTED)
 
 
 class HandoverEvent(IntEnum):

@@ -6,13 +6,17 @@ import sys
 from enum import IntEnum, IntFlag
 
 from vtpmd._core import ffi, lib
-from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
+from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX, Image
 from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES
 from vtpmd.core.memory import check_length
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from vtpmd.core.lane import LaneKeying
+
+
+# Of what GET_STAGED answers, before the state.
+GENERATION_BYTES = 8
 
 
 class LinkQuestion(IntEnum):
@@ -161,6 +165,14 @@ def pack_link_lane(keying: LaneKeying, *, is_source: bool) -> bytearray:
 def pack_link_hold(apply_us: int) -> bytes:
     """Return what HOLD has before its tail (``struct link_hold``)."""
     return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us,))))
+
+
+def unpack_link_staged(payload: bytes | bytearray) -> Image:
+    """Return the permanent state that GET_STAGED answers. Raises ValueError for too few bytes."""
+    if len(payload) < GENERATION_BYTES:
+        raise ValueError(f"an answer to GET_STAGED of {len(payload)} bytes")
+    generation = int.from_bytes(payload[:GENERATION_BYTES], sys.byteorder)
+    return Image(lib.LINK_STATE_PERMANENT, generation, bytes(payload[GENERATION_BYTES:]))
 
 
 def pack_link_records(permanent: bytes, volatile: bytes) -> bytes:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation
-from vtpmd.core.link import LinkCondition, LinkCustody, LinkQuestion, link_condition, pack_link_lane
+from vtpmd.core.link import (
+    LinkCondition,
+    LinkCustody,
+    LinkQuestion,
+    link_condition,
+    pack_link_lane,
+    unpack_link_staged,
+)
 from vtpmd.daemon.attachment import Attachment
 from vtpmd.errors import VtpmdError
 
@@ -112,21 +119,24 @@ class Request(NamedTuple):
 class Meanwhile:
     """Something that is done while the engine is busy, and why it failed if it did.
 
-    It may return what the engine is asked next, before it has answered.
+    Before that, there may be something that the engine is asked next, which need not wait for its
+    answer.
     """
 
-    def __init__(self, do: Callable[[], Request | None]) -> None:
+    def __init__(
+        self, do: Callable[[], None], following: Callable[[], Request | None] = lambda: None
+    ) -> None:
         self._do = do
+        self.following = following
         self.error: VtpmdError | None = None
-        self.reply: Reply | None = None  # to what it has returned
+        self.reply: Reply | None = None  # to what it was asked next
 
-    def run(self) -> Request | None:
+    def run(self) -> None:
         """Do it, and keep the VtpmdError that it raises."""
         try:
-            return self._do()
+            self._do()
         except VtpmdError as error:
             self.error = error
-            return None
 
 
 class Engine:
@@ -221,13 +231,16 @@ class Engine:
     ) -> Reply:
         header = LinkHeader(operation, 0, argument, len(payload))
         reply = await self._ask(header, payload, descriptor)
-        then = None if meanwhile is None else meanwhile.run()
-        if then is None or meanwhile is None:
+        if meanwhile is None:
             return await self._receive_reply(reply, soon=soon)
-        following = LinkHeader(then.operation, payload_bytes=len(then.payload))
-        second = await self._ask(following, then.payload)
+        second = None
+        if (then := meanwhile.following()) is not None:
+            following = LinkHeader(then.operation, payload_bytes=len(then.payload))
+            second = await self._ask(following, then.payload)
+        meanwhile.run()
         first = await self._receive_reply(reply, soon=soon)
-        meanwhile.reply = await self._receive_reply(second, soon=soon)
+        if second is not None:
+            meanwhile.reply = await self._receive_reply(second, soon=soon)
         return first
 
     async def _ask(
@@ -257,6 +270,13 @@ class Engine:
         """Make every generation that is still to come larger than ``floor``. Raises EngineDied."""
         floors = struct.pack("=QQ", floor, floor)
         await self.request(LinkOperation.RAISE_GENERATION, payload=floors)
+
+    async def staged(self) -> core.Image:
+        """Return the permanent state that the records of STAGE have made. Raises VtpmdError."""
+        reply = await self.request(LinkOperation.GET_STAGED)
+        if reply.result:
+            raise VtpmdError(f"the engine has no state that came: it says {reply.result:#x}")
+        return unpack_link_staged(reply.payload)
 
     async def condition(self) -> tuple[LinkCondition, LinkCustody]:
         """Return what QEMU has made of the TPM, and whose that is. Raises EngineDied."""

@@ -97,8 +97,9 @@ class Incoming:
         """
         session = cls.__new__(cls)
         session._begin(owner, machine, peer_name, None)
-        last = core.Image(StateType.PERMANENT, used, b"")  # the engine has the state itself
+        last = core.Image(StateType.PERMANENT, used, b"")  # the file has the state itself
         session._staged = Staged(ImageChain(Images(last, NOTHING.volatile)), 0)
+        session._durable_generation = used
         return session
 
     def _begin(
@@ -191,15 +192,21 @@ class Incoming:
 
     async def reclaim(self, connection: tls.Connection) -> None:
         """The source asks for the vTPM over a new connection; it is answered there."""
-        self._close()
-        self._connection = connection
+
+        def goes_there() -> bool:
+            # Not before its turn: what was heard before may end with closing the connection.
+            self._close()
+            self._connection = connection
+            return True
+
         try:
-            await self._events.run(peer.Reclaim(self.session))
+            await self._events.run(peer.Reclaim(self.session), goes_there)
         except ImpossibleEvent:
             # It was not granted, and who asks has forgotten what it was about.
             await self._happened(events.LinkLost("the source asks for its vTPM"))
         finally:
-            self._connection = None
+            if self._connection is connection:
+                self._connection = None
 
     async def set_aside(self, reason: str) -> None:
         """The session is of no use, unless it is too late for that."""
@@ -244,6 +251,8 @@ class Incoming:
         self._owner.wakefulness.hold()
         before = self.state
         if before is State.ENDED or not await self._happened(events.TailCame(blob)):
+            if self.state in (State.TAKING, State.ENTITLED, State.STARTED):
+                return  # the engine has taken it, as it learned of it before it was answered
             raise VtpmdError(
                 f"the tail is refused: the session is {before.name}, must be HOLDING; the guest "
                 "goes on at the source: migrate again"
@@ -393,16 +402,18 @@ class Incoming:
             await self._try_to_start(records, LinkShutdown(wanted.power))
             to_send = NO_RECORDS
 
-        def keep() -> Request | None:
+        def foresee() -> Request | None:
             self._staged_before, self._staged = before, Staged(after, wanted.power)
             self._last_tail = self._foresee(before, records) if wanted.is_last else b""
+            return self._to_hold(self._last_tail) if self._last_tail else None
+
+        def keep() -> None:
             self._make_durable(after, records[0])
             if not wanted.is_last:
                 _ = after.images  # a guest that stands still does not wait for that
-            return self._to_hold(self._last_tail) if self._last_tail else None
 
         try:
-            await self._have_staged(to_send, starts, keep)
+            await self._have_staged(to_send, starts, Meanwhile(keep, foresee))
         except VtpmdError:
             _ = after.images  # where the records are to blame, that says why
             raise
@@ -443,16 +454,17 @@ class Incoming:
         self,
         records: list[bytes],
         starts: LinkShutdown | None,
-        write: Callable[[], Request | None] | None = None,
+        writing: Meanwhile | None = None,
     ) -> None:
-        """Have libtpms take what records make of the states, while ``write`` makes that durable.
+        """Have libtpms take what records make of the states, while that is made durable.
 
-        It may return what has the engine know the tail that QEMU will bring.
+        The engine may learn of the tail that QEMU will bring before it is: if the source grants the
+        vTPM for that by then, what comes first is Do.ADMIT, which begins with making it durable.
 
         The TPM is started from it, held, if it ``starts`` with what the guest's last TPM2_Shutdown
         said. Raises VtpmdError.
         """
-        writing = Meanwhile(write or (lambda: None))
+        writing = writing or Meanwhile(lambda: None)
         argument = 0 if starts is None else link_held(starts)
         payload = pack_link_records(*records)
         reply = await self._owner.engine.request(LinkOperation.STAGE, argument, payload, writing)
@@ -538,8 +550,8 @@ class Incoming:
             if self._is_held and not await self._let_go():
                 raise VtpmdError("the TPM that was started ahead of time is in use")
             records = self._since_staged(final.chain, opened)
-            write = partial(self._make_durable, final.chain, opened.permanent)
-            await self._have_staged(records, LinkShutdown(final.power), write)
+            writing = Meanwhile(partial(self._make_durable, final.chain, opened.permanent))
+            await self._have_staged(records, LinkShutdown(final.power), writing)
             self._staged = final
         elif not self._is_held:
             await self._start_held()
@@ -581,6 +593,7 @@ class Incoming:
         """Make it durable that the vTPM is ours, then have the guest's commands executed."""
         self._cancel_retry()
         try:
+            self._complete_file()
             self._owner.files.incoming.grant(self._generation)
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
@@ -592,6 +605,12 @@ class Incoming:
             return
         log.info("the vTPM has moved: it came from %s, and is served here", self.peer)
         self._events.put(events.Admitted(self._wait_us, self._start_us))
+
+    def _complete_file(self) -> None:
+        """Have the session's file end at what the TPM was started from, if it did not take that."""
+        permanent = self._staged.chain.images.permanent
+        if permanent.generation != self._durable_generation:
+            self._make_durable(self._staged.chain, delta_encode(NOTHING.permanent, permanent))
 
     async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
         lineage = pack_link_lineage(self._machine.lineage, self._generation)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkOperation, Store
-from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
+from vtpmd.core.handover import TAIL_GIVEN, WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import LinkCapture, LinkHandover, link_said
 from vtpmd.daemon import lane, tls
@@ -134,6 +134,8 @@ class Outgoing:
         self._events: EventQueue[source.Event] = EventQueue(self._take)
         self._asking = Asking(to, self._question, self._answered)
         self._soon: set[asyncio.Task[None]] = set()
+        # That the vTPM is offered; the result is why that failed.
+        self._recording: asyncio.Future[VtpmdError | None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
@@ -280,6 +282,8 @@ class Outgoing:
         The guest stands still.
         """
         await self._events.wait_until_idle()  # what it has left is captured
+        if self.state is State.FROZEN:
+            return  # by a tail that was offered after it was asked for, and before this
         why = self._machine.why_no_tail(self._silence_us)
         if why is not None:
             await self.fall_back(why)
@@ -513,20 +517,38 @@ class Outgoing:
             log.debug("it need not be told that the session has ended: %s", error)
 
     async def _wind_up(self) -> None:
-        meanwhile = Meanwhile(self._owner.wakefulness.hold)
-        await self._capture(has_stopped=True, meanwhile=meanwhile)
+        def hold() -> None:
+            self._begin_record()
+            self._owner.wakefulness.hold()
 
-    def _write_record(self) -> None:
-        record = self._owner.record
-        if record.is_offered(self.session):
+        await self._capture(has_stopped=True, meanwhile=Meanwhile(hold))
+
+    def _begin_record(self) -> None:
+        """Have the owner record say offered: a disk takes as long as all else until the Grant.
+
+        Raises VtpmdError.
+        """
+        if self._recording is not None and not self._recording.done():
             return
+        record = self._owner.record
+        if not record.is_offered(self.session):
+            loop, offer = asyncio.get_running_loop(), record.offering(self.session)
+            self._recording = loop.run_in_executor(None, self._write_record, offer)
+
+    def _write_record(self, offer: Callable[[], None]) -> VtpmdError | None:
         began_ns = time.perf_counter_ns()
-        record.offer(self.session)
+        try:
+            offer()
+        except VtpmdError as error:
+            return error
         took_us = (time.perf_counter_ns() - began_ns) // 1000
         self.phases_us["source: write the owner record"] = took_us
+        return None
 
     async def _offer(self) -> None:
-        self._write_record()
+        self._begin_record()
+        if self._recording is not None and (error := await self._recording) is not None:
+            raise error
         await self._owner.engine.request(LinkOperation.RECORDED)  # if it is still on offer
 
     async def _withdraw(self) -> None:
@@ -546,6 +568,8 @@ class Outgoing:
     async def _write_until_done(
         self, write: Callable[[bytes], None], is_due: Callable[[], bool]
     ) -> None:
+        if self._recording is not None:
+            await asyncio.wait({self._recording})
         news = NewsLog(log.error)
         while is_due():
             try:
@@ -584,16 +608,11 @@ class Outgoing:
         began_ns = time.perf_counter_ns()
         sealed = self._images.seal(whole)
         self.phases_us["source: seal"] = (time.perf_counter_ns() - began_ns) // 1000
-        # The record is written while the engine takes the tail, and QEMU takes it.
-        writing = Meanwhile(self._write_record)
-        reply = await self._owner.engine.request(
-            LinkOperation.OFFER, payload=b"".join(sealed), meanwhile=writing
-        )
-        if writing.error is not None:
-            raise writing.error
+        self._begin_record()
+        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=b"".join(sealed))
         if reply.result == Result.RETRY:
             return False
-        if reply.result:
+        if reply.result and Handover(reply.argument) not in TAIL_GIVEN:
             raise VtpmdError("the lane to the destination is gone")
         self.digests = {"permanent": sealed[0].hex(), "volatile": sealed[1].hex()}
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vtpmd.config import RunConfig
 from vtpmd.core import LinkOperation
@@ -22,6 +22,9 @@ from vtpmd.daemon.mobility import Mobility
 from vtpmd.migration.states import State
 from vtpmd.store.moving import MovingFiles, is_open
 from vtpmd.store.owner import Outcome, Record, Whose
+
+if TYPE_CHECKING:
+    from vtpmd.store.incoming import Resumed
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +178,22 @@ async def _decline(mobility: Mobility, engine: Engine, files: MovingFiles) -> No
     await session.set_aside("its vtpmd was started again")
 
 
+async def _completed(engine: Engine, files: MovingFiles) -> Resumed:
+    """Go on with the file of a vTPM that was granted, maybe before the file took its last state."""
+    resumed = files.incoming.resume()
+    if (found := files.found()) is not None and not found.granted:
+        files.incoming.complete(await engine.staged())
+        resumed = files.incoming.resume()
+    return resumed
+
+
 async def _adopt(mobility: Mobility, engine: Engine, files: MovingFiles) -> None:
-    del engine
-    await mobility.found_incoming(State.ENTITLED, files.incoming.resume()).go_on()
+    resumed = await _completed(engine, files)
+    await mobility.found_incoming(State.ENTITLED, resumed).go_on()
 
 
 async def _adopt_off(mobility: Mobility, engine: Engine, files: MovingFiles) -> None:
-    session = mobility.found_incoming(State.ENTITLED, files.incoming.resume())
+    session = mobility.found_incoming(State.ENTITLED, await _completed(engine, files))
     if await session.adopt():
         await engine.request(LinkOperation.STOP)
 

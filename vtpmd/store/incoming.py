@@ -139,6 +139,13 @@ class IncomingStates:
         self._end += len(entry)
         self._ends_at.add(header.to_generation)
 
+    def complete(self, state: Image) -> None:
+        """Have the file be of this state alone, durably: it may not have taken it before."""
+        if self._head is None:
+            raise ValueError("there is no session to go on with")
+        self.make(self._head.session, self._head.lineage)
+        self.append(delta_encode(NO_STATE, state), lambda: state)
+
     def grant(self, used: int) -> None:
         """Write down that what was appended last is the vTPM's state.
 

@@ -16,8 +16,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
 from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from threading import RLock
+from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import OWNER_NAME
@@ -35,6 +37,10 @@ TEXT_LENGTH_CUT: Final = 200  # what is left of a longer one, before the digest 
 # Of one session: a capture every microsecond would take an hour to use them up.
 GENERATIONS_RESERVED: Final = 1 << 32
 GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Whose(StrEnum):
@@ -171,8 +177,21 @@ class InPlace(Protocol):
         """Keep it open no longer."""
 
 
+def _alone(
+    do: Callable[Concatenate[OwnerRecord, P], T],
+) -> Callable[Concatenate[OwnerRecord, P], T]:
+    """Have a method wait until another thread's is over."""
+
+    @wraps(do)
+    def done_alone(self: OwnerRecord, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return do(self, *args, **kwargs)
+
+    return done_alone
+
+
 class OwnerRecord:
-    """The record of one state directory, and its only writer.
+    """The record of one state directory, and its only writer, in any thread.
 
     All methods raise VtpmdError: OwnerRecordError for what the table or the session forbids, with
     nothing written; StateDirectoryError when the disk fails. The disk may say either then, and this
@@ -188,6 +207,7 @@ class OwnerRecord:
         self._record: Record | None = None  # what it says, once that is known
         self._rest: bytes | None = None  # what follows the first sector on the disk, if known
         self._is_in_doubt = False  # a write has failed: the disk may say otherwise
+        self._lock = RLock()  # over a transition
 
     def read(self) -> Record:
         """Return what it says."""
@@ -202,11 +222,12 @@ class OwnerRecord:
         """Return what it says, and make sure that the disk says so, too."""
         known = self.read()
         if self._is_in_doubt:
-            self._write(known)
+            self._write(known, encode(known))
         return known
 
     # The source's.
 
+    @_alone
     def reserve(self, session: bytes, peer: str, used: int) -> int:
         """Begin a session with a peer, as the owner; make sure that no generation is used twice.
 
@@ -228,23 +249,50 @@ class OwnerRecord:
         )
         return floor
 
+    @_alone
     def offer(self, session: bytes) -> None:
         """From now on it is this host's only if the peer has not taken it."""
         known = self._known()
+        if (offered := self._offered(known, session)) is not None:
+            self._write(offered, encode(offered))
+
+    def offering(self, session: bytes) -> Callable[[], None]:
+        """Return what does offer() in another thread, which has only the writing left to do."""
+        known = self.read()
+        offered = self._offered(known, session)
+        content = b"" if offered is None else encode(offered, self._rest_of(known))
+
+        def write() -> None:
+            with self._lock:
+                if offered is not None and self._record is known and not self._is_in_doubt:
+                    self._write(offered, content)
+                    return
+            self.offer(session)
+
+        return write
+
+    def _offered(self, known: Record, session: bytes) -> Record | None:
+        """Return what the record is to say; None: it does."""
         if known.whose is Whose.OFFERED:
             self._check_session(known, session, Transition.OFFER)
-            return
+            return None
         line = known.find(session.hex())
         if line is None or line.outcome is not Outcome.SENT:
             raise OwnerRecordError("the vTPM is offered in a session that was not begun")
-        self._go(Transition.OFFER, session=session.hex())
+        return self._after(known, Transition.OFFER, session=session.hex())
 
+    def _rest_of(self, known: Record) -> bytes | None:
+        """Return what follows the first sector of what the disk says, if that is known."""
+        return self._rest if known is self._record and not self._is_in_doubt else None
+
+    @_alone
     def is_offered(self, session: bytes) -> bool:
         """Return whether the disk is known to say so already."""
         known = self.read()
         is_so = (known.whose, known.session) == (Whose.OFFERED, session.hex())
         return is_so and not self._is_in_doubt
 
+    @_alone
     def withdraw(self, session: bytes) -> None:
         """The session ended without a Grant, or the guest runs on: it is this host's.
 
@@ -254,6 +302,7 @@ class OwnerRecord:
         if known.whose is Whose.OFFERED and known.session == session.hex():
             self._go(Transition.WITHDRAW, session="")
 
+    @_alone
     def confirm(self, session: bytes) -> None:
         """The peer has said that it has the vTPM."""
         known = self._known()
@@ -261,6 +310,7 @@ class OwnerRecord:
         if known.whose is not Whose.MOVED:
             self._go(Transition.CONFIRM)
 
+    @_alone
     def release(self, session: bytes) -> None:
         """The peer has said that it has let go of it, for ever: it is this host's."""
         self._check_session(self._known(), session, Transition.RELEASE)
@@ -268,6 +318,7 @@ class OwnerRecord:
 
     # The destination's.
 
+    @_alone
     def expect(self, session: bytes, peer: str) -> None:
         """A peer has begun a session: who may ask for its outcome is known from now on."""
         known = self._known()
@@ -275,10 +326,12 @@ class OwnerRecord:
         line = Session(session.hex(), Outcome.OPEN, name_text(peer), self._now())
         self._go(Transition.EXPECT, sessions=_with(known, line))
 
+    @_alone
     def decline(self, session: bytes) -> None:
         """The session ended here without a Grant: what a peer sent will never be served."""
         self._end(Transition.DECLINE, session, Outcome.DECLINED)
 
+    @_alone
     def take(self, session: bytes, used: int) -> int:
         """The peer has granted it: it is this host's. ``used`` and the result as in reserve()."""
         floor = max(used, self._known().generation)
@@ -287,21 +340,25 @@ class OwnerRecord:
         self._end(Transition.TAKE, session, Outcome.TAKEN, generation=generation, new_session="")
         return floor
 
+    @_alone
     def check_give_back(self, session: bytes) -> None:
         """Raise OwnerRecordError where give_back() would; nothing is written."""
         self._line_to_end(self.read(), Transition.GIVE_BACK, session, Outcome.RELEASED)
 
+    @_alone
     def give_back(self, session: bytes) -> None:
         """What was granted has not been used here, and is the peer's again."""
         self._end(Transition.GIVE_BACK, session, Outcome.RELEASED, new_session=session.hex())
 
     # Either side's.
 
+    @_alone
     def arrive(self) -> None:
         """The vTPM has come whole, by QEMU's stream: whoever migrated or restored it decided."""
         if self._known().whose is not Whose.OURS:
             self._go(Transition.ARRIVE, session="")
 
+    @_alone
     def claim(self) -> Fork:
         """An operator takes it without the peer's word; that is never forgotten."""
         known = self._known()
@@ -372,26 +429,43 @@ class OwnerRecord:
         forks: tuple[Fork, ...] | None = None,
     ) -> None:
         """Make a transition, durably."""
-        known = self._known()
+        after = self._after(
+            self._known(),
+            transition,
+            session=session,
+            generation=generation,
+            sessions=sessions,
+            forks=forks,
+        )
+        self._write(after, encode(after))
+
+    def _after(
+        self,
+        known: Record,
+        transition: Transition,
+        *,
+        session: str | None = None,
+        generation: int | None = None,
+        sessions: tuple[Session, ...] | None = None,
+        forks: tuple[Fork, ...] | None = None,
+    ) -> Record:
+        """Return what the record says after a transition."""
         whose = TABLE.get((known.whose, transition))
         if whose is None:
             raise OwnerRecordError(f"the owner record says {known.whose}: no {transition}")
         if session is None:
             session = known.session
         is_as_before = known.since and (whose, session) == (known.whose, known.session)
-        self._write(
-            Record(
-                whose=whose,
-                session=session,
-                since=known.since if is_as_before else self._now(),
-                generation=known.generation if generation is None else generation,
-                sessions=known.sessions if sessions is None else sessions,
-                forks=known.forks if forks is None else forks,
-            )
+        return Record(
+            whose=whose,
+            session=session,
+            since=known.since if is_as_before else self._now(),
+            generation=known.generation if generation is None else generation,
+            sessions=known.sessions if sessions is None else sessions,
+            forks=known.forks if forks is None else forks,
         )
 
-    def _write(self, record: Record) -> None:
-        content = encode(record)
+    def _write(self, record: Record, content: bytes) -> None:
         on_disk, self._rest = self._rest, None
         self._is_in_doubt = True  # until it is durable
         if content[SECTOR_BYTES:] == on_disk:
@@ -439,8 +513,8 @@ def name_text(name: str) -> str:
     return f"{shown}… (SHA-256 {sha256(name.encode(errors='surrogatepass')).hexdigest()})"
 
 
-def encode(record: Record) -> bytes:
-    """Return the bytes of the file."""
+def encode(record: Record, rest: bytes | None = None) -> bytes:
+    """Return the bytes of the file; ``rest`` are those after its first sector, if known."""
     first = {
         "version": OWNER_VERSION,
         "whose": record.whose,
@@ -448,10 +522,12 @@ def encode(record: Record) -> bytes:
         "since": record.since,
         "generation": record.generation,
     }
-    lines = [json.dumps(first).ljust(SECTOR_BYTES - 1)]
-    lines += [json.dumps(line._asdict()) for line in record.sessions]
+    sector = (json.dumps(first).ljust(SECTOR_BYTES - 1) + "\n").encode()
+    if rest is not None:
+        return sector + rest
+    lines = [json.dumps(line._asdict()) for line in record.sessions]
     lines += [json.dumps({"fork": fork._asdict()}) for fork in record.forks]
-    return "".join(line + "\n" for line in lines).encode()
+    return sector + "".join(line + "\n" for line in lines).encode()
 
 
 def look(directory: Readable) -> Record:
