@@ -164,6 +164,31 @@ bool journal_may_start(const struct journal_recovery *recovery);
 int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
                     struct journal_recovery *recovery);
 
+#define LINEAR_HEADER_BYTES ...
+#define LINEAR_STATES ...
+
+struct linear_extent {
+    uint32_t offset;
+    uint32_t n_bytes;
+};
+
+struct linear_header {
+    struct linear_extent states[...];
+};
+
+enum linear_fault {
+    LINEAR_NOTHING,
+    LINEAR_FAULT_MAGIC,
+    LINEAR_FAULT_VERSION,
+    LINEAR_FAULT_SLOTS,
+    LINEAR_FAULT_SECTION,
+    LINEAR_FAULT_OVERLAP,
+    ...
+};
+
+enum linear_fault linear_decode(const uint8_t *bytes, size_t n_bytes, uint64_t file_bytes,
+                                struct linear_header *header);
+
 #define LANE_SESSION_BYTES ...
 #define LANE_KEY_BYTES ...
 #define LANE_UUID_BYTES ...

@@ -19,6 +19,7 @@ SOURCES = [
     "image_digest.c",
     "journal_format.c",
     "journal_recover.c",
+    "linear_format.c",
     "pages.c",
     "swtpm_format.c",
 ]
@@ -40,6 +41,7 @@ HEADERS = [
     "image_digest.h",
     "journal_format.h",
     "journal_recover.h",
+    "linear_format.h",
     "pages.h",
     "swtpm_format.h",
 ]
@@ -77,6 +79,7 @@ ffibuilder.set_source(
     #include "engine/link_types.h"
     #include "engine/unasked.h"
     #include "journal_recover.h"
+    #include "linear_format.h"
     #include "pages.h"
     """,
     sources=[f"csrc/{name}" for name in SOURCES],

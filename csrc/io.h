@@ -26,9 +26,11 @@ struct io {
     int (*write)(struct io *io, int fd, struct iovec *vectors, int n_vectors);
     /* Write all of the bytes at an offset. */
     int (*write_at)(struct io *io, int fd, const uint8_t *bytes, size_t n_bytes, off_t offset);
-    /* Let write_at() go to the device by itself from now on, if it can: a sector that is written is
-     * then not kept, and written back with its page. Memory, offsets and lengths must be aligned to
-     * IO_DIRECT_ALIGNMENT, IO_DIRECT_SECTOR_BYTES and again that. */
+    /* Read bytes at an offset; what is behind the end is zeros. */
+    int (*read_at)(struct io *io, int fd, uint8_t *bytes, size_t n_bytes, off_t offset);
+    /* Let write_at() and read_at() go to the device by itself from now on, if they can: a sector
+     * that is written is then not kept, and written back with its page. Memory, offsets and lengths
+     * must be aligned to IO_DIRECT_ALIGNMENT, IO_DIRECT_SECTOR_BYTES and again that. */
     void (*set_direct)(struct io *io, int fd);
     /* Return once the file's content is on the device. */
     int (*sync)(struct io *io, int fd);
@@ -41,6 +43,8 @@ struct io {
     int (*find)(struct io *io, const char *name);
     /* Return once renames and removals in the directory are on the device. */
     int (*sync_directory)(struct io *io);
+    /* What is written from now on takes the place of what is there then, whoever has written it. */
+    void (*look_again)(struct io *io);
 };
 
 struct io_posix {

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,14 +46,15 @@ static int posix_create(struct io *io, const char *name)
     return fd;
 }
 
-/* sandbox: writev */
+/* One after the other, by a call that is allowed already.
+ * sandbox: write */
 static int posix_write(struct io *io, int fd, struct iovec *vectors, int n_vectors)
 {
     size_t n_left = (size_t)n_vectors;
 
     (void)io;
     while (n_left > 0) {
-        ssize_t written = writev(fd, vectors, (int)n_left);
+        ssize_t written = write(fd, vectors->iov_base, vectors->iov_len);
         if (written < 0 && errno == EINTR)
             continue;
         if (written < 0)
@@ -101,6 +103,28 @@ static int posix_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_
     return 0;
 }
 
+/* sandbox: pread64 */
+static int posix_read_at(struct io *io, int fd, uint8_t *bytes, size_t n_bytes, off_t offset)
+{
+    size_t n_read = 0;
+
+    (void)io;
+    while (n_read < n_bytes) {
+        ssize_t n = pread(fd, bytes + n_read, n_bytes - n_read, offset + (off_t)n_read);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EINVAL && leave_direct(fd))
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        n_read += (size_t)n;
+    }
+    memset(bytes + n_read, 0, n_bytes - n_read);
+    return 0;
+}
+
 /* sandbox: fsync */
 static int posix_sync(struct io *io, int fd)
 {
@@ -146,10 +170,17 @@ static int posix_sync_directory(struct io *io)
     return fsync(directory_of(io)) < 0 ? -errno : 0;
 }
 
+/* A name is looked up each time. */
+static void posix_look_again(struct io *io)
+{
+    (void)io;
+}
+
 const struct io io_posix_functions = {
     .create = posix_create,
     .write = posix_write,
     .write_at = posix_write_at,
+    .read_at = posix_read_at,
     .set_direct = posix_set_direct,
     .sync = posix_sync,
     .sync_data = posix_sync_data,
@@ -158,4 +189,5 @@ const struct io io_posix_functions = {
     .unlink = posix_unlink,
     .find = posix_find,
     .sync_directory = posix_sync_directory,
+    .look_again = posix_look_again,
 };

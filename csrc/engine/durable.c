@@ -31,6 +31,7 @@ struct durable {
     struct anchor anchor;
     bool is_anchor_unsure; /* it may have seen a change that was not acknowledged */
     bool on;
+    bool has_no_place;    /* for journals: there never are any */
     bool is_cramped;      /* there was no room for a journal, since the TPM is on */
     pthread_mutex_t lock; /* over what follows */
     struct image current;
@@ -373,6 +374,12 @@ int durable_set_journal(struct durable *durable, const struct journal_settings *
     return in_thread ? worker_start(&durable->worker, run_worker, durable) : 0;
 }
 
+void durable_forgo_journals(struct durable *durable)
+{
+    check(!durable->on && !durable->journal);
+    durable->has_no_place = true;
+}
+
 static void fold_if_worn(struct durable *durable)
 {
     struct fold *fold = &durable->fold;
@@ -516,7 +523,8 @@ static int digest_both(struct durable *durable)
 
 static bool may_open_journal(const struct durable *durable)
 {
-    return !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped;
+    return !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped &&
+           !durable->has_no_place;
 }
 
 /* Returns 0 once there is a journal, or none is to be. */

@@ -56,6 +56,10 @@ void durable_free(struct durable *durable);
 int durable_set_journal(struct durable *durable, const struct journal_settings *settings,
                         struct store *store, bool in_thread);
 
+/* Keep none all the same, where there is room for state files alone: each change replaces the file,
+ * which says whose it is. After durable_set_journal(), while off. */
+void durable_forgo_journals(struct durable *durable);
+
 /* The generation of the image that durable_load() gives, as its file has it; 0: not known. Whether
  * that says whose it is, too. */
 void durable_set_loaded(struct durable *durable, uint64_t generation, bool is_known);

@@ -22,6 +22,7 @@
 #include "io.h"
 #include "journal.h"
 #include "lane.h"
+#include "linear.h"
 #include "message.h"
 #include "nvram.h"
 #include "pages.h"
@@ -480,7 +481,7 @@ static TPM_RESULT do_set_journal(struct link *link, struct message *request,
     struct link_journal journal;
 
     (void)response;
-    if (request->header.payload_bytes != sizeof(journal))
+    if (request->header.payload_bytes != sizeof(journal) || request->header.argument > 1)
         return TPM_BAD_PARAMETER;
     memcpy(&journal, request->payload, sizeof(journal));
     if (journal.generation > GENERATION_MAX || journal.loaded > journal.generation)
@@ -491,9 +492,25 @@ static TPM_RESULT do_set_journal(struct link *link, struct message *request,
     tpm_raise_generation(link->tpm, link->store, LINK_STATE_PERMANENT, journal.generation);
     TPM_RESULT result =
         tpm_set_journal(link->tpm, &settings, link->store, journal.loaded, journal.is_known);
+    if (result == TPM_SUCCESS && request->header.argument == 1)
+        nvram_forgo_journals();
     explicit_bzero(&journal, sizeof(journal));
     explicit_bzero(&settings, sizeof(settings));
     return result;
+}
+
+/* Who has written to it since knows of changes that the states here do not have. */
+static TPM_RESULT do_expect_header(struct link *link, struct message *request,
+                                   struct message *response)
+{
+    (void)response;
+    if (!link->linear || request->header.payload_bytes != LINEAR_HEADER_BYTES)
+        return TPM_BAD_PARAMETER;
+    if (linear_has_header(link->linear, request->payload))
+        return TPM_SUCCESS;
+    error_report("another process has written to the file that the vTPM's state is in: have one of "
+                 "the two alone use it");
+    return TPM_BAD_ORDINAL;
 }
 
 static TPM_RESULT do_set_key(struct link *link, struct message *request, struct message *response)
@@ -539,6 +556,7 @@ static const operation operations[] = {
     [LINK_SERVE_CONTROL] = do_serve_control,
     [LINK_SET_JOURNAL] = do_set_journal,
     [LINK_SET_KEY] = do_set_key,
+    [LINK_EXPECT_HEADER] = do_expect_header,
     [LINK_SET_ANCHOR] = do_set_anchor,
     [LINK_LOAD_STATE] = do_load_state,
     [LINK_EXECUTE] = do_execute,

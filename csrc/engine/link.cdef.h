@@ -26,8 +26,9 @@ enum link_operation {
 
     /* Of the boot record alone. */
     LINK_SERVE_CONTROL = 2, /* there has to be one; payload: struct link_serving */
-    LINK_SET_JOURNAL = 3,   /* keep journals from the next LINK_INIT on; payload: struct
-                               link_journal */
+    LINK_SET_JOURNAL = 3,   /* number what is written, and keep journals from the next LINK_INIT
+                               on; payload: struct link_journal; argument 1: without journals, as
+                               there is room for state files alone */
     LINK_SET_KEY = 4,       /* argument: enum link_key; payload: the key, of 16 or 32 bytes; before
                                anything is written */
     LINK_SET_ANCHOR = 5,    /* after LINK_SET_JOURNAL; payload: struct link_anchor; LINK_FD_ANCHOR
@@ -36,6 +37,9 @@ enum link_operation {
     LINK_EXECUTE = 7,       /* after LINK_INIT; payload: a TPM command, which is to succeed */
     LINK_SERVE_DATA = 8,    /* serve the data channel on LINK_FD_DATA; argument: enum link_data,
                                added up */
+
+    LINK_EXPECT_HEADER = 9, /* of a linear file (linear.h): its header as it was when what
+                               LINK_LOAD_STATE gives was read; payload: its bytes */
 
     /* The control channel. */
     LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition and enum link_custody */
@@ -206,9 +210,9 @@ enum link_descriptor {
     LINK_FD_INPUT = 0,              /* /dev/null */
     LINK_FD_LIBRARY_LOG = 1,        /* /dev/null */
     LINK_FD_ERROR = 2,              /* one line for each thing that a person should know */
-    LINK_FD_SOCKET = 3,             /* where this link is listened on */
-    LINK_FD_DIRECTORY = 4,          /* the state directory */
-    LINK_FD_LOCK = 5,               /* .lock: held for as long as the engine lives */
+    LINK_FD_SOCKET = 3,             /* where this link is listened on; /dev/null: nowhere */
+    LINK_FD_DIRECTORY = 4,          /* the state directory, or a linear file (linear.h) */
+    LINK_FD_LOCK = 5,               /* .lock, or the same: held for as long as the engine lives */
     LINK_FD_STORE = 6,              /* the store's memfd (pages.h), to be mapped writable */
     LINK_FD_BOOT = 7,               /* the boot record */
     LINK_FD_ANCHOR = 8,             /* the anchor, if there is one */

@@ -9,6 +9,7 @@
 struct asker;
 struct blackout;
 struct io_posix;
+struct linear;
 struct server;
 struct store;
 struct tpm;
@@ -16,6 +17,7 @@ struct tpm;
 /* What requests are about. */
 struct link {
     struct io_posix *files;
+    struct linear *linear; /* or NULL: there is a directory */
     int wake_fd; /* wakes the server of the control channel up, to end after its command */
     struct tpm *tpm;
     struct store *store;

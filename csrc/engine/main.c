@@ -31,6 +31,7 @@
 #include "data.h"
 #include "error.h"
 #include "io.h"
+#include "linear.h"
 #include "link.h"
 #include "pages.h"
 #include "sandbox.h"
@@ -53,6 +54,7 @@ enum {
 
 struct engine {
     struct io_posix io;
+    struct linear linear; /* over that, where there is no directory */
     struct watchdog *watchdog;
     struct tpm *tpm;
     struct data_channel *channel;
@@ -68,12 +70,19 @@ static bool is_socket(int fd)
     return fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
-static bool is_started_by_vtpmd(void)
+/* Where the state is: a directory, or in a linear file or block device; or 0. */
+static mode_t kind_of_place(void)
 {
     struct stat status;
 
-    return is_socket(LINK_FD_SOCKET) && fstat(LINK_FD_DIRECTORY, &status) == 0 &&
-           S_ISDIR(status.st_mode);
+    return fstat(LINK_FD_DIRECTORY, &status) == 0 ? status.st_mode & S_IFMT : 0;
+}
+
+static bool is_started_by_vtpmd(void)
+{
+    mode_t kind = kind_of_place();
+
+    return is_socket(LINK_FD_SOCKET) ? kind == S_IFDIR : kind == S_IFREG || kind == S_IFBLK;
 }
 
 /* nohup(1) has a terminal's end ignored. */
@@ -107,7 +116,7 @@ static int open_waits(struct engine *engine)
     struct attach *attach = &engine->attach;
 
     attach->link = &engine->link;
-    attach->listening_fd = LINK_FD_SOCKET;
+    attach->listening_fd = is_socket(LINK_FD_SOCKET) ? LINK_FD_SOCKET : -1; /* poll(2): nothing */
     attach->signal_fd = open_signals();
     if (attach->signal_fd < 0)
         return attach->signal_fd;
@@ -220,18 +229,37 @@ static enum exit_status tell_end(struct link *link, enum exit_status status)
     return status;
 }
 
+/* Nothing is written yet, and all calls may be made. Returns what the state's files are written
+ * through, or NULL. */
+static struct io *open_place(struct engine *engine)
+{
+    engine->io = (struct io_posix){.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    if (kind_of_place() == S_IFDIR)
+        return &engine->io.io;
+    off_t file_bytes = lseek(LINK_FD_DIRECTORY, 0, SEEK_END);
+    if (file_bytes < 0 || linear_init(&engine->linear, &engine->io.io, LINK_FD_DIRECTORY,
+                                      (uint64_t)file_bytes, kind_of_place() == S_IFBLK) != 0)
+        return NULL;
+    return &engine->linear.io;
+}
+
 static enum exit_status serve(struct engine *engine)
 {
     struct link *link = &engine->link;
+    struct io *io = open_place(engine);
 
-    engine->io = (struct io_posix){.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    if (!io) {
+        error_report("cannot read the header of the state's file; start again");
+        return EXIT_FAILED;
+    }
     link->files = &engine->io;
+    link->linear = io == &engine->linear.io ? &engine->linear : NULL;
     int r = store_map(&link->store, LINK_FD_STORE, true);
     if (r < 0) {
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
         return EXIT_FAILED;
     }
-    r = watchdog_new(&engine->watchdog, &engine->io.io, WATCHDOG_LIMIT_MS);
+    r = watchdog_new(&engine->watchdog, io, WATCHDOG_LIMIT_MS);
     if (r < 0) {
         error_report("cannot watch the storage: %s; raise the limit on processes", strerror(-r));
         return EXIT_FAILED;
@@ -240,6 +268,8 @@ static enum exit_status serve(struct engine *engine)
     r = serve_tpm(engine);
     bool is_folded = tpm_free(engine->tpm) >= 0;
     watchdog_free(engine->watchdog);
+    if (link->linear)
+        linear_deinit(link->linear);
     store_free(link->store);
     remove_file(LINK_FD_DIRECTORY, link->serving.link_name);
     remove_file(LINK_FD_CONTROL_DIRECTORY, link->serving.socket_name);

@@ -86,6 +86,11 @@ int nvram_set_journal(const struct journal_settings *settings, struct store *sto
     return r;
 }
 
+void nvram_forgo_journals(void)
+{
+    durable_forgo_journals(permanent);
+}
+
 int nvram_set_key(const struct cipher_key *key)
 {
     int r = durable_set_key(permanent, key);
@@ -220,8 +225,10 @@ int nvram_expect(const struct checkpoint_lineage *lineage)
 void nvram_prepare(const uint8_t *state, size_t state_bytes,
                    const struct checkpoint_lineage *lineage)
 {
-    if (!is_read_only)
-        durable_prepare(permanent, state, state_bytes, lineage);
+    if (is_read_only)
+        return;
+    store_io->look_again(store_io);
+    durable_prepare(permanent, state, state_bytes, lineage);
 }
 
 void nvram_unprepare(void)

@@ -33,6 +33,9 @@ int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_byt
 int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded,
                       bool is_known);
 
+/* Keep none all the same: each change replaces the file. After nvram_set_journal(). */
+void nvram_forgo_journals(void);
+
 /* Encrypt every state file that is written from now on. The key is copied. Returns 0, or -EBUSY
  * with a journal. */
 int nvram_set_key(const struct cipher_key *key);

@@ -114,6 +114,13 @@ static int watched_write_at(struct io *io, int fd, const uint8_t *bytes, size_t 
     return answer(io, watched->write_at(watched, fd, bytes, n_bytes, offset));
 }
 
+static int watched_read_at(struct io *io, int fd, uint8_t *bytes, size_t n_bytes, off_t offset)
+{
+    struct io *watched = ask(io);
+
+    return answer(io, watched->read_at(watched, fd, bytes, n_bytes, offset));
+}
+
 static void watched_set_direct(struct io *io, int fd)
 {
     struct io *watched = ask(io);
@@ -172,10 +179,18 @@ static int watched_sync_directory(struct io *io)
     return answer(io, watched->sync_directory(watched));
 }
 
+static void watched_look_again(struct io *io)
+{
+    struct io *watched = ((struct watchdog *)io)->watched;
+
+    watched->look_again(watched); /* which does not wait for the disk */
+}
+
 static const struct io watched_functions = {
     .create = watched_create,
     .write = watched_write,
     .write_at = watched_write_at,
+    .read_at = watched_read_at,
     .set_direct = watched_set_direct,
     .sync = watched_sync,
     .sync_data = watched_sync_data,
@@ -184,6 +199,7 @@ static const struct io watched_functions = {
     .unlink = watched_unlink,
     .find = watched_find,
     .sync_directory = watched_sync_directory,
+    .look_again = watched_look_again,
 };
 
 int watchdog_new(struct watchdog **out, struct io *io, int limit_ms)

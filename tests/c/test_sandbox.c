@@ -4,6 +4,7 @@
  * Under sanitizers the list is another one, as meson.build says. What is shipped is tried by
  * tests/system/test_sandbox.py.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -87,6 +88,7 @@ static void write_a_file(void)
     struct io_posix io = {.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
     static char text[] = "a";
     struct iovec vector = {text, 1};
+    uint8_t byte;
 
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
     must(dup2(fd, LINK_FD_DIRECTORY) >= 0);
@@ -95,6 +97,7 @@ static void write_a_file(void)
     must(fd >= 0 && io.io.write(&io.io, fd, &vector, 1) == 0);
     io.io.set_direct(&io.io, fd);
     must(io.io.write_at(&io.io, fd, (const uint8_t *)"b", 1, 1) == 0);
+    must(io.io.read_at(&io.io, fd, &byte, 1, 0) == -EBADF); /* it is open for writing alone */
     must(io.io.sync(&io.io, fd) == 0 && io.io.sync_data(&io.io, fd) == 0);
     io.io.close(&io.io, fd);
     must(io.io.rename(&io.io, "a", "b") == 0 && io.io.sync_directory(&io.io) == 0);
