@@ -61,7 +61,7 @@ def _messages(
     journal = core.pack_link_journal(
         begun.identity, begun.generation, begun.loaded, secret, is_known=begun.is_known
     )
-    yield LinkOperation.SET_JOURNAL, 0, journal
+    yield LinkOperation.SET_JOURNAL, 0 if begun.keeps_journal else 1, journal
     journal[:] = bytes(len(journal))
     if key is not None:
         yield LinkOperation.SET_KEY, LinkKey.FILE, key.material

@@ -27,6 +27,7 @@ FEATURES = (
     "cmdarg-pwd-fd",
     "cmdarg-print-states",
     "nvram-backend-dir",
+    "nvram-backend-file",
 )
 LAST_FEATURES = ("cmdarg-print-info", "tpmstate-opt-lock")
 INFO_FEATURES = 4  # TPMLIB_INFO_TPMFEATURES
@@ -46,8 +47,9 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --server type=unixio,path=PATH[,mode=0770][,uid=USER][,gid=GROUP][,disconnect]
   --server fd=N; -p, --port N; -f, --fd N
                               the data channel, beside what a control channel brings
-  --tpmstate dir=PATH|backend-uri=dir://PATH[,mode=0640][,lock]
-                              where the state is; without it TPM_PATH says so
+  --tpmstate dir=PATH|backend-uri=dir://PATH|backend-uri=file://PATH[,mode=0640][,lock]
+                              where the state is: in a directory, or in one file or block device,
+                              locked in any case; without it TPM_PATH says so
   --key file=PATH|fd=N|pwdfile=PATH|pwdfd=N[,mode=aes-256-cbc][,format=hex][,kdf=pbkdf2][,remove]
                               what the state's files are encrypted with
   --migration-key …           what state blobs are encrypted with on their way; as --key
@@ -114,20 +116,39 @@ def capabilities(*, is_tpm2: bool) -> str:
 
 
 def states(given: Given) -> str:
-    """Return which states' files there are, as JSON. Raises VtpmdError."""
-    from vtpmd.front.swtpm import state_directory
-    from vtpmd.store.directory import STATE_NAMES, look_into, state_file
+    """Return which states' files there are, as JSON. Raises VtpmdError or OSError."""
+    from vtpmd.front.place import named_place
 
     if "tpmstate" not in given.lists:
         raise UsageError("--print-states needs --tpmstate")
-    found = []
-    with look_into(state_directory(given.lists["tpmstate"])) as directory:
-        for kind, name in STATE_NAMES.items():
-            if "tpm2" in given.flags and directory.exists(state_file(kind)):
-                size = os.stat(state_file(kind), dir_fd=directory.directory_fd).st_size
-                found.append(f'{{"name": "{name}", "size": {size}}}')
+    path, is_linear = named_place(given.lists["tpmstate"])
+    sizes = _linear_sizes(path) if is_linear else _directory_sizes(path, given)
+    found = [f'{{"name": "{name}", "size": {size}}}' for name, size in sizes.items()]
     listed = f" {', '.join(found)} " if found else ""
     return f'{{ "type": "swtpm", "states": [{listed}] }}'
+
+
+def _directory_sizes(path: str, given: Given) -> dict[str, int]:
+    from vtpmd.store.directory import STATE_NAMES, look_into, state_file
+
+    with look_into(path) as directory:
+        return {
+            name: os.stat(state_file(kind), dir_fd=directory.directory_fd).st_size
+            for kind, name in STATE_NAMES.items()
+            if "tpm2" in given.flags and directory.exists(state_file(kind))
+        }
+
+
+def _linear_sizes(path: str) -> dict[str, int]:
+    from vtpmd.store.directory import STATE_NAMES
+    from vtpmd.store.linear import LinearFile
+
+    try:
+        with LinearFile.look_into(path) as file:
+            found = file.extents()
+            return {STATE_NAMES[kind]: extent.n_bytes for kind, extent in found.items()}
+    except FileNotFoundError:
+        return {}  # it is made at the start
 
 
 def _info(flags: int) -> str:

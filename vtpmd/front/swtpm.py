@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vtpmd.core import LinkDescriptor
     from vtpmd.front.boot import Message
     from vtpmd.front.options import Given, Values
+    from vtpmd.front.place import Place
     from vtpmd.front.sockets import Channel
     from vtpmd.store.keys import Key
-    from vtpmd.store.start import Start
 
 FAILED = 1  # swtpm's status for everything that goes wrong
 PROGRAM = "swtpm"
@@ -103,21 +103,6 @@ def _check(given: Given) -> None:
         raise UsageError("there is no socket to serve: give --ctrl or --server")
 
 
-def state_directory(values: Values) -> str:
-    """Return the directory that ``--tpmstate`` or TPM_PATH names. Raises UsageError."""
-    uri, path = values.get("backend-uri"), values.get("dir")
-    if isinstance(uri, str):
-        scheme, _, rest = uri.partition("://")
-        if scheme != "dir" or not rest:
-            raise UsageError(f"--tpmstate backend-uri={uri} is not served: use dir://PATH")
-        return rest
-    if path is None:
-        path = os.environ.get("TPM_PATH")
-    if not path:
-        raise UsageError("there is no place for the state: give --tpmstate dir=PATH, or TPM_PATH")
-    return str(path)
-
-
 def _serve(given: Given) -> None:
     """Become the engine."""
     from contextlib import ExitStack
@@ -152,10 +137,8 @@ class _Starting:
     def become_engine(self) -> None:
         """Open everything, then become the engine. Raises VtpmdError or OSError."""
         from vtpmd.core import LinkDescriptor, Store
-        from vtpmd.daemon import engine_process, listener, signals
-        from vtpmd.store.directory import LINK_NAME, StateDirectory
-        from vtpmd.store.moving import MovingFiles
-        from vtpmd.store.start import start
+        from vtpmd.daemon import engine_process, signals
+        from vtpmd.front.place import open_place
 
         given, stack = self._given, self._stack
         key, migration_key = (self._read_key(name) for name in ("key", "migration-key"))
@@ -164,26 +147,27 @@ class _Starting:
             from vtpmd.front.process import become_user
 
             become_user(str(given.words["runas"]))
-        path = state_directory(given.lists.get("tpmstate", {}))
-        directory = stack.enter_context(StateDirectory.open(path, make=False))
-        directory.write_in_place()
-        mode = given.lists.get("tpmstate", {}).get("mode")
-        if mode is not None:
-            directory.set_file_mode(int(mode))
-        files = MovingFiles(directory, key)
-        stack.callback(files.close)
-        begun = start(directory, files, key, None)
+        place = open_place(stack, given.lists.get("tpmstate", {}), key)
+        if place.news:
+            self._say(place.news)
         signals.hold()
-        link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
         store = stack.enter_context(Store.create())
         self._descriptors |= {
-            LinkDescriptor.SOCKET: link.fileno(),
-            LinkDescriptor.DIRECTORY: directory.directory_fd,
-            LinkDescriptor.LOCK: directory.lock_fd,
+            LinkDescriptor.SOCKET: place.listen(stack),
+            LinkDescriptor.DIRECTORY: place.fd,
+            LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
         }
-        self._write_boot_record(begun, key, migration_key, channels)
+        self._write_boot_record(place, key, migration_key, channels)
         engine_process.become(self._descriptors, self._announce)
+
+    def _say(self, news: str) -> None:
+        """Say something where the engine will say what it has to."""
+        from vtpmd.front.process import ERROR_FD
+
+        prefix = self._given.lists.get("log", {}).get("prefix", "")
+        to = ERROR_FD if self._log_fd is None else self._log_fd
+        os.write(to, f"{prefix}{PROGRAM}: {news}\n".encode())
 
     def _announce(self) -> None:
         """All is there: who started this goes on, and what is said from now on is the log's."""
@@ -233,23 +217,24 @@ class _Starting:
         return self._stack.enter_context(read_key(source))
 
     def _write_boot_record(
-        self, begun: Start, key: Key | None, migration_key: Key | None, channels: _Channels
+        self, place: Place, key: Key | None, migration_key: Key | None, channels: _Channels
     ) -> None:
         from vtpmd.core import LinkDescriptor, LinkKey, LinkOperation
         from vtpmd.front.boot import boot_record
 
-        serving = self._serving(channels)
+        serving = self._serving(channels, place.link_name)
         then: list[Message] = []
+        if place.header:
+            then.append((LinkOperation.EXPECT_HEADER, 0, place.header))
         if migration_key is not None:
             then.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
         then += _power(self._given.lists.get("flags", {})) + _data(channels.data)
-        record = boot_record(begun, key, None, serving, then)
+        record = boot_record(place.begun, key, None, serving, then)
         self._descriptors[LinkDescriptor.BOOT] = self._stack.enter_context(record)
 
-    def _serving(self, channels: _Channels) -> bytes:
+    def _serving(self, channels: _Channels, link_name: str) -> bytes:
         from vtpmd.core import LinkDescriptor, LinkNames, pack_link_serving
         from vtpmd.core.boot import LinkControl
-        from vtpmd.store.directory import LINK_NAME
 
         given = self._given
         log = given.lists.get("log", {})
@@ -264,7 +249,7 @@ class _Starting:
         control, data = channels
         names = LinkNames(
             socket=_name(control and control.path),
-            link=LINK_NAME,
+            link=link_name,
             data=_name(data and data.path),
             pid=_name(pid_path),
         )

@@ -50,6 +50,12 @@ KEY_REMEDIES: dict[type[Exception], str] = {
     swtpm_format.NotEncrypted: "leave out --key, or encrypt the directory with `vtpmd rekey`",
 }
 
+# What a linear file, or block device, has no place for.
+NO_DIRECTORY = (
+    "a vTPM in a file is served by swtpm's command line, with backend-uri=file://, and moves by "
+    "QEMU's own migration alone: nothing else has a place there"
+)
+
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
 # to be 0 for a lock of an open file description.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -153,9 +159,11 @@ def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        remedy = "give one that is there, and that this user may read"
+        if error.errno == errno.ENOTDIR:
+            remedy = NO_DIRECTORY
         raise StateDirectoryError(
-            f"cannot read state directory {path}: {error.strerror}; give one that is there, and "
-            "that this user may read"
+            f"cannot read state directory {path}: {error.strerror}; {remedy}"
         ) from error
     return OpenDirectory(path, fd)
 
@@ -338,8 +346,8 @@ def _make_directory(path: str | os.PathLike[str]) -> None:
     try:
         os.mkdir(path, DIRECTORY_MODE)
     except OSError:
-        if not os.path.isdir(path):
-            raise
+        if not os.path.lexists(path):
+            raise  # else what it is, is said when it is opened
 
 
 def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseException:
@@ -354,6 +362,8 @@ def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseExc
     if not isinstance(error, OSError):
         return error
     name, otherwise = error.filename, "give one that this user may write to"
+    if error.errno == errno.ENOTDIR:
+        otherwise = NO_DIRECTORY
     if not descriptors or not name:
         remedy, place = otherwise, ""
     else:

@@ -37,6 +37,12 @@ class Start(NamedTuple):
     generation: int  # none above it has been used
     loaded: int  # that of the permanent state, as far as it is known
     changes: int  # how many the journal had that the state file did not
+    keeps_journal: bool = True  # there is a place for one
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no vTPM yet."""
+        return StateType.PERMANENT not in self.states
 
     def __repr__(self) -> str:
         """Leave the states out."""

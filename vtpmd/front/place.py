@@ -1,0 +1,91 @@
+"""Where a vTPM's state is: what ``--tpmstate`` names, opened for an engine."""
+
+from __future__ import annotations
+
+import os
+
+from vtpmd.errors import UsageError
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+from vtpmd.store.directory import LINK_NAME, StateDirectory
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from vtpmd.front.options import Values
+    from vtpmd.store.keys import Key
+    from vtpmd.store.start import Start
+
+SCHEMES = ("dir", "file")
+
+
+class Named(NamedTuple):
+    """What ``--tpmstate`` names, or TPM_PATH."""
+
+    path: str
+    is_linear: bool  # a file or block device, and no directory
+
+
+def named_place(values: Values) -> Named:
+    """Return what is named. Raises UsageError."""
+    uri, path = values.get("backend-uri"), values.get("dir")
+    if isinstance(uri, str):
+        scheme, _, rest = uri.partition("://")
+        if scheme not in SCHEMES or not rest:
+            raise UsageError(
+                f"--tpmstate backend-uri={uri} is not served: use dir://PATH or file://PATH"
+            )
+        return Named(rest, scheme == "file")
+    if path is None:
+        path = os.environ.get("TPM_PATH")
+    if not path:
+        raise UsageError("there is no place for the state: give --tpmstate dir=PATH, or TPM_PATH")
+    return Named(str(path), is_linear=False)
+
+
+class Place(NamedTuple):
+    """What an engine gets of it."""
+
+    fd: int  # of the directory, or of the file
+    lock_fd: int
+    link_name: str  # of the engine's own socket; empty where there is no place for one
+    begun: Start
+    news: str = ""  # what a person should know of it
+    header: bytes = b""  # of a linear file, as it was when that was read
+
+    def listen(self, stack: ExitStack) -> int:
+        """Return a descriptor of the engine's own socket, or of /dev/null. Raises VtpmdError."""
+        if not self.link_name:
+            null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, null_fd)
+            return null_fd
+        from vtpmd.daemon.listener import listen_in
+
+        return stack.enter_context(listen_in(self.fd, self.link_name)).fileno()
+
+
+def open_place(stack: ExitStack, values: Values, key: Key | None) -> Place:
+    """Open and lock it, and make it what a vTPM starts from. Raises VtpmdError or OSError."""
+    named = named_place(values)
+    mode = None if values.get("mode") is None else int(values["mode"])
+    if named.is_linear:
+        from vtpmd.store.linear import LinearFile
+
+        file = stack.enter_context(LinearFile.open(named.path, mode))
+        begun = file.start(key)
+        news = f"a new TPM is made in {named.path}, which has none" if begun.is_new else ""
+        return Place(file.fd, file.fd, "", begun, news, file.header)
+    directory = stack.enter_context(StateDirectory.open(named.path, make=False))
+    directory.write_in_place()
+    if mode is not None:
+        directory.set_file_mode(mode)
+    return _start_directory(stack, directory, key)
+
+
+def _start_directory(stack: ExitStack, directory: StateDirectory, key: Key | None) -> Place:
+    from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.start import start
+
+    files = MovingFiles(directory, key)
+    stack.callback(files.close)
+    begun = start(directory, files, key, None)
+    return Place(directory.directory_fd, directory.lock_fd, LINK_NAME, begun)
