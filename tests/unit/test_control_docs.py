@@ -14,7 +14,7 @@ from tests.support.control_codec import RUNNING, STOPPED, Codec, asked
 from tests.support.control_document import LIMITS, TABLES
 from tests.support.documents import DOCS, fields, tables
 from vtpmd._core import ffi, lib
-from vtpmd.store import directory
+from vtpmd.store import backup, directory
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import Result, StateType
 
@@ -187,7 +187,7 @@ def test_names_in_the_state_directory() -> None:
     rows = [row for rows in FORMAT_TABLES.values() for row in rows if "written" in row]
     states = {f"`tpm2-00.{name}`" for name in directory.STATE_NAMES.values()}
     others = {"`TMP2-00.…`", "`tpm2-00.….damaged-N`", f"`{directory.LOCK_NAME}`"}
-    others.add(f"`{directory.JOURNAL_NAME}`")
+    others |= {f"`{directory.JOURNAL_NAME}`", f"`{backup.BACKUP_NAME}`"}
     assert {row["name"] for row in rows} == states | others
 
 

@@ -67,7 +67,12 @@ def open_place(stack: ExitStack, values: Values, key: Key | None) -> Place:
     """Open and lock it, and make it what a vTPM starts from. Raises VtpmdError or OSError."""
     named = named_place(values)
     mode = None if values.get("mode") is None else int(values["mode"])
+    keeps_backup = bool(values.get("backup"))
     if named.is_linear:
+        if keeps_backup:
+            raise UsageError(
+                "--tpmstate backup is for a state directory: a file has no place for it"
+            )
         from vtpmd.store.linear import LinearFile
 
         file = stack.enter_context(LinearFile.open(named.path, mode))
@@ -78,14 +83,22 @@ def open_place(stack: ExitStack, values: Values, key: Key | None) -> Place:
     directory.write_in_place()
     if mode is not None:
         directory.set_file_mode(mode)
-    return _start_directory(stack, directory, key)
+    return _start_directory(stack, directory, key, keeps_backup=keeps_backup)
 
 
-def _start_directory(stack: ExitStack, directory: StateDirectory, key: Key | None) -> Place:
+def _start_directory(
+    stack: ExitStack, directory: StateDirectory, key: Key | None, *, keeps_backup: bool
+) -> Place:
+    from vtpmd.store import backup
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import start
 
+    news = ""
+    if keeps_backup and backup.take_up(directory):
+        news = f"the state in {directory.path} was missing: its backup is in its place"
     files = MovingFiles(directory, key)
     stack.callback(files.close)
     begun = start(directory, files, key, None)
-    return Place(directory.directory_fd, directory.lock_fd, LINK_NAME, begun)
+    if keeps_backup:
+        backup.keep(directory)
+    return Place(directory.directory_fd, directory.lock_fd, LINK_NAME, begun, news)

@@ -29,7 +29,12 @@ FEATURES = (
     "nvram-backend-dir",
     "nvram-backend-file",
 )
-LAST_FEATURES = ("cmdarg-print-info", "tpmstate-opt-lock")
+LAST_FEATURES = (
+    "cmdarg-print-info",
+    "tpmstate-opt-lock",
+    "tpmstate-dir-backend-opt-backup",
+    "tpmstate-dir-backend-opt-fsync",
+)
 INFO_FEATURES = 4  # TPMLIB_INFO_TPMFEATURES
 ENGINE_TIMEOUT_S = 10
 
@@ -48,8 +53,9 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --server fd=N; -p, --port N; -f, --fd N
                               the data channel, beside what a control channel brings
   --tpmstate dir=PATH|backend-uri=dir://PATH|backend-uri=file://PATH[,mode=0640][,lock]
-                              where the state is: in a directory, or in one file or block device,
-                              locked in any case; without it TPM_PATH says so
+    [,backup][,fsync]         where the state is: in a directory, or in one file or block device,
+                              locked and synced in any case; without it TPM_PATH says so. With
+                              backup a directory has a copy of what the start found
   --key file=PATH|fd=N|pwdfile=PATH|pwdfd=N[,mode=aes-256-cbc][,format=hex][,kdf=pbkdf2][,remove]
                               what the state's files are encrypted with
   --migration-key …           what state blobs are encrypted with on their way; as --key

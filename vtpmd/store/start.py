@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
-from vtpmd.store import recovery
+from vtpmd.store import backup, recovery
 from vtpmd.store.directory import StateDirectory, state_file
 from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.recovery import Examined
@@ -103,6 +103,7 @@ def fold(
     if anchor is not None and (granted := files.granted()) is not None:
         anchor.expect(granted.lineage, granted.digest())
     took_up = take_up(directory, files, key)
+    backup.refuse_alone(directory)
     examined = recovery.recover(directory, key)
     identity = examined.identity
     if identity is None and anchor is not None and anchor.mark is not None:
