@@ -329,12 +329,14 @@ def test_a_link_is_followed_to_a_device_alone(places: Places, tmp_path: Path) ->
             control.init()
 
 
-def test_new_tpm_and_one_that_is_there_are_told_apart(places: Places, path: Path) -> None:
+def test_new_tpm_is_said_and_nothing_else(places: Places, path: Path) -> None:
     for expected in (1, 0):
         place = places.make("vtpmd", path)
         process = place.start()
-        with ControlClient(place.control) as control:
+        with ControlClient(place.control) as control, closing(control.attach_data()) as data:
             control.init()
+            Tpm(data.transact).startup()
+            fill(Tpm(data.transact), expected, 1)
             control.shutdown()
         _, errors = process.communicate(timeout=TIMEOUT_S)
         assert errors.count(f"swtpm: a new TPM is made in {path}") == expected
