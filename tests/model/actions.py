@@ -47,6 +47,8 @@ RECORDS: Final = {
     Do.RECORD_MOVED: "confirm",
     Do.RECORD_RELEASED: "release",
 }
+# The disk takes what the TPM on standby was started from.
+KEEP: Final = "keep"
 PREPARE: Final = ("expect", "make file")
 # Of the destination's actions that are made of steps. "decline" comes with a reason.
 STEPS: Final[dict[Theirs, tuple[Any, ...]]] = {
@@ -321,12 +323,7 @@ def destination_acts(project: Project, world: World) -> World:
         case destination.Repeat(event=event):
             return _afterwards(world, event)
         case destination.Stage():
-            staged = FOREIGN if world.d.session == THIRD else value.power
-            world = world.destination(file="staged", file_of=world.d.session, staged=staged)
-            if not value.is_last:
-                return _afterwards(world, events.Staged())
-            held = world.destination(tpm="held", value=staged, is_last=True)
-            return _afterwards(held, events.HeldStarted())
+            return _stages(project, world, value)
         case destination.UseTail():
             return _use_tail(project, world)
         case destination.Decline():
@@ -336,6 +333,17 @@ def destination_acts(project: Project, world: World) -> World:
         case Theirs():
             return _destination_does(project, world, value)
     return world
+
+
+def _stages(project: Project, world: World, wanted: destination.Stage) -> World:
+    staged = FOREIGN if world.d.session == THIRD else wanted.power
+    if not wanted.is_last:
+        world = world.destination(file="staged", file_of=world.d.session, staged=staged)
+        return _afterwards(world, events.Staged())
+    held = world.destination(tpm="held", value=staged, is_last=True, file_of=world.d.session)
+    # The engine knows the tail by then, and may go on with it.
+    foreseen = _holds(project, held, "last") or held
+    return _afterwards(foreseen, KEEP, events.HeldStarted())
 
 
 def _next(world: World, *steps: Any) -> World:
@@ -405,7 +413,7 @@ def takes_tail(project: Project, world: World) -> World | None:
     if host.engine is not Handover.HELD:
         return None
     # It is that of the session, and of the round that came last; the empty one, or its records.
-    is_that = host.session == SESSION and host.staged == world.tail
+    is_that = host.session == SESSION and host.value == world.tail
     is_that &= world.tail_is_all is (host.holds == "all")
     if host.holds != "given" and not is_that and "tail" not in project.without:
         return None
@@ -495,7 +503,14 @@ def _removes_file(_: Project, world: World) -> World:
     return world.destination(file="none")
 
 
-def _grants(_: Project, world: World) -> World:
+def _keeps(_: Project, world: World) -> World:
+    return world.destination(file="staged", staged=world.d.value)
+
+
+def _grants(project: Project, world: World) -> World:
+    """Have the file say so, once it has what the TPM was started from."""
+    if world.d.tpm == "held" and "complete" not in project.without:
+        world = _keeps(project, world)
     return world.destination(file="granted")
 
 
@@ -529,6 +544,7 @@ _STEPS: Final[dict[str, Callable[[Project, World], World]]] = {
     "make file": _makes_file,
     "decline": lambda project, world: declines_for_ever(project, world, world.d.session),
     "remove file": _removes_file,
+    KEEP: _keeps,
     "grant": _grants,
     "admit": _admits,
     "own file": _writes_own_file,

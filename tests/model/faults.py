@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeVar
 
-from tests.model.actions import FAILURES, PREPARE, RECORDS, destination_acts, source_acts
+from tests.model.actions import FAILURES, KEEP, PREPARE, RECORDS, destination_acts, source_acts
 from tests.model.engine import close_lane, engine_takes
 from tests.model.moves import Move, engine_moves, took
 from tests.model.world import (
@@ -129,7 +129,7 @@ def _disks(project: Project, world: World) -> Iterator[Move]:
         steps = [each.value for each in world.d.todo]
         end = next((i for i, step in enumerate(steps) if not isinstance(step, str)), len(steps))
         conclusion = steps[end] if end < len(steps) else None
-        failure = _STORAGE if steps[0] in PREPARE else FAILURES.get(type(conclusion))
+        failure = _STORAGE if steps[0] in (*PREPARE, KEEP) else FAILURES.get(type(conclusion))
         if failure is None:
             return
         rest = (*world.d.todo[end + 1 :], tag(failure))

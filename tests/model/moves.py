@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.model.actions import (
+    KEEP,
     blind,
     declines_for_ever,
     destination_acts,
@@ -62,7 +63,7 @@ def moves(project: Project, world: World) -> Iterator[Move]:
     What a side has to do by itself comes before what others do, the source's first: the two change
     nothing of each other, what is said only arrives, and a fault may come before each step. So any
     other order ends in the same worlds; but for the record of an offer, which is written while the
-    engine and QEMU have the tail.
+    engine and QEMU have the tail, and for what a destination has to keep, whose engine goes on.
     """
     is_offering = bool(world.s.todo) and world.s.todo[0].value is Do.OFFER
     if world.s.todo:
@@ -70,14 +71,17 @@ def moves(project: Project, world: World) -> Iterator[Move]:
         yield f"source: {_name(action)}", source_acts(project, world)
         if not is_offering:
             return
+    is_keeping = bool(world.d.todo) and world.d.todo[0].value == KEEP
     if world.d.todo:
         action = world.d.todo[0].value
         yield f"destination: {_name(action)}", destination_acts(project, world)
-        return
+        if not is_keeping:
+            return
     yield from engine_moves(project, world)
     if not is_offering:
         yield from _source_moves(project, world)
-    yield from _destination_moves(project, world)
+    if not is_keeping:
+        yield from _destination_moves(project, world)
     yield from _commands(world)
     if world.d.settles:
         # The canary's: settling that is not part of the session, and so not stopped by its end.
