@@ -16,6 +16,7 @@
 #include "nvram.h"
 #include "tpm.h"
 #include "unasked.h"
+#include "version.h"
 
 /* What a command is about. */
 struct context {
@@ -141,7 +142,7 @@ static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *resul
 
 static void do_get_capability(struct context *context)
 {
-    control_answer_capability(context->control);
+    control_answer_capability(context->control, version_now()->takes_prefix);
 }
 
 static struct blob_keys blob_keys(struct commands *commands)
