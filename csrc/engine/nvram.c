@@ -355,7 +355,8 @@ static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must
     (void)tpm_number;
     if (!long_command_may_store())
         return TPM_FAIL;
-    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_may_have(type)))
+    (void)must_exist; /* what came without it, and says otherwise, has no use for it either */
+    if (type == NO_TYPE || type == LINK_STATE_PERMANENT)
         return TPM_FAIL;
     return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }

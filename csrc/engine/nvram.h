@@ -85,7 +85,8 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
  * or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
-/* What a TPM is to start from; of the volatile state there may be nothing. */
+/* What a TPM is to start from; of the volatile state there may be nothing. The digest of a
+ * TPM 1.2's is of one image with the saved state, as a session brings it (saved.h). */
 struct nvram_states {
     const uint8_t *permanent;
     size_t permanent_bytes;
@@ -93,6 +94,8 @@ struct nvram_states {
     const uint8_t *volatile_state;
     size_t volatile_bytes;
     const uint8_t *volatile_digest;
+    const uint8_t *saved; /* of a TPM 1.2 */
+    size_t saved_bytes;   /* 0: none */
 };
 
 /* Have libtpms load these, which stay the caller's, and nothing that files hold, until `states` is

@@ -59,7 +59,7 @@ struct tpm {
     /* What a TPM 1.2 was given to start from: */
     struct {
         bool has_permanent, has_volatile;
-        bool is_saved; /* the volatile state says so */
+        bool is_of_use; /* the volatile state says so of */
         struct image saved;
     } given;
 };
@@ -399,10 +399,17 @@ static void undo_stop(struct tpm *tpm)
         set_condition(tpm, TPM_ON, now.custody);
 }
 
+static void forget_given(struct tpm *tpm)
+{
+    image_deinit(&tpm->given.saved);
+    memset(&tpm->given, 0, sizeof(tpm->given));
+}
+
 /* As if it had not been on. */
 static void let_go(struct tpm *tpm)
 {
     TPMLIB_Terminate();
+    forget_given(tpm);
     set_condition(tpm, TPM_OFF, tpm->before);
 }
 
@@ -434,42 +441,20 @@ static bool may(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *resul
     return verdict == VERDICT_DO && *result == TPM_SUCCESS;
 }
 
-static void forget_given(struct tpm *tpm)
-{
-    image_deinit(&tpm->given.saved);
-    memset(&tpm->given, 0, sizeof(tpm->given));
-}
-
-/* What libtpms would save now; `saved` is the caller's to end. */
-static TPM_RESULT make_saved(struct image *saved)
-{
-    uint32_t length = 0;
-
-    TPM_RESULT result = TPMLIB_GetState(TPMLIB_STATE_SAVE_STATE, &saved->bytes, &length);
-    if (result != TPM_SUCCESS)
-        return result;
-    saved->n_bytes = saved->n_allocated = length;
-    saved->exists = true;
-    return TPM_SUCCESS;
-}
-
 /* A TPM 1.2 has started from what has come: so its saved state is that one's (saved.h). */
 static TPM_RESULT settle_saved(struct tpm *tpm)
 {
     struct image *saved = &tpm->given.saved;
-    bool is_there = tpm->given.has_volatile ? tpm->given.is_saved : saved->exists;
+    bool is_there = saved->exists && (!tpm->given.has_volatile || tpm->given.is_of_use);
+    int r = 0;
 
     if (!tpm->given.has_permanent)
         return TPM_SUCCESS;
-    if (!is_there && !nvram_may_have(LINK_STATE_SAVESTATE))
-        return TPM_SUCCESS;
-    if (!is_there)
-        return nvram_remove(LINK_STATE_SAVESTATE) < 0 ? TPM_FAIL : TPM_SUCCESS;
-    TPM_RESULT result = saved->exists ? TPM_SUCCESS : make_saved(saved);
-    if (result == TPM_SUCCESS &&
-        nvram_store(LINK_STATE_SAVESTATE, saved->bytes, saved->n_bytes) < 0)
-        result = TPM_FAIL;
-    return result;
+    if (is_there)
+        r = nvram_store(LINK_STATE_SAVESTATE, saved->bytes, saved->n_bytes);
+    else if (nvram_may_have(LINK_STATE_SAVESTATE))
+        r = nvram_remove(LINK_STATE_SAVESTATE);
+    return r < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_shutdown said)
@@ -481,7 +466,8 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     TPM_RESULT result = TPMLIB_MainInit();
     if (result == TPM_SUCCESS && custody == TPM_ACTIVE)
         result = settle_saved(tpm);
-    forget_given(tpm);
+    if (custody == TPM_ACTIVE)
+        forget_given(tpm); /* else it is admitted with it */
     /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
      * guest has extended since. */
     if (result == TPM_SUCCESS && resumes && nvram_remove(LINK_STATE_VOLATILE) < 0)
@@ -586,11 +572,13 @@ static void note_given(struct tpm *tpm, uint32_t type, const uint8_t *state, siz
 {
     if (version_now()->has_shutdown)
         return;
-    if (type == LINK_STATE_PERMANENT)
+    if (type == LINK_STATE_PERMANENT) {
+        forget_given(tpm); /* what follows goes with it */
         tpm->given.has_permanent = true;
+    }
     if (type == LINK_STATE_VOLATILE) {
         tpm->given.has_volatile = state_bytes > 0;
-        tpm->given.is_saved = saved_is_there(state, state_bytes);
+        tpm->given.is_of_use = saved_is_of_use(state, state_bytes);
     }
 }
 
@@ -644,6 +632,9 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said,
     drop_given_states(tpm);
     if (nvram_hold(states->permanent, states->permanent_bytes) < 0)
         return TPM_SIZE;
+    if (states->saved_bytes > 0 &&
+        image_set(&tpm->given.saved, states->saved, states->saved_bytes) < 0)
+        return TPM_SIZE;
     nvram_give(states);
     result = power_on_held(tpm, said);
     nvram_give(NULL);
@@ -662,7 +653,6 @@ TPM_RESULT tpm_expect(struct tpm *tpm)
 
 TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, bool goes_back)
 {
-    cleanup(image_deinit) struct image saved = {0};
     TPM_RESULT result;
 
     locked(tpm);
@@ -670,14 +660,12 @@ TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, 
         return TPM_SUCCESS;
     if (!may(tpm, OP_ADMIT, &result))
         return result;
-    /* It executes nothing before, so it is as it was when the guest said so. */
-    bool is_saved = !version_now()->has_shutdown && tpm->said == LINK_SHUTDOWN_STATE;
-    result = is_saved ? make_saved(&saved) : TPM_SUCCESS;
-    if (result != TPM_SUCCESS || nvram_adopt(lineage, goes_back, &saved) < 0)
+    if (nvram_adopt(lineage, goes_back, &tpm->given.saved) < 0)
         return TPM_FAIL;
     if (goes_back)
         return TPM_SUCCESS;
     tpm->served = false;
+    forget_given(tpm);
     has_done(tpm, OP_ADMIT);
     return TPM_SUCCESS;
 }
@@ -1144,6 +1132,19 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
     store_raise_generation(store, type, floor);
 }
 
+/* Of a TPM 1.2, and of that only. */
+static int append_saved(uint8_t **state, size_t *state_bytes)
+{
+    const uint8_t *saved = NULL;
+    size_t saved_bytes = 0;
+
+    if (version_now()->has_shutdown)
+        return 0;
+    if (!nvram_get(LINK_STATE_SAVESTATE, &saved, &saved_bytes))
+        saved_bytes = 0;
+    return saved_append(state, state_bytes, saved, saved_bytes);
+}
+
 static TPM_RESULT capture(struct store *store, enum link_state_type type)
 {
     uint8_t *state = NULL;
@@ -1153,7 +1154,9 @@ static TPM_RESULT capture(struct store *store, enum link_state_type type)
     TPM_RESULT result = current_state(type, &state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
-    int r = store_capture(store, type, state, state_bytes, &generation);
+    int r = type == LINK_STATE_VOLATILE ? append_saved(&state, &state_bytes) : 0;
+    if (r >= 0)
+        r = store_capture(store, type, state, state_bytes, &generation);
     explicit_bzero(state, state_bytes);
     free(state);
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;
