@@ -45,9 +45,10 @@ static uint64_t background_operations;
 
 static int parse_kind(const char *name, enum load_kind *kind)
 {
-    static const char *const names[] = {
-        [LOAD_MIXED] = "mixed", [LOAD_RSA_2048] = "rsa-2048", [LOAD_RSA_3072] = "rsa-3072",
-        [LOAD_TPM_1_2] = "tpm-1.2"};
+    static const char *const names[] = {[LOAD_MIXED] = "mixed",
+                                        [LOAD_RSA_2048] = "rsa-2048",
+                                        [LOAD_RSA_3072] = "rsa-3072",
+                                        [LOAD_TPM_1_2] = "tpm-1.2"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (name == NULL || strcmp(name, names[i]) == 0) {

@@ -24,7 +24,7 @@ class Place:
     ) -> None:
         self.program = program
         self.names = names_of(version)
-        self._version_options = ["--tpm2"] if version is TpmVersion.TPM_2_0 else []
+        self.version_options = ["--tpm2"] if version is TpmVersion.TPM_2_0 else []
         self.directory = directory
         self.state = directory / "state"
         self.state.mkdir(parents=True)
@@ -37,7 +37,7 @@ class Place:
         return [
             str(self.program),
             "socket",
-            *self._version_options,
+            *self.version_options,
             *("--ctrl", f"type=unixio,path={self.control}"),
             *("--tpmstate", f"dir={self.state}"),
             *("--pid", f"file={self.pid_file}"),
