@@ -66,7 +66,7 @@ class Kind(NamedTuple):
 
 
 # A TPM 1.2 makes an RSA key at each start.
-TPM_1_2 = Kind(TpmVersion.TPM_1_2, Sequence12, tpm12.startup(), None, 250)
+TPM_1_2 = Kind(TpmVersion.TPM_1_2, Sequence12, tpm12.startup(), None, 120)
 TPM_2_0 = Kind(TpmVersion.TPM_2_0, Sequence, tpm2.startup(), tpm2.shutdown(), 800)
 CASES = [*((TPM_2_0, seed) for seed in range(5)), (TPM_1_2, 0)]
 

@@ -282,7 +282,7 @@ def test_invariant_2_no_new_tpm_beside_a_copy_of_one(make_place: MakePlace) -> N
 
 def test_run_makes_one_where_it_is_told_to_and_goes_on_with_it(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    for options in (["--tpm", "1.2"], []):
+    for options, says in ((["--tpm", "1.2"], "vtpmd: a new TPM 1.2 was made"), ([], "")):
         process = subprocess.Popen(
             [VTPMD, "run", state, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -297,7 +297,9 @@ def test_run_makes_one_where_it_is_told_to_and_goes_on_with_it(tmp_path: Path) -
             assert process.wait(TIMEOUT_S) == 0
         finally:
             process.kill()
-            process.communicate()
+            _, errors = process.communicate()
+        assert errors.decode().startswith(says)
+        assert errors.count(b"\n") == bool(says)
     assert (state / NAMES.permanent).exists()
     done = run(VTPMD, "run", "--tpm", "3.0", state)
     assert done.returncode == 2
