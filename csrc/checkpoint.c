@@ -5,10 +5,11 @@
 
 #include "bytes.h"
 #include "check.h"
+#include "version.h"
 
 static void format_name(char *out, const char *prefix, const char *name)
 {
-    int length = snprintf(out, CHECKPOINT_NAME_BYTES_MAX, "%s2-00.%s", prefix, name);
+    int length = snprintf(out, CHECKPOINT_NAME_BYTES_MAX, "%s.%s", prefix, name);
     check(length > 0 && length < CHECKPOINT_NAME_BYTES_MAX);
 }
 
@@ -25,7 +26,7 @@ static int write_temporary(struct io *io, const char *name, struct swtpm_wrapped
 {
     char temporary[CHECKPOINT_NAME_BYTES_MAX];
 
-    format_name(temporary, "TMP", name);
+    format_name(temporary, version_now()->temporary_prefix, name);
     int fd = io->create(io, temporary);
     if (fd < 0)
         return fd;
@@ -50,8 +51,8 @@ int checkpoint_publish(struct io *io, const char *name)
 {
     char temporary[CHECKPOINT_NAME_BYTES_MAX], final[CHECKPOINT_NAME_BYTES_MAX];
 
-    format_name(temporary, "TMP", name);
-    format_name(final, "tpm", name);
+    format_name(temporary, version_now()->temporary_prefix, name);
+    format_name(final, version_now()->prefix, name);
     int r = io->rename(io, temporary, final);
     if (r < 0) {
         io->unlink(io, temporary);
@@ -64,7 +65,7 @@ void checkpoint_discard(struct io *io, const char *name)
 {
     char temporary[CHECKPOINT_NAME_BYTES_MAX];
 
-    format_name(temporary, "TMP", name);
+    format_name(temporary, version_now()->temporary_prefix, name);
     io->unlink(io, temporary); /* what is left is as after a crash: a start removes it */
 }
 
@@ -81,7 +82,7 @@ int checkpoint_remove(struct io *io, const char *name)
 {
     char final[CHECKPOINT_NAME_BYTES_MAX];
 
-    format_name(final, "tpm", name);
+    format_name(final, version_now()->prefix, name);
     int r = io->unlink(io, final);
     if (r < 0 && r != -ENOENT)
         return r;

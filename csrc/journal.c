@@ -10,6 +10,7 @@
 #include "check.h"
 #include "checkpoint.h"
 #include "crc32c.h"
+#include "version.h"
 
 struct journal {
     struct io *io;
@@ -110,7 +111,7 @@ int journal_create(struct io *io, const struct journal_settings *settings,
     journal->generation = base->generation;
     int r = write_header(journal, settings, salt, base, header);
     if (r >= 0)
-        r = journal->fd = io->create(io, JOURNAL_TEMPORARY_NAME);
+        r = journal->fd = io->create(io, version_now()->journal_temporary_name);
     if (r >= 0)
         r = write_file(journal, header);
     if (r < 0) {
@@ -211,7 +212,7 @@ int journal_sync(struct journal *journal)
     int r = journal->io->sync_data(journal->io, journal->fd);
     /* Nobody finds what is in a file that somebody has removed. */
     if (r == 0 && journal->is_published)
-        r = journal->io->find(journal->io, JOURNAL_NAME);
+        r = journal->io->find(journal->io, version_now()->journal_name);
     journal->unsynced = false;
     journal->broken = r < 0;
     return r;
@@ -229,7 +230,7 @@ int journal_publish(struct journal *journal)
 {
     struct io *io = journal->io;
 
-    int r = io->rename(io, JOURNAL_TEMPORARY_NAME, JOURNAL_NAME);
+    int r = io->rename(io, version_now()->journal_temporary_name, version_now()->journal_name);
     journal->is_published = r >= 0;
     return r < 0 ? r : io->sync_directory(io);
 }
@@ -256,7 +257,7 @@ void journal_free(struct journal *journal)
 
 int journal_remove(struct io *io)
 {
-    int r = io->unlink(io, JOURNAL_NAME);
+    int r = io->unlink(io, version_now()->journal_name);
     if (r < 0 && r != -ENOENT)
         return r;
     return io->sync_directory(io); /* a removal before may not have been synced */
@@ -264,5 +265,5 @@ int journal_remove(struct io *io)
 
 void journal_remove_temporary(struct io *io)
 {
-    io->unlink(io, JOURNAL_TEMPORARY_NAME);
+    io->unlink(io, version_now()->journal_temporary_name);
 }

@@ -23,9 +23,6 @@
 #include "io.h"
 #include "journal_format.h"
 
-#define JOURNAL_NAME "tpm2-00.journal"
-#define JOURNAL_TEMPORARY_NAME "TMP2-00.journal"
-
 /* What every journal of one vTPM has in common. */
 struct journal_settings {
     uint8_t identity[JOURNAL_IDENTITY_BYTES];

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "version.h"
 
 static void set(struct arrival *arrival, enum arrived what)
 {
@@ -94,8 +95,11 @@ static TPM_RESULT start(struct arrival *arrival, struct tpm *tpm, struct store *
 
 TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store *store)
 {
-    TPM_RESULT result = start(arrival, tpm, store);
+    bool is_new = arrival->what != ARRIVED_BLOBS && !tpm_has_state(tpm);
 
+    TPM_RESULT result = start(arrival, tpm, store);
+    if (result == TPM_SUCCESS && is_new)
+        error_report("a new TPM %s was made, as there was no state of one", version_now()->name);
     if (result != TPM_SUCCESS)
         error_report("the TPM does not start: libtpms refuses its state with %#x; the state files "
                      "are untouched: restore them from a copy",

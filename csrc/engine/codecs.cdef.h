@@ -64,7 +64,7 @@ void control_receive(struct control *control, const uint8_t *bytes, size_t n_byt
                      const int *descriptors, size_t n_descriptors);
 int control_next(struct control *control, int power, struct control_event *event);
 void control_answer_result(struct control *control, uint32_t result);
-void control_answer_capability(struct control *control);
+void control_answer_capability(struct control *control, bool takes_prefix);
 void control_answer_established(struct control *control, bool established);
 void control_answer_config(struct control *control, uint32_t flags);
 void control_answer_buffer_size(struct control *control, uint32_t bytes, uint32_t bytes_min,

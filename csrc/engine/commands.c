@@ -14,8 +14,10 @@
 #include "data.h"
 #include "error.h"
 #include "nvram.h"
+#include "saved.h"
 #include "tpm.h"
 #include "unasked.h"
+#include "version.h"
 
 /* What a command is about. */
 struct context {
@@ -141,7 +143,7 @@ static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *resul
 
 static void do_get_capability(struct context *context)
 {
-    control_answer_capability(context->control);
+    control_answer_capability(context->control, version_now()->takes_prefix);
 }
 
 static struct blob_keys blob_keys(struct commands *commands)
@@ -516,9 +518,22 @@ static TPM_RESULT set_both_states(struct tpm *tpm, const struct nvram_states *st
     TPM_RESULT result =
         tpm_set_state(tpm, LINK_STATE_PERMANENT, states->permanent, states->permanent_bytes);
 
-    if (result != TPM_SUCCESS)
-        return result;
-    return tpm_set_state(tpm, LINK_STATE_VOLATILE, states->volatile_state, states->volatile_bytes);
+    if (result == TPM_SUCCESS)
+        result =
+            tpm_set_state(tpm, LINK_STATE_VOLATILE, states->volatile_state, states->volatile_bytes);
+    if (result == TPM_SUCCESS && states->saved_bytes > 0)
+        result = tpm_set_state(tpm, LINK_STATE_SAVESTATE, states->saved, states->saved_bytes);
+    return result;
+}
+
+/* Returns false if a TPM 1.2's image is none of two states. */
+static bool part_saved(struct nvram_states *states)
+{
+    if (!saved_measure(states->volatile_state, states->volatile_bytes, &states->volatile_bytes,
+                       &states->saved_bytes))
+        return false;
+    states->saved = states->volatile_state + states->volatile_bytes;
+    return true;
 }
 
 TPM_RESULT commands_stage(struct commands *commands, const struct staged_records *records,
@@ -529,6 +544,8 @@ TPM_RESULT commands_stage(struct commands *commands, const struct staged_records
     int r = staged_take(&commands->staged, records);
     if (r == 0)
         r = staged_get(&commands->staged, states);
+    if (r == 0 && !version_now()->has_shutdown && !part_saved(states))
+        r = -EBADMSG;
     if (r < 0)
         return r == -ENOMEM ? TPM_SIZE : TPM_BAD_PARAMETER;
     return said ? tpm_init_standby(commands->tpm, *said, states)

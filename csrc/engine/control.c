@@ -387,9 +387,9 @@ void control_answer_result(struct control *control, uint32_t result)
     begin_answer(control, result, n_bytes);
 }
 
-void control_answer_capability(struct control *control)
+void control_answer_capability(struct control *control, bool takes_prefix)
 {
-    uint32_t flags = CONTROL_CAN_SEND_COMMAND_HEADER;
+    uint32_t flags = takes_prefix ? CONTROL_CAN_SEND_COMMAND_HEADER : 0;
 
     for (size_t i = 0; i < CONTROL_N_NUMBERS; i++)
         flags |= commands[i].capability;

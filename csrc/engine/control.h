@@ -90,7 +90,7 @@ enum control_capability {
     CONTROL_CAN_SET_DATAFD = 1 << 12,
     CONTROL_CAN_SET_BUFFERSIZE = 1 << 13,
     CONTROL_CAN_GET_INFO = 1 << 14,
-    CONTROL_CAN_SEND_COMMAND_HEADER = 1 << 15, /* of the data channel: always so */
+    CONTROL_CAN_SEND_COMMAND_HEADER = 1 << 15, /* of the data channel: by the TPM's version */
     CONTROL_CAN_LOCK_STORAGE = 1 << 16,
 };
 
@@ -194,7 +194,7 @@ int control_take_descriptor(struct control *control);
 void control_answer_result(struct control *control, uint32_t result);
 
 /* Answer it with success, and what the command is there for. */
-void control_answer_capability(struct control *control);
+void control_answer_capability(struct control *control, bool takes_prefix);
 void control_answer_established(struct control *control, bool established);
 void control_answer_config(struct control *control, uint32_t flags);
 void control_answer_buffer_size(struct control *control, uint32_t bytes, uint32_t bytes_min,

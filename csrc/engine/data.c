@@ -17,6 +17,7 @@
 #include "thread.h"
 #include "tpm.h"
 #include "vectors.h"
+#include "version.h"
 
 enum {
     ACCEPT_RETRY_MS = 1000,       /* where descriptors have run out */
@@ -178,7 +179,7 @@ static int read_command(struct data_channel *channel, int fd, size_t *n_bytes,
             return READ_HANG_UP;
         *n_bytes += (size_t)n;
         int verdict = data_parse(buffer, *n_bytes, channel->command_bytes_max,
-                                 channel->is_the_only_one, command);
+                                 channel->is_the_only_one && version_now()->takes_prefix, command);
         if (verdict != DATA_NEED_MORE)
             return verdict;
         if (deadline_ms == 0)
@@ -239,7 +240,7 @@ static int serve_command(struct data_channel *channel, int fd, struct tpm_respon
         execute(channel, &command, response);
     } else {
         drop_pending(channel, fd);
-        tpm_respond_error(response, TPM2_RC_COMMAND_SIZE);
+        tpm_respond_error(response, version_now()->command_size);
     }
     int r = send_response(channel, fd, command.has_prefix, response);
     blackout_worked(channel->blackout);

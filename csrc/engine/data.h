@@ -6,13 +6,14 @@
  *   - a command may come in pieces; the rest has DATA_REST_TIMEOUT_MS to come,
  *   - what one read brings in excess of a command belongs to it and is dropped,
  *   - a size that no command can have, or a rest that does not come, is answered with
- *     TPM_RC_COMMAND_SIZE, and what has come of it is dropped.
+ *     TPM_RC_COMMAND_SIZE (TPM 1.2: TPM_BAD_PARAM_SIZE), and what has come of it is dropped.
  *
  * The guest writes the header, QEMU only passes it on: the size in it is never trusted.
  *
  * A command may come with the prefix of the TCG's simulator (u32 8, u8 locality, u32 size): it is
  * executed in that locality then, and its answer stands between its own size and a zero (u32 each).
- * Not on the socket that QEMU has handed in: there a guest would choose its locality.
+ * Not on the socket that QEMU has handed in: there a guest would choose its locality; and not of a
+ * TPM 1.2.
  */
 #pragma once
 

@@ -14,6 +14,7 @@
 #include "image.h"
 #include "link_types.h"
 #include "state_files.h"
+#include "version.h"
 #include "worker.h"
 
 _Static_assert(JOURNAL_IMAGE_TYPE == (int)LINK_STATE_PERMANENT, "types are the link's");
@@ -197,9 +198,9 @@ static int open_journal(struct durable *durable)
     int r = state_journal_create(&durable->files, &durable->current, &durable->journal);
     if (r < 0) {
         durable->is_cramped = true;
-        error_report("cannot make tpm2-00.journal: %s; each change replaces tpm2-00.permall, which "
-                     "is slower: make room, then restart the guest",
-                     strerror(-r));
+        error_report("cannot make %s: %s; each change replaces the whole state, which is slower: "
+                     "make room, then restart the guest",
+                     version_now()->journal_name, strerror(-r));
         return 0;
     }
     durable->is_in_file = false;
@@ -329,9 +330,9 @@ static void do_fold(struct durable *durable)
     durable->fold.has_failed = r < 0;
     durable->fold.is_wanted = false;
     if (r < 0)
-        error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the guest is served "
-                     "on until the journal is full: make room or repair the file system",
-                     strerror(-r));
+        error_report("cannot fold %s: %s; the guest is served on until the journal is full: make "
+                     "room or repair the file system",
+                     version_now()->journal_name, strerror(-r));
 }
 
 /* Returns false at the end. */

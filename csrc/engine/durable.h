@@ -134,7 +134,7 @@ void durable_defer(struct durable *durable, bool is_so);
 /* Put the image into its file, if it is durable elsewhere. Returns 0 or a negative errno. */
 int durable_store(struct durable *durable);
 
-/* The name, without "tpm2-00.", of the file that was written last, or could not be. */
+/* The name, without version.h's prefix, of the file that was written last, or could not be. */
 const char *durable_target(const struct durable *durable);
 
 /* The TPM is on: journals may be opened. */

@@ -28,6 +28,7 @@
 #include "pages.h"
 #include "server.h"
 #include "tpm.h"
+#include "version.h"
 
 _Static_assert(sizeof(((struct link_journal *)0)->identity) == JOURNAL_IDENTITY_BYTES &&
                    sizeof(((struct link_journal *)0)->secret) == JOURNAL_SECRET_BYTES,
@@ -40,6 +41,17 @@ enum {
 /* One function an operation: takes the request, fills the response, returns its result. */
 typedef TPM_RESULT (*operation)(struct link *link, struct message *request,
                                 struct message *response);
+
+static TPM_RESULT do_set_version(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    (void)response;
+    TPM_RESULT result = tpm_set_version(link->tpm, request->header.argument);
+    if (result == TPM_BAD_VERSION)
+        error_report("the libtpms of this host has no TPM %s: install one that was built with it",
+                     version_now()->name);
+    return result;
+}
 
 static TPM_RESULT do_load_state(struct link *link, struct message *request,
                                 struct message *response)
@@ -558,6 +570,7 @@ static const operation operations[] = {
     [LINK_SET_KEY] = do_set_key,
     [LINK_EXPECT_HEADER] = do_expect_header,
     [LINK_SET_ANCHOR] = do_set_anchor,
+    [LINK_SET_VERSION] = do_set_version,
     [LINK_LOAD_STATE] = do_load_state,
     [LINK_EXECUTE] = do_execute,
     [LINK_SERVE_DATA] = do_serve_data,
@@ -639,9 +652,9 @@ int link_greet(int fd)
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(shared))];
     } control = {0};
-    struct link_header says = {LINK_READY, .payload_bytes = sizeof(uint32_t)};
-    uint32_t version = TPMLIB_GetVersion();
-    struct iovec vectors[] = {{&says, sizeof(says)}, {&version, sizeof(version)}};
+    struct link_ready ready = {TPMLIB_GetVersion(), version_now()->number};
+    struct link_header says = {LINK_READY, .payload_bytes = sizeof(ready)};
+    struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}};
     struct msghdr header = {
         .msg_iov = vectors,
         .msg_iovlen = 2,

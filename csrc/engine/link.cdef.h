@@ -20,8 +20,8 @@
  */
 
 enum link_operation {
-    LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: uint32_t,
-                       TPMLIB_GetVersion(); with descriptors, enum link_shared, and, if that is
+    LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: struct
+                       link_ready; with descriptors, enum link_shared, and, if that is
                        wanted (SO_PASSCRED), the engine's process number */
 
     /* Of the boot record alone. */
@@ -35,6 +35,8 @@ enum link_operation {
                                is its descriptor */
     LINK_LOAD_STATE = 6,    /* argument: state type; payload: what the checkpoint holds */
     LINK_EXECUTE = 7,       /* after LINK_INIT; payload: a TPM command, which is to succeed */
+    LINK_SET_VERSION = 10,  /* before all that is about the TPM; argument: enum version_number
+                              (version.h); without it, a TPM 2.0 */
     LINK_SERVE_DATA = 8,    /* serve the data channel on LINK_FD_DATA; argument: enum link_data,
                                added up */
 
@@ -236,6 +238,12 @@ enum link_limit {
                                         channel, and a page for what is said of them */
     LINK_MESSAGE_TIMEOUT_MS = 5000,  /* for the rest of a message that has begun */
     LINK_END_TIMEOUT_MS = 10000,     /* for vtpmd to stop its engine in order: sessions end first */
+};
+
+/* What an engine says of itself. */
+struct link_ready {
+    uint32_t libtpms_version; /* TPMLIB_GetVersion() */
+    uint32_t tpm_version;     /* enum version_number */
 };
 
 /* SHA-256 of what libtpms was given to start from. */

@@ -5,7 +5,8 @@
  * (server.c). Other threads serve the guest (data.c), execute what may be long (long_command.c),
  * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
- * `vtpmd-engine info FLAGS` serves nothing: it prints what libtpms says of itself.
+ * `vtpmd-engine info VERSION FLAGS` serves nothing: it prints what libtpms says of itself, of a TPM
+ * of that enum version_number.
  *
  * Exit status: enum exit_status.
  */
@@ -38,6 +39,7 @@
 #include "server.h"
 #include "thread.h"
 #include "tpm.h"
+#include "version.h"
 #include "watchdog.h"
 #include "wipe.h"
 
@@ -279,9 +281,11 @@ static enum exit_status serve(struct engine *engine)
 }
 
 /* Write what libtpms says of itself, as JSON. */
-static enum exit_status print_info(const char *flags)
+static enum exit_status print_info(const char *number, const char *flags)
 {
-    check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
+    if (!version_set((uint32_t)strtoul(number, NULL, 10)) ||
+        TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library) != TPM_SUCCESS)
+        return EXIT_FAILED;
     char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)strtoul(flags, NULL, 10));
     bool is_out = info && puts(info) >= 0 && fflush(stdout) == 0;
     free(info);
@@ -293,8 +297,8 @@ int main(int argc, char **argv)
 {
     static struct engine engine;
 
-    if (argc == 3 && strcmp(argv[1], "info") == 0)
-        return print_info(argv[2]);
+    if (argc == 4 && strcmp(argv[1], "info") == 0)
+        return print_info(argv[2], argv[3]);
     if (!is_started_by_vtpmd()) {
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
         return EXIT_USAGE;

@@ -15,6 +15,7 @@
 #include "long_command.h"
 #include "orderly.h"
 #include "tpm.h"
+#include "version.h"
 #include "written.h"
 
 /* A state file: not the permanent one's, which `permanent` has. */
@@ -139,7 +140,7 @@ int nvram_end(void)
     return is_read_only ? 0 : durable_end(permanent);
 }
 
-static bool find(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
+bool nvram_get(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
 {
     if (type == LINK_STATE_PERMANENT)
         return durable_get(permanent, bytes, n_bytes);
@@ -153,6 +154,8 @@ enum link_shutdown nvram_last_shutdown(void)
     const uint8_t *bytes;
     size_t n_bytes;
 
+    if (!version_now()->has_shutdown)
+        return nvram_may_have(LINK_STATE_SAVESTATE) ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_NONE;
     return durable_get(permanent, &bytes, &n_bytes) ? orderly_shutdown(bytes, n_bytes)
                                                     : LINK_SHUTDOWN_NONE;
 }
@@ -162,7 +165,7 @@ bool nvram_may_have(enum link_state_type type)
     const uint8_t *bytes;
     size_t n_bytes;
 
-    return find(type, &bytes, &n_bytes) || state_files[type].is_unsure;
+    return nvram_get(type, &bytes, &n_bytes) || state_files[type].is_unsure;
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
@@ -252,10 +255,15 @@ const struct cipher_key *nvram_key(void)
     return file_key.n_bytes ? &file_key : NULL;
 }
 
-int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written)
+int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written,
+                const struct image *saved)
 {
+    struct state_file *saved_file = &state_files[LINK_STATE_SAVESTATE];
     int r = remove_file(&state_files[LINK_STATE_VOLATILE]);
 
+    if (r >= 0)
+        r = saved->exists ? store_file(saved_file, saved->bytes, saved->n_bytes)
+                          : remove_file(saved_file);
     if (r >= 0)
         r = durable_adopt(permanent, held.bytes, held.n_bytes, given_digest,
                           is_to_be_written || held_has_changed, lineage->identity);
@@ -292,7 +300,7 @@ static bool find_to_load(enum link_state_type type, const uint8_t **bytes, size_
         *n_bytes = given->volatile_bytes;
         return given->volatile_bytes > 0;
     }
-    return (!held.exists || type == LINK_STATE_PERMANENT) && find(type, bytes, n_bytes);
+    return (!held.exists || type == LINK_STATE_PERMANENT) && nvram_get(type, bytes, n_bytes);
 }
 
 static TPM_RESULT on_load(unsigned char **data, uint32_t *length, uint32_t tpm_number,
@@ -338,9 +346,10 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
     if (r < 0) {
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
         const char *target = type == LINK_STATE_PERMANENT ? durable_target(permanent) : name;
-        error_report("cannot store tpm2-00.%s: %s; the TPM answers TPM_RC_FAILURE until the guest "
-                     "restarts: make room or repair the file system, then restart the guest",
-                     target, strerror(-r));
+        const struct version *version = version_now();
+        error_report("cannot store %s.%s: %s; the TPM answers %s until the guest restarts: make "
+                     "room or repair the file system, then restart the guest",
+                     version->prefix, target, strerror(-r), version->failure_name);
         return TPM_FAIL;
     }
     return TPM_SUCCESS;
@@ -353,7 +362,8 @@ static TPM_RESULT on_delete(uint32_t tpm_number, const char *name, TPM_BOOL must
     (void)tpm_number;
     if (!long_command_may_store())
         return TPM_FAIL;
-    if (type == NO_TYPE || type == LINK_STATE_PERMANENT || (must_exist && !nvram_may_have(type)))
+    (void)must_exist; /* what came without it, and says otherwise, has no use for it either */
+    if (type == NO_TYPE || type == LINK_STATE_PERMANENT)
         return TPM_FAIL;
     return nvram_remove(type) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }

@@ -17,6 +17,7 @@
 struct anchor;
 struct checkpoint_lineage;
 struct cipher_key;
+struct image;
 struct journal_settings;
 struct store;
 
@@ -47,7 +48,8 @@ const struct cipher_key *nvram_key(void);
  * Returns 0, or -EINVAL before nvram_set_journal(). */
 int nvram_set_anchor(const struct anchor *anchor);
 
-/* What the permanent state says of its guest's last TPM2_Shutdown, as orderly_shutdown(). */
+/* What the permanent state says of its guest's last TPM2_Shutdown, as orderly_shutdown(); of a TPM
+ * 1.2, LINK_SHUTDOWN_STATE if there is a saved state. */
 enum link_shutdown nvram_last_shutdown(void);
 
 /* Put the permanent state into its file, if it is durable elsewhere. Returns 0, also if there is
@@ -72,6 +74,9 @@ bool nvram_has_journal(void);
 /* Close the journal. Returns 0, or a negative errno with the journal left as it is. */
 int nvram_end(void);
 
+/* Find an image, which is there until it changes. Returns false if there is none. */
+bool nvram_get(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes);
+
 /* True if there is an image of that type, or a file that could not be written wholly. */
 bool nvram_may_have(enum link_state_type type);
 
@@ -83,7 +88,8 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
  * or a negative errno. */
 int nvram_remove(enum link_state_type type);
 
-/* What a TPM is to start from; of the volatile state there may be nothing. */
+/* What a TPM is to start from; of the volatile state there may be nothing. The digest of a
+ * TPM 1.2's is of one image with the saved state, as a session brings it (saved.h). */
 struct nvram_states {
     const uint8_t *permanent;
     size_t permanent_bytes;
@@ -91,6 +97,8 @@ struct nvram_states {
     const uint8_t *volatile_state;
     size_t volatile_bytes;
     const uint8_t *volatile_digest;
+    const uint8_t *saved; /* of a TPM 1.2 */
+    size_t saved_bytes;   /* 0: none */
 };
 
 /* Have libtpms load these, which stay the caller's, and nothing that files hold, until `states` is
@@ -119,10 +127,12 @@ bool nvram_has_come(void);
  * it is not known whose it is. */
 bool nvram_get_lineage(struct checkpoint_lineage *lineage);
 
-/* Make what was held the image, of this lineage, and remove the volatile one, which is of no use
- * any more; with `is_to_be_written` it is in the permanent state's file then, else maybe only where
- * it was. It is still held. Returns 0 or a negative errno. */
-int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written);
+/* Make what was held the image, of this lineage, and `saved` that of the saved state, if it exists;
+ * remove the others, which are of no use any more. With `is_to_be_written` it is in the permanent
+ * state's file then, else maybe only where it was. It is still held. Returns 0 or a negative errno.
+ */
+int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written,
+                const struct image *saved);
 
 /* True if that has failed when it had begun: the directory may have nothing but what was held. */
 bool nvram_is_adopting(void);

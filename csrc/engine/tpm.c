@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <libtpms/tpm_error.h>
+#include <libtpms/tpm_nvfilename.h>
 #include <libtpms/tpm_tis.h>
 #include <openssl/rand.h>
 #include <pthread.h>
@@ -19,7 +20,9 @@
 #include "long_command.h"
 #include "nvram.h"
 #include "pages.h"
+#include "saved.h"
 #include "swtpm_format.h"
+#include "version.h"
 
 enum {
     TPM2_CC_CREATE_PRIMARY = 0x131, /* TPM 2.0 part 2, 6.5.2 */
@@ -28,7 +31,6 @@ enum {
     TPM2_CC_SHUTDOWN = 0x145,
     TPM2_CC_CREATE = 0x153,
     TPM2_CC_CREATE_LOADED = 0x191,
-    TPM2_ST_NO_SESSIONS = 0x8001,
     TPM2_SU_CLEAR = 0, /* TPM 2.0 part 2, 6.10 */
     TPM2_SU_STATE = 1,
 };
@@ -54,7 +56,16 @@ struct tpm {
     _Atomic uint32_t locality; /* of commands from the next one on */
     /* By its type: what was stopped without a TPM2_Shutdown, as QEMU had been given it. */
     struct image stopped[LINK_STATE_VOLATILE + 1];
+    /* What a TPM 1.2 was given to start from: */
+    struct {
+        bool has_permanent, has_volatile;
+        bool is_of_use; /* the volatile state says so of */
+        struct image saved;
+    } given;
 };
+
+_Static_assert((int)TPMLIB_TPM_VERSION_1_2 == 0 && (int)TPMLIB_TPM_VERSION_2 == 1,
+               "as version.c has them");
 
 _Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BYTES &&
                    sizeof(((struct link_digests *)0)->volatile_digest) == DIGEST_BYTES,
@@ -100,7 +111,7 @@ struct tpm *tpm_new(struct io *io)
     long_command_init(&tpm->lock, &tpm->settled);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
-    check(TPMLIB_ChooseTPMVersion(TPMLIB_TPM_VERSION_2) == TPM_SUCCESS);
+    check(TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library) == TPM_SUCCESS);
     nvram_register(io);
     return tpm;
 }
@@ -151,7 +162,7 @@ void tpm_response_deinit(struct tpm_response *response)
 void tpm_respond_error(struct tpm_response *response, uint32_t code)
 {
     response->n_bytes = TPM_HEADER_BYTES;
-    put_be16(response->bytes, TPM2_ST_NO_SESSIONS);
+    put_be16(response->bytes, version_now()->response_tag);
     put_be32(response->bytes + TPM_AT_SIZE, TPM_HEADER_BYTES);
     put_be32(response->bytes + TPM_AT_CODE, code);
 }
@@ -165,7 +176,7 @@ void tpm_process(uint8_t *command, size_t command_bytes, struct tpm_response *re
     TPM_RESULT result = TPMLIB_Process(&response->bytes, &response->n_bytes, &response->n_allocated,
                                        command, (uint32_t)command_bytes);
     if (result != TPM_SUCCESS || response->n_bytes < TPM_HEADER_BYTES)
-        tpm_respond_error(response, TPM2_RC_FAILURE);
+        tpm_respond_error(response, version_now()->failure);
 }
 
 static uint32_t response_code(const struct tpm_response *response)
@@ -193,7 +204,7 @@ static bool send_shutdown(uint8_t type)
  * loss of power in between is one without it. */
 static void shut_down(struct tpm *tpm)
 {
-    if (tpm->shut_down)
+    if (tpm->shut_down || !version_now()->has_shutdown)
         return;
     nvram_defer(true);
     if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
@@ -261,9 +272,9 @@ static int close_journal(void)
             "the state directory, or what is in it, was removed: what the guest has stored "
             "since is lost; restore the directory from a copy");
     else if (r < 0)
-        error_report("cannot fold tpm2-00.journal into tpm2-00.permall: %s; the state is safe in "
-                     "the two together: make room or repair the file system, then restart vtpmd",
-                     strerror(-r));
+        error_report("cannot fold %s: %s; the state is safe in it and the file that it continues: "
+                     "make room or repair the file system, then restart vtpmd",
+                     version_now()->journal_name, strerror(-r));
     return r;
 }
 
@@ -330,19 +341,24 @@ static void power_off(struct tpm *tpm)
  * caller frees it, after overwriting it. */
 static TPM_RESULT current_state(enum link_state_type type, uint8_t **state, size_t *state_bytes)
 {
+    bool is_file = type == LINK_STATE_SAVESTATE && !version_now()->has_shutdown;
+    const uint8_t *kept = NULL;
     uint32_t length = 0;
 
-    if (long_command_phase() == LONG_IDLE) {
+    if (!is_file && long_command_phase() == LONG_IDLE) {
         TPM_RESULT result = TPMLIB_GetState(library_types[type], state, &length);
         *state_bytes = length;
         return result;
     }
-    const uint8_t *saved = long_command_saved(type, state_bytes);
+    if (!is_file)
+        kept = long_command_saved(type, state_bytes);
+    else if (!nvram_get(type, &kept, state_bytes)) /* libtpms would make one (saved.h) */
+        *state_bytes = 0;
     *state = malloc(*state_bytes + 1); /* not NULL for none */
     if (!*state)
         return TPM_SIZE;
-    if (saved)
-        memcpy(*state, saved, *state_bytes);
+    if (*state_bytes > 0)
+        memcpy(*state, kept, *state_bytes);
     return TPM_SUCCESS;
 }
 
@@ -383,10 +399,17 @@ static void undo_stop(struct tpm *tpm)
         set_condition(tpm, TPM_ON, now.custody);
 }
 
+static void forget_given(struct tpm *tpm)
+{
+    image_deinit(&tpm->given.saved);
+    memset(&tpm->given, 0, sizeof(tpm->given));
+}
+
 /* As if it had not been on. */
 static void let_go(struct tpm *tpm)
 {
     TPMLIB_Terminate();
+    forget_given(tpm);
     set_condition(tpm, TPM_OFF, tpm->before);
 }
 
@@ -418,6 +441,22 @@ static bool may(struct tpm *tpm, enum tpm_operation operation, TPM_RESULT *resul
     return verdict == VERDICT_DO && *result == TPM_SUCCESS;
 }
 
+/* A TPM 1.2 has started from what has come: so its saved state is that one's (saved.h). */
+static TPM_RESULT settle_saved(struct tpm *tpm)
+{
+    struct image *saved = &tpm->given.saved;
+    bool is_there = saved->exists && (!tpm->given.has_volatile || tpm->given.is_of_use);
+    int r = 0;
+
+    if (!tpm->given.has_permanent)
+        return TPM_SUCCESS;
+    if (is_there)
+        r = nvram_store(LINK_STATE_SAVESTATE, saved->bytes, saved->n_bytes);
+    else if (nvram_may_have(LINK_STATE_SAVESTATE))
+        r = nvram_remove(LINK_STATE_SAVESTATE);
+    return r < 0 ? TPM_FAIL : TPM_SUCCESS;
+}
+
 static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_shutdown said)
 {
     struct condition before = tpm->condition;
@@ -425,6 +464,10 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
 
     forget_stopped(tpm);
     TPM_RESULT result = TPMLIB_MainInit();
+    if (result == TPM_SUCCESS && custody == TPM_ACTIVE)
+        result = settle_saved(tpm);
+    if (custody == TPM_ACTIVE)
+        forget_given(tpm); /* else it is admitted with it */
     /* A volatile state serves once: resumed from a second time, it would bring back PCRs that the
      * guest has extended since. */
     if (result == TPM_SUCCESS && resumes && nvram_remove(LINK_STATE_VOLATILE) < 0)
@@ -432,7 +475,8 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     if (result != TPM_SUCCESS)
         TPMLIB_Terminate();
     /* Who was not told may see it. */
-    bool is_told = said != LINK_SHUTDOWN_NONE || custody != TPM_ACTIVE;
+    bool is_told =
+        custody != TPM_ACTIVE || (said != LINK_SHUTDOWN_NONE && version_now()->has_shutdown);
     tpm->said = is_told ? said : nvram_last_shutdown();
     tpm->shut_down = false;
     tpm->worked = true;
@@ -523,23 +567,49 @@ bool tpm_get_lineage(struct tpm *tpm, struct checkpoint_lineage *lineage)
     return is_known;
 }
 
-static TPM_RESULT set_state(uint32_t type, const uint8_t *state, size_t state_bytes)
+/* What a TPM 1.2 has to know of it to settle its saved state. */
+static void note_given(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
 {
+    if (version_now()->has_shutdown)
+        return;
+    if (type == LINK_STATE_PERMANENT) {
+        forget_given(tpm); /* what follows goes with it */
+        tpm->given.has_permanent = true;
+    }
+    if (type == LINK_STATE_VOLATILE) {
+        tpm->given.has_volatile = state_bytes > 0;
+        tpm->given.is_of_use = saved_is_of_use(state, state_bytes);
+    }
+}
+
+static TPM_RESULT set_state(struct tpm *tpm, uint32_t type, const uint8_t *state,
+                            size_t state_bytes)
+{
+    /* libtpms would take it at a TPM_Startup(ST_STATE), whatever was executed before. */
+    if (type == LINK_STATE_SAVESTATE && !version_now()->has_shutdown) {
+        image_deinit(&tpm->given.saved);
+        bool is_kept = state_bytes == 0 || image_set(&tpm->given.saved, state, state_bytes) >= 0;
+        return is_kept ? TPM_SUCCESS : TPM_SIZE;
+    }
     TPM_RESULT result =
         TPMLIB_SetState(library_types[type], state_bytes ? state : NULL, (uint32_t)state_bytes);
 
-    if (result != TPM_SUCCESS) /* libtpms has dropped the permanent state, too */
+    if (result == TPM_SUCCESS) {
+        note_given(tpm, type, state, state_bytes);
+    } else { /* libtpms has dropped the permanent state, too */
         nvram_unprepare();
+        forget_given(tpm);
+    }
     return result;
 }
 
 /* libtpms drops all that it was given when it refuses a state, and has no other way: NULL would be
  * an empty state, from which it makes a new TPM. */
-static void drop_given_states(void)
+static void drop_given_states(struct tpm *tpm)
 {
     static const unsigned char no_state = 0;
 
-    set_state(LINK_STATE_PERMANENT, &no_state, sizeof(no_state));
+    set_state(tpm, LINK_STATE_PERMANENT, &no_state, sizeof(no_state));
 }
 
 static TPM_RESULT power_on_held(struct tpm *tpm, enum link_shutdown said)
@@ -559,8 +629,11 @@ TPM_RESULT tpm_init_standby(struct tpm *tpm, enum link_shutdown said,
         return result;
     if (is_on(tpm))
         power_off(tpm);
-    drop_given_states();
+    drop_given_states(tpm);
     if (nvram_hold(states->permanent, states->permanent_bytes) < 0)
+        return TPM_SIZE;
+    if (states->saved_bytes > 0 &&
+        image_set(&tpm->given.saved, states->saved, states->saved_bytes) < 0)
         return TPM_SIZE;
     nvram_give(states);
     result = power_on_held(tpm, said);
@@ -587,11 +660,12 @@ TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, 
         return TPM_SUCCESS;
     if (!may(tpm, OP_ADMIT, &result))
         return result;
-    if (nvram_adopt(lineage, goes_back) < 0)
+    if (nvram_adopt(lineage, goes_back, &tpm->given.saved) < 0)
         return TPM_FAIL;
     if (goes_back)
         return TPM_SUCCESS;
     tpm->served = false;
+    forget_given(tpm);
     has_done(tpm, OP_ADMIT);
     return TPM_SUCCESS;
 }
@@ -624,7 +698,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     if (!may(tpm, OP_STOP, &result))
         return result;
     struct condition now = tpm->condition;
-    if (now.custody == TPM_GIVEN)
+    if (now.custody == TPM_GIVEN && version_now()->has_shutdown)
         keep_stopped(tpm);
     power_off(tpm);
     return TPM_SUCCESS;
@@ -648,8 +722,9 @@ static int leave_given(void)
 {
     if (!nvram_has_journal())
         return 0;
-    error_report("tpm2-00.journal stays: QEMU was given the state, and its guest has not run on "
-                 "here; if it runs nowhere else, vtpmd fold makes the directory swtpm's to take");
+    error_report("%s stays: QEMU was given the state, and its guest has not run on here; if it "
+                 "runs nowhere else, vtpmd fold makes the directory swtpm's to take",
+                 version_now()->journal_name);
     return -EROFS;
 }
 
@@ -659,6 +734,7 @@ int tpm_free(struct tpm *tpm)
     struct condition now = tpm->condition;
     int r = now.custody == TPM_GIVEN ? leave_given() : close_journal();
     forget_stopped(tpm);
+    forget_given(tpm);
     long_command_deinit();
     nvram_deinit();
     pthread_cond_destroy(&tpm->settled);
@@ -684,7 +760,7 @@ static enum tpm_verdict wait_until_settled(struct tpm *tpm)
 
     if (verdict != VERDICT_WAIT)
         return verdict;
-    int64_t until_ms = clock_ms() + COMMAND_WAIT_MS;
+    int64_t until_ms = clock_ms() + version_now()->command_wait_ms;
     while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
         r = clock_wait_until(&tpm->settled, &tpm->lock, until_ms);
         verdict = verdict_on_command(tpm);
@@ -692,9 +768,14 @@ static enum tpm_verdict wait_until_settled(struct tpm *tpm)
     return verdict;
 }
 
-static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type)
+/* Of a TPM 1.2 any command may have made an end of its saved state. */
+static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type, bool is_accepted)
 {
-    if (command_code == TPM2_CC_STARTUP) {
+    if (!version_now()->has_shutdown) {
+        tpm->said = nvram_last_shutdown();
+    } else if (!is_accepted) {
+        return;
+    } else if (command_code == TPM2_CC_STARTUP) {
         tpm->said = LINK_SHUTDOWN_NONE;
     } else if (command_code == TPM2_CC_SHUTDOWN) {
         tpm->said = type == TPM2_SU_STATE ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_CLEAR;
@@ -709,9 +790,10 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
     /* A volatile state that was stored serves once: not after a crash, if the guest went on. */
     int r = nvram_may_have(LINK_STATE_VOLATILE) ? nvram_remove(LINK_STATE_VOLATILE) : 0;
     if (r < 0) {
-        error_report("cannot remove tpm2-00.volatilestate: %s; the TPM answers TPM_RC_RETRY until "
-                     "it can: repair the file system",
-                     strerror(-r));
+        error_report("cannot remove %s.%s: %s; the TPM answers %s until it can: repair the file "
+                     "system",
+                     version_now()->prefix, TPM_VOLATILESTATE_NAME, strerror(-r),
+                     version_now()->retry_name);
         return r;
     }
     tpm->worked_before = tpm->worked;
@@ -724,6 +806,8 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
 /* How long it takes is the guest's choice: which key it wants. */
 static bool may_be_long(uint32_t command_code, const uint8_t *command, size_t command_bytes)
 {
+    if (!version_now()->abandons)
+        return false;
     /* The last parameter of TPM2_SelfTest: whether it is to be full. */
     if (command_code == TPM2_CC_SELF_TEST)
         return command[command_bytes - 1] != 0;
@@ -786,23 +870,22 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
     if (verdict == VERDICT_DO && !prepare(tpm, OP_EXECUTE))
         verdict = VERDICT_FAIL;
     if (verdict == VERDICT_FAIL) {
-        tpm_respond_error(response, TPM2_RC_FAILURE);
+        tpm_respond_error(response, version_now()->failure);
         return;
     }
     if (verdict == VERDICT_WAIT || begin_work(tpm, OP_EXECUTE) < 0) {
-        tpm_respond_error(response, TPM2_RC_RETRY);
+        tpm_respond_error(response, version_now()->retry);
         return;
     }
     uint32_t command_code = get_be32(command + TPM_AT_CODE);
     /* The only parameter of TPM2_Shutdown is the last, also after an audit session. */
     uint16_t last_parameter = get_be16(command + command_bytes - 2);
     if (!execute(command_code, command, command_bytes, response)) {
-        tpm_respond_error(response, TPM2_RC_RETRY);
+        tpm_respond_error(response, version_now()->retry);
         return;
     }
     note_established(tpm);
-    if (response_code(response) == 0)
-        note_power(tpm, command_code, last_parameter);
+    note_power(tpm, command_code, last_parameter, response_code(response) == 0);
 }
 
 TPM_RESULT tpm_cancel(struct tpm *tpm)
@@ -892,9 +975,8 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm)
     has_done(tpm, OP_STORE_VOLATILE);
     int r = nvram_store(LINK_STATE_VOLATILE, state, state_bytes);
     if (r < 0)
-        error_report("cannot store tpm2-00.volatilestate: %s; make room or repair the file system, "
-                     "then ask again",
-                     strerror(-r));
+        error_report("cannot store %s.%s: %s; make room or repair the file system, then ask again",
+                     version_now()->prefix, TPM_VOLATILESTATE_NAME, strerror(-r));
     explicit_bzero(state, state_bytes);
     free(state);
     /* The directory then is one that swtpm can resume from. */
@@ -939,7 +1021,8 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
     TPM_RESULT result;
 
     locked(tpm);
-    return may_set(tpm, type, state_bytes, &result) ? set_state(type, state, state_bytes) : result;
+    return may_set(tpm, type, state_bytes, &result) ? set_state(tpm, type, state, state_bytes)
+                                                    : result;
 }
 
 TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineage,
@@ -951,7 +1034,7 @@ TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineag
     if (!may_set(tpm, LINK_STATE_PERMANENT, state_bytes, &result))
         return result;
     nvram_prepare(state, state_bytes, lineage);
-    return set_state(LINK_STATE_PERMANENT, state, state_bytes);
+    return set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes);
 }
 
 void tpm_unprepare(struct tpm *tpm)
@@ -976,8 +1059,21 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm)
 
     locked(tpm);
     if (may(tpm, OP_FORGET_STATE, &result))
-        drop_given_states();
+        drop_given_states(tpm);
     return result;
+}
+
+TPM_RESULT tpm_set_version(struct tpm *tpm, uint32_t number)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    if (!may(tpm, OP_SET_UP, &result))
+        return result;
+    if (!version_set(number))
+        return TPM_BAD_VERSION;
+    result = TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library);
+    return result == TPM_SUCCESS ? TPM_SUCCESS : TPM_BAD_VERSION;
 }
 
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes)
@@ -1036,6 +1132,19 @@ void tpm_raise_generation(struct tpm *tpm, struct store *store, uint32_t type, u
     store_raise_generation(store, type, floor);
 }
 
+/* Of a TPM 1.2, and of that only. */
+static int append_saved(uint8_t **state, size_t *state_bytes)
+{
+    const uint8_t *saved = NULL;
+    size_t saved_bytes = 0;
+
+    if (version_now()->has_shutdown)
+        return 0;
+    if (!nvram_get(LINK_STATE_SAVESTATE, &saved, &saved_bytes))
+        saved_bytes = 0;
+    return saved_append(state, state_bytes, saved, saved_bytes);
+}
+
 static TPM_RESULT capture(struct store *store, enum link_state_type type)
 {
     uint8_t *state = NULL;
@@ -1045,7 +1154,9 @@ static TPM_RESULT capture(struct store *store, enum link_state_type type)
     TPM_RESULT result = current_state(type, &state, &state_bytes);
     if (result != TPM_SUCCESS)
         return result;
-    int r = store_capture(store, type, state, state_bytes, &generation);
+    int r = type == LINK_STATE_VOLATILE ? append_saved(&state, &state_bytes) : 0;
+    if (r >= 0)
+        r = store_capture(store, type, state, state_bytes, &generation);
     explicit_bzero(state, state_bytes);
     free(state);
     return r < 0 ? TPM_FAIL : TPM_SUCCESS;

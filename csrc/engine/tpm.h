@@ -35,13 +35,11 @@ enum {
     TPM_AT_CODE = 6,       /* u32 code */
     TPM_LOCALITY_MAX = 4,
     TPM_BLOB_NOT_FOUND = 0x800, /* swtpm's answer for a blob that is not there; QEMU accepts it */
-    TPM2_RC_FAILURE = 0x101,    /* TPM 2.0 part 2, 6.6.3 */
+    /* Of a TPM 2.0; version.h has those of a TPM 1.2: which one is meant is said by the names of
+     * these. */
+    TPM2_RC_FAILURE = 0x101,
     TPM2_RC_COMMAND_SIZE = 0x142,
     TPM2_RC_RETRY = 0x922,
-    /* How long a command waits until it is known whose the vTPM is: longer than most hosts need to
-     * agree. Linux and TSS2 send it again then, for some seconds; but Linux's driver gives up on an
-     * answer after 750 ms for some commands (tpm2_calc_ordinal_duration() in tpm2-cmd.c). */
-    COMMAND_WAIT_MS = 250,
 };
 
 struct anchor;
@@ -75,6 +73,10 @@ void tpm_process(uint8_t *command, size_t command_bytes, struct tpm_response *re
 
 /* Make the TPM of this process, stopped, with its state in `io`. */
 struct tpm *tpm_new(struct io *io);
+
+/* Say of which version it is, an enum version_number, before anything else. TPM_BAD_VERSION for
+ * what is none, or what the libtpms of this process is without. */
+TPM_RESULT tpm_set_version(struct tpm *tpm, uint32_t number);
 
 /* Be able to leave a long command behind. Returns 0 or a negative errno. */
 int tpm_start_long_commands(struct tpm *tpm);
@@ -145,7 +147,7 @@ TPM_RESULT tpm_admit(struct tpm *tpm, const struct checkpoint_lineage *lineage, 
  * tpm_unretire(). */
 void tpm_let_go(struct tpm *tpm);
 
-/* Send TPM2_Shutdown as the guest needs it, and power the TPM off. */
+/* Send TPM2_Shutdown as the guest needs it, if there is that, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
 
 /* As tpm_stop(), and the vTPM is another host's from now on: it was started here in vain. */
@@ -153,7 +155,7 @@ TPM_RESULT tpm_stop_fenced(struct tpm *tpm);
 
 /* Execute one command of `command_bytes` bytes, TPM_HEADER_BYTES to tpm_message_bytes_max(). There
  * is always a whole response, no longer than that: TPM_RC_FAILURE from a TPM that is stopped or
- * another host's, TPM_RC_RETRY if that was not known within COMMAND_WAIT_MS, or if what
+ * another host's, TPM_RC_RETRY if that was not known in time, or if what
  * tpm_store_volatile() has left cannot be removed. */
 void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
                  struct tpm_response *response);
@@ -167,7 +169,7 @@ TPM_RESULT tpm_arm(struct tpm *tpm, bool is_so);
  * Returns true if there was one. */
 bool tpm_abandon(struct tpm *tpm);
 
-/* Make the response a bare header with this TPM_RC. */
+/* Make the response a bare header with this code. */
 void tpm_respond_error(struct tpm_response *response, uint32_t code);
 
 /* Ask the running command to end early. Without one it does nothing. */
@@ -191,8 +193,8 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm);
  * state may start the vTPM elsewhere: no file is written until the guest is seen to run on here. */
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes);
 
-/* Give a stopped TPM the state to start from. libtpms checks it; if it is refused, nothing that
- * was given before is used either. */
+/* Give a stopped TPM the state to start from. libtpms checks it, but for a saved state (saved.h);
+ * if it is refused, nothing that was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
 /* As tpm_set_state() of a permanent state, which has come for tpm_init_come() with this lineage, or
@@ -211,7 +213,8 @@ TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 TPM_RESULT tpm_forget_state(struct tpm *tpm);
 
 /* Take a running TPM's permanent and volatile state into `store`. `*worked` is true if something
- * ran since the last capture; else nothing is done. `*said` is the guest's last TPM2_Shutdown. */
+ * ran since the last capture; else nothing is done. `*said` is the guest's last TPM2_Shutdown; of a
+ * TPM 1.2, whether there is a saved state. */
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
                        enum link_shutdown *said);
 

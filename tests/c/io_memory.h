@@ -19,6 +19,10 @@
 
 #include "io.h"
 
+/* What a TPM 2.0's are called (version.h). */
+#define JOURNAL_NAME "tpm2-00.journal"
+#define JOURNAL_TEMPORARY_NAME "TMP2-00.journal"
+
 enum {
     IO_MEMORY_FILES_MAX = 16,
     IO_MEMORY_NAME_BYTES_MAX = 64,

@@ -197,7 +197,7 @@ static void excess_is_not_the_next_command(void **state)
     assert_int_equal(control_next(&control, CONTROL_RUNNING, &event), CONTROL_REQUEST);
     assert_int_equal(event.number, CONTROL_GET_CAPABILITY);
     receive(two + 4, 4); /* and what comes before the answer is dropped, too */
-    control_answer_capability(&control);
+    control_answer_capability(&control, true);
     receive(two + 4, 4);
     assert_int_equal(control_next(&control, CONTROL_RUNNING, &event), CONTROL_NEED_DATA);
     assert_answer((const uint8_t[]){0, 0, 0, 0, 0, 1, 0xff, 0xff}, 8);
@@ -322,7 +322,7 @@ static void excess_of_one_read_has_no_limit(void **state)
     (void)state;
     receive(bytes, sizeof(bytes));
     assert_int_equal(control_next(&control, CONTROL_RUNNING, &event), CONTROL_REQUEST);
-    control_answer_capability(&control);
+    control_answer_capability(&control, true);
     assert_answer((const uint8_t[]){0, 0, 0, 0, 0, 1, 0xff, 0xff}, 8);
 }
 

@@ -145,7 +145,7 @@ static size_t answer(struct control *control, const struct control_event *event)
 
     switch (event->number) {
     case CONTROL_GET_CAPABILITY:
-        control_answer_capability(control);
+        control_answer_capability(control, true);
         return row->answer_bytes;
     case CONTROL_GET_TPMESTABLISHED:
         control_answer_established(control, true);

@@ -1,6 +1,6 @@
 /*
- * libcrypto's low-level SHA-256 is used, not EVP: EVP would pull all of libcrypto into a static
- * program that must be unpacked at every boot.
+ * libcrypto's low-level SHA-256 and SHA-1 are used, not EVP: EVP would pull all of libcrypto into a
+ * static program that must be unpacked at every boot.
  */
 #define OPENSSL_API_COMPAT 0x10100000L
 
@@ -25,6 +25,16 @@ void sha256(const struct span *spans, size_t count, uint8_t digest[DIGEST_SIZE])
     SHA256_Init(&context);
     update(&context, spans, count);
     SHA256_Final(digest, &context);
+}
+
+void sha1(const struct span *spans, size_t count, uint8_t digest[20])
+{
+    SHA_CTX context;
+
+    SHA1_Init(&context);
+    for (size_t i = 0; i < count; i++)
+        SHA1_Update(&context, spans[i].data, spans[i].size);
+    SHA1_Final(digest, &context);
 }
 
 static void keyed(SHA256_CTX *context, const uint8_t block[SHA256_CBLOCK], uint8_t pad)

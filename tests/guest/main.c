@@ -4,10 +4,13 @@
  *   workload DEVICE      commands on standard input, one a line; answers on standard output
  *
  *   setup                create everything; once, in a TPM where it does not exist
- *   work COUNT [KIND]    do so many operations of a kind: mixed (the default), rsa-2048, rsa-3072
+ *   work COUNT [KIND]    do so many operations of a kind: mixed (the default), rsa-2048, rsa-3072,
+ *                        tpm-1.2
  *   start [KIND]         operate in the background until `stop`, `work` or `check`
  *   stop                 say what the background did
  *   check NONCE          check everything; sign the nonce
+ *   check12              check what the operations of kind tpm-1.2 have done
+ *   raw DIGITS           execute a command, and say what the response is
  *   read                 say what the TPM holds, without checking
  *   measure TEXT         extend a PCR that outlives sleep
  *   power                say what that holds, how often the TPM was started, what failures it
@@ -22,6 +25,7 @@
 #include "failure.h"
 #include "power.h"
 #include "tpm.h"
+#include "tpm12.h"
 #include "workload.h"
 
 #include <inttypes.h>
@@ -33,7 +37,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-#define LINE_BYTES_MAX 256
+#define LINE_BYTES_MAX (16 + 2 * MESSAGE_BYTES_MAX)
 
 static bool background;
 static enum load_kind background_kind;
@@ -41,8 +45,10 @@ static uint64_t background_operations;
 
 static int parse_kind(const char *name, enum load_kind *kind)
 {
-    static const char *const names[] = {
-        [LOAD_MIXED] = "mixed", [LOAD_RSA_2048] = "rsa-2048", [LOAD_RSA_3072] = "rsa-3072"};
+    static const char *const names[] = {[LOAD_MIXED] = "mixed",
+                                        [LOAD_RSA_2048] = "rsa-2048",
+                                        [LOAD_RSA_3072] = "rsa-3072",
+                                        [LOAD_TPM_1_2] = "tpm-1.2"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (name == NULL || strcmp(name, names[i]) == 0) {
@@ -100,6 +106,10 @@ static int execute(const char *command, const char *first, const char *second)
         return stop();
     if (strcmp(command, "check") == 0 && first != NULL)
         return workload_check((struct span){first, strlen(first)});
+    if (strcmp(command, "check12") == 0)
+        return tpm12_check();
+    if (strcmp(command, "raw") == 0 && first != NULL)
+        return tpm12_raw(first);
     if (strcmp(command, "read") == 0)
         return workload_read();
     if (strcmp(command, "measure") == 0 && first != NULL)

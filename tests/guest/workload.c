@@ -2,6 +2,7 @@
 
 #include "commands.h"
 #include "failure.h"
+#include "tpm12.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -249,6 +250,8 @@ int workload_step(enum load_kind kind)
         return step_rsa(2048);
     if (kind == LOAD_RSA_3072)
         return step_rsa(3072);
+    if (kind == LOAD_TPM_1_2)
+        return tpm12_step();
     return mixed[model.operations % (sizeof(mixed) / sizeof(mixed[0]))]();
 }
 

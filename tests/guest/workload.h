@@ -10,6 +10,7 @@ enum load_kind {
     LOAD_MIXED,    /* extends, NV, a counter, random numbers, signatures, HMACs, in turn */
     LOAD_RSA_2048, /* one long command after another: create a key, flush it */
     LOAD_RSA_3072,
+    LOAD_TPM_1_2, /* of a TPM 1.2: tpm12.h */
 };
 
 /* Create everything, in a TPM where none of it exists. */

@@ -1,10 +1,10 @@
-"""Commands to a TPM 2.0, made of a seed: valid ones, invalid ones, and hostile ones."""
+"""Commands to a TPM, made of a seed: valid ones, invalid ones, and hostile ones."""
 
 from collections.abc import Callable, Iterator
 from random import Random
 from struct import Struct
 
-from tests.support import tpm2
+from tests.support import tpm2, tpm12
 from tests.support.tpm2 import CommandCode, Handle, NvAttribute, StartupType
 
 HEADER = Struct(">HII")  # tag, size, command code
@@ -23,20 +23,30 @@ REPEATABLE = (
     *(CommandCode.NV_DEFINE_SPACE, CommandCode.NV_UNDEFINE_SPACE),
     *(CommandCode.SELF_TEST, CommandCode.STARTUP, CommandCode.SHUTDOWN),
 )
-
-
-def is_repeatable(command: bytes) -> bool:
-    """Return whether the whole response to a command is the same in two TPMs of one state."""
-    return len(command) >= HEADER.size and HEADER.unpack_from(command)[2] in REPEATABLE
+REPEATABLE_12 = (
+    *(tpm12.Ordinal.PCR_READ, tpm12.Ordinal.EXTEND, tpm12.Ordinal.GET_CAPABILITY),
+    *(tpm12.Ordinal.NV_DEFINE_SPACE, tpm12.Ordinal.NV_WRITE_VALUE, tpm12.Ordinal.NV_READ_VALUE),
+    *(tpm12.Ordinal.STARTUP, tpm12.Ordinal.SAVE_STATE, tpm12.Ordinal.PHYSICAL_PRESENCE),
+)
 
 
 class Sequence:
-    """Commands, one after the other, as a seed has them."""
+    """Commands to a TPM 2.0, one after the other, as a seed has them."""
+
+    repeatable: tuple[int, ...] = REPEATABLE
 
     def __init__(self, random: Random) -> None:
         """`random` makes the choices."""
         self._random = random
-        self._kinds: list[tuple[int, Callable[[], bytes]]] = [
+        self._kinds = self._all_kinds()
+
+    @classmethod
+    def is_repeatable(cls, command: bytes) -> bool:
+        """Return whether the whole response to a command is the same in two TPMs of one state."""
+        return len(command) >= HEADER.size and HEADER.unpack_from(command)[2] in cls.repeatable
+
+    def _all_kinds(self) -> list[tuple[int, Callable[[], bytes]]]:
+        return [
             (8, self._pcr),
             (12, self._nv),
             (4, self._capability),
@@ -129,3 +139,62 @@ class Sequence:
                 altered += self._random.randbytes(self._random.choice((1, 2, 100)))
         altered[2:6] = len(altered).to_bytes(4, "big")
         return bytes(altered)
+
+
+class Sequence12(Sequence):
+    """Commands to a TPM 1.2."""
+
+    repeatable = REPEATABLE_12
+
+    def _all_kinds(self) -> list[tuple[int, Callable[[], bytes]]]:
+        return [
+            (8, self._pcr),
+            (12, self._nv),
+            (4, self._capability),
+            (2, self._power),
+            (2, self._presence),
+            (3, self._nobody_knows),
+        ]
+
+    def _pcr(self) -> bytes:
+        pcr = self._random.choice((*PCRS, 24, 0xFFFF_FFFF))
+        digest = self._random.randbytes(tpm12.DIGEST_BYTES)
+        return self._random.choice([tpm12.pcr_read(pcr), tpm12.pcr_extend(pcr, digest)])
+
+    def _nv(self) -> bytes:
+        index = tpm12.NV_INDEX + self._random.randrange(4)
+        size, offset = self._random.choice((0, 1, 8, 64, 5000)), self._random.choice((0, 1, 63))
+        data = self._random.randbytes(min(size, 64))
+        return self._random.choice(
+            [
+                tpm12.nv_define(index, size, self._random.choice((0, 1, 2, 4, 0x1_0000))),
+                tpm12.nv_write(index, data, offset),
+                tpm12.nv_read(index, size, offset),
+            ]
+        )
+
+    def _capability(self) -> bytes:
+        # Not those that count down, or are the time's.
+        capability, sub = self._random.choice(
+            [
+                (1, bytes(4)),
+                (4, bytes([0, 0, 1, 8])),
+                (5, bytes([0, 0, 1, 3])),
+                (6, b""),
+                (0xD, b""),
+            ]
+        )
+        return tpm12.get_capability(capability, sub)
+
+    def _power(self) -> bytes:
+        kind = self._random.choice(list(tpm12.StartupType))
+        return self._random.choice([tpm12.startup(kind), tpm12.save_state()])
+
+    def _presence(self) -> bytes:
+        return tpm12.physical_presence(self._random.choice((0x0020, 0x0008, 0x0010, 0x0003)))
+
+    def _nobody_knows(self) -> bytes:
+        body = self._random.randbytes(self._random.choice((0, 1, 4, 40, 300)))
+        code = self._random.choice((self._random.randrange(0x100, 0x200), 0, 0xFFFF_FFFF))
+        tag = self._random.choice((0x00C1, 0x00C2, 0x00C3, 0, 0x8001))
+        return HEADER.pack(tag, HEADER.size + len(body), code) + body

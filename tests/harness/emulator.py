@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.harness.credentials import HOST
 from tests.harness.program import POLL_S, START_TIMEOUT_S, Program
+from vtpmd.wire.tpm import TpmVersion
 
 VTPMD = Path(sys.executable).with_name("vtpmd")
 KILL_TIMEOUT_S = 20.0
@@ -45,13 +46,20 @@ class Peering:
 
 
 def _arguments(
-    kind: EmulatorKind, state: Path, directory: Path, peering: Peering | None
+    kind: EmulatorKind,
+    state: Path,
+    directory: Path,
+    peering: Peering | None,
+    version: TpmVersion,
 ) -> list[str | Path]:
     control_path = directory / "tpm"
     if kind is EmulatorKind.SWTPM:
         control = f"type=unixio,path={control_path}"
-        return ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", control]
+        wanted = ["--tpm2"] if version is TpmVersion.TPM_2_0 else []
+        return ["swtpm", "socket", *wanted, "--tpmstate", f"dir={state}", "--ctrl", control]
     arguments: list[str | Path] = [VTPMD, "run", state, "--socket", control_path]
+    if version is not TpmVersion.TPM_2_0:
+        arguments += ["--tpm", version.facts.word]
     return arguments + _daemon_arguments(directory, peering)
 
 
@@ -83,12 +91,13 @@ class Emulator:
         peering: Peering | None = None,
         options: Sequence[str] = (),
         network: Path | None = None,
+        version: TpmVersion = TpmVersion.TPM_2_0,
     ) -> None:
         """Start an emulator and wait until it accepts control connections.
 
         `directory` is the emulator's own, short as socket paths must be; `state` is the state
         directory, by default a new one in there; `options` are put at the end of the command line.
-        `network` is the network namespace that it has.
+        `network` is the network namespace that it has, `version` that of a new TPM.
         RuntimeError when the emulator ends instead.
         """
         self.kind = kind
@@ -99,7 +108,7 @@ class Emulator:
         self.qmp_path = directory / "qmp" if peering and peering.follows_qemu else None
         directory.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
-        arguments = [*_arguments(kind, self.state, directory, peering), *options]
+        arguments = [*_arguments(kind, self.state, directory, peering, version), *options]
         self._daemon_arguments = [*_daemon_arguments(directory, peering), *options]
         self._directory, self._network = directory, network
         self._before: list[Program] = []  # if there are any, the program is `vtpmd attach`

@@ -16,6 +16,7 @@ from tests.harness.management import Management
 from tests.harness.proxy import ControlProxy, Trigger
 from tests.harness.raw_guest import RawGuest
 from vtpmd.closing import Closing
+from vtpmd.wire.tpm import TpmVersion
 
 DISK_TIMEOUT_S = 30
 LOG_CHARACTERS_MAX = 4000  # of each log, from its end, in a failed test's report
@@ -92,10 +93,11 @@ class Lab(Closing):
         state: Path | None = None,
         peering: Peering | None = None,
         options: Sequence[str] = (),
+        version: TpmVersion = TpmVersion.TPM_2_0,
     ) -> Emulator:
         """Start an emulator, with a new state directory unless one is given."""
         directory = self.new_path(kind.value)
-        emulator = Emulator(kind, directory, state, peering, options, self._network)
+        emulator = Emulator(kind, directory, state, peering, options, self._network, version)
         self._emulators.append(emulator)
         self.kill_at_end(emulator)
         return emulator
@@ -110,10 +112,11 @@ class Lab(Closing):
         peering: Peering | None = None,
         state: Path | None = None,
         options: Sequence[str] = (),
+        version: TpmVersion = TpmVersion.TPM_2_0,
     ) -> Emulator:
         """Start a vtpmd that moves its vTPM to and from others, by default to all of the tests'."""
         peering = peering or Peering(credentials=credentials())
-        return self.emulator(EmulatorKind.VTPMD, state, peering, options)
+        return self.emulator(EmulatorKind.VTPMD, state, peering, options, version)
 
     def management(self, emulator: Emulator) -> Management:
         """Connect to a vtpmd's management socket."""
@@ -121,9 +124,9 @@ class Lab(Closing):
         self.close_at_end(management)
         return management
 
-    def raw_guest(self, emulator: ForGuests) -> RawGuest:
+    def raw_guest(self, emulator: ForGuests, kind: type[RawGuest] = RawGuest) -> RawGuest:
         """Connect to an emulator as QEMU does when it starts, without a QEMU."""
-        guest = RawGuest(emulator.control_path)
+        guest = kind(emulator.control_path)
         self.close_at_end(guest)
         return guest
 

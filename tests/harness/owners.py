@@ -22,8 +22,8 @@ from tests.harness.held_thread import thread_stands_still
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs
 from tests.support.emulator_client import ControlError
+from tests.support.file_names import OWNER_NAME
 from vtpmd.store import owner
-from vtpmd.store.directory import OWNER_NAME
 from vtpmd.store.owner import Record
 from vtpmd.wire import peer
 
@@ -33,7 +33,7 @@ KEY = bytes(range(peer.KEY_BYTES))
 def record_of(host: Host) -> Record:
     """Return what a host's owner record says."""
     path = host.vtpmd.state / OWNER_NAME
-    return owner.parse(path.read_bytes() if path.exists() else None)
+    return owner.parse(path.read_bytes() if path.exists() else None, OWNER_NAME)
 
 
 def files_of(host: Host) -> dict[str, bytes]:

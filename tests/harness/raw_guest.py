@@ -7,10 +7,13 @@ What only a real guest can show (that its kernel and its sessions notice nothing
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support import tpm12
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, Blob, ControlClient
 from tests.support.tpm2 import Tpm
+from tests.support.tpm12 import Tpm12
 
 PCR = 16
+PCR_12 = 10  # one that TPM_SaveState keeps
 NV_INDEX = 0x01500001
 NV_SIZE = 64
 
@@ -84,3 +87,28 @@ class RawGuest:
     def resume(self) -> None:
         """Say what QEMU says when the guest runs on at the source."""
         self.control.lock_storage()
+
+
+class RawGuest12(RawGuest):
+    """The same, whose TPM is a TPM 1.2."""
+
+    def __init__(self, control_path: Path) -> None:
+        super().__init__(control_path)
+        self.tpm12 = Tpm12(self.data.transact)
+
+    def boot(self) -> None:
+        """Power the TPM on, start it, and make the NV index that work() writes."""
+        self.control.init()
+        self.tpm12.startup()
+        self.tpm12.nv_define(tpm12.NV_INDEX, NV_SIZE)
+        self.work()
+
+    def work(self) -> None:
+        """Change volatile and permanent state."""
+        self._steps += 1
+        self.tpm12.extend(PCR_12, self._steps.to_bytes(tpm12.DIGEST_BYTES, "big"))
+        self.tpm12.nv_write(tpm12.NV_INDEX, self._steps.to_bytes(NV_SIZE, "big"))
+
+    def facts(self) -> Facts:
+        """Read what work() has changed."""
+        return Facts(self.tpm12.pcr(PCR_12), self.tpm12.nv_read(tpm12.NV_INDEX, NV_SIZE))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from vtpmd import core
 from vtpmd.core import Recovery
-from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 

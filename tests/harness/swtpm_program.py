@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.harness.handover import wait_until
+from vtpmd.store.directory import names_of
+from vtpmd.wire.tpm import TpmVersion
 
 OURS = Path(sys.executable).with_name("vtpmd-swtpm")
 PROGRAMS = {"swtpm": Path("/usr/bin/swtpm"), "vtpmd": OURS}
@@ -17,8 +19,12 @@ TIMEOUT_S = 30
 class Place:
     """A directory with a state, and what is served from it."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(
+        self, program: Path, directory: Path, version: TpmVersion = TpmVersion.TPM_2_0
+    ) -> None:
         self.program = program
+        self.names = names_of(version)
+        self.version_options = ["--tpm2"] if version is TpmVersion.TPM_2_0 else []
         self.directory = directory
         self.state = directory / "state"
         self.state.mkdir(parents=True)
@@ -31,7 +37,7 @@ class Place:
         return [
             str(self.program),
             "socket",
-            "--tpm2",
+            *self.version_options,
             *("--ctrl", f"type=unixio,path={self.control}"),
             *("--tpmstate", f"dir={self.state}"),
             *("--pid", f"file={self.pid_file}"),

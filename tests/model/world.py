@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, cast
 
+from tests.support.file_names import NAMES
 from vtpmd.core.handover import (
     WITH_TAIL,
     WITHOUT_GRANT,
@@ -185,6 +186,8 @@ _PLACES: Final = tuple(
 
 class _Nowhere:
     """A disk that takes everything; the record is part of the world."""
+
+    names = NAMES
 
     def read(self, name: str, bytes_max: int) -> bytes | None:
         raise AssertionError((name, bytes_max))

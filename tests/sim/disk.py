@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from vtpmd.store.directory import StateDirectory, StateDirectoryError, state_file
+from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 SECTOR_BYTES: Final = 512
 
@@ -44,7 +44,7 @@ class SimDirectory(StateDirectory):
     def __init__(
         self, disk: Disk, power: Power | None, written: Callable[[str, bool], None]
     ) -> None:
-        super().__init__(Path("state"), -1, -1)
+        super().__init__(Path("state"), -1, -1, TpmVersion.TPM_2_0)
         self._disk = disk
         self._power = power
         self._written = written
@@ -55,7 +55,7 @@ class SimDirectory(StateDirectory):
 
     def read_state(self, state_type: StateType, key: Key | None = None) -> bytes | None:
         del key
-        content = self._disk.files.get(state_file(state_type))
+        content = self._disk.files.get(self.names.state(state_type))
         return None if content is None else swtpm_format.decode_file(bytes(content))
 
     def exists(self, name: str) -> bool:

@@ -11,6 +11,7 @@ from tests.sim.engine import SimEngine
 from tests.sim.link import SimLink
 from tests.sim.loop import PowerLoss
 from tests.sim.network import Connection, PlainSocket, Stream
+from tests.support.file_names import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
 from vtpmd.config import RunConfig
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asked import Asked
@@ -20,7 +21,6 @@ from vtpmd.daemon.qemu_events import QemuEvent
 from vtpmd.daemon.settling import settle
 from vtpmd.errors import VtpmdError
 from vtpmd.store import start
-from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
 from vtpmd.store.incoming import HEAD, IncomingStates
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecord, Record, parse
@@ -69,7 +69,7 @@ class Host:
     def record(self) -> Record:
         """What the owner record on the disk says."""
         content = self.disk.files.get(OWNER_NAME)
-        return parse(None if content is None else bytes(content))
+        return parse(None if content is None else bytes(content), OWNER_NAME)
 
     @property
     def has_state(self) -> bool:

@@ -32,7 +32,7 @@ from vtpmd.daemon.engine import (
     Reply,
     Request,
 )
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 if TYPE_CHECKING:
     from tests.sim.engine import SimEngine
@@ -82,6 +82,7 @@ class SimLink:
     """In a daemon's place of ``vtpmd.daemon.engine.Engine``, and its store."""
 
     libtpms_version = LIBTPMS_VERSION
+    tpm_version = TpmVersion.TPM_2_0
 
     def __init__(self, engine: SimEngine, process: Process) -> None:
         self.death: str | None = None

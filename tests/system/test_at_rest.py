@@ -21,12 +21,13 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
 from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
+from tests.support.file_names import JOURNAL_NAME
 from tests.support.journal import write_journal
 from tests.support.tpm2 import StartupType, Tpm
 from tests.system.test_state_directory import change, contents, fill, powered
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
-from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.moving import MovingFiles

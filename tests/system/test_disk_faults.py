@@ -34,8 +34,8 @@ from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
 from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
+from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError
-from vtpmd.store.directory import JOURNAL_NAME
 
 LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
 ROUNDS = 10

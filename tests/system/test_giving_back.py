@@ -33,8 +33,8 @@ from tests.harness.owners import (
     record_of,
 )
 from tests.support.emulator_client import Blob
+from tests.support.file_names import OWNER_NAME
 from vtpmd.daemon.incoming import RETRY_S
-from vtpmd.store.directory import OWNER_NAME
 from vtpmd.store.owner import Whose
 from vtpmd.wire import peer
 

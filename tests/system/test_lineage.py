@@ -41,9 +41,9 @@ from tests.harness.owners import (
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, Blobs
 from tests.harness.state_files import lineage
 from tests.support.emulator_client import ControlError
+from tests.support.file_names import INCOMING_NAME, JOURNAL_NAME, PERMANENT_NAME
 from vtpmd.daemon.engine import EXIT_JOURNAL
 from vtpmd.store.anchor import Anchor
-from vtpmd.store.directory import INCOMING_NAME, JOURNAL_NAME, PERMANENT_NAME
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 

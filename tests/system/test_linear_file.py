@@ -21,6 +21,7 @@ from vtpmd.core.boot import LinkControl
 from vtpmd.daemon import engine_process
 from vtpmd.front.boot import boot_record
 from vtpmd.store.linear import LinearFile
+from vtpmd.wire.tpm import TpmVersion
 
 DEVICE_BYTES = 4 * 1024 * 1024  # Proxmox's
 PCR = 16
@@ -339,7 +340,7 @@ def test_new_tpm_is_said_and_nothing_else(places: Places, path: Path) -> None:
             fill(Tpm(data.transact), expected, 1)
             control.shutdown()
         _, errors = process.communicate(timeout=TIMEOUT_S)
-        assert errors.count(f"swtpm: a new TPM is made in {path}") == expected
+        assert errors.count("swtpm: a new TPM 2.0 was made") == expected
         assert errors.count("\n") == expected
 
 
@@ -467,7 +468,7 @@ def test_states_that_are_older_than_the_header_are_not_started_from(
     with places.make("vtpmd", path).serving() as (control, _):
         control.init()
     with LinearFile.open(str(path)) as file, Store.create() as store, ExitStack() as stack:
-        begun = file.start(None)
+        begun = file.start(TpmVersion.TPM_2_0, None)
         header = with_byte(file.header, 16, 1) if is_outdated else file.header
         serving = pack_link_serving("vtpmd", LinkNames(), control=LinkControl.NONE, is_alone=True)
         expecting = [(LinkOperation.EXPECT_HEADER, 0, header)]

@@ -56,11 +56,12 @@ from tests.harness.owners import (
 )
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, PCR
 from tests.support.emulator_client import Blob, Control, ControlError
+from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError, get_random
 from vtpmd.daemon.engine import EXIT_JOURNAL
 from vtpmd.daemon.peer_server import PEERS_MAX
 from vtpmd.migration.source import HEARD_US_MAX
-from vtpmd.store.directory import JOURNAL_NAME, StateDirectory
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer

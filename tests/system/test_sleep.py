@@ -29,7 +29,6 @@ MACHINE = Machine(machine="pc")
 TALKS_ON = Machine(machine="pc", has_tpm_driver=False)
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 PAIRS = [(VTPMD, VTPMD), (SWTPM, VTPMD), (VTPMD, SWTPM)]
-STAYS_ASLEEP_FROM = 9  # QEMU's major version
 
 in_between = pytest.mark.parametrize(
     "machine", [MACHINE, TALKS_ON], ids=["nothing-in-between", "command-in-between"]
@@ -130,29 +129,6 @@ def follows(management: Management) -> bool:
     return bool(management.command("query-status")["qemu"] == "following")
 
 
-def is_woken_up_to_move(guest: Guest) -> bool:
-    """Say whether QEMU wakes a guest up that it migrates."""
-    return bool(guest.qmp("query-version")["qemu"]["major"] < STAYS_ASLEEP_FROM)
-
-
-def migrate_asleep(lab: Lab, guest: Guest, there: Guest) -> None:
-    """Migrate a guest that sleeps.
-
-    A QEMU that wakes it up may have the TPM's state before it has reset it; then the guest never
-    finds out, whatever its emulator is. So it is let go on only once it has done so.
-    """
-    migration.set_capabilities(guest)
-    migration.set_capabilities(there)
-    if is_woken_up_to_move(guest):
-        pause = {"capability": "pause-before-switchover", "state": True}
-        guest.qmp("migrate-set-capabilities", capabilities=[pause])
-    guest.qmp("migrate", uri=migration.listen_unix(there, lab.new_path("stream")))
-    if is_woken_up_to_move(guest):
-        guest.wait_for_event("WAKEUP")
-    assert migration.wait_until_ended(guest) == "completed"
-    wait_until(lambda: there.status in ("running", "suspended"))
-
-
 def move_asleep(
     lab: Lab, source: Emulator, destination: Emulator, machine: Machine, *, arms: bool
 ) -> None:
@@ -167,7 +143,7 @@ def move_asleep(
         for each in (management, lab.management(destination)):
             wait_until(partial(follows, each))
         assert management.arm(destination.address)["event"] == "VTPM_ARMED"
-    migrate_asleep(lab, guest, there)
+    migration.migrate_asleep(guest, there, lab.new_path("stream"))
     if arms:
         management.wait_for("VTPM_HANDED_OVER")
 

@@ -7,7 +7,7 @@ from tests.harness.credentials import HOST, credentials
 from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import Pair, make_armed_pair, make_pair, wait_until
 from tests.harness.lab import Lab
-from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME
+from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 
 
 def hand_over(pair: Pair) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.harness.swtpm_program import OURS, Place
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
+from vtpmd.wire.tpm import TpmVersion
 
 EK_CERTIFICATE = 0x1C00002  # TCG EK Credential Profile, 2.2.1.4: RSA 2048
 PLATFORM_CERTIFICATE = 0x1C08000
@@ -52,7 +53,7 @@ def setup(place: Place, *more: str) -> str:
     )
     log = place.directory / "setup.log"
     run(
-        *("swtpm_setup", "--tpm2", "--tpm", f"{place.program} socket"),
+        *("swtpm_setup", *place.version_options, "--tpm", f"{place.program} socket"),
         *("--config", authority / "setup.conf", "--tpm-state", place.state, "--logfile", log),
         *more,
         directory=place.directory,
@@ -86,6 +87,27 @@ def test_swtpm_setup_makes_keys_and_certificates(ours: Place, bits: str) -> None
         tpm.startup()
         for index in (EK_CERTIFICATE if bits == "2048" else 0x1C0001C, PLATFORM_CERTIFICATE):
             assert tpm.nv_read(index, 2) == b"\x30\x82"  # a certificate begins so
+
+
+def test_swtpm_setup_makes_a_tpm_12_with_an_owner(tmp_path: Path) -> None:
+    place = Place(OURS, tmp_path, TpmVersion.TPM_1_2)
+    log = setup(place, "--createek", "--take-ownership", "--create-ek-cert", "--lock-nvram")
+    assert "Successfully created EK" in log
+    assert "Successfully authored TPM state" in log
+    assert [path.name for path in place.state.iterdir() if path.suffix] == [place.names.permanent]
+    place.start("--flags", "not-need-init,startup-clear")
+    try:
+        ioctl(place, "-h", "measured")
+        for name in ("permanent", "volatile"):
+            ioctl(place, "--save", name, place.directory / name)
+        ioctl(place, "--stop")
+        for name in ("permanent", "volatile"):
+            ioctl(place, "--load", name, place.directory / name)
+        ioctl(place, "-i")
+        assert '"family":"1.2"' in ioctl(place, "--info", "1")
+        ioctl(place, "-s")
+    finally:
+        place.end()
 
 
 def test_swtpm_setup_changes_the_banks_of_a_tpm_that_is_there(ours: Place) -> None:

@@ -1,21 +1,26 @@
 """Keys by swtpm's options: swtpm and ours take each other's directories and blobs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.harness.swtpm_program import PROGRAMS, TIMEOUT_S, Place
+from tests.support import tpm12
 from tests.support.emulator_client import (
     INIT_DELETE_VOLATILE,
     STATEBLOB_DECRYPTED,
     Blob,
     ControlClient,
     ControlError,
+    DataSocket,
 )
 from tests.support.tpm2 import Handle, Tpm
+from tests.support.tpm12 import Tpm12
+from vtpmd.wire.tpm import TpmVersion
 
 NV_INDEX = Handle.NV_FIRST + 7
 SECRET = b"kept across hosts"
@@ -30,14 +35,25 @@ OPTIONS = {
         *("--migration-key", "file=key,mode=aes-cbc,format=hex"),
     ],
 }
-MakePlace = Callable[[str], Place]
+CASES = [
+    *((TpmVersion.TPM_2_0, name) for name in OPTIONS),
+    *((TpmVersion.TPM_1_2, name) for name in ("plain", "file key", "migration key")),
+]
+IDS = [f"{version.facts.word}, {name}" for version, name in CASES]
+
+
+class MakePlace(Protocol):
+    """Makes a place of a program."""
+
+    def __call__(self, program: str, version: TpmVersion = TpmVersion.TPM_2_0) -> Place:
+        """Make it."""
 
 
 @pytest.fixture
 def make_place(tmp_path: Path) -> Iterator[MakePlace]:
     numbers, made = count(), []
 
-    def make(program: str) -> Place:
+    def make(program: str, version: TpmVersion = TpmVersion.TPM_2_0) -> Place:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
         (directory / "key").write_text(KEY_128)
@@ -45,7 +61,7 @@ def make_place(tmp_path: Path) -> Iterator[MakePlace]:
         (directory / "password").write_text("secret\n")
         for name in ("key", "key-256", "password"):
             (directory / name).chmod(0o600)
-        made.append(Place(PROGRAMS[program], directory))
+        made.append(Place(PROGRAMS[program], directory, version))
         return made[-1]
 
     yield make
@@ -53,29 +69,40 @@ def make_place(tmp_path: Path) -> Iterator[MakePlace]:
         each.end()
 
 
-def make_state(control: ControlClient) -> None:
+def make_state(control: ControlClient, version: TpmVersion = TpmVersion.TPM_2_0) -> None:
     with closing(control.attach_data()) as data:
         control.init()
-        tpm = Tpm(data.transact)
+        tpm, index = tpm_of(version, data)
         tpm.startup()
-        tpm.nv_define(NV_INDEX, len(SECRET))
-        tpm.nv_write(NV_INDEX, SECRET)
+        tpm.nv_define(index, len(SECRET))
+        tpm.nv_write(index, SECRET)
 
 
-def read_state(tpm: Tpm) -> bytes:
-    return tpm.nv_read(NV_INDEX, len(SECRET))
+def read_state(version: TpmVersion, data: DataSocket, *, starts: bool) -> bytes:
+    tpm, index = tpm_of(version, data)
+    if starts:
+        tpm.startup()
+    return tpm.nv_read(index, len(SECRET))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def tpm_of(version: TpmVersion, data: DataSocket) -> tuple[Tpm | Tpm12, int]:
+    """Return what speaks with a TPM of that version, and an NV index there."""
+    if version is TpmVersion.TPM_1_2:
+        return Tpm12(data.transact), tpm12.NV_INDEX
+    return Tpm(data.transact), NV_INDEX
+
+
+@pytest.mark.parametrize(("version", "name"), CASES, ids=IDS)
 @pytest.mark.parametrize("reader", PROGRAMS)
 @pytest.mark.parametrize("writer", PROGRAMS)
 def test_directory_goes_from_one_to_the_other(
-    make_place: MakePlace, writer: str, reader: str, options: list[str]
+    make_place: MakePlace, writer: str, reader: str, version: TpmVersion, name: str
 ) -> None:
-    first, second = make_place(writer), make_place(reader)
+    options = OPTIONS[name]
+    first, second = make_place(writer, version), make_place(reader, version)
     process = first.start(*options)
     with ControlClient(first.control) as control:
-        make_state(control)
+        make_state(control, version)
         control.shutdown()
     assert process.wait(TIMEOUT_S) == 0
     second.state.rmdir()
@@ -83,19 +110,23 @@ def test_directory_goes_from_one_to_the_other(
     second.start(*options)
     with ControlClient(second.control) as control, closing(control.attach_data()) as data:
         control.init()
-        tpm = Tpm(data.transact)
-        tpm.startup()
-        assert read_state(tpm) == SECRET
+        assert read_state(version, data, starts=True) == SECRET
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("version", "name"), CASES, ids=IDS)
 @pytest.mark.parametrize("flags", [0, STATEBLOB_DECRYPTED], ids=["as-it-is", "decrypted"])
 @pytest.mark.parametrize("destination", PROGRAMS)
 @pytest.mark.parametrize("source", PROGRAMS)
 def test_blobs_go_from_one_to_the_other(
-    make_place: MakePlace, source: str, destination: str, flags: int, options: list[str]
+    make_place: MakePlace,
+    source: str,
+    destination: str,
+    flags: int,
+    version: TpmVersion,
+    name: str,
 ) -> None:
-    first, second = make_place(source), make_place(destination)
+    options = OPTIONS[name]
+    first, second = make_place(source, version), make_place(destination, version)
     first.start(*options)
     second.start(*options)
     with (
@@ -103,7 +134,7 @@ def test_blobs_go_from_one_to_the_other(
         ControlClient(second.control) as taking,
         closing(taking.attach_data()) as data,
     ):
-        make_state(giving)
+        make_state(giving, version)
         assert giving.get_config() == expected_config(options)
         for kind in Blob:
             blob = giving.get_state_blob(kind, flags)
@@ -111,7 +142,7 @@ def test_blobs_go_from_one_to_the_other(
             if blob:  # as QEMU does
                 taking.set_state_blob(kind, blob)
         taking.init(INIT_DELETE_VOLATILE)
-        assert read_state(Tpm(data.transact)) == SECRET
+        assert read_state(version, data, starts=False) == SECRET
 
 
 def is_in_the_clear(options: list[str], flags: int) -> bool:

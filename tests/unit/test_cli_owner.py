@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli_run import QuietRun
+from tests.support.file_names import INCOMING_NAME, NAMES, OWNER_NAME
 from vtpmd import cli
 from vtpmd.cli.owner import EXIT_STATUS
 from vtpmd.store import owner
-from vtpmd.store.directory import INCOMING_NAME, OWNER_NAME, StateDirectory
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import OwnerRecord, OwnerRecordError, Record, Whose
 
@@ -263,6 +264,8 @@ def test_a_link_in_a_files_place_is_not_followed(run: Command, state: Path, bad:
 
 class Reads:
     """A directory whose file is being written: what each read of it gives."""
+
+    names = NAMES
 
     def __init__(self, *contents: bytes) -> None:
         self._contents = list(contents)

@@ -15,17 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli_run import QuietRun
+from tests.support.file_names import INCOMING_NAME, JOURNAL_NAME, NAMES, OWNER_NAME, PERMANENT_NAME
 from tests.support.journal import SECTOR, write_journal
 from vtpmd import cli
 from vtpmd.cli.status import SESSIONS_SHOWN
-from vtpmd.store.directory import (
-    INCOMING_NAME,
-    JOURNAL_NAME,
-    OWNER_NAME,
-    PERMANENT_NAME,
-    StateDirectory,
-    look_into,
-)
+from vtpmd.store.directory import StateDirectory, look_into
 from vtpmd.store.holders import holders
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import OwnerRecord
@@ -132,6 +126,7 @@ def test_an_empty_directory(run: Command, state: Path) -> None:
 def test_a_vtpm_that_was_stopped(run: Command, state: Path) -> None:
     write_state(state)
     assert run(state).lines[1:] == [
+        "TPM: 2.0",
         "served: no",
         "state: not encrypted",
         f"identity: {IDENTITY.hex()}",
@@ -178,6 +173,7 @@ def test_json_says_the_same(run: Command, state: Path) -> None:
     assert outcome.pop("since").startswith("2")
     assert outcome == {
         "directory": str(state),
+        "tpm": "2.0",
         "state": True,
         "encrypted": True,
         "identity": IDENTITY.hex(),
@@ -329,6 +325,8 @@ def test_nobody_on_the_management_socket(run: Command, tmp_path: Path) -> None:
 
 class Folded:
     """A directory whose journal is folded between the reads of its checkpoint and its journal."""
+
+    names = NAMES
 
     def __init__(self, state: Path) -> None:
         self.path = str(state)

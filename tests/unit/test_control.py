@@ -110,7 +110,7 @@ def test_excess_is_refused_or_dropped_as_swtpm_does(sent: str) -> None:
 
 def test_excess_is_not_the_next_command() -> None:
     codec = asked(struct.pack(">II", 1, STOP))
-    codec.answer("capability")
+    codec.answer("capability", True)
     assert codec.receive(b"") == NEED_DATA
     assert codec.receive(struct.pack(">I", GET_CONFIG)) == REQUEST
     assert codec.fields() == {"number": GET_CONFIG}
@@ -150,7 +150,8 @@ def test_announced_length_may_reach_its_limit_and_no_further(prefix: bytes, limi
 @pytest.mark.parametrize(
     ("sent", "power", "name", "values", "answer"),
     [
-        ("00000001", STOPPED, "capability", [], "00000000 0001ffff"),
+        ("00000001", STOPPED, "capability", [True], "00000000 0001ffff"),
+        ("00000001", STOPPED, "capability", [False], "00000000 00017fff"),
         ("00000004", RUNNING, "established", [True], "00000000 01000000"),
         ("00000004", RUNNING, "established", [False], "00000000 00000000"),
         ("0000000e", RUNNING, "result", [SUCCESS], "00000000"),

@@ -13,8 +13,9 @@ from tests.support import control_document
 from tests.support.control_codec import RUNNING, STOPPED, Codec, asked
 from tests.support.control_document import LIMITS, TABLES
 from tests.support.documents import DOCS, fields, tables
+from tests.support.file_names import JOURNAL_NAME, NAMES
 from vtpmd._core import ffi, lib
-from vtpmd.store import backup, directory
+from vtpmd.store import directory
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import Result, StateType
 
@@ -91,7 +92,7 @@ def test_capabilities() -> None:
             seen.add(name)
     assert seen == commands.keys()
     flags = sum(int(row["value"], 0) for row in rows)
-    assert asked(struct.pack(">I", 1)).answer("capability") == struct.pack(">II", 0, flags)
+    assert asked(struct.pack(">I", 1)).answer("capability", True) == struct.pack(">II", 0, flags)
 
 
 def test_results() -> None:
@@ -187,7 +188,7 @@ def test_names_in_the_state_directory() -> None:
     rows = [row for rows in FORMAT_TABLES.values() for row in rows if "written" in row]
     states = {f"`tpm2-00.{name}`" for name in directory.STATE_NAMES.values()}
     others = {"`TMP2-00.…`", "`tpm2-00.….damaged-N`", f"`{directory.LOCK_NAME}`"}
-    others |= {f"`{directory.JOURNAL_NAME}`", f"`{backup.BACKUP_NAME}`"}
+    others |= {f"`{JOURNAL_NAME}`", f"`{NAMES.backup}`"}
     assert {row["name"] for row in rows} == states | others
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.file_names import INCOMING_NAME
 from vtpmd.core import IMAGE_BYTES_MAX, LinkOperation
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import LinkCondition, LinkCustody
@@ -14,11 +15,11 @@ from vtpmd.daemon.engine import EngineDetached, Reply
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.tls import PeerName
 from vtpmd.migration.states import State
-from vtpmd.store.directory import INCOMING_NAME, StateDirectory
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome
 from vtpmd.wire import peer
-from vtpmd.wire.tpm import Result
+from vtpmd.wire.tpm import Result, TpmVersion
 
 SESSION, OTHERS, LINEAGE = b"s" * 16, b"o" * 16, b"l" * 16
 HOST = PeerName(("host1.example.org",), None)
@@ -28,6 +29,7 @@ class HungUp:
     """The engine, as a vtpmd finds it that did not answer for too long."""
 
     libtpms_version = 0x000902
+    tpm_version = TpmVersion.TPM_2_0
 
     async def request(self, *_: object, **__: object) -> Reply:
         raise EngineDetached("the link to the engine is closed, which serves on")
@@ -37,6 +39,7 @@ class Granted:
     """The engine, to which the source's has granted the vTPM just now."""
 
     libtpms_version = 0x000902
+    tpm_version = TpmVersion.TPM_2_0
 
     async def request(self, operation: LinkOperation, *_: object, **__: object) -> Reply:
         if operation is LinkOperation.WITHDRAW:
@@ -114,7 +117,7 @@ def test_invariant_3_no_session_takes_the_place_of_one_that_was_granted(files: M
         session=OTHERS,
         uuid=bytes(16),
         lineage=LINEAGE,
-        tpm_version=peer.TPM_VERSION,
+        tpm_version=Granted.tpm_version,
         libtpms_version=Granted.libtpms_version,
         image_bytes_max=IMAGE_BYTES_MAX,
     )

@@ -26,7 +26,7 @@ from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.incoming import Found
 from vtpmd.store.moving import MovingFiles
 from vtpmd.wire import peer
-from vtpmd.wire.tpm import Result, StateType
+from vtpmd.wire.tpm import Result, StateType, TpmVersion
 
 SESSION, LINEAGE = b"s" * 16, b"l" * 16
 HOST = PeerName(("host1.example.org",), None)
@@ -39,6 +39,7 @@ class Granted:
     """An engine whose TPM has started from LAST, and which was granted it at once."""
 
     libtpms_version = 0x000902
+    tpm_version = TpmVersion.TPM_2_0
 
     def __init__(self, files: MovingFiles) -> None:
         self._files = files
@@ -184,7 +185,7 @@ async def _receiving(moving: Mobility, connection: Any) -> Any:
         session=SESSION,
         uuid=bytes(16),
         lineage=LINEAGE,
-        tpm_version=peer.TPM_VERSION,
+        tpm_version=Granted.tpm_version,
         libtpms_version=Granted.libtpms_version,
         image_bytes_max=IMAGE_BYTES_MAX,
     )

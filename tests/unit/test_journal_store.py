@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.unit.test_journal import IDENTITY, IMAGES, build
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
-from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME, StateDirectory, StateDirectoryError
+from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import Start, open_anchor, start
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 FIRST, LAST = IMAGES[0], IMAGES[-1]
 
@@ -57,8 +58,10 @@ def test_a_journal_is_folded_into_the_state_file(path: Path, opened: StateDirect
     (path / JOURNAL_NAME).write_bytes(build())
     begun = recover(opened)
     states = {StateType.PERMANENT: LAST.data}
+    changes = len(IMAGES) - 1
     assert begun == Start(
-        states, False, False, IDENTITY, True, LAST.generation, LAST.generation, len(IMAGES) - 1
+        *(TpmVersion.TPM_2_0, states, False, False, IDENTITY, True),
+        *(LAST.generation, LAST.generation, changes),
     )
     file = swtpm_format.encode_file(LAST.data, Lineage(IDENTITY, LAST.generation))
     assert content(path) == {".lock": b"", PERMANENT_NAME: file}

@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.file_names import INCOMING_NAME, PERMANENT_NAME
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming, sealing
-from vtpmd.store.directory import (
-    INCOMING_NAME,
-    PERMANENT_NAME,
-    StateDirectory,
-    StateKeyError,
-)
+from vtpmd.store.directory import StateDirectory, StateKeyError
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import Granted, MovingFiles, take_up
 from vtpmd.store.owner import Outcome, Whose

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.file_names import OWNER_NAME
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.store import owner
-from vtpmd.store.directory import OWNER_NAME, StateDirectory
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import TABLE, Fork, Outcome, Record, Session, Transition, Whose
 from vtpmd.wire import peer
@@ -109,7 +110,7 @@ def test_versions() -> None:
     assert int(version) == owner.OWNER_VERSION
     assert f"Version {version} is what is written. Version {int(version) - 1}" in TEXT
     first = {"version": 1, "generation": 1, "handed-over": {"to": "", "at": ""}}
-    known = owner.parse(json.dumps(first).encode())
+    known = owner.parse(json.dumps(first).encode(), OWNER_NAME)
     assert f"the session is called `{known.session}`" in TEXT
     assert [line.outcome for line in known.sessions] == [Outcome.OPEN]
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.file_names import OWNER_NAME
 from vtpmd.errors import VtpmdError
 from vtpmd.store import owner
-from vtpmd.store.directory import OWNER_NAME, StateDirectory, StateDirectoryError
+from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import (
     GENERATION_MAX,
@@ -467,7 +468,7 @@ def lines(*objects: object) -> bytes:
 
 def test_the_good_file_is_one() -> None:
     fork = {"session": OUT.hex(), "peer": TO, "at": ""}
-    record = owner.parse(lines(GOOD, GOOD_SESSION, {"fork": fork}))
+    record = owner.parse(lines(GOOD, GOOD_SESSION, {"fork": fork}), OWNER_NAME)
     assert record == Record(
         Whose.OFFERED,
         OUT.hex(),

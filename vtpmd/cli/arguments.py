@@ -43,7 +43,7 @@ def pathlib_path(value: str) -> Path:
 
 def _name(value: str) -> str:
     if not (0 < len(value) <= NAME_LENGTH_MAX and is_made_of(value, NAME_MARKS)):
-        raise _refusal(
+        raise refusal(
             f"{value!r} is no name: use up to {NAME_LENGTH_MAX} letters, digits and _.+:-"
         )
     return value
@@ -52,7 +52,7 @@ def _name(value: str) -> str:
 def _uuid(value: str) -> str:
     groups = value.split("-")
     if [len(group) for group in groups] != UUID_GROUPS or not set("".join(groups)) <= HEXADECIMAL:
-        raise _refusal(f"{value!r} is no UUID, such as 8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11")
+        raise refusal(f"{value!r} is no UUID, such as 8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11")
     return value.lower()
 
 
@@ -60,11 +60,11 @@ def _log_level(value: str) -> str:
     key, _, level = value.partition("=")
     if key != "level" or level not in LOG_LEVELS:
         known = ", ".join(LOG_LEVELS)
-        raise _refusal(f"{value!r}: use level= and one of {known}")
+        raise refusal(f"{value!r}: use level= and one of {known}")
     return level
 
 
-def _refusal(reason: str) -> Exception:
+def refusal(reason: str) -> Exception:
     """Return what argparse takes as the reason why a value is wrong."""
     from argparse import ArgumentTypeError
 

@@ -11,10 +11,10 @@ example:
   vtpmd fold /srv/web1-tpm
 
   After vtpmd was killed or the host lost power, it writes what tpm2-00.journal has added into
-  tpm2-00.permall and removes the journal: the directory is one that swtpm can use. vtpmd run does
-  the same when it starts, and a clean stop leaves nothing to fold, but where the vTPM was handed
-  over, or saved with its guest, and not used since. A vTPM with an anchor needs --anchor: vtpmd run
-  may refuse what that has not heard of.
+  tpm2-00.permall and removes the journal (of a TPM 1.2 their names begin with tpm-00): the
+  directory is one that swtpm can use. vtpmd run does the same when it starts, and a clean stop
+  leaves nothing to fold, but where the vTPM was handed over, or saved with its guest, and not used
+  since. A vTPM with an anchor needs --anchor: vtpmd run may refuse what that has not heard of.
 
 exit status:
   0  folded, or there was nothing to fold

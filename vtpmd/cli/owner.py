@@ -106,15 +106,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _look(path: Path) -> Seen:
     """Read what there is without a lock: who has it may run for months. Raises VtpmdError."""
-    from vtpmd.store.directory import INCOMING_NAME, look_into
+    from vtpmd.store.directory import look_into
     from vtpmd.store.owner import look
 
     with look_into(path) as directory:
-        return Seen(look(directory), directory.is_in_use(), directory.exists(INCOMING_NAME))
+        has_incoming = directory.exists(directory.names.incoming)
+        return Seen(look(directory), directory.is_in_use(), has_incoming)
 
 
 def _claim(path: Path) -> None:
-    from vtpmd.store.directory import INCOMING_NAME
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.owner import Whose
 
@@ -124,7 +124,7 @@ def _claim(path: Path) -> None:
             raise ClaimRefused(
                 f"{path}: the vTPM is this host's already: there is nothing to claim"
             )
-        if directory.exists(INCOMING_NAME):
+        if directory.exists(directory.names.incoming):
             raise ClaimRefused(
                 f"{path} has a state that a peer has sent, and may be this host's by that: do "
                 f"`vtpmd fold {path}` first, with its --anchor if there is one, and look again"

@@ -13,6 +13,7 @@ from vtpmd.cli.arguments import (
     is_made_of,
     pathlib_path,
     plain_path,
+    refusal,
 )
 from vtpmd.config import RunConfig, parse_address
 from vtpmd.errors import UsageError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vtpmd.cli.arguments import Arguments, Options
     from vtpmd.core import LinkDescriptor
     from vtpmd.store.anchor import Anchor
-    from vtpmd.store.directory import StateDirectory
+    from vtpmd.store.directory import StateDirectory, TpmVersion
     from vtpmd.store.keys import Key
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
@@ -56,6 +57,16 @@ exit status:
   7  stopped, but swtpm cannot take the directory yet: its journal is still needed, see vtpmd fold
 """
 
+
+def _tpm_version(value: str) -> TpmVersion:
+    from vtpmd.store.directory import TpmVersion
+
+    found = next((each for each in TpmVersion if each.facts.word == value), None)
+    if found is None:
+        raise refusal(f"{value!r} is no version of a TPM: use 1.2 or 2.0")
+    return found
+
+
 ARGUMENTS: Arguments = {
     "directory": {"metavar": "DIR", "type": plain_path, "help": "state directory; made if new"},
     **KEY_ARGUMENT,
@@ -63,6 +74,11 @@ ARGUMENTS: Arguments = {
         "metavar": "PATH",
         "type": pathlib_path,
         "help": "keep on another disk how far the state has come, and do not start from less",
+    },
+    "--tpm": {
+        "metavar": "VERSION",
+        "type": _tpm_version,
+        "help": "which TPM to make in a directory that holds none: 1.2 or 2.0 (default: 2.0)",
     },
     "--socket": {
         "metavar": "PATH",
@@ -114,7 +130,7 @@ def _start(options: Options) -> int:
     path: str = options.socket or os.path.join(options.directory, "vtpmd.sock")
     shown_path = listener.path_for_qemu(path)
     with ExitStack() as stack:
-        directory = stack.enter_context(StateDirectory.open(options.directory))
+        directory = stack.enter_context(StateDirectory.open(options.directory, version=options.tpm))
         directory.write_in_place()
         store = stack.enter_context(Store.create())
         key = stack.enter_context(read_key())

@@ -86,6 +86,7 @@ def _outcome(path: Path, status: Status) -> dict[str, Any]:
     record = status.record
     outcome = {
         "directory": str(path),
+        "tpm": None if status.version is None else status.version.facts.word,
         **_state_outcome(status.state),
         "incoming": status.has_incoming,
         "served": status.is_served,
@@ -127,6 +128,7 @@ def _lines(path: Path, status: Status) -> list[str]:
     whose = "whose the vTPM is, is not known" if record is None else whose_text(record)
     lines = [
         f"{path}: {whose}",
+        *([] if status.version is None else [f"TPM: {status.version.facts.word}"]),
         f"served: {_served_text(status)}",
         *_state_lines(status),
     ]

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import struct
-import sys
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -22,6 +21,7 @@ from vtpmd.core.link import LINK_SHARED
 from vtpmd.daemon.listener import path_in
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import LINK_NAME
+from vtpmd.wire.tpm import TpmVersion
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 WARN_AFTER_S: Final = 10.0
 READ_BYTES_MAX: Final = 64 * 1024
 _UCRED: Final = struct.Struct("=iII")  # pid, uid, gid: struct ucred of unix(7)
+_READY: Final = struct.Struct("=II")  # struct link_ready
 _SHARED: Final = struct.Struct(f"={LINK_SHARED}i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_SHARED.size)
 
@@ -43,6 +44,7 @@ class Attachment(NamedTuple):
     link: socket.socket
     pid: int
     libtpms_version: int
+    tpm_version: TpmVersion
     received: bytes  # what has come after that
     directory_fd: int
     lock_fd: int
@@ -117,7 +119,7 @@ def _parse(
         )
     head, credentials = core.LINK_HEADER_BYTES, found.get(socket.SCM_CREDENTIALS, b"")
     header = core.unpack_link_header(data[:head]) if len(data) >= head else None
-    end = head + 4
+    end = head + _READY.size
     if (
         header is None
         or header.operation != LinkOperation.READY
@@ -127,8 +129,9 @@ def _parse(
         or len(descriptors) != LINK_SHARED
     ):
         raise VtpmdError("what listens there is no engine of this vtpmd; look what it is")
-    version = int.from_bytes(data[head:end], sys.byteorder)
-    return Attachment(link, _UCRED.unpack(credentials)[0], version, data[end:], *descriptors)
+    library, version = _READY.unpack(data[head:end])
+    pid = _UCRED.unpack(credentials)[0]
+    return Attachment(link, pid, library, TpmVersion(version), data[end:], *descriptors)
 
 
 def _descriptors(content: bytes) -> tuple[int, ...]:

@@ -152,6 +152,7 @@ class Engine:
         self.pid = attachment.pid
         self._pidfd = _open_process(attachment)
         self.libtpms_version = attachment.libtpms_version
+        self.tpm_version = attachment.tpm_version
         self.state = EngineState.SERVING
         self.death: str | None = None
         self.left_journal = False  # it stopped, and swtpm cannot take the directory
@@ -550,7 +551,7 @@ def describe_death(pid: int, code: int | None, *, was_stopping: bool = False) ->
     if was_stopping:
         return (
             f"the engine (pid {pid}) {how} before it had stopped in order; the state is safe, in "
-            "tpm2-00.permall and its journal together: see vtpmd fold"
+            "its file and its journal together: see vtpmd fold"
         )
     return (
         f"the engine (pid {pid}) {how}; the guest's TPM answers with errors until vtpmd and the "

@@ -631,7 +631,7 @@ class Incoming:
             await self._owner.engine.raise_generations(floor)
             files.incoming.remove()
         except VtpmdError as error:
-            self._news.write(f"the state stays in tpm2-00.incoming: {error}; trying again")
+            self._news.write(f"the state stays in {files.names.incoming}: {error}; trying again")
             self._events.put(events.SettleFailed())
             self._try_again(events.SettleDue())
             return

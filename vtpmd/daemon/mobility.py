@@ -303,7 +303,7 @@ class Mobility:
             busy=busy,
             uuid=self._uuid,
             lineage=self._files.lineage(),
-            tpm_version=peer.TPM_VERSION,
+            tpm_version=self._engine.tpm_version,
             libtpms_version=self._engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
             following=self.following(),
@@ -491,7 +491,7 @@ class Mobility:
         if record.whose is Whose.OURS and self._files.is_without_a_state():
             raise NotOurs(
                 "a peer's vTPM was not taken, and there is no other here; boot its guest where it "
-                "came from, or remove tpm2-00.owner for a new TPM"
+                f"came from, or remove {self._files.names.owner} for a new TPM"
             )
         if record.whose is not Whose.OURS:
             raise NotOurs(

@@ -191,7 +191,7 @@ class Outgoing:
             session=os.urandom(peer.SESSION_BYTES),
             uuid=self._owner.uuid,
             lineage=self._owner.lineage,
-            tpm_version=peer.TPM_VERSION,
+            tpm_version=self._owner.engine.tpm_version,
             libtpms_version=self._owner.engine.libtpms_version,
             image_bytes_max=core.IMAGE_BYTES_MAX,
         )

@@ -149,7 +149,7 @@ async def _serve_engine(
 ) -> None:
     async with AsyncExitStack() as stack:
         shared = attachment.directory_fd, attachment.lock_fd
-        directory = stack.enter_context(StateDirectory(resources.path, *shared))
+        directory = stack.enter_context(StateDirectory(resources.path, *shared, engine.tpm_version))
         try:
             store = stack.enter_context(Store.map(attachment.store_fd))
         finally:

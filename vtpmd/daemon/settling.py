@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class File(Enum):
-    """What ``tpm2-00.incoming`` is."""
+    """What the file of a state on its way in is."""
 
     NONE = "there is none"
     OVER = "of a session whose end the record has"

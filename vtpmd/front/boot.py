@@ -57,6 +57,7 @@ def _messages(
 ) -> Iterator[Message]:
     """Yield what the engine is to do, in this order."""
     yield LinkOperation.SERVE_CONTROL, 0, serving
+    yield LinkOperation.SET_VERSION, begun.version, b""
     secret = None if key is None else key.journal_secret()
     journal = core.pack_link_journal(
         begun.identity, begun.generation, begun.loaded, secret, is_known=begun.is_known

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from vtpmd.front.options import Values
+    from vtpmd.store.directory import TpmVersion
     from vtpmd.store.keys import Key
     from vtpmd.store.start import Start
 
@@ -63,7 +64,7 @@ class Place(NamedTuple):
         return stack.enter_context(listen_in(self.fd, self.link_name)).fileno()
 
 
-def open_place(stack: ExitStack, values: Values, key: Key | None) -> Place:
+def open_place(stack: ExitStack, values: Values, version: TpmVersion, key: Key | None) -> Place:
     """Open and lock it, and make it what a vTPM starts from. Raises VtpmdError or OSError."""
     named = named_place(values)
     mode = None if values.get("mode") is None else int(values["mode"])
@@ -76,10 +77,9 @@ def open_place(stack: ExitStack, values: Values, key: Key | None) -> Place:
         from vtpmd.store.linear import LinearFile
 
         file = stack.enter_context(LinearFile.open(named.path, mode))
-        begun = file.start(key)
-        news = f"a new TPM is made in {named.path}, which has none" if begun.is_new else ""
-        return Place(file.fd, file.fd, "", begun, news, file.header)
-    directory = stack.enter_context(StateDirectory.open(named.path, make=False))
+        begun = file.start(version, key)
+        return Place(file.fd, file.fd, "", begun, header=file.header)
+    directory = stack.enter_context(StateDirectory.open(named.path, make=False, version=version))
     directory.write_in_place()
     if mode is not None:
         directory.set_file_mode(mode)

@@ -11,14 +11,15 @@ import subprocess
 
 from vtpmd.daemon.engine_process import EXECUTABLE
 from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.front.swtpm import version_of
 from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vtpmd.front.options import Given
+    from vtpmd.store.directory import TpmVersion
 
-# What works. Sizes of RSA keys, of a TPM 2.0, follow.
+# What works, after the versions. Sizes of RSA keys, of a TPM 2.0, follow.
 FEATURES = (
-    "tpm-2.0",
     "tpm-send-command-header",
     "flags-opt-startup",
     "ctrl-opt-terminate",
@@ -43,7 +44,7 @@ Usage: swtpm socket [options]
 
 Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
 
-  --tpm2                      a TPM 2.0
+  --tpm2                      a TPM 2.0; else it is a TPM 1.2
   --ctrl type=unixio,path=PATH[,mode=0770][,uid=USER][,gid=GROUP][,terminate]
   --ctrl type=unixio,fd=N|clientfd=N[,terminate]
   --ctrl type=tcp,port=N[,bindaddr=ADDRESS][,terminate]
@@ -61,7 +62,7 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --migration-key …           what state blobs are encrypted with on their way; as --key
   --migration incoming,release-lock-outgoing
                               taken, but the lock is held to the end
-  --flags not-need-init,startup-clear|startup-state|startup-none
+  --flags not-need-init,startup-clear|startup-state|startup-none|startup-deactivated
                               be powered on from the start, and started up
   --locality reject-locality-4
   --log file=PATH|fd=N[,level=N][,prefix=TEXT][,truncate]
@@ -103,20 +104,25 @@ def run(given: Given) -> int:
     elif "version" in given.flags:
         print(version())
     elif "print-capabilities" in given.flags:
-        print(capabilities(is_tpm2="tpm2" in given.flags))
+        print(capabilities(version_of(given)))
     elif "print-states" in given.flags:
         print(states(given), end="")
     elif "print-info" in given.words:
-        print(_info(int(given.words["print-info"])))
+        print(_info(version_of(given), int(given.words["print-info"])))
     else:
         raise UsageError("--print-profiles is not served yet")
     return 0
 
 
-def capabilities(*, is_tpm2: bool) -> str:
+def capabilities(version: TpmVersion) -> str:
     """Return what can be done, as one line of JSON. Raises VtpmdError."""
-    sizes = json.loads(_info(INFO_FEATURES))["TPMFeatures"]["RSAKeySizes"] if is_tpm2 else []
-    features = (*FEATURES, *(f"rsa-keysize-{size}" for size in sizes), *LAST_FEATURES)
+    from vtpmd.store.directory import TpmVersion
+
+    sizes = []
+    if version is TpmVersion.TPM_2_0:
+        sizes = json.loads(_info(version, INFO_FEATURES))["TPMFeatures"]["RSAKeySizes"]
+    versions = [f"tpm-{each.facts.word}" for each in TpmVersion if _has(each)]
+    features = (*versions, *FEATURES, *(f"rsa-keysize-{size}" for size in sizes), *LAST_FEATURES)
     listed = ", ".join(f'"{feature}"' for feature in features)
     return f'{{ "type": "swtpm", "features": [ {listed} ], "version": "{_version()}" }}'
 
@@ -135,13 +141,15 @@ def states(given: Given) -> str:
 
 
 def _directory_sizes(path: str, given: Given) -> dict[str, int]:
-    from vtpmd.store.directory import STATE_NAMES, look_into, state_file
+    from vtpmd.store.directory import STATE_NAMES, look_into, names_of
+
+    names = names_of(version_of(given))
 
     with look_into(path) as directory:
         return {
-            name: os.stat(state_file(kind), dir_fd=directory.directory_fd).st_size
+            name: os.stat(names.state(kind), dir_fd=directory.directory_fd).st_size
             for kind, name in STATE_NAMES.items()
-            if "tpm2" in given.flags and directory.exists(state_file(kind))
+            if directory.exists(names.state(kind))
         }
 
 
@@ -157,9 +165,18 @@ def _linear_sizes(path: str) -> dict[str, int]:
         return {}  # it is made at the start
 
 
-def _info(flags: int) -> str:
+def _has(version: TpmVersion) -> bool:
+    """Return whether the libtpms of this host has TPMs of this version."""
+    try:
+        _info(version, 0)
+    except VtpmdError:
+        return False
+    return True
+
+
+def _info(version: TpmVersion, flags: int) -> str:
     """Return what libtpms says of itself. Raises VtpmdError."""
-    command = [EXECUTABLE, "info", str(flags)]
+    command = [EXECUTABLE, "info", str(int(version)), str(flags)]
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vtpmd.front.options import Given, Values
     from vtpmd.front.place import Place
     from vtpmd.front.sockets import Channel
+    from vtpmd.store.directory import TpmVersion
     from vtpmd.store.keys import Key
 
 FAILED = 1  # swtpm's status for everything that goes wrong
@@ -30,8 +31,6 @@ PROGRAM = "swtpm"
 VERBOSE_LEVEL = 5  # of --log, from which on swtpm logs what it is told
 # The engine keeps to its allow-list whatever is asked for: to do with less is nobody's loss.
 SECCOMP_ACTIONS = ("kill", "log", "none")
-# TPM2_Startup: the type of each flag.
-STARTUPS = {"startup-clear": 0, "startup-state": 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +86,6 @@ def _wants_print(given: Given) -> bool:
 
 def _check(given: Given) -> None:
     """Refuse what does not go together, and what is not served. Raises UsageError."""
-    if "tpm2" not in given.flags:
-        raise UsageError("a TPM 1.2 is not served yet: give --tpm2")
     for name in ("profile", "chroot"):
         if name in given.lists or name in given.words:
             raise UsageError(f"--{name} is not served yet")
@@ -96,11 +93,18 @@ def _check(given: Given) -> None:
     if action not in SECCOMP_ACTIONS:
         raise UsageError(f"--seccomp action={action}: use {', '.join(SECCOMP_ACTIONS)}")
     flags = given.lists.get("flags", {})
-    if flags.get("startup-deactivated"):
+    if flags.get("startup-deactivated") and "tpm2" in given.flags:
         raise UsageError("--flags startup-deactivated is for a TPM 1.2")
     has_data = "server" in given.lists or given.words.keys() & {"port", "fd"}
     if "ctrl" not in given.lists and not has_data:
         raise UsageError("there is no socket to serve: give --ctrl or --server")
+
+
+def version_of(given: Given) -> TpmVersion:
+    """Return which TPM a command line is for."""
+    from vtpmd.store.directory import TpmVersion
+
+    return TpmVersion.TPM_2_0 if "tpm2" in given.flags else TpmVersion.TPM_1_2
 
 
 def _serve(given: Given) -> None:
@@ -147,7 +151,7 @@ class _Starting:
             from vtpmd.front.process import become_user
 
             become_user(str(given.words["runas"]))
-        place = open_place(stack, given.lists.get("tpmstate", {}), key)
+        place = open_place(stack, given.lists.get("tpmstate", {}), version_of(given), key)
         if place.news:
             self._say(place.news)
         signals.hold()
@@ -228,7 +232,8 @@ class _Starting:
             then.append((LinkOperation.EXPECT_HEADER, 0, place.header))
         if migration_key is not None:
             then.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
-        then += _power(self._given.lists.get("flags", {})) + _data(channels.data)
+        then += _power(self._given.lists.get("flags", {}), place.begun.version)
+        then += _data(channels.data)
         record = boot_record(place.begun, key, None, serving, then)
         self._descriptors[LinkDescriptor.BOOT] = self._stack.enter_context(record)
 
@@ -284,17 +289,17 @@ def _name(path: str | None) -> str:
     return "" if path is None else os.path.basename(path)
 
 
-def _power(flags: Values) -> list[Message]:
+def _power(flags: Values, version: TpmVersion) -> list[Message]:
     """Return what powers the TPM on from the start, and starts it up."""
     from vtpmd.core import LinkOperation
 
     messages: list[Message] = []
-    startup = next((kind for name, kind in STARTUPS.items() if flags.get(name)), None)
+    startups = version.facts.startups
+    startup = next((command for name, command in startups.items() if flags.get(name)), None)
     if flags.get("not-need-init") or startup is not None:
         messages.append((LinkOperation.INIT, 0, b""))
     if startup is not None:
-        command = bytes.fromhex("8001 0000000c 00000144") + startup.to_bytes(2, "big")
-        messages.append((LinkOperation.EXECUTE, 0, command))
+        messages.append((LinkOperation.EXECUTE, 0, startup))
     return messages
 
 

@@ -24,6 +24,7 @@ from vtpmd.migration.states import (
 from vtpmd.migration.tail import POWER_MAX
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
+from vtpmd.wire.tpm import TpmVersion
 
 NO_UUID = bytes(peer.UUID_BYTES)
 
@@ -295,7 +296,8 @@ def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
     if hello.tpm_version != own.tpm_version:
         return peer.Refuse(
             Reason.TPM_VERSION,
-            f"its TPM is of version {hello.tpm_version}, this one of {own.tpm_version}",
+            f"its TPM is {_tpm(hello.tpm_version)}, the one here {_tpm(own.tpm_version)}: give "
+            "it a vtpmd with a directory of its own",
         )
     # libtpms reads its own and older states; patch releases do not change the format.
     if hello.libtpms_version >> 8 > own.libtpms_version >> 8:
@@ -322,6 +324,12 @@ def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
             f"its state may have {hello.image_bytes_max} bytes, here {own.image_bytes_max} fit",
         )
     return None
+
+
+def _tpm(version: int) -> str:
+    """Write a TPM's version as people do."""
+    known = version in tuple(TpmVersion)
+    return f"a TPM {TpmVersion(version).facts.word}" if known else "of a version unknown here"
 
 
 def _version(number: int) -> str:

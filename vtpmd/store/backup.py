@@ -9,19 +9,18 @@ Here the file is always whole, and the copy is for who wants one: it is made at 
 from __future__ import annotations
 
 from vtpmd.light_typing import TYPE_CHECKING
-from vtpmd.store.directory import JOURNAL_NAME, PERMANENT_NAME, StateDirectoryError
+from vtpmd.store.directory import StateDirectoryError
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 
 if TYPE_CHECKING:
     from vtpmd.store.directory import StateDirectory
 
-BACKUP_NAME = f"{PERMANENT_NAME}.bak"
-
 
 def is_alone(directory: StateDirectory) -> bool:
     """Return whether there is a copy of a state, and nothing that it is a copy of."""
-    others = (PERMANENT_NAME, JOURNAL_NAME)
-    return directory.exists(BACKUP_NAME) and not any(map(directory.exists, others))
+    names = directory.names
+    others = (names.permanent, names.journal)
+    return directory.exists(names.backup) and not any(map(directory.exists, others))
 
 
 def take_up(directory: StateDirectory) -> bool:
@@ -31,22 +30,23 @@ def take_up(directory: StateDirectory) -> bool:
     """
     if not is_alone(directory):
         return False
-    directory.rename(BACKUP_NAME, PERMANENT_NAME)
+    directory.rename(directory.names.backup, directory.names.permanent)
     return True
 
 
 def keep(directory: StateDirectory) -> None:
     """Copy the state's file, durably, if it is there. Raises StateDirectoryError."""
-    content = directory.read(PERMANENT_NAME, FILE_BYTES_MAX)
+    content = directory.read(directory.names.permanent, FILE_BYTES_MAX)
     if content is not None:
-        directory.replace(BACKUP_NAME, content)
+        directory.replace(directory.names.backup, content)
 
 
 def refuse_alone(directory: StateDirectory) -> None:
     """Raise StateDirectoryError where a new TPM would be made beside a copy of another's state."""
+    names = directory.names
     if is_alone(directory):
         raise StateDirectoryError(
-            f"cannot use state directory {directory.path}: {PERMANENT_NAME} is missing, and "
-            f"{BACKUP_NAME} is there, which swtpm keeps: start once with --tpmstate …,backup, or "
+            f"cannot use state directory {directory.path}: {names.permanent} is missing, and "
+            f"{names.backup} is there, which swtpm keeps: start once with --tpmstate …,backup, or "
             "rename it; for a new TPM move it away"
         )

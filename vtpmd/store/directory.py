@@ -16,10 +16,11 @@ from contextlib import suppress
 
 from vtpmd.closing import Closing
 from vtpmd.errors import VtpmdError
-from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import TpmVersion as TpmVersion
 
 if TYPE_CHECKING:
     from vtpmd.store.keys import Key
@@ -30,10 +31,6 @@ LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
 LINK_NAME = "vtpmd.link"  # the engine's socket
 
-JOURNAL_NAME = "tpm2-00.journal"
-PERMANENT_NAME = "tpm2-00.permall"
-OWNER_NAME = "tpm2-00.owner"
-INCOMING_NAME = "tpm2-00.incoming"
 FILE_MODE = 0o640  # swtpm's for state
 
 # The names that libtpms gives to its states; swtpm's files are called after them.
@@ -61,9 +58,26 @@ NO_DIRECTORY = (
 FLOCK = struct.Struct("@hhqqi4x")
 
 
-def state_file(state_type: StateType) -> str:
-    """Return the name of a state's file."""
-    return f"tpm2-00.{STATE_NAMES[state_type]}"
+class FileNames(NamedTuple):
+    """What the files of a state directory are called, by its TPM's version."""
+
+    permanent: str
+    volatile: str
+    savestate: str
+    journal: str
+    owner: str
+    incoming: str
+    backup: str  # that swtpm makes of the permanent state
+
+    def state(self, state_type: StateType) -> str:
+        """Return the name of a state's file."""
+        return self[state_type - StateType.PERMANENT]
+
+
+def names_of(version: TpmVersion) -> FileNames:
+    """Return the names of the files of a TPM of this version."""
+    names = (*STATE_NAMES.values(), "journal", "owner", "incoming", "permall.bak")
+    return FileNames(*(f"{version.facts.prefix}.{name}" for name in names))
 
 
 # Linux, linux/fs.h: the numbers are those of a long, what is passed is an int.
@@ -95,9 +109,13 @@ class OpenDirectory(Closing):
     Everything is looked up relative to its descriptor.
     """
 
-    def __init__(self, path: str | os.PathLike[str], directory_fd: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], directory_fd: int, version: TpmVersion
+    ) -> None:
         self.path = os.fspath(path)
         self.directory_fd = directory_fd
+        self.version = version
+        self.names = names_of(version)
 
     def close(self) -> None:
         """Close its descriptor."""
@@ -165,22 +183,62 @@ def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
         raise StateDirectoryError(
             f"cannot read state directory {path}: {error.strerror}; {remedy}"
         ) from error
-    return OpenDirectory(path, fd)
+    try:
+        return OpenDirectory(path, fd, _find_version(path, fd, None))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _find_version(
+    path: str | os.PathLike[str], directory_fd: int, wanted: TpmVersion | None
+) -> TpmVersion:
+    """Return of which version the TPM is that a directory is for.
+
+    Where it holds none it is the one that is ``wanted``, or a 2.0. Raises StateDirectoryError
+    where that is lying there which must not be taken for it.
+    """
+    there = set(os.listdir(directory_fd))
+    found = [version for version in TpmVersion if not there.isdisjoint(names_of(version))]
+    if len(found) > 1:
+        raise StateDirectoryError(
+            f"state directory {path} holds a TPM 1.2 and a TPM 2.0: give each a directory of its "
+            "own, with the files whose names begin as its state's does"
+        )
+    if wanted is not None and found and found != [wanted]:
+        raise StateDirectoryError(
+            f"state directory {path} holds a TPM {found[0].facts.word}, not a TPM "
+            f"{wanted.facts.word}: give another directory, or ask for that one"
+        )
+    return found[0] if found else wanted or TpmVersion.TPM_2_0
 
 
 class StateDirectory(OpenDirectory):
     """A state directory that is locked: it is this process's, and its engine's."""
 
-    def __init__(self, path: str | os.PathLike[str], directory_fd: int, lock_fd: int) -> None:
-        super().__init__(path, directory_fd)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        directory_fd: int,
+        lock_fd: int,
+        version: TpmVersion,
+    ) -> None:
+        super().__init__(path, directory_fd, version)
         self.lock_fd = lock_fd
         self.file_mode = FILE_MODE
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, make: bool = True) -> StateDirectory:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        make: bool = True,
+        version: TpmVersion | None = None,
+    ) -> StateDirectory:
         """Open and lock a state directory; ``make`` it if its parent is there.
 
-        What a crash left half written is removed. Raises StateDirectoryInUse, or
+        It is for a TPM of this ``version``, or of the one that it holds. What a crash left half
+        written is removed. Raises StateDirectoryInUse, or
         StateDirectoryError.
         """
         descriptors: list[int] = []
@@ -190,7 +248,8 @@ class StateDirectory(OpenDirectory):
             descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(_open_lock(descriptors[0]))
             lock_file(f"state directory {path}", descriptors[1])
-            _remove_temporary_files(descriptors[0])
+            found = _find_version(path, descriptors[0], version)
+            _remove_temporary_files(descriptors[0], names_of(found))
         except BaseException as error:
             failure = _failure(os.fspath(path), descriptors, error)
             for descriptor in descriptors:
@@ -198,13 +257,13 @@ class StateDirectory(OpenDirectory):
             if failure is error:
                 raise
             raise failure from error
-        return cls(path, *descriptors)
+        return cls(path, descriptors[0], descriptors[1], found)
 
     def set_file_mode(self, mode: int) -> None:
         """Have the state's files, those that are there too, have this mode. Raises OSError."""
         self.file_mode = mode
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        for name in map(state_file, STATE_NAMES):
+        for name in map(self.names.state, STATE_NAMES):
             with suppress(FileNotFoundError):
                 fd = os.open(name, flags, dir_fd=self.directory_fd)
                 try:
@@ -239,7 +298,7 @@ class StateDirectory(OpenDirectory):
 
     def read_state(self, state_type: StateType, key: Key | None = None) -> bytes | None:
         """Return one state, or None without its file; raises as ``read_states`` does."""
-        name = state_file(state_type)
+        name = self.names.state(state_type)
         kind, remedy = (
             StateDirectoryError,
             "restore the directory from a backup, or give another one",
@@ -263,7 +322,7 @@ class StateDirectory(OpenDirectory):
 
         Raises StateDirectoryError.
         """
-        name = state_file(StateType.PERMANENT)
+        name = self.names.permanent
         content = self.read(name, swtpm_format.FILE_BYTES_MAX)
         try:
             return None if content is None else swtpm_format.read_lineage(content)
@@ -290,14 +349,14 @@ class StateDirectory(OpenDirectory):
             lineage = None if before is None else before._replace(continued=False)
         material, iv = (None, b"") if key is None else (key.material, key.new_iv())
         content = swtpm_format.encode_file(state, key=material, iv=iv, lineage=lineage)
-        self.replace(state_file(state_type), content)
+        self.replace(self.names.state(state_type), content)
 
     def replace(self, name: str, content: bytes) -> None:
         """Replace a file, durably: after a crash it is the old one or the new one.
 
         Raises StateDirectoryError; then it may be either one, too.
         """
-        temporary = f"TMP{name.removeprefix('tpm')}"
+        temporary = _temporary(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._unlink(temporary)
@@ -416,10 +475,15 @@ def lock_file(what: str, fd: int) -> None:
         ) from None
 
 
-def _remove_temporary_files(directory_fd: int) -> None:
-    for name in (*STATE_NAMES.values(), "journal", "owner", "incoming"):
+def _temporary(name: str) -> str:
+    """Return what a file is called until it is whole, as swtpm and the engine have it."""
+    return f"TMP{name.removeprefix('tpm')}"
+
+
+def _remove_temporary_files(directory_fd: int, names: FileNames) -> None:
+    for name in names:
         try:
-            os.unlink(f"TMP2-00.{name}", dir_fd=directory_fd)
+            os.unlink(_temporary(name), dir_fd=directory_fd)
         except FileNotFoundError:
             continue
 

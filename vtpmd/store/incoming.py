@@ -33,12 +33,7 @@ from typing import Final, NamedTuple
 
 from vtpmd.core import Image
 from vtpmd.core.delta import DeltaError, delta_apply, delta_encode, delta_inspect
-from vtpmd.store.directory import (
-    INCOMING_NAME,
-    PERMANENT_NAME,
-    StateDirectoryError,
-    StateKeyError,
-)
+from vtpmd.store.directory import StateDirectoryError, StateKeyError
 from vtpmd.store.keys import Key
 from vtpmd.store.owner import GENERATION_MAX, GENERATIONS_RESERVED, Directory, InPlace
 from vtpmd.store.sealing import MAC_BYTES, SALT_BYTES, SealBroken, Sealing
@@ -100,6 +95,7 @@ class IncomingStates:
     def __init__(self, directory: Directory, in_place: InPlace, key: Key | None) -> None:
         """With a key the file is sealed with it, and must be."""
         self._directory = directory
+        self._name = directory.names.incoming
         self._in_place = in_place
         self._key = key
         self._head: _Head | None = None
@@ -117,8 +113,8 @@ class IncomingStates:
         self._head = _Head(magic, 0, self._permanent_digest(), session, lineage, 0, salt)
         self._end, self._ends_at = ENTRIES_OFFSET, {NO_STATE.generation}
         content = _encode_head(self._head, self._sealing)
-        self._directory.replace(INCOMING_NAME, content.ljust(INCOMING_BYTES, b"\0"))
-        self._in_place.keep_open(INCOMING_NAME)
+        self._directory.replace(self._name, content.ljust(INCOMING_BYTES, b"\0"))
+        self._in_place.keep_open(self._name)
 
     def append(self, record: bytes, state: Callable[[], Image]) -> None:
         """Make a state durable: the record that ends at it, or all of it.
@@ -134,7 +130,7 @@ class IncomingStates:
         if not continues or self._end + len(entry) > INCOMING_BYTES:
             self.make(self._head.session, self._head.lineage)
             entry = self._entry(delta_encode(NO_STATE, state()))
-        self._in_place.overwrite(INCOMING_NAME, self._end, entry)
+        self._in_place.overwrite(self._name, self._end, entry)
         self._serial += 1
         self._end += len(entry)
         self._ends_at.add(header.to_generation)
@@ -154,16 +150,16 @@ class IncomingStates:
         if self._head is None:
             raise ValueError("there is no session to take from")
         granted = self._head._replace(granted=self._serial, used=used)
-        self._in_place.overwrite(INCOMING_NAME, 0, _encode_head(granted, self._sealing))
+        self._in_place.overwrite(self._name, 0, _encode_head(granted, self._sealing))
 
     def remove(self) -> None:
         """Remove the file: the state has its own, or is of no use."""
-        self._in_place.forget(INCOMING_NAME)
-        self._directory.remove(INCOMING_NAME)
+        self._in_place.forget(self._name)
+        self._directory.remove(self._name)
 
     def find(self) -> Found | None:
         """Return what a crash has left, or None. What is damaged is an error, and stays."""
-        content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
+        content = self._directory.read(self._name, INCOMING_BYTES)
         if content is None:
             return None
         head, sealing = self._open_head(content)
@@ -179,7 +175,7 @@ class IncomingStates:
             if not is_only_state:
                 return nothing
             raise StateDirectoryError(
-                f"{INCOMING_NAME} has the vTPM's only state, and is damaged: restore it from a copy"
+                f"{self._name} has the vTPM's only state, and is damaged: restore it from a copy"
             ) from error
         return nothing._replace(
             generation=image.generation,
@@ -193,7 +189,7 @@ class IncomingStates:
         Its last entry is the state that the engine was started from, if it was; before a Grant it
         may be one that is of no use.
         """
-        content = self._directory.read(INCOMING_NAME, INCOMING_BYTES)
+        content = self._directory.read(self._name, INCOMING_BYTES)
         if content is None:
             raise ValueError("there is no session to go on with")
         self._head, self._sealing = self._open_head(content)
@@ -205,9 +201,9 @@ class IncomingStates:
             generation = delta_inspect(records[-1]).to_generation if records else 0
         except (Damaged, DeltaError, SealBroken) as error:
             raise StateDirectoryError(
-                f"{INCOMING_NAME} is damaged: start the vTPM again, from what else there is"
+                f"{self._name} is damaged: start the vTPM again, from what else there is"
             ) from error
-        self._in_place.keep_open(INCOMING_NAME)
+        self._in_place.keep_open(self._name)
         # Those of the volatile state are not in the file; all were reserved by then.
         used = self._head.used or min(generation + GENERATIONS_RESERVED, GENERATION_MAX)
         return Resumed(self._head.session, self._head.lineage, used)
@@ -229,20 +225,20 @@ class IncomingStates:
                 if is_sealed
                 else "is not sealed: leave out --key"
             )
-            raise StateKeyError(f"{INCOMING_NAME} {what}")
+            raise StateKeyError(f"{self._name} {what}")
         if self._key is None:
             return head, None
         sealing = Sealing(self._key, head.salt)
         mac = content[HEAD.size : HEAD.size + MAC_BYTES]
         if not compare_digest(mac, sealing.mac(content[: HEAD.size])):
             raise StateKeyError(
-                f"{INCOMING_NAME} does not open with this key: the key is another one, or the file "
+                f"{self._name} does not open with this key: the key is another one, or the file "
                 "was altered; give the right key, or restore it"
             )
         return head, sealing
 
     def _permanent_digest(self) -> bytes:
-        content = self._directory.read(PERMANENT_NAME, FILE_BYTES_MAX)
+        content = self._directory.read(self._directory.names.permanent, FILE_BYTES_MAX)
         return bytes(DIGEST_BYTES) if content is None else sha256(content).digest()
 
 

@@ -19,7 +19,7 @@ from vtpmd.light_typing import TYPE_CHECKING
 from vtpmd.store.directory import FILE_MODE, lock_file
 from vtpmd.store.start import Start
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 if TYPE_CHECKING:
     from vtpmd.store.keys import Key
@@ -95,8 +95,11 @@ class LinearFile(Closing):
         found = zip(StateType, extents, strict=True)
         return {kind: extent for kind, extent in found if extent.n_bytes > 0}
 
-    def start(self, key: Key | None) -> Start:
-        """Return what a vTPM starts from. Raises LinearFileError or OSError."""
+    def start(self, version: TpmVersion, key: Key | None) -> Start:
+        """Return what a vTPM of a version starts from; the file does not say which it is.
+
+        Raises LinearFileError or OSError.
+        """
         files = {kind: self._read(kind, extent) for kind, extent in self.extents().items()}
         states = {kind: self._decode(kind, content, key) for kind, content in files.items()}
         lineage = self._lineage(files.get(StateType.PERMANENT))
@@ -108,6 +111,7 @@ class LinearFile(Closing):
             )
         generation = 0 if lineage is None else lineage.generation
         return Start(
+            version=version,
             states=states,
             took_up=False,
             fenced=False,

@@ -8,13 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
-from vtpmd.store.directory import (
-    INCOMING_NAME,
-    JOURNAL_NAME,
-    OWNER_NAME,
-    StateDirectory,
-    state_file,
-)
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.in_place import InPlace
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
@@ -53,6 +47,7 @@ class MovingFiles:
         self._directory = directory
         self._key = key
         self._in_place = InPlace(directory)
+        self.names = directory.names
 
     @cached_property
     def owner(self) -> OwnerRecord:
@@ -77,11 +72,11 @@ class MovingFiles:
 
         Raises VtpmdError.
         """
-        return self.owner.read() if self._directory.exists(OWNER_NAME) else None
+        return self.owner.read() if self._directory.exists(self.names.owner) else None
 
     def found(self) -> Found | None:
         """Return what a session has left on its way in, or None. Raises VtpmdError."""
-        return self.incoming.find() if self._directory.exists(INCOMING_NAME) else None
+        return self.incoming.find() if self._directory.exists(self.names.incoming) else None
 
     def is_without_a_state(self) -> bool:
         """Return whether all that this host has of a vTPM is that peers' were not taken here.
@@ -95,7 +90,7 @@ class MovingFiles:
         from vtpmd.store.owner import Outcome
 
         ends = {line.outcome for line in record.sessions}
-        has_state = self._directory.exists(state_file(StateType.PERMANENT))
+        has_state = self._directory.exists(self.names.permanent)
         return bool(ends & {Outcome.OPEN, Outcome.DECLINED, Outcome.RELEASED}) and not has_state
 
     def granted(self) -> Granted | None:
@@ -117,7 +112,7 @@ class MovingFiles:
         found = self._directory.read_lineage()
         if found is not None:
             return found.identity
-        has_state = self._directory.exists(state_file(StateType.PERMANENT))
+        has_state = self._directory.exists(self.names.permanent)
         return NOT_KNOWN if has_state else None
 
 
@@ -152,8 +147,8 @@ def take_up(directory: StateDirectory, files: MovingFiles, key: Key | None) -> b
         if found.state is not None:
             # Those that are left go with a state that this host had before: a guest that boots
             # would find the PCRs of then.
-            directory.remove(state_file(StateType.VOLATILE))
-            directory.remove(JOURNAL_NAME)
+            for name in (files.names.volatile, files.names.savestate, files.names.journal):
+                directory.remove(name)
             lineage = Lineage(found.lineage, found.generation)
             directory.write_state(StateType.PERMANENT, found.state, key, lineage)
         files.owner.take(found.session, found.used)

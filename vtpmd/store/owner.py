@@ -22,7 +22,7 @@ from threading import RLock
 from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from vtpmd.errors import VtpmdError
-from vtpmd.store.directory import OWNER_NAME
+from vtpmd.store.directory import FileNames
 
 OWNER_VERSION: Final = 2
 SECTOR_BYTES: Final = 512
@@ -150,6 +150,8 @@ class OwnerRecordError(VtpmdError):
 class Readable(Protocol):
     """Where the record is read."""
 
+    names: FileNames
+
     def read(self, name: str, bytes_max: int) -> bytes | None:
         """Return a file's content, or None."""
 
@@ -212,8 +214,8 @@ class OwnerRecord:
     def read(self) -> Record:
         """Return what it says."""
         if self._record is None:
-            content = self._directory.read(OWNER_NAME, OWNER_BYTES_MAX)
-            self._record = parse(content)
+            content = self._directory.read(self._directory.names.owner, OWNER_BYTES_MAX)
+            self._record = parse(content, self._directory.names.owner)
             if content is not None and len(content) >= SECTOR_BYTES:
                 self._rest = content[SECTOR_BYTES:]
         return self._record
@@ -466,12 +468,13 @@ class OwnerRecord:
         )
 
     def _write(self, record: Record, content: bytes) -> None:
+        name = self._directory.names.owner
         on_disk, self._rest = self._rest, None
         self._is_in_doubt = True  # until it is durable
         if content[SECTOR_BYTES:] == on_disk:
-            self._in_place.overwrite(OWNER_NAME, 0, content[:SECTOR_BYTES])
+            self._in_place.overwrite(name, 0, content[:SECTOR_BYTES])
         else:
-            self._directory.replace(OWNER_NAME, content)
+            self._directory.replace(name, content)
         self._record, self._rest, self._is_in_doubt = record, content[SECTOR_BYTES:], False
 
 
@@ -535,16 +538,17 @@ def look(directory: Readable) -> Record:
 
     What is read while a sector is written may be part of each: what is read twice alike is not.
     """
-    before = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+    name = directory.names.owner
+    before = directory.read(name, OWNER_BYTES_MAX)
     for _ in range(LOOKS_MAX):
-        content = directory.read(OWNER_NAME, OWNER_BYTES_MAX)
+        content = directory.read(name, OWNER_BYTES_MAX)
         if content == before:
-            return parse(content)
+            return parse(content, name)
         before = content
-    raise OwnerRecordError(f"{OWNER_NAME} is written all the time: ask again")
+    raise OwnerRecordError(f"{name} is written all the time: ask again")
 
 
-def parse(content: bytes | None) -> Record:
+def parse(content: bytes | None, name: str) -> Record:
     """Return what the bytes of the file say; no file: OURS. Raises OwnerRecordError."""
     if content is None:
         return Record()
@@ -552,7 +556,7 @@ def parse(content: bytes | None) -> Record:
         return _parse(content)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OwnerRecordError(
-            f"{OWNER_NAME} cannot be read, so whose the vTPM is, is not known: restore the file, "
+            f"{name} cannot be read, so whose the vTPM is, is not known: restore the file, "
             "or remove it if no other host runs this guest"
         ) from error
 

@@ -12,8 +12,7 @@ from vtpmd import core
 from vtpmd.core import JournalFault, Recovery
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import (
-    JOURNAL_NAME,
-    PERMANENT_NAME,
+    FileNames,
     StateDirectory,
     StateDirectoryError,
     StateKeyError,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 # What is wrong in the rows of the table that are refused, after the journal's name.
 REASONS: Final = {
     "C": "is missing: the checkpoint says that it continues there",
-    "D": "continues a checkpoint that is missing, tpm2-00.permall",
+    "D": "continues a checkpoint that is missing, {permanent}",
     "E": "is damaged",
     "F": "is of a later version: update vtpmd",
     "G": "is another vTPM's",
@@ -71,6 +70,7 @@ class RecoveryRefused(StateDirectoryError):
 class Examined(NamedTuple):
     """What the files of a directory hold. Nothing was written."""
 
+    names: FileNames
     states: dict[StateType, bytes]  # of the state files
     lineage: Lineage | None  # of the permanent one
     recovery: Recovery
@@ -133,12 +133,14 @@ def examine_states(
     key: Key | None,
 ) -> Examined:
     """Work out what the states in a directory's files and its journal make, as ``examine``."""
-    journal = directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX)
+    journal = directory.read(directory.names.journal, core.JOURNAL_BYTES_MAX)
     lineage = directory.read_lineage() if StateType.PERMANENT in states else None
-    return examine_files(states, lineage, journal, None if key is None else key.journal_secret())
+    secret = None if key is None else key.journal_secret()
+    return examine_files(directory.names, states, lineage, journal, secret)
 
 
 def examine_files(
+    names: FileNames,
     states: dict[StateType, bytes],
     lineage: Lineage | None,
     journal: bytes | None,
@@ -153,13 +155,14 @@ def examine_files(
         secret=secret,
     )
     base = None if journal is None else core.journal_base(journal)
-    return Examined(states, lineage, recovery, journal is not None, base)
+    return Examined(names, states, lineage, recovery, journal is not None, base)
 
 
 def reason(examined: Examined) -> str:
     """Say why a directory is refused, and where: without an end, as more may follow."""
     recovery = examined.recovery
-    text = f"{JOURNAL_NAME} {_apart(examined) or REASONS[recovery.letter]}"
+    what = REASONS[recovery.letter].format(permanent=examined.names.permanent)
+    text = f"{examined.names.journal} {_apart(examined) or what}"
     if recovery.fault is not JournalFault.NONE:
         text += f": {FAULTS[recovery.fault]}, at byte {recovery.offset}"
     return f"{text} ({recovery.letter})"
@@ -174,7 +177,7 @@ def _apart(examined: Examined) -> str | None:
         return None
     age = "newer" if lineage.generation > base else "older"
     return (
-        f"continues generation {base}, and {PERMANENT_NAME} is {age}, of generation "
+        f"continues generation {base}, and {examined.names.permanent} is {age}, of generation "
         f"{lineage.generation}: as in a copy that was made while the vTPM was served"
     )
 
@@ -207,4 +210,4 @@ def fold(directory: StateDirectory, examined: Examined, key: Key | None) -> None
         identity, generation = examined.identity, examined.generation
         lineage = None if identity is None else Lineage(identity, generation)
         directory.write_state(StateType.PERMANENT, examined.permanent, key, lineage)
-    directory.remove(JOURNAL_NAME)
+    directory.remove(directory.names.journal)

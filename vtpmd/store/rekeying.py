@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vtpmd.store.directory import STATE_NAMES, StateDirectory, StateKeyError, state_file
+from vtpmd.store.directory import STATE_NAMES, StateDirectory, StateKeyError
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.start import anchor_of, fold
@@ -29,7 +29,7 @@ def rekey(
     present = {kind: state for kind, state in states.items() if state is not None}
     for kind, state in present.items():
         directory.write_state(kind, state, new)
-    return [state_file(kind) for kind in present]
+    return [directory.names.state(kind) for kind in present]
 
 
 def _has_key(directory: StateDirectory, kind: StateType, key: Key | None) -> bool:

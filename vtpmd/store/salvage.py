@@ -12,12 +12,10 @@ from vtpmd import core
 from vtpmd.store import recovery
 from vtpmd.store.anchor import Anchor, FallenBehind
 from vtpmd.store.directory import (
-    JOURNAL_NAME,
     STATE_NAMES,
     StateDirectory,
     StateDirectoryError,
     StateKeyError,
-    state_file,
 )
 from vtpmd.store.keys import Key
 from vtpmd.store.recovery import Examined
@@ -25,7 +23,6 @@ from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
 
-PERMANENT_FILE: Final = state_file(StateType.PERMANENT)
 LATER_VERSION: Final = "F"  # the row of the table: that version knows what to make of it
 LOST_COMMITS_MAX: Final = core.JOURNAL_BYTES_MAX // core.JOURNAL_SECTOR_BYTES
 COPIES_MAX: Final = 1000  # of one file's originals: more of them were not made by hand
@@ -73,7 +70,8 @@ def assess(directory: StateDirectory, key: Key | None) -> Salvage:
         return Salvage(examined, problems, [], [], None)
     if examined.recovery.letter in recovery.KEY_LETTERS:
         raise StateKeyError(f"{directory.path}: {recovery.reason(examined)}")
-    set_aside = [state_file(kind) for kind in damaged]
+    names = directory.names
+    set_aside = [names.state(kind) for kind in damaged]
     lost = [f"{name}: the guest begins with a reset of its TPM" for name in set_aside]
     if examined.recovery.may_start:
         return Salvage(examined, problems, lost, set_aside, examined.permanent)
@@ -82,23 +80,23 @@ def assess(directory: StateDirectory, key: Key | None) -> Salvage:
         return Salvage(examined, problems, [], [], None)
     for kind in (StateType.VOLATILE, StateType.SAVESTATE):
         if kind in states:
-            lost.append(f"{state_file(kind)}: it goes with what is lost")
-            set_aside.append(state_file(kind))
+            lost.append(f"{names.state(kind)}: it goes with what is lost")
+            set_aside.append(names.state(kind))
     lost.insert(0, _lost(examined))
     if examined.has_journal:
-        set_aside.append(JOURNAL_NAME)
+        set_aside.append(names.journal)
     return Salvage(examined, problems, lost, set_aside, examined.permanent)
 
 
 def _lost(examined: Examined) -> str:
     """Say what of the journal is not in the image that was made."""
-    found = examined.recovery
+    found, journal = examined.recovery, examined.names.journal
     if not examined.has_journal:
-        return f"{JOURNAL_NAME}: all commits since the checkpoint"
+        return f"{journal}: all commits since the checkpoint"
     if found.image is None:
-        return f"{JOURNAL_NAME}: all {found.used_bytes} bytes that were written to it"
+        return f"{journal}: all {found.used_bytes} bytes that were written to it"
     return (
-        f"{JOURNAL_NAME}: what follows byte {found.offset}, of {found.used_bytes} bytes that were "
+        f"{journal}: what follows byte {found.offset}, of {found.used_bytes} bytes that were "
         "written to it"
     )
 
@@ -113,10 +111,11 @@ def restore(directory: StateDirectory, salvage: Salvage, key: Key | None) -> dic
         raise ValueError("there is nothing to restore")
     kept = {}
     if not salvage.examined.recovery.may_start:
-        original = directory.read(PERMANENT_FILE, swtpm_format.FILE_BYTES_MAX)
+        permanent = directory.names.permanent
+        original = directory.read(permanent, swtpm_format.FILE_BYTES_MAX)
         if original is not None:
-            kept[PERMANENT_FILE] = _free_name(directory, PERMANENT_FILE)
-            directory.replace(kept[PERMANENT_FILE], original)
+            kept[permanent] = _free_name(directory, permanent)
+            directory.replace(kept[permanent], original)
         directory.write_state(StateType.PERMANENT, salvage.image, key, _lineage(salvage))
     for name in salvage.set_aside:
         kept[name] = _free_name(directory, name)

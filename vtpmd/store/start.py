@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store import backup, recovery
-from vtpmd.store.directory import StateDirectory, state_file
+from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.recovery import Examined
-from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
 
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.keys import Key
+    from vtpmd.wire.tpm import StateType, TpmVersion
 
 
 class Start(NamedTuple):
     """What a vTPM starts from."""
 
+    version: TpmVersion
     states: dict[StateType, bytes]
     took_up: bool  # a state that had been granted to this host
     fenced: bool  # it may be another host's, and is not to be served
@@ -38,11 +39,6 @@ class Start(NamedTuple):
     loaded: int  # that of the permanent state, as far as it is known
     changes: int  # how many the journal had that the state file did not
     keeps_journal: bool = True  # there is a place for one
-
-    @property
-    def is_new(self) -> bool:
-        """Whether there is no vTPM yet."""
-        return StateType.PERMANENT not in self.states
 
     def __repr__(self) -> str:
         """Leave the states out."""
@@ -62,7 +58,7 @@ def open_anchor(
     from vtpmd.store.anchor import Anchor
 
     granted = files.granted()
-    has_state = granted is not None or directory.exists(state_file(StateType.PERMANENT))
+    has_state = granted is not None or directory.exists(directory.names.permanent)
     anchor = Anchor.open(path, Path(directory.path), is_new=not has_state)
     try:
         if granted is None or not anchor.has_seen(granted.digest()):
@@ -124,6 +120,7 @@ def start(
     generation = max(examined.generation, 0 if anchor is None else anchor.generation)
     record = files.record()
     return Start(
+        version=directory.version,
         states=examined.states_to_start_from(),
         took_up=took_up,
         fenced=record is not None and not record.is_ours,

@@ -12,18 +12,12 @@ from typing import Final, NamedTuple, TypeVar
 from vtpmd import core
 from vtpmd.errors import VtpmdError
 from vtpmd.store import recovery
-from vtpmd.store.directory import (
-    INCOMING_NAME,
-    JOURNAL_NAME,
-    PERMANENT_NAME,
-    OpenDirectory,
-    StateDirectoryError,
-)
+from vtpmd.store.directory import OpenDirectory, StateDirectoryError
 from vtpmd.store.holders import Holder, holders
 from vtpmd.store.owner import Record, look
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 LOOKS_MAX: Final = 100  # a guest may write to its TPM's memory, some of the time
 
@@ -46,6 +40,7 @@ class StateStatus(NamedTuple):
 class Status(NamedTuple):
     """What a state directory says of its vTPM."""
 
+    version: TpmVersion | None  # None: there is none yet
     record: Record | None  # None: it cannot be read
     state: StateStatus | None  # None: its files cannot be read
     is_served: bool | None  # None: the lock cannot be read
@@ -70,7 +65,9 @@ def status_of(directory: OpenDirectory) -> Status:
         problems.append(state.problem)
     is_served = told(OpenDirectory.is_in_use)
     found = holders(directory) if is_served else []
-    return Status(record, state, is_served, found, directory.exists(INCOMING_NAME), problems)
+    has_incoming = directory.exists(directory.names.incoming)
+    version = directory.version if any(map(directory.exists, directory.names)) else None
+    return Status(version, record, state, is_served, found, has_incoming, problems)
 
 
 def _state(directory: OpenDirectory) -> StateStatus:
@@ -84,9 +81,9 @@ def _state(directory: OpenDirectory) -> StateStatus:
         except swtpm_format.KeyNeeded:
             return _of_lineage(lineage, journal)._replace(is_encrypted=True)
         except swtpm_format.FormatError as error:
-            problem = f"{directory.place(PERMANENT_NAME)}: {error}; {_remedy(directory)}"
+            problem = f"{directory.place(directory.names.permanent)}: {error}; {_remedy(directory)}"
             return _of_lineage(lineage, journal)._replace(problem=problem)
-    found = recovery.examine_files(states, lineage, journal)
+    found = recovery.examine_files(directory.names, states, lineage, journal)
     if not found.recovery.may_start:
         problem = f"{directory.path}: {recovery.reason(found)}; {_remedy(directory)}"
         told = _of_lineage(lineage, journal)
@@ -119,13 +116,15 @@ def _read(directory: OpenDirectory) -> tuple[bytes | None, bytes | None]:
     Who serves the directory may write to either, and puts others in their place, between two reads
     and in the middle of one: what is read twice alike was so.
     """
-    before = None
+    names, before = directory.names, None
     for _ in range(LOOKS_MAX):
         found = (
-            directory.read(PERMANENT_NAME, swtpm_format.FILE_BYTES_MAX),
-            directory.read(JOURNAL_NAME, core.JOURNAL_BYTES_MAX),
+            directory.read(names.permanent, swtpm_format.FILE_BYTES_MAX),
+            directory.read(names.journal, core.JOURNAL_BYTES_MAX),
         )
         if found == before:
             return found
         before = found
-    raise StateDirectoryError(f"{directory.place(JOURNAL_NAME)} is written all the time: ask again")
+    raise StateDirectoryError(
+        f"{directory.place(names.journal)} is written all the time: ask again"
+    )

@@ -25,9 +25,6 @@ FRAME_BYTES_MAX: Final = 320 * 1024
 TEXT_BYTES_MAX: Final = 512
 # Of one read; frames may come in pieces.
 READ_BYTES_MAX: Final = 64 * 1024
-# The only one that there is so far.
-TPM_VERSION: Final = 2
-
 _LENGTH: Final = Struct(">I")
 
 
@@ -73,7 +70,7 @@ class Hello(NamedTuple):
     session: bytes
     uuid: bytes  # all zero: the operator gave none
     lineage: bytes  # the vTPM's identity, which it keeps wherever it goes
-    tpm_version: int  # 2
+    tpm_version: int  # of TpmVersion
     libtpms_version: int  # as TPMLIB_GetVersion() has it
     image_bytes_max: int
 

@@ -1,6 +1,52 @@
-"""What the control channel, state files and sessions say of a TPM: results, and types of state."""
+"""What the control channel, state files and sessions say of a TPM: versions, results, states."""
+
+from __future__ import annotations
 
 from enum import IntEnum
+
+from vtpmd.light_typing import NamedTuple
+
+
+class TpmVersion(IntEnum):
+    """Which TPM it is, as the engine and peers have it (``enum version_number``)."""
+
+    TPM_1_2 = 1
+    TPM_2_0 = 2
+
+    @property
+    def facts(self) -> VersionFacts:
+        """What vtpmd has to know of it."""
+        return _FACTS[self]
+
+
+class VersionFacts(NamedTuple):
+    """What differs between the versions; csrc/version.h has what the engine has to know."""
+
+    word: str  # for people
+    prefix: str  # swtpm's, of the names of state files
+    # TPM_Startup or TPM2_Startup, of each of swtpm's flags.
+    startups: dict[str, bytes]
+
+
+_FACTS = {
+    TpmVersion.TPM_1_2: VersionFacts(
+        "1.2",
+        "tpm-00",
+        {
+            "startup-clear": bytes.fromhex("00c1 0000000c 00000099 0001"),
+            "startup-state": bytes.fromhex("00c1 0000000c 00000099 0002"),
+            "startup-deactivated": bytes.fromhex("00c1 0000000c 00000099 0003"),
+        },
+    ),
+    TpmVersion.TPM_2_0: VersionFacts(
+        "2.0",
+        "tpm2-00",
+        {
+            "startup-clear": bytes.fromhex("8001 0000000c 00000144 0000"),
+            "startup-state": bytes.fromhex("8001 0000000c 00000144 0001"),
+        },
+    ),
+}
 
 
 class Result(IntEnum):

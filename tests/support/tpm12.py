@@ -1,0 +1,331 @@
+"""Build TPM 1.2 commands and parse their responses, for tests.
+
+Numbers and layouts are of the TCG "TPM Main", parts 2 (structures) and 3 (commands). Sessions are
+OIAP, and OSAP where a secret goes in. `Tpm12` wraps any transport: a function that takes a command
+and gives the response.
+"""
+
+import hashlib
+import hmac
+import os
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
+
+HEADER = struct.Struct(">HII")
+Transport = Callable[[bytes], bytes]
+
+DIGEST_BYTES = 20
+NV_INDEX = 0x0001_1101
+SRK = 0x4000_0000
+RSA_BITS = 2048
+RSA_EXPONENT = 65537
+
+
+class Tag(IntEnum):
+    """Whether a command carries an authorisation session."""
+
+    COMMAND = 0x00C1
+    AUTH1_COMMAND = 0x00C2
+    RESPONSE = 0x00C4
+
+
+class Ordinal(IntEnum):
+    """TPM_ORD, those that the tests use."""
+
+    OIAP = 0x0A
+    OSAP = 0x0B
+    TAKE_OWNERSHIP = 0x0D
+    EXTEND = 0x14
+    PCR_READ = 0x15
+    CREATE_WRAP_KEY = 0x1F
+    SIGN = 0x3C
+    LOAD_KEY_2 = 0x41
+    GET_RANDOM = 0x46
+    SELF_TEST_FULL = 0x50
+    CONTINUE_SELF_TEST = 0x53
+    GET_CAPABILITY = 0x65
+    PHYSICAL_ENABLE = 0x6F
+    PHYSICAL_SET_DEACTIVATED = 0x72
+    CREATE_ENDORSEMENT_KEY_PAIR = 0x78
+    READ_PUBEK = 0x7C
+    SAVE_STATE = 0x98
+    STARTUP = 0x99
+    NV_DEFINE_SPACE = 0xCC
+    NV_WRITE_VALUE = 0xCD
+    NV_READ_VALUE = 0xCF
+    PHYSICAL_PRESENCE = 0x4000_000A
+
+
+class StartupType(IntEnum):
+    """TPM_STARTUP_TYPE."""
+
+    CLEAR = 1
+    STATE = 2
+    DEACTIVATED = 3
+
+
+class Tpm12Error(Exception):
+    """The TPM answered a command with an error."""
+
+    def __init__(self, ordinal: int, code: int) -> None:
+        super().__init__(f"ordinal {ordinal:#x} answered {code:#x}")
+        self.code = code
+
+
+class Key(NamedTuple):
+    """A signing key: as it is wrapped, and its secret."""
+
+    wrapped: bytes
+    auth: bytes
+
+    def public(self) -> rsa.RSAPublicKey:
+        """Return its public key."""
+        at = 4 + 2 + 4 + 1 + len(_key_parameters(0, 0)) + 4  # up to the public key
+        (size,) = struct.unpack_from(">I", self.wrapped, at)
+        modulus = int.from_bytes(self.wrapped[at + 4 : at + 4 + size], "big")
+        return rsa.RSAPublicNumbers(RSA_EXPONENT, modulus).public_key()
+
+    def verify(self, digest: bytes, signature: bytes) -> None:
+        """Raise InvalidSignature unless it is this key's signature of a SHA-1 digest."""
+        # RSASSA-PKCS1-v1.5 of SHA-1 is what a TPM 1.2 has.
+        scheme = utils.Prehashed(hashes.SHA1())  # noqa: S303
+        self.public().verify(signature, digest, padding.PKCS1v15(), scheme)
+
+
+def command(ordinal: int, parameters: bytes = b"", tag: int = Tag.COMMAND) -> bytes:
+    """Build a command."""
+    return HEADER.pack(tag, HEADER.size + len(parameters), ordinal) + parameters
+
+
+def startup(kind: StartupType = StartupType.CLEAR) -> bytes:
+    """Build TPM_Startup."""
+    return command(Ordinal.STARTUP, struct.pack(">H", kind))
+
+
+def save_state() -> bytes:
+    """Build TPM_SaveState."""
+    return command(Ordinal.SAVE_STATE)
+
+
+def get_random(size: int) -> bytes:
+    """Build TPM_GetRandom."""
+    return command(Ordinal.GET_RANDOM, struct.pack(">I", size))
+
+
+def pcr_read(pcr: int) -> bytes:
+    """Build TPM_PcrRead."""
+    return command(Ordinal.PCR_READ, struct.pack(">I", pcr))
+
+
+def pcr_extend(pcr: int, digest: bytes) -> bytes:
+    """Build TPM_Extend."""
+    return command(Ordinal.EXTEND, struct.pack(">I", pcr) + digest)
+
+
+def get_capability(capability: int, sub: bytes = b"") -> bytes:
+    """Build TPM_GetCapability."""
+    return command(Ordinal.GET_CAPABILITY, struct.pack(">I", capability) + _sized(sub))
+
+
+def nv_define(index: int, size: int, attributes: int = 0x1) -> bytes:
+    """Build TPM_NV_DefineSpace, without the owner: of a TPM whose NV memory is not locked."""
+    any_pcr = struct.pack(">H3sB", 3, bytes(3), 0x1F) + bytes(DIGEST_BYTES)
+    public = struct.pack(">HI", 0x0018, index) + any_pcr + any_pcr
+    public += struct.pack(">HI3sI", 0x0017, attributes, bytes(3), size)
+    return command(Ordinal.NV_DEFINE_SPACE, public + bytes(DIGEST_BYTES))
+
+
+def nv_write(index: int, data: bytes, offset: int = 0) -> bytes:
+    """Build TPM_NV_WriteValue."""
+    return command(Ordinal.NV_WRITE_VALUE, struct.pack(">II", index, offset) + _sized(data))
+
+
+def nv_read(index: int, size: int, offset: int = 0) -> bytes:
+    """Build TPM_NV_ReadValue."""
+    return command(Ordinal.NV_READ_VALUE, struct.pack(">III", index, offset, size))
+
+
+def physical_presence(flags: int) -> bytes:
+    """Build TSC_PhysicalPresence."""
+    return command(Ordinal.PHYSICAL_PRESENCE, struct.pack(">H", flags))
+
+
+class Tpm12:
+    """Run commands over a transport and return what their responses say.
+
+    Every method raises Tpm12Error when the TPM answers an error, ValueError or struct.error when
+    the response is not well formed, and what the transport raises.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def execute(self, built: bytes) -> bytes:
+        """Run a built command; return what follows the response's header."""
+        response = self._transport(built)
+        _, size, code = HEADER.unpack_from(response)
+        if size != len(response):
+            raise ValueError(f"a response of {len(response)} bytes says that it has {size}")
+        if code != 0:
+            raise Tpm12Error(HEADER.unpack_from(built)[2], code)
+        return response[HEADER.size :]
+
+    def startup(self, kind: StartupType = StartupType.CLEAR) -> None:
+        """Start the TPM."""
+        self.execute(startup(kind))
+
+    def save_state(self) -> None:
+        """Save the state, as before a sleep."""
+        self.execute(save_state())
+
+    def random(self, size: int) -> bytes:
+        """Return random bytes, `size` or fewer."""
+        return _unsized(self.execute(get_random(size)))
+
+    def pcr(self, number: int) -> bytes:
+        """Return the value of a PCR."""
+        return self.execute(pcr_read(number))
+
+    def extend(self, pcr: int, digest: bytes) -> None:
+        """Extend a PCR."""
+        self.execute(pcr_extend(pcr, digest))
+
+    def nv_define(self, index: int, size: int) -> None:
+        """Define an NV index."""
+        self.execute(nv_define(index, size))
+
+    def nv_write(self, index: int, data: bytes) -> None:
+        """Write an NV index from its start."""
+        self.execute(nv_write(index, data))
+
+    def nv_read(self, index: int, size: int) -> bytes:
+        """Read an NV index from its start."""
+        return _unsized(self.execute(nv_read(index, size)))
+
+    def enable(self) -> None:
+        """Enable and activate the TPM, as firmware does; it is active from its next start on."""
+        for flags in (0x0020, 0x0008):  # may be said by software; is there
+            self.execute(physical_presence(flags))
+        self.execute(command(Ordinal.PHYSICAL_ENABLE))
+        self.execute(command(Ordinal.PHYSICAL_SET_DEACTIVATED, b"\0"))
+
+    def take_ownership(self, owner_auth: bytes, srk_auth: bytes) -> None:
+        """Make the endorsement key, and become the owner."""
+        self.execute(
+            command(
+                Ordinal.CREATE_ENDORSEMENT_KEY_PAIR,
+                os.urandom(DIGEST_BYTES) + _key_parameters(0x0003, 0x0001),
+            )
+        )
+        endorsement = self._endorsement_key()
+        parameters = struct.pack(">H", 0x0005)  # TPM_PID_OWNER
+        for auth in (owner_auth, srk_auth):
+            parameters += _sized(endorsement.encrypt(auth, _OAEP))
+        parameters += _key(0x0011, 0x0003, 0x0001)
+        self._authorised(Ordinal.TAKE_OWNERSHIP, b"", parameters, owner_auth)
+
+    def create_key(self, srk_auth: bytes, auth: bytes) -> Key:
+        """Make a signing key under the storage root key."""
+        odd = os.urandom(DIGEST_BYTES)
+        answer = self.execute(command(Ordinal.OSAP, struct.pack(">HI", 0x0004, SRK) + odd))
+        session, even, even_osap = answer[:4], answer[4:24], answer[24:44]
+        shared = _hmac(srk_auth, even_osap + odd)
+        nonce = os.urandom(DIGEST_BYTES)
+        parameters = _xor(auth, _sha1(shared + even)) + _xor(auth, _sha1(shared + nonce))
+        parameters += _key(0x0010, 0x0001, 0x0002)
+        wrapped = self._finish(
+            *(Ordinal.CREATE_WRAP_KEY, struct.pack(">I", SRK), parameters),
+            _Session(session, even, nonce, shared),
+        )
+        return Key(wrapped, auth)
+
+    def load_key(self, key: Key, srk_auth: bytes) -> int:
+        """Load a key; return its handle."""
+        parent = struct.pack(">I", SRK)
+        answer = self._authorised(Ordinal.LOAD_KEY_2, parent, key.wrapped, srk_auth)
+        return int.from_bytes(answer[:4], "big")
+
+    def sign(self, handle: int, digest: bytes, auth: bytes) -> bytes:
+        """Sign a SHA-1 digest; return the signature."""
+        key = struct.pack(">I", handle)
+        return _unsized(self._authorised(Ordinal.SIGN, key, _sized(digest), auth))
+
+    def _endorsement_key(self) -> rsa.RSAPublicKey:
+        answer = self.execute(command(Ordinal.READ_PUBEK, bytes(DIGEST_BYTES)))
+        modulus = _unsized(answer[len(_key_parameters(0, 0)) :])
+        return rsa.RSAPublicNumbers(RSA_EXPONENT, int.from_bytes(modulus, "big")).public_key()
+
+    def _authorised(self, ordinal: int, handles: bytes, parameters: bytes, auth: bytes) -> bytes:
+        """Run a command in a session of its own; return the response's parameters."""
+        answer = self.execute(command(Ordinal.OIAP))
+        session = _Session(answer[:4], answer[4:24], os.urandom(DIGEST_BYTES), auth)
+        return self._finish(ordinal, handles, parameters, session)
+
+    def _finish(
+        self, ordinal: int, handles: bytes, parameters: bytes, session: "_Session"
+    ) -> bytes:
+        covered = _sha1(struct.pack(">I", ordinal) + parameters)
+        mac = _hmac(session.auth, covered + session.even + session.odd + b"\0")
+        body = handles + parameters + session.handle + session.odd + b"\0" + mac
+        answer = self.execute(command(ordinal, body, Tag.AUTH1_COMMAND))
+        found, rest = answer[:-41], answer[-41:]
+        even, goes_on, theirs = rest[:20], rest[20:21], rest[21:]
+        # A handle is not covered.
+        covers = found[4:] if ordinal == Ordinal.LOAD_KEY_2 else found
+        covered = _sha1(struct.pack(">II", 0, ordinal) + covers)
+        if not hmac.compare_digest(
+            theirs, _hmac(session.auth, covered + even + session.odd + goes_on)
+        ):
+            raise ValueError("the response is not authorised")
+        return found
+
+
+class _Session(NamedTuple):
+    handle: bytes
+    even: bytes
+    odd: bytes
+    auth: bytes
+
+
+# As a TPM 1.2 has it.
+_OAEP = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), b"TCPA")  # noqa: S303
+
+
+def _key_parameters(encryption: int, signature: int) -> bytes:
+    """TPM_KEY_PARMS, of RSA keys."""
+    parameters = struct.pack(">III", RSA_BITS, 2, 0)
+    return struct.pack(">IHH", 0x0001, encryption, signature) + _sized(parameters)
+
+
+def _key(usage: int, encryption: int, signature: int) -> bytes:
+    """TPM_KEY without a key: what is to be made."""
+    head = bytes([1, 1, 0, 0]) + struct.pack(">HIB", usage, 0, 1)  # the secret is always asked for
+    return head + _key_parameters(encryption, signature) + bytes(4 + 4 + 4)
+
+
+def _sized(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def _unsized(data: bytes) -> bytes:
+    (size,) = struct.unpack_from(">I", data)
+    if len(data) < 4 + size:
+        raise ValueError(f"{size} bytes are announced, and there are {len(data) - 4}")
+    return data[4 : 4 + size]
+
+
+def _sha1(data: bytes) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).digest()
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.new(key, data, "sha1").digest()
+
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))
