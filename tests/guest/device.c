@@ -8,8 +8,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+static const off_t registers_address = 0xfed40000; /* of locality 0 */
+
 enum {
-    REGISTERS_ADDRESS = 0xfed40000, /* of locality 0 */
     REGISTERS_BYTES = 0x1000,
     REGISTER_ACCESS = 0x00,
     REGISTER_STATUS = 0x18,
@@ -36,7 +37,7 @@ int device_open(const char *path)
     if (strcmp(path, memory) != 0)
         return 0;
     void *mapped =
-        mmap(NULL, REGISTERS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, device, REGISTERS_ADDRESS);
+        mmap(NULL, REGISTERS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, device, registers_address);
     if (mapped == MAP_FAILED)
         return failure("cannot map the TPM's registers: %s", strerror(errno));
     registers = mapped;
