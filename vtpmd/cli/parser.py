@@ -6,9 +6,12 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtpmd import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 # In the order of the help; each is the module of that name here.
 COMMANDS = ("run", "attach", "status", "migrate", "owner", "pki", "fold", "recover", "rekey")
@@ -46,6 +49,10 @@ class Parser(argparse.ArgumentParser):
         """Return the help."""
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         return super().format_help()
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help. Raises OSError, which argparse keeps to itself from Python 3.12 on."""
+        print(self.format_help(), end="", file=file)
 
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
