@@ -186,6 +186,8 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     if host.engine is Handover.WAITING:
         late = engine_takes(project, world, "d", HandoverEvent.TIMED_OUT)
         yield from took("SILENCE: no Grant in time", late)
+    if host.todo and host.todo[0].value == KEEP:
+        return  # its vtpmd hears of nothing else before that is done
     if host.state not in (None, State.ENDED):
         aside = destination_takes(project, world, events.SetAside(""))
         yield from took("QEMU at the destination boots, or brings whole blobs", aside)

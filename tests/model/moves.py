@@ -405,8 +405,9 @@ def _destination_qemu(project: Project, world: World) -> Iterator[Move]:
         yield "INIT", _init_comes(project, world)
     if host.command == "init" and host.engine is not Handover.WAITING:
         yield _init_is_answered(project, world)
-    if host.qemu == "dead" and not host.command and not host.news:
-        yield from _boots(project, world)
+    is_keeping = bool(host.todo) and host.todo[0].value == KEEP
+    if host.qemu == "dead" and not host.command and not host.news and not is_keeping:
+        yield from _boots(project, world)  # of which its vtpmd is asked
 
 
 def _tail_comes(project: Project, world: World) -> World | None:
