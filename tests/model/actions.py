@@ -509,7 +509,7 @@ def _keeps(_: Project, world: World) -> World:
 
 def _grants(project: Project, world: World) -> World:
     """Have the file say so, once it has what the TPM was started from."""
-    if world.d.tpm == "held" and "complete" not in project.without:
+    if world.d.tpm == "held":
         world = _keeps(project, world)
     return world.destination(file="granted")
 

@@ -50,7 +50,7 @@ async def _nothing(*_: object) -> None:
 
 
 def _offers_nothing(patch: Patch) -> None:
-    patch.setattr(OwnerRecord, "offer", lambda *_: None)
+    patch.setattr(OwnerRecord, "offering", lambda *_: lambda: None)
 
 
 def _grants_before_the_record(patch: Patch) -> None:

@@ -209,9 +209,6 @@ CANARIES: dict[str, Canary] = {
         0, "STUCK", (without(Source, Do.ASK, by=events.QemuLeft),), left_out=("ask",)
     ),
     "settle: no part of the session": Canary(1, "TWO", left_out=("settle",)),
-    "complete: granted, without what the disk had not taken": Canary(
-        2, "LOST", left_out=("complete",)
-    ),
     "served: undone by a snapshot": Canary(1, "LOST", left_out=("served",)),
     "releasing: an Ask is answered Kept": Canary(1, "STUCK", left_out=("releasing",)),
     "orphan and digests: two sessions stage, and Take is believed": Canary(

@@ -1,4 +1,6 @@
-"""A vtpmd that stands still at a step, for as long as it lives: Python imports this as it starts.
+"""A vtpmd whose record is never said to be written: Python imports this as it starts.
+
+The thread that writes it stands still at a step, for as long as vtpmd lives.
 
 ``VTPMD_HELD_AT`` names the step, and ``VTPMD_HELD`` a file that it makes once it has come there.
 What is shipped knows nothing of this.
@@ -6,13 +8,14 @@ What is shipped knows nothing of this.
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vtpmd.store.owner import OwnerRecord
 
 STEP = os.environ["VTPMD_HELD_AT"]
 
-_write = OwnerRecord.offer
+_offering = OwnerRecord.offering
 
 
 def _come_to(step: str) -> None:
@@ -22,10 +25,15 @@ def _come_to(step: str) -> None:
             time.sleep(1)
 
 
-def _offer(record: OwnerRecord, session: bytes) -> None:
-    _come_to("before-the-record")
-    _write(record, session)
-    _come_to("after-the-record")
+def _held(record: OwnerRecord, session: bytes) -> Callable[[], None]:
+    write = _offering(record, session)
+
+    def held() -> None:
+        _come_to("before-the-record")
+        write()
+        _come_to("after-the-record")
+
+    return held
 
 
-setattr(OwnerRecord, "offer", _offer)  # noqa: B010 - a method is not to be assigned to
+setattr(OwnerRecord, "offering", _held)  # noqa: B010 - a method is not to be assigned to
