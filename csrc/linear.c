@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "check.h"
 #include "error.h"
+#include "hold.h"
 
 /* The names that checkpoint.c gives, after what tells a TPM's version. */
 static const char *const state_names[LINEAR_STATES] = {"permall", "volatilestate", "savestate"};
@@ -16,14 +16,7 @@ enum {
     NO_STATE = -1,
 };
 
-static void unlock(pthread_mutex_t **locked)
-{
-    pthread_mutex_unlock(*locked);
-}
-
-#define LOCKED(linear)                                                                             \
-    cleanup(unlock) pthread_mutex_t *locked __attribute__((unused)) = &(linear)->lock;             \
-    pthread_mutex_lock(&(linear)->lock)
+#define locked(linear) hold_mutex(&(linear)->lock)
 
 static struct linear *linear_of(struct io *io)
 {
@@ -146,7 +139,7 @@ static int linear_create(struct io *io, const char *name)
     struct linear *linear = linear_of(io);
     int state = state_of(name);
 
-    LOCKED(linear);
+    locked(linear);
     if (state == NO_STATE || !is_temporary(name))
         return -EROFS;
     linear->made[state] = (struct linear_made){.is_made = true};
@@ -157,7 +150,7 @@ static int take_room(struct linear *linear, int state, uint32_t n_bytes)
 {
     struct linear_extent taken[2 * LINEAR_STATES];
 
-    LOCKED(linear);
+    locked(linear);
     int r = look(linear);
     if (r >= 0)
         r = settle(linear);
@@ -206,7 +199,7 @@ static size_t units_at(const struct linear *linear, const struct linear_extent *
 
 static void note_length(struct linear *linear, uint64_t file_bytes)
 {
-    LOCKED(linear);
+    locked(linear);
     if (linear->file_bytes < file_bytes)
         linear->file_bytes = file_bytes;
 }
@@ -273,7 +266,7 @@ static int linear_rename(struct io *io, const char *from, const char *to)
     struct linear *linear = linear_of(io);
     int state = state_of(from);
 
-    LOCKED(linear);
+    locked(linear);
     check(is_temporary(from) && !is_temporary(to) && state_of(to) == state);
     if (state == NO_STATE || linear->made[state].extent.n_bytes == 0)
         return -ENOENT;
@@ -298,7 +291,7 @@ static int linear_unlink(struct io *io, const char *name)
     struct linear *linear = linear_of(io);
     int state = state_of(name);
 
-    LOCKED(linear);
+    locked(linear);
     if (state == NO_STATE)
         return -ENOENT;
     if (is_temporary(name))
@@ -315,7 +308,7 @@ static int linear_find(struct io *io, const char *name)
     struct linear *linear = linear_of(io);
     int state = state_of(name);
 
-    LOCKED(linear);
+    locked(linear);
     return state != NO_STATE && linear->header.states[state].n_bytes > 0 ? 0 : -ENOENT;
 }
 
@@ -323,7 +316,7 @@ static int linear_sync_directory(struct io *io)
 {
     struct linear *linear = linear_of(io);
 
-    LOCKED(linear);
+    locked(linear);
     return settle(linear);
 }
 
@@ -331,7 +324,7 @@ static void linear_look_again(struct io *io)
 {
     struct linear *linear = linear_of(io);
 
-    LOCKED(linear);
+    locked(linear);
     linear->is_outdated = true;
 }
 

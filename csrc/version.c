@@ -1,15 +1,16 @@
 #include "version.h"
 
+#define NAMES(final, temporary)                                                                    \
+    .prefix = (final), .temporary_prefix = (temporary), .journal_name = final ".journal",          \
+    .journal_temporary_name = temporary ".journal"
+
 static const struct version versions[] = {
     [VERSION_1_2] =
         {
             .number = VERSION_1_2,
             .name = "1.2",
             .library = 0, /* TPMLIB_TPM_VERSION_1_2 */
-            .prefix = "tpm-00",
-            .temporary_prefix = "TMP-00",
-            .journal_name = "tpm-00.journal",
-            .journal_temporary_name = "TMP-00.journal",
+            NAMES("tpm-00", "TMP-00"),
             .response_tag = 0x00c4, /* TPM_TAG_RSP_COMMAND: TPM main part 2, 6 */
             .failure = 0x009,       /* TPM_FAIL: 16 */
             .retry = 0x800,         /* TPM_RETRY */
@@ -23,10 +24,7 @@ static const struct version versions[] = {
             .number = VERSION_2_0,
             .name = "2.0",
             .library = 1, /* TPMLIB_TPM_VERSION_2 */
-            .prefix = "tpm2-00",
-            .temporary_prefix = "TMP2-00",
-            .journal_name = "tpm2-00.journal",
-            .journal_temporary_name = "TMP2-00.journal",
+            NAMES("tpm2-00", "TMP2-00"),
             .response_tag = 0x8001, /* TPM_ST_NO_SESSIONS: TPM 2.0 part 2, 6.9 */
             .failure = 0x101,       /* TPM_RC_FAILURE: 6.6.3 */
             .retry = 0x922,         /* TPM_RC_RETRY */

@@ -14,6 +14,7 @@
 #include "check.h"
 #include "clock.h"
 #include "error.h"
+#include "hold.h"
 #include "lane.h"
 #include "message.h"
 #include "tpm.h"
@@ -42,14 +43,7 @@ struct blackout {
     struct link_handover told;   /* what vtpmd hears */
 };
 
-static void unlock(pthread_mutex_t **lock)
-{
-    pthread_mutex_unlock(*lock);
-}
-
-#define locked(blackout)                                                                           \
-    cleanup(unlock) pthread_mutex_t *held = &(blackout)->lock;                                     \
-    pthread_mutex_lock(held)
+#define locked(blackout) hold_mutex(&(blackout)->lock)
 
 int blackout_new(struct blackout **out, struct tpm *tpm, struct asker *asker)
 {

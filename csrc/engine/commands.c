@@ -123,16 +123,18 @@ static int ask(struct commands *commands, struct asked *asked, TPM_RESULT *resul
     while (verdict == UNASKED_WAIT) {
         int r = asker_ask(commands->asker, &asked->question, may_decide(commands, asked->command),
                           &asked->answer);
+        if (r == ASKER_SETTLED) {
+            *result = TPM_SUCCESS;
+            return SETTLED;
+        }
         if (r == 0)
             *result = asked->answer.header.result;
         else if (r == ASKER_CLOSED)
             *result = TPM_FAIL;
         else if (commands->done.is_so)
             *result = commands->done.result;
-        if (r == ASKER_SETTLED)
-            *result = TPM_SUCCESS;
         if (r != ASKER_NOBODY || commands->done.is_so)
-            return r == ASKER_SETTLED ? SETTLED : ANSWERED;
+            return ANSWERED;
         verdict = look_up(commands, asked->command);
         if (verdict == UNASKED_WAIT && !asker_wait(commands->asker, deadline_ms))
             verdict = refuse(commands, asked->command);

@@ -16,6 +16,7 @@
 #include "custody.h"
 #include "digest.h"
 #include "error.h"
+#include "hold.h"
 #include "image.h"
 #include "long_command.h"
 #include "nvram.h"
@@ -74,14 +75,7 @@ _Static_assert(sizeof(((struct link_digests *)0)->permanent_digest) == DIGEST_BY
 /* Of the running command; libtpms' callback has no room for a pointer. */
 static TPM_MODIFIER_INDICATOR current_locality;
 
-static void unlock(pthread_mutex_t **lock)
-{
-    pthread_mutex_unlock(*lock);
-}
-
-#define locked(tpm)                                                                                \
-    cleanup(unlock) pthread_mutex_t *lock __attribute__((unused)) = &(tpm)->lock;                  \
-    pthread_mutex_lock(lock)
+#define locked(tpm) hold_mutex(&(tpm)->lock)
 
 static const enum TPMLIB_StateType library_types[] = {
     [LINK_STATE_PERMANENT] = TPMLIB_STATE_PERMANENT,

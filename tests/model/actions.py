@@ -503,6 +503,11 @@ def _removes_file(_: Project, world: World) -> World:
     return world.destination(file="none")
 
 
+def is_keeping(world: World) -> bool:
+    """Return whether the destination's disk is at what it has to keep; its vtpmd waits for it."""
+    return bool(world.d.todo) and world.d.todo[0].value == KEEP
+
+
 def _keeps(_: Project, world: World) -> World:
     return world.destination(file="staged", staged=world.d.value)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeVar
 
-from tests.model.actions import FAILURES, KEEP, PREPARE, RECORDS, destination_acts, source_acts
+from tests.model.actions import (
+    FAILURES,
+    KEEP,
+    PREPARE,
+    RECORDS,
+    destination_acts,
+    is_keeping,
+    source_acts,
+)
 from tests.model.engine import close_lane, engine_takes
 from tests.model.moves import Move, engine_moves, took
 from tests.model.world import (
@@ -186,7 +194,7 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     if host.engine is Handover.WAITING:
         late = engine_takes(project, world, "d", HandoverEvent.TIMED_OUT)
         yield from took("SILENCE: no Grant in time", late)
-    if host.todo and host.todo[0].value == KEEP:
+    if is_keeping(world):
         return  # its vtpmd hears of nothing else before that is done
     if host.state not in (None, State.ENDED):
         aside = destination_takes(project, world, events.SetAside(""))

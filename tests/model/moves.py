@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tests.model.actions import (
-    KEEP,
     blind,
     declines_for_ever,
     destination_acts,
     destination_is_told,
     gives_tail,
+    is_keeping,
     is_open,
     source_acts,
     source_is_told,
@@ -71,16 +71,15 @@ def moves(project: Project, world: World) -> Iterator[Move]:
         yield f"source: {_name(action)}", source_acts(project, world)
         if not is_offering:
             return
-    is_keeping = bool(world.d.todo) and world.d.todo[0].value == KEEP
     if world.d.todo:
         action = world.d.todo[0].value
         yield f"destination: {_name(action)}", destination_acts(project, world)
-        if not is_keeping:
+        if not is_keeping(world):
             return
     yield from engine_moves(project, world)
     if not is_offering:
         yield from _source_moves(project, world)
-    if not is_keeping:
+    if not is_keeping(world):
         yield from _destination_moves(project, world)
     yield from _commands(world)
     if world.d.settles:
@@ -405,8 +404,7 @@ def _destination_qemu(project: Project, world: World) -> Iterator[Move]:
         yield "INIT", _init_comes(project, world)
     if host.command == "init" and host.engine is not Handover.WAITING:
         yield _init_is_answered(project, world)
-    is_keeping = bool(host.todo) and host.todo[0].value == KEEP
-    if host.qemu == "dead" and not host.command and not host.news and not is_keeping:
+    if host.qemu == "dead" and not host.command and not host.news and not is_keeping(world):
         yield from _boots(project, world)  # of which its vtpmd is asked
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.harness.fake_peer import hello
 from tests.support.file_names import INCOMING_NAME
-from vtpmd.core import IMAGE_BYTES_MAX, LinkOperation
+from vtpmd.core import LinkOperation
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import LinkCondition, LinkCustody
 from vtpmd.daemon.engine import EngineDetached, Reply
@@ -111,22 +112,13 @@ def test_invariant_3_session_is_not_declined_without_the_engine_s_word(
 
 def test_invariant_3_no_session_takes_the_place_of_one_that_was_granted(files: MovingFiles) -> None:
     """It was not, when the other one's source was heard; ending it has shown that it is."""
-    hello = peer.Hello(
-        version=peer.VERSION,
-        version_minimum=peer.VERSION_MINIMUM,
-        session=OTHERS,
-        uuid=bytes(16),
-        lineage=LINEAGE,
-        tpm_version=Granted.tpm_version,
-        libtpms_version=Granted.libtpms_version,
-        image_bytes_max=IMAGE_BYTES_MAX,
-    )
+    greeting = hello(Granted.libtpms_version, OTHERS, LINEAGE)
 
     async def welcome() -> None:
         mobility = with_engine(files, Granted())
         session, connection = mobility.incoming, Connection()
         other: Any = connection
-        await mobility.welcome(other, peer.Decoder(), hello)
+        await mobility.welcome(other, peer.Decoder(), greeting)
         refusal = connection.said.next_message()
         assert isinstance(refusal, peer.Refuse)
         assert refusal.reason == peer.Reason.BUSY

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from vtpmd.core import IMAGE_BYTES_MAX, Image, LinkOperation
+from tests.harness.fake_peer import hello
+from vtpmd.core import Image, LinkOperation
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import LinkCondition, LinkCustody
@@ -179,17 +180,8 @@ async def _receiving(moving: Mobility, connection: Any) -> Any:
     from vtpmd.daemon.incoming import Incoming
 
     session = Incoming(moving._incoming_owner(moving._own(busy=None)), connection)
-    hello = peer.Hello(
-        version=peer.VERSION,
-        version_minimum=peer.VERSION_MINIMUM,
-        session=SESSION,
-        uuid=bytes(16),
-        lineage=LINEAGE,
-        tpm_version=Granted.tpm_version,
-        libtpms_version=Granted.libtpms_version,
-        image_bytes_max=IMAGE_BYTES_MAX,
-    )
-    await session._take_message(hello)
+    greeting = hello(Granted.libtpms_version, SESSION, LINEAGE)
+    await session._take_message(greeting)
     await session._take_message(peer.Key(bytes(peer.KEY_BYTES)))
     await session._events.run(events.LaneCame(0))
     return session

@@ -181,7 +181,7 @@ async def _decline(mobility: Mobility, engine: Engine, files: MovingFiles) -> No
 async def _completed(engine: Engine, files: MovingFiles) -> Resumed:
     """Go on with the file of a vTPM that was granted, maybe before the file took its last state."""
     resumed = files.incoming.resume()
-    if (found := files.found()) is not None and not found.granted:
+    if not resumed.granted:
         files.incoming.complete(await engine.staged())
         resumed = files.incoming.resume()
     return resumed

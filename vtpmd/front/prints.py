@@ -144,7 +144,6 @@ def _directory_sizes(path: str, given: Given) -> dict[str, int]:
     from vtpmd.store.directory import STATE_NAMES, look_into, names_of
 
     names = names_of(version_of(given))
-
     with look_into(path) as directory:
         return {
             name: os.stat(names.state(kind), dir_fd=directory.directory_fd).st_size

@@ -86,6 +86,7 @@ class Resumed(NamedTuple):
 
     session: bytes
     lineage: bytes  # the identity of the vTPM
+    granted: bool  # as far as the disk knows
     used: int  # no generation above it has been used
 
 
@@ -206,7 +207,7 @@ class IncomingStates:
         self._in_place.keep_open(self._name)
         # Those of the volatile state are not in the file; all were reserved by then.
         used = self._head.used or min(generation + GENERATIONS_RESERVED, GENERATION_MAX)
-        return Resumed(self._head.session, self._head.lineage, used)
+        return Resumed(self._head.session, self._head.lineage, bool(self._head.granted), used)
 
     def _entry(self, record: bytes) -> bytes:
         serial = self._serial + 1

@@ -262,7 +262,7 @@ class OwnerRecord:
         """Return what does offer() in another thread, which has only the writing left to do."""
         known = self.read()
         offered = self._offered(known, session)
-        content = b"" if offered is None else encode(offered, self._rest_of(known))
+        content = b"" if offered is None else encode(offered, self._rest)
 
         def write() -> None:
             with self._lock:
@@ -282,10 +282,6 @@ class OwnerRecord:
         if line is None or line.outcome is not Outcome.SENT:
             raise OwnerRecordError("the vTPM is offered in a session that was not begun")
         return self._after(known, Transition.OFFER, session=session.hex())
-
-    def _rest_of(self, known: Record) -> bytes | None:
-        """Return what follows the first sector of what the disk says, if that is known."""
-        return self._rest if known is self._record and not self._is_in_doubt else None
 
     @_alone
     def is_offered(self, session: bytes) -> bool:
