@@ -1,6 +1,6 @@
-"""A vtpmd whose record is never said to be written: Python imports this as it starts.
+"""A vtpmd whose disk stands still at a step, for as long as it lives: Python imports this first.
 
-The thread that writes it stands still at a step, for as long as vtpmd lives.
+Of the owner record that is the thread that writes it; of a last round that has come, all of vtpmd.
 
 ``VTPMD_HELD_AT`` names the step, and ``VTPMD_HELD`` a file that it makes once it has come there.
 What is shipped knows nothing of this.
@@ -10,7 +10,10 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from vtpmd.daemon.incoming import Incoming
+from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.owner import OwnerRecord
 
 STEP = os.environ["VTPMD_HELD_AT"]
@@ -36,4 +39,21 @@ def _held(record: OwnerRecord, session: bytes) -> Callable[[], None]:
     return held
 
 
+_foresee, _append = Incoming._foresee, IncomingStates.append
+_last: list[Incoming] = []  # whose last round has come
+
+
+def _is_last(session: Incoming, *arguments: Any) -> bytes:
+    _last.append(session)
+    return _foresee(session, *arguments)
+
+
+def _keep(states: IncomingStates, *arguments: Any) -> None:
+    if _last:
+        _come_to("before-the-last-round")
+    _append(states, *arguments)
+
+
 setattr(OwnerRecord, "offering", _held)  # noqa: B010 - a method is not to be assigned to
+setattr(Incoming, "_foresee", _is_last)  # noqa: B010
+setattr(IncomingStates, "append", _keep)  # noqa: B010
