@@ -37,6 +37,20 @@ class NoSessions:
         """Forget it."""
 
 
+class Late(NoSessions):
+    """Answers when it is told to."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.asked, self.ending = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, _: Question) -> Answer:
+        """Wait."""
+        self.asked.set()
+        await self.ending.wait()
+        return Answer()
+
+
 class BareEngine:
     """An engine that was started, its store, and its control socket."""
 

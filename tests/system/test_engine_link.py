@@ -20,6 +20,7 @@ from tests.harness.bare_engine import (
     SEALS,
     SERVING,
     BareEngine,
+    Late,
     NoSessions,
     attached,
     descriptors_for,
@@ -39,6 +40,7 @@ from vtpmd import core
 from vtpmd.core import Image, LinkDescriptor, LinkOperation, Store
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.handover import Handover
+from vtpmd.core.image import DIGEST_BYTES
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.core.link import (
     LinkCapture,
@@ -58,6 +60,7 @@ from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
 
 INDEX = 0x01500030
+KEYING = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
 NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
 
 
@@ -238,13 +241,12 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
 
 def test_no_tail_is_held_of_what_has_not_started(tmp_path: Path) -> None:
     """vtpmd says it before it has heard whether the TPM has."""
-    keying = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
     hold = pack_link_hold(0) + b"VTPMTAIL, of a session"
 
     async def test(vtpm: Vtpm) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
+            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
             states = await sleeping(vtpm)
             assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
             held = link_held(LinkShutdown.STATE)
@@ -265,14 +267,13 @@ def test_no_tail_is_held_of_what_has_not_started(tmp_path: Path) -> None:
 
 def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
     """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
-    keying = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
     tail = b"VTPMTAIL, of a session"
 
     async def test(vtpm: Vtpm) -> None:
-        source = Lane(keying._replace(is_greeted=True), is_source=True)
+        source = Lane(KEYING, is_source=True)
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            await vtpm.engine.set_lane(theirs.fileno(), keying, is_source=False)
+            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
             await start_held(vtpm, LinkShutdown.NONE)
             await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + tail)
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
@@ -286,6 +287,57 @@ def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
                 Result.BAD_ORDINAL,
                 Handover.STARTED,
             )
+
+    with_guest(tmp_path / "state", test)
+
+
+def test_state_is_given_once_a_tail_is_offered_whatever_is_answered_later(tmp_path: Path) -> None:
+    """vtpmd may be at its disk by then, and QEMU's guest stands still."""
+    tail = b"VTPMTAIL, of a session"
+
+    async def test(vtpm: Vtpm) -> None:
+        late = Late(vtpm.engine)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=True)
+            await vtpm.ask(LinkOperation.INIT)
+            assert await vtpm.command(startup(StartupType.CLEAR)) == 0
+            await vtpm.ask(LinkOperation.CAPTURE)
+            vtpm.engine.answer_by(late)
+            giving = asyncio.create_task(
+                asyncio.to_thread(vtpm.control.get_state_blob, Blob.PERMANENT)
+            )
+            await late.asked.wait()
+            await vtpm.ask(LinkOperation.OFFER, payload=bytes(2 * DIGEST_BYTES) + tail)
+            assert await giving == tail
+            late.ending.set()
+            await vtpm.ask(LinkOperation.RECORDED)
+
+    with_guest(tmp_path / "state", test)
+
+
+def test_tail_is_taken_once_it_is_held_whatever_is_answered_later(tmp_path: Path) -> None:
+    tail = b"VTPMTAIL, of a session"
+
+    async def test(vtpm: Vtpm) -> None:
+        late = Late(vtpm.engine)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
+            await start_held(vtpm, LinkShutdown.NONE)
+            vtpm.engine.answer_by(late)
+            taking = asyncio.create_task(
+                asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            )
+            await late.asked.wait()
+            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + b"another")
+            assert not taking.done()
+            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + tail)
+            await taking
+            take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
+            assert Lane(KEYING, is_source=True).open(take).kind is LaneKind.TAKE
+            late.ending.set()
+            await vtpm.engine.condition()
 
     with_guest(tmp_path / "state", test)
 

@@ -6,7 +6,7 @@ A client of the control socket stands for QEMU, which may connect before vtpmd i
 import asyncio
 from pathlib import Path
 
-from tests.harness.bare_engine import BareEngine, NoSessions, with_engine
+from tests.harness.bare_engine import BareEngine, Late, NoSessions, with_engine
 from tests.support.emulator_client import ControlClient
 from vtpmd.core.link import LinkQuestion
 from vtpmd.daemon.engine import Answer, Engine, Question
@@ -26,20 +26,6 @@ class Noting(NoSessions):
         """Note it."""
         self.asked.append(question.number)
         return await super().answer(question)
-
-
-class Late(NoSessions):
-    """Answers when it is told to."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self.asked, self.ending = asyncio.Event(), asyncio.Event()
-
-    async def answer(self, _: Question) -> Answer:
-        """Wait."""
-        self.asked.set()
-        await self.ending.wait()
-        return Answer()
 
 
 def test_question_that_comes_before_anybody_can_answer_waits(tmp_path: Path) -> None:
