@@ -11,10 +11,6 @@
 #include "bytes.h"
 #include "check.h"
 
-enum {
-    NONCE_BYTES = 12, /* the size that GCM takes as it is */
-};
-
 struct aead {
     EVP_CIPHER_CTX *sealing, *opening; /* each has the key, expanded */
 };
@@ -53,7 +49,7 @@ int aead_new(struct aead **out, const uint8_t key[AEAD_KEY_BYTES])
         aead_free(aead);
         return -ENOMEM;
     }
-    check(EVP_CIPHER_CTX_get_iv_length(aead->sealing) == NONCE_BYTES);
+    check(EVP_CIPHER_CTX_get_iv_length(aead->sealing) == AEAD_NONCE_BYTES);
     *out = aead;
     return 0;
 }
@@ -67,19 +63,18 @@ void aead_free(struct aead *aead)
     free(aead);
 }
 
-static void make_nonce(uint64_t number, uint8_t nonce[NONCE_BYTES])
+static void make_nonce(uint64_t number, uint8_t nonce[AEAD_NONCE_BYTES])
 {
-    memset(nonce, 0, NONCE_BYTES);
-    put_be64(nonce + NONCE_BYTES - sizeof(number), number);
+    memset(nonce, 0, AEAD_NONCE_BYTES);
+    put_be64(nonce + AEAD_NONCE_BYTES - sizeof(number), number);
 }
 
-int aead_seal(struct aead *aead, uint64_t number, const uint8_t *associated,
-              size_t associated_bytes, uint8_t *bytes, size_t n_bytes, uint8_t tag[AEAD_TAG_BYTES])
+int aead_seal_with(struct aead *aead, const uint8_t nonce[AEAD_NONCE_BYTES],
+                   const uint8_t *associated, size_t associated_bytes, uint8_t *bytes,
+                   size_t n_bytes, uint8_t tag[AEAD_TAG_BYTES])
 {
-    uint8_t nonce[NONCE_BYTES];
     int n;
 
-    make_nonce(number, nonce);
     if (EVP_EncryptInit_ex(aead->sealing, NULL, NULL, NULL, nonce) != 1 ||
         EVP_EncryptUpdate(aead->sealing, NULL, &n, associated, (int)associated_bytes) != 1 ||
         EVP_EncryptUpdate(aead->sealing, bytes, &n, bytes, (int)n_bytes) != 1 ||
@@ -89,14 +84,21 @@ int aead_seal(struct aead *aead, uint64_t number, const uint8_t *associated,
     return 0;
 }
 
-int aead_open(struct aead *aead, uint64_t number, const uint8_t *associated,
-              size_t associated_bytes, uint8_t *bytes, size_t n_bytes,
-              const uint8_t tag[AEAD_TAG_BYTES])
+int aead_seal(struct aead *aead, uint64_t number, const uint8_t *associated,
+              size_t associated_bytes, uint8_t *bytes, size_t n_bytes, uint8_t tag[AEAD_TAG_BYTES])
 {
-    uint8_t nonce[NONCE_BYTES];
-    int n, r = 0;
+    uint8_t nonce[AEAD_NONCE_BYTES];
 
     make_nonce(number, nonce);
+    return aead_seal_with(aead, nonce, associated, associated_bytes, bytes, n_bytes, tag);
+}
+
+int aead_open_with(struct aead *aead, const uint8_t nonce[AEAD_NONCE_BYTES],
+                   const uint8_t *associated, size_t associated_bytes, uint8_t *bytes,
+                   size_t n_bytes, const uint8_t tag[AEAD_TAG_BYTES])
+{
+    int n, r = 0;
+
     if (EVP_DecryptInit_ex(aead->opening, NULL, NULL, NULL, nonce) != 1 ||
         EVP_DecryptUpdate(aead->opening, NULL, &n, associated, (int)associated_bytes) != 1 ||
         EVP_DecryptUpdate(aead->opening, bytes, &n, bytes, (int)n_bytes) != 1 ||
@@ -107,4 +109,14 @@ int aead_open(struct aead *aead, uint64_t number, const uint8_t *associated,
     if (r != 0)
         explicit_bzero(bytes, n_bytes);
     return r;
+}
+
+int aead_open(struct aead *aead, uint64_t number, const uint8_t *associated,
+              size_t associated_bytes, uint8_t *bytes, size_t n_bytes,
+              const uint8_t tag[AEAD_TAG_BYTES])
+{
+    uint8_t nonce[AEAD_NONCE_BYTES];
+
+    make_nonce(number, nonce);
+    return aead_open_with(aead, nonce, associated, associated_bytes, bytes, n_bytes, tag);
 }

@@ -6,6 +6,7 @@
 
 enum {
     AEAD_KEY_BYTES = 32,
+    AEAD_NONCE_BYTES = 12, /* the size that GCM takes as it is */
     AEAD_TAG_BYTES = 16,
 };
 
@@ -26,11 +27,21 @@ void aead_free(struct aead *aead);
 int aead_seal(struct aead *aead, uint64_t number, const uint8_t *associated,
               size_t associated_bytes, uint8_t *bytes, size_t n_bytes, uint8_t tag[AEAD_TAG_BYTES]);
 
+/* The same with a whole nonce: with one key numbers are used, or nonces. */
+int aead_seal_with(struct aead *aead, const uint8_t nonce[AEAD_NONCE_BYTES],
+                   const uint8_t *associated, size_t associated_bytes, uint8_t *bytes,
+                   size_t n_bytes, uint8_t tag[AEAD_TAG_BYTES]);
+
 enum {
-    AEAD_FORGED = 1, /* not what was sealed with this key and number */
+    AEAD_FORGED = 1, /* not what was sealed with this key and nonce */
 };
 
 /* Decrypt in place. Returns 0, -ENOMEM, or AEAD_FORGED and overwrites the bytes. */
 int aead_open(struct aead *aead, uint64_t number, const uint8_t *associated,
               size_t associated_bytes, uint8_t *bytes, size_t n_bytes,
               const uint8_t tag[AEAD_TAG_BYTES]);
+
+/* The same with a whole nonce. */
+int aead_open_with(struct aead *aead, const uint8_t nonce[AEAD_NONCE_BYTES],
+                   const uint8_t *associated, size_t associated_bytes, uint8_t *bytes,
+                   size_t n_bytes, const uint8_t tag[AEAD_TAG_BYTES]);

@@ -74,10 +74,9 @@ void asker_be_asked(struct asker *asker, bool is_so);
  */
 int asker_answer(struct asker *asker, struct message *answer);
 
-/* What was asked has come without an answer, if it was just this, payload and all: who waits goes
- * on, and the answer, once it comes, is dropped. */
-void asker_settle(struct asker *asker, enum link_question number, const void *payload,
-                  size_t payload_bytes);
+/* What was asked has come without an answer, if it was this: who waits goes on, and the answer,
+ * once it comes, is dropped. */
+void asker_settle(struct asker *asker, enum link_question number);
 
 /* Return true while an answer to that is waited for. */
 bool asker_is_asking(struct asker *asker, enum link_question number);

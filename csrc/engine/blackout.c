@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <libtpms/tpm_error.h>
-#include <openssl/crypto.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -15,8 +14,11 @@
 #include "clock.h"
 #include "error.h"
 #include "hold.h"
+#include "incoming.h"
 #include "lane.h"
 #include "message.h"
+#include "outgoing.h"
+#include "tail.h"
 #include "tpm.h"
 
 enum {
@@ -31,11 +33,14 @@ struct blackout {
     _Atomic enum handover_state state;
     struct lane *lane; /* NULL: none, or it has ended */
     int lane_fd;
+    struct tail_cipher *cipher; /* of the session that has the lane; it goes with that */
     bool is_source;
+    struct outgoing outgoing; /* the source's; it goes with the lane, too */
+    struct incoming incoming; /* the destination's */
     uint8_t session[LANE_SESSION_BYTES];
     uint8_t frame[LANE_FRAME_BYTES]; /* what has come of the next one */
     size_t frame_bytes;
-    uint8_t *tail; /* that QEMU gets, or may bring */
+    uint8_t *tail; /* that QEMU gets */
     size_t tail_bytes;
     int64_t offered_ms;
     int64_t took_ns;             /* when QEMU brought it */
@@ -63,6 +68,9 @@ static void end_lane(struct blackout *blackout)
 {
     lane_free(blackout->lane);
     blackout->lane = NULL;
+    tail_cipher_free(blackout->cipher);
+    blackout->cipher = NULL;
+    outgoing_deinit(&blackout->outgoing);
     close_descriptor(&blackout->lane_fd);
     blackout->frame_bytes = 0;
 }
@@ -80,24 +88,17 @@ void blackout_free(struct blackout *blackout)
         return;
     end_lane(blackout);
     forget_tail(blackout);
+    incoming_deinit(&blackout->incoming);
     pthread_mutex_destroy(&blackout->lock);
     free(blackout);
 }
 
-static bool keep_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes)
-{
-    uint8_t *copy = malloc(tail_bytes);
-
-    if (!copy)
-        return false;
-    memcpy(copy, tail, tail_bytes);
-    forget_tail(blackout);
-    blackout->tail = copy;
-    blackout->tail_bytes = tail_bytes;
-    return true;
-}
-
 static void take(struct blackout *blackout, enum handover_event event);
+
+static bool may(const struct blackout *blackout, enum handover_event event)
+{
+    return handover_step(blackout->state, event).is_possible;
+}
 
 /* sandbox: sendmsg */
 static bool send_bytes(int fd, uint8_t *bytes, size_t n_bytes)
@@ -193,76 +194,153 @@ static void take(struct blackout *blackout, enum handover_event event)
         retire(blackout);
 }
 
-static bool may(const struct blackout *blackout, enum handover_event event)
+static int use_keying(struct blackout *blackout, const struct lane_keying *keying, bool is_source)
 {
-    return handover_step(blackout->state, event).is_possible;
+    struct lane *lane = NULL;
+    struct tail_cipher *cipher = NULL;
+
+    int r = lane_new(&lane, keying, is_source);
+    if (r == 0)
+        r = tail_cipher_new(&cipher, keying);
+    if (r < 0) {
+        lane_free(lane);
+        return r;
+    }
+    end_lane(blackout);
+    blackout->lane = lane;
+    blackout->cipher = cipher;
+    return 0;
+}
+
+/* What a session before has left is not the next one's. Returns false if it was granted to this
+ * host. */
+static bool end_session(struct blackout *blackout)
+{
+    if (may(blackout, HANDOVER_WITHDRAW))
+        take(blackout, HANDOVER_WITHDRAW);
+    else if (blackout->state != HANDOVER_GRANTED)
+        return false;
+    incoming_deinit(&blackout->incoming);
+    return true;
 }
 
 TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lane_keying *keying,
                              bool is_source)
 {
-    struct lane *lane;
-
     locked(blackout);
     /* A key serves for one lane: its frames' numbers begin anew. */
     if (memcmp(blackout->session, keying->session, sizeof(blackout->session)) == 0)
         return TPM_BAD_ORDINAL;
-    if (lane_new(&lane, keying, is_source) < 0)
+    if (!end_session(blackout))
+        return TPM_BAD_ORDINAL;
+    if (use_keying(blackout, keying, is_source) < 0)
         return TPM_SIZE;
-    end_lane(blackout);
-    blackout->lane = lane;
     blackout->lane_fd = fd;
     blackout->is_source = is_source;
     memcpy(blackout->session, keying->session, sizeof(blackout->session));
     return TPM_SUCCESS;
 }
 
-TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *digests,
-                          const uint8_t *tail, size_t tail_bytes)
+TPM_RESULT blackout_keep_base(struct blackout *blackout, struct store *store, uint64_t permanent,
+                              uint64_t following)
 {
     locked(blackout);
-    if (!blackout->lane || !may(blackout, HANDOVER_OFFER))
+    if (!blackout->lane || !blackout->is_source)
         return TPM_BAD_ORDINAL;
-    if (tpm_has_worked(blackout->tpm))
-        return TPM_RETRY;
-    if (!keep_tail(blackout, tail, tail_bytes))
-        return TPM_SIZE;
-    blackout->digests = *digests;
+    int r = outgoing_keep_base(&blackout->outgoing, store, permanent, following);
+    if (r == -ESTALE)
+        return TPM_BAD_ORDINAL;
+    return r < 0 ? TPM_SIZE : TPM_SUCCESS;
+}
+
+/* Returns false where vtpmd has to see to it. */
+static bool offer_captured(struct blackout *blackout, struct store *store,
+                           struct blackout_captured *captured)
+{
+    struct outgoing_tail tail;
+
+    if (!blackout->lane || !outgoing_has_base(&blackout->outgoing) ||
+        !may(blackout, HANDOVER_OFFER) || tpm_has_worked(blackout->tpm))
+        return false;
+    if (outgoing_make_tail(&blackout->outgoing, store, blackout->cipher, captured->said, &tail) < 0)
+        return false;
+    forget_tail(blackout);
+    blackout->tail = tail.bytes;
+    blackout->tail_bytes = tail.n_bytes;
+    blackout->digests = captured->digests = tail.digests;
     blackout->offered_ms = clock_ms();
     take(blackout, HANDOVER_OFFER);
-    return TPM_SUCCESS;
+    return true;
 }
 
-TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
-                         const struct blackout_times *times, const uint8_t *tail, size_t tail_bytes)
+TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool offers,
+                            struct blackout_captured *captured)
 {
+    *captured = (struct blackout_captured){0};
     locked(blackout);
-    if (!blackout->lane || !may(blackout, HANDOVER_HOLD))
-        return TPM_BAD_ORDINAL;
-    if (!keep_tail(blackout, tail, tail_bytes))
-        return TPM_SIZE;
-    blackout->digests = *digests;
-    blackout->told = (struct link_handover){
-        .apply_us = times->apply_us,
-        .start_us = times->start_us,
-    };
-    take(blackout, HANDOVER_HOLD);
-    return TPM_SUCCESS;
-}
-
-TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool *worked,
-                            enum link_shutdown *said)
-{
-    *worked = false;
-    locked(blackout);
-    TPM_RESULT result = tpm_capture(blackout->tpm, store, worked, said);
-    if (!*worked)
-        return result;
-    if (handover_has_tail(blackout->state))
+    TPM_RESULT result = tpm_capture(blackout->tpm, store, &captured->worked, &captured->said);
+    if (captured->worked && handover_has_tail(blackout->state))
         take(blackout, HANDOVER_LET_GO); /* who captures, knows */
-    if (handover_has_given(blackout->state))
+    if (captured->worked && handover_has_given(blackout->state))
         take(blackout, HANDOVER_RUNS);
+    if (result == TPM_SUCCESS && offers)
+        captured->is_offered = offer_captured(blackout, store, captured);
     return result;
+}
+
+/* What has come may not change any more: the TPM that was started from it is, or will be, the
+ * vTPM. */
+static bool has_taken(const struct blackout *blackout)
+{
+    enum handover_state state = blackout->state;
+
+    return state == HANDOVER_TAKING || state == HANDOVER_WAITING || state == HANDOVER_ENTITLED ||
+           state == HANDOVER_STARTED;
+}
+
+TPM_RESULT blackout_stage(struct blackout *blackout, const struct staged_records *records,
+                          const enum link_shutdown *said)
+{
+    locked(blackout);
+    return has_taken(blackout) ? TPM_BAD_ORDINAL
+                               : incoming_stage(&blackout->incoming, blackout->tpm, records, said);
+}
+
+TPM_RESULT blackout_get_staged(struct blackout *blackout, struct message *answer)
+{
+    const struct image *image = &blackout->incoming.staged.permanent;
+    uint64_t generation;
+
+    locked(blackout);
+    if (!image->exists || !image->is_numbered)
+        return TPM_BAD_ORDINAL;
+    generation = image->generation;
+    answer->payload = malloc(sizeof(generation) + image->n_bytes);
+    if (!answer->payload)
+        return TPM_SIZE;
+    memcpy(answer->payload, &generation, sizeof(generation));
+    memcpy(answer->payload + sizeof(generation), image->bytes, image->n_bytes);
+    answer->header.payload_bytes = (uint32_t)(sizeof(generation) + image->n_bytes);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT blackout_forget(struct blackout *blackout, bool goes_on, bool has_given)
+{
+    locked(blackout);
+    if (has_taken(blackout))
+        return TPM_BAD_ORDINAL;
+    if (!goes_on) {
+        incoming_deinit(&blackout->incoming);
+        if (!blackout->is_source)
+            end_lane(blackout);
+    }
+    return has_given ? TPM_SUCCESS : tpm_forget_state(blackout->tpm);
+}
+
+void blackout_unstage(struct blackout *blackout)
+{
+    locked(blackout);
+    incoming_deinit(&blackout->incoming);
 }
 
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event)
@@ -278,9 +356,12 @@ TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *bef
 {
     locked(blackout);
     *before = blackout->state;
-    if (!may(blackout, HANDOVER_WITHDRAW))
+    if (may(blackout, HANDOVER_WITHDRAW))
+        take(blackout, HANDOVER_WITHDRAW);
+    else if (blackout->state == HANDOVER_GRANTED && !blackout->is_source)
+        end_lane(blackout); /* what was granted was another session's, and stays so */
+    else
         return TPM_BAD_ORDINAL;
-    take(blackout, HANDOVER_WITHDRAW);
     return TPM_SUCCESS;
 }
 
@@ -406,15 +487,40 @@ bool blackout_give_tail(struct blackout *blackout, struct message *answer)
     return true;
 }
 
-bool blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes)
+/* Have the TPM on standby be what the tail ends at. Returns 0 or an enum tail_refusal. */
+static int follow(struct blackout *blackout, const uint8_t *bytes, size_t n_bytes)
 {
+    cleanup(tail_deinit) struct tail tail = {0};
+    struct incoming *incoming = &blackout->incoming;
+
+    int r = tail_open(blackout->cipher, bytes, n_bytes, &tail);
+    if (r != 0)
+        return r < 0 ? TAIL_NOT_NEXT : r;
+    if (incoming_follow(incoming, blackout->tpm, &tail) != TPM_SUCCESS)
+        return TAIL_NOT_NEXT;
+    blackout->digests = incoming->digests;
+    blackout->told = (struct link_handover){
+        .start_us = incoming->start_us,
+        .permanent_generation = tail.permanent_to,
+        .volatile_generation = tail.volatile_to,
+    };
+    return 0;
+}
+
+int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes)
+{
+    int64_t began_ns = clock_ns();
+
     locked(blackout);
-    if (!may(blackout, HANDOVER_TAIL) || tail_bytes != blackout->tail_bytes ||
-        CRYPTO_memcmp(tail, blackout->tail, tail_bytes) != 0)
-        return false;
+    if (!blackout->lane || blackout->is_source || !may(blackout, HANDOVER_TAIL))
+        return TAIL_UNEXPECTED;
+    int r = follow(blackout, tail, tail_bytes);
+    if (r != 0)
+        return r;
     blackout->took_ns = clock_ns();
+    blackout->told.apply_us = us_since(began_ns);
     take(blackout, HANDOVER_TAIL);
-    return true;
+    return 0;
 }
 
 /* Wait for the other engine's word, here rather than in the link's thread, which would have to wake

@@ -20,6 +20,7 @@ struct asker;
 struct blackout;
 struct lane_keying;
 struct message;
+struct staged_records;
 struct store;
 struct tpm;
 
@@ -31,9 +32,12 @@ enum {
     BLACKOUT_NO_LANE = -1,
 };
 
-/* How long a destination took so far, for the source's report. */
-struct blackout_times {
-    uint32_t apply_us, start_us;
+/* What a capture has found. */
+struct blackout_captured {
+    bool worked;                 /* something has run since the last one */
+    enum link_shutdown said;     /* the guest's last TPM2_Shutdown */
+    bool is_offered;             /* a tail of it is */
+    struct link_digests digests; /* of what that ends at */
 };
 
 /* `asker` is NULL in an engine that is alone. Returns 0 or -ENOMEM. */
@@ -44,25 +48,38 @@ void blackout_free(struct blackout *blackout);
 
 /* Of vtpmd: the link's thread. */
 
-/* Speak with the other engine over a connected socket, which is the blackout's then; the lane
- * before it is closed. Returns a TPM_RESULT. */
+/* Speak with the other engine over a connected socket, which is the blackout's then; the session
+ * before this one ends, as by blackout_withdraw(), with what has come of it. Returns a TPM_RESULT:
+ * TPM_BAD_ORDINAL if that was granted to this host, and is not settled yet. */
 TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lane_keying *keying,
                              bool is_source);
 
-/* QEMU gets this tail when it asks, and the vTPM is granted to who started from these digests, once
- * the owner record says offered (HANDOVER_RECORDED). TPM_BAD_ORDINAL if that cannot be now. */
-TPM_RESULT blackout_offer(struct blackout *blackout, const struct link_digests *digests,
-                          const uint8_t *tail, size_t tail_bytes);
-
-/* The TPM on standby was started from these digests, and nothing else has come since. */
-TPM_RESULT blackout_hold(struct blackout *blackout, const struct link_digests *digests,
-                         const struct blackout_times *times, const uint8_t *tail,
-                         size_t tail_bytes);
+/* The destination has what was captured last, if that is of these generations. Returns a
+ * TPM_RESULT. */
+TPM_RESULT blackout_keep_base(struct blackout *blackout, struct store *store, uint64_t permanent,
+                              uint64_t following);
 
 /* tpm_capture(). What has run since the tail was made is forgotten by that: the tail is no longer
- * given, and nothing granted for it. */
-TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool *worked,
-                            enum link_shutdown *said);
+ * given, and nothing granted for it. If it `offers`, QEMU gets the tail of what was captured when
+ * it asks, and the vTPM is granted to who started from that, once the owner record says offered
+ * (HANDOVER_RECORDED); unless there is no base, or that cannot be now. */
+TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool offers,
+                            struct blackout_captured *captured);
+
+/* incoming_stage(), unless QEMU has brought the tail by then: TPM_BAD_ORDINAL. */
+TPM_RESULT blackout_stage(struct blackout *blackout, const struct staged_records *records,
+                          const enum link_shutdown *said);
+
+/* Put the permanent state that has come, and its generation before it, into `answer`, which is
+ * MESSAGE_NONE. Returns a TPM_RESULT. */
+TPM_RESULT blackout_get_staged(struct blackout *blackout, struct message *answer);
+
+/* No more records come, nor a tail, or, if it `goes_on`, they do; and unless QEMU `has_given` a
+ * state, nothing of them is started from. TPM_BAD_ORDINAL if QEMU has brought the tail. */
+TPM_RESULT blackout_forget(struct blackout *blackout, bool goes_on, bool has_given);
+
+/* The TPM was admitted: no more records come. */
+void blackout_unstage(struct blackout *blackout);
 
 /* RECORDED, DETACHED, LET_GO or OWNED. TPM_BAD_ORDINAL if it is too late for that. */
 TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event);
@@ -86,8 +103,9 @@ bool blackout_is_armed(struct blackout *blackout);
 /* Put the tail into `answer`, which is MESSAGE_NONE. Returns false if there is none to give. */
 bool blackout_give_tail(struct blackout *blackout, struct message *answer);
 
-/* Take a tail that says what the TPM on standby has anyway. Returns false for any other. */
-bool blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes);
+/* Take the tail of the session that has the lane: the TPM is on standby then, from what that ends
+ * at. Returns 0, or why it is of no use: enum tail_refusal. */
+int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes);
 
 /* Wait for the Grant. Returns false if no tail was taken: it is not for the blackout to say. Else
  * `*result` is INIT's. */

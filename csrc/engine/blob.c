@@ -240,13 +240,6 @@ int blob_decode(const uint8_t *blob, size_t blob_bytes, bool is_encrypted,
     return r;
 }
 
-bool blob_is_tail(const uint8_t *blob, size_t blob_bytes)
-{
-    static const char magic[] = {'V', 'T', 'P', 'M', 'T', 'A', 'I', 'L'};
-
-    return blob_bytes >= sizeof(magic) && memcmp(blob, magic, sizeof(magic)) == 0;
-}
-
 void blob_content_deinit(struct blob_content *content)
 {
     wipe(content);

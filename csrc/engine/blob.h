@@ -58,10 +58,6 @@ struct blob_content {
     struct checkpoint_lineage lineage;
 };
 
-/* Tell a tail, which vtpmd's stream has in a blob's place (vtpmd/migration/tail.py), from a blob:
- * swtpm's begins with a version below ten. */
-bool blob_is_tail(const uint8_t *blob, size_t blob_bytes);
-
 /* Unwrap a blob. `is_encrypted` is what the client says of it. A blob in the clear is taken with
  * keys, too: it comes from QEMU, not from the disk. Returns 0, an enum blob_refusal or -ENOMEM; and
  * then `content` is empty. The caller ends it when it is 0. */

@@ -13,8 +13,7 @@
 #include "clock.h"
 #include "data.h"
 #include "error.h"
-#include "nvram.h"
-#include "saved.h"
+#include "tail.h"
 #include "tpm.h"
 #include "unasked.h"
 #include "version.h"
@@ -503,67 +502,17 @@ static TPM_RESULT set_tail(struct context *context)
 
     if (!arrival_take_tail(&commands->arrival, commands->tpm))
         return TPM_BAD_PARAMETER;
-    if (blackout_take_tail(commands->blackout, event->data, event->data_bytes))
+    int refusal = blackout_take_tail(commands->blackout, event->data, event->data_bytes);
+    if (refusal == 0)
         return TPM_SUCCESS;
-    asked.question.payload = (uint8_t *)event->data;
-    asked.question.header.payload_bytes = (uint32_t)event->data_bytes;
-    if (ask(commands, &asked, &result) == UNASKED_REFUSE)
-        return TPM_BAD_PARAMETER;
-    if (result != TPM_SUCCESS)
-        return result;
-    bool is_taken = blackout_take_tail(commands->blackout, event->data, event->data_bytes);
-    return is_taken ? TPM_SUCCESS : TPM_BAD_PARAMETER;
-}
-
-static TPM_RESULT set_both_states(struct tpm *tpm, const struct nvram_states *states)
-{
-    TPM_RESULT result =
-        tpm_set_state(tpm, LINK_STATE_PERMANENT, states->permanent, states->permanent_bytes);
-
-    if (result == TPM_SUCCESS)
-        result =
-            tpm_set_state(tpm, LINK_STATE_VOLATILE, states->volatile_state, states->volatile_bytes);
-    if (result == TPM_SUCCESS && states->saved_bytes > 0)
-        result = tpm_set_state(tpm, LINK_STATE_SAVESTATE, states->saved, states->saved_bytes);
-    return result;
-}
-
-/* Returns false if a TPM 1.2's image is none of two states. */
-static bool part_saved(struct nvram_states *states)
-{
-    if (!saved_measure(states->volatile_state, states->volatile_bytes, &states->volatile_bytes,
-                       &states->saved_bytes))
-        return false;
-    states->saved = states->volatile_state + states->volatile_bytes;
-    return true;
-}
-
-TPM_RESULT commands_stage(struct commands *commands, const struct staged_records *records,
-                          const enum link_shutdown *said, struct nvram_states *states)
-{
-    if (commands->arrival.has_given)
-        return TPM_BAD_ORDINAL;
-    int r = staged_take(&commands->staged, records);
-    if (r == 0)
-        r = staged_get(&commands->staged, states);
-    if (r == 0 && !version_now()->has_shutdown && !part_saved(states))
-        r = -EBADMSG;
-    if (r < 0)
-        return r == -ENOMEM ? TPM_SIZE : TPM_BAD_PARAMETER;
-    return said ? tpm_init_standby(commands->tpm, *said, states)
-                : set_both_states(commands->tpm, states);
-}
-
-void commands_unstage(struct commands *commands)
-{
-    staged_deinit(&commands->staged);
+    asked.question.header.argument = (uint32_t)refusal;
+    bool is_answered = ask(commands, &asked, &result) == ANSWERED;
+    return is_answered && result != TPM_SUCCESS ? result : TPM_BAD_PARAMETER;
 }
 
 TPM_RESULT commands_forget_state(struct commands *commands, bool goes_on)
 {
-    if (!goes_on)
-        commands_unstage(commands);
-    return commands->arrival.has_given ? TPM_SUCCESS : tpm_forget_state(commands->tpm);
+    return blackout_forget(commands->blackout, goes_on, commands->arrival.has_given);
 }
 
 TPM_RESULT commands_take_blob(struct commands *commands)
@@ -624,7 +573,7 @@ static TPM_RESULT set_blob(struct context *context)
 
 static void do_set_state_blob(struct context *context)
 {
-    bool is_tail = blob_is_tail(context->event->data, context->event->data_bytes);
+    bool is_tail = tail_is(context->event->data, context->event->data_bytes);
 
     answer(context, is_tail ? set_tail(context) : set_blob(context));
 }

@@ -8,13 +8,11 @@
 #include "arrival.h"
 #include "control.h"
 #include "message.h"
-#include "staged.h"
 #include "swtpm_format.h"
 
 struct asker;
 struct blackout;
 struct data_channel;
-struct nvram_states;
 struct store;
 struct tpm;
 
@@ -25,7 +23,6 @@ struct commands {
     struct asker *asker;
     struct blackout *blackout;
     struct arrival arrival;
-    struct staged staged;
     struct { /* the blob that vtpmd is asked about, or NULL */
         uint32_t type;
         const struct blob_content *content;
@@ -72,15 +69,6 @@ TPM_RESULT commands_stop(struct commands *commands, bool fenced);
 
 /* Take the blob. */
 TPM_RESULT commands_take_blob(struct commands *commands);
-
-/* Have the states be what a peer's records make of them, and libtpms take them for the next start;
- * or start it from them at once, on standby, for a guest that has `said` so last. Fills in `states`
- * then. What QEMU has brought is not touched: in its place none is taken. */
-TPM_RESULT commands_stage(struct commands *commands, const struct staged_records *records,
-                          const enum link_shutdown *said, struct nvram_states *states);
-
-/* There are no more records to come. */
-void commands_unstage(struct commands *commands);
 
 /* Drop what libtpms was given for the next start, and a TPM on standby; unless it `goes_on`, there
  * are no more records to come, either. */

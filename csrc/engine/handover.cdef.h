@@ -10,8 +10,8 @@ enum handover_state {
     HANDOVER_FROZEN,   /* source: the tail is QEMU's; the destination has not asked for the vTPM */
     HANDOVER_RETIRING, /* source: it has; the TPM is fenced if nothing ran since */
     HANDOVER_GRANTED,  /* source: fenced; the vTPM is the destination's, or may be */
-    HANDOVER_HELD,     /* destination: the TPM is on standby, and QEMU may bring the tail */
-    HANDOVER_TAKING,   /* destination: it has; the source has not granted the vTPM yet */
+    HANDOVER_TAKING,   /* destination: QEMU has brought the tail, and the TPM is on standby from it;
+                          the source has not granted the vTPM yet */
     HANDOVER_WAITING,  /* destination: as TAKING, and QEMU's INIT waits */
     HANDOVER_ENTITLED, /* destination: granted; QEMU has not sent INIT yet */
     HANDOVER_STARTED,  /* destination: granted, and INIT is answered; vtpmd is to admit the TPM */
@@ -22,14 +22,13 @@ enum handover_event {
     HANDOVER_OFFER,    /* there is a tail */
     HANDOVER_RECORDED, /* the record says offered, durably */
     HANDOVER_DETACHED, /* it is gone: nobody says that any more */
-    HANDOVER_HOLD,     /* the TPM is on standby, and this tail says that it has all */
-    HANDOVER_LET_GO,   /* what was offered, or held, has changed, and the session goes on */
+    HANDOVER_LET_GO,   /* what was offered has changed, and the session goes on */
     HANDOVER_WITHDRAW, /* the session is to end without a Grant */
     HANDOVER_OWNED,    /* whose the vTPM is, is settled: admitted, given back, or taken back */
     /* Of QEMU. */
     HANDOVER_ASKED, /* it asks for the permanent state; nothing ran since the tail was made */
     HANDOVER_RUNS,  /* its guest runs here, or something ran since */
-    HANDOVER_TAIL,  /* it has brought that tail */
+    HANDOVER_TAIL,  /* it has brought the session's tail, and the TPM is on standby from it */
     HANDOVER_INIT,  /* it starts the TPM of a guest that came */
     /* Of the lane. */
     HANDOVER_TAKE,       /* the destination has started from what was offered */

@@ -7,11 +7,11 @@
  *                                   └─ASKED─► given ─RECORDED────────────┘               │ RETIRED
  *                                               └─TAKE─► wanted ─RECORDED────────────────┘ ▼
  *                                                                                        granted
- *     destination   none ─HOLD─► held ─TAIL─► taking ─INIT─► waiting ─GRANT─► started
- *                                               └─GRANT─► entitled ─INIT─► started
+ *     destination   none ─TAIL─► taking ─INIT─► waiting ─GRANT─► started
+ *                                  └─GRANT─► entitled ─INIT─► started
  *
- * What vtpmd has decided before (which tail QEMU gets; what the TPM on standby has been started
- * from, and which tail says so) is what OFFER and HOLD bring. From there on it is only told, and
+ * What vtpmd has decided before is what there is: a lane and, at the destination, images that a
+ * tail continues; at the source, what OFFER brings. From there on it is only told, and
  * has to ask if it wants something else: a session that was granted is not ended any more. The
  * owner record is written while QEMU takes the tail, brings it to the destination, and that asks
  * for the vTPM: only the Grant comes after it. docs/stream-format.md has the table.

@@ -27,6 +27,7 @@
 #include "nvram.h"
 #include "pages.h"
 #include "server.h"
+#include "staged.h"
 #include "tpm.h"
 #include "version.h"
 
@@ -116,56 +117,58 @@ static bool get_records(const struct message *request, struct staged_records *re
     return true;
 }
 
-static TPM_RESULT stage_held(struct link *link, const struct staged_records *records,
-                             enum link_shutdown said, struct message *response)
-{
-    struct link_digests *digests = calloc(1, sizeof(*digests));
-    int64_t began_ns = clock_ns();
-    struct nvram_states states;
-
-    if (!digests)
-        return TPM_SIZE;
-    response->payload = (uint8_t *)digests;
-    TPM_RESULT result = commands_stage(server_commands(link->server), records, &said, &states);
-    if (result != TPM_SUCCESS)
-        return result;
-    memcpy(digests->permanent_digest, states.permanent_digest, DIGEST_BYTES);
-    memcpy(digests->volatile_digest, states.volatile_digest, DIGEST_BYTES);
-    link->held.is_so = true;
-    link->held.digests = *digests;
-    link->held.start_us = (uint32_t)((clock_ns() - began_ns) / NS_PER_US);
-    response->header.argument = link->held.start_us;
-    response->header.payload_bytes = sizeof(*digests);
-    return TPM_SUCCESS;
-}
-
 static TPM_RESULT do_stage(struct link *link, struct message *request, struct message *response)
 {
     uint32_t how = request->header.argument;
     enum link_shutdown said = (how & LINK_SAID_MASK) >> LINK_SAID_SHIFT;
+    bool is_held = (how & ~LINK_SAID_MASK) == LINK_STAGE_HELD;
     struct staged_records records;
-    struct nvram_states states;
 
-    link->held.is_so = false;
-    if (!get_records(request, &records) || said > LINK_SHUTDOWN_STATE)
+    if (!get_records(request, &records) || said > LINK_SHUTDOWN_STATE || !(how == 0 || is_held))
         return TPM_BAD_PARAMETER;
-    if (how == 0)
-        return commands_stage(server_commands(link->server), &records, NULL, &states);
-    if ((how & ~LINK_SAID_MASK) != LINK_STAGE_HELD)
-        return TPM_BAD_PARAMETER;
-    return stage_held(link, &records, said, response);
+    /* In the place of what QEMU has brought none is taken. */
+    if (server_commands(link->server)->arrival.has_given)
+        return TPM_BAD_ORDINAL;
+    TPM_RESULT result = blackout_stage(link->blackout, &records, is_held ? &said : NULL);
+    if (result != TPM_SUCCESS)
+        response->header.argument = blackout_state(link->blackout);
+    return result;
 }
 
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
 {
-    enum link_shutdown said = LINK_SHUTDOWN_NONE;
-    bool is_abandoned = request->header.argument == 1 && tpm_abandon(link->tpm), worked;
+    uint32_t how = request->header.argument;
+    struct blackout_captured captured;
 
-    TPM_RESULT result = blackout_capture(link->blackout, link->store, &worked, &said);
-    response->header.argument = (worked ? LINK_CAPTURE_CHANGED : 0) |
-                                (is_abandoned ? LINK_CAPTURE_ABANDONED : 0) |
-                                said << LINK_SAID_SHIFT;
+    if (how & ~(LINK_CAPTURING_STOPPED | LINK_CAPTURING_OFFERS))
+        return TPM_BAD_PARAMETER;
+    bool is_abandoned = how & LINK_CAPTURING_STOPPED && tpm_abandon(link->tpm);
+    struct link_digests *digests = calloc(1, sizeof(*digests));
+    if (!digests)
+        return TPM_SIZE;
+    response->payload = (uint8_t *)digests;
+    TPM_RESULT result =
+        blackout_capture(link->blackout, link->store, how & LINK_CAPTURING_OFFERS, &captured);
+    response->header.argument =
+        (captured.worked ? LINK_CAPTURE_CHANGED : 0) | (is_abandoned ? LINK_CAPTURE_ABANDONED : 0) |
+        (captured.is_offered ? LINK_CAPTURE_OFFERED : 0) | captured.said << LINK_SAID_SHIFT;
+    if (captured.is_offered) {
+        asker_settle(link->asker, LINK_ASK_STATE);
+        *digests = captured.digests;
+        response->header.payload_bytes = sizeof(*digests);
+    }
     return result;
+}
+
+static TPM_RESULT do_keep_base(struct link *link, struct message *request, struct message *response)
+{
+    uint64_t generations[2];
+
+    (void)response;
+    if (request->header.payload_bytes != sizeof(generations))
+        return TPM_BAD_PARAMETER;
+    memcpy(generations, request->payload, sizeof(generations));
+    return blackout_keep_base(link->blackout, link->store, generations[0], generations[1]);
 }
 
 static TPM_RESULT do_retire(struct link *link, struct message *request, struct message *response)
@@ -214,9 +217,9 @@ static TPM_RESULT do_admit(struct link *link, struct message *request, struct me
     TPM_RESULT result = tpm_admit(link->tpm, &lineage, goes_back);
     if (result != TPM_SUCCESS)
         return result;
-    commands_unstage(server_commands(link->server));
     if (!goes_back)
         blackout_say(link->blackout, HANDOVER_OWNED);
+    blackout_unstage(link->blackout);
     return TPM_SUCCESS;
 }
 
@@ -243,67 +246,11 @@ static TPM_RESULT do_set_lane(struct link *link, struct message *request, struct
     return result;
 }
 
-static TPM_RESULT do_offer(struct link *link, struct message *request, struct message *response)
-{
-    struct link_digests digests;
-
-    if (request->header.payload_bytes <= sizeof(digests))
-        return TPM_BAD_PARAMETER;
-    memcpy(&digests, request->payload, sizeof(digests));
-    TPM_RESULT result = blackout_offer(link->blackout, &digests, request->payload + sizeof(digests),
-                                       request->header.payload_bytes - sizeof(digests));
-    response->header.argument = blackout_state(link->blackout);
-    if (result == TPM_SUCCESS)
-        asker_settle(link->asker, LINK_ASK_STATE, NULL, 0);
-    return result;
-}
-
-/* What vtpmd says before it knows that the TPM has started may come when it has not. */
-static bool is_held(struct link *link)
-{
-    enum tpm_custody custody;
-    enum tpm_power power;
-
-    tpm_look(link->tpm, &power, &custody);
-    return link->held.is_so && power == TPM_ON && custody == TPM_STANDBY;
-}
-
-static TPM_RESULT do_hold(struct link *link, struct message *request, struct message *response)
-{
-    struct link_hold says;
-
-    (void)response;
-    if (request->header.payload_bytes <= sizeof(says))
-        return TPM_BAD_PARAMETER;
-    if (!is_held(link))
-        return TPM_BAD_ORDINAL;
-    memcpy(&says, request->payload, sizeof(says));
-    struct blackout_times times = {says.apply_us, link->held.start_us};
-    const uint8_t *tail = request->payload + sizeof(says);
-    size_t tail_bytes = request->header.payload_bytes - sizeof(says);
-    TPM_RESULT result =
-        blackout_hold(link->blackout, &link->held.digests, &times, tail, tail_bytes);
-    if (result == TPM_SUCCESS)
-        asker_settle(link->asker, LINK_ASK_TAIL, tail, tail_bytes);
-    return result;
-}
-
 static TPM_RESULT do_get_staged(struct link *link, struct message *request,
                                 struct message *response)
 {
-    const struct image *image = &server_commands(link->server)->staged.permanent;
-
     (void)request;
-    if (!image->exists || !image->is_numbered)
-        return TPM_BAD_ORDINAL;
-    uint8_t *payload = malloc(sizeof(image->generation) + image->n_bytes);
-    if (!payload)
-        return TPM_SIZE;
-    memcpy(payload, &image->generation, sizeof(image->generation));
-    memcpy(payload + sizeof(image->generation), image->bytes, image->n_bytes);
-    response->payload = payload;
-    response->header.payload_bytes = (uint32_t)(sizeof(image->generation) + image->n_bytes);
-    return TPM_SUCCESS;
+    return blackout_get_staged(link->blackout, response);
 }
 
 static TPM_RESULT do_let_go(struct link *link, struct message *request, struct message *response)
@@ -582,6 +529,7 @@ static const operation operations[] = {
     [LINK_INIT] = do_init,
     [LINK_STOP] = do_stop,
     [LINK_CAPTURE] = do_capture,
+    [LINK_KEEP_BASE] = do_keep_base,
     [LINK_STAGE] = do_stage,
     [LINK_FORGET_STATE] = do_forget_state,
     [LINK_STORE_PERMANENT] = do_store_permanent,
@@ -593,8 +541,6 @@ static const operation operations[] = {
     [LINK_ADMIT] = do_admit,
     [LINK_ARM] = do_arm,
     [LINK_SET_LANE] = do_set_lane,
-    [LINK_OFFER] = do_offer,
-    [LINK_HOLD] = do_hold,
     [LINK_GET_STAGED] = do_get_staged,
     [LINK_LET_GO] = do_let_go,
     [LINK_WITHDRAW] = do_withdraw,

@@ -58,22 +58,24 @@ enum link_operation {
                        vTPM is another host's */
 
     /* The state. */
-    LINK_CAPTURE = 32,          /* into the store; argument 1: the guest has stopped: a long command
-                                   that runs has not happened, and is answered TPM_RC_RETRY, unless
-                                   it commits already; answer: argument, enum link_capture and enum
-                                   link_shutdown */
-    LINK_STAGE = 33,            /* have the states that a session brings be what these records make
-                                   of them, and libtpms, whose TPM is off, take them for the next
-                                   start; payload: uint32_t, the bytes of the permanent state's
-                                   record, both records, of which each may be empty; argument: 0, or
-                                   LINK_STAGE_HELD with enum link_shutdown, as the host says that
-                                   they come from, and then there is an answer: payload, struct
-                                   link_digests; argument, how long the start took, in us */
-    LINK_FORGET_STATE = 34,     /* what LINK_STAGE has given is not to be used, and no more records
-                                   come; argument 1: they do */
-    LINK_GET_STAGED = 38,       /* answer: payload, uint64_t, the generation of the permanent state
-                                   that LINK_STAGE has made, and that state */
-    LINK_STORE_PERMANENT = 35,  /* write the image into its file, if it is durable elsewhere */
+    LINK_CAPTURE = 32,         /* into the store; argument: enum link_capturing, added up;
+                                  answer: argument, enum link_capture and enum link_shutdown, and
+                                  of what is offered: payload, struct link_digests */
+    LINK_KEEP_BASE = 39,       /* the destination has what was captured last; payload: two uint64_t,
+                                  the generations of that, permanent and volatile: refused if they
+                                  are not, or the lane is gone */
+    LINK_STAGE = 33,           /* have the states that a session brings be what these records make
+                                  of them, and libtpms, whose TPM is off, take them for the next
+                                  start; payload: uint32_t, the bytes of the permanent state's
+                                  record, both records, of which each may be empty; argument: 0, or
+                                  LINK_STAGE_HELD with enum link_shutdown, as the host says that
+                                  they come from; answer, of a refusal: argument, enum
+                                  handover_state: QEMU may have brought the tail */
+    LINK_FORGET_STATE = 34,    /* what LINK_STAGE has given is not to be used, and no more records
+                                  come; argument 1: they do */
+    LINK_GET_STAGED = 38,      /* answer: payload, uint64_t, the generation of the permanent state
+                                  that LINK_STAGE has made, and that state */
+    LINK_STORE_PERMANENT = 35, /* write the image into its file, if it is durable elsewhere */
     LINK_RAISE_GENERATION = 36, /* payload: two uint64_t, permanent and volatile: what another host
                                    has used */
     LINK_GET_LINEAGE = 37,      /* answer: payload, struct link_lineage, of the permanent state as
@@ -95,12 +97,8 @@ enum link_operation {
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
                            greeted each other on */
-    LINK_OFFER = 58,    /* QEMU gets a tail, for a second without a question, while nothing runs;
-                           payload: struct link_digests, of what the tail ends at, and the tail;
-                           answer, also of a refusal: argument, enum handover_state */
-    LINK_HOLD = 59,     /* QEMU may bring a tail that ends at what the TPM on standby was started
-                           from by the LINK_STAGE before; payload: struct link_hold, and the tail */
-    LINK_LET_GO = 60,   /* that has changed, unless QEMU has brought the tail */
+    LINK_LET_GO = 60,   /* what was offered has changed, unless QEMU has got the tail; what was
+                           staged will, unless QEMU has brought it */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */
     LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
@@ -118,12 +116,12 @@ enum link_question {
     LINK_ASK_INIT = 64,      /* argument: enum link_asked_init; the answer has started the TPM */
     LINK_ASK_STOP = 65,      /* argument 1: of SHUTDOWN; answer: argument 1: the TPM stays on */
     LINK_ASK_STATE = 66,     /* the permanent one, while a session may give a tail for it; the
-                                answer has done so, by LINK_OFFER, or has not. With that LINK_OFFER
+                                answer has done so, by LINK_CAPTURING_OFFERS, or has not. With that
                                 the engine goes on: the answer counts no more */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
-    LINK_ASK_TAIL = 68,      /* payload: a tail; the answer has taken it. With a LINK_HOLD of the
-                                same tail the engine goes on, likewise */
+    LINK_ASK_TAIL = 68,      /* a tail has come that is of no use; argument: enum tail_refusal; the
+                                answer says with what it is refused */
     LINK_ASK_CONNECTED = 69, /* there is a new data socket, of another QEMU */
     LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
@@ -181,10 +179,31 @@ enum link_admit {
                                  state, if LINK_ADMIT has failed before */
 };
 
-/* What LINK_CAPTURE answers. */
+/* Why a tail is of no use (tail.h). */
+enum tail_refusal {
+    TAIL_CUT = 1,           /* shorter, or longer, than any tail */
+    TAIL_FORMAT = 2,        /* another version, or flags that nobody knows */
+    TAIL_OTHER_SESSION = 3, /* an old one, or another vTPM's */
+    TAIL_FORGED = 4,        /* altered on its way, or for another VM */
+    TAIL_IMPOSSIBLE = 5,    /* sealed by the source, and not as a tail is made */
+    TAIL_NOT_NEXT = 6,      /* it does not continue what has come, or libtpms does not take it */
+    TAIL_UNEXPECTED = 7,    /* no session is there to bring one */
+};
+
+/* What LINK_CAPTURE is told. */
+enum link_capturing {
+    LINK_CAPTURING_STOPPED = 1, /* the guest has stopped: a long command that runs has not happened,
+                                 and is answered TPM_RC_RETRY, unless it commits already */
+    LINK_CAPTURING_OFFERS = 2,  /* QEMU gets the tail that makes it of the base (LINK_KEEP_BASE),
+                                   for a second without a question, while nothing runs; if there is
+                                   a base, and that may be */
+};
+
+/* What it answers. */
 enum link_capture {
     LINK_CAPTURE_CHANGED = 1,   /* it may differ from the last one */
     LINK_CAPTURE_ABANDONED = 2, /* a long command has not happened */
+    LINK_CAPTURE_OFFERED = 4,
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */
@@ -262,11 +281,6 @@ struct link_lane {
     uint8_t is_source;
 };
 
-/* What comes before the tail that is held. */
-struct link_hold {
-    uint32_t apply_us; /* what the destination has done so far, for the source's report */
-};
-
 /* How a hand-over came to the state that it is in. */
 struct link_handover {
     uint8_t session[16];
@@ -274,9 +288,11 @@ struct link_handover {
     uint32_t event;      /* enum handover_event */
     uint32_t tail_bytes; /* source: given to QEMU */
     uint32_t retire_us;  /* source */
-    uint32_t apply_us;   /* as in struct link_hold, on both sides */
+    uint32_t apply_us;   /* on both sides: until the destination had done what the tail says */
     uint32_t start_us;
-    uint32_t wait_us; /* destination: from the tail to the Grant */
+    uint32_t wait_us;              /* destination: from the tail to the Grant */
+    uint64_t permanent_generation; /* destination: what the tail ends at; else 0 */
+    uint64_t volatile_generation;
 };
 
 /* What LINK_SET_JOURNAL brings. */

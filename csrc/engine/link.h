@@ -24,11 +24,6 @@ struct link {
     struct server *server;
     struct asker *asker;
     struct blackout *blackout;
-    struct { /* what the TPM on standby was started from, if it was */
-        bool is_so;
-        struct link_digests digests;
-        uint32_t start_us;
-    } held;
     struct link_serving serving; /* what the boot record says of that server */
 };
 

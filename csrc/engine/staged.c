@@ -49,11 +49,15 @@ static int make(enum link_state_type type, const struct image *image, const uint
     return 0;
 }
 
-static void take_over(struct image *image, struct image *next)
+/* What was there is `before` then; if there is nothing next, it is what there is. */
+static void take_over(struct image *image, struct image *next, struct image *before)
 {
-    if (next->exists)
-        image_swap(image, next);
-    image_deinit(next);
+    image_deinit(before);
+    if (next->exists) {
+        *before = *image;
+        *image = *next;
+        *next = (struct image){0};
+    }
 }
 
 int staged_take(struct staged *staged, const struct staged_records *records)
@@ -66,11 +70,44 @@ int staged_take(struct staged *staged, const struct staged_records *records)
         r = make(LINK_STATE_VOLATILE, &staged->following, records->following,
                  records->following_bytes, &next.following);
     if (r == 0) {
-        take_over(&staged->permanent, &next.permanent);
-        take_over(&staged->following, &next.following);
+        take_over(&staged->permanent, &next.permanent, &staged->permanent_before);
+        take_over(&staged->following, &next.following, &staged->following_before);
     }
     staged_deinit(&next);
     return r;
+}
+
+static bool is(const struct image *image, uint64_t generation)
+{
+    return image->exists && image->generation == generation;
+}
+
+bool staged_is(const struct staged *staged, uint64_t permanent, uint64_t following)
+{
+    return is(&staged->permanent, permanent) && is(&staged->following, following);
+}
+
+static bool was(const struct image *image, const struct image *before, uint64_t generation)
+{
+    return is(before->exists ? before : image, generation);
+}
+
+bool staged_was(const struct staged *staged, uint64_t permanent, uint64_t following)
+{
+    return was(&staged->permanent, &staged->permanent_before, permanent) &&
+           was(&staged->following, &staged->following_before, following);
+}
+
+static void go_back(struct image *image, struct image *before)
+{
+    if (before->exists)
+        image_swap(image, before);
+}
+
+void staged_go_back(struct staged *staged)
+{
+    go_back(&staged->permanent, &staged->permanent_before);
+    go_back(&staged->following, &staged->following_before);
 }
 
 int staged_get(const struct staged *staged, struct nvram_states *states)
@@ -91,5 +128,7 @@ int staged_get(const struct staged *staged, struct nvram_states *states)
 void staged_deinit(struct staged *staged)
 {
     image_deinit(&staged->permanent);
+    image_deinit(&staged->permanent_before);
     image_deinit(&staged->following);
+    image_deinit(&staged->following_before);
 }

@@ -84,19 +84,13 @@ static void session_begins_when_what_was_decided_is_done(void **state)
     assert_true(is_asked);
 }
 
-static const uint8_t tail[] = "a tail";
-
-static const struct message brings = {
-    .header = {LINK_ASK_TAIL, .payload_bytes = sizeof(tail)},
-    .payload = (uint8_t *)tail,
-    .descriptor = -1,
-};
+static const struct message wants = {.header = {LINK_ASK_STATE}, .descriptor = -1};
 
 static void *ask(void *argument)
 {
     struct message answer = MESSAGE_NONE;
 
-    *(int *)argument = asker_ask(asker, argument == &second ? &question : &brings, false, &answer);
+    *(int *)argument = asker_ask(asker, argument == &second ? &question : &wants, false, &answer);
     assert_null(answer.payload);
     return NULL;
 }
@@ -109,17 +103,16 @@ static void wait_until_asked(enum link_question number)
 
 static void question_is_settled_by_what_it_was_asked_of(void **state)
 {
-    struct message late = {.header = {LINK_ASK_TAIL, .result = 9}, .descriptor = -1};
+    struct message late = {.header = {LINK_ASK_STATE, .result = 9}, .descriptor = -1};
     struct message next = {.header = {LINK_ASK_RUNS}, .descriptor = -1};
     pthread_t thread;
 
     (void)state;
     assert_int_equal(pthread_create(&thread, NULL, ask, &first), 0);
-    wait_until_asked(LINK_ASK_TAIL);
-    asker_settle(asker, LINK_ASK_TAIL, "another", sizeof("another"));
-    asker_settle(asker, LINK_ASK_STATE, tail, sizeof(tail));
-    assert_true(asker_is_asking(asker, LINK_ASK_TAIL));
-    asker_settle(asker, LINK_ASK_TAIL, tail, sizeof(tail));
+    wait_until_asked(LINK_ASK_STATE);
+    asker_settle(asker, LINK_ASK_TAIL);
+    assert_true(asker_is_asking(asker, LINK_ASK_STATE));
+    asker_settle(asker, LINK_ASK_STATE);
     assert_int_equal(pthread_join(thread, NULL), 0);
     assert_int_equal(first, ASKER_SETTLED);
 
@@ -135,14 +128,14 @@ static void question_is_settled_by_what_it_was_asked_of(void **state)
 
 static void vtpmd_that_has_left_owes_no_answer(void **state)
 {
-    struct message late = {.header = {LINK_ASK_TAIL}, .descriptor = -1};
+    struct message late = {.header = {LINK_ASK_STATE}, .descriptor = -1};
     pthread_t thread;
     int ends[2];
 
     (void)state;
     assert_int_equal(pthread_create(&thread, NULL, ask, &first), 0);
-    wait_until_asked(LINK_ASK_TAIL);
-    asker_settle(asker, LINK_ASK_TAIL, tail, sizeof(tail));
+    wait_until_asked(LINK_ASK_STATE);
+    asker_settle(asker, LINK_ASK_STATE);
     assert_int_equal(pthread_join(thread, NULL), 0);
     asker_detach(asker);
     close(vtpmd_fd);

@@ -21,25 +21,17 @@
 #include "blackout.h"
 #include "bytes.h"
 #include "clock.h"
-#include "digest.h"
+#include "guest.h"
+#include "handover.h"
 #include "lane.h"
 #include "message.h"
-#include "standby.h"
+#include "other_engine.h"
+#include "staged.h"
 #include "tpm.h"
 #include "tpm_in_memory.h"
 
-static const struct lane_keying keying = {
-    .session = "a session of 16",
-    .key = "a key of 32 bytes, which is sent",
-    .is_greeted = true,
-};
-static const uint8_t tail[] = "VTPMTAIL and all", other_tail[] = "VTPMTAIL and ALL";
-static const struct link_digests some_digests = {"of the permanent state", "of the volatile one"};
-
-static struct blackout *blackout;
-static struct link_digests digests; /* that the TPM has, or was started from */
-static struct lane *peer;
-static int peer_fd;
+static struct guest_states captured; /* the base, or what was staged */
+static struct link_digests digests;  /* of what the tail ends at */
 static void (*while_waiting)(void);
 static enum handover_state seen_waiting;
 static time_t clock_is_ahead_s;
@@ -71,112 +63,50 @@ int clock_gettime(clockid_t clock, struct timespec *now)
     return (int)r;
 }
 
-static void capture(void)
-{
-    enum link_shutdown said;
-    bool worked;
-
-    assert_int_equal(tpm_capture(tpm, store, &worked, &said), TPM_SUCCESS);
-}
-
 static void begin(bool is_source)
 {
-    int ends[2];
-
-    tpm_in_memory_begin();
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
-    capture();
-    assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-    assert_int_equal(blackout_set_lane(blackout, ends[0], &keying, is_source), TPM_SUCCESS);
-    peer_fd = ends[1];
-    assert_int_equal(lane_new(&peer, &keying, !is_source), 0);
-    digests = some_digests;
+    other_engine_begin();
+    guest_writes_nv();
+    captured = guest_states_capture();
+    other_engine_connect(&a_session, is_source);
+    if (is_source)
+        assert_int_equal(blackout_keep_base(blackout, store, captured.of[0].generation,
+                                            captured.of[1].generation),
+                         TPM_SUCCESS);
 }
 
 static void end(void)
 {
-    lane_free(peer);
-    close_descriptor(&peer_fd);
-    blackout_free(blackout);
-    tpm_in_memory_end();
+    guest_states_deinit(&captured);
+    other_engine_end();
 }
 
-static void say(const struct lane_frame *frame)
-{
-    uint8_t bytes[LANE_FRAME_BYTES];
-
-    assert_int_equal(lane_seal(peer, frame, bytes), 0);
-    /* In two pieces, as a network may bring it. */
-    assert_int_equal(write(peer_fd, bytes, 10), 10);
-    blackout_receive(blackout);
-    assert_int_equal(write(peer_fd, bytes + 10, sizeof(bytes) - 10), sizeof(bytes) - 10);
-    blackout_receive(blackout);
-}
-
-/* What the other engine hears: the kinds of frames, and 0 at the end. Returns their number. */
 static int hear(enum lane_kind kinds[4])
 {
-    uint8_t bytes[LANE_FRAME_BYTES];
-    struct lane_frame frame;
-
-    for (int n = 0; n < 4; n++) {
-        ssize_t got = recv(peer_fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_WAITALL);
-        if (got <= 0) {
-            kinds[n] = got == 0 ? 0 : LANE_HELLO; /* HELLO: nothing yet */
-            return n;
-        }
-        assert_int_equal(lane_open(peer, bytes, &frame), 0);
-        kinds[n] = frame.kind;
-    }
-    fail();
-    return 0;
+    return other_engine_hears(kinds, NULL);
 }
 
-static void do_work(void)
+static void stage(void)
 {
-    uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
-    struct tpm_response response;
-
-    tpm_response_init(&response);
-    tpm_execute(tpm, get_random, sizeof(get_random), &response);
-    tpm_response_deinit(&response);
-}
-
-static void start_standby(void)
-{
-    uint8_t *states[2];
-    size_t sizes[2];
-
-    for (int i = 0; i < 2; i++)
-        assert_int_equal(tpm_get_state(tpm, i ? LINK_STATE_VOLATILE : LINK_STATE_PERMANENT,
-                                       &states[i], &sizes[i]),
-                         TPM_SUCCESS);
-    tpm_run_on(tpm);
-    assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
-    assert_int_equal(
-        tpm_stand_by(tpm, LINK_SHUTDOWN_NONE, states[0], sizes[0], states[1], sizes[1]),
-        TPM_SUCCESS);
-    for (int i = 0; i < 2; i++) {
-        assert_int_equal(digest_compute(states[i], sizes[i],
-                                        i ? digests.volatile_digest : digests.permanent_digest),
-                         0);
-        free(states[i]);
-    }
+    power_off();
+    assert_int_equal(other_engine_brings(NULL, &captured, true), TPM_SUCCESS);
 }
 
 /* The events, each as whoever it is of has it happen. Returns false where it was refused. */
 
-static bool do_offer(void)
+static bool capture(bool offers)
 {
-    return blackout_offer(blackout, &digests, tail, sizeof(tail)) == TPM_SUCCESS;
+    struct blackout_captured found;
+
+    blackout_capture(blackout, store, offers, &found);
+    if (found.is_offered)
+        digests = found.digests;
+    return found.is_offered;
 }
 
-static bool do_hold(void)
+static bool do_offer(void)
 {
-    static const struct blackout_times times = {11, 22};
-
-    return blackout_hold(blackout, &digests, &times, tail, sizeof(tail)) == TPM_SUCCESS;
+    return capture(true);
 }
 
 static bool do_let_go(void)
@@ -211,11 +141,12 @@ static bool do_owned(void)
 static bool do_ask(void)
 {
     cleanup(message_deinit) struct message answer = MESSAGE_NONE;
-    bool is_given = blackout_give_tail(blackout, &answer);
 
-    if (is_given) {
-        assert_int_equal(answer.header.payload_bytes, sizeof(tail));
-        assert_memory_equal(answer.payload, tail, sizeof(tail));
+    if (blackout_give_tail(blackout, &answer)) {
+        struct sealed_tail tail = other_engine_seals(&captured, &captured);
+        assert_int_equal(answer.header.payload_bytes, tail.n_bytes);
+        assert_memory_equal(answer.payload, tail.bytes, tail.n_bytes);
+        free(tail.bytes);
     } else {
         assert_null(answer.payload);
     }
@@ -230,9 +161,16 @@ static bool do_run(void)
 
 static bool do_tail(void)
 {
-    assert_false(blackout_take_tail(blackout, other_tail, sizeof(other_tail)));
-    assert_false(blackout_take_tail(blackout, tail, sizeof(tail) - 1));
-    return blackout_take_tail(blackout, tail, sizeof(tail));
+    struct sealed_tail tail = other_engine_seals(&captured, &captured);
+
+    guest_states_digests(&captured, &digests);
+    assert_false(blackout_take_tail(blackout, tail.bytes, tail.n_bytes - 1));
+    tail.bytes[tail.n_bytes - 1]++;
+    assert_false(blackout_take_tail(blackout, tail.bytes, tail.n_bytes));
+    tail.bytes[tail.n_bytes - 1]--;
+    bool is_taken = blackout_take_tail(blackout, tail.bytes, tail.n_bytes);
+    free(tail.bytes);
+    return is_taken;
 }
 
 static bool do_init(void)
@@ -247,50 +185,49 @@ static bool do_init(void)
 
 static bool do_take(void)
 {
-    struct lane_frame frame = {.kind = LANE_TAKE};
-
-    memcpy(frame.permanent_digest, digests.permanent_digest, LANE_DIGEST_BYTES);
-    memcpy(frame.volatile_digest, digests.volatile_digest, LANE_DIGEST_BYTES);
-    say(&frame);
+    other_engine_takes(&digests);
     return true;
 }
 
 static bool do_take_other(void)
 {
-    struct lane_frame frame = {.kind = LANE_TAKE, .volatile_digest = "of another state"};
+    struct link_digests others = digests;
 
-    memcpy(frame.permanent_digest, digests.permanent_digest, LANE_DIGEST_BYTES);
-    say(&frame);
+    others.volatile_digest[DIGEST_BYTES - 1]++;
+    other_engine_takes(&others);
     return true;
 }
 
-static bool do_take_after_work(void)
+static bool do_take_other_permanent(void)
 {
-    do_work();
-    return do_take();
+    struct link_digests others = digests;
+
+    others.permanent_digest[0]++;
+    other_engine_takes(&others);
+    return true;
 }
 
 static bool do_grant(void)
 {
-    say(&(struct lane_frame){.kind = LANE_GRANT});
+    other_engine_says(&(struct lane_frame){.kind = LANE_GRANT});
     return true;
 }
 
 static bool do_end(void)
 {
-    say(&(struct lane_frame){.kind = LANE_REFUSE, .reason = 7});
+    other_engine_says(&(struct lane_frame){.kind = LANE_REFUSE, .reason = 7});
     return true;
 }
 
 static bool do_go_on(void)
 {
-    say(&(struct lane_frame){.kind = LANE_GO_ON});
+    other_engine_says(&(struct lane_frame){.kind = LANE_GO_ON});
     return true;
 }
 
 static bool do_lose(void)
 {
-    shutdown(peer_fd, SHUT_WR);
+    shutdown(other_fd, SHUT_WR);
     blackout_receive(blackout);
     return true;
 }
@@ -299,33 +236,55 @@ static bool do_forge(void)
 {
     uint8_t bytes[LANE_FRAME_BYTES] = {0};
 
-    assert_int_equal(write(peer_fd, bytes, sizeof(bytes)), sizeof(bytes));
+    assert_int_equal(write(other_fd, bytes, sizeof(bytes)), sizeof(bytes));
     blackout_receive(blackout);
     return true;
 }
 
-/* How each state is reached. */
-static void enter(enum handover_state state)
+static bool may_be_source(enum handover_state state)
 {
-    begin(state <= HANDOVER_GRANTED);
-    if (state >= HANDOVER_HELD) {
-        start_standby();
-        assert_true(do_hold());
-    } else if (state != HANDOVER_NONE) {
+    return state <= HANDOVER_GRANTED;
+}
+
+static bool may_be_destination(enum handover_state state)
+{
+    return state == HANDOVER_NONE || state >= HANDOVER_GRANTED;
+}
+
+static void enter_as_source(enum handover_state state)
+{
+    begin(true);
+    if (state != HANDOVER_NONE)
         assert_true(do_offer());
-    }
     if (state == HANDOVER_OFFERED || state == HANDOVER_FROZEN || state == HANDOVER_GRANTED)
         assert_true(do_record());
     if (handover_has_given(state) || state == HANDOVER_GRANTED)
         do_ask();
     if (state == HANDOVER_WANTED || state == HANDOVER_GRANTED)
         do_take();
+}
+
+static void enter_as_destination(enum handover_state state)
+{
+    if (state == HANDOVER_GRANTED) {
+        enter_as_source(state); /* and it comes back */
+        other_engine_connect(&another_session, false);
+    } else {
+        begin(false);
+    }
+    stage();
     if (state >= HANDOVER_TAKING)
         assert_true(do_tail());
     if (state >= HANDOVER_ENTITLED)
         do_grant();
     if (state == HANDOVER_STARTED)
         assert_true(do_init());
+}
+
+/* How each state is reached. */
+static void enter(enum handover_state state, bool is_source)
+{
+    is_source ? enter_as_source(state) : enter_as_destination(state);
     if (state != HANDOVER_WAITING)
         assert_int_equal(blackout_state(blackout), state);
 }
@@ -340,7 +299,6 @@ static const struct deed deeds[] = {
     {HANDOVER_OFFER, do_offer, false},
     {HANDOVER_RECORDED, do_record, false},
     {HANDOVER_DETACHED, do_detach, false},
-    {HANDOVER_HOLD, do_hold, false},
     {HANDOVER_LET_GO, do_let_go, false},
     {HANDOVER_WITHDRAW, do_withdraw, false},
     {HANDOVER_OWNED, do_owned, false},
@@ -350,6 +308,7 @@ static const struct deed deeds[] = {
     {HANDOVER_INIT, do_init, false},
     {HANDOVER_TAKE, do_take, true},
     {HANDOVER_TAKE_OTHER, do_take_other, true},
+    {HANDOVER_TAKE_OTHER, do_take_other_permanent, true},
     {HANDOVER_GRANT, do_grant, true},
     {HANDOVER_END, do_end, true},
     {HANDOVER_END, do_go_on, true},
@@ -357,11 +316,18 @@ static const struct deed deeds[] = {
     {HANDOVER_LOST, do_forge, true},
 };
 
-/* What the table says of an event, with what follows from it at once. */
-static struct handover_step expected(enum handover_state state, const struct deed *deed)
+/* What the table says of an event, with what follows from it at once; and what the lane says,
+ * which is of one side. */
+static struct handover_step expected(enum handover_state state, bool is_source,
+                                     const struct deed *deed)
 {
     struct handover_step step = handover_step(state, deed->event);
 
+    if ((deed->event == HANDOVER_OFFER && !is_source) ||
+        (deed->event == HANDOVER_TAIL && is_source))
+        return (struct handover_step){false, state, 0};
+    if (deed->event == HANDOVER_WITHDRAW && state == HANDOVER_GRANTED && !is_source)
+        return (struct handover_step){true, state, HANDOVER_DO_CLOSE};
     if (!step.is_possible && deed->is_of_lane)
         step = handover_step(state, HANDOVER_LOST);
     if (step.is_possible && step.state == HANDOVER_RETIRING) {
@@ -393,32 +359,19 @@ static void check_frames(uint32_t actions, bool is_source)
     assert_int_equal(is_closed, (actions & HANDOVER_DO_CLOSE) != 0);
 }
 
-static bool executes(void)
-{
-    uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
-    struct tpm_response response;
-
-    tpm_response_init(&response);
-    tpm_execute(tpm, get_random, sizeof(get_random), &response);
-    uint32_t code = get_be32(response.bytes + TPM_AT_CODE);
-    tpm_response_deinit(&response);
-    return code != TPM2_RC_FAILURE && code != TPM2_RC_RETRY;
-}
-
-static void try_in(enum handover_state state, const struct deed *deed)
+static void try_in(enum handover_state state, bool is_source, const struct deed *deed)
 {
     enum lane_kind before[4];
-    struct handover_step step = expected(state, deed);
-    bool is_source = state <= HANDOVER_GRANTED;
+    struct handover_step step = expected(state, is_source, deed);
 
-    enter(state);
+    enter(state, is_source);
     hear(before);
     bool happened = deed->happen();
     assert_int_equal(blackout_state(blackout), step.state);
     if (!deed->is_of_lane && deed->event != HANDOVER_ASKED && deed->event != HANDOVER_RUNS)
         assert_int_equal(happened, step.is_possible);
     check_frames(step.is_possible ? step.actions : 0, is_source);
-    assert_int_equal(executes(),
+    assert_int_equal(guest_is_served(),
                      is_source && step.state != HANDOVER_GRANTED && state != HANDOVER_GRANTED);
     end();
 }
@@ -426,10 +379,16 @@ static void try_in(enum handover_state state, const struct deed *deed)
 static void test_every_event_in_every_state(void **state)
 {
     (void)state;
-    for (int each = HANDOVER_NONE; each < HANDOVER_N_STATES; each++)
-        for (size_t i = 0; i < sizeof(deeds) / sizeof(*deeds); i++)
-            if (each != HANDOVER_RETIRING && each != HANDOVER_WAITING)
-                try_in((enum handover_state)each, &deeds[i]);
+    for (int each = HANDOVER_NONE; each < HANDOVER_N_STATES; each++) {
+        if (each == HANDOVER_RETIRING || each == HANDOVER_WAITING)
+            continue;
+        for (size_t i = 0; i < sizeof(deeds) / sizeof(*deeds); i++) {
+            if (may_be_source((enum handover_state)each))
+                try_in((enum handover_state)each, true, &deeds[i]);
+            if (may_be_destination((enum handover_state)each))
+                try_in((enum handover_state)each, false, &deeds[i]);
+        }
+    }
 }
 
 static const struct deed *deed_while_waiting;
@@ -449,8 +408,8 @@ static void test_every_event_while_init_waits(void **state)
         const struct deed *deed = &deeds[i];
         if (deed->event >= HANDOVER_ASKED && deed->event <= HANDOVER_INIT)
             continue; /* QEMU waits for its answer */
-        struct handover_step step = expected(HANDOVER_WAITING, deed);
-        enter(HANDOVER_WAITING);
+        struct handover_step step = expected(HANDOVER_WAITING, false, deed);
+        enter(HANDOVER_WAITING, false);
         hear(before);
         deed_while_waiting = deed;
         while_waiting = happen_while_waiting;
@@ -461,9 +420,28 @@ static void test_every_event_while_init_waits(void **state)
         bool is_taken = step.is_possible && !deed->is_of_lane;
         assert_int_equal(seen_waiting, is_taken ? step.state : HANDOVER_WAITING);
         assert_int_equal(blackout_state(blackout), step.is_possible ? step.state : HANDOVER_NONE);
-        assert_false(executes());
+        assert_false(guest_is_served());
         end();
     }
+}
+
+static void try_to_change_what_was_taken(void)
+{
+    assert_int_equal(other_engine_brings(NULL, &captured, true), TPM_BAD_ORDINAL);
+    assert_int_equal(blackout_forget(blackout, false, false), TPM_BAD_ORDINAL);
+    assert_int_equal(blackout_forget(blackout, true, false), TPM_BAD_ORDINAL);
+}
+
+static void test_what_was_taken_is_not_changed_while_init_waits(void **state)
+{
+    (void)state;
+    enter(HANDOVER_WAITING, false);
+    other_engine_sends(&(struct lane_frame){.kind = LANE_GRANT});
+    while_waiting = try_to_change_what_was_taken;
+    assert_true(do_init());
+    assert_int_equal(seen_waiting, HANDOVER_WAITING);
+    assert_int_equal(blackout_state(blackout), HANDOVER_STARTED);
+    end();
 }
 
 static void test_invariant_3_what_ran_since_the_tail_is_not_granted(void **state)
@@ -471,12 +449,13 @@ static void test_invariant_3_what_ran_since_the_tail_is_not_granted(void **state
     enum lane_kind kinds[4];
 
     (void)state;
-    enter(HANDOVER_FROZEN);
-    do_take_after_work();
+    enter(HANDOVER_FROZEN, true);
+    guest_extends_pcr();
+    do_take();
     assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
     assert_int_equal(hear(kinds), 1);
     assert_int_equal(kinds[0], LANE_GO_ON);
-    assert_true(executes());
+    assert_true(guest_is_served());
     end();
 }
 
@@ -486,12 +465,11 @@ static void test_invariant_3_nothing_is_granted_before_the_record_says_offered(v
 
     (void)state;
     for (int works = 0; works <= 1; works++) {
-        enter(HANDOVER_GIVEN);
+        enter(HANDOVER_GIVEN, true);
         do_take();
         assert_int_equal(hear(kinds), 0);
-        assert_true(executes());
-        if (!works) /* that was work, too */
-            capture();
+        if (works)
+            assert_true(guest_is_served()); /* that is work, too */
         do_record();
         assert_int_equal(blackout_state(blackout), works ? HANDOVER_NONE : HANDOVER_GRANTED);
         assert_int_equal(hear(kinds), 1);
@@ -505,22 +483,10 @@ static void test_invariant_6_a_tail_is_of_no_use_once_something_ran(void **state
     cleanup(message_deinit) struct message answer = MESSAGE_NONE;
 
     (void)state;
-    enter(HANDOVER_OFFERED);
-    do_work();
+    enter(HANDOVER_OFFERED, true);
+    guest_extends_pcr();
     assert_false(blackout_give_tail(blackout, &answer));
     assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
-    end();
-}
-
-static void test_invariant_6_what_ran_since_it_was_captured_is_not_offered(void **state)
-{
-    (void)state;
-    begin(true);
-    do_work();
-    assert_int_equal(blackout_offer(blackout, &digests, tail, sizeof(tail)), TPM_RETRY);
-    assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
-    capture();
-    assert_true(do_offer());
     end();
 }
 
@@ -529,34 +495,36 @@ static void test_invariant_3_what_is_captured_after_the_tail_ends_it(void **stat
     static const enum handover_state states[] = {HANDOVER_PREPARED, HANDOVER_OFFERED,
                                                  HANDOVER_GIVEN, HANDOVER_WANTED, HANDOVER_FROZEN};
     cleanup(message_deinit) struct message answer = MESSAGE_NONE;
-    enum link_shutdown said;
-    bool worked;
+    struct blackout_captured found;
 
     (void)state;
     for (size_t i = 0; i < sizeof(states) / sizeof(*states); i++) {
-        enter(states[i]);
-        assert_int_equal(blackout_capture(blackout, store, &worked, &said), TPM_SUCCESS);
-        assert_false(worked);
+        enter(states[i], true);
+        assert_int_equal(blackout_capture(blackout, store, false, &found), TPM_SUCCESS);
+        assert_false(found.worked);
         assert_int_equal(blackout_state(blackout), states[i]);
-        do_work();
-        assert_int_equal(blackout_capture(blackout, store, &worked, &said), TPM_SUCCESS);
-        assert_true(worked);
+        guest_extends_pcr();
+        assert_int_equal(blackout_capture(blackout, store, false, &found), TPM_SUCCESS);
+        assert_true(found.worked);
         assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
         assert_false(blackout_give_tail(blackout, &answer));
-        assert_true(executes());
+        assert_true(guest_is_served());
         end();
     }
 }
 
-static void test_without_a_lane_nothing_is_offered_or_held(void **state)
+static void test_without_a_lane_nothing_is_offered_or_taken(void **state)
 {
     (void)state;
-    begin(true);
-    do_lose();
-    assert_false(do_offer());
-    assert_false(do_hold());
-    assert_int_equal(blackout_lane_fd(blackout), BLACKOUT_NO_LANE);
-    end();
+    for (int is_source = 0; is_source <= 1; is_source++) {
+        enter(HANDOVER_NONE, is_source);
+        do_lose();
+        assert_false(do_offer());
+        assert_false(do_tail());
+        assert_int_equal(blackout_lane_fd(blackout), BLACKOUT_NO_LANE);
+        assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
+        end();
+    }
 }
 
 static void test_a_session_has_one_lane(void **state)
@@ -567,24 +535,74 @@ static void test_a_session_has_one_lane(void **state)
     begin(true);
     do_lose();
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-    assert_int_equal(blackout_set_lane(blackout, ends[0], &keying, true), TPM_BAD_ORDINAL);
-    struct lane_keying another = keying;
-    another.session[0]++;
-    assert_int_equal(blackout_set_lane(blackout, ends[0], &another, true), TPM_SUCCESS);
+    assert_int_equal(blackout_set_lane(blackout, ends[0], &a_session, true), TPM_BAD_ORDINAL);
+    assert_int_equal(blackout_set_lane(blackout, ends[0], &another_session, true), TPM_SUCCESS);
     close(ends[1]);
+    end();
+}
+
+/* A tail of one session is neither granted to the peer of another, nor by it. */
+static void test_invariant_3_a_lane_ends_the_session_before(void **state)
+{
+    enum lane_kind kinds[4];
+    int ends[2];
+
+    (void)state;
+    for (int each = HANDOVER_NONE; each < HANDOVER_N_STATES; each++) {
+        bool is_source = may_be_source((enum handover_state)each);
+        bool is_granted = each == HANDOVER_ENTITLED || each == HANDOVER_STARTED;
+        if (each == HANDOVER_RETIRING || each == HANDOVER_WAITING)
+            continue;
+        enter((enum handover_state)each, is_source);
+        hear(kinds);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+        assert_int_equal(blackout_set_lane(blackout, ends[0], &another_session, is_source),
+                         is_granted ? TPM_BAD_ORDINAL : TPM_SUCCESS);
+        assert_int_equal(blackout_state(blackout), is_granted || each == HANDOVER_GRANTED
+                                                       ? (enum handover_state)each
+                                                       : HANDOVER_NONE);
+        bool is_told = each == HANDOVER_TAKING || handover_has_given((enum handover_state)each);
+        assert_int_equal(hear(kinds), is_told);
+        if (is_told)
+            assert_int_equal(kinds[0], is_source ? LANE_GO_ON : LANE_REFUSE);
+        assert_int_equal(kinds[is_told] == 0, !is_granted);
+        if (is_granted)
+            close(ends[0]);
+        close(ends[1]);
+        end();
+    }
+}
+
+/* What was granted before to another host is that one's for as long as nobody has granted it back.
+ */
+static void test_invariant_3_what_was_granted_stays_so_without_a_lane_back(void **state)
+{
+    enum handover_state before;
+    enum lane_kind kinds[4];
+
+    (void)state;
+    enter(HANDOVER_GRANTED, false);
+    assert_int_equal(blackout_withdraw(blackout, &before), TPM_SUCCESS);
+    assert_int_equal(before, HANDOVER_GRANTED);
+    assert_int_equal(hear(kinds), 0);
+    assert_int_equal(kinds[0], 0);
+    assert_int_equal(blackout_state(blackout), HANDOVER_GRANTED);
+    assert_false(do_tail());
+    assert_false(guest_is_served());
     end();
 }
 
 static void test_a_command_that_ends_late_ends_the_offer_at_once(void **state)
 {
     (void)state;
-    enter(HANDOVER_OFFERED);
+    enter(HANDOVER_OFFERED, true);
     blackout_worked(blackout); /* what it does not do by itself */
     assert_int_equal(blackout_state(blackout), HANDOVER_OFFERED);
-    do_work();
+    guest_extends_pcr();
     blackout_worked(blackout);
     assert_int_equal(blackout_state(blackout), HANDOVER_NONE);
-    capture();
+    guest_states_deinit(&captured);
+    captured = guest_states_capture();
     assert_true(do_offer()); /* the lane is as it was */
     end();
 }
@@ -594,14 +612,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_event_in_every_state),
         cmocka_unit_test(test_every_event_while_init_waits),
+        cmocka_unit_test(test_what_was_taken_is_not_changed_while_init_waits),
         cmocka_unit_test(test_invariant_3_what_ran_since_the_tail_is_not_granted),
         cmocka_unit_test(test_invariant_3_nothing_is_granted_before_the_record_says_offered),
         cmocka_unit_test(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
         cmocka_unit_test(test_a_session_has_one_lane),
+        cmocka_unit_test(test_invariant_3_a_lane_ends_the_session_before),
         cmocka_unit_test(test_a_command_that_ends_late_ends_the_offer_at_once),
-        cmocka_unit_test(test_invariant_6_what_ran_since_it_was_captured_is_not_offered),
         cmocka_unit_test(test_invariant_3_what_is_captured_after_the_tail_ends_it),
-        cmocka_unit_test(test_without_a_lane_nothing_is_offered_or_held),
+        cmocka_unit_test(test_without_a_lane_nothing_is_offered_or_taken),
+        cmocka_unit_test(test_invariant_3_what_was_granted_stays_so_without_a_lane_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

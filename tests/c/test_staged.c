@@ -145,6 +145,68 @@ static void invariant_5_of_records_that_do_not_apply_nothing_is_used(void **unus
     check_states(2, 2);
 }
 
+static void what_was_there_before_the_last_records_can_be_gone_back_to(void **unused)
+{
+    (void)unused;
+    bring_both();
+    encode(0, 1);
+    encode(1, 1);
+    assert_int_equal(take(true, true), 0);
+    assert_true(staged_is(&staged, 2, 2));
+    assert_true(staged_was(&staged, 1, 1));
+    assert_false(staged_was(&staged, 1, 2));
+    assert_false(staged_was(&staged, 2, 1));
+    assert_false(staged_is(&staged, 1, 1));
+    staged_go_back(&staged);
+    check_states(1, 1);
+    assert_true(staged_is(&staged, 1, 1));
+    staged_go_back(&staged); /* and nothing is lost by that */
+    check_states(2, 2);
+    staged_go_back(&staged);
+    encode(0, 1);
+    assert_int_equal(take(true, false), 0);
+    check_states(2, 1);
+    assert_true(staged_was(&staged, 1, 1)); /* the same again */
+}
+
+/* What the last records have left alone was there before, too. */
+static void what_has_not_changed_is_what_it_was(void **unused)
+{
+    (void)unused;
+    bring_both();
+    encode(0, 1);
+    assert_int_equal(take(true, false), 0);
+    assert_true(staged_is(&staged, 2, 1));
+    assert_true(staged_was(&staged, 1, 1));
+    encode(1, 1);
+    assert_int_equal(take(false, true), 0);
+    assert_true(staged_is(&staged, 2, 2));
+    assert_true(staged_was(&staged, 2, 1));
+    assert_false(staged_was(&staged, 1, 1)); /* that was two rounds ago */
+    staged_go_back(&staged);
+    check_states(2, 1);
+    assert_int_equal(take(false, false), 0);
+    assert_true(staged_was(&staged, 2, 1));
+    assert_false(staged_was(&staged, 2, 2));
+}
+
+static void what_has_not_come_is_of_no_generation(void **unused)
+{
+    (void)unused;
+    assert_false(staged_is(&staged, 0, 0));
+    assert_false(staged_was(&staged, 0, 0));
+    encode(0, 0);
+    assert_int_equal(take(true, false), 0);
+    assert_false(staged_is(&staged, 1, 0));
+    assert_false(staged_was(&staged, 1, 0));
+    assert_false(staged_was(&staged, 0, 0));
+    staged_go_back(&staged);
+    encode(1, 0);
+    assert_int_equal(take(false, true), 0);
+    assert_false(staged_was(&staged, 1, 0));
+    assert_true(staged_is(&staged, 1, 1));
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, end)
 
 int main(void)
@@ -153,6 +215,9 @@ int main(void)
         TEST(there_is_nothing_to_start_from_until_both_have_come),
         TEST(each_record_continues_its_state),
         TEST(a_whole_state_takes_the_place_of_what_was_there),
+        TEST(what_was_there_before_the_last_records_can_be_gone_back_to),
+        TEST(what_has_not_changed_is_what_it_was),
+        TEST(what_has_not_come_is_of_no_generation),
         TEST(invariant_5_of_records_that_do_not_apply_nothing_is_used),
     };
 

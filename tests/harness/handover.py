@@ -11,8 +11,8 @@ from tests.harness.lab import Lab
 from tests.harness.link import Link
 from tests.harness.management import Management
 from tests.harness.raw_guest import Blobs, RawGuest
+from tests.support.tail import is_tail
 from tests.support.tpm2 import ReturnCode, get_random
-from vtpmd.migration.tail import is_tail
 
 WAIT_TIMEOUT_S = 20.0
 POLL_S = 0.005

@@ -32,14 +32,12 @@ from tests.model.world import (
     source_takes,
     tag,
 )
-from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
+from vtpmd.core.handover import TAIL_TAKEN, WITH_TAIL, WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.migration import destination, events, source
 from vtpmd.migration.destination import Do as Theirs
 from vtpmd.migration.source import Do
 from vtpmd.migration.states import BEFORE_BASE, GIVEN_AWAY, ON_OFFER, OWNING, PASSING, State
-from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
 from vtpmd.store.owner import Outcome, Whose
-from vtpmd.wire.peer import Reason
 
 # What the source writes down, and with which transition of the owner record.
 RECORDS: Final = {
@@ -155,6 +153,8 @@ def _source_does(project: Project, world: World, action: Do) -> World:
     match action:
         case Do.OFFER:
             return engine_takes(project, world, "s", HandoverEvent.RECORDED) or world
+        case Do.WIND_UP:
+            return _winds_up(project, world)
         case Do.START_ROUND:
             return _starts_round(project, world)
         case Do.KEEP_BASE:
@@ -241,9 +241,9 @@ def _starts_round(project: Project, world: World) -> World:
     is_first = world.s.state in BEFORE_BASE
     if not _captures(world):
         return _later(world, events.Disarmed("") if is_first else _NO_ROUND)
-    if not is_first and not world.s.worked:
+    if not is_first and not world.s.worked and not world.s.unsent:
         return _later(world, _NO_ROUND)
-    return _sends_round(_captures_new(project, world))
+    return _sends_round(_captures_new(project, world) if world.s.worked else world)
 
 
 def _captures(world: World) -> bool:
@@ -255,7 +255,7 @@ _NO_ROUND: Final = events.NothingChanged()
 
 def _captures_new(project: Project, world: World) -> World:
     """blackout_capture(), of what a command has changed: the tail that there was is void."""
-    captured = world.source(worked=False)
+    captured = world.source(worked=False, unsent=True)
     if "capture" in project.without:
         return captured
     how = HandoverEvent.RUNS if world.s.engine in WITHOUT_GRANT else HandoverEvent.LET_GO
@@ -265,29 +265,40 @@ def _captures_new(project: Project, world: World) -> World:
 def _sends_round(world: World) -> World:
     # Its records change images in memory alone: they are not in the model.
     is_last = world.s.state in PASSING
-    sent = send_to_d(world.source(acked=False), COMMITS[world.s.value, int(is_last)].value)
+    sent = send_to_d(
+        world.source(acked=False, unsent=False), COMMITS[world.s.value, int(is_last)].value
+    )
     return _later(sent, events.RoundSent(ROUND))
+
+
+def _winds_up(project: Project, world: World) -> World:
+    """What the guest has left is captured, and offered if the destination has a base of it."""
+    if world.s.state is not State.CAPTURING or not _captures(world):
+        return world
+    return _offers(project, world) or world
+
+
+def _offers(project: Project, world: World) -> World | None:
+    """Capture, and have the engine give QEMU the tail of it; None: the lane is gone."""
+    if world.s.worked and _captures(world):
+        world = _captures_new(project, world)
+    if not world.s_lane:
+        return None
+    offered = engine_takes(project, world, "s", HandoverEvent.OFFER)
+    return offered and offered.source(offer=offered.s.value)
 
 
 def _makes_tail(project: Project, world: World) -> World:
     """Have the engine give what changed since the base, of what the guest has done since, too."""
     host = world.s
-    is_new = host.worked and _captures(world)
-    if is_new and host.state in ON_OFFER:
-        return _later(world, events.TailMade(True))
-    # What the last round's was sealed as stays that when it is acknowledged.
-    is_sealed = host.offer == host.value and not host.offers_all
-    is_all = host.acked and not is_new and not is_sealed
-    if is_new:
-        world = _captures_new(project, world)
-    if host.state is State.FREEZING and host.acked and is_new:
-        world = _sends_round(world)
-    was_sent = world.s.acked is not host.acked or not is_new
-    offered = engine_takes(project, world, "s", HandoverEvent.OFFER) if world.s_lane else None
-    if offered is None:
+    is_early = host.state in ON_OFFER
+    if is_early and host.engine in (*WITH_TAIL, *WITHOUT_GRANT):
+        return _later(world, events.TailMade(not host.unsent))
+    offered = _offers(project, world)
+    if offered is None and not is_early:
         return _later(world, events.Disarmed("the lane is gone"))
-    offered = offered.source(offer=host.value, offers_all=is_all)
-    return _later(offered, events.TailMade(was_sent))
+    offered = offered or world
+    return _later(offered, events.TailMade(not offered.s.unsent))
 
 
 def gives_tail(project: Project, world: World) -> World:
@@ -302,7 +313,7 @@ def gives_tail(project: Project, world: World) -> World:
     assert asked is not None
     if asked.s.engine not in WITHOUT_GRANT:
         return asked
-    given = asked._replace(tail=host.offer, tail_is_all=host.offers_all)
+    given = asked._replace(tail=host.offer)
     return given.source(qemu="saved" if host.qemu == "asks" else host.qemu)
 
 
@@ -323,9 +334,7 @@ def destination_acts(project: Project, world: World) -> World:
         case destination.Repeat(event=event):
             return _afterwards(world, event)
         case destination.Stage():
-            return _stages(project, world, value)
-        case destination.UseTail():
-            return _use_tail(project, world)
+            return _stages(world, value)
         case destination.Decline():
             return _declines(project, world)
         case destination.Discard():
@@ -335,15 +344,21 @@ def destination_acts(project: Project, world: World) -> World:
     return world
 
 
-def _stages(project: Project, world: World, wanted: destination.Stage) -> World:
+def _stages(world: World, wanted: destination.Stage) -> World:
     staged = FOREIGN if world.d.session == THIRD else wanted.power
+    if _is_taken(world):
+        return _afterwards(world, events.Took())
     if not wanted.is_last:
         world = world.destination(file="staged", file_of=world.d.session, staged=staged)
         return _afterwards(world, events.Staged())
-    held = world.destination(tpm="held", value=staged, is_last=True, file_of=world.d.session)
-    # The engine knows the tail by then, and may go on with it.
-    foreseen = _holds(project, held, "last") or held
-    return _afterwards(foreseen, KEEP, events.HeldStarted())
+    held = world.destination(tpm="held", value=staged, file_of=world.d.session)
+    # The engine may go on with the tail by then.
+    return _afterwards(held, KEEP, events.HeldStarted())
+
+
+def _is_taken(world: World) -> bool:
+    """has_taken(): of what was staged the engine has started what will be the vTPM."""
+    return world.d.engine in TAIL_TAKEN
 
 
 def _next(world: World, *steps: Any) -> World:
@@ -357,6 +372,8 @@ def _afterwards(world: World, *steps: Any) -> World:
 def _declines(project: Project, world: World) -> World:
     """Have the engine take nothing, unless it has; then forget what came."""
     withdrawn = engine_takes(project, world, "d", HandoverEvent.WITHDRAW)
+    if world.d.engine is Handover.GRANTED:
+        withdrawn = close_lane(world, "d")  # what was granted was another session's
     if "withdraw" in project.without:
         withdrawn = world
     granted = _GRANTED.get(world.d.engine)
@@ -375,84 +392,36 @@ def _off(world: World) -> World:
     return world.destination(tpm="fenced" if world.d.tpm == "fenced" else "off")
 
 
-def _lets_go(project: Project, world: World) -> World | None:
-    """Have the TPM on standby off; None: QEMU has brought the tail."""
-    taken = engine_takes(project, world, "d", HandoverEvent.LET_GO)
-    return None if taken is None else _off(taken)
-
-
-def _use_tail(project: Project, world: World) -> World:
-    host = world.d
-    refused = _afterwards(world, events.TailRefused(Reason.STATE, ""))
-    if not _opens(host.session):
-        return refused
-    if host.tpm == "held" and not world.tail_is_all:
-        let_go = _lets_go(project, world)
-        if let_go is None:
-            return refused
-        world = let_go
-    # A session that is not the current one, for a canary, has left its images in the engine; the
-    # tail finds nothing new in those of its own.
-    value = FOREIGN if host.staged == FOREIGN else world.tail
-    held = world.destination(file="staged", staged=value, tpm="held", value=value)
-    taken = _holds(project, held, "given")
-    return refused if taken is None else _afterwards(taken, events.TailApplied())
-
-
-def _holds(project: Project, world: World, which: str) -> World | None:
-    """LINK_HOLD: the engine asks the source once QEMU has brought this tail."""
-    if not world.d_lane and world.d.session == SESSION:
-        return None
-    taken = engine_takes(project, world, "d", HandoverEvent.HOLD)
-    return taken and taken.destination(holds=which)
-
-
 def takes_tail(project: Project, world: World) -> World | None:
-    """blackout_take_tail(): None for a tail that is not the one that the engine expects."""
+    """blackout_take_tail(): None for a tail that is not the next of the session's."""
     host = world.d
-    if host.engine is not Handover.HELD:
+    if not world.d_lane or host.tpm not in ("off", "held"):
         return None
-    # It is that of the session, and of the round that came last; the empty one, or its records.
-    is_that = host.session == SESSION and host.value == world.tail
-    is_that &= world.tail_is_all is (host.holds == "all")
-    if host.holds != "given" and not is_that and "tail" not in project.without:
-        return None
-    return engine_takes(project, world, "d", HandoverEvent.TAIL)
+    value = world.tail
+    if "tail" in project.without and host.tpm == "held":
+        value = host.value  # it is taken for the one that says no more than this
+    if host.staged == FOREIGN:
+        value = FOREIGN  # for a canary: another session's images are the engine's
+    held = world.destination(tpm="held", value=value)
+    return engine_takes(project, held, "d", HandoverEvent.TAIL)
 
 
-def _answers_tail(project: Project, world: World) -> World:
-    """ASK_TAIL is answered: QEMU has brought the tail that the engine expects, or fails."""
-    host = world.d
-    taken = None if host.state is State.ENDED else takes_tail(project, world)
-    after = (taken or world).destination(command="")
-    if host.qemu != "tail":
-        return after  # it died over it
-    return after.destination(qemu="tail" if taken is not None else "dead")
-
-
-_TAIL_CIPHER: Final = TailCipher(key=bytes(32), uuid=bytes(16), lineage=bytes(16))
-_TAIL: Final = _TAIL_CIPHER.seal(Tail(Header(SESSION, 0, 0, 0, 0), 0, b"", b""))
-
-
-def _opens(session: bytes) -> bool:
-    """Return whether the source's tail opens in a session, even with the same key."""
-    try:
-        _TAIL_CIPHER.open(_TAIL, session)
-    except TailError:
-        return False
-    return True
+def _answers_tail(_: Project, world: World) -> World:
+    """ASK_TAIL is answered: the tail is refused."""
+    after = world.destination(command="")
+    return after.destination(qemu="dead") if world.d.qemu == "tail" else after
 
 
 def _destination_does(project: Project, world: World, action: Theirs) -> World:
     host = world.d
     match action:
         case Theirs.START:
-            held = world.destination(tpm="held", value=host.staged, is_last=False)
+            if _is_taken(world):
+                return _afterwards(world, events.Took())
+            held = world.destination(tpm="held", value=host.staged)
             return _afterwards(held, events.HeldStarted())
-        case Theirs.HOLD:
-            return _holds(project, world, "last" if host.is_last else "all") or world
         case Theirs.LET_GO:
-            return _lets_go(project, world) or _is_overtaken(world)
+            return _is_overtaken(world) if _is_taken(world) else _off(world)
         case Theirs.SETTLE if "settle" in project.without:
             return _afterwards(world.destination(settles=True), events.Settled())
         case Theirs.RELEASE:

@@ -409,7 +409,7 @@ def _destination_qemu(project: Project, world: World) -> Iterator[Move]:
 
 
 def _tail_comes(project: Project, world: World) -> World | None:
-    """The engine takes the tail by itself, or asks vtpmd to have it do so."""
+    """The engine takes the tail, or asks vtpmd with what it is refused."""
     came = world.destination(qemu="tail")
     taken = takes_tail(project, came)
     if taken is not None:
@@ -418,7 +418,8 @@ def _tail_comes(project: Project, world: World) -> World | None:
         return None  # it asks once that is told
     asked = None
     if world.d.state is not State.ENDED:
-        asked = destination_takes(project, came, events.TailCame(b""))
+        refused = events.TailRefused(peer.Reason.STATE, "")
+        asked = destination_takes(project, came, refused)
     if asked is None:
         return world.destination(qemu="dead")
     return asked.destination(command="tail", todo=(*asked.d.todo, tag("answer")))

@@ -93,13 +93,13 @@ class SourceHost(NamedTuple):
     fenced: bool = False
     value: int = NEWEST
     worked: bool = False  # a command ran since the state was captured
+    unsent: bool = False  # what was captured is to be sent
     acked: bool = False  # the destination holds what was sent last
     wanted: Tagged | None = None  # while something is revoked: what for
     engine: Handover = Handover.NONE
     news: tuple[str, ...] = ()  # of the engine, that vtpmd has not taken yet
     is_late: bool = False  # vtpmd takes other things first
     offer: int = NOTHING  # the state that the engine's tail ends at
-    offers_all: bool = False  # that tail says that the destination has all
     # run, stop, asks (for the state), saved (it has the tail), dead
     qemu: str = "run"
     resumed: bool = False  # QEMU's word that the guest runs is under way
@@ -127,8 +127,6 @@ class DestinationHost(NamedTuple):
     engine: Handover = Handover.NONE
     news: tuple[str, ...] = ()
     is_late: bool = False
-    is_last: bool = False  # the TPM on standby was started from a round that said so
-    holds: str = ""  # the tail that the engine expects: "all", "last", or a "given" one
     command: str = ""  # of QEMU's, that the engine is at: tail, init
     # wait, tail (it has brought that), init (it waits for the answer), run, dead
     qemu: str = "wait"
@@ -155,7 +153,6 @@ class World(NamedTuple):
     answer: Tagged | None = None
     asked: bool = False  # the destination speaks over that connection
     tail: int = NOTHING
-    tail_is_all: bool = False
     stops: int = 2  # how often QEMU may still stop the guest at the source
 
     def source(self, **changes: Any) -> World:
@@ -459,7 +456,7 @@ def forget(world: World) -> World:
         # Nothing more is said over the lane, and its loss is nothing to either.
         world = world._replace(s_lane=0, d_lane=0, lane_to_s=(), lane_to_d=())
     if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
-        world = world._replace(tail=NOTHING, tail_is_all=False)  # a QEMU takes one stream
+        world = world._replace(tail=NOTHING)  # a QEMU takes one stream
     if world.to_s:
         world = world._replace(to_s=_without_idle(world.to_s, s.state))
     if world.to_d:
@@ -525,10 +522,10 @@ def _forget_at_source(s: SourceHost) -> SourceHost:
         # Its guest may run on, and that is all that it can do.
         s = s._replace(resumed=False, qemu="run" if s.qemu in ("stop", "saved") else s.qemu)
     if s.engine not in (*WITH_TAIL, *WITHOUT_GRANT) and s.offer != NOTHING:
-        s = s._replace(offer=NOTHING, offers_all=False)
+        s = s._replace(offer=NOTHING)
     is_over = s.state in (*_OVER, *GIVEN_AWAY, State.RELEASED)
-    if is_over and s.engine not in WITHOUT_GRANT and (s.worked or s.acked):
-        s = s._replace(worked=False, acked=False)  # no round is sent any more
+    if is_over and s.engine not in WITHOUT_GRANT and (s.worked or s.acked or s.unsent):
+        s = s._replace(worked=False, acked=False, unsent=False)  # no round is sent any more
     if s.withdraws and s.record.value.whose is not Whose.OFFERED:
         # Nothing to withdraw. If an offer comes before that is found out: a stop, a resume and a
         # stop lead there, too.
@@ -543,12 +540,8 @@ def _forget_at_destination(d: DestinationHost) -> DestinationHost:
         d = d._replace(staged=NOTHING, file_of=SESSION)
     if d.tpm in ("off", "fenced") and (d.value != NOTHING or d.served):
         d = d._replace(value=NOTHING, served=False)
-    if d.tpm != "held" and d.is_last:
-        d = d._replace(is_last=False)
     if d.state is not State.STARTED and d.retries:
         d = d._replace(retries=False)
-    if d.engine is not Handover.HELD and d.holds:
-        d = d._replace(holds="")
     news = tuple(each for each in d.news if _may_mean(d.state, each))
     if news != d.news or (d.is_late and not news):
         d = d._replace(news=news, is_late=bool(news))

@@ -10,7 +10,12 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.network import Stream
+from tests.support.image_digest import whole_digest
+from tests.support.tail import Header, Tail, TailCipher, TailError
+from vtpmd.core import Image
+from vtpmd.core.delta import delta_encode
 from vtpmd.core.handover import (
+    TAIL_TAKEN,
     WITH_TAIL,
     WITHOUT_GRANT,
     Handover,
@@ -19,7 +24,7 @@ from vtpmd.core.handover import (
     handover_step,
 )
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneError, LaneFrame, LaneKeying, LaneKind
-from vtpmd.core.link import LinkQuestion
+from vtpmd.core.link import LinkQuestion, TailRefusal
 from vtpmd.daemon.engine import Question
 from vtpmd.wire.tpm import Result
 
@@ -29,10 +34,8 @@ if TYPE_CHECKING:
 OFFER_S: Final = 1.0  # BLACKOUT_OFFER_MS
 GRANT_TIMEOUT_S: Final = 2.0  # BLACKOUT_GRANT_TIMEOUT_MS
 REASON_STATE: Final = 7
-_DIGESTS_BYTES: Final = 64
-HOLD_BYTES: Final = 4  # struct link_hold
 # struct link_handover
-_HANDOVER: Final = Struct("=16s7I")
+_HANDOVER: Final = Struct("=16s7I4xQQ")
 
 Digests = tuple[bytes, bytes]
 
@@ -47,6 +50,9 @@ class Blackout:
         self._stream: Stream | None = None
         self.is_source = False
         self._session = bytes(16)
+        self._cipher: TailCipher | None = None
+        self._base: tuple[Image, Image] | None = None
+        self._ends_at = (0, 0)
         self._frame = b""
         self._tail = b""
         self._digests: Digests = (b"", b"")
@@ -57,32 +63,53 @@ class Blackout:
 
     def set_lane(self, stream: Stream, keying: LaneKeying, *, is_source: bool) -> None:
         """blackout_set_lane()."""
+        assert self.state not in (Handover.ENTITLED, Handover.STARTED)  # vtpmd sees to that
+        self.say(HandoverEvent.WITHDRAW)
         self._end_lane()
+        self._tpm.server.unstage()
         self._lane = Lane(keying, is_source=is_source)
         self._stream, self.is_source = stream, is_source
-        self._session = keying.session
+        self._session, self._base = keying.session, None
+        self._cipher = TailCipher(key=keying.key, uuid=keying.uuid, lineage=keying.lineage)
         stream.watch(self._receive)
 
-    def offer(self, payload: bytes) -> int:
-        """blackout_offer()."""
-        if self._lane is None or not self._may(HandoverEvent.OFFER):
+    def keep_base(self, generations: tuple[int, int]) -> int:
+        """blackout_keep_base()."""
+        captured = self._tpm.captured()
+        if self._lane is None or not self.is_source or _generations(captured) != generations:
             return Result.BAD_ORDINAL
-        if self._tpm.worked:
-            return Result.RETRY
-        self._digests, self._tail = _digests(payload), payload[_DIGESTS_BYTES:]
-        self._offered_s = self._tpm.now_s
-        self._take(HandoverEvent.OFFER)
+        self._base = captured
         return Result.SUCCESS
 
-    def hold(self, payload: bytes) -> int:
-        """LINK_HOLD, blackout_hold()."""
-        if not self._tpm.is_held:
-            return Result.BAD_ORDINAL
-        if self._lane is None or not self._may(HandoverEvent.HOLD):
-            return Result.BAD_ORDINAL
-        self._digests, self._tail = self._tpm.held_digests, payload[HOLD_BYTES:]
-        self._take(HandoverEvent.HOLD)
-        return Result.SUCCESS
+    def offer(self) -> Digests | None:
+        """blackout_capture(), where it offers: what the tail ends at, or None."""
+        if self._lane is None or self._base is None or not self._may(HandoverEvent.OFFER):
+            return None
+        if self._tpm.worked:
+            return None
+        final = self._tpm.captured()
+        records = [
+            b"" if before.generation == after.generation else delta_encode(before, after)
+            for before, after in zip(self._base, final, strict=True)
+        ]
+        between = Header.between(self._session, _generations(self._base), _generations(final))
+        assert self._cipher is not None
+        self._tail = self._cipher.seal(Tail(between, 0, *records))
+        permanent, volatile = (whole_digest(image.data) for image in final)
+        self._digests = permanent, volatile
+        self._offered_s = self._tpm.now_s
+        self._take(HandoverEvent.OFFER)
+        return self._digests
+
+    @property
+    def has_taken(self) -> bool:
+        """has_taken()."""
+        return self.state in TAIL_TAKEN
+
+    def unstaged(self) -> None:
+        """blackout_forget(), where no more comes."""
+        if not self.is_source:
+            self._end_lane()
 
     def say(self, event: HandoverEvent) -> int:
         """blackout_say()."""
@@ -90,6 +117,13 @@ class Blackout:
             return Result.BAD_ORDINAL
         self._take(event)
         return Result.SUCCESS
+
+    def withdraw(self) -> int:
+        """blackout_withdraw()."""
+        if self.state is Handover.GRANTED and not self.is_source:
+            self._end_lane()
+            return Result.SUCCESS
+        return self.say(HandoverEvent.WITHDRAW)
 
     # Of QEMU.
 
@@ -109,12 +143,21 @@ class Blackout:
         self._take(HandoverEvent.ASKED)
         return self._tail if self.state in WITHOUT_GRANT else None
 
-    def take_tail(self, tail: bytes) -> bool:
-        """blackout_take_tail()."""
-        if not self._may(HandoverEvent.TAIL) or tail != self._tail:
-            return False
+    def take_tail(self, blob: bytes) -> TailRefusal | None:
+        """blackout_take_tail(): why it is of no use; None: it is."""
+        if self._lane is None or self.is_source or not self._may(HandoverEvent.TAIL):
+            return TailRefusal.UNEXPECTED
+        assert self._cipher is not None
+        try:
+            tail = self._cipher.open(blob, self._session)
+        except TailError:
+            return TailRefusal.FORGED
+        if not self._tpm.server.follow(tail):
+            return TailRefusal.NOT_NEXT
+        self._digests = self._tpm.held_digests
+        self._ends_at = tail.header.permanent_to, tail.header.volatile_to
         self._take(HandoverEvent.TAIL)
-        return True
+        return None
 
     async def init(self) -> int | None:
         """blackout_init(): INIT's result, or None: that is not for the hand-over to say."""
@@ -170,7 +213,9 @@ class Blackout:
         if HandoverAction.CLOSE in step.actions:
             self._end_lane()
         if HandoverAction.TELL in step.actions:
-            told = _HANDOVER.pack(self._session, self.is_source, event, 0, 0, 0, 0, 0)
+            told = _HANDOVER.pack(
+                self._session, self.is_source, event, 0, 0, 0, 0, 0, *self._ends_at
+            )
             self._tpm.tell(Question(LinkQuestion.TELL_HANDOVER, self.state, told))
         if HandoverAction.RETIRE in step.actions:
             is_retired = self._tpm.retire(unserved=False) == Result.SUCCESS
@@ -230,5 +275,6 @@ class Blackout:
         return HandoverEvent.LOST
 
 
-def _digests(payload: bytes) -> Digests:
-    return payload[:32], payload[32:_DIGESTS_BYTES]
+def _generations(images: tuple[Image, Image]) -> tuple[int, int]:
+    permanent, volatile = images
+    return permanent.generation, volatile.generation

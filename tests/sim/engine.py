@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
-from tests.sim.blackout import HOLD_BYTES, Blackout, Digests
+from tests.sim.blackout import Blackout, Digests
 from tests.sim.disk import SimDirectory
 from tests.sim.loop import Process
 from tests.sim.network import Stream
@@ -29,6 +29,7 @@ from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
     LinkAdmit,
     LinkCapture,
+    LinkCapturing,
     LinkCondition,
     LinkCustody,
     LinkQuestion,
@@ -242,29 +243,24 @@ class SimEngine:
             case LinkOperation.GET_CONDITION:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
-                return self._capture()
+                return self._capture(LinkCapturing(argument))
             case LinkOperation.WITHDRAW:
                 before = self.blackout.state
-                return Reply(self.blackout.say(HandoverEvent.WITHDRAW), before, bytearray())
+                return Reply(self.blackout.withdraw(), before, bytearray())
             case LinkOperation.GET_STAGED:
                 staged = self.server.staged()
                 generation = staged.generation.to_bytes(8, sys.byteorder)
                 return Reply(0, 0, bytearray(generation + staged.data))
-            case LinkOperation.OFFER:
-                result = self.blackout.offer(payload)
-                self._settle(result, LinkQuestion.ASK_STATE, b"")
-                return Reply(result, self.blackout.state, bytearray())
-            case LinkOperation.HOLD:
-                result = self.blackout.hold(payload)
-                self._settle(result, LinkQuestion.ASK_TAIL, payload[HOLD_BYTES:])
-                return Reply(result, 0, bytearray())
         done = _OPERATIONS[operation](self, argument, payload)
         return Reply(int(done), 0, bytearray())
 
-    def _settle(self, result: int, number: LinkQuestion, payload: bytes) -> None:
-        """asker_settle()."""
-        if result == Result.SUCCESS and self.link is not None:
-            self.link.settle(number, payload)
+    def captured(self) -> tuple[Image, Image]:
+        """What was captured last."""
+        nothing = Image(StateType.PERMANENT, 0, b"")
+        return (
+            self._images.get(StateType.PERMANENT, nothing),
+            self._images.get(StateType.VOLATILE, nothing),
+        )
 
     def _condition(self) -> int:
         has_blobs = self.server.arrival.what is Arrived.BLOBS
@@ -283,7 +279,7 @@ class SimEngine:
 
     @property
     def is_held(self) -> bool:
-        """link.c, is_held()."""
+        """incoming.c, is_on_standby()."""
         return self.running and self.custody is Custody.STANDBY
 
     @property
@@ -396,7 +392,7 @@ class SimEngine:
         last = self._last[StateType.PERMANENT]
         self._last[StateType.PERMANENT] = max(last, floor)
 
-    def init_standby(self, given: tuple[bytes, bytes]) -> Reply:
+    def init_standby(self, given: tuple[bytes, bytes]) -> int:
         """tpm_init_standby()."""
         if self.custody in AHEAD:
             self._let_go()
@@ -408,7 +404,7 @@ class SimEngine:
         result = self._power_on()
         if result == Result.SUCCESS:
             self.held_digests = whole_digest(given[0]), whole_digest(given[1])
-        return Reply(result, 0, bytearray(b"".join(self.held_digests)))
+        return result
 
     def _power_on(self) -> int:
         image = self._set_permanent or self._current
@@ -439,19 +435,26 @@ class SimEngine:
         self.custody = Custody.GIVEN
         return Result.SUCCESS, self.permanent.encode()
 
-    def _capture(self) -> Reply:
+    def _capture(self, how: LinkCapturing) -> Reply:
         if not self.running or self.custody not in EXECUTING:
             return Reply(Result.BAD_ORDINAL, 0, bytearray())
         if self.failed:
             return Reply(Result.FAIL, 0, bytearray())
-        if not self.worked:
-            return Reply(0, 0, bytearray())
+        found = self._capture_new() if self.worked else LinkCapture(0)
+        digests = self.blackout.offer() if LinkCapturing.OFFERS in how else None
+        if digests is not None:
+            found |= LinkCapture.OFFERED
+            if self.link is not None:
+                self.link.settle(LinkQuestion.ASK_STATE)
+        return Reply(0, found, bytearray(b"".join(digests or ())))
+
+    def _capture_new(self) -> LinkCapture:
         self.blackout.captures()
         assert self.permanent is not None and self.volatile is not None
         self._store(StateType.PERMANENT, self.permanent.encode())
         self._store(StateType.VOLATILE, self.volatile.encode())
         self.worked = False
-        return Reply(0, LinkCapture.CHANGED, bytearray())
+        return LinkCapture.CHANGED
 
     def _store(self, kind: StateType, data: bytes) -> None:
         before = self._images.get(kind)
@@ -610,6 +613,9 @@ _OPERATIONS: Final[dict[LinkOperation, Callable[[SimEngine, int, bytes], int]]] 
     LinkOperation.STOP: lambda engine, argument, _: engine.server.stop(fenced=bool(argument)),
     LinkOperation.FORGET_STATE: lambda engine, argument, _: engine.server.forget(
         goes_on=argument == 1
+    ),
+    LinkOperation.KEEP_BASE: lambda engine, _, payload: engine.blackout.keep_base(
+        struct.unpack("=QQ", payload)
     ),
     LinkOperation.STORE_PERMANENT: SimEngine._store_permanent,
     LinkOperation.RETIRE: SimEngine._retire,

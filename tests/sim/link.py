@@ -30,7 +30,6 @@ from vtpmd.daemon.engine import (
     Meanwhile,
     Question,
     Reply,
-    Request,
 )
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -136,7 +135,6 @@ class SimLink:
         async with self._lock:
             self._check()
             later_s = self._process.rng.choice(MEANWHILE_S)
-            then = None if meanwhile is None else meanwhile.following()
             if meanwhile is not None and not later_s:
                 meanwhile.run()
             if operation not in _QUIET:
@@ -147,20 +145,10 @@ class SimLink:
             if operation is LinkOperation.BE_ASKED:
                 await self._be_asked(is_so=bool(argument))
             done = self._engine.do(operation, int(argument), bytes(payload))
-            second = None if then is None else await self._do_next(then)
             if meanwhile is not None and later_s:
                 await asyncio.sleep(later_s)
                 meanwhile.run()
-            if meanwhile is not None and second is not None:
-                meanwhile.reply = await self._come(second)
             return await self._come(done)
-
-    async def _do_next(self, then: Request) -> Reply:
-        """Do what the engine was asked together with something else."""
-        self._engine.note(f"engine: {then.operation.name}")
-        await self._engine.late()
-        self._check()
-        return self._engine.do(then.operation, 0, then.payload)
 
     async def _be_asked(self, *, is_so: bool) -> None:
         """asker_be_asked(): what is decided without vtpmd is done first."""
@@ -230,11 +218,11 @@ class SimLink:
         self.waiting, self._question = waiting, question
         self._way.say(partial(self._take, question, waiting))
 
-    def settle(self, number: LinkQuestion, payload: bytes) -> None:
+    def settle(self, number: LinkQuestion) -> None:
         """asker_settle()."""
         if self.waiting is None or self.waiting.done() or self._question is None:
             return
-        if (self._question.number, self._question.payload) == (number, payload):
+        if self._question.number is number:
             self.waiting.set_result(SETTLED)
 
     def tell(self, news: Question) -> None:

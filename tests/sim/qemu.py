@@ -16,6 +16,7 @@ from tests.sim.engine import Response
 from tests.sim.host import Host
 from tests.sim.server import Command, Number, Said
 from tests.sim.state import Permanent, Volatile
+from tests.support.tail import is_tail
 from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
@@ -27,7 +28,6 @@ from vtpmd.daemon.qemu_events import (
     QemuDisconnected,
     QemuEvent,
 )
-from vtpmd.migration.tail import is_tail
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.sim.link import SETTLED
+from tests.support.tail import Tail, is_tail
 from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import DeltaError, delta_apply, delta_inspect
 from vtpmd.core.handover import WITHOUT_GRANT, Handover
 from vtpmd.core.link import LinkAskedInit, LinkCustody, LinkQuestion
 from vtpmd.daemon.engine import Answer, Question, Reply
-from vtpmd.migration.tail import is_tail
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FormatError, Lineage
 from vtpmd.wire.tpm import Result, StateType
@@ -183,6 +183,7 @@ class ControlServer:
         self.arrival = Arrival(tpm)
         self._tpm = tpm
         self._staged: dict[StateType, Image] = {}
+        self._staged_before: dict[StateType, Image] = {}
         self._coming: tuple[StateType, Content] | None = None  # while vtpmd is asked about it
         self._gave_tail = self._gave_whole = False
         self._done: int | None = None  # what vtpmd has done of what it is asked about
@@ -252,14 +253,14 @@ class ControlServer:
         return command.number is not Number.SET_STATEBLOB or not self._tpm.is_running
 
     async def _ask(
-        self, command: int, number: LinkQuestion, argument: int = 0, payload: bytes = b""
+        self, command: int, number: LinkQuestion, argument: int = 0
     ) -> tuple[Verdict, Answer]:
         """ask(): of vtpmd, if one is there, or of the table."""
         self._done = None
         until_s = self._tpm.now_s + WAIT_S
         while True:
             may_decide = self._verdict(command) is Verdict.GO_ON
-            answer = await self._tpm.ask(Question(number, argument, payload), may_decide=may_decide)
+            answer = await self._tpm.ask(Question(number, argument, b""), may_decide=may_decide)
             if answer is None and self._done is not None:
                 answer = Answer(self._done)
             if answer is not None:
@@ -314,27 +315,52 @@ class ControlServer:
         return int(lib.UNASKED_INIT_NEW)
 
     def stage(self, argument: int, payload: bytes) -> Reply:
-        """commands_stage(), by LINK_STAGE."""
+        """LINK_STAGE."""
         if self.arrival.has_given:
             return Reply(Result.BAD_ORDINAL, 0, bytearray())
+        if self._tpm.blackout.has_taken:
+            return Reply(Result.BAD_ORDINAL, self._tpm.blackout.state, bytearray())
         permanent_bytes, both = int.from_bytes(payload[:4], sys.byteorder), payload[4:]
+        records = both[:permanent_bytes], both[permanent_bytes:]
+        return Reply(self._stage(records, is_held=bool(argument)), 0, bytearray())
+
+    def _stage(self, records: tuple[bytes, bytes], *, is_held: bool) -> int:
+        """incoming_stage()."""
         try:
-            staged = [
-                self._follow(kind, record)
-                for kind, record in zip(
-                    _STAGED, (both[:permanent_bytes], both[permanent_bytes:]), strict=True
-                )
-            ]
+            staged = {
+                kind: self._follow(kind, record)
+                for kind, record in zip(_STAGED, records, strict=True)
+            }
         except DeltaError:
-            return Reply(Result.BAD_PARAMETER, 0, bytearray())
-        self._staged = dict(zip(_STAGED, staged, strict=True))
-        permanent, volatile = (image.data for image in staged)
-        if argument:
+            return Result.BAD_PARAMETER
+        self._staged_before, self._staged = self._staged, staged
+        permanent, volatile = (image.data for image in staged.values())
+        if is_held:
             return self._tpm.init_standby((permanent, volatile))
         result = self._tpm.set_state(StateType.PERMANENT, permanent)
         if result == Result.SUCCESS:
             result = self._tpm.set_state(StateType.VOLATILE, volatile)
-        return Reply(result, 0, bytearray())
+        return result
+
+    def follow(self, tail: Tail) -> bool:
+        """incoming_follow()."""
+        header, records = tail.header, (tail.permanent, tail.volatile)
+        if self._tpm.running and not self._tpm.is_held:
+            return False
+        if self._is_staged(self._staged, header.permanent_to, header.volatile_to):
+            if self._tpm.is_held:
+                return True
+            records = b"", b""
+        elif not self._is_staged(self._staged, header.permanent_from, header.volatile_from):
+            if not self._is_staged(
+                self._staged_before, header.permanent_from, header.volatile_from
+            ):
+                return False
+            self._staged = self._staged_before
+        return self._stage(records, is_held=True) == Result.SUCCESS
+
+    def _is_staged(self, staged: dict[StateType, Image], *generations: int) -> bool:
+        return tuple(staged[kind].generation for kind in staged) == generations
 
     def _follow(self, kind: StateType, record: bytes) -> Image:
         nothing = Image(kind, 0, b"")
@@ -348,13 +374,16 @@ class ControlServer:
         return self._staged[StateType.PERMANENT]
 
     def unstage(self) -> None:
-        """commands_unstage()."""
-        self._staged.clear()
+        """blackout_unstage()."""
+        self._staged, self._staged_before = {}, {}
 
     def forget(self, *, goes_on: bool) -> int:
-        """LINK_FORGET_STATE."""
+        """LINK_FORGET_STATE, blackout_forget()."""
+        if self._tpm.blackout.has_taken:
+            return Result.BAD_ORDINAL
         if not goes_on:
             self.unstage()
+            self._tpm.blackout.unstaged()
         return self.forget_state()
 
     def forget_state(self) -> int:
@@ -456,14 +485,11 @@ class ControlServer:
     async def _set_tail(self, blob: bytes) -> int:
         if not self.arrival.take_tail():
             return Result.BAD_PARAMETER
-        if self._tpm.blackout.take_tail(blob):
+        refusal = self._tpm.blackout.take_tail(blob)
+        if refusal is None:
             return Result.SUCCESS
-        verdict, answer = await self._ask(lib.UNASKED_TAIL, LinkQuestion.ASK_TAIL, payload=blob)
-        if verdict is Verdict.REFUSE:
-            return Result.BAD_PARAMETER
-        if answer.result != Result.SUCCESS:
-            return answer.result
-        return Result.SUCCESS if self._tpm.blackout.take_tail(blob) else Result.BAD_PARAMETER
+        _, answer = await self._ask(lib.UNASKED_TAIL, LinkQuestion.ASK_TAIL, refusal)
+        return answer.result or Result.BAD_PARAMETER
 
     async def _set_blob(self, command: Command) -> int:
         if self.arrival.what is Arrived.TAIL:

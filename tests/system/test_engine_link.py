@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -31,26 +32,34 @@ from tests.support.emulator_client import (
     INIT_DELETE_VOLATILE,
     Blob,
     ControlClient,
+    ControlError,
     DataSocket,
     receive_exactly,
 )
 from tests.support.image_digest import whole_digest
-from tests.support.tpm2 import ReturnCode, StartupType, nv_define, shutdown, startup
+from tests.support.tail import Header, Tail, TailCipher
+from tests.support.tpm2 import (
+    ReturnCode,
+    StartupType,
+    nv_define,
+    pcr_extend,
+    shutdown,
+    startup,
+)
 from vtpmd import core
 from vtpmd.core import Image, LinkDescriptor, LinkOperation, Store
-from vtpmd.core.delta import delta_encode
+from vtpmd.core.delta import delta_apply, delta_encode
 from vtpmd.core.handover import Handover
-from vtpmd.core.image import DIGEST_BYTES
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.core.link import (
     LinkCapture,
+    LinkCapturing,
     LinkCondition,
     LinkCustody,
     LinkShutdown,
     LinkStage,
     link_held,
     link_said,
-    pack_link_hold,
     pack_link_lineage,
     pack_link_records,
     unpack_link_digests,
@@ -136,12 +145,9 @@ def whole(states: tuple[bytes, bytes]) -> bytes:
 
 
 async def start_held(vtpm: Vtpm, said: LinkShutdown) -> None:
-    """Start a sleeping guest's TPM, held, from its own state; check what the engine tells."""
-    states = await sleeping(vtpm)
-    await vtpm.ask(LinkOperation.STAGE, 0, whole(states))
-    reply = await vtpm.ask(LinkOperation.STAGE, link_held(said), pack_link_records(b"", b""))
-    digests = tuple(whole_digest(state) for state in states)
-    assert unpack_link_digests(reply.payload) == digests
+    """Start a sleeping guest's TPM, held, from its own state."""
+    await vtpm.ask(LinkOperation.STAGE, 0, whole(await sleeping(vtpm)))
+    await vtpm.ask(LinkOperation.STAGE, link_held(said), pack_link_records(b"", b""))
 
 
 def test_states_are_brought_and_started_from_in_one_request(tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_what_was_brought_is_gone_once_no_more_is_to_come(tmp_path: Path) -> Non
     with_guest(tmp_path / "state", test)
 
 
-def test_held_start_tells_its_digests_and_takes_up_that_the_guest_sleeps(tmp_path: Path) -> None:
+def test_held_start_takes_up_that_the_guest_sleeps(tmp_path: Path) -> None:
     """The next capture says so again, and nothing else."""
 
     async def test(vtpm: Vtpm) -> None:
@@ -239,35 +245,80 @@ def test_command_waits_while_a_vtpm_is_asked_back(tmp_path: Path) -> None:
     with_guest(tmp_path / "state", test)
 
 
-def test_no_tail_is_held_of_what_has_not_started(tmp_path: Path) -> None:
-    """vtpmd says it before it has heard whether the TPM has."""
-    hold = pack_link_hold(0) + b"VTPMTAIL, of a session"
+def tail_of(before: tuple[int, int], after: tuple[int, int], *records: bytes) -> bytes:
+    """Return a tail of the session, of a guest that has said nothing."""
+    cipher = TailCipher(key=KEYING.key, uuid=KEYING.uuid, lineage=KEYING.lineage)
+    header = Header.between(KEYING.session, before, after)
+    return cipher.seal(Tail(header, LinkShutdown.NONE, *(records or (b"", b""))))
+
+
+def test_tail_is_taken_of_what_has_come_only(tmp_path: Path) -> None:
+    """It may continue what was there before the last round; nothing else, and nothing else's."""
+
+    async def refused(vtpm: Vtpm, tail: bytes) -> None:
+        with pytest.raises(ControlError):
+            await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+        await asyncio.to_thread(vtpm.control.stop)  # what comes next is another stream's
 
     async def test(vtpm: Vtpm) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
             states = await sleeping(vtpm)
-            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
-            held = link_held(LinkShutdown.STATE)
-            await vtpm.ask(LinkOperation.STAGE, held, whole(states))
-            garbage = pack_link_records(b"no record", b"")
-            refused = await vtpm.refused(LinkOperation.STAGE, held, garbage)
-            assert refused == Result.BAD_PARAMETER
-            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
-            await vtpm.ask(LinkOperation.STAGE, held, pack_link_records(b"", b""))
-            await vtpm.ask(LinkOperation.FORGET_STATE, 1)
-            assert await vtpm.refused(LinkOperation.HOLD, 0, hold) == Result.BAD_ORDINAL
-            reply = await vtpm.ask(LinkOperation.STAGE, held, pack_link_records(b"", b""))
-            assert reply.argument > 0
-            await vtpm.ask(LinkOperation.HOLD, 0, hold)
+            again = [
+                delta_encode(Image(kind, 1, state), Image(kind, 2, state))
+                for kind, state in zip(
+                    (StateType.PERMANENT, StateType.VOLATILE), states, strict=True
+                )
+            ]
+            await refused(vtpm, tail_of((1, 1), (1, 1)))
+            await vtpm.ask(LinkOperation.STAGE, 0, whole(states))
+            altered = bytearray(tail_of((1, 1), (2, 2), *again))
+            altered[-20] ^= 1
+            await refused(vtpm, bytes(altered))
+            await refused(vtpm, tail_of((1, 1), (2, 3), *again))
+            await refused(vtpm, tail_of((2, 2), (2, 2)))
+            await refused(vtpm, tail_of((0, 0), (0, 0)))
+            await vtpm.ask(LinkOperation.STAGE, 0, pack_link_records(*again))
+            tail = tail_of((1, 1), (2, 1), again[0], b"")
+            await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            frame = Lane(KEYING, is_source=True).open(
+                await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
+            )
+            assert (frame.kind, *frame[2:4]) == (LaneKind.TAKE, *map(whole_digest, states))
+            assert (await vtpm.engine.staged()).generation == 2
+
+    with_guest(tmp_path / "state", test)
+
+
+def test_invariant_2_what_a_tail_was_taken_for_changes_no_more(tmp_path: Path) -> None:
+    """A round that comes later is refused, and says why; so is to let go of it."""
+
+    async def test(vtpm: Vtpm) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
+            await vtpm.ask(LinkOperation.STAGE, 0, whole(await sleeping(vtpm)))
+            tail = tail_of((1, 1), (1, 1))
+            await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            nothing, held = pack_link_records(b"", b""), link_held(LinkShutdown.NONE)
+            for operation, argument, payload in (
+                (LinkOperation.STAGE, held, nothing),
+                (LinkOperation.STAGE, 0, nothing),
+                (LinkOperation.FORGET_STATE, 1, b""),
+                (LinkOperation.FORGET_STATE, 0, b""),
+            ):
+                reply = await vtpm.engine.request(operation, argument, payload)
+                assert reply.result == Result.BAD_ORDINAL
+                if operation is LinkOperation.STAGE:
+                    assert Handover(reply.argument) is Handover.TAKING
+            assert await vtpm.engine.condition() == (LinkCondition.ON, LinkCustody.STANDBY)
 
     with_guest(tmp_path / "state", test)
 
 
 def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
     """Also once vtpmd has heard that the guest runs here, and has the engine serve on."""
-    tail = b"VTPMTAIL, of a session"
 
     async def test(vtpm: Vtpm) -> None:
         source = Lane(KEYING, is_source=True)
@@ -275,7 +326,7 @@ def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
         with ours, theirs:
             await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
             await start_held(vtpm, LinkShutdown.NONE)
-            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + tail)
+            tail = tail_of((1, 1), (1, 1))
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
             take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
             assert source.open(take).kind is LaneKind.TAKE
@@ -293,7 +344,6 @@ def test_what_was_granted_is_so_until_it_is_admitted(tmp_path: Path) -> None:
 
 def test_state_is_given_once_a_tail_is_offered_whatever_is_answered_later(tmp_path: Path) -> None:
     """vtpmd may be at its disk by then, and QEMU's guest stands still."""
-    tail = b"VTPMTAIL, of a session"
 
     async def test(vtpm: Vtpm) -> None:
         late = Late(vtpm.engine)
@@ -303,41 +353,30 @@ def test_state_is_given_once_a_tail_is_offered_whatever_is_answered_later(tmp_pa
             await vtpm.ask(LinkOperation.INIT)
             assert await vtpm.command(startup(StartupType.CLEAR)) == 0
             await vtpm.ask(LinkOperation.CAPTURE)
+            kinds = (StateType.PERMANENT, StateType.VOLATILE)
+            base = [vtpm.store.read(kind) for kind in kinds]
+            generations = base[0].generation, base[1].generation
+            await vtpm.ask(LinkOperation.KEEP_BASE, 0, struct.pack("=QQ", *generations))
             vtpm.engine.answer_by(late)
             giving = asyncio.create_task(
                 asyncio.to_thread(vtpm.control.get_state_blob, Blob.PERMANENT)
             )
             await late.asked.wait()
-            await vtpm.ask(LinkOperation.OFFER, payload=bytes(2 * DIGEST_BYTES) + tail)
-            assert await giving == tail
+            assert await vtpm.command(pcr_extend(1, bytes(32))) == 0
+            assert not giving.done()
+            reply = await vtpm.ask(LinkOperation.CAPTURE, LinkCapturing.OFFERS)
+            assert reply.argument & LinkCapture.OFFERED
+            tail = TailCipher(key=KEYING.key, uuid=KEYING.uuid, lineage=KEYING.lineage).open(
+                await giving, KEYING.session
+            )
             late.ending.set()
             await vtpm.ask(LinkOperation.RECORDED)
-
-    with_guest(tmp_path / "state", test)
-
-
-def test_tail_is_taken_once_it_is_held_whatever_is_answered_later(tmp_path: Path) -> None:
-    tail = b"VTPMTAIL, of a session"
-
-    async def test(vtpm: Vtpm) -> None:
-        late = Late(vtpm.engine)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
-            await start_held(vtpm, LinkShutdown.NONE)
-            vtpm.engine.answer_by(late)
-            taking = asyncio.create_task(
-                asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            final = [vtpm.store.read(kind) for kind in kinds]
+            assert tail.permanent == b""
+            assert delta_apply(base[1], tail.volatile).data == final[1].data
+            assert unpack_link_digests(reply.payload) == tuple(
+                whole_digest(image.data) for image in final
             )
-            await late.asked.wait()
-            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + b"another")
-            assert not taking.done()
-            await vtpm.ask(LinkOperation.HOLD, payload=pack_link_hold(0) + tail)
-            await taking
-            take = await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
-            assert Lane(KEYING, is_source=True).open(take).kind is LaneKind.TAKE
-            late.ending.set()
-            await vtpm.engine.condition()
 
     with_guest(tmp_path / "state", test)
 

@@ -54,7 +54,7 @@ def test_vtpm_that_is_offered_elsewhere_is_served_when_that_fails(lab: Lab) -> N
     stream, _ = third.hold_base()
     host.manage.wait_for("VTPM_ARMED")
     host.guest.save()
-    assert record_of(host).whose is Whose.OFFERED
+    wait_until(lambda: record_of(host).whose is Whose.OFFERED)
     pair.source.guest.resume()
     wait_until(lambda: "says that it has it" in pair.source.vtpmd.program.output)
     stream.close()

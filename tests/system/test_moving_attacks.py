@@ -52,10 +52,10 @@ from tests.harness.owners import (
     record_of,
 )
 from tests.support.emulator_client import Blob, ControlError
+from tests.support.tail import is_tail
 from tests.support.tpm2 import ReturnCode, get_random
 from tests.system.test_arming import qemu_of
 from vtpmd.core.lane import LaneFrame, LaneKind
-from vtpmd.migration.tail import is_tail
 from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
 from vtpmd.wire import peer
 

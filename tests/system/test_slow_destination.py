@@ -31,16 +31,16 @@ from vtpmd.store.owner import Outcome, Whose
 HELD = ROOT / "tests/canary/held"
 # A replacement of the state's file begins with making this one, which a directory resists.
 PERMANENT_TEMPORARY = "TMP2-00.permall"
-# Of pairs: a round that was due just then has brought what the last one was to bring.
+# Of pairs: a round that was due just then has brought what the tail was to bring.
 TRIES_MAX = 10
 HELD_TIMEOUT_S = 5.0
 
 
 def slow_host(lab: Lab, held: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """Start a host whose vtpmd makes the file, and stands still, when the last round has come."""
+    """Start a host whose vtpmd makes the file, and stands still, when the tail has come."""
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HELD))
-        patch.setenv("VTPMD_HELD_AT", "before-the-last-round")
+        patch.setenv("VTPMD_HELD_AT", "before-what-the-tail-brought")
         patch.setenv("VTPMD_HELD", str(held))
         return make_host(lab)
 
@@ -66,8 +66,8 @@ def granted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> tuple[Pair, Facts]:
         facts = source.guest.facts()
         blobs = source.guest.save()
         assert_tail(blobs)
+        destination.guest.load(blobs)
         if is_there_in_time(held):
-            destination.guest.load(blobs)
             source.manage.wait_for("VTPM_GRANTED")
             return pair, facts
     raise AssertionError("a round came in between each time")

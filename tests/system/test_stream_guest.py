@@ -26,9 +26,9 @@ from tests.harness.lab import Lab
 from tests.harness.management import Management
 from tests.harness.proxy import Trigger
 from tests.harness.workload import WorkloadFailedError
+from tests.support import tail
 from tests.support.emulator_client import Control, ControlClient, ControlError
 from tests.support.image_digest import whole_digest
-from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
 
 MACHINE = Machine()

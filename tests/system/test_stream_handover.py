@@ -39,13 +39,13 @@ from tests.harness.lab import Lab
 from tests.harness.link import Cut, Direction, Ending, MessageLink
 from tests.harness.raw_guest import Blobs, Facts, RawGuest
 from tests.harness.state_files import durable_state
+from tests.support import tail
 from tests.support.emulator_client import Blob, Control, ControlError
 from tests.support.image_digest import whole_digest
 from tests.support.tpm2 import StartupType, Tpm, TpmError
 from vtpmd.core.lane import LaneKind
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
-from vtpmd.migration import tail
 from vtpmd.wire import peer, swtpm_format
 
 REFUSED = "the tail is refused: "

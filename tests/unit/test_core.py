@@ -13,11 +13,13 @@ from vtpmd.core.link import (
     LinkAdmit,
     LinkAskedInit,
     LinkCapture,
+    LinkCapturing,
     LinkCondition,
     LinkCustody,
     LinkQuestion,
     LinkShutdown,
     LinkStage,
+    TailRefusal,
     link_held,
     link_said,
     pack_link_lineage,
@@ -31,6 +33,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_ADMIT_": LinkAdmit,
     "LINK_STAGE_": LinkStage,
     "LINK_CAPTURE_": LinkCapture,
+    "LINK_CAPTURING_": LinkCapturing,
     "LINK_SHUTDOWN_": LinkShutdown,
     "LINK_CONDITION_": LinkCondition,
     "LINK_ASKED_": LinkAskedInit,
@@ -41,6 +44,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_END_WITH_": LinkEnd,
     "LINK_STATE_": StateType,
     "TPM_": LinkCustody,
+    "TAIL_": TailRefusal,
 }
 QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
 LIMITS = ("LINK_PAYLOAD_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")

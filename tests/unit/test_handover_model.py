@@ -73,8 +73,10 @@ def test_invariant_3_one_owner_with_three_faults(came_from_there: bool) -> None:
     unreached = {row for row in TABLE if row not in found.rows and not _is_idle(*row)}
     assert unreached == set(UNREACHED)
     engine_unreached = {row for row in _engine_rows() if row not in found.engine_rows}
-    there = {(Handover.GRANTED, HandoverEvent.HOLD)} if not came_from_there else set()
-    assert engine_unreached == set(ENGINE_UNREACHED) | there
+    elsewhere = {(Handover.GRANTED, HandoverEvent.TAIL)}
+    if came_from_there:  # a destination begins as what has granted it, and stays so until then
+        elsewhere = {(Handover.NONE, HandoverEvent.TAIL), (Handover.NONE, HandoverEvent.END)}
+    assert engine_unreached == set(ENGINE_UNREACHED) | elsewhere
 
 
 def without(
@@ -118,7 +120,7 @@ def granted_without(event: HandoverEvent, *states: Handover) -> Changes:
     """Have an event take a destination to where only the Grant does."""
     entitled, started = Handover.ENTITLED, Handover.STARTED
     steps = {
-        Handover.HELD: HandoverStep(entitled, TELL),
+        Handover.NONE: HandoverStep(entitled, TELL),
         Handover.TAKING: HandoverStep(
             *((started, EXPECT | TELL) if event is HandoverEvent.INIT else (entitled, TELL))
         ),
@@ -172,7 +174,7 @@ CANARIES: dict[str, Canary] = {
     ),
     # Of the engines' table.
     "tail: the destination owns the vTPM once QEMU has brought it": Canary(
-        0, "TWO", table=granted_without(HandoverEvent.TAIL, Handover.HELD)
+        0, "TWO", table=granted_without(HandoverEvent.TAIL, Handover.NONE)
     ),
     "init: not waited for the Grant": Canary(
         0, "TWO", table=granted_without(HandoverEvent.INIT, Handover.TAKING)

@@ -57,7 +57,6 @@ class Granted:
     ) -> Reply:
         del payload
         if meanwhile is not None:
-            meanwhile.following()
             meanwhile.run()
         if operation is LinkOperation.WITHDRAW:
             return Reply(Result.BAD_ORDINAL, Handover.STARTED, bytearray())

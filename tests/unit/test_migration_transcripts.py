@@ -73,8 +73,6 @@ EVENTS: dict[str, Any] = {
     "Staged": events.Staged(),
     "StageFailed": events.StageFailed(peer.Reason.STATE, "a reason"),
     "HeldStarted": events.HeldStarted(),
-    "TailCame": events.TailCame(b"tail"),
-    "TailApplied": events.TailApplied(),
     "TailRefused": events.TailRefused(peer.Reason.STATE, "a reason"),
     "SetAside": events.SetAside("a reason"),
     "Took": events.Took(),
@@ -609,12 +607,11 @@ TO_HOLDING = """
 
 TO_STANDBY = f"""{TO_HOLDING}
     Stopped                 STANDBY     START
-    HeldStarted             STANDBY     HOLD
+    HeldStarted             STANDBY
 """
 
 TO_TAKING = f"""{TO_HOLDING}
-    TailCame                CHECKING    use tail
-    TailApplied             TAKING
+    Took                    TAKING
 """
 
 TO_STARTED = f"""{TO_TAKING}
@@ -641,7 +638,7 @@ DESTINATION = {
     Commit                  STAGING     stage
     Staged                  HOLDING     send Ack
     Stopped                 STANDBY     START
-    HeldStarted             STANDBY     HOLD
+    HeldStarted             STANDBY
     Took                    TAKING
     Started                 STARTED
     InitAnswered            STARTED     ADMIT
@@ -652,16 +649,16 @@ DESTINATION = {
     "the last round says that it is": f"""{TO_HOLDING}
     Record                  HOLDING     apply
     CommitLast              STAGING     stage
-    HeldStarted             STANDBY     HOLD, send Ack
+    HeldStarted             STANDBY     send Ack
     Stopped                 STANDBY
     Took                    TAKING
     """,
     "it was not the last round": f"""{TO_HOLDING}
     CommitLast              STAGING     stage
-    HeldStarted             STANDBY     HOLD, send Ack
+    HeldStarted             STANDBY     send Ack
     Record                  HOLDING     LET_GO, apply
     CommitLast              STAGING     stage
-    HeldStarted             STANDBY     HOLD, send Ack
+    HeldStarted             STANDBY     send Ack
     """,
     "the last round cannot be started from": f"""{TO_HOLDING}
     CommitLast              STAGING     stage
@@ -734,7 +731,7 @@ DESTINATION = {
     Stopped                 STANDBY     START
     Commit                  STAGING     LET_GO, stage
     Staged                  HOLDING     send Ack
-    TailCame                CHECKING    use tail
+    TailRefused             DECLINING   send Refuse, decline
     """,
     "QEMU boots instead of starting what was granted": f"""{TO_TAKING}
     Entitled                ENTITLED
@@ -774,9 +771,7 @@ DESTINATION = {
     Ping                    HOLDING     send Pong
     Stopped                 STANDBY     START
     Ping                    STANDBY     send Pong
-    TailCame                CHECKING    use tail
-    Ping                    CHECKING    send Pong
-    TailApplied             TAKING
+    Took                    TAKING
     Ping                    TAKING      send Pong
     Started                 STARTED
     Ping                    STARTED     send Pong
@@ -921,8 +916,11 @@ DESTINATION = {
     StageFailed             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
-    "the tail cannot be used": f"""{TO_HOLDING}
-    TailCame                CHECKING    use tail
+    "the tail cannot be used": f"""{TO_STANDBY}
+    TailRefused             DECLINING   send Refuse, decline
+    RecordFailed            ENDED       CLOSE
+    """,
+    "the tail cannot be used, and it is not on standby": f"""{TO_HOLDING}
     TailRefused             DECLINING   send Refuse, decline
     Remembered              ENDED       send Released, CLOSE
     """,
@@ -980,7 +978,6 @@ _SPELLINGS: dict[type, str] = {
     destination.SetLane: "set lane",
     destination.Apply: "apply",
     destination.Stage: "stage",
-    destination.UseTail: "use tail",
     destination.Decline: "decline",
     destination.Discard: "discard",
     source.Repeat: "repeat",
@@ -1149,7 +1146,7 @@ def test_invariant_4_a_round_is_acknowledged_after_it_was_staged_only() -> None:
     assert acknowledging == {("Staged", "HOLDING"), ("HeldStarted", "STANDBY")}
     machine = Destination(OWN)
     machine.state = State.STANDBY
-    assert machine.step(events.HeldStarted()) == [destination.Do.HOLD]
+    assert machine.step(events.HeldStarted()) == []
 
 
 def test_invariant_6_a_tail_needs_a_base_and_a_destination_that_is_there_and_receives() -> None:
@@ -1158,7 +1155,7 @@ def test_invariant_6_a_tail_needs_a_base_and_a_destination_that_is_there_and_rec
     machine.peer_following = peer.Following.NOT_ASKED_FOR
     for state in State:
         machine.state = state
-        assert (machine.why_no_tail(0) is None) == (state in WITH_BASE)
+        assert (machine.why_no_tail(0) is None) == (state in (*WITH_BASE, State.CAPTURING))
     machine.state = State.ARMED
     assert "not been heard of for 1.0 s" in str(machine.why_no_tail(HEARD_US_MAX + 1))
     machine.peer_following = peer.Following.FOLLOWING

@@ -5,9 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
+from tests.support import tail
 from vtpmd.core.handover import Handover, HandoverAction, HandoverEvent, handover_step
 from vtpmd.daemon import asking, incoming, lane, outgoing, peer_server
-from vtpmd.migration import destination, events, source, tail
+from vtpmd.migration import destination, events, source
 from vtpmd.migration.states import TABLE, State
 from vtpmd.wire import peer
 

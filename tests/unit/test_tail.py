@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vtpmd.migration import tail
-from vtpmd.migration.tail import Header, Tail, TailCipher, TailError
+from tests.support import tail
+from tests.support.tail import Header, Tail, TailCipher, TailError
 
 KEY, UUID, LINEAGE, SESSION = os.urandom(32), *(os.urandom(16) for _ in range(3))
 CIPHER = TailCipher(key=KEY, uuid=UUID, lineage=LINEAGE)

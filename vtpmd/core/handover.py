@@ -17,7 +17,6 @@ class Handover(IntEnum):
     FROZEN = lib.HANDOVER_FROZEN
     RETIRING = lib.HANDOVER_RETIRING
     GRANTED = lib.HANDOVER_GRANTED
-    HELD = lib.HANDOVER_HELD
     TAKING = lib.HANDOVER_TAKING
     WAITING = lib.HANDOVER_WAITING
     ENTITLED = lib.HANDOVER_ENTITLED
@@ -28,6 +27,8 @@ class Handover(IntEnum):
 WITH_TAIL: Final = (Handover.PREPARED, Handover.OFFERED)
 # It has got one, and the vTPM has not been granted for it.
 WITHOUT_GRANT: Final = (Handover.GIVEN, Handover.WANTED, Handover.FROZEN)
+# QEMU has brought one, and the TPM was started from what it ends at.
+TAIL_TAKEN: Final = (Handover.TAKING, Handover.WAITING, Handover.ENTITLED, Handover.STARTED)
 # It has got one.
 TAIL_GIVEN: Final = (*WITHOUT_GRANT, Handover.RETIRING, Handover.GRANTED)
 
@@ -38,7 +39,6 @@ class HandoverEvent(IntEnum):
     OFFER = lib.HANDOVER_OFFER
     RECORDED = lib.HANDOVER_RECORDED
     DETACHED = lib.HANDOVER_DETACHED
-    HOLD = lib.HANDOVER_HOLD
     LET_GO = lib.HANDOVER_LET_GO
     WITHDRAW = lib.HANDOVER_WITHDRAW
     OWNED = lib.HANDOVER_OWNED

@@ -52,6 +52,18 @@ class LinkAskedInit(IntFlag):
     TAIL = lib.LINK_ASKED_TAIL
 
 
+class TailRefusal(IntEnum):
+    """Why a tail is of no use (``enum tail_refusal``)."""
+
+    CUT = lib.TAIL_CUT
+    FORMAT = lib.TAIL_FORMAT
+    OTHER_SESSION = lib.TAIL_OTHER_SESSION
+    FORGED = lib.TAIL_FORGED
+    IMPOSSIBLE = lib.TAIL_IMPOSSIBLE
+    NOT_NEXT = lib.TAIL_NOT_NEXT
+    UNEXPECTED = lib.TAIL_UNEXPECTED
+
+
 class LinkCondition(IntFlag):
     """What GET_CONDITION answers (``enum link_condition``)."""
 
@@ -85,11 +97,19 @@ class LinkStage(IntEnum):
     HELD = lib.LINK_STAGE_HELD
 
 
+class LinkCapturing(IntFlag):
+    """What CAPTURE is told (``enum link_capturing``)."""
+
+    STOPPED = lib.LINK_CAPTURING_STOPPED
+    OFFERS = lib.LINK_CAPTURING_OFFERS
+
+
 class LinkCapture(IntFlag):
     """What the engine says of a capture (``enum link_capture``)."""
 
     CHANGED = lib.LINK_CAPTURE_CHANGED
     ABANDONED = lib.LINK_CAPTURE_ABANDONED
+    OFFERED = lib.LINK_CAPTURE_OFFERED
 
 
 class LinkShutdown(IntEnum):
@@ -101,7 +121,7 @@ class LinkShutdown(IntEnum):
 
 
 class LinkDigests(NamedTuple):
-    """The digests of what libtpms was given to start from (``struct link_digests``)."""
+    """The digests of what a tail ends at (``struct link_digests``)."""
 
     permanent: bytes
     volatile: bytes
@@ -118,6 +138,7 @@ class LinkHandover(NamedTuple):
     apply_us: int
     start_us: int
     wait_us: int
+    generations: tuple[int, int]  # destination: what the tail ends at, permanent and volatile
 
 
 LINK_DIGESTS_BYTES: int = ffi.sizeof("struct link_digests")
@@ -145,12 +166,12 @@ def link_condition(argument: int) -> tuple[LinkCondition, LinkCustody]:
 
 
 def unpack_link_digests(payload: bytes | bytearray) -> LinkDigests:
-    """Return what the answer to a held start brings, LINK_DIGESTS_BYTES long.
+    """Return what the answer to a CAPTURE that offers brings, LINK_DIGESTS_BYTES long.
 
     Raises ValueError for another length.
     """
     digests = bytes(payload)
-    check_length("answer to a held start", digests, LINK_DIGESTS_BYTES)
+    check_length("digests", digests, LINK_DIGESTS_BYTES)
     return LinkDigests(digests[:DIGEST_BYTES], digests[DIGEST_BYTES:])
 
 
@@ -160,11 +181,6 @@ def pack_link_lane(keying: LaneKeying, *, is_source: bool) -> bytearray:
     packed = bytearray(ffi.buffer(lane))
     lib.explicit_bzero(lane, ffi.sizeof("struct link_lane"))
     return packed
-
-
-def pack_link_hold(apply_us: int) -> bytes:
-    """Return what HOLD has before its tail (``struct link_hold``)."""
-    return bytes(ffi.buffer(ffi.new("struct link_hold *", (apply_us,))))
 
 
 def unpack_link_staged(payload: bytes | bytearray) -> Image:
@@ -194,6 +210,7 @@ def unpack_link_handover(payload: bytes | bytearray) -> LinkHandover:
         told.apply_us,
         told.start_us,
         told.wait_us,
+        (told.permanent_generation, told.volatile_generation),
     )
 
 

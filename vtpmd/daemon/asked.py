@@ -11,7 +11,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vtpmd.core.handover import Handover
-from vtpmd.core.link import LinkAskedInit, LinkQuestion, unpack_link_handover, unpack_link_restored
+from vtpmd.core.link import (
+    LinkAskedInit,
+    LinkQuestion,
+    TailRefusal,
+    unpack_link_handover,
+    unpack_link_restored,
+)
 from vtpmd.daemon.engine import Answer, EngineDied, Question
 from vtpmd.daemon.mobility import Mobility, NotOurs
 from vtpmd.errors import VtpmdError
@@ -100,8 +106,8 @@ class Asked:
         return Answer(await self._mobility.take_blob())
 
     async def _tail(self, question: Question) -> Answer:
-        await self._mobility.set_tail(question.payload)
-        return DONE
+        await self._mobility.refuse_tail(TailRefusal(question.argument))
+        return Answer(Result.BAD_PARAMETER)
 
     async def _connected(self, _: Question) -> Answer:
         await self._mobility.qemu_connected()

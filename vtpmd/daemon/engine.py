@@ -109,27 +109,12 @@ class _Asked(NamedTuple):
     reply: asyncio.Future[Reply]
 
 
-class Request(NamedTuple):
-    """What the engine is asked, without an argument."""
-
-    operation: LinkOperation
-    payload: bytes
-
-
 class Meanwhile:
-    """Something that is done while the engine is busy, and why it failed if it did.
+    """Something that is done while the engine is busy, and why it failed if it did."""
 
-    Before that, there may be something that the engine is asked next, which need not wait for its
-    answer.
-    """
-
-    def __init__(
-        self, do: Callable[[], None], following: Callable[[], Request | None] = lambda: None
-    ) -> None:
+    def __init__(self, do: Callable[[], None]) -> None:
         self._do = do
-        self.following = following
         self.error: VtpmdError | None = None
-        self.reply: Reply | None = None  # to what it was asked next
 
     def run(self) -> None:
         """Do it, and keep the VtpmdError that it raises."""
@@ -232,17 +217,9 @@ class Engine:
     ) -> Reply:
         header = LinkHeader(operation, 0, argument, len(payload))
         reply = await self._ask(header, payload, descriptor)
-        if meanwhile is None:
-            return await self._receive_reply(reply, soon=soon)
-        second = None
-        if (then := meanwhile.following()) is not None:
-            following = LinkHeader(then.operation, payload_bytes=len(then.payload))
-            second = await self._ask(following, then.payload)
-        meanwhile.run()
-        first = await self._receive_reply(reply, soon=soon)
-        if second is not None:
-            meanwhile.reply = await self._receive_reply(second, soon=soon)
-        return first
+        if meanwhile is not None:
+            meanwhile.run()
+        return await self._receive_reply(reply, soon=soon)
 
     async def _ask(
         self,

@@ -1,8 +1,9 @@
 """The destination of a migration: does what ``vtpmd.migration.destination`` decides.
 
 Records make images; a round of them is validated by libtpms and made durable before it is
-acknowledged. The tail comes by way of QEMU. The TPM is started from it at once, but held: INIT
-waits for the source's Grant, and the guest's first command for the durable record of it.
+acknowledged. The tail comes by way of QEMU, and the engine takes it by itself: the TPM is started
+from it at once, but held. INIT waits for the source's Grant, and the guest's first command for what
+is durable: the state that the tail ends at, and that the vTPM was granted.
 """
 
 from __future__ import annotations
@@ -13,35 +14,32 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
-from hmac import compare_digest
 from typing import Final, NamedTuple, Self
 
 from vtpmd import core
 from vtpmd.core import LinkOperation
 from vtpmd.core.delta import delta_encode, delta_inspect
-from vtpmd.core.handover import Handover, HandoverEvent
+from vtpmd.core.handover import TAIL_TAKEN, Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
     LinkAdmit,
     LinkHandover,
     LinkShutdown,
+    TailRefusal,
     link_held,
-    pack_link_hold,
     pack_link_lineage,
     pack_link_records,
 )
 from vtpmd.daemon import lane, tls
-from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile, Request
+from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Meanwhile
 from vtpmd.daemon.images import NO_RECORDS, NOTHING, ImageChain, Images
 from vtpmd.daemon.limited_log import NewsLog
 from vtpmd.daemon.session import EventQueue
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
-from vtpmd.migration import destination, events, tail
+from vtpmd.migration import destination, events
 from vtpmd.migration.destination import Destination, Do
 from vtpmd.migration.states import ImpossibleEvent, State
-from vtpmd.migration.tail import TailCipher
 from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecordError
@@ -71,6 +69,10 @@ class Owner(NamedTuple):
     wakefulness: Wakefulness
     is_receiving: Callable[[], bool]
     serve_on: Callable[[], Awaitable[None]]  # unless the vTPM is, or may be, another host's
+
+
+class Overtaken(VtpmdError):
+    """QEMU has brought the tail, which has what is staged here, or more."""
 
 
 class Staged(NamedTuple):
@@ -113,18 +115,15 @@ class Incoming:
         self._machine = machine
         self._connection = connection
         self.peer = peer_name
-        self._staged = self._staged_before = _NOTHING_STAGED
+        self._staged = _NOTHING_STAGED
         self._records: dict[StateType, bytes] = {}  # that have come of the next round
-        self._last_tail = b""  # that has the records of what is staged; empty: it will have none
         self._durable_generation = 0  # of the permanent state
-        self._cipher: TailCipher | None = None
-        self._is_held = False  # a TPM was started from what is staged
-        self._held_tail = b""  # with which the engine asks the source by itself
+        # What the tail ends at that the engine has taken, which has the images of it.
+        self._taken: tuple[int, int] | None = None
         self._events: EventQueue[destination.Event] = EventQueue(self._take)
         self._retry: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._wait_us = self._start_us = 0
-        self._refused = ""  # why the tail was
         self._news = NewsLog(log.error)  # of what is tried again
 
     @property
@@ -242,23 +241,17 @@ class Incoming:
         if self.session != bytes(peer.SESSION_BYTES):
             self._send(peer.Receiving(self.session, int(is_receiving)))
 
-    async def apply_tail(self, blob: bytes) -> None:
-        """Take the tail that QEMU's stream has brought, and ask the source for the vTPM.
+    async def refuse_tail(self, why: TailRefusal) -> None:
+        """QEMU has brought a tail that the engine has no use for: the session ends.
 
-        Raises VtpmdError, in one line, for a tail that is not this session's next; nothing of it is
-        used then.
+        Raises VtpmdError, which says so.
         """
-        self._owner.wakefulness.hold()
-        before = self.state
-        if before is State.ENDED or not await self._happened(events.TailCame(blob)):
-            if self.state in (State.TAKING, State.ENTITLED, State.STARTED):
-                return  # the engine has taken it, as it learned of it before it was answered
-            raise VtpmdError(
-                f"the tail is refused: the session is {before.name}, must be HOLDING; the guest "
-                "goes on at the source: migrate again"
-            )
-        if self.state is State.ENDED:
-            raise VtpmdError(f"the tail is refused: {self._refused}; migrate again")
+        before, words = self.state, _REFUSALS[why]
+        if not await self._happened(events.TailRefused(peer.Reason.STATE, words)):
+            words = f"the session is {before.name}, must be HOLDING"
+        raise VtpmdError(
+            f"the tail is refused: {words}; the guest goes on at the source: migrate again"
+        )
 
     async def told(self, state: Handover, told: LinkHandover) -> None:
         """Take what the engine has done by itself."""
@@ -266,6 +259,7 @@ class Incoming:
             return  # of a session before
         match state:
             case Handover.TAKING:
+                self._taken, self._start_us = told.generations, told.start_us
                 self._owner.wakefulness.hold()
                 await self._happened(events.Took())
             case Handover.ENTITLED | Handover.STARTED:
@@ -319,10 +313,6 @@ class Incoming:
 
     async def _take_message(self, message: peer.Message) -> None:
         await self._events.run(message)
-        if isinstance(message, peer.Key):
-            # Made before the guest stands still.
-            machine = self._machine
-            self._cipher = TailCipher(key=message.key, uuid=machine.uuid, lineage=machine.lineage)
         if isinstance(message, peer.Hello) and self._owner.is_receiving():
             await self.receiving(True)
 
@@ -349,8 +339,6 @@ class Incoming:
                 self._take_record(record)
             case destination.Stage():
                 await self._stage(action)
-            case destination.UseTail(blob=blob):
-                await self._use_tail(blob)
             case destination.Decline(reason=reason):
                 await self._decline(reason)
             case destination.Discard(reason=reason):
@@ -386,6 +374,8 @@ class Incoming:
         records = [self._records.pop(kind, b"") for kind in _TYPES]
         try:
             await self._stage_round(records, wanted)
+        except Overtaken:
+            self._events.put(events.Took())
         except VtpmdError as error:
             self._events.put(events.StageFailed(_refusal(error), str(error)))
         else:
@@ -393,19 +383,15 @@ class Incoming:
 
     async def _stage_round(self, records: list[bytes], wanted: destination.Stage) -> None:
         """Stage what a round has brought. Raises VtpmdError."""
-        before, after = self._staged, self._staged.chain.follow(records)
+        after = self._staged.chain.follow(records)
         if wanted[:2] != after.generations:
             raise VtpmdError("the round does not end at the generations that it says")
         starts = LinkShutdown(wanted.power) if wanted.is_last else None
         to_send = records
-        if before is _NOTHING_STAGED:
+        if self._staged is _NOTHING_STAGED:
             await self._try_to_start(records, LinkShutdown(wanted.power))
             to_send = NO_RECORDS
-
-        def foresee() -> Request | None:
-            self._staged_before, self._staged = before, Staged(after, wanted.power)
-            self._last_tail = self._foresee(before, records) if wanted.is_last else b""
-            return self._to_hold(self._last_tail) if self._last_tail else None
+        self._staged = Staged(after, wanted.power)
 
         def keep() -> None:
             self._make_durable(after, records[0])
@@ -413,7 +399,7 @@ class Incoming:
                 _ = after.images  # a guest that stands still does not wait for that
 
         try:
-            await self._have_staged(to_send, starts, Meanwhile(keep, foresee))
+            await self._have_staged(to_send, starts, Meanwhile(keep))
         except VtpmdError:
             _ = after.images  # where the records are to blame, that says why
             raise
@@ -426,19 +412,6 @@ class Incoming:
         """
         await self._have_staged(records, said)
         await self._forget_state(goes_on=True)
-
-    def _foresee(self, before: Staged, records: list[bytes]) -> bytes:
-        """Return the tail that QEMU will bring, or nothing for one that its source cannot make."""
-        with suppress(tail.TailError):
-            return self._seal(before, self._staged, *records)
-        return b""
-
-    def _seal(self, before: Staged, after: Staged, *records: bytes) -> bytes:
-        assert self._cipher is not None  # noqa: S101 - a round comes after Key
-        header = tail.Header.between(
-            self.session, before.chain.generations, after.chain.generations
-        )
-        return self._cipher.seal(tail.Tail(header, after.power, *records))
 
     def _make_durable(self, chain: ImageChain, record: bytes) -> None:
         """Make the permanent state that a record ends at durable. Raises VtpmdError."""
@@ -458,20 +431,17 @@ class Incoming:
     ) -> None:
         """Have libtpms take what records make of the states, while that is made durable.
 
-        The engine may learn of the tail that QEMU will bring before it is: if the source grants the
-        vTPM for that by then, what comes first is Do.ADMIT, which begins with making it durable.
-
         The TPM is started from it, held, if it ``starts`` with what the guest's last TPM2_Shutdown
-        said. Raises VtpmdError.
+        said. The engine may take the tail before that is durable: if the source grants the vTPM for
+        that by then, what comes first is Do.ADMIT, which begins with making it durable. Raises
+        VtpmdError.
         """
         writing = writing or Meanwhile(lambda: None)
         argument = 0 if starts is None else link_held(starts)
         payload = pack_link_records(*records)
         reply = await self._owner.engine.request(LinkOperation.STAGE, argument, payload, writing)
-        if starts is not None and not reply.result:
-            self._is_held, self._start_us = True, reply.argument
-        if writing.reply is not None and not writing.reply.result:
-            self._held_tail = self._last_tail
+        if reply.result and Handover(reply.argument) in TAIL_TAKEN:
+            raise Overtaken("the round is overtaken by the tail, which QEMU has brought")
         if writing.error is not None:
             raise writing.error
         if reply.result:
@@ -483,6 +453,8 @@ class Incoming:
     async def _start(self) -> None:
         try:
             await self._start_held()
+        except Overtaken:
+            self._events.put(events.Took())
         except VtpmdError as error:
             self._events.put(events.StageFailed(peer.Reason.STATE, str(error)))
         else:
@@ -494,106 +466,21 @@ class Incoming:
 
     async def _let_go(self) -> bool:
         """Have the TPM that is on standby off; return False if QEMU has brought the tail."""
-        if (await self._owner.engine.request(LinkOperation.LET_GO)).result:
-            return False
-        await self._forget_state(goes_on=True)
-        return True
+        return await self._forget_state(goes_on=True)
 
-    async def _forget_state(self, *, goes_on: bool) -> None:
-        """Have what was given, and a TPM that was started from it, gone; or more ``goes_on`` it."""
-        self._is_held, self._held_tail = False, b""
-        await self._owner.engine.request(LinkOperation.FORGET_STATE, int(goes_on))
+    async def _forget_state(self, *, goes_on: bool) -> bool:
+        """Have what was given, and a TPM that was started from it, gone; or more ``goes_on`` it.
 
-    async def _hold(self) -> None:
-        """Have the engine know the tail that QEMU will bring.
-
-        It has the records of the last round once more, or says that there is nothing more.
+        Return False if QEMU has brought the tail.
         """
-        staged = self._staged
-        sealed = self._last_tail or self._seal(staged, staged, *NO_RECORDS)
-        self._owner.wakefulness.hold()
-        if sealed != self._held_tail and await self._have_taken(sealed, 0):
-            self._held_tail = sealed
-
-    async def _have_taken(self, sealed: bytes, apply_us: int) -> bool:
-        """Have the engine ask the source when QEMU has brought this tail, if there is a lane."""
-        request = self._to_hold(sealed, apply_us)
-        reply = await self._owner.engine.request(request.operation, payload=request.payload)
+        reply = await self._owner.engine.request(LinkOperation.FORGET_STATE, int(goes_on))
         return not reply.result
-
-    def _to_hold(self, sealed: bytes, apply_us: int = 0) -> Request:
-        return Request(LinkOperation.HOLD, pack_link_hold(apply_us) + sealed)
-
-    async def _use_tail(self, blob: bytes) -> None:
-        if self._held_tail and compare_digest(blob, self._held_tail):
-            # It came before the engine knew it.
-            self._events.put(events.TailApplied())
-            return
-        began_ns = time.perf_counter_ns()
-        try:
-            await self._apply(blob)
-            apply_us = (time.perf_counter_ns() - began_ns) // 1000 - self._start_us
-            if not await self._have_taken(blob, max(0, apply_us)):
-                raise VtpmdError("the lane to the source is gone")
-        except (tail.TailError, VtpmdError) as error:
-            self._refused = str(error)
-            self._events.put(events.TailRefused(_refusal(error), str(error)))
-        else:
-            self._events.put(events.TailApplied())
-
-    async def _apply(self, blob: bytes) -> None:
-        """Have the TPM started from what the tail ends at. Raises TailError or VtpmdError."""
-        assert self._cipher is not None  # noqa: S101 - HOLDING comes after Key
-        opened = self._cipher.open(blob, self.session)
-        final = self._final(opened)
-        if final != self._staged:
-            if self._is_held and not await self._let_go():
-                raise VtpmdError("the TPM that was started ahead of time is in use")
-            records = self._since_staged(final.chain, opened)
-            writing = Meanwhile(partial(self._make_durable, final.chain, opened.permanent))
-            await self._have_staged(records, LinkShutdown(final.power), writing)
-            self._staged = final
-        elif not self._is_held:
-            await self._start_held()
-
-    def _final(self, opened: tail.Tail) -> Staged:
-        """Return the state that a tail ends at. Raises TailError, DeltaError."""
-        header = opened.header
-        base, after = self._base_of(header), (header.permanent_to, header.volatile_to)
-        if self._staged.chain.generations == after:
-            # The round that the freeze sent over the link has come first.
-            return self._staged._replace(power=opened.power)
-        chain = base.follow([opened.permanent, opened.volatile])
-        if chain.generations != after:
-            raise tail.TailError("its records do not end at the generations that it says")
-        return Staged(chain, opened.power)
-
-    def _since_staged(self, final: ImageChain, opened: tail.Tail) -> list[bytes]:
-        """Return what turns the images that the engine has into those that a tail ends at."""
-        staged = self._staged.chain
-        if final is staged:
-            return NO_RECORDS
-        if self._base_of(opened.header) is staged:
-            return [opened.permanent, opened.volatile]
-        return [
-            delta_encode(nothing, image) if image.generation != generation else b""
-            for nothing, image, generation in zip(
-                NOTHING, final.images, staged.generations, strict=True
-            )
-        ]
-
-    def _base_of(self, header: tail.Header) -> ImageChain:
-        """Return the images that a tail continues. Raises TailError."""
-        for base in (self._staged.chain, self._staged_before.chain):
-            if (header.permanent_from, header.volatile_from) == base.generations:
-                return base
-        raise tail.TailError("it does not continue what was acknowledged here")
 
     async def _admit(self) -> None:
         """Make it durable that the vTPM is ours, then have the guest's commands executed."""
         self._cancel_retry()
         try:
-            self._complete_file()
+            await self._complete_file()
             self._owner.files.incoming.grant(self._generation)
             # Invariant 10: what is committed here comes after all that the source has used.
             await self._owner.engine.raise_generations(self._generation)
@@ -606,20 +493,31 @@ class Incoming:
         log.info("the vTPM has moved: it came from %s, and is served here", self.peer)
         self._events.put(events.Admitted(self._wait_us, self._start_us))
 
-    def _complete_file(self) -> None:
+    async def _complete_file(self) -> None:
         """Have the session's file end at what the TPM was started from, if it did not take that."""
-        permanent = self._staged.chain.images.permanent
-        if permanent.generation != self._durable_generation:
-            self._make_durable(self._staged.chain, delta_encode(NOTHING.permanent, permanent))
+        generation, _ = self._generations
+        if generation == self._durable_generation:
+            return
+        permanent = await self._owner.engine.staged()
+        if permanent.generation != generation:
+            raise VtpmdError("the engine has another state than the TPM was started from")
+        record = delta_encode(NOTHING.permanent, permanent)
+        self._owner.files.incoming.append(record, lambda: permanent)
+        self._durable_generation = generation
 
     async def _ask_to_admit(self, how: LinkAdmit, failure: str) -> None:
         lineage = pack_link_lineage(self._machine.lineage, self._generation)
         await self._ask_engine(LinkOperation.ADMIT, failure, lineage, how)
 
     @property
+    def _generations(self) -> tuple[int, int]:
+        """What the TPM was started from, the permanent state and the volatile one."""
+        return self._taken or self._staged.chain.generations
+
+    @property
     def _generation(self) -> int:
         """The highest that the source is known to have used."""
-        return max(self._staged.chain.generations)
+        return max(self._generations)
 
     async def _settle(self) -> None:
         """With the guest running: put the state into its own file."""
@@ -738,10 +636,8 @@ class Incoming:
         self._close()
 
     def _forget_images(self) -> None:
-        self._records, self._last_tail, self._durable_generation = {}, b"", 0
-        # The last two rounds: the source may not have heard of the last when it made the tail.
-        self._staged = self._staged_before = _NOTHING_STAGED
-        self._is_held, self._held_tail = False, b""
+        self._records, self._durable_generation = {}, 0
+        self._staged, self._taken = _NOTHING_STAGED, None
 
     async def _ask_engine(
         self, operation: LinkOperation, failure: str, payload: bytes = b"", argument: int = 0
@@ -779,6 +675,15 @@ class Incoming:
             self._connection = None
 
 
+_REFUSALS: Final = {
+    TailRefusal.CUT: "it was cut, or is none",
+    TailRefusal.FORMAT: "it is of a format that is not known here: install the same vtpmd on both",
+    TailRefusal.OTHER_SESSION: "it is of another session: it is an old one, or another vTPM's",
+    TailRefusal.FORGED: "it was altered on its way, or is for another VM",
+    TailRefusal.IMPOSSIBLE: "its source has not made it as a tail is made",
+    TailRefusal.NOT_NEXT: "it does not continue what was acknowledged here, or libtpms refuses it",
+    TailRefusal.UNEXPECTED: "the lane to the source is gone",
+}
 _GRANTED: Final[dict[Handover, events.LocalEvent]] = {
     Handover.ENTITLED: events.Entitled(),
     Handover.STARTED: events.Started(),
@@ -793,7 +698,6 @@ _REASONS: Final = {
 _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
     Do.PREPARE: Incoming._prepare,
     Do.START: Incoming._start,
-    Do.HOLD: Incoming._hold,
     Do.ADMIT: Incoming._admit,
     Do.SETTLE: Incoming._settle,
     Do.RELEASE: Incoming._release,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from vtpmd import core
 from vtpmd.core import LinkOperation, Store
 from vtpmd.core.handover import Handover
-from vtpmd.core.link import LinkAskedInit, LinkCondition, LinkHandover
+from vtpmd.core.link import LinkAskedInit, LinkCondition, LinkHandover, TailRefusal
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.lineage import Lineages
@@ -385,14 +385,14 @@ class Mobility:
             return peer.Released(session)
         return peer.Kept(session)
 
-    async def set_tail(self, blob: bytes) -> None:
-        """Take the tail that QEMU has brought. Raises VtpmdError: nothing of it is used then."""
+    async def refuse_tail(self, why: TailRefusal) -> None:
+        """Say why a tail is refused that the engine has no use for. Raises VtpmdError."""
         if self.incoming is None:
             raise VtpmdError(
                 "the tail is refused: no source has a session here; the guest goes on at the "
                 "source: migrate again"
             )
-        await self.incoming.apply_tail(blob)
+        await self.incoming.refuse_tail(why)
 
     async def take_blob(self) -> int:
         """Have the engine take the whole blob that QEMU has brought; return its result.

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import ssl
+import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,9 +20,15 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkOperation, Store
-from vtpmd.core.handover import TAIL_GIVEN, WITHOUT_GRANT, Handover, HandoverEvent
+from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.core.lane import LaneKeying
-from vtpmd.core.link import LinkCapture, LinkHandover, link_said
+from vtpmd.core.link import (
+    LinkCapture,
+    LinkCapturing,
+    LinkHandover,
+    link_said,
+    unpack_link_digests,
+)
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.engine import Engine, EngineDied, Meanwhile, Reply
@@ -42,7 +49,6 @@ from vtpmd.migration.states import (
     ImpossibleEvent,
     State,
 )
-from vtpmd.migration.tail import TailCipher
 from vtpmd.store.owner import OwnerRecord, OwnerRecordError
 from vtpmd.wire import peer
 from vtpmd.wire.tpm import Result, StateType
@@ -128,7 +134,7 @@ class Outgoing:
         self._key = os.urandom(peer.KEY_BYTES)
         self._machine = machine or Source(hello=self._hello(), key=self._key)
         self._connection: tls.Connection | None = None
-        self._images = OutgoingImages(self.session)
+        self._images = OutgoingImages()
         self.tail_bytes: int | None = None  # of the tail that QEMU got, if it got one
         self._round_began_ns = 0
         self._events: EventQueue[source.Event] = EventQueue(self._take)
@@ -207,11 +213,7 @@ class Outgoing:
             return
         pinging = asyncio.create_task(self._ping())
         try:
-            # Made before the guest stands still: the record, and what seals the tail.
             await self._reserve()
-            owner = self._owner
-            cipher = TailCipher(key=self._key, uuid=owner.uuid, lineage=owner.lineage)
-            self._images.seal_with(cipher)
             self._connection = await self._peer.connect()
             await self._events.run(events.Connected(), self._is_connecting)
             await self._read()
@@ -470,12 +472,12 @@ class Outgoing:
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
     async def _capture(
-        self, *, has_stopped: bool = False, meanwhile: Meanwhile | None = None
+        self, how: LinkCapturing | None = None, meanwhile: Meanwhile | None = None
     ) -> None:
         """Have what was captured last be the state as it is now, or after the command that runs."""
         began_ns = time.perf_counter_ns()
         reply = await self._owner.engine.request(
-            LinkOperation.CAPTURE, int(has_stopped), meanwhile=meanwhile
+            LinkOperation.CAPTURE, how or 0, meanwhile=meanwhile
         )
         self.phases_us["source: capture"] = (time.perf_counter_ns() - began_ns) // 1000
         is_first = self._images.captured is NOTHING
@@ -490,12 +492,18 @@ class Outgoing:
             log.info("the guest stops in the middle of a TPM command, which it will send again")
         if reply.argument & LinkCapture.CHANGED or is_first:
             self._images.capture(self._owner.store)
+        if reply.argument & LinkCapture.OFFERED:
+            self._note_offered(*unpack_link_digests(reply.payload))
+
+    def _note_offered(self, permanent: bytes, volatile: bytes) -> None:
+        self._images.note_offered()
+        self.digests = {"permanent": permanent.hex(), "volatile": volatile.hex()}
 
     async def _keep_base(self) -> None:
         self._images.note_acknowledged()
         if self.state is State.ARMED:
-            # Made before the guest stands still, as most will not have used their TPM by then.
-            self._images.seal_ahead()
+            generations = struct.pack("=QQ", *self._images.sent.generations)
+            await self._owner.engine.request(LinkOperation.KEEP_BASE, payload=generations)
 
     async def _tell_armed(self) -> None:
         self.armed_following = self._owner.following()
@@ -521,7 +529,10 @@ class Outgoing:
             self._begin_record()
             self._owner.wakefulness.hold()
 
-        await self._capture(has_stopped=True, meanwhile=Meanwhile(hold))
+        how = LinkCapturing.STOPPED
+        if self.state is State.CAPTURING and self._machine.why_no_tail(self._silence_us) is None:
+            how |= LinkCapturing.OFFERS
+        await self._capture(how, Meanwhile(hold))
 
     def _begin_record(self) -> None:
         """Have the owner record say offered: a disk takes as long as all else until the Grant.
@@ -587,35 +598,18 @@ class Outgoing:
             await asyncio.sleep(RECORD_RETRY_S)
 
     async def _make_tail(self) -> None:
-        """Offer the tail of what was captured last, or else of what the guest has done since."""
+        """Have QEMU get the tail of what was captured last, or else of what there is now."""
         is_early = self.state in ON_OFFER
         if is_early and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
-        whole = self._images.to_seal()
-        is_offered = await self._offer_tail(whole)
-        if not is_offered and not is_early:
-            await self._capture()
-            whole = self._images.to_seal()
-            if not await self._offer_tail(whole):
-                raise VtpmdError("the guest uses its TPM while QEMU takes the state")
-        if not is_early and whole.base is self._images.sent and any(whole.records):
-            # The tail has it all; but by the time that QEMU has brought it, this has been applied.
-            self._send_round(whole)
+        if not is_early or not self._images.is_offered:
+            await self._capture(LinkCapturing.OFFERS, Meanwhile(self._begin_record))
+        if not self._images.is_offered and not is_early:
+            raise VtpmdError(
+                "the lane to the destination is gone, or the guest uses its TPM while QEMU takes "
+                "the state"
+            )
         self._events.put(events.TailMade(self._images.is_all_sent))
-
-    async def _offer_tail(self, whole: Records) -> bool:
-        """Have the engine give a tail; return False if the guest has done more by now."""
-        began_ns = time.perf_counter_ns()
-        sealed = self._images.seal(whole)
-        self.phases_us["source: seal"] = (time.perf_counter_ns() - began_ns) // 1000
-        self._begin_record()
-        reply = await self._owner.engine.request(LinkOperation.OFFER, payload=b"".join(sealed))
-        if reply.result == Result.RETRY:
-            return False
-        if reply.result and Handover(reply.argument) not in TAIL_GIVEN:
-            raise VtpmdError("the lane to the destination is gone")
-        self.digests = {"permanent": sealed[0].hex(), "volatile": sealed[1].hex()}
-        return True
 
     async def _tell_freeze(self) -> None:
         self._owner.tell(Notice.FREEZE, {"tail-bytes": self.tail_bytes})
@@ -623,6 +617,7 @@ class Outgoing:
     async def _end_offer(self) -> None:
         reply = await self._ask_engine(LinkOperation.LET_GO)
         if reply is not None and not reply.result:
+            self._images.note_offered_no_more()
             is_early = not self._images.is_all_acknowledged
             self._events.put(events.OfferEndedEarly() if is_early else events.OfferEnded())
         else:

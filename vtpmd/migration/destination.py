@@ -21,7 +21,6 @@ from vtpmd.migration.states import (
     check_session,
     is_possible,
 )
-from vtpmd.migration.tail import POWER_MAX
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
 from vtpmd.wire.tpm import TpmVersion
@@ -73,19 +72,6 @@ class Stage(NamedTuple):
     is_last: int  # and start the TPM from them, held
 
 
-class UseTail(NamedTuple):
-    """Open the tail, stage what is new in it, start the TPM, and have the engine ask the source.
-
-    Then TailApplied or TailRefused.
-    """
-
-    blob: bytes
-
-    def __repr__(self) -> str:
-        """Leave the state out."""
-        return f"UseTail(<{len(self.blob)} bytes>)"
-
-
 class Decline(NamedTuple):
     """Have the engine take nothing; remember that the session ended without a Grant; forget it.
 
@@ -112,9 +98,8 @@ class Do(Enum):
     """Actions without anything more to say."""
 
     PREPARE = "make the session's file, have the owner record know it; Prepared or StageFailed"
-    LET_GO = "have the engine let go of the TPM that it started ahead; Took, if it was overtaken"
+    LET_GO = "have the engine let go of the TPM that it started ahead; Took, if it is too late"
     START = "start the TPM from the last round, held; then HeldStarted or StageFailed"
-    HOLD = "have the engine ask the source, by itself, once QEMU brings the tail to that"
     ADMIT = "make durable that the vTPM is ours, have commands executed; Admitted or AdmitFailed"
     SETTLE = "put the state into its own file; then Settled or SettleFailed"
     RELEASE = "fence the engine and remember it, unless a command was served: that is Served"
@@ -122,7 +107,7 @@ class Do(Enum):
     CLOSE = "close the connection"
 
 
-Action = Send | SetLane | Apply | Stage | UseTail | Decline | Discard | Repeat | Do
+Action = Send | SetLane | Apply | Stage | Decline | Discard | Repeat | Do
 
 
 class Destination:
@@ -169,7 +154,7 @@ class Destination:
         return self._message(event, before)
 
     def _check_commit(self, commit: peer.Commit) -> None:
-        if commit.power > POWER_MAX:
+        if commit.power > peer.POWER_MAX:
             raise ImpossibleEvent(f"Commit with {commit.power} for the guest's TPM2_Shutdown")
         if commit.is_last > 1:
             raise ImpossibleEvent(f"Commit with {commit.is_last} for the last round")
@@ -181,17 +166,11 @@ class Destination:
                 return [Send(peer.Welcome(self._version, own.libtpms_version, own.following))]
             case events.LaneCame(descriptor=descriptor):
                 return [SetLane(descriptor)]
-            case events.Staged():
-                return [Send(peer.Ack(*self._commit[:3]))]
             case events.StageFailed() | events.TailRefused():
                 refusal = Send(peer.Refuse(event.refusal, event.reason))
                 return [refusal, *self._end(event.reason, before)]
-            case events.TailCame(blob=blob):
-                return [UseTail(blob)]
-            case events.HeldStarted() if before is State.STAGING:
-                return [Do.HOLD, Send(peer.Ack(*self._commit[:3]))]
-            case events.HeldStarted():
-                return [Do.HOLD]
+            case events.Staged() | events.HeldStarted() if before is State.STAGING:
+                return [Send(peer.Ack(*self._commit[:3]))]
             case events.SetAside(reason=reason):
                 refusal = Send(peer.Refuse(Reason.STATE, reason))
                 return [refusal, *self._end(reason, before)]

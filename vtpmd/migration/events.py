@@ -146,22 +146,8 @@ class HeldStarted(NamedTuple):
     """The TPM is on, ahead of time."""
 
 
-class TailCame(NamedTuple):
-    """QEMU has brought a tail."""
-
-    blob: bytes
-
-    def __repr__(self) -> str:
-        """Leave the state out."""
-        return f"TailCame(<{len(self.blob)} bytes>)"
-
-
-class TailApplied(NamedTuple):
-    """The TPM is started from what the tail ends at, held, and the engine knows that it is."""
-
-
 class TailRefused(NamedTuple):
-    """The tail cannot be used."""
+    """QEMU has brought a tail that is not the session's next."""
 
     refusal: Reason
     reason: str
@@ -174,7 +160,7 @@ class SetAside(NamedTuple):
 
 
 class Took(NamedTuple):
-    """QEMU has brought the tail, and the engine has asked the source for the vTPM."""
+    """QEMU has brought the tail; the engine has started from it, and asked for the vTPM."""
 
 
 class Entitled(NamedTuple):
@@ -249,8 +235,6 @@ LocalEvent = (
     | Staged
     | StageFailed
     | HeldStarted
-    | TailCame
-    | TailApplied
     | TailRefused
     | SetAside
     | Took

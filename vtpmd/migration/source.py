@@ -55,12 +55,12 @@ class Do(Enum):
 
     OPEN_LANE = "open the lane, and hand it down; then LaneOpened"
     START_ROUND = "capture, unless that is done, and send it; then RoundSent or NothingChanged"
-    KEEP_BASE = "the images of the round are the destination's now"
+    KEEP_BASE = "the images of the round are the destination's now; the engine is to know"
     TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
     OFFER = "have the owner record say offered, durably, and the engine know: it may grant then"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
-    WIND_UP = "capture what the guest has left, or leaves once the command that runs is done"
-    MAKE_TAIL = "seal what changed since the base, and have the engine give it; then TailMade"
+    WIND_UP = "capture what the guest has left, once the command that runs is done, and offer it"
+    MAKE_TAIL = "have the engine give what changed since the base, unless it does; then TailMade"
     END_OFFER = "have it give no tail for now, then OfferEnded or OfferEndedEarly; else as REVOKE"
     REVOKE = "have it give no tail, and grant nothing; then Revoked, or Granted if it has"
     TELL_FREEZE = "tell people that QEMU has the tail"
@@ -126,7 +126,7 @@ class Source:
 
         Invariant 6. ``heard_us`` is how long ago the destination was heard of.
         """
-        if self.state not in WITH_BASE:
+        if self.state not in (*WITH_BASE, State.CAPTURING):
             return "QEMU asked for the state before the destination held a base"
         if heard_us > HEARD_US_MAX:
             return f"the destination has not been heard of for {heard_us / 1e6:.1f} s"

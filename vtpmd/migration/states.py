@@ -42,8 +42,7 @@ class State(Enum):
     STAGING = "destination: a round is being validated and made durable"
     HOLDING = "destination: the last round is durable and acknowledged"
     STANDBY = "destination: as HOLDING, and the TPM is started from it, held"
-    CHECKING = "destination: QEMU has brought the tail, which is being applied"
-    TAKING = "destination: the engine has asked the source, which has not granted the vTPM yet"
+    TAKING = "destination: QEMU has brought the tail; the source has not granted the vTPM yet"
     ENTITLED = "destination: granted; QEMU has not sent INIT yet"
     STARTED = "destination: granted, INIT may be answered; that it is granted is not durable yet"
     ADMITTED = "destination: that it is granted is durable, and the guest's commands are executed"
@@ -185,15 +184,13 @@ _DESTINATION: Final[dict[tuple[State, Event], State]] = {
     (State.HOLDING, peer.Record): State.HOLDING,
     (State.HOLDING, peer.Commit): State.STAGING,
     (State.HOLDING, peer.Stopped): State.STANDBY,
-    (State.HOLDING, events.TailCame): State.CHECKING,
     (State.STANDBY, events.HeldStarted): State.STANDBY,
     (State.STANDBY, events.StageFailed): State.DECLINING,
     (State.STANDBY, peer.Record): State.HOLDING,
     (State.STANDBY, peer.Commit): State.STAGING,
     (State.STANDBY, peer.Stopped): State.STANDBY,
-    (State.STANDBY, events.TailCame): State.CHECKING,
-    (State.CHECKING, events.TailApplied): State.TAKING,
-    (State.CHECKING, events.TailRefused): State.DECLINING,
+    (State.HOLDING, events.TailRefused): State.DECLINING,
+    (State.STANDBY, events.TailRefused): State.DECLINING,
     **{
         (state, events.Took): State.TAKING
         for state in (State.STAGING, State.HOLDING, State.STANDBY)

@@ -110,6 +110,9 @@ class Record(NamedTuple):
         return f"Record(<{len(self.record)} bytes>)"
 
 
+POWER_MAX: Final = 2  # what a TPM2_Shutdown says: enum link_shutdown of csrc/engine/link.cdef.h
+
+
 class Commit(NamedTuple):
     """A round is complete: validate the images, make them durable, acknowledge."""
 

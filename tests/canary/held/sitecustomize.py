@@ -1,6 +1,6 @@
 """A vtpmd whose disk stands still at a step, for as long as it lives: Python imports this first.
 
-Of the owner record that is the thread that writes it; of a last round that has come, all of vtpmd.
+Of the owner record that is the thread that writes it; of what a tail has brought, all of vtpmd.
 
 ``VTPMD_HELD_AT`` names the step, and ``VTPMD_HELD`` a file that it makes once it has come there.
 What is shipped knows nothing of this.
@@ -39,21 +39,21 @@ def _held(record: OwnerRecord, session: bytes) -> Callable[[], None]:
     return held
 
 
-_foresee, _append = Incoming._foresee, IncomingStates.append
-_last: list[Incoming] = []  # whose last round has come
+_complete_file, _append = Incoming._complete_file, IncomingStates.append
+_completed: list[Incoming] = []  # whose file is to have what a tail has brought
 
 
-def _is_last(session: Incoming, *arguments: Any) -> bytes:
-    _last.append(session)
-    return _foresee(session, *arguments)
+async def _note_completed(session: Incoming) -> None:
+    _completed.append(session)
+    await _complete_file(session)
 
 
 def _keep(states: IncomingStates, *arguments: Any) -> None:
-    if _last:
-        _come_to("before-the-last-round")
+    if _completed:
+        _come_to("before-what-the-tail-brought")
     _append(states, *arguments)
 
 
 setattr(OwnerRecord, "offering", _held)  # noqa: B010 - a method is not to be assigned to
-setattr(Incoming, "_foresee", _is_last)  # noqa: B010
+setattr(Incoming, "_complete_file", _note_completed)  # noqa: B010
 setattr(IncomingStates, "append", _keep)  # noqa: B010
