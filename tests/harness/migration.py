@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from tests.harness.guest import Guest
+from tests.harness.guest import Guest, Machine
 
 MIGRATION_TIMEOUT_S = 60.0
 POLL_S = 0.01
@@ -20,6 +21,24 @@ GIVEN_UP = ("cancelled", "failed")
 STAYS_ASLEEP_FROM = 9  # QEMU's major version
 
 Show = Callable[[str, dict[str, int]], None]
+
+
+class Migrating(Protocol):
+    """A QEMU that a guest leaves or comes to."""
+
+    @property
+    def machine(self) -> Machine:
+        """What it emulates."""
+
+    @property
+    def status(self) -> str:
+        """Its run state, as query-status names it."""
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """Run a QMP command and return its result."""
+
+    def human_monitor(self, command_line: str) -> str:
+        """Run a command of the human monitor; return what it says."""
 
 
 class MigrationFailedError(Exception):
@@ -37,7 +56,7 @@ class MigrationReport:
     passes: int
 
 
-def set_capabilities(guest: Guest, *, return_path: bool = True) -> None:
+def set_capabilities(guest: Migrating, *, return_path: bool = True) -> None:
     """Set what libvirt sets: events, and a way back on which the destination says that it runs.
 
     A guest with tpm-crb is also stopped before the last of its memory is sent; see `crb_is_busy`.
@@ -54,13 +73,13 @@ def set_capabilities(guest: Guest, *, return_path: bool = True) -> None:
     guest.qmp("migrate-set-parameters", **{"max-bandwidth": BANDWIDTH_BYTES_S_MAX})
 
 
-def listen_unix(destination: Guest, path: Path) -> str:
+def listen_unix(destination: Migrating, path: Path) -> str:
     """Let the destination wait for a migration on a UNIX socket; return the source's URI."""
     destination.qmp("migrate-incoming", uri=f"unix:{path}")
     return f"unix:{path}"
 
 
-def listen_tcp(destination: Guest, host: str = "127.0.0.1") -> str:
+def listen_tcp(destination: Migrating, host: str = "127.0.0.1") -> str:
     """Let the destination wait on a free port of its own `host`; return the source's URI."""
     destination.qmp("migrate-incoming", uri=f"tcp:{host}:0")
     address = destination.qmp("query-migrate")["socket-address"][0]
@@ -68,7 +87,7 @@ def listen_tcp(destination: Guest, host: str = "127.0.0.1") -> str:
 
 
 def wait_until_ended(
-    source: Guest, show: Show | None = None, timeout_s: float = MIGRATION_TIMEOUT_S
+    source: Migrating, show: Show | None = None, timeout_s: float = MIGRATION_TIMEOUT_S
 ) -> str:
     """Wait until the migration is over; return its status: completed, failed or cancelled.
 
@@ -89,7 +108,7 @@ def wait_until_ended(
     raise TimeoutError(f"the migration is still {status} after {timeout_s:.0f} s")
 
 
-def crb_is_busy(guest: Guest) -> bool:
+def crb_is_busy(guest: Migrating) -> bool:
     """Say whether a tpm-crb runs a command; always False for a tpm-tis.
 
     QEMU 7.2 loses the response of a command that tpm-crb is running when it sends the last of
@@ -102,7 +121,7 @@ def crb_is_busy(guest: Guest) -> bool:
     return int(said.rpartition(":")[2], 16) != 0
 
 
-def wait_until(guest: Guest, wanted: str) -> None:
+def wait_until(guest: Migrating, wanted: str) -> None:
     """Wait until a guest that comes in by migration has the run state `wanted`."""
     deadline = time.monotonic() + MIGRATION_TIMEOUT_S
     while (status := guest.status) != wanted:

@@ -1,4 +1,4 @@
-"""A TPM 1.2, served as swtpm serves it: beside what test_swtpm_keys.py and others have of both.
+"""A TPM 1.2, served as swtpm serves it: beside what test_interop.py and others have of both.
 
 Invariant 1: a response to a command that changed NV leaves only after the change is durable.
 Invariant 2: never a fresh TPM in place of a damaged, hidden or foreign one.
