@@ -13,7 +13,7 @@ from typing import TypeVar
 Version = tuple[int, int]
 Row = TypeVar("Row")
 
-_VERSION = re.compile(r"version (\d+)\.(\d+)")
+_VERSION = re.compile(r"(?:version|\(libvirt\)) (\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,9 @@ class SwtpmAnswers:
     blob_of_version_3: int  # the result of SET_STATEBLOB
     writes_in_a_locked_directory: bool  # a tpm2-00.permall, where there is none
 
+
+# From this version on libvirt gives swtpm a file or a block device for its state: <source type=…>.
+LIBVIRT_WITH_TPM_SOURCE = (10, 10)
 
 _QEMU: Mapping[Version, QemuWords] = {
     (7, 2): QemuWords(first_pass=1, passes_of_savevm=True, device=False, failing=False),
@@ -74,6 +77,12 @@ def qemu() -> QemuWords:
 def swtpm() -> SwtpmAnswers:
     """Return what the installed swtpm answers."""
     return row(_SWTPM, _installed("swtpm"))
+
+
+@functools.cache
+def libvirt() -> Version:
+    """Return which version of libvirt is installed."""
+    return _installed("libvirtd")
 
 
 def row(table: Mapping[Version, Row], version: Version) -> Row:

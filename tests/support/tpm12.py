@@ -214,14 +214,17 @@ class Tpm12:
         self.execute(command(Ordinal.PHYSICAL_ENABLE))
         self.execute(command(Ordinal.PHYSICAL_SET_DEACTIVATED, b"\0"))
 
-    def take_ownership(self, owner_auth: bytes, srk_auth: bytes) -> None:
-        """Make the endorsement key, and become the owner."""
+    def create_endorsement_key(self) -> None:
+        """Make the endorsement key, as a vendor does."""
         self.execute(
             command(
                 Ordinal.CREATE_ENDORSEMENT_KEY_PAIR,
                 os.urandom(DIGEST_BYTES) + _key_parameters(0x0003, 0x0001),
             )
         )
+
+    def take_ownership(self, owner_auth: bytes, srk_auth: bytes) -> None:
+        """Become the owner; there is an endorsement key."""
         endorsement = self._endorsement_key()
         parameters = struct.pack(">H", 0x0005)  # TPM_PID_OWNER
         for auth in (owner_auth, srk_auth):

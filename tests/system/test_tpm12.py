@@ -87,6 +87,7 @@ def test_owner_and_key_stay_whoever_serves(make_place: MakePlace) -> None:
         control.stop()
         control.init()
         tpm.startup()
+        tpm.create_endorsement_key()
         tpm.take_ownership(OWNER, STORAGE)
         key = tpm.create_key(STORAGE, USAGE)
         key.verify(DIGEST, tpm.sign(tpm.load_key(key, STORAGE), DIGEST, USAGE))

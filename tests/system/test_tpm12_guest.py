@@ -17,8 +17,9 @@ from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.management import Management
 from tests.harness.raw_guest import RawGuest12
+from tests.harness.workload import tpm12_of
 from tests.support import tpm12
-from tests.support.tpm12 import Key, Tpm12
+from tests.support.tpm12 import Key
 from vtpmd.wire.tpm import TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -32,15 +33,6 @@ class Owned(NamedTuple):
 
     key: Key
     handle: int
-
-
-def tpm_of(guest: Guest) -> Tpm12:
-    """Return the TPM as a program in the guest has it."""
-
-    def transact(command: bytes) -> bytes:
-        return bytes.fromhex(guest.command(f"raw {command.hex()}")["response"])
-
-    return Tpm12(transact)
 
 
 def enable(lab: Lab, emulator: Emulator) -> None:
@@ -61,7 +53,8 @@ def booted_guest(lab: Lab, emulator: Emulator) -> tuple[Guest, Owned]:
     enable(lab, emulator)
     guest = lab.guest(emulator, MACHINE)
     guest.wait_for_workload()
-    tpm = tpm_of(guest)
+    tpm = tpm12_of(guest)
+    tpm.create_endorsement_key()
     tpm.take_ownership(OWNER, STORAGE)
     key = tpm.create_key(STORAGE, USAGE)
     owned = Owned(key, tpm.load_key(key, STORAGE))
@@ -73,7 +66,7 @@ def booted_guest(lab: Lab, emulator: Emulator) -> tuple[Guest, Owned]:
 def check(guest: Guest, owned: Owned) -> None:
     """Let the guest check what it has done, and sign with the key that is loaded."""
     guest.command("check12")
-    owned.key.verify(DIGEST, tpm_of(guest).sign(owned.handle, DIGEST, USAGE))
+    owned.key.verify(DIGEST, tpm12_of(guest).sign(owned.handle, DIGEST, USAGE))
 
 
 @pytest.mark.parametrize(("source", "destination"), [(VTPMD, SWTPM), (SWTPM, VTPMD)])
