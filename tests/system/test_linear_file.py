@@ -160,6 +160,20 @@ def printed_states(program: Path, path: Path) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S).stdout
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_printing_the_states_makes_a_file_that_is_not_there(
+    places: Places, tmp_path: Path, program: str
+) -> None:
+    """And no TPM in it: swtpm_setup removes it before it makes one."""
+    path = tmp_path / "not-there"
+    assert b'"states": []' in printed_states(PROGRAMS[program], path)
+    assert path.stat().st_mode & 0o777 == 0o640
+    for each in PROGRAMS.values():
+        assert b'"states": []' in printed_states(each, path)
+    with places.make("vtpmd", path).serving() as (control, _):
+        control.init()
+
+
 def test_volatile_state_serves_once(places: Places, path: Path) -> None:
     with places.make("vtpmd", path).serving() as (control, tpm):
         control.init()

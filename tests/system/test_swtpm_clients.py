@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.harness.swtpm_program import OURS, Place
+from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.wire.tpm import TpmVersion
 
 EK_CERTIFICATE = 0x1C00002  # TCG EK Credential Profile, 2.2.1.4: RSA 2048
+EK_HANDLE = 0x81010001
 PLATFORM_CERTIFICATE = 0x1C08000
 SETUP_TIMEOUT_S = 120  # RSA keys
 
@@ -116,6 +118,20 @@ def test_swtpm_setup_changes_the_banks_of_a_tpm_that_is_there(ours: Place) -> No
     log = setup(ours, "--reconfigure", "--pcr-banks", "sha256,sha384")
     assert "Successfully activated PCR banks sha256,sha384" in log
     assert banks_of(ours) != sha256_alone
+
+
+def test_swtpm_setup_makes_a_tpm_in_a_linear_file(place: Place) -> None:
+    """As libvirt has it do for ``<source type='file'>``: a file that is there is begun anew."""
+    file = place.directory / "linear"
+    for _ in range(2):
+        log = setup(place, "--tpm-state", f"file://{file}", "--createek", "--overwrite")
+        assert "Successfully authored TPM state" in log
+    place.start("--tpmstate", f"backend-uri=file://{file}")
+    with ControlClient(place.control) as control, closing(control.attach_data()) as data:
+        control.init()
+        tpm = Tpm(data.transact)
+        tpm.startup()
+        tpm.execute(tpm2.read_public(EK_HANDLE))  # is there
 
 
 def test_swtpm_setup_encrypts_with_a_password(ours: Place) -> None:

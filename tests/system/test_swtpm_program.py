@@ -309,3 +309,13 @@ def test_capabilities_are_among_swtpms_and_in_its_order() -> None:
     common = [feature for feature in theirs["features"] if feature in ours["features"]]
     assert [feature for feature in ours["features"] if feature in theirs["features"]] == common
     assert {"tpm-2.0", "rsa-keysize-2048", "cmdarg-pwd-fd"} <= set(ours["features"])
+
+
+def test_info_is_offered_where_it_has_what_libvirt_looks_for(tmp_path: Path) -> None:
+    """From libvirt 11 on no guest starts where that is offered, and says no profile."""
+    printed = [
+        run([str(OURS), "socket", "--tpm2", *options], tmp_path).stdout
+        for options in (["--print-capabilities"], ["--print-info", "0x40"])
+    ]
+    features, info = json.loads(printed[0])["features"], json.loads(printed[1])
+    assert ("cmdarg-print-info" in features) == ("AvailableProfiles" in info)

@@ -43,6 +43,11 @@ def named_place(values: Values) -> Named:
     return Named(str(path), is_linear=False)
 
 
+def file_mode(values: Values) -> int | None:
+    """Return the mode that files are to have, if there is one."""
+    return None if values.get("mode") is None else int(values["mode"])
+
+
 class Place(NamedTuple):
     """What an engine gets of it."""
 
@@ -67,7 +72,7 @@ class Place(NamedTuple):
 def open_place(stack: ExitStack, values: Values, version: TpmVersion, key: Key | None) -> Place:
     """Open and lock it, and make it what a vTPM starts from. Raises VtpmdError or OSError."""
     named = named_place(values)
-    mode = None if values.get("mode") is None else int(values["mode"])
+    mode = file_mode(values)
     keeps_backup = bool(values.get("backup"))
     if named.is_linear:
         if keeps_backup:

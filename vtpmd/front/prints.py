@@ -13,10 +13,10 @@ from vtpmd.daemon.engine_process import EXECUTABLE
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.swtpm import version_of
 from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.store.directory import TpmVersion
 
 if TYPE_CHECKING:
     from vtpmd.front.options import Given
-    from vtpmd.store.directory import TpmVersion
 
 # What works, after the versions. Sizes of RSA keys, of a TPM 2.0, follow.
 FEATURES = (
@@ -30,13 +30,15 @@ FEATURES = (
     "nvram-backend-dir",
     "nvram-backend-file",
 )
+# libvirt asks for a TPM's profile where it finds this, and starts no guest without an answer.
+PROFILE_FEATURES = ("cmdarg-print-info",)
 LAST_FEATURES = (
-    "cmdarg-print-info",
     "tpmstate-opt-lock",
     "tpmstate-dir-backend-opt-backup",
     "tpmstate-dir-backend-opt-fsync",
 )
 INFO_FEATURES = 4  # TPMLIB_INFO_TPMFEATURES
+INFO_AVAILABLE_PROFILES = 0x40  # TPMLIB_INFO_AVAILABLE_PROFILES, of libtpms 0.10
 ENGINE_TIMEOUT_S = 10
 
 HELP = """\
@@ -116,25 +118,25 @@ def run(given: Given) -> int:
 
 def capabilities(version: TpmVersion) -> str:
     """Return what can be done, as one line of JSON. Raises VtpmdError."""
-    from vtpmd.store.directory import TpmVersion
-
     sizes = []
     if version is TpmVersion.TPM_2_0:
         sizes = json.loads(_info(version, INFO_FEATURES))["TPMFeatures"]["RSAKeySizes"]
     versions = [f"tpm-{each.facts.word}" for each in TpmVersion if _has(each)]
-    features = (*versions, *FEATURES, *(f"rsa-keysize-{size}" for size in sizes), *LAST_FEATURES)
+    features = [*versions, *FEATURES, *(f"rsa-keysize-{size}" for size in sizes)]
+    features += [*(PROFILE_FEATURES if _has_profiles() else ()), *LAST_FEATURES]
     listed = ", ".join(f'"{feature}"' for feature in features)
     return f'{{ "type": "swtpm", "features": [ {listed} ], "version": "{_version()}" }}'
 
 
 def states(given: Given) -> str:
     """Return which states' files there are, as JSON. Raises VtpmdError or OSError."""
-    from vtpmd.front.place import named_place
+    from vtpmd.front.place import file_mode, named_place
 
     if "tpmstate" not in given.lists:
         raise UsageError("--print-states needs --tpmstate")
-    path, is_linear = named_place(given.lists["tpmstate"])
-    sizes = _linear_sizes(path) if is_linear else _directory_sizes(path, given)
+    values = given.lists["tpmstate"]
+    path, is_linear = named_place(values)
+    sizes = _linear_sizes(path, file_mode(values)) if is_linear else _directory_sizes(path, given)
     found = [f'{{"name": "{name}", "size": {size}}}' for name, size in sizes.items()]
     listed = f" {', '.join(found)} " if found else ""
     return f'{{ "type": "swtpm", "states": [{listed}] }}'
@@ -152,7 +154,11 @@ def _directory_sizes(path: str, given: Given) -> dict[str, int]:
         }
 
 
-def _linear_sizes(path: str) -> dict[str, int]:
+def _linear_sizes(path: str, mode: int | None) -> dict[str, int]:
+    """Return what a linear file has; one that is not there is made, as by swtpm.
+
+    swtpm_setup asks first, and then removes the file: it takes none for an error.
+    """
     from vtpmd.store.directory import STATE_NAMES
     from vtpmd.store.linear import LinearFile
 
@@ -161,7 +167,8 @@ def _linear_sizes(path: str) -> dict[str, int]:
             found = file.extents()
             return {STATE_NAMES[kind]: extent.n_bytes for kind, extent in found.items()}
     except FileNotFoundError:
-        return {}  # it is made at the start
+        LinearFile.open(path, mode).close()
+        return {}
 
 
 def _has(version: TpmVersion) -> bool:
@@ -171,6 +178,15 @@ def _has(version: TpmVersion) -> bool:
     except VtpmdError:
         return False
     return True
+
+
+def _has_profiles() -> bool:
+    """Return whether the libtpms of this host can say which profile a TPM has."""
+    try:
+        known = json.loads(_info(TpmVersion.TPM_2_0, INFO_AVAILABLE_PROFILES))
+    except VtpmdError:
+        return False
+    return "AvailableProfiles" in known
 
 
 def _info(version: TpmVersion, flags: int) -> str:
