@@ -1,21 +1,25 @@
 """A libvirtd of this test alone, without systemd, which finds a program of ours as its swtpm.
 
-It has a mount namespace: what it keeps in /etc, /run and /var is gone with it.
+It has a mount namespace: what it keeps in /etc, /run and /var is gone with it. It has a host's name
+and UUID, too, so that a guest can move from one to another.
 """
 
 import shutil
 import socket
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
-from tests.harness.guest import IMAGE, KERNEL_COMMAND_LINE
+from tests.harness.guest import IMAGE, KERNEL_COMMAND_LINE, ODD_KIB
 from tests.harness.program import Program
 from tests.harness.workload import Workload
 from vtpmd.closing import Closing
 
 START_TIMEOUT_S = 60
 POLL_S = 0.05
+MEMORY_MIB = 96
+MEMORY_KIB = (MEMORY_MIB << 10) + ODD_KIB
 VIRSH_TIMEOUT_S = 120  # a start makes a TPM's keys and certificates
 # Where it writes, and what starts its swtpm.
 DIRECTORIES = (
@@ -25,6 +29,19 @@ DIRECTORIES = (
 # It does not start where there are no such users, whoever its guests run as.
 USERS = ("libvirt-qemu", "swtpm")
 USER_ID = 64055  # of Debian's
+# QEMU with some memory more, as libvirt makes it whole MiB: ODD_KIB in guest.py says why.
+QEMU = f"""\
+#!/bin/bash
+words=()
+for word; do
+    case $word in
+    {MEMORY_MIB}) word={MEMORY_KIB}k ;;
+    size={MEMORY_MIB << 10}k) word=size={MEMORY_KIB}k ;;
+    esac
+    words+=("${{word/\\"size\\":{MEMORY_MIB << 20}/\\"size\\":{MEMORY_KIB << 10}}}")
+done
+exec /usr/bin/qemu-system-x86_64 "${{words[@]}}"
+"""
 SETTINGS = """\
 user = "root"
 group = "root"
@@ -42,9 +59,10 @@ KEY_XML = f"""\
 </secret>
 """
 DOMAIN_XML = """\
-<domain type='qemu'>
+<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
-  <memory unit='MiB'>96</memory>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>{memory_mib}</memory>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{image}/vmlinuz</kernel>
@@ -60,6 +78,7 @@ DOMAIN_XML = """\
     <serial type='unix'><source mode='connect' path='{work}'/><target port='1'/></serial>
     <tpm model='tpm-tis'>{backend}</tpm>
   </devices>
+  <qemu:commandline>{arguments}</qemu:commandline>
 </domain>
 """
 
@@ -71,20 +90,26 @@ class VirshError(Exception):
 class Libvirt(Closing):
     """A libvirtd, and virsh on it."""
 
-    def __init__(self, directory: Path, swtpm: Path) -> None:
-        """Start it; `swtpm` is what it finds under that name. RuntimeError when it ends instead."""
+    def __init__(self, directory: Path, swtpm: Path, network: Path | None = None) -> None:
+        """Start it; `swtpm` is what it finds under that name. RuntimeError when it ends instead.
+
+        `network` is the network namespace that it and its guests have.
+        """
         self._directory = directory
         self._bin = directory / "bin"
         self._bin.mkdir(parents=True)
         (self._bin / "swtpm").symlink_to(swtpm)
+        (self._bin / "qemu-system-x86_64").write_text(QEMU)
+        (self._bin / "qemu-system-x86_64").chmod(0o755)
         (directory / "qemu.conf").write_text(SETTINGS)
         (directory / "libvirtd.conf").write_text(
             f'listen_tls = 0\nauth_unix_rw = "none"\nunix_sock_dir = "{directory}"\n'
+            f'host_uuid = "{uuid.uuid4()}"\n'
         )
         for name, rest in (("passwd", f"{USER_ID}::/:/bin/false"), ("group", "")):
             lines = [f"{user}:x:{USER_ID}:{rest}\n" for user in USERS]
             (directory / name).write_text(Path("/etc", name).read_text() + "".join(lines))
-        self._program = Program("libvirtd", self._command(), directory)
+        self._program = Program("libvirtd", self._command(), directory, network)
         self._wait_until_it_answers()
 
     def _command(self) -> list[str]:
@@ -93,9 +118,10 @@ class Libvirt(Closing):
         for each in {" ".join(DIRECTORIES)}; do mkdir -p $each; mount -t tmpfs tmpfs $each; done
         for each in passwd group; do mount --bind {self._directory}/$each /etc/$each; done
         cp {self._directory}/qemu.conf /etc/libvirt
+        hostname {self._directory.name}
         PATH={self._bin}:$PATH exec libvirtd -f {self._directory}/libvirtd.conf
         """
-        return ["unshare", "--mount", "sh", "-c", script]
+        return ["unshare", "--mount", "--uts", "sh", "-c", script]
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -113,11 +139,15 @@ class Libvirt(Closing):
         """End it; guests have been ended before."""
         self._program.kill()
 
+    @property
+    def uri(self) -> str:
+        """Where virsh finds it."""
+        return f"qemu+unix:///system?socket={self._directory}/libvirt-sock"
+
     def virsh(self, *command: str | Path) -> str:
         """Run a command of virsh; return what it prints. Raises VirshError."""
-        uri = f"qemu+unix:///system?socket={self._directory}/libvirt-sock"
         done = subprocess.run(
-            ["virsh", "-q", "-c", uri, *map(str, command)],
+            ["virsh", "-q", "-c", self.uri, *map(str, command)],
             check=False,
             capture_output=True,
             text=True,
@@ -139,44 +169,59 @@ class Libvirt(Closing):
 class Domain(Closing):
     """A guest of libvirt's that runs the workload."""
 
-    def __init__(self, libvirt: Libvirt, directory: Path, name: str, backend: str) -> None:
-        """Define it; `backend` is the TPM's, as XML. Raises VirshError."""
+    def __init__(
+        self,
+        libvirt: Libvirt,
+        directory: Path,
+        name: str,
+        backend: str,
+        *,
+        monitor: Path | None = None,
+        comes_from: "Domain | None" = None,
+    ) -> None:
+        """Define it, unless it comes from another libvirtd. Raises VirshError.
+
+        `backend` is the TPM's, as XML; QEMU has a monitor at `monitor` for who follows it.
+        """
         directory.mkdir()
         self.name = name
+        self.xml_path = directory / "domain.xml"
         self._libvirt = libvirt
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(directory / "work"))
         self._listener.listen(1)
         self._listener.settimeout(START_TIMEOUT_S)
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", directory / "disk", "16M"], check=True
-        )
+        self._uuid: uuid.UUID = comes_from._uuid if comes_from else uuid.uuid4()
+        self._disk: Path = comes_from._disk if comes_from else _new_disk(directory / "disk")
         shutil.copy(IMAGE / "vmlinuz", directory)
         shutil.copy(IMAGE / "initramfs.cpio.gz", directory)
-        text = DOMAIN_XML.format(
-            name=name,
+        self.xml_path.write_text(self._described(directory, backend, monitor))
+        if comes_from is None:
+            libvirt.virsh("define", self.xml_path)
+
+    def _described(self, directory: Path, backend: str, monitor: Path | None) -> str:
+        """Return it as XML."""
+        words = [] if monitor is None else ["-qmp", f"unix:{monitor},server=on,wait=off"]
+        return DOMAIN_XML.format(
+            name=self.name,
+            uuid=self._uuid,
+            memory_mib=MEMORY_MIB,
             image=directory,
             command_line=KERNEL_COMMAND_LINE,
-            disk=directory / "disk",
+            disk=self._disk,
             console=directory / "console",
             work=directory / "work",
             backend=backend,
+            arguments="".join(f"<qemu:arg value='{word}'/>" for word in words),
         )
-        (directory / "domain.xml").write_text(text)
-        libvirt.virsh("define", directory / "domain.xml")
 
     def close(self) -> None:
-        """End it, if it runs."""
-        if self.state == "running":
+        """End it, if it runs here."""
+        if self.name in self._libvirt.virsh("list", "--name").split():
             self._libvirt.virsh("destroy", self.name)
         self._listener.close()
 
-    @property
-    def state(self) -> str:
-        """What libvirt calls its state."""
-        return self._libvirt.virsh("domstate", self.name).strip()
-
-    def virsh(self, command: str, *more: str) -> None:
+    def virsh(self, command: str, *more: str | Path) -> None:
         """Run a command of virsh on it. Raises VirshError."""
         self._libvirt.virsh(command, self.name, *more)
 
@@ -189,3 +234,19 @@ class Domain(Closing):
         """Return the workload of a QEMU that was started, at the latest a moment ago."""
         sock, _ = self._listener.accept()
         return Workload(sock, lambda: "nothing")
+
+    def migrate(self, there: "Domain", address: str) -> Workload:
+        """Migrate it to `there`, which comes from it; return its workload. Raises VirshError.
+
+        `address` is where QEMU finds the other.
+        """
+        # Unsafe: libvirt does not see that both have the disk.
+        options = ["--live", "--unsafe", "--migrateuri", f"tcp://{address}"]
+        self.virsh("migrate", there._libvirt.uri, *options, "--xml", there.xml_path)
+        return there.connected()
+
+
+def _new_disk(path: Path) -> Path:
+    """Make an empty disk, to save snapshots in."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "16M"], check=True)
+    return path
