@@ -7,6 +7,7 @@ from tests.harness.credentials import HOST, credentials
 from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import Pair, make_armed_pair, make_pair, wait_until
 from tests.harness.lab import Lab
+from tests.harness.raw_guest import NV_INDEX
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 
 
@@ -47,20 +48,34 @@ def test_a_copy_of_two_moments_is_told(lab: Lab) -> None:
     emulator = lab.emulator(EmulatorKind.VTPMD)
     guest = lab.raw_guest(emulator)
     guest.boot()
-    copy, of_one_moment = lab.new_path("copy"), lab.new_path("copy")
-    for path in (copy, of_one_moment):
+    older, newer, of_one_moment = (lab.new_path("copy") for _ in range(3))
+    for path in (older, newer, of_one_moment):
         path.mkdir()
-    shutil.copy(emulator.state / PERMANENT_NAME, copy)
+    shutil.copy(emulator.state / PERMANENT_NAME, older)
+    shutil.copy(emulator.state / JOURNAL_NAME, newer)
+    before = guest.facts()
     journal = (emulator.state / JOURNAL_NAME).stat().st_ino
     while (emulator.state / JOURNAL_NAME).stat().st_ino == journal:
         guest.work()
-    shutil.copy(emulator.state / JOURNAL_NAME, copy)
+    shutil.copy(emulator.state / JOURNAL_NAME, older)
+    shutil.copy(emulator.state / PERMANENT_NAME, newer)
     for name in (PERMANENT_NAME, JOURNAL_NAME):
         shutil.copy(emulator.state / name, of_one_moment)
-    ended = vtpmd("status", copy)
-    assert ended.status == 5
-    assert f"{PERMANENT_NAME} is older" in ended.output
     assert vtpmd("status", of_one_moment).status == 0
+    for copy, age, restored_has_it in ((older, "older", False), (newer, "newer", True)):
+        ended = vtpmd("status", copy)
+        assert ended.status == 5
+        assert f"{PERMANENT_NAME} is {age}" in ended.output
+        restored = vtpmd("recover", "--restore", copy)
+        assert restored.status == 0
+        assert ("lost: " not in restored.output) == restored_has_it
+        assert ("generations before" in restored.output) != restored_has_it
+        again = lab.raw_guest(lab.emulator(EmulatorKind.VTPMD, copy))
+        again.control.init()
+        again.tpm.startup()
+        assert again.tpm.nv_is_defined(NV_INDEX) == restored_has_it
+        if restored_has_it:
+            assert again.facts().nv >= before.nv  # a counter's bytes
 
 
 def test_both_hosts_after_a_move(lab: Lab) -> None:

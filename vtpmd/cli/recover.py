@@ -118,6 +118,7 @@ def _lines(directory: Path, outcome: dict[str, Any]) -> list[str]:
     lines = list(outcome["problems"])
     if outcome["restored"]:
         lines.append(f"restored: {state}")
+        lines += [f"lost: {what}" for what in outcome["lost"]]
         originals = outcome["originals"].items()
         return lines + [f"kept: {name}, as {original}" for name, original in originals]
     if not outcome["can-restore"]:

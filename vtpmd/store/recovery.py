@@ -168,17 +168,27 @@ def reason(examined: Examined) -> str:
     return f"{text} ({recovery.letter})"
 
 
-def _apart(examined: Examined) -> str | None:
-    """Return how checkpoint and journal of one vTPM do not go together, if that can be told."""
+def checkpoint_age(examined: Examined) -> int | None:
+    """Return how many generations lie between checkpoint and journal of one vTPM that are apart.
+
+    Less than 0 where the checkpoint is older than what the journal continues; None where they are
+    not apart, or that cannot be told.
+    """
     lineage, base = examined.lineage, examined.base
     if examined.recovery.letter != APART or lineage is None or base is None:
         return None
-    if lineage.generation == base:
+    return lineage.generation - base or None
+
+
+def _apart(examined: Examined) -> str | None:
+    """Return how checkpoint and journal of one vTPM do not go together, if that can be told."""
+    age, lineage = checkpoint_age(examined), examined.lineage
+    if age is None or lineage is None:
         return None
-    age = "newer" if lineage.generation > base else "older"
     return (
-        f"continues generation {base}, and {examined.names.permanent} is {age}, of generation "
-        f"{lineage.generation}: as in a copy that was made while the vTPM was served"
+        f"continues generation {examined.base}, and {examined.names.permanent} is "
+        f"{'newer' if age > 0 else 'older'}, of generation {lineage.generation}: as in a copy that "
+        "was made while the vTPM was served"
     )
 
 

@@ -82,23 +82,29 @@ def assess(directory: StateDirectory, key: Key | None) -> Salvage:
         if kind in states:
             lost.append(f"{names.state(kind)}: it goes with what is lost")
             set_aside.append(names.state(kind))
-    lost.insert(0, _lost(examined))
+    lost[:0] = _lost(examined)
     if examined.has_journal:
         set_aside.append(names.journal)
     return Salvage(examined, problems, lost, set_aside, examined.permanent)
 
 
-def _lost(examined: Examined) -> str:
+def _lost(examined: Examined) -> list[str]:
     """Say what of the journal is not in the image that was made."""
     found, journal = examined.recovery, examined.names.journal
     if not examined.has_journal:
-        return f"{journal}: all commits since the checkpoint"
-    if found.image is None:
-        return f"{journal}: all {found.used_bytes} bytes that were written to it"
-    return (
-        f"{journal}: what follows byte {found.offset}, of {found.used_bytes} bytes that were "
-        "written to it"
-    )
+        return [f"{journal}: all commits since the checkpoint"]
+    if found.image is not None:
+        return [
+            f"{journal}: what follows byte {found.offset}, of {found.used_bytes} bytes that were "
+            "written to it"
+        ]
+    age = recovery.checkpoint_age(examined)
+    if age is not None and age > 0:
+        return []  # it was folded into a checkpoint before this one was written
+    lost = [f"{journal}: all {found.used_bytes} bytes that were written to it"]
+    if age is not None:
+        lost.insert(0, f"the {-age} generations before {journal}, which are in neither file")
+    return lost
 
 
 def restore(directory: StateDirectory, salvage: Salvage, key: Key | None) -> dict[str, str]:
