@@ -9,8 +9,10 @@ import socket
 import subprocess
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
+from tests.harness.fresh_root import FreshRoot
 from tests.harness.guest import IMAGE, KERNEL_COMMAND_LINE, ODD_KIB
 from tests.harness.program import Program
 from tests.harness.workload import Workload
@@ -90,15 +92,23 @@ class VirshError(Exception):
 class Libvirt(Closing):
     """A libvirtd, and virsh on it."""
 
-    def __init__(self, directory: Path, swtpm: Path, network: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        swtpm: Path | None,
+        network: Path | None = None,
+        root: FreshRoot | None = None,
+    ) -> None:
         """Start it; `swtpm` is what it finds under that name. RuntimeError when it ends instead.
 
-        `network` is the network namespace that it and its guests have.
+        `network` is the network namespace that it and its guests have, `root` where they run: it
+        has the directory, and may have a swtpm of its own.
         """
         self._directory = directory
         self._bin = directory / "bin"
         self._bin.mkdir(parents=True)
-        (self._bin / "swtpm").symlink_to(swtpm)
+        if swtpm is not None:
+            (self._bin / "swtpm").symlink_to(swtpm)
         (self._bin / "qemu-system-x86_64").write_text(QEMU)
         (self._bin / "qemu-system-x86_64").chmod(0o755)
         (directory / "qemu.conf").write_text(SETTINGS)
@@ -109,7 +119,8 @@ class Libvirt(Closing):
         for name, rest in (("passwd", f"{USER_ID}::/:/bin/false"), ("group", "")):
             lines = [f"{user}:x:{USER_ID}:{rest}\n" for user in USERS]
             (directory / name).write_text(Path("/etc", name).read_text() + "".join(lines))
-        self._program = Program("libvirtd", self._command(), directory, network)
+        command = self._command() if root is None else root.command(*self._command())
+        self._program = Program("libvirtd", command, directory, network)
         self._wait_until_it_answers()
 
     def _command(self) -> list[str]:
@@ -138,6 +149,16 @@ class Libvirt(Closing):
     def close(self) -> None:
         """End it; guests have been ended before."""
         self._program.kill()
+
+    def programs(self) -> list[Path]:
+        """Return what runs in its mount namespace: itself, its guests and their TPMs."""
+        mounts = Path(f"/proc/{self._program.pid}/ns/mnt").readlink()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended, or is the kernel's own
+                if (process / "ns/mnt").readlink() == mounts:
+                    found.append((process / "exe").readlink())
+        return found
 
     @property
     def uri(self) -> str:

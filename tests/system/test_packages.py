@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.harness.fresh_root import FreshRoot
 from tests.harness.lab import Lab
+from tests.harness.libvirt import Domain, Libvirt
 from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
@@ -113,6 +115,7 @@ def test_the_debian_packages_are_built_and_installed(lab: Lab) -> None:
     assert engine.match("usr/lib/vtpmd/vtpmd/vtpmd-engine")
     check_libraries(root, lab)
     check_what_is_beside_the_programs(root)
+    check_libvirt(root, lab)
     check_swtpm(root, lab)
 
 
@@ -136,6 +139,20 @@ def check_what_is_beside_the_programs(root: FreshRoot) -> None:
     root.output("bash", "-n", "/usr/share/bash-completion/completions/vtpmd")
     for page in ("vtpmd", "vtpmd-run", "vtpmd-swtpm"):
         root.output("man", "--where", page)
+
+
+def check_libvirt(root: FreshRoot, lab: Lab) -> None:
+    """Check that a domain of libvirt's has its TPM from what the packages have put in place."""
+    libvirt = Libvirt(lab.new_path("libvirt"), None, root=root)
+    lab.close_at_end(libvirt)
+    backend = "<backend type='emulator' version='2.0'/>"
+    with closing(Domain(libvirt, lab.new_path("domain"), "web1", backend)) as domain:
+        with closing(domain.start()) as workload:
+            workload.wait_until_ready()
+            workload.command("setup")
+            workload.check()
+        assert [path for path in libvirt.programs() if path.match("usr/lib/vtpmd/*/vtpmd-engine")]
+    libvirt.close()
 
 
 def check_swtpm(root: FreshRoot, lab: Lab) -> None:
