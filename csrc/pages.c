@@ -124,13 +124,10 @@ static int load_written(struct store *store)
     return 0;
 }
 
-static int map_checked(struct store *store, int fd, bool writable)
+static int map_memory(struct store *store, int fd, int flags, bool writable)
 {
-    int r = check_descriptor(fd);
-    if (r < 0)
-        return r;
     int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *memory = mmap(NULL, sizeof(struct layout), protection, MAP_SHARED, fd, 0);
+    void *memory = mmap(NULL, sizeof(struct layout), protection, flags, fd, 0);
     if (memory == MAP_FAILED)
         return -errno;
     store->layout = memory;
@@ -140,14 +137,43 @@ static int map_checked(struct store *store, int fd, bool writable)
     return writable ? load_written(store) : 0;
 }
 
-int store_map(struct store **out, int fd, bool writable)
+static int map_checked(struct store *store, int fd, bool writable)
+{
+    int r = check_descriptor(fd);
+
+    return r < 0 ? r : map_memory(store, fd, MAP_SHARED, writable);
+}
+
+static struct store *store_alloc(void)
 {
     struct store *store = calloc(1, sizeof(*store));
 
+    if (store)
+        store->fd = -1;
+    return store;
+}
+
+int store_map(struct store **out, int fd, bool writable)
+{
+    struct store *store = store_alloc();
+
     if (!store)
         return -ENOMEM;
-    store->fd = -1;
     int r = map_checked(store, fd, writable);
+    if (r < 0) {
+        store_free(store);
+        return r;
+    }
+    *out = store;
+    return 0;
+}
+
+int store_new_alone(struct store **out)
+{
+    struct store *store = store_alloc();
+    if (!store)
+        return -ENOMEM;
+    int r = map_memory(store, -1, MAP_PRIVATE | MAP_ANONYMOUS, true);
     if (r < 0) {
         store_free(store);
         return r;

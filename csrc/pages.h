@@ -57,6 +57,11 @@ int store_new(struct store **store);
  * -EBADMSG if there is none of this version, or its size is not sealed; or a negative errno. */
 int store_map(struct store **store, int fd, bool writable);
 
+/* Make an empty store in memory of this process alone, where none can be shared: a limit on the
+ * size of files counts for a memfd, too. It is written here, and has no descriptor. Returns 0 or a
+ * negative errno. */
+int store_new_alone(struct store **store);
+
 /* Unmap and free; NULL is nothing. The memory goes with the last process that has it. */
 void store_free(struct store *store);
 

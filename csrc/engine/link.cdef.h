@@ -234,7 +234,8 @@ enum link_descriptor {
     LINK_FD_SOCKET = 3,             /* where this link is listened on; /dev/null: nowhere */
     LINK_FD_DIRECTORY = 4,          /* the state directory, or a linear file (linear.h) */
     LINK_FD_LOCK = 5,               /* .lock, or the same: held for as long as the engine lives */
-    LINK_FD_STORE = 6,              /* the store's memfd (pages.h), to be mapped writable */
+    LINK_FD_STORE = 6,              /* the store's memfd (pages.h), to be mapped writable;
+                                       /dev/null: none can be shared */
     LINK_FD_BOOT = 7,               /* the boot record */
     LINK_FD_ANCHOR = 8,             /* the anchor, if there is one */
     LINK_FD_CONTROL = 9,            /* the control channel's listening socket */

@@ -231,6 +231,16 @@ static enum exit_status tell_end(struct link *link, enum exit_status status)
     return status;
 }
 
+/* Returns 0 or a negative errno. */
+static int open_store(struct store **store)
+{
+    struct stat status;
+
+    if (fstat(LINK_FD_STORE, &status) == 0 && S_ISCHR(status.st_mode))
+        return store_new_alone(store);
+    return store_map(store, LINK_FD_STORE, true);
+}
+
 /* Nothing is written yet, and all calls may be made. Returns what the state's files are written
  * through, or NULL. */
 static struct io *open_place(struct engine *engine)
@@ -256,7 +266,7 @@ static enum exit_status serve(struct engine *engine)
     }
     link->files = &engine->io;
     link->linear = io == &engine->linear.io ? &engine->linear : NULL;
-    int r = store_map(&link->store, LINK_FD_STORE, true);
+    int r = open_store(&link->store);
     if (r < 0) {
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
         return EXIT_FAILED;

@@ -341,6 +341,24 @@ static void a_store_cannot_be_made_smaller_or_larger(void **state)
     assert_int_equal(errno, EPERM);
 }
 
+static void store_that_is_not_shared_takes_images(void **state)
+{
+    uint8_t bytes[3] = {1, 2, 3}, out[IMAGE_BYTES_MAX];
+    struct store *alone;
+    uint64_t generation;
+    size_t n_bytes;
+
+    (void)state;
+    assert_int_equal(store_new_alone(&alone), 0);
+    assert_int_equal(store_fd(alone), -1);
+    assert_int_equal(store_capture(alone, IMAGE_TYPE_MAX, bytes, sizeof(bytes), &generation), 0);
+    assert_int_equal(store_read(alone, IMAGE_TYPE_MAX, out, &n_bytes, &generation), 0);
+    assert_int_equal(n_bytes, sizeof(bytes));
+    assert_memory_equal(out, bytes, sizeof(bytes));
+    assert_int_equal(generation, 1);
+    store_free(alone);
+}
+
 /* Map a copy of the store in which one byte of the header is another. */
 static int map_altered(size_t altered, off_t n_bytes, int seals)
 {
@@ -545,6 +563,7 @@ int main(void)
         store_test(invariant_8_numbers_past_a_limit_are_refused),
         store_test(an_image_that_is_being_written_is_not_read),
         store_test(a_store_cannot_be_made_smaller_or_larger),
+        store_test(store_that_is_not_shared_takes_images),
         store_test(what_is_no_store_is_not_mapped),
         cmocka_unit_test_setup_teardown(an_image_that_changes_while_it_is_read_is_read_again,
                                         set_up_trap, tear_down_trap),

@@ -22,11 +22,13 @@ from vtpmd.light_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
     import socket
+    from _socket import socket as BareSocket
     from collections.abc import Callable
     from contextlib import AbstractContextManager, ExitStack
 
     from vtpmd.cli.arguments import Arguments, Options
     from vtpmd.core import LinkDescriptor
+    from vtpmd.front.file_limit import StoreFd
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.directory import StateDirectory, TpmVersion
     from vtpmd.store.keys import Key
@@ -117,8 +119,9 @@ def _start(options: Options) -> int:
     from contextlib import ExitStack
     from functools import partial
 
-    from vtpmd.core import LinkDescriptor, Store, forbid_core_dumps
+    from vtpmd.core import LinkDescriptor, forbid_core_dumps
     from vtpmd.daemon import engine_process, listener, signals
+    from vtpmd.front.file_limit import no_daemon, open_store
     from vtpmd.store.directory import LINK_NAME, StateDirectory
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import anchor_of, start
@@ -132,25 +135,23 @@ def _start(options: Options) -> int:
     with ExitStack() as stack:
         directory = stack.enter_context(StateDirectory.open(options.directory, version=options.tpm))
         directory.write_in_place()
-        store = stack.enter_context(Store.create())
+        store = open_store(stack)
         key = stack.enter_context(read_key())
         files = MovingFiles(directory, key)
         stack.callback(files.close)
         anchor = stack.enter_context(anchor_of(options.anchor, directory, files, key))
-        begun = start(directory, files, key, anchor)
+        begun = store.limited(start(directory, files, key, anchor))
         # From the socket on there is something to put in order.
         signals.hold()
         control = stack.enter_context(listener.listen_bare(path))
         link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
-        descriptors = {
-            LinkDescriptor.SOCKET: link.fileno(),
-            LinkDescriptor.DIRECTORY: directory.directory_fd,
-            LinkDescriptor.LOCK: directory.lock_fd,
-            LinkDescriptor.STORE: store.fd,
+        descriptors = _descriptors(directory, store, link) | {
             LinkDescriptor.CONTROL: control.fileno(),
             LinkDescriptor.CONTROL_DIRECTORY: _open_parent(path),
         }
         is_alone = _is_alone(config, begun, files)
+        if not is_alone and not store.is_shared:
+            raise no_daemon()
         descriptors |= _boot(stack, begun, key, anchor, _serving(config, path, is_alone=is_alone))
         management, peers = listen_for(stack, config)
         announce = partial(_announce, shown_path, config, begun)
@@ -160,6 +161,19 @@ def _start(options: Options) -> int:
         for each in (control, link):
             each.close()  # one that has died is not connected to
         return _serve_beside(directory, key, (peers, management), child, config)
+
+
+def _descriptors(
+    directory: StateDirectory, store: StoreFd, link: BareSocket
+) -> dict[LinkDescriptor, int]:
+    from vtpmd.core import LinkDescriptor
+
+    return {
+        LinkDescriptor.SOCKET: link.fileno(),
+        LinkDescriptor.DIRECTORY: directory.directory_fd,
+        LinkDescriptor.LOCK: directory.lock_fd,
+        LinkDescriptor.STORE: store.fd,
+    }
 
 
 def _serve_beside(
@@ -285,6 +299,10 @@ def _announce(socket: str, config: RunConfig, begun: Start) -> None:
         print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
     if begun.changes:
         print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
+    if not begun.keeps_journal:
+        from vtpmd.front.file_limit import NO_JOURNAL
+
+        print(f"vtpmd: {NO_JOURNAL}", file=sys.stderr)
 
 
 def config_of(options: Options) -> RunConfig:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -151,7 +152,7 @@ async def _serve_engine(
         shared = attachment.directory_fd, attachment.lock_fd
         directory = stack.enter_context(StateDirectory(resources.path, *shared, engine.tpm_version))
         try:
-            store = stack.enter_context(Store.map(attachment.store_fd))
+            store = stack.enter_context(_map_store(attachment.store_fd))
         finally:
             os.close(attachment.store_fd)
         files = MovingFiles(directory, resources.key)
@@ -175,6 +176,15 @@ async def _serve_engine(
         if stop.ends_vtpm:
             await engine.end_control()
         await mobility.conclude()
+
+
+def _map_store(fd: int) -> Store:
+    if stat.S_ISCHR(os.fstat(fd).st_mode):
+        raise VtpmdError(
+            "the engine shares no store, as it was started under a limit on the size of files "
+            "(RLIMIT_FSIZE): it serves on alone; start it again with 1 MiB or more to attach"
+        )
+    return Store.map(fd)
 
 
 async def _wait_for_either(*waits: Coroutine[object, object, object]) -> None:

@@ -6,6 +6,7 @@ it after that.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import contextmanager
@@ -44,12 +45,18 @@ def boot_record(
         # One after the other: what has a secret is overwritten once it is written.
         for operation, argument, payload in chain(_messages(begun, key, anchor, serving), then):
             header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
-            os.writev(fd, [core.pack_link_header(header), payload])
+            _write_all(fd, core.pack_link_header(header), payload)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
         yield fd
     finally:
         os.close(fd)
+
+
+def _write_all(fd: int, header: bytes, payload: bytes | bytearray) -> None:
+    """Write a message; what a limit on the size of files has no room for is not half there."""
+    if os.writev(fd, [header, payload]) != len(header) + len(payload):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def _messages(

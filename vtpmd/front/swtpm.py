@@ -140,8 +140,9 @@ class _Starting:
 
     def become_engine(self) -> None:
         """Open everything, then become the engine. Raises VtpmdError or OSError."""
-        from vtpmd.core import LinkDescriptor, Store
+        from vtpmd.core import LinkDescriptor
         from vtpmd.daemon import engine_process, signals
+        from vtpmd.front.file_limit import NO_JOURNAL, open_store
         from vtpmd.front.place import open_place
 
         given, stack = self._given, self._stack
@@ -155,7 +156,10 @@ class _Starting:
         if place.news:
             self._say(place.news)
         signals.hold()
-        store = stack.enter_context(Store.create())
+        store = open_store(stack)
+        if not store.is_shared and place.begun.keeps_journal:
+            self._say(NO_JOURNAL)
+            place = place._replace(begun=store.limited(place.begun))
         self._descriptors |= {
             LinkDescriptor.SOCKET: place.listen(stack),
             LinkDescriptor.DIRECTORY: place.fd,
