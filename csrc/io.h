@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -45,11 +46,15 @@ struct io {
     int (*sync_directory)(struct io *io);
     /* What is written from now on takes the place of what is there then, whoever has written it. */
     void (*look_again)(struct io *io);
+    /* Have the lock on all of it, or, unless that `is_so`, none. Does not wait: it fails with
+     * -EAGAIN or -EACCES while another process has it. */
+    int (*lock)(struct io *io, bool is_so);
 };
 
 struct io_posix {
     struct io io;
     int directory_fd;
+    int lock_fd; /* which others may share: the lock is of its description */
     mode_t mode; /* of files that are made; 0: IO_POSIX_MODE */
 };
 

@@ -176,6 +176,15 @@ static void posix_look_again(struct io *io)
     (void)io;
 }
 
+/* The kernel has it, on which a file system of another host is asked. fcntl(2).
+ * sandbox: fcntl(arg0 == LINK_FD_LOCK, arg1 == F_OFD_SETLK) */
+static int posix_lock(struct io *io, bool is_so)
+{
+    struct flock wanted = {.l_type = is_so ? F_WRLCK : F_UNLCK, .l_whence = SEEK_SET};
+
+    return fcntl(((struct io_posix *)io)->lock_fd, F_OFD_SETLK, &wanted) < 0 ? -errno : 0;
+}
+
 const struct io io_posix_functions = {
     .create = posix_create,
     .write = posix_write,
@@ -190,4 +199,5 @@ const struct io io_posix_functions = {
     .find = posix_find,
     .sync_directory = posix_sync_directory,
     .look_again = posix_look_again,
+    .lock = posix_lock,
 };

@@ -328,6 +328,13 @@ static void linear_look_again(struct io *io)
     linear->is_outdated = true;
 }
 
+static int linear_lock(struct io *io, bool is_so)
+{
+    struct linear *linear = linear_of(io);
+
+    return linear->under->lock(linear->under, is_so);
+}
+
 static const struct io functions = {
     .create = linear_create,
     .write = linear_write,
@@ -342,6 +349,7 @@ static const struct io functions = {
     .find = linear_find,
     .sync_directory = linear_sync_directory,
     .look_again = linear_look_again,
+    .lock = linear_lock,
 };
 
 static int read_first_unit(struct linear *linear)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <libtpms/tpm_error.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,6 +18,12 @@
 #include "tpm.h"
 #include "unasked.h"
 #include "version.h"
+
+enum {
+    LOCK_RETRY_MS = 10,      /* as QEMU counts them */
+    LOCK_RETRIES_MAX = 1000, /* QEMU asks for 300 */
+    INIT_LOCK_RETRIES = 100, /* who has given the state away lets go of it at once */
+};
 
 /* What a command is about. */
 struct context {
@@ -180,6 +187,31 @@ static enum unasked_command init_command(struct commands *commands, bool is_inco
     return asker_is_alone(commands->asker) ? UNASKED_INIT : UNASKED_INIT_NEW;
 }
 
+/* Another host's vTPM may have the state's files for a moment still. */
+static bool lock_files(struct commands *commands, uint64_t retries)
+{
+    int r = tpm_lock(commands->tpm);
+
+    for (uint64_t n = 0; r < 0 && n < retries && n < LOCK_RETRIES_MAX; n++) {
+        poll(NULL, 0, LOCK_RETRY_MS);
+        r = tpm_lock(commands->tpm);
+    }
+    if (r < 0)
+        tpm_say_locked(r);
+    return r >= 0;
+}
+
+/* What is there is another host's, and may be an older state. */
+static bool has_not_come(struct commands *commands)
+{
+    if (!commands->is_to_come || commands->arrival.what == ARRIVED_BLOBS ||
+        tpm_has_state(commands->tpm))
+        return false;
+    error_report("INIT is refused: the vTPM's state is to come from another host, and has not; "
+                 "leave out --migration incoming to start from what is there");
+    return true;
+}
+
 /* Start the TPM, in one way or another. */
 static TPM_RESULT start(struct commands *commands, bool is_incoming)
 {
@@ -191,6 +223,8 @@ static TPM_RESULT start(struct commands *commands, bool is_incoming)
         ASKED(init_command(commands, is_incoming), LINK_ASK_INIT, says);
     TPM_RESULT result;
 
+    if (has_not_come(commands) || !lock_files(commands, INIT_LOCK_RETRIES))
+        return TPM_FAIL;
     if (is_incoming && arrival->what == ARRIVED_TAIL && blackout_init(commands->blackout, &result))
         return result;
     if (is_incoming && arrival->what == ARRIVED_UNUSABLE) {
@@ -390,6 +424,10 @@ static void do_lock_storage(struct context *context)
     struct commands *commands = context->commands;
     TPM_RESULT result;
 
+    if (!lock_files(commands, context->event->retries)) {
+        answer(context, TPM_FAIL);
+        return;
+    }
     run_on(commands);
     int verdict = ask(commands, &asked, &result);
     if (verdict == UNASKED_GO_ON)
@@ -474,6 +512,13 @@ static void answer_permanent_state(struct context *context)
     control_answer_state_blob(context->control, &piece, 1, false);
 }
 
+static void answer_last_states(struct context *context)
+{
+    answer_own_state(context);
+    if (context->event->type == LINK_STATE_SAVESTATE)
+        tpm_unlock_given(context->commands->tpm); /* before the answer: who has it may lock */
+}
+
 static void do_get_state_blob(struct context *context)
 {
     struct commands *commands = context->commands;
@@ -482,7 +527,7 @@ static void do_get_state_blob(struct context *context)
     if (context->event->type == LINK_STATE_PERMANENT)
         answer_permanent_state(context);
     else if (!commands->gave_tail)
-        answer_own_state(context);
+        answer_last_states(context);
     else if (handover_has_given(blackout_state(commands->blackout)))
         /* The tail has it all. QEMU sets no empty blob at the other side. */
         control_answer_state_blob(context->control, &nothing, 1, false);

@@ -43,6 +43,7 @@ struct durable {
     bool is_known;              /* the image's identity: what others have written says none */
     struct coming coming;
     bool is_in_file;  /* the file has the image, and no journal continues it */
+    bool has_others;  /* there may be a journal that another process has left */
     bool is_adopting; /* another state has begun to take the place of all, and may be half there */
     struct journal *journal;
     bool defers;        /* a commit need not wait for the journal's sync */
@@ -492,6 +493,15 @@ static int prepare_file(struct durable *durable)
     return state_file_prepare(&durable->files, &durable->next, identity, false);
 }
 
+/* What continues another file than the one that is there now is of no use. */
+static int drop_others(struct durable *durable)
+{
+    int r = durable->has_others ? journal_remove(durable->files.io) : 0;
+
+    durable->has_others &= r < 0;
+    return r;
+}
+
 static int replace_file(struct durable *durable)
 {
     durable->target = TPM_PERMANENT_ALL_NAME;
@@ -501,6 +511,8 @@ static int replace_file(struct durable *durable)
     if (r < 0)
         return r;
     r = state_file_publish(&durable->files);
+    if (r >= 0)
+        r = drop_others(durable);
     durable->is_in_file = r >= 0; /* else it may have either */
     return r;
 }
@@ -804,6 +816,26 @@ int durable_store(struct durable *durable)
             r = write_file(durable, &durable->current, false);
         durable->is_in_file = r >= 0;
     }
+    pthread_mutex_unlock(&durable->lock);
+    return r;
+}
+
+int durable_reclaim(struct durable *durable)
+{
+    struct image *current = &durable->current;
+    int r = 0;
+
+    pthread_mutex_lock(&durable->lock);
+    check(!durable->journal);
+    durable->has_others = true;
+    durable->is_in_file = false;
+    if (current->exists && durable->store)
+        r = image_number(current, durable->store);
+    if (r >= 0 && current->exists)
+        r = write_file(durable, current, false);
+    if (r >= 0 && current->exists)
+        r = drop_others(durable);
+    durable->is_in_file = r >= 0 && current->exists;
     pthread_mutex_unlock(&durable->lock);
     return r;
 }

@@ -137,6 +137,11 @@ int durable_store(struct durable *durable);
 /* The name, without version.h's prefix, of the file that was written last, or could not be. */
 const char *durable_target(const struct durable *durable);
 
+/* Another process may have written to the directory since this has: have the image in its file
+ * again, if there is one, and no journal that continues another. Without an image what is committed
+ * next sees to that. Returns 0 or a negative errno. */
+int durable_reclaim(struct durable *durable);
+
 /* The TPM is on: journals may be opened. */
 void durable_begin(struct durable *durable);
 

@@ -362,13 +362,17 @@ static TPM_RESULT do_serve_control(struct link *link, struct message *request,
         !memchr(says.link_name, 0, sizeof(says.link_name)) ||
         !memchr(says.data_name, 0, sizeof(says.data_name)) ||
         !memchr(says.pid_name, 0, sizeof(says.pid_name)) || says.control > LINK_CONTROL_NONE ||
-        says.file_mode & ~FILE_MODE_MAX)
+        says.file_mode & ~FILE_MODE_MAX ||
+        says.sharing > (LINK_SHARING_INCOMING | LINK_SHARING_RELEASES))
         return TPM_BAD_PARAMETER;
     link->serving = says;
     if (says.is_alone)
         asker_be_alone(link->asker);
     link->files->mode = says.file_mode;
     server_commands(link->server)->locality_max = says.locality_max;
+    server_commands(link->server)->is_to_come = says.sharing & LINK_SHARING_INCOMING;
+    tpm_share(link->tpm, says.sharing & LINK_SHARING_RELEASES,
+              says.sharing & LINK_SHARING_INCOMING);
     server_set_control(link->server, says.control);
     if (says.ends & LINK_END_WITH_CONTROL)
         server_end_with_client(link->server);

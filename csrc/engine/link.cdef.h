@@ -337,6 +337,12 @@ enum link_end {
     LINK_END_WITH_DATA = 2,    /* to the data channel */
 };
 
+/* The state is on storage that hosts share, and moves by QEMU's own migration. */
+enum link_sharing {
+    LINK_SHARING_INCOMING = 1, /* it is to come, and another host's: LINK_FD_LOCK is not locked */
+    LINK_SHARING_RELEASES = 2, /* that lock is let go of once QEMU has been given all of it */
+};
+
 /* How to serve the control channel. Texts end with a NUL; an empty name is of no file. */
 struct link_serving {
     uint32_t is_verbose;   /* a line for each command */
@@ -345,6 +351,7 @@ struct link_serving {
     uint32_t ends;         /* enum link_end, added up */
     uint32_t locality_max; /* that SET_LOCALITY may set */
     uint32_t file_mode;    /* of the state's files; 0: swtpm's */
+    uint32_t sharing;      /* enum link_sharing, added up */
     char program[80];      /* what lines on standard error begin with */
     char socket_name[108]; /* the file to remove at the end, in LINK_FD_CONTROL_DIRECTORY */
     char link_name[32];    /* the same of this link, in the state directory */

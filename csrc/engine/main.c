@@ -84,7 +84,7 @@ static bool is_started_by_vtpmd(void)
 {
     mode_t kind = kind_of_place();
 
-    return is_socket(LINK_FD_SOCKET) ? kind == S_IFDIR : kind == S_IFREG || kind == S_IFBLK;
+    return kind == S_IFDIR || (!is_socket(LINK_FD_SOCKET) && (kind == S_IFREG || kind == S_IFBLK));
 }
 
 /* nohup(1) has a terminal's end ignored. */
@@ -245,7 +245,11 @@ static int open_store(struct store **store)
  * through, or NULL. */
 static struct io *open_place(struct engine *engine)
 {
-    engine->io = (struct io_posix){.io = io_posix_functions, .directory_fd = LINK_FD_DIRECTORY};
+    engine->io = (struct io_posix){
+        .io = io_posix_functions,
+        .directory_fd = LINK_FD_DIRECTORY,
+        .lock_fd = LINK_FD_LOCK,
+    };
     if (kind_of_place() == S_IFDIR)
         return &engine->io.io;
     off_t file_bytes = lseek(LINK_FD_DIRECTORY, 0, SEEK_END);

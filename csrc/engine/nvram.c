@@ -45,6 +45,8 @@ static const struct nvram_states *given;
 
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
 
+static bool is_unlocked; /* another host's vTPM may have the lock, and write to the files */
+
 static enum link_state_type type_by_name(const char *name)
 {
     for (enum link_state_type i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
@@ -69,6 +71,18 @@ static int store_file(struct state_file *file, const uint8_t *state, size_t stat
         image_swap(&file->image, &next);
     image_deinit(&next);
     return r;
+}
+
+static int remove_file(struct state_file *file)
+{
+    if (!file->image.exists && !file->is_unsure)
+        return 0;
+    int r = checkpoint_remove(store_io, file->name);
+    if (r < 0)
+        return r;
+    image_deinit(&file->image);
+    file->is_unsure = false;
+    return 0;
 }
 
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
@@ -130,6 +144,50 @@ void nvram_set_on(bool is_so)
         durable_pause(permanent);
 }
 
+int nvram_unlock(void)
+{
+    int r = is_unlocked ? 0 : durable_end(permanent);
+
+    if (r >= 0 && !is_unlocked)
+        r = store_io->lock(store_io, false);
+    is_unlocked |= r >= 0;
+    return r;
+}
+
+void nvram_start_unlocked(void)
+{
+    is_unlocked = true;
+}
+
+/* A volatile state is removed before a command is answered; a saved one has its meaning then. */
+static int reclaim_file(struct state_file *file)
+{
+    if (file->image.exists)
+        return checkpoint_write(store_io, nvram_key(), file->name, file->image.bytes,
+                                file->image.n_bytes, NULL);
+    file->is_unsure = true;
+    return file == &state_files[LINK_STATE_VOLATILE] ? 0 : remove_file(file);
+}
+
+int nvram_lock(void)
+{
+    if (!is_unlocked)
+        return 0;
+    int r = store_io->lock(store_io, true);
+    if (r < 0)
+        return r;
+    store_io->look_again(store_io);
+    r = durable_reclaim(permanent);
+    if (r >= 0)
+        r = reclaim_file(&state_files[LINK_STATE_VOLATILE]);
+    if (r >= 0 && !version_now()->has_shutdown)
+        r = reclaim_file(&state_files[LINK_STATE_SAVESTATE]);
+    if (r < 0)
+        store_io->lock(store_io, false);
+    is_unlocked = r < 0;
+    return r;
+}
+
 bool nvram_has_journal(void)
 {
     return durable_has_journal(permanent);
@@ -175,18 +233,6 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
     if (type == LINK_STATE_PERMANENT)
         return durable_commit(permanent, state, state_bytes);
     return store_file(&state_files[type], state, state_bytes);
-}
-
-static int remove_file(struct state_file *file)
-{
-    if (!file->image.exists && !file->is_unsure)
-        return 0;
-    int r = checkpoint_remove(store_io, file->name);
-    if (r < 0)
-        return r;
-    image_deinit(&file->image);
-    file->is_unsure = false;
-    return 0;
 }
 
 int nvram_remove(enum link_state_type type)
@@ -389,7 +435,7 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
-    is_read_only = false;
+    is_read_only = is_unlocked = false;
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         state_files[i].is_unsure = false;
     check(durable_new(&permanent, io) == 0);

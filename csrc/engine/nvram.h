@@ -68,6 +68,18 @@ void nvram_defer(bool is_so);
 /* Whether the TPM is on: journals are opened only then. */
 void nvram_set_on(bool is_so);
 
+/* QEMU was given the state, which is on storage that hosts share: let go of the lock, so that
+ * another host's vTPM can have it. No journal is left. Returns 0, or a negative errno: then it is
+ * kept. */
+int nvram_unlock(void);
+
+/* The state is to come, and another host's vTPM has the lock meanwhile. */
+void nvram_start_unlocked(void);
+
+/* Have the lock again, if this has not, and the files as they are here, whatever another has left.
+ * Returns 0 or a negative errno; then it is not locked. */
+int nvram_lock(void);
+
 /* Return true if there is a journal. */
 bool nvram_has_journal(void);
 

@@ -57,6 +57,8 @@ struct tpm {
     _Atomic uint32_t locality; /* of commands from the next one on */
     /* By its type: what was stopped without a TPM2_Shutdown, as QEMU had been given it. */
     struct image stopped[LINK_STATE_VOLATILE + 1];
+    bool unlocks; /* the state's files, once QEMU has been given all of it */
+    bool is_told; /* a person is, that they cannot be locked */
     /* What a TPM 1.2 was given to start from: */
     struct {
         bool has_permanent, has_volatile;
@@ -280,6 +282,14 @@ static void note_established(struct tpm *tpm)
         tpm->established = bit;
 }
 
+void tpm_say_locked(int r)
+{
+    error_report("the vTPM's state cannot be locked, or written, after QEMU was given it: %s; "
+                 "nothing is overwritten, and the TPM answers %s: end what uses the state on "
+                 "another host, then go on here",
+                 strerror(-r), version_now()->failure_name);
+}
+
 static TPM_RESULT set_saved_state(enum link_state_type type)
 {
     size_t state_bytes;
@@ -311,12 +321,30 @@ static bool take_back(struct tpm *tpm)
     return false;
 }
 
-/* Have libtpms as the operation needs it. Returns false if that fails: the TPM is off. */
+/* What was given away, and is to be this host's again, has to have its files for itself. */
+static bool lock_files(struct tpm *tpm, enum tpm_operation operation)
+{
+    struct condition now = tpm->condition;
+    enum tpm_custody before = tpm->before;
+
+    if (now.custody != TPM_GIVEN || custody_after(operation, TPM_GIVEN, &before) == TPM_GIVEN)
+        return true;
+    int r = nvram_lock();
+    if (r < 0 && !tpm->is_told)
+        tpm_say_locked(r);
+    tpm->is_told = r < 0;
+    return r >= 0;
+}
+
+/* Have libtpms, and the files, as the operation needs them. Returns false if that fails: the TPM is
+ * off, or its files are another process'. */
 static bool prepare(struct tpm *tpm, enum tpm_operation operation)
 {
-    if (long_verdict(operation, long_command_phase()) != LONG_TAKE_BACK)
-        return true;
-    return take_back(tpm);
+    bool takes_back = long_verdict(operation, long_command_phase()) == LONG_TAKE_BACK;
+
+    if (!lock_files(tpm, takes_back ? OP_RUN_ON : operation))
+        return false;
+    return !takes_back || take_back(tpm);
 }
 
 static void power_off(struct tpm *tpm)
@@ -996,6 +1024,36 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
     if (result == TPM_SUCCESS)
         has_done(tpm, operation);
     return result;
+}
+
+void tpm_share(struct tpm *tpm, bool unlocks, bool is_to_come)
+{
+    locked(tpm);
+    tpm->unlocks = unlocks;
+    if (!is_to_come)
+        return;
+    nvram_start_unlocked();
+    set_condition(tpm, TPM_OFF, TPM_GIVEN);
+}
+
+void tpm_unlock_given(struct tpm *tpm)
+{
+    locked(tpm);
+    struct condition now = tpm->condition;
+    if (!tpm->unlocks || now.custody != TPM_GIVEN)
+        return;
+    int r = nvram_unlock();
+    if (r < 0)
+        error_report("the vTPM's state stays locked, as its journal cannot be folded: %s; the "
+                     "destination cannot have it: make room or repair the file system, then "
+                     "migrate again",
+                     strerror(-r));
+}
+
+int tpm_lock(struct tpm *tpm)
+{
+    locked(tpm);
+    return nvram_lock();
 }
 
 /* Returns true if a state may be set now; else `*result` is its answer. */

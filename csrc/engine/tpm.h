@@ -193,6 +193,21 @@ TPM_RESULT tpm_store_volatile(struct tpm *tpm);
  * state may start the vTPM elsewhere: no file is written until the guest is seen to run on here. */
 TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t *state_bytes);
 
+/* The state is on storage that hosts share. With `unlocks` its files are let go of, for another
+ * host's vTPM, by tpm_unlock_given(); one that `is_to_come` is another's until an INIT. Before
+ * anything is loaded. */
+void tpm_share(struct tpm *tpm, bool unlocks, bool is_to_come);
+
+/* QEMU has all of the state. */
+void tpm_unlock_given(struct tpm *tpm);
+
+/* Have the state's files for this vTPM again, if they are not. Returns 0 or a negative errno; then
+ * nothing of this TPM is done that would need them. */
+int tpm_lock(struct tpm *tpm);
+
+/* Say that this has failed. */
+void tpm_say_locked(int r);
+
 /* Give a stopped TPM the state to start from. libtpms checks it, but for a saved state (saved.h);
  * if it is refused, nothing that was given before is used either. */
 TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);

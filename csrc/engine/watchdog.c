@@ -186,6 +186,13 @@ static void watched_look_again(struct io *io)
     watched->look_again(watched); /* which does not wait for the disk */
 }
 
+static int watched_lock(struct io *io, bool is_so)
+{
+    struct io *watched = ask(io);
+
+    return answer(io, watched->lock(watched, is_so));
+}
+
 static const struct io watched_functions = {
     .create = watched_create,
     .write = watched_write,
@@ -200,6 +207,7 @@ static const struct io watched_functions = {
     .find = watched_find,
     .sync_directory = watched_sync_directory,
     .look_again = watched_look_again,
+    .lock = watched_lock,
 };
 
 int watchdog_new(struct watchdog **out, struct io *io, int limit_ms)

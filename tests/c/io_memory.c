@@ -303,12 +303,22 @@ static void memory_look_again(struct io *io)
     (void)io;
 }
 
+static int memory_lock(struct io *io, bool is_so)
+{
+    struct io_memory *memory = (struct io_memory *)io;
+
+    if (is_so && memory->is_locked_elsewhere)
+        return -EAGAIN;
+    memory->is_locked = is_so;
+    return 0;
+}
+
 void io_memory_init(struct io_memory *memory)
 {
     *memory = (struct io_memory){
         .io = {memory_create, memory_write, memory_write_at, memory_read_at, memory_set_direct,
                memory_sync, memory_sync, memory_close, memory_rename, memory_unlink, memory_find,
-               memory_sync_directory, memory_look_again},
+               memory_sync_directory, memory_look_again, memory_lock},
         .fail_error = EIO,
     };
     for (int i = 0; i < IO_MEMORY_FILES_MAX; i++)

@@ -58,6 +58,7 @@ struct io_memory_change {
 
 struct io_memory {
     struct io io;
+    bool is_locked, is_locked_elsewhere;
     struct io_memory_file files[IO_MEMORY_FILES_MAX];
     struct io_memory_entry entries[IO_MEMORY_FILES_MAX], durable_entries[IO_MEMORY_FILES_MAX];
     struct io_memory_change changes[IO_MEMORY_PENDING_MAX];

@@ -602,6 +602,66 @@ static void a_tpm_that_is_off_has_no_journal(void **state)
     world_deinit(&world);
 }
 
+/* As the journal of a vTPM on another host, which had the directory meanwhile. */
+static void leave_a_journal(struct io *io)
+{
+    int fd = io->create(io, "TMP2-00.journal");
+
+    assert_true(fd >= 0);
+    io->close(io, fd);
+    assert_int_equal(io->rename(io, "TMP2-00.journal", JOURNAL_NAME), 0);
+    assert_int_equal(io->find(io, JOURNAL_NAME), 0);
+}
+
+static void what_another_process_has_left_is_replaced(void **state)
+{
+    struct world world;
+    const uint8_t *bytes;
+    uint8_t image[IMAGE_BYTES];
+    size_t n_bytes;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), 0);
+    assert_int_equal(durable_end(world.durable), 0);
+    leave_a_journal(&world.io.io);
+    make_image(OTHER, image);
+    assert_int_equal(checkpoint_write(&world.io.io, NULL, "permall", image, IMAGE_BYTES, NULL), 0);
+    int n_failed = 0, r = -EIO;
+    for (; r < 0; n_failed += r < 0) {
+        world.io.fail_from = world.io.calls + 1 + n_failed;
+        r = durable_reclaim(world.durable);
+    }
+    world.io.fail_from = 0;
+    assert_true(n_failed > 3);
+    assert_true(io_memory_read_durable(&world.io, "tpm2-00.permall", &bytes, &n_bytes));
+    assert_true(is_image(bytes + CHECKPOINT_HEADER_BYTES, IMAGE_BYTES, 1));
+    assert_false(io_memory_read_durable(&world.io, JOURNAL_NAME, &bytes, &n_bytes));
+    world_deinit(&world);
+}
+
+static void what_comes_replaces_what_another_process_has_left(void **state)
+{
+    struct io_memory io;
+    struct durable *durable;
+    const uint8_t *bytes;
+    uint8_t image[IMAGE_BYTES];
+    size_t n_bytes;
+
+    (void)state;
+    io_memory_init(&io);
+    assert_int_equal(durable_new(&durable, &io.io), 0);
+    leave_a_journal(&io.io);
+    assert_int_equal(durable_reclaim(durable), 0);
+    assert_true(io_memory_read(&io, JOURNAL_NAME, &bytes, &n_bytes));
+    make_image(0, image);
+    assert_int_equal(durable_commit(durable, image, IMAGE_BYTES), 0);
+    assert_false(io_memory_read_durable(&io, JOURNAL_NAME, &bytes, &n_bytes));
+    durable_free(durable);
+    io_memory_deinit(&io);
+}
+
 static void a_small_commit_writes_one_sector_and_syncs_once(void **state)
 {
     struct world world;
@@ -1358,6 +1418,8 @@ int main(void)
         cmocka_unit_test(an_image_that_is_elsewhere_is_put_into_its_file),
         cmocka_unit_test(a_journal_that_cannot_be_folded_goes_on_until_it_is_full),
         cmocka_unit_test(where_a_journal_has_no_room_files_are_replaced),
+        cmocka_unit_test(what_another_process_has_left_is_replaced),
+        cmocka_unit_test(what_comes_replaces_what_another_process_has_left),
         cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
         cmocka_unit_test(folding_beside_the_commits_loses_none),
         cmocka_unit_test(a_commit_after_a_failed_one_waits_for_the_fold),

@@ -1654,6 +1654,84 @@ static void invariant_13_what_is_admitted_is_of_its_own_lineage(void **state)
     free(moved);
 }
 
+/* As QEMU asks for all of it, of storage that hosts share. */
+static void give_and_unlock(void)
+{
+    uint8_t *bytes;
+    size_t n_bytes;
+
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    free(bytes);
+    assert_true(io.is_locked);
+    tpm_unlock_given(tpm);
+    assert_false(io.is_locked);
+}
+
+static void invariant_3_what_was_given_is_gone_on_with_under_its_lock_alone(void **state)
+{
+    (void)state;
+    io.is_locked = true;
+    tpm_share(tpm, true, false);
+    start();
+    tpm_unlock_given(tpm); /* QEMU has not asked for the permanent state */
+    assert_true(io.is_locked);
+    give_and_unlock();
+    io.is_locked_elsewhere = true;
+    assert_int_equal(EXECUTE(GET_RANDOM), 0x101);
+    assert_int_equal(tpm_hash_start(tpm), TPM_FAIL);
+    assert_int_equal(tpm_reset_established(tpm, 3), TPM_FAIL);
+    assert_int_equal(tpm_store_volatile(tpm), TPM_FAIL);
+    assert_int_equal(tpm_init(tpm, false), TPM_FAIL);
+    assert_int_equal(tpm_unretire(tpm), TPM_FAIL);
+    assert_int_equal(tpm_retire(tpm, true), TPM_FAIL);
+    assert_true(tpm_lock(tpm) < 0);
+    assert_false(io.is_locked);
+    io.is_locked_elsewhere = false;
+    assert_int_equal(EXECUTE(GET_RANDOM), 0);
+    assert_true(io.is_locked);
+    give_and_unlock();
+    assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+    assert_false(io.is_locked);
+}
+
+static void what_is_not_shared_keeps_its_lock(void **state)
+{
+    uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    io.is_locked = true;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    tpm_unlock_given(tpm);
+    assert_true(io.is_locked);
+    free(bytes);
+}
+
+static void what_is_to_come_is_locked_when_it_starts(void **state)
+{
+    uint8_t *bytes;
+    size_t n_bytes;
+
+    (void)state;
+    start();
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_PERMANENT, &bytes, &n_bytes), TPM_SUCCESS);
+    tpm_free(tpm);
+    io_memory_deinit(&io);
+    io_memory_init(&io);
+    tpm = tpm_new(&io.io);
+    tpm_share(tpm, false, true);
+    io.is_locked_elsewhere = true;
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, n_bytes), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_FAIL);
+    assert_int_equal(io.calls, 0);
+    io.is_locked_elsewhere = false;
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_PERMANENT, bytes, n_bytes), TPM_SUCCESS);
+    assert_int_equal(tpm_init(tpm, true), TPM_SUCCESS);
+    assert_true(io.is_locked);
+    free(bytes);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
 #define JOURNAL_TEST(function)                                                                     \
     cmocka_unit_test_setup_teardown(function, set_up_journal, tear_down_journal)
@@ -1672,6 +1750,9 @@ int main(void)
         TEST(a_stop_is_orderly_for_a_guest_that_was_not),
         TEST(commands_in_the_wrong_state_are_refused),
         TEST(a_capture_takes_both_states_and_only_when_something_ran),
+        TEST(invariant_3_what_was_given_is_gone_on_with_under_its_lock_alone),
+        TEST(what_is_not_shared_keeps_its_lock),
+        TEST(what_is_to_come_is_locked_when_it_starts),
         TEST(invariant_3_a_retired_tpm_serves_nobody_and_stays_as_it_was),
         TEST(invariant_3_a_tpm_that_served_is_not_given_back),
         TEST(a_tpm_that_never_started_may_be_given_back),

@@ -108,6 +108,13 @@ class LinkEnd(IntEnum):
     DATA = lib.LINK_END_WITH_DATA
 
 
+class LinkSharing(IntEnum):
+    """What is done where hosts share the storage of a state (``enum link_sharing``)."""
+
+    INCOMING = lib.LINK_SHARING_INCOMING
+    RELEASES = lib.LINK_SHARING_RELEASES
+
+
 class LinkNames(NamedTuple):
     """The names of the files that the engine removes at its end; empty ones are of none."""
 
@@ -197,15 +204,16 @@ def pack_link_serving(
     ends: int = 0,
     locality_max: int = LOCALITY_MAX,
     file_mode: int = 0,
+    sharing: int = 0,
 ) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
     ``program`` is what lines begin with, ``ends`` LinkEnds, added up, ``locality_max`` what QEMU
-    may set, ``file_mode`` that of the state's files, or 0 for swtpm's default. Raises ValueError
-    for what has no room.
+    may set, ``file_mode`` that of the state's files, or 0 for swtpm's default, ``sharing``
+    LinkSharings, added up. Raises ValueError for what has no room.
     """
     fields = {"is_verbose": is_verbose, "is_alone": is_alone, "control": control, "ends": ends}
-    fields |= {"locality_max": locality_max, "file_mode": file_mode}
+    fields |= {"locality_max": locality_max, "file_mode": file_mode, "sharing": sharing}
     serving = ffi.new("struct link_serving *", fields)
     texts = (
         (serving.program, program),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vtpmd.errors import UsageError
+from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import LINK_NAME, StateDirectory
 
@@ -48,6 +48,31 @@ def file_mode(values: Values) -> int | None:
     return None if values.get("mode") is None else int(values["mode"])
 
 
+class Sharing(NamedTuple):
+    """What ``--migration`` says of storage that hosts share."""
+
+    is_to_come: bool  # QEMU brings the state; until then another host's vTPM may have the lock
+    releases: bool  # the lock is let go of once QEMU has been given the state
+
+    @property
+    def is_so(self) -> bool:
+        """Whether it is shared: then the vTPM moves by QEMU's own migration alone."""
+        return self.is_to_come or self.releases
+
+    def flags(self) -> int:
+        """Return what the engine is told."""
+        from vtpmd.core.boot import LinkSharing
+
+        return (LinkSharing.INCOMING if self.is_to_come else 0) | (
+            LinkSharing.RELEASES if self.releases else 0
+        )
+
+
+def sharing(values: Values) -> Sharing:
+    """Return what ``--migration`` says."""
+    return Sharing(bool(values.get("incoming")), bool(values.get("release-lock-outgoing")))
+
+
 class Place(NamedTuple):
     """What an engine gets of it."""
 
@@ -69,9 +94,13 @@ class Place(NamedTuple):
         return stack.enter_context(listen_in(self.fd, self.link_name)).fileno()
 
 
-def open_place(stack: ExitStack, values: Values, version: TpmVersion, key: Key | None) -> Place:
+def open_place(
+    stack: ExitStack, values: Values, version: TpmVersion, key: Key | None, sharing: Sharing
+) -> Place:
     """Open and lock it, and make it what a vTPM starts from. Raises VtpmdError or OSError."""
     named = named_place(values)
+    if sharing.is_to_come:
+        return _open_to_come(stack, named, version)
     mode = file_mode(values)
     keeps_backup = bool(values.get("backup"))
     if named.is_linear:
@@ -88,7 +117,40 @@ def open_place(stack: ExitStack, values: Values, version: TpmVersion, key: Key |
     directory.write_in_place()
     if mode is not None:
         directory.set_file_mode(mode)
-    return _start_directory(stack, directory, key, keeps_backup=keeps_backup)
+    place = _start_directory(stack, directory, key, keeps_backup=keeps_backup)
+    return place._replace(link_name="") if sharing.is_so else place
+
+
+def _open_to_come(stack: ExitStack, named: Named, version: TpmVersion) -> Place:
+    """Open it, and leave it as it is: it is another host's until the state has come."""
+    from vtpmd.store.start import nothing
+
+    begun = nothing(version)
+    if named.is_linear:
+        from vtpmd.store.linear import LinearFile
+
+        file = stack.enter_context(LinearFile.open(named.path, lock=False))
+        return Place(file.fd, file.fd, "", begun._replace(keeps_journal=False))
+    opened = StateDirectory.open(named.path, make=False, version=version, lock=False)
+    directory = stack.enter_context(opened)
+    _refuse_others(directory)
+    return Place(directory.directory_fd, directory.lock_fd, "", begun)
+
+
+def _refuse_others(directory: StateDirectory) -> None:
+    """Refuse a directory whose owner record says that it is no host's that shares it."""
+    from vtpmd.store.moving import MovingFiles
+
+    files = MovingFiles(directory)
+    try:
+        record = files.record()
+    finally:
+        files.close()
+    if record is not None and not record.is_ours:
+        raise VtpmdError(
+            f"the vTPM in {directory.path} was given to a host that does not share it: leave out "
+            "--migration incoming, or give another directory"
+        )
 
 
 def _start_directory(

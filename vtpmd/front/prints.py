@@ -27,6 +27,7 @@ FEATURES = (
     "cmdarg-key-fd",
     "cmdarg-pwd-fd",
     "cmdarg-print-states",
+    "cmdarg-migration",
     "nvram-backend-dir",
     "nvram-backend-file",
 )
@@ -63,7 +64,9 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
                               what the state's files are encrypted with
   --migration-key …           what state blobs are encrypted with on their way; as --key
   --migration incoming,release-lock-outgoing
-                              taken, but the lock is held to the end
+                              the state is on storage that hosts share: with incoming it is locked
+                              when QEMU has brought it, and with release-lock-outgoing let go of
+                              once QEMU was given it. It moves by QEMU's own migration alone
   --flags not-need-init,startup-clear|startup-state|startup-none|startup-deactivated
                               be powered on from the start, and started up
   --locality reject-locality-4

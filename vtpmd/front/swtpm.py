@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vtpmd.core import LinkDescriptor
     from vtpmd.front.boot import Message
     from vtpmd.front.options import Given, Values
-    from vtpmd.front.place import Place
+    from vtpmd.front.place import Place, Sharing
     from vtpmd.front.sockets import Channel
     from vtpmd.store.directory import TpmVersion
     from vtpmd.store.keys import Key
@@ -95,6 +95,11 @@ def _check(given: Given) -> None:
     flags = given.lists.get("flags", {})
     if flags.get("startup-deactivated") and "tpm2" in given.flags:
         raise UsageError("--flags startup-deactivated is for a TPM 1.2")
+    if given.lists.get("migration", {}).get("incoming") and _starts_at_once(flags):
+        raise UsageError(
+            "--migration incoming has the state come before the TPM starts: leave out --flags "
+            "not-need-init, startup-clear and the like"
+        )
     has_data = "server" in given.lists or given.words.keys() & {"port", "fd"}
     if "ctrl" not in given.lists and not has_data:
         raise UsageError("there is no socket to serve: give --ctrl or --server")
@@ -143,7 +148,7 @@ class _Starting:
         from vtpmd.core import LinkDescriptor
         from vtpmd.daemon import engine_process, signals
         from vtpmd.front.file_limit import NO_JOURNAL, open_store
-        from vtpmd.front.place import open_place
+        from vtpmd.front.place import open_place, sharing
 
         given, stack = self._given, self._stack
         key, migration_key = (self._read_key(name) for name in ("key", "migration-key"))
@@ -152,7 +157,9 @@ class _Starting:
             from vtpmd.front.process import become_user
 
             become_user(str(given.words["runas"]))
-        place = open_place(stack, given.lists.get("tpmstate", {}), version_of(given), key)
+        shared = sharing(given.lists.get("migration", {}))
+        state = given.lists.get("tpmstate", {})
+        place = open_place(stack, state, version_of(given), key, shared)
         if place.news:
             self._say(place.news)
         signals.hold()
@@ -166,7 +173,8 @@ class _Starting:
             LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
         }
-        self._write_boot_record(place, key, migration_key, channels)
+        serving = self._serving(channels, place.link_name, shared)
+        self._write_boot_record(place, key, migration_key, channels.data, serving)
         engine_process.become(self._descriptors, self._announce)
 
     def _say(self, news: str) -> None:
@@ -225,23 +233,27 @@ class _Starting:
         return self._stack.enter_context(read_key(source))
 
     def _write_boot_record(
-        self, place: Place, key: Key | None, migration_key: Key | None, channels: _Channels
+        self,
+        place: Place,
+        key: Key | None,
+        migration_key: Key | None,
+        data: Channel | None,
+        serving: bytes,
     ) -> None:
         from vtpmd.core import LinkDescriptor, LinkKey, LinkOperation
         from vtpmd.front.boot import boot_record
 
-        serving = self._serving(channels, place.link_name)
         then: list[Message] = []
         if place.header:
             then.append((LinkOperation.EXPECT_HEADER, 0, place.header))
         if migration_key is not None:
             then.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
         then += _power(self._given.lists.get("flags", {}), place.begun.version)
-        then += _data(channels.data)
+        then += _data(data)
         record = boot_record(place.begun, key, None, serving, then)
         self._descriptors[LinkDescriptor.BOOT] = self._stack.enter_context(record)
 
-    def _serving(self, channels: _Channels, link_name: str) -> bytes:
+    def _serving(self, channels: _Channels, link_name: str, shared: Sharing) -> bytes:
         from vtpmd.core import LinkDescriptor, LinkNames, pack_link_serving
         from vtpmd.core.boot import LinkControl
 
@@ -274,6 +286,7 @@ class _Starting:
             ends=_ends(given, channels),
             locality_max=3 if given.lists.get("locality", {}).get("reject-locality-4") else 4,
             file_mode=int(given.lists.get("tpmstate", {}).get("mode", 0)),
+            sharing=shared.flags(),
         )
 
 
@@ -291,6 +304,10 @@ def _ends(given: Given, channels: _Channels) -> int:
 
 def _name(path: str | None) -> str:
     return "" if path is None else os.path.basename(path)
+
+
+def _starts_at_once(flags: Values) -> bool:
+    return any(value for name, value in flags.items() if name != "disable-auto-shutdown")
 
 
 def _power(flags: Values, version: TpmVersion) -> list[Message]:

@@ -234,11 +234,13 @@ class StateDirectory(OpenDirectory):
         *,
         make: bool = True,
         version: TpmVersion | None = None,
+        lock: bool = True,
     ) -> StateDirectory:
         """Open and lock a state directory; ``make`` it if its parent is there.
 
         It is for a TPM of this ``version``, or of the one that it holds. What a crash left half
-        written is removed. Raises StateDirectoryInUse, or
+        written is removed. With ``lock`` false it is another's meanwhile: it is left as it is, and
+        to be locked by its ``lock_fd`` before it is used. Raises StateDirectoryInUse, or
         StateDirectoryError.
         """
         descriptors: list[int] = []
@@ -247,9 +249,11 @@ class StateDirectory(OpenDirectory):
                 _make_directory(path)
             descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(_open_lock(descriptors[0]))
-            lock_file(f"state directory {path}", descriptors[1])
+            if lock:
+                lock_file(f"state directory {path}", descriptors[1])
             found = _find_version(path, descriptors[0], version)
-            _remove_temporary_files(descriptors[0], names_of(found))
+            if lock:
+                _remove_temporary_files(descriptors[0], names_of(found))
         except BaseException as error:
             failure = _failure(os.fspath(path), descriptors, error)
             for descriptor in descriptors:

@@ -61,16 +61,18 @@ class LinearFile(Closing):
         return cls(path, _open(path, os.O_RDONLY))
 
     @classmethod
-    def open(cls, path: str, mode: int | None = None) -> LinearFile:
+    def open(cls, path: str, mode: int | None = None, *, lock: bool = True) -> LinearFile:
         """Open and lock one, which is made if it is not there; give it the ``mode``, if it is one.
 
-        Raises StateDirectoryInUse, LinearFileError or OSError.
+        With ``lock`` false it is another's meanwhile, and to be locked before it is used. Raises
+        StateDirectoryInUse, LinearFileError or OSError.
         """
         fd = _open(path, os.O_RDWR | os.O_CREAT)
         try:
             if mode is not None:
                 os.fchmod(fd, mode)
-            lock_file(f"state file {path}", fd)
+            if lock:
+                lock_file(f"state file {path}", fd)
         except BaseException:
             os.close(fd)
             raise

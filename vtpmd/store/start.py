@@ -45,6 +45,21 @@ class Start(NamedTuple):
         return f"Start(took_up={self.took_up})"
 
 
+def nothing(version: TpmVersion) -> Start:
+    """Return the start of a vTPM whose state is to come, with all that is said of it."""
+    return Start(
+        version=version,
+        states={},
+        took_up=False,
+        fenced=False,
+        identity=os.urandom(IDENTITY_BYTES),
+        is_known=False,
+        generation=0,
+        loaded=0,
+        changes=0,
+    )
+
+
 def open_anchor(
     path: Path, directory: StateDirectory, files: MovingFiles, key: Key | None
 ) -> Anchor:
