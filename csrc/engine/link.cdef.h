@@ -243,6 +243,7 @@ enum link_descriptor {
     LINK_FD_DATA = 11,              /* the data channel's socket, if there is one from the start */
     LINK_FD_DATA_DIRECTORY = 12,    /* where the engine removes that socket's file */
     LINK_FD_PID_DIRECTORY = 13,     /* and the one with its process number */
+    LINK_FD_ROOT = 14,              /* what the engine has as its root directory, if it is told */
 };
 
 /* Those that a vtpmd gets with LINK_READY, in this order: it shares the very lock. */

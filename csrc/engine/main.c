@@ -6,7 +6,8 @@
  * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
  * `vtpmd-engine info VERSION FLAGS` serves nothing: it prints what libtpms says of itself, of a TPM
- * of that enum version_number.
+ * of that enum version_number. `vtpmd-engine chroot UID` has LINK_FD_ROOT as its root directory,
+ * and is that user, before it does anything.
  *
  * Exit status: enum exit_status.
  */
@@ -306,6 +307,15 @@ static enum exit_status print_info(const char *number, const char *flags)
     return is_out ? EXIT_STOPPED : EXIT_FAILED;
 }
 
+/* The libraries are there already, and libcrypto's configuration. Returns 0 or a negative errno. */
+static int enter_root(const char *uid)
+{
+    if (fchdir(LINK_FD_ROOT) < 0 || chroot(".") < 0)
+        return -errno;
+    close(LINK_FD_ROOT);
+    return setuid((uid_t)strtoul(uid, NULL, 10)) < 0 ? -errno : 0;
+}
+
 /* sandbox: exit_group */
 int main(int argc, char **argv)
 {
@@ -320,7 +330,12 @@ int main(int argc, char **argv)
     wipe_init();
     /* libcrypto reads its configuration now, and not when a guest waits for what uses it first. */
     OPENSSL_init_crypto(OPENSSL_INIT_LOAD_CONFIG, NULL);
-    int r = sandbox_enter();
+    int r = argc == 3 && strcmp(argv[1], "chroot") == 0 ? enter_root(argv[2]) : 0;
+    if (r < 0) {
+        error_report("cannot enter the root directory, or be its user: %s; be root", strerror(-r));
+        return EXIT_FAILED;
+    }
+    r = sandbox_enter();
     if (r < 0) {
         error_report("cannot give up privileges: %s; is the kernel older than 3.5?", strerror(-r));
         return EXIT_FAILED;

@@ -77,6 +77,7 @@ def emulator(lab: Lab) -> Emulator:
 
 
 NOT_OF_EVERY_VTPM = {
+    LinkDescriptor.ROOT,
     LinkDescriptor.BOOT,
     LinkDescriptor.ANCHOR,
     LinkDescriptor.DATA,

@@ -213,18 +213,6 @@ def test_locality_4_is_refused_where_that_is_asked_for(place: Place) -> None:
             control.set_locality(4)
 
 
-def test_migration_options_are_taken_and_a_shared_directory_is_not(ours: Place) -> None:
-    """The lock is held to the end: nobody starts on what another host may still write."""
-    ours.start("--migration", "release-lock-outgoing")
-    options = ["--migration", "release-lock-outgoing,incoming", "--ctrl", "type=unixio,path=other"]
-    done = run(ours.options(*options), ours.directory)
-    assert done.returncode == 1
-    assert_is_a_line(done.stderr)
-    other = Place(OURS, ours.directory / "elsewhere")
-    other.start(*options[:2])
-    other.end()
-
-
 def test_second_one_on_a_directory_is_refused_at_once(ours: Place) -> None:
     ours.start()
     done = run(ours.options("--ctrl", "type=unixio,path=other"), ours.directory)

@@ -84,6 +84,7 @@ class LinkDescriptor(IntEnum):
     DATA = lib.LINK_FD_DATA
     DATA_DIRECTORY = lib.LINK_FD_DATA_DIRECTORY
     PID_DIRECTORY = lib.LINK_FD_PID_DIRECTORY
+    ROOT = lib.LINK_FD_ROOT
 
 
 class LinkControl(IntEnum):

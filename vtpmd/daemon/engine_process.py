@@ -46,7 +46,11 @@ def spawn(
             os.close(fd)
 
 
-def become(descriptors: dict[LinkDescriptor, int], announce: Callable[[], None]) -> NoReturn:
+def become(
+    descriptors: dict[LinkDescriptor, int],
+    announce: Callable[[], None],
+    arguments: tuple[str, ...] = ARGUMENTS,
+) -> NoReturn:
     """Become an engine, with these descriptors and what the process was given.
 
     ``announce`` is called as by ``spawn``. Standard input and output are /dev/null: who waits for
@@ -62,7 +66,7 @@ def become(descriptors: dict[LinkDescriptor, int], announce: Callable[[], None])
     for to, fd in copies.items():
         os.dup2(fd, to)
     try:
-        os.execve(EXECUTABLE, ARGUMENTS, _environment())  # noqa: S606 - there is no shell to want
+        os.execve(EXECUTABLE, arguments, _environment())  # noqa: S606 - there is no shell to want
     except OSError as error:
         raise _not_started(error) from error
 

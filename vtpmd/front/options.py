@@ -134,6 +134,7 @@ LETTERS = {
     "f": "fd",
     "t": "terminate",
     "r": "runas",
+    "R": "chroot",
     "v": "version",
 }
 

@@ -11,7 +11,7 @@ import subprocess
 
 from vtpmd.daemon.engine_process import EXECUTABLE
 from vtpmd.errors import UsageError, VtpmdError
-from vtpmd.front.swtpm import version_of
+from vtpmd.front.swtpm import enter_root, version_of
 from vtpmd.light_typing import TYPE_CHECKING
 from vtpmd.store.directory import TpmVersion
 
@@ -27,6 +27,7 @@ FEATURES = (
     "cmdarg-key-fd",
     "cmdarg-pwd-fd",
     "cmdarg-print-states",
+    "cmdarg-chroot",
     "cmdarg-migration",
     "nvram-backend-dir",
     "nvram-backend-file",
@@ -74,7 +75,9 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --pid file=PATH|fd=N        where to write the process number
   -t, --terminate             end with the connection of the data channel
   -d, --daemon                return once the sockets listen
-  -r, --runas USER            run as another user
+  -r, --runas USER            run as another user, by name or number
+  -R, --chroot DIR            have this as the root directory, below which all paths are; a user's
+                              name is looked up before. No vtpmd can be attached then
   --seccomp action=kill       how system calls are kept to an allow-list
   --print-capabilities        say what this program can do
   --print-states              say which states there are
@@ -111,8 +114,11 @@ def run(given: Given) -> int:
     elif "print-capabilities" in given.flags:
         print(capabilities(version_of(given)))
     elif "print-states" in given.flags:
+        enter_root(given)
         print(states(given), end="")
     elif "print-info" in given.words:
+        if "chroot" in given.words:
+            raise UsageError("--print-info prints what is said of this host's: leave out --chroot")
         print(_info(version_of(given), int(given.words["print-info"])))
     else:
         raise UsageError("--print-profiles is not served yet")

@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager, suppress
 
 from vtpmd.errors import UsageError, VtpmdError
-from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LOG_MODE = 0o640
 PID_MODE = 0o644
 ERROR_FD = 2
+UID_MAX = 2**32 - 2  # the last is no user's
+UID_DIGITS_MAX = 10
 FAILED = 1
 
 
@@ -89,20 +91,39 @@ def _fill(fd: int, content: bytes) -> None:
         os.close(fd)
 
 
-def become_user(name: str) -> None:
-    """Run as another user, with its groups. Raises UsageError or VtpmdError."""
+class User(NamedTuple):
+    """Whom to run as."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+    def become(self, *, for_good: bool) -> None:
+        """Run as this user from now on, or until the effective user is root again.
+
+        Raises VtpmdError.
+        """
+        try:
+            os.setgroups(self.groups)
+            os.setgid(self.gid)
+            (os.setuid if for_good else os.seteuid)(self.uid)
+        except OSError as error:
+            raise VtpmdError(f"cannot run as user {self.uid}: {error.strerror}; be root") from error
+
+
+def find_user(name: str) -> User:
+    """Return a user by its name, or its number, which need not be known. Raises UsageError."""
     import pwd
 
+    if name.isascii() and name.isdigit():
+        if len(name) > UID_DIGITS_MAX or int(name) > UID_MAX:
+            raise UsageError(f"--runas {name}: a user's number is at most {UID_MAX}")
+        return User(int(name), int(name), [])
     try:
-        user = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        user = pwd.getpwnam(name)
     except KeyError:
         raise UsageError(f"--runas {name}: there is no such user") from None
-    try:
-        os.initgroups(user.pw_name, user.pw_gid)
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-    except OSError as error:
-        raise VtpmdError(f"cannot run as {name}: {error.strerror}; be root") from error
+    return User(user.pw_uid, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid))
 
 
 @contextmanager

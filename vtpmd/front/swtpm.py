@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vtpmd.front.boot import Message
     from vtpmd.front.options import Given, Values
     from vtpmd.front.place import Place, Sharing
+    from vtpmd.front.process import User
+    from vtpmd.front.root import OtherRoot
     from vtpmd.front.sockets import Channel
     from vtpmd.store.directory import TpmVersion
     from vtpmd.store.keys import Key
@@ -86,9 +88,8 @@ def _wants_print(given: Given) -> bool:
 
 def _check(given: Given) -> None:
     """Refuse what does not go together, and what is not served. Raises UsageError."""
-    for name in ("profile", "chroot"):
-        if name in given.lists or name in given.words:
-            raise UsageError(f"--{name} is not served yet")
+    if "profile" in given.lists:
+        raise UsageError("--profile is not served yet")
     action = given.lists.get("seccomp", {}).get("action", SECCOMP_ACTIONS[0])
     if action not in SECCOMP_ACTIONS:
         raise UsageError(f"--seccomp action={action}: use {', '.join(SECCOMP_ACTIONS)}")
@@ -117,13 +118,24 @@ def _serve(given: Given) -> None:
     from contextlib import ExitStack
 
     from vtpmd.core import forbid_core_dumps
-    from vtpmd.front.process import in_background, open_log
+    from vtpmd.front.process import find_user, in_background, open_log
 
     forbid_core_dumps()
+    user = find_user(str(given.words["runas"])) if "runas" in given.words else None
+    root = enter_root(given)
     log_fd = open_log(given.lists.get("log", {}))
     with ExitStack() as stack:
         tell_fd = stack.enter_context(in_background(wanted="daemon" in given.flags))
-        _Starting(stack, given, log_fd, tell_fd).become_engine()
+        _Starting(stack, given, user, root, log_fd, tell_fd).become_engine()
+
+
+def enter_root(given: Given) -> OtherRoot | None:
+    """Enter the root directory that a command line names, if it does. Raises VtpmdError."""
+    if "chroot" not in given.words:
+        return None
+    from vtpmd.front.root import OtherRoot
+
+    return OtherRoot(str(given.words["chroot"]), given)
 
 
 class _Channels(NamedTuple):
@@ -135,10 +147,18 @@ class _Starting:
     """A start: what is opened for the engine, in swtpm's order."""
 
     def __init__(
-        self, stack: ExitStack, given: Given, log_fd: int | None, tell_fd: int | None
+        self,
+        stack: ExitStack,
+        given: Given,
+        user: User | None,
+        root: OtherRoot | None,
+        log_fd: int | None,
+        tell_fd: int | None,
     ) -> None:
         self._stack = stack
         self._given = given
+        self._user = user
+        self._root = root
         self._log_fd = log_fd
         self._tell_fd = tell_fd
         self._descriptors: dict[LinkDescriptor, int] = {}
@@ -153,16 +173,18 @@ class _Starting:
         given, stack = self._given, self._stack
         key, migration_key = (self._read_key(name) for name in ("key", "migration-key"))
         channels = self._open_channels()
-        if "runas" in given.words:
-            from vtpmd.front.process import become_user
-
-            become_user(str(given.words["runas"]))
+        if self._user is not None:
+            self._user.become(for_good=self._root is None)
         shared = sharing(given.lists.get("migration", {}))
         state = given.lists.get("tpmstate", {})
         place = open_place(stack, state, version_of(given), key, shared)
+        if self._root is not None:  # in there the link's socket could not be named
+            place = place._replace(link_name="")
         if place.news:
             self._say(place.news)
         signals.hold()
+        serving = self._serving(channels, place.link_name, shared)
+        arguments = self._leave_root()
         store = open_store(stack)
         if not store.is_shared and place.begun.keeps_journal:
             self._say(NO_JOURNAL)
@@ -173,9 +195,20 @@ class _Starting:
             LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
         }
-        serving = self._serving(channels, place.link_name, shared)
         self._write_boot_record(place, key, migration_key, channels.data, serving)
-        engine_process.become(self._descriptors, self._announce)
+        engine_process.become(self._descriptors, self._announce, arguments)
+
+    def _leave_root(self) -> tuple[str, ...]:
+        """Come back to where the engine is, if it is to have another root; return its arguments."""
+        from vtpmd.core import LinkDescriptor
+        from vtpmd.daemon import engine_process
+
+        if self._root is None:
+            return engine_process.ARGUMENTS
+        self._root.leave(self._stack)
+        self._descriptors[LinkDescriptor.ROOT] = self._root.fd
+        uid = 0 if self._user is None else self._user.uid
+        return (*engine_process.ARGUMENTS, "chroot", str(uid))
 
     def _say(self, news: str) -> None:
         """Say something where the engine will say what it has to."""

@@ -1,0 +1,91 @@
+"""``--chroot DIR``: what a command line names is looked up below another root directory.
+
+This program is not in there, and the engine's libraries are not. So this process enters it, opens
+what is named, and comes back; the engine has that root for good before it reads anything.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from vtpmd.front.options import Given
+
+# What is imported where a start needs it: it cannot be from within.
+_MODULES = (
+    "grp",
+    "hashlib",
+    "hmac",
+    "pathlib",
+    "pwd",
+    "vtpmd.core.boot",
+    "vtpmd.core.journal",
+    "vtpmd.daemon.engine_process",
+    "vtpmd.daemon.signals",
+    "vtpmd.front.boot",
+    "vtpmd.front.file_limit",
+    "vtpmd.front.place",
+    "vtpmd.front.prints",
+    "vtpmd.front.process",
+    "vtpmd.front.sockets",
+    "vtpmd.store.anchor",
+    "vtpmd.store.backup",
+    "vtpmd.store.incoming",
+    "vtpmd.store.linear",
+    "vtpmd.store.owner",
+    "vtpmd.store.start",
+)
+_MODULES_FOR_KEYS = (
+    "cryptography.exceptions",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.ciphers.algorithms",
+    "cryptography.hazmat.primitives.ciphers.modes",
+    "cryptography.hazmat.primitives.hashes",
+    "cryptography.hazmat.primitives.kdf.hkdf",
+    "vtpmd.store.keys",
+    "vtpmd.store.sealing",
+    "vtpmd.wire.swtpm_encryption",
+)
+_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class OtherRoot:
+    """Another root directory, which this process is in until ``leave()``."""
+
+    def __init__(self, path: str, given: Given) -> None:
+        """Enter it, as root alone may, with all that a start imports. Raises VtpmdError."""
+        for name in _MODULES:
+            import_module(name)
+        if given.lists.keys() & {"key", "migration-key"}:
+            for name in _MODULES_FOR_KEYS:
+                import_module(name)
+        self._before_fd = os.open("/", _FLAGS)
+        try:
+            os.chroot(path)
+            os.chdir("/")
+        except OSError as error:
+            raise VtpmdError(
+                f"cannot have {path} as the root directory: {error.strerror}; be root, and give a "
+                "directory with --chroot"
+            ) from error
+        self.fd = os.open("/", _FLAGS)
+
+    def leave(self, stack: ExitStack) -> None:
+        """Come back, as root. Raises OSError.
+
+        What ``stack`` removes by its path, should the start fail, it removes below it.
+        """
+        os.seteuid(0)
+        _enter(self._before_fd)
+        stack.callback(_enter, self.fd)
+
+
+def _enter(fd: int) -> None:
+    os.fchdir(fd)
+    os.chroot(".")
