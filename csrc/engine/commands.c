@@ -305,8 +305,12 @@ static void do_stop(struct context *context)
 
 static void do_shutdown(struct context *context)
 {
-    answer(context, stop(context->commands, true));
-    context->commands->has_shut_down = true;
+    struct commands *commands = context->commands;
+
+    answer(context, stop(commands, true));
+    commands->has_shut_down = !commands->stays;
+    if (commands->stays)
+        tpm_rest(commands->tpm);
 }
 
 static void do_get_established(struct context *context)

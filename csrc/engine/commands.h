@@ -33,6 +33,7 @@ struct commands {
     } done;
     struct cipher_key migration_key; /* of no bytes: there is none */
     uint32_t locality_max;           /* that SET_LOCALITY may set */
+    bool stays;                      /* SHUTDOWN ends no more than QEMU's use of the TPM */
     bool is_to_come;                 /* QEMU has to bring the state before an INIT */
     uint32_t number;                 /* of the command that is carried out */
     struct {                         /* what an answer is made of, until it is out */

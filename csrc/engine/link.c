@@ -370,6 +370,7 @@ static TPM_RESULT do_serve_control(struct link *link, struct message *request,
         asker_be_alone(link->asker);
     link->files->mode = says.file_mode;
     server_commands(link->server)->locality_max = says.locality_max;
+    server_commands(link->server)->stays = says.stays;
     server_commands(link->server)->is_to_come = says.sharing & LINK_SHARING_INCOMING;
     tpm_share(link->tpm, says.sharing & LINK_SHARING_RELEASES,
               says.sharing & LINK_SHARING_INCOMING);

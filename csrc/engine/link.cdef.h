@@ -353,6 +353,7 @@ struct link_serving {
     uint32_t locality_max; /* that SET_LOCALITY may set */
     uint32_t file_mode;    /* of the state's files; 0: swtpm's */
     uint32_t sharing;      /* enum link_sharing, added up */
+    uint32_t stays;        /* SHUTDOWN ends nothing: another QEMU is waited for */
     char program[80];      /* what lines on standard error begin with */
     char socket_name[108]; /* the file to remove at the end, in LINK_FD_CONTROL_DIRECTORY */
     char link_name[32];    /* the same of this link, in the state directory */

@@ -726,6 +726,14 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     return TPM_SUCCESS;
 }
 
+void tpm_rest(struct tpm *tpm)
+{
+    locked(tpm);
+    struct condition now = tpm->condition;
+    if (now.power == TPM_OFF && now.custody == TPM_ACTIVE)
+        close_journal();
+}
+
 TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
 {
     TPM_RESULT result;

@@ -150,6 +150,10 @@ void tpm_let_go(struct tpm *tpm);
 /* Send TPM2_Shutdown as the guest needs it, if there is that, and power the TPM off. */
 TPM_RESULT tpm_stop(struct tpm *tpm);
 
+/* Nobody uses the TPM for now: if it is off, and this host's, fold the journal. The directory is as
+ * after the end then. */
+void tpm_rest(struct tpm *tpm);
+
 /* As tpm_stop(), and the vTPM is another host's from now on: it was started here in vain. */
 TPM_RESULT tpm_stop_fenced(struct tpm *tpm);
 

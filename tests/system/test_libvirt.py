@@ -130,3 +130,23 @@ def test_domain_with_an_external_backend_has_the_tpm_that_vtpmd_run_serves(
             workload.command("setup")
             domain.virsh("destroy")
         assert served.program.wait() == 0  # it is QEMU that ends it
+
+
+def test_domain_with_an_external_backend_starts_again_where_vtpmd_run_stays(
+    start_libvirt: Callable[[str], Libvirt], lab: Lab
+) -> None:
+    served = lab.emulator(EmulatorKind.VTPMD, options=["--stay"])
+    backend = EXTERNAL.format(served.control_path)
+    libvirt = start_libvirt("swtpm")
+    with closing(Domain(libvirt, lab.new_path("domain"), "web1", backend)) as domain:
+        with closing(domain.start()) as workload:
+            workload.wait_until_ready()
+            workload.command("setup")
+            domain.virsh("destroy")
+        with closing(domain.start()) as workload:
+            workload.wait_until_ready()
+            # TPM_RC_NV_DEFINED: it is the same TPM.
+            with pytest.raises(WorkloadFailedError, match="0x14c"):
+                workload.command("setup")
+        assert served.program.exit_code is None
+    assert served.stop() == 0

@@ -138,6 +138,9 @@ def read_plain(words: Sequence[str], arguments: Arguments) -> SimpleNamespace | 
         name, has_value, value = word.partition("=")
         if not word.startswith("-"):
             name, value = positional.pop(0) if positional else "", word
+        elif arguments.get(name, {}).get("action") == "store_true":
+            if has_value:
+                return None
         elif not has_value:
             value = next(rest, "-")
             if value.startswith("-"):
@@ -158,6 +161,8 @@ def read_plain(words: Sequence[str], arguments: Arguments) -> SimpleNamespace | 
 def _value(keywords: dict[str, Any], words: list[str] | None) -> Any:
     """Return an argument's value, of the words given for it if any. Raises what its type does."""
     convert, default = keywords.get("type", str), keywords.get("default")
+    if keywords.get("action") == "store_true":
+        return words is not None
     if words is None:
         return convert(default) if isinstance(default, str) else default
     values = [convert(word) for word in words]

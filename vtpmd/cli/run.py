@@ -16,8 +16,8 @@ from vtpmd.cli.arguments import (
     refusal,
 )
 from vtpmd.config import RunConfig, parse_address
-from vtpmd.errors import UsageError
-from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import argparse
@@ -35,21 +35,23 @@ if TYPE_CHECKING:
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import Start
 
+MODE_MAX = 0o777
+MODE_DIGITS_MAX = 5
 SHELL_MARKS = "_@%+=:,./-"  # what needs no quotes
 
 EPILOG = """\
 example:
   vtpmd run /srv/web1-tpm
 
-  It prints the arguments to start QEMU with, serves until it is stopped by SIGTERM, SIGINT or by
-  QEMU's exit, and keeps the vTPM's state in the directory, in swtpm's format. A directory that
-  swtpm made is taken over as it is; swtpm takes over one that vtpmd has stopped with. Where QEMU
-  was given the state, as for a migration, and its guest did not run on here, the directory keeps
-  its journal, and swtpm refuses it: see vtpmd fold. So does that of a vTPM which went to another
-  host in a session: nobody here is to take it.
+  It prints the arguments to start QEMU with, serves until it is stopped by SIGTERM, SIGINT or,
+  without --stay, by QEMU's exit, and keeps the vTPM's state in the directory, in swtpm's format. A
+  directory that swtpm made is taken over as it is; swtpm takes over one that vtpmd has stopped
+  with. Where QEMU was given the state, as for a migration, and its guest did not run on here, the
+  directory keeps its journal, and swtpm refuses it: see vtpmd fold. So does that of a vTPM which
+  went to another host in a session: nobody here is to take it.
 
 exit status:
-  0  stopped by a signal, or by QEMU when it ended
+  0  stopped by a signal, or without --stay by QEMU when it ended
   1  the vTPM could not be started, or its engine died
   2  the command line was wrong
   3  the state directory is in use by another vtpmd or swtpm, or by an engine whose vtpmd has died
@@ -69,6 +71,39 @@ def _tpm_version(value: str) -> TpmVersion:
     return found
 
 
+def _socket_mode(value: str) -> int:
+    if len(value) > MODE_DIGITS_MAX or not value or not set(value) <= set("01234567"):
+        raise refusal(f"{value!r} is no mode of a socket: use octal digits, such as 0660")
+    mode = int(value, 8)
+    if mode > MODE_MAX:
+        raise refusal(f"{value!r} is no mode of a socket: use at most 0777")
+    return mode
+
+
+class _Owner(NamedTuple):
+    """Whose a file is to be; -1 where it stays as it is."""
+
+    uid: int
+    gid: int
+
+
+def _socket_owner(value: str) -> _Owner:
+    import grp
+    import pwd
+
+    user, colon, group = value.partition(":")
+    try:
+        uid = int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
+        gid = -1
+        if colon:
+            gid = int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise refusal(
+            f"{value!r}: there is no such user, or group; use USER or USER:GROUP"
+        ) from None
+    return _Owner(uid, gid)
+
+
 ARGUMENTS: Arguments = {
     "directory": {"metavar": "DIR", "type": plain_path, "help": "state directory; made if new"},
     **KEY_ARGUMENT,
@@ -86,6 +121,22 @@ ARGUMENTS: Arguments = {
         "metavar": "PATH",
         "type": plain_path,
         "help": "control socket that QEMU connects to (default: DIR/vtpmd.sock)",
+    },
+    "--socket-mode": {
+        "metavar": "MODE",
+        "type": _socket_mode,
+        "default": "0600",
+        "help": "the control socket's mode, in octal digits (default: 0600)",
+    },
+    "--socket-owner": {
+        "metavar": "USER[:GROUP]",
+        "type": _socket_owner,
+        "help": "whose the control socket is, as of a QEMU of another user, who needs the right "
+        "to enter its directory, too: see --socket",
+    },
+    "--stay": {
+        "action": "store_true",
+        "help": "do not end with QEMU, but wait for the next one",
     },
     **DAEMON_ARGUMENTS,
 }
@@ -143,7 +194,8 @@ def _start(options: Options) -> int:
         begun = store.limited(start(directory, files, key, anchor))
         # From the socket on there is something to put in order.
         signals.hold()
-        control = stack.enter_context(listener.listen_bare(path))
+        control = stack.enter_context(listener.listen_bare(path, mode=options.socket_mode))
+        _give_socket(path, options.socket_owner)
         link = stack.enter_context(listener.listen_in(directory.directory_fd, LINK_NAME))
         descriptors = _descriptors(directory, store, link) | {
             LinkDescriptor.CONTROL: control.fileno(),
@@ -152,7 +204,8 @@ def _start(options: Options) -> int:
         is_alone = _is_alone(config, begun, files)
         if not is_alone and not store.is_shared:
             raise no_daemon()
-        descriptors |= _boot(stack, begun, key, anchor, _serving(config, path, is_alone=is_alone))
+        serving = _serving(config, path, is_alone=is_alone, stays=options.stay)
+        descriptors |= _boot(stack, begun, key, anchor, serving)
         management, peers = listen_for(stack, config)
         announce = partial(_announce, shown_path, config, begun)
         if is_alone:
@@ -242,14 +295,26 @@ def _is_alone(config: RunConfig, begun: Start, files: MovingFiles) -> bool:
     return not begun.fenced and not files.is_without_a_state()
 
 
-def _serving(config: RunConfig, path: str, *, is_alone: bool) -> bytes:
+def _serving(config: RunConfig, path: str, *, is_alone: bool, stays: bool) -> bytes:
     from vtpmd.core import LinkNames, pack_link_serving
     from vtpmd.store.directory import LINK_NAME
 
     program = "vtpmd" if config.name is None else f"vtpmd[{config.name}]"
     is_verbose = config.log_level == "debug"
     names = LinkNames(socket=os.path.basename(path), link=LINK_NAME)
-    return pack_link_serving(program, names, is_verbose=is_verbose, is_alone=is_alone)
+    return pack_link_serving(program, names, is_verbose=is_verbose, is_alone=is_alone, stays=stays)
+
+
+def _give_socket(path: str, owner: _Owner | None) -> None:
+    if owner is None:
+        return
+    try:
+        os.chown(path, *owner, follow_symlinks=False)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such number"
+        raise VtpmdError(
+            f"cannot give {path} to another user: {reason}; leave out --socket-owner, or be root"
+        ) from error
 
 
 def listen_for(stack: ExitStack, config: RunConfig) -> tuple[socket.socket | None, ...]:

@@ -206,15 +206,18 @@ def pack_link_serving(
     locality_max: int = LOCALITY_MAX,
     file_mode: int = 0,
     sharing: int = 0,
+    stays: bool = False,
 ) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
     ``program`` is what lines begin with, ``ends`` LinkEnds, added up, ``locality_max`` what QEMU
     may set, ``file_mode`` that of the state's files, or 0 for swtpm's default, ``sharing``
-    LinkSharings, added up. Raises ValueError for what has no room.
+    LinkSharings, added up. One that ``stays`` is not ended by SHUTDOWN. Raises ValueError for what
+    has no room.
     """
     fields = {"is_verbose": is_verbose, "is_alone": is_alone, "control": control, "ends": ends}
     fields |= {"locality_max": locality_max, "file_mode": file_mode, "sharing": sharing}
+    fields |= {"stays": stays}
     serving = ffi.new("struct link_serving *", fields)
     texts = (
         (serving.program, program),
