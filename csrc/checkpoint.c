@@ -61,6 +61,14 @@ int checkpoint_publish(struct io *io, const char *name)
     return io->sync_directory(io);
 }
 
+int checkpoint_find(struct io *io, const char *name)
+{
+    char final[CHECKPOINT_NAME_BYTES_MAX];
+
+    format_name(final, version_now()->prefix, name);
+    return io->find(io, final);
+}
+
 void checkpoint_discard(struct io *io, const char *name)
 {
     char temporary[CHECKPOINT_NAME_BYTES_MAX];

@@ -29,6 +29,9 @@ int checkpoint_prepare(struct io *io, const struct cipher_key *key, const char *
                        const struct checkpoint_lineage *lineage);
 int checkpoint_publish(struct io *io, const char *name);
 
+/* Return 0 if there is a file, or a negative errno. */
+int checkpoint_find(struct io *io, const char *name);
+
 /* In place of the second: the file is as it was. */
 void checkpoint_discard(struct io *io, const char *name);
 

@@ -875,6 +875,11 @@ bool durable_has_journal(const struct durable *durable)
     return durable->journal != NULL;
 }
 
+bool durable_is_removed(struct durable *durable)
+{
+    return durable->is_in_file && state_file_find(&durable->files) == -ENOENT;
+}
+
 int durable_end(struct durable *durable)
 {
     durable->on = false;

@@ -155,6 +155,9 @@ void durable_leave(struct durable *durable);
 /* Return true if a journal continues the file. */
 bool durable_has_journal(const struct durable *durable);
 
+/* Return true if the image was put into its file, and somebody else has removed that. */
+bool durable_is_removed(struct durable *durable);
+
 /* Wait for a folding, and close the journal. Returns 0, also if there is none, or a negative errno:
  * the journal is still there then, and goes on. */
 int durable_end(struct durable *durable);

@@ -49,6 +49,7 @@ enum exit_status {
     EXIT_FAILED = 1,  /* set-up failed */
     EXIT_USAGE = 2,   /* it was not started by vtpmd */
     EXIT_JOURNAL = 7, /* stopped, but swtpm cannot take the directory: a journal is left */
+    EXIT_REMOVED = 8, /* stopped, and the directory was removed meanwhile, or what is in it */
 };
 
 enum {
@@ -262,6 +263,11 @@ static struct io *open_place(struct engine *engine)
 
 static enum exit_status serve(struct engine *engine)
 {
+    static const enum exit_status statuses[] = {
+        [TPM_LEFT_WHOLE] = EXIT_STOPPED,
+        [TPM_LEFT_JOURNAL] = EXIT_JOURNAL,
+        [TPM_LEFT_NOTHING] = EXIT_REMOVED,
+    };
     struct link *link = &engine->link;
     struct io *io = open_place(engine);
 
@@ -276,14 +282,17 @@ static enum exit_status serve(struct engine *engine)
         error_report("cannot map the store: %s; install vtpmd again", strerror(-r));
         return EXIT_FAILED;
     }
-    r = watchdog_new(&engine->watchdog, io, WATCHDOG_LIMIT_MS);
+    r = watchdog_new(&engine->watchdog, io,
+                     link->linear ? "the state's file, or device"
+                                  : "the state directory, and the anchor",
+                     WATCHDOG_LIMIT_MS);
     if (r < 0) {
         error_report("cannot watch the storage: %s; raise the limit on processes", strerror(-r));
         return EXIT_FAILED;
     }
     engine->tpm = link->tpm = tpm_new(watchdog_io(engine->watchdog));
     r = serve_tpm(engine);
-    bool is_folded = tpm_free(engine->tpm) >= 0;
+    enum tpm_left left = tpm_free(engine->tpm);
     watchdog_free(engine->watchdog);
     if (link->linear)
         linear_deinit(link->linear);
@@ -292,7 +301,7 @@ static enum exit_status serve(struct engine *engine)
     remove_file(LINK_FD_CONTROL_DIRECTORY, link->serving.socket_name);
     remove_file(LINK_FD_DATA_DIRECTORY, link->serving.data_name);
     remove_file(LINK_FD_PID_DIRECTORY, link->serving.pid_name);
-    return r < 0 ? EXIT_FAILED : tell_end(link, is_folded ? EXIT_STOPPED : EXIT_JOURNAL);
+    return r < 0 ? EXIT_FAILED : tell_end(link, statuses[left]);
 }
 
 /* Write what libtpms says of itself, as JSON. */

@@ -198,6 +198,11 @@ int nvram_end(void)
     return is_read_only ? 0 : durable_end(permanent);
 }
 
+bool nvram_is_removed(void)
+{
+    return !is_read_only && durable_is_removed(permanent);
+}
+
 bool nvram_get(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes)
 {
     if (type == LINK_STATE_PERMANENT)

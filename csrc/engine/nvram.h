@@ -86,6 +86,10 @@ bool nvram_has_journal(void);
 /* Close the journal. Returns 0, or a negative errno with the journal left as it is. */
 int nvram_end(void);
 
+/* Return true if the permanent state's file is to be there, and is not: somebody else has removed
+ * it. Of a vTPM that is another host's nothing is known. */
+bool nvram_is_removed(void);
+
 /* Find an image, which is there until it changes. Returns false if there is none. */
 bool nvram_get(enum link_state_type type, const uint8_t **bytes, size_t *n_bytes);
 

@@ -26,6 +26,11 @@ int state_file_publish(struct state_files *files)
     return checkpoint_publish(files->io, TPM_PERMANENT_ALL_NAME);
 }
 
+int state_file_find(struct state_files *files)
+{
+    return checkpoint_find(files->io, TPM_PERMANENT_ALL_NAME);
+}
+
 void state_file_discard(struct state_files *files)
 {
     checkpoint_discard(files->io, TPM_PERMANENT_ALL_NAME);

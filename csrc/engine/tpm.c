@@ -258,15 +258,19 @@ static void has_done(struct tpm *tpm, enum tpm_operation operation)
         set_condition(tpm, now.power, after);
 }
 
+static void say_removed(void)
+{
+    error_report("the state directory, or what is in it, was removed: what the guest has stored "
+                 "since is lost; restore the directory from a copy");
+}
+
 /* Returns 0, also if there is none, or a negative errno. */
 static int close_journal(void)
 {
     int r = nvram_end();
 
     if (r == -ENOENT)
-        error_report(
-            "the state directory, or what is in it, was removed: what the guest has stored "
-            "since is lost; restore the directory from a copy");
+        say_removed();
     else if (r < 0)
         error_report("cannot fold %s: %s; the state is safe in it and the file that it continues: "
                      "make room or repair the file system, then restart vtpmd",
@@ -748,21 +752,34 @@ TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
 }
 
 /* What QEMU was given may be started elsewhere, or never: then it is the directory that counts. */
-static int leave_given(void)
+static enum tpm_left leave_given(void)
 {
     if (!nvram_has_journal())
-        return 0;
+        return TPM_LEFT_WHOLE;
     error_report("%s stays: QEMU was given the state, and its guest has not run on here; if it "
                  "runs nowhere else, vtpmd fold makes the directory swtpm's to take",
                  version_now()->journal_name);
-    return -EROFS;
+    return TPM_LEFT_JOURNAL;
 }
 
-int tpm_free(struct tpm *tpm)
+static enum tpm_left leave_own(void)
+{
+    int r = close_journal();
+    if (r == -ENOENT)
+        return TPM_LEFT_NOTHING;
+    if (r < 0)
+        return TPM_LEFT_JOURNAL;
+    if (!nvram_is_removed())
+        return TPM_LEFT_WHOLE;
+    say_removed();
+    return TPM_LEFT_NOTHING;
+}
+
+enum tpm_left tpm_free(struct tpm *tpm)
 {
     tpm_stop(tpm);
     struct condition now = tpm->condition;
-    int r = now.custody == TPM_GIVEN ? leave_given() : close_journal();
+    enum tpm_left left = now.custody == TPM_GIVEN ? leave_given() : leave_own();
     forget_stopped(tpm);
     forget_given(tpm);
     long_command_deinit();
@@ -770,7 +787,7 @@ int tpm_free(struct tpm *tpm)
     pthread_cond_destroy(&tpm->settled);
     pthread_mutex_destroy(&tpm->lock);
     free(tpm);
-    return r;
+    return left;
 }
 
 /* Custody's verdict on a command, or that it waits for one that was abandoned to run out. */

@@ -81,10 +81,16 @@ TPM_RESULT tpm_set_version(struct tpm *tpm, uint32_t number);
 /* Be able to leave a long command behind. Returns 0 or a negative errno. */
 int tpm_start_long_commands(struct tpm *tpm);
 
-/* Stop the TPM if it runs, close its journal, overwrite what it held and free it. Returns 0, or a
- * negative errno: the journal is still there, and what the directory has is not known to be of no
- * use any more. -EROFS if QEMU was given the state, and its guest was not seen to run on. */
-int tpm_free(struct tpm *tpm);
+/* What a TPM leaves behind in its directory. */
+enum tpm_left {
+    TPM_LEFT_WHOLE,
+    TPM_LEFT_JOURNAL, /* which could not be folded; or QEMU was given the state, and its guest was
+                         not seen to run on */
+    TPM_LEFT_NOTHING, /* somebody else has removed it, or its files */
+};
+
+/* Stop the TPM if it runs, close its journal, overwrite what it held and free it. */
+enum tpm_left tpm_free(struct tpm *tpm);
 
 /* Have libcrypto set up now what the first use of it would wait for: that is half of a TPM's start.
  * On the thread that calls tpm_init(), as its random numbers are made by thread. */

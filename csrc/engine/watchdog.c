@@ -17,6 +17,7 @@ enum {
 struct watchdog {
     struct io io; /* first: its functions get this */
     struct io *watched;
+    const char *place;
     int limit_ms;
     pthread_t thread;
     pthread_mutex_t lock; /* over what follows */
@@ -67,8 +68,8 @@ static void tell(struct watchdog *watchdog)
     watchdog->is_told = true;
     pthread_mutex_unlock(&watchdog->lock);
     error_report("the storage has not answered for %d s: the guest's TPM waits for it, for as long "
-                 "as that takes; look at what holds the state directory, and the anchor",
-                 watchdog->limit_ms / MS_PER_S);
+                 "as that takes; look at what holds %s",
+                 watchdog->limit_ms / MS_PER_S, watchdog->place);
     pthread_mutex_lock(&watchdog->lock);
 }
 
@@ -210,7 +211,7 @@ static const struct io watched_functions = {
     .lock = watched_lock,
 };
 
-int watchdog_new(struct watchdog **out, struct io *io, int limit_ms)
+int watchdog_new(struct watchdog **out, struct io *io, const char *place, int limit_ms)
 {
     struct watchdog *watchdog = calloc(1, sizeof(*watchdog));
 
@@ -218,6 +219,7 @@ int watchdog_new(struct watchdog **out, struct io *io, int limit_ms)
         return -ENOMEM;
     watchdog->io = watched_functions;
     watchdog->watched = io;
+    watchdog->place = place;
     watchdog->limit_ms = limit_ms;
     check(pthread_mutex_init(&watchdog->lock, NULL) == 0);
     clock_condition_init(&watchdog->changed);

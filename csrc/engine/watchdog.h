@@ -19,8 +19,9 @@ enum {
 
 struct watchdog;
 
-/* Watch what is asked of `io`. Returns 0 or a negative errno. */
-int watchdog_new(struct watchdog **watchdog, struct io *io, int limit_ms);
+/* Watch what is asked of `io`, which `place` is for people: a text that stays. Returns 0 or a
+ * negative errno. */
+int watchdog_new(struct watchdog **watchdog, struct io *io, const char *place, int limit_ms);
 
 /* End the thread, and free it. */
 void watchdog_free(struct watchdog *watchdog);

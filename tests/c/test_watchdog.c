@@ -67,7 +67,7 @@ static int set_up(void **state)
     output = memfd_create("standard error", 0);
     standard_error = dup(STDERR_FILENO);
     dup2(output, STDERR_FILENO);
-    assert_int_equal(watchdog_new(&watchdog, &gate.io, LIMIT_MS), 0);
+    assert_int_equal(watchdog_new(&watchdog, &gate.io, "the gate", LIMIT_MS), 0);
     return 0;
 }
 
@@ -166,6 +166,7 @@ static void two_that_wait_are_told_of_in_one_line(void **state)
     wait_for_lines(stalls, 1);
     usleep(3 * LIMIT_MS * 1000);
     assert_int_equal(count(stalls), 1);
+    assert_int_equal(count("look at what holds the gate"), 1);
     open_gate();
     pthread_join(one, NULL);
     pthread_join(other, NULL);

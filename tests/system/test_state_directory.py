@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import Emulator, EmulatorKind
+from tests.harness.emulator import ATTACHED, Emulator, EmulatorKind
 from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
 from tests.support import tpm2
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, ControlClient
 from tests.support.tpm2 import Property, StartupType, Tpm, TpmError
+from vtpmd.daemon.engine import EXIT_REMOVED
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 THERE_AND_BACK = [SWTPM, VTPMD, SWTPM, VTPMD]
@@ -193,9 +194,26 @@ def test_invariant_1_no_write_into_a_directory_that_was_removed_is_acknowledged(
         with pytest.raises(TpmError):
             tpm.nv_write(NV_INDEX, b"nowhere.")
         control.shutdown()
-    assert served.program.wait() != 0
+    assert served.program.wait() == EXIT_REMOVED
     assert "is safe" not in served.program.output
-    assert "what the guest has stored since is lost" in served.program.output
+    assert served.program.output.count("what the guest has stored since is lost") == 1
+
+
+@pytest.mark.parametrize("with_daemon", [False, True], ids=["alone", "with its daemon"])
+def test_directory_that_was_removed_is_told_of_at_the_end(lab: Lab, with_daemon: bool) -> None:
+    """Also where nothing is left to be written: what was stored is gone with it."""
+    state = lab.directory / "state"
+    served = lab.daemon(state) if with_daemon else lab.emulator(VTPMD, state)
+    with powered(served) as (control, tpm):
+        fill(tpm)
+        control.shutdown()
+    assert served.program.wait() == 0
+    served = lab.daemon(state) if with_daemon else lab.emulator(VTPMD, state)
+    if with_daemon:
+        served.program.wait_for_output(ATTACHED)
+    shutil.rmtree(state)
+    assert served.stop() == EXIT_REMOVED
+    assert served.program.output.count("was removed: what the guest has stored") == 1
 
 
 def test_invariant_12_resets_after_a_shutdown_that_was_refused_count_no_failed_try(

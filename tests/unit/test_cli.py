@@ -145,7 +145,7 @@ def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = capsys.readouterr().out.partition("exit status:\n")[2]
-    assert [line.split()[0] for line in text.splitlines()] == list("01234567")
+    assert [line.split()[0] for line in text.splitlines()] == list("012345678")
 
 
 def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,8 @@ STOP_TIMEOUT_S = 20.0
 # An engine that ends closes the link a moment before its process is gone.
 GONE_TIMEOUT_S = 1.0
 # Of an engine that has stopped in order (csrc/engine/main.c); the other one leaves a journal.
-EXIT_STOPPED, EXIT_JOURNAL = 0, 7
+EXIT_STOPPED, EXIT_JOURNAL, EXIT_REMOVED = 0, 7, 8
+EXITS_IN_ORDER = (EXIT_STOPPED, EXIT_JOURNAL, EXIT_REMOVED)
 
 
 class EngineDied(VtpmdError):
@@ -140,7 +141,7 @@ class Engine:
         self.tpm_version = attachment.tpm_version
         self.state = EngineState.SERVING
         self.death: str | None = None
-        self.left_journal = False  # it stopped, and swtpm cannot take the directory
+        self.exit_status = EXIT_STOPPED  # once it has ended in order
         self.detached = asyncio.Event()  # set once it is that
         self._is_child = is_child
         self._questions: list[Question] = []  # that came before there was who answers
@@ -480,14 +481,15 @@ class Engine:
             code = os.waitstatus_to_exitcode(status)
         was_stopping = self.state is EngineState.STOPPING
         self.state = EngineState.DEAD
-        self.left_journal = code == EXIT_JOURNAL
         self._exited.set()
         self._known.set()
-        if code not in (EXIT_STOPPED, EXIT_JOURNAL):
+        if code is None or code not in EXITS_IN_ORDER:
             self.death = describe_death(self.pid, code, was_stopping=was_stopping)
             if self._on_death is not None:
                 self._on_death(self.death)
-        elif not was_stopping and self._on_end is not None:
+            return
+        self.exit_status = code
+        if not was_stopping and self._on_end is not None:
             self._on_end()
 
 

@@ -17,7 +17,7 @@ from vtpmd.core import Store
 from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
 from vtpmd.daemon.attachment import Attachment, NoEngine, attach
-from vtpmd.daemon.engine import EXIT_JOURNAL, EXIT_STOPPED, Engine, describe_death
+from vtpmd.daemon.engine import EXITS_IN_ORDER, Engine, describe_death
 from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.mobility import NO_UUID, Mobility
 from vtpmd.daemon.qemu import follow
@@ -122,7 +122,7 @@ async def _serve_until_stopped(resources: Resources, config: RunConfig, stop: St
     await (engine.stop() if stop.ends_vtpm else engine.detach())
     if engine.death is not None:
         return EXIT_ENGINE_DIED
-    return EXIT_JOURNAL if engine.left_journal else EXIT_STOPPED
+    return engine.exit_status
 
 
 async def _serve_attached(
@@ -200,7 +200,7 @@ def _status_of_child(pid: int) -> int:
     """Return the exit status for an engine that has ended before vtpmd was attached to it."""
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code in (EXIT_STOPPED, EXIT_JOURNAL):
+    if code in EXITS_IN_ORDER:
         return code
     log.error("%s", describe_death(pid, code))
     return EXIT_ENGINE_DIED

@@ -91,6 +91,7 @@ exit status:
   0  ended by SHUTDOWN, a signal, or a connection's end with terminate
   1  it could not start; standard error says why
   7  ended, but the state's journal is still needed: `vtpmd fold` makes the state swtpm's own
+  8  ended, and the state directory, or what is in it, was removed meanwhile
 """
 
 
