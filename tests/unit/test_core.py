@@ -7,7 +7,7 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
-from vtpmd.core.boot import LinkControl, LinkData, LinkEnd
+from vtpmd.core.boot import LinkControl, LinkData, LinkEnd, LinkSharing
 from vtpmd.core.link import (
     LINK_DIGESTS_BYTES,
     LinkAdmit,
@@ -34,6 +34,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_STAGE_": LinkStage,
     "LINK_CAPTURE_": LinkCapture,
     "LINK_CAPTURING_": LinkCapturing,
+    "LINK_SHARING_": LinkSharing,
     "LINK_SHUTDOWN_": LinkShutdown,
     "LINK_CONDITION_": LinkCondition,
     "LINK_ASKED_": LinkAskedInit,
