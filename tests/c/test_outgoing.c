@@ -28,7 +28,7 @@
 
 static struct guest_states base; /* what the destination has acknowledged */
 
-static pthread_mutex_t *tpm_lock;
+static pthread_mutex_t *the_tpms_lock;
 static bool looks_for_lock;
 static void (*once_let_go)(void);
 
@@ -41,8 +41,8 @@ int pthread_mutex_unlock(pthread_mutex_t *mutex)
     *(void **)&real = dlsym(RTLD_NEXT, "pthread_mutex_unlock");
     int r = real(mutex);
     if (looks_for_lock)
-        tpm_lock = mutex;
-    if (happens && mutex == tpm_lock) {
+        the_tpms_lock = mutex;
+    if (happens && mutex == the_tpms_lock) {
         once_let_go = NULL;
         happens();
     }
