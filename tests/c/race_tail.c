@@ -55,7 +55,7 @@ static void *take_tail(void *unused)
     (void)unused;
     pthread_barrier_wait(&barrier);
     wait_ns(tail.delay_ns);
-    tail.is_taken = blackout_take_tail(blackout, tail.bytes.bytes, tail.bytes.n_bytes);
+    tail.is_taken = blackout_take_tail(blackout, tail.bytes.bytes, tail.bytes.n_bytes) == 0;
     return NULL;
 }
 
