@@ -21,9 +21,8 @@ from vtpmd.daemon import incoming, outgoing, settling
 from vtpmd.daemon.engine import Reply
 from vtpmd.daemon.incoming import Incoming
 from vtpmd.daemon.mobility import Mobility
-from vtpmd.daemon.outgoing import Outgoing
 from vtpmd.daemon.settling import Come, File, Own
-from vtpmd.migration import destination, events, source
+from vtpmd.migration import destination, events
 from vtpmd.store import moving, owner
 from vtpmd.store.incoming import IncomingStates
 from vtpmd.store.moving import MovingFiles
@@ -59,14 +58,6 @@ def _grants_before_the_record(patch: Patch) -> None:
         return handover_step(Handover.FROZEN if is_early else state, event)
 
     patch.setattr(blackout, "handover_step", early)
-
-
-def _forgets_what_it_captured(patch: Patch) -> None:
-    async def wind_up(session: Outgoing) -> None:
-        await Outgoing._wind_up(session)
-        session._images.captured = session._images.sent
-
-    patch.setitem(outgoing._DO, source.Do.WIND_UP, wind_up)
 
 
 def _remembers_no_session(patch: Patch) -> None:
@@ -273,7 +264,6 @@ CANARIES: Final[dict[str, Canary]] = {
     "it is granted before the record says offered": Canary(
         _grants_before_the_record, (schedule.crash,), schedule.HAND_OVER
     ),
-    "what was captured when the guest stopped is not sent": Canary(_forgets_what_it_captured),
     "no session is remembered": Canary(_remembers_no_session),
     "settling is not part of the session": Canary(_settles_in_its_own_time),
     "arming strikes out": Canary(

@@ -603,7 +603,8 @@ class Outgoing:
         if is_early and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
         if not is_early or not self._images.is_offered:
-            await self._capture(LinkCapturing.OFFERS, Meanwhile(self._begin_record))
+            self._begin_record()
+            await self._capture(LinkCapturing.OFFERS)
         if not self._images.is_offered and not is_early:
             raise VtpmdError(
                 "the lane to the destination is gone, or the guest uses its TPM while QEMU takes "
