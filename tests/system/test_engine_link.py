@@ -69,6 +69,7 @@ from vtpmd.daemon.engine import Engine, Reply
 from vtpmd.wire.tpm import Result, StateType
 
 INDEX = 0x01500030
+KINDS = (StateType.PERMANENT, StateType.VOLATILE)
 KEYING = LaneKeying(b"a session's name", bytes(32), bytes(16), bytes(16), is_greeted=True)
 NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
 
@@ -136,10 +137,9 @@ async def sleeping(vtpm: Vtpm) -> tuple[bytes, bytes]:
 
 def whole(states: tuple[bytes, bytes]) -> bytes:
     """Return the payload of STAGE that brings two states of generation 1."""
-    kinds = (StateType.PERMANENT, StateType.VOLATILE)
     records = [
         delta_encode(Image(kind, 0, b""), Image(kind, 1, state))
-        for kind, state in zip(kinds, states, strict=True)
+        for kind, state in zip(KINDS, states, strict=True)
     ]
     return pack_link_records(*records)
 
@@ -265,12 +265,13 @@ def test_tail_is_taken_of_what_has_come_only(tmp_path: Path) -> None:
         with ours, theirs:
             await vtpm.engine.set_lane(theirs.fileno(), KEYING, is_source=False)
             states = await sleeping(vtpm)
-            again = [
-                delta_encode(Image(kind, 1, state), Image(kind, 2, state))
-                for kind, state in zip(
-                    (StateType.PERMANENT, StateType.VOLATILE), states, strict=True
-                )
-            ]
+            again, later = (
+                [
+                    delta_encode(Image(kind, 1, state), Image(kind, to, state))
+                    for kind, state in zip(KINDS, states, strict=True)
+                ]
+                for to in (2, 3)
+            )
             await refused(vtpm, tail_of((1, 1), (1, 1)))
             await vtpm.ask(LinkOperation.STAGE, 0, whole(states))
             altered = bytearray(tail_of((1, 1), (2, 2), *again))
@@ -280,13 +281,14 @@ def test_tail_is_taken_of_what_has_come_only(tmp_path: Path) -> None:
             await refused(vtpm, tail_of((2, 2), (2, 2)))
             await refused(vtpm, tail_of((0, 0), (0, 0)))
             await vtpm.ask(LinkOperation.STAGE, 0, pack_link_records(*again))
-            tail = tail_of((1, 1), (2, 1), again[0], b"")
+            await refused(vtpm, tail_of((1, 1), (2, 1), again[0], b""))
+            tail = tail_of((1, 1), (3, 3), *later)
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
             frame = Lane(KEYING, is_source=True).open(
                 await asyncio.to_thread(receive_exactly, ours, LANE_FRAME_BYTES)
             )
             assert (frame.kind, *frame[2:4]) == (LaneKind.TAKE, *map(whole_digest, states))
-            assert (await vtpm.engine.staged()).generation == 2
+            assert (await vtpm.engine.staged()).generation == 3
 
     with_guest(tmp_path / "state", test)
 
@@ -353,8 +355,7 @@ def test_state_is_given_once_a_tail_is_offered_whatever_is_answered_later(tmp_pa
             await vtpm.ask(LinkOperation.INIT)
             assert await vtpm.command(startup(StartupType.CLEAR)) == 0
             await vtpm.ask(LinkOperation.CAPTURE)
-            kinds = (StateType.PERMANENT, StateType.VOLATILE)
-            base = [vtpm.store.read(kind) for kind in kinds]
+            base = [vtpm.store.read(kind) for kind in KINDS]
             generations = base[0].generation, base[1].generation
             await vtpm.ask(LinkOperation.KEEP_BASE, 0, struct.pack("=QQ", *generations))
             vtpm.engine.answer_by(late)
@@ -371,7 +372,7 @@ def test_state_is_given_once_a_tail_is_offered_whatever_is_answered_later(tmp_pa
             )
             late.ending.set()
             await vtpm.ask(LinkOperation.RECORDED)
-            final = [vtpm.store.read(kind) for kind in kinds]
+            final = [vtpm.store.read(kind) for kind in KINDS]
             assert tail.permanent == b""
             assert delta_apply(base[1], tail.volatile).data == final[1].data
             assert unpack_link_digests(reply.payload) == tuple(
@@ -472,8 +473,7 @@ def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_g
         await vtpm.ask(LinkOperation.INIT)
         assert await vtpm.command(startup(StartupType.CLEAR)) == 0
         await vtpm.ask(LinkOperation.CAPTURE)
-        kinds = (StateType.PERMANENT, StateType.VOLATILE)
-        permanent, volatile = [vtpm.store.read(kind).data for kind in kinds]
+        permanent, volatile = [vtpm.store.read(kind).data for kind in KINDS]
         assert await vtpm.command(nv_define(INDEX, 8)) == 0
         await vtpm.ask(LinkOperation.STOP)
         await vtpm.ask(LinkOperation.STAGE, 0, whole((permanent, volatile)))
