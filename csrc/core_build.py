@@ -36,7 +36,10 @@ HEADERS = [
     "engine/custody.h",
     "engine/handover.cdef.h",
     "engine/handover.h",
+    "engine/image.h",
     "engine/lane.h",
+    "engine/staged.h",
+    "engine/tail.h",
     "engine/unasked.h",
     "image_digest.h",
     "journal_format.h",
@@ -77,6 +80,7 @@ ffibuilder.set_source(
     #include "engine/handover.h"
     #include "engine/lane.h"
     #include "engine/link_types.h"
+    #include "engine/tail.h"
     #include "engine/unasked.h"
     #include "journal_recover.h"
     #include "linear_format.h"

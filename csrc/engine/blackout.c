@@ -212,13 +212,23 @@ static int use_keying(struct blackout *blackout, const struct lane_keying *keyin
     return 0;
 }
 
+/* End the session that has the lane. Returns false if that was granted. */
+static bool withdraw(struct blackout *blackout)
+{
+    if (may(blackout, HANDOVER_WITHDRAW))
+        take(blackout, HANDOVER_WITHDRAW);
+    else if (blackout->state == HANDOVER_GRANTED && !blackout->is_source)
+        end_lane(blackout); /* what was granted was another session's, and stays so */
+    else
+        return false;
+    return true;
+}
+
 /* What a session before has left is not the next one's. Returns false if it was granted to this
  * host. */
 static bool end_session(struct blackout *blackout)
 {
-    if (may(blackout, HANDOVER_WITHDRAW))
-        take(blackout, HANDOVER_WITHDRAW);
-    else if (blackout->state != HANDOVER_GRANTED)
+    if (!withdraw(blackout) && blackout->state != HANDOVER_GRANTED)
         return false;
     incoming_deinit(&blackout->incoming);
     return true;
@@ -288,22 +298,14 @@ TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool
     return result;
 }
 
-/* What has come may not change any more: the TPM that was started from it is, or will be, the
- * vTPM. */
-static bool has_taken(const struct blackout *blackout)
-{
-    enum handover_state state = blackout->state;
-
-    return state == HANDOVER_TAKING || state == HANDOVER_WAITING || state == HANDOVER_ENTITLED ||
-           state == HANDOVER_STARTED;
-}
-
 TPM_RESULT blackout_stage(struct blackout *blackout, const struct staged_records *records,
                           const enum link_shutdown *said)
 {
     locked(blackout);
-    return has_taken(blackout) ? TPM_BAD_ORDINAL
-                               : incoming_stage(&blackout->incoming, blackout->tpm, records, said);
+    /* What a tail was taken for changes no more. */
+    if (handover_has_taken(blackout->state))
+        return TPM_BAD_ORDINAL;
+    return incoming_stage(&blackout->incoming, blackout->tpm, records, said);
 }
 
 TPM_RESULT blackout_get_staged(struct blackout *blackout, struct message *answer)
@@ -327,7 +329,7 @@ TPM_RESULT blackout_get_staged(struct blackout *blackout, struct message *answer
 TPM_RESULT blackout_forget(struct blackout *blackout, bool goes_on, bool has_given)
 {
     locked(blackout);
-    if (has_taken(blackout))
+    if (handover_has_taken(blackout->state))
         return TPM_BAD_ORDINAL;
     if (!goes_on) {
         incoming_deinit(&blackout->incoming);
@@ -356,13 +358,7 @@ TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *bef
 {
     locked(blackout);
     *before = blackout->state;
-    if (may(blackout, HANDOVER_WITHDRAW))
-        take(blackout, HANDOVER_WITHDRAW);
-    else if (blackout->state == HANDOVER_GRANTED && !blackout->is_source)
-        end_lane(blackout); /* what was granted was another session's, and stays so */
-    else
-        return TPM_BAD_ORDINAL;
-    return TPM_SUCCESS;
+    return withdraw(blackout) ? TPM_SUCCESS : TPM_BAD_ORDINAL;
 }
 
 /* While INIT waits, the lane is that thread's: of two that wait for a frame the one that does not
@@ -487,7 +483,7 @@ bool blackout_give_tail(struct blackout *blackout, struct message *answer)
     return true;
 }
 
-/* Have the TPM on standby be what the tail ends at. Returns 0 or an enum tail_refusal. */
+/* Have the TPM on standby be what the tail ends at. Returns 0 or an enum link_tail. */
 static int follow(struct blackout *blackout, const uint8_t *bytes, size_t n_bytes)
 {
     cleanup(tail_deinit) struct tail tail = {0};
@@ -495,9 +491,9 @@ static int follow(struct blackout *blackout, const uint8_t *bytes, size_t n_byte
 
     int r = tail_open(blackout->cipher, bytes, n_bytes, &tail);
     if (r != 0)
-        return r < 0 ? TAIL_NOT_NEXT : r;
+        return r < 0 ? LINK_TAIL_NOT_NEXT : r;
     if (incoming_follow(incoming, blackout->tpm, &tail) != TPM_SUCCESS)
-        return TAIL_NOT_NEXT;
+        return LINK_TAIL_NOT_NEXT;
     blackout->digests = incoming->digests;
     blackout->told = (struct link_handover){
         .start_us = incoming->start_us,
@@ -513,7 +509,7 @@ int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t ta
 
     locked(blackout);
     if (!blackout->lane || blackout->is_source || !may(blackout, HANDOVER_TAIL))
-        return TAIL_UNEXPECTED;
+        return LINK_TAIL_UNEXPECTED;
     int r = follow(blackout, tail, tail_bytes);
     if (r != 0)
         return r;

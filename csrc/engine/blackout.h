@@ -104,7 +104,7 @@ bool blackout_is_armed(struct blackout *blackout);
 bool blackout_give_tail(struct blackout *blackout, struct message *answer);
 
 /* Take the tail of the session that has the lane: the TPM is on standby then, from what that ends
- * at. Returns 0, or why it is of no use: enum tail_refusal. */
+ * at. Returns 0, or why it is of no use: enum link_tail. */
 int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes);
 
 /* Wait for the Grant. Returns false if no tail was taken: it is not for the blackout to say. Else

@@ -1,7 +1,8 @@
-/* The engine's codecs without I/O, control.h, blob.h and swtpm_format.h, as tests hold them against
- * the documents, and blobs against Python's; and unasked.h, which the simulator goes by. Only tests
- * use them: an extension of their own would cost a third build, and they are some kilobytes. cffi
- * reads this file; the compiler holds it against those headers, and works out each `...`. */
+/* The engine's codecs without I/O, control.h, blob.h and swtpm_format.h, and the limits of tail.h,
+ * as tests hold them against the documents, and blobs against Python's; and unasked.h, which the
+ * simulator goes by. Only tests use them: an extension of their own would cost a third build, and
+ * they are some kilobytes. cffi reads this file; the compiler holds it against those headers, and
+ * works out each `...`. */
 
 struct iovec {
     void *iov_base;
@@ -23,6 +24,10 @@ struct iovec {
 #define CONTROL_CONFIG_FILE_KEY ...
 
 enum control_verdict { CONTROL_NEED_DATA, CONTROL_REQUEST, CONTROL_REFUSED, CONTROL_CLOSED };
+
+#define TAIL_VERSION ...
+#define TAIL_HEADER_BYTES ...
+#define TAIL_BYTES_MAX ...
 
 struct control_command {
     const char *name;

@@ -133,3 +133,9 @@ bool handover_has_given(enum handover_state state)
 {
     return state == HANDOVER_GIVEN || state == HANDOVER_WANTED || state == HANDOVER_FROZEN;
 }
+
+bool handover_has_taken(enum handover_state state)
+{
+    return state == HANDOVER_TAKING || state == HANDOVER_WAITING || state == HANDOVER_ENTITLED ||
+           state == HANDOVER_STARTED;
+}

@@ -29,6 +29,9 @@ bool handover_has_tail(enum handover_state state);
 /* True if it has got one, and the vTPM has not been granted for it. */
 bool handover_has_given(enum handover_state state);
 
+/* True if it has brought one here: what the TPM was started from is, or will be, the vTPM. */
+bool handover_has_taken(enum handover_state state);
+
 enum {
     HANDOVER_N_STATES = HANDOVER_STARTED + 1,
     HANDOVER_N_EVENTS = HANDOVER_TIMED_OUT + 1,

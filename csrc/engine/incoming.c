@@ -74,27 +74,14 @@ TPM_RESULT incoming_stage(struct incoming *incoming, struct tpm *tpm,
     return r < 0 ? result_of(r) : start(incoming, tpm, said);
 }
 
-static bool is_on_standby(struct tpm *tpm)
+/* Return true if the TPM is on: on standby, or in use. */
+static bool is_on(struct tpm *tpm, bool on_standby)
 {
     enum tpm_custody custody;
     enum tpm_power power;
 
     tpm_look(tpm, &power, &custody);
-    return power == TPM_ON && custody == TPM_STANDBY;
-}
-
-static bool is_held(const struct incoming *incoming, struct tpm *tpm)
-{
-    return incoming->is_held && is_on_standby(tpm);
-}
-
-static bool is_in_use(struct tpm *tpm)
-{
-    enum tpm_custody custody;
-    enum tpm_power power;
-
-    tpm_look(tpm, &power, &custody);
-    return power == TPM_ON && custody != TPM_STANDBY;
+    return power == TPM_ON && (custody == TPM_STANDBY) == on_standby;
 }
 
 /* Return true if a tail continues what was there before the last round, and has what that had. */
@@ -125,9 +112,9 @@ TPM_RESULT incoming_follow(struct incoming *incoming, struct tpm *tpm, const str
     enum link_shutdown said = tail->power;
     bool is_there = staged_is(&incoming->staged, tail->permanent_to, tail->volatile_to);
 
-    if (is_there && incoming->said == said && is_held(incoming, tpm))
+    if (is_there && incoming->is_held && incoming->said == said && is_on(tpm, true))
         return TPM_SUCCESS;
-    if (is_in_use(tpm) || !tail_is_consistent(tail))
+    if (is_on(tpm, false) || !tail_is_consistent(tail))
         return TPM_BAD_ORDINAL;
     int r = is_there ? 0 : take_records(&incoming->staged, tail);
     return r < 0 ? result_of(r) : start(incoming, tpm, &said);

@@ -97,8 +97,7 @@ enum link_operation {
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
                            greeted each other on */
-    LINK_LET_GO = 60,   /* what was offered has changed, unless QEMU has got the tail; what was
-                           staged will, unless QEMU has brought it */
+    LINK_LET_GO = 60,   /* what was offered has changed, unless QEMU has got the tail */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */
     LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
@@ -120,7 +119,7 @@ enum link_question {
                                 the engine goes on: the answer counts no more */
     LINK_ASK_BLOB = 67,      /* a state that is no tail has come; argument: state type; the answer
                                 has taken it, by LINK_TAKE_BLOB */
-    LINK_ASK_TAIL = 68,      /* a tail has come that is of no use; argument: enum tail_refusal; the
+    LINK_ASK_TAIL = 68,      /* a tail has come that is of no use; argument: enum link_tail; the
                                 answer says with what it is refused */
     LINK_ASK_CONNECTED = 69, /* there is a new data socket, of another QEMU */
     LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
@@ -180,14 +179,14 @@ enum link_admit {
 };
 
 /* Why a tail is of no use (tail.h). */
-enum tail_refusal {
-    TAIL_CUT = 1,           /* shorter, or longer, than any tail */
-    TAIL_FORMAT = 2,        /* another version, or flags that nobody knows */
-    TAIL_OTHER_SESSION = 3, /* an old one, or another vTPM's */
-    TAIL_FORGED = 4,        /* altered on its way, or for another VM */
-    TAIL_IMPOSSIBLE = 5,    /* sealed by the source, and not as a tail is made */
-    TAIL_NOT_NEXT = 6,      /* it does not continue what has come, or libtpms does not take it */
-    TAIL_UNEXPECTED = 7,    /* no session is there to bring one */
+enum link_tail {
+    LINK_TAIL_CUT = 1,           /* shorter, or longer, than any tail */
+    LINK_TAIL_FORMAT = 2,        /* another version, or flags that nobody knows */
+    LINK_TAIL_OTHER_SESSION = 3, /* an old one, or another vTPM's */
+    LINK_TAIL_FORGED = 4,        /* altered on its way, or for another VM */
+    LINK_TAIL_IMPOSSIBLE = 5,    /* sealed by the source, and not as a tail is made */
+    LINK_TAIL_NOT_NEXT = 6,   /* it does not continue what has come, or libtpms does not take it */
+    LINK_TAIL_UNEXPECTED = 7, /* no session is there to bring one */
 };
 
 /* What LINK_CAPTURE is told. */

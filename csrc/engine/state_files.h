@@ -23,9 +23,10 @@ int state_file_prepare(struct state_files *files, const struct image *image,
 int state_file_publish(struct state_files *files);
 
 /* Or remove it, if it is there. */
+void state_file_discard(struct state_files *files);
+
 /* Return 0 if it is there, or a negative errno. */
 int state_file_find(struct state_files *files);
-void state_file_discard(struct state_files *files);
 
 /* Prepare it, as that of this vTPM, and publish it. */
 int state_file_write(struct state_files *files, const struct image *image, bool is_continued);

@@ -188,12 +188,12 @@ static int check_header(const struct tail_cipher *cipher, const uint8_t *bytes, 
 {
     if (n_bytes < TAIL_HEADER_BYTES + CONTENT_BYTES_MIN + AEAD_TAG_BYTES ||
         n_bytes > TAIL_BYTES_MAX)
-        return TAIL_CUT;
+        return LINK_TAIL_CUT;
     if (!tail_is(bytes, n_bytes) || get_be16(bytes + AT_VERSION) != TAIL_VERSION ||
         get_be16(bytes + AT_FLAGS) != 0)
-        return TAIL_FORMAT;
+        return LINK_TAIL_FORMAT;
     bool is_of_session = memcmp(bytes + AT_SESSION, cipher->session, LANE_SESSION_BYTES) == 0;
-    return is_of_session ? 0 : TAIL_OTHER_SESSION;
+    return is_of_session ? 0 : LINK_TAIL_OTHER_SESSION;
 }
 
 /* Returns what follows on a record, or NULL: the content ends before that. */
@@ -220,7 +220,7 @@ static int decode(const uint8_t *header, struct tail *tail)
     const uint8_t *at =
         get_record(tail->content + 1, end, &records->permanent, &records->permanent_bytes);
     at = get_record(at, end, &records->following, &records->following_bytes);
-    return at == end && tail->power <= LINK_SHUTDOWN_STATE ? 0 : TAIL_IMPOSSIBLE;
+    return at == end && tail->power <= LINK_SHUTDOWN_STATE ? 0 : LINK_TAIL_IMPOSSIBLE;
 }
 
 static int decrypt(struct tail_cipher *cipher, const uint8_t *bytes, struct tail *tail)
@@ -237,7 +237,7 @@ static int decrypt(struct tail_cipher *cipher, const uint8_t *bytes, struct tail
     int r =
         aead_open_with(cipher->aead, bytes + AT_NONCE, (uint8_t *)&associated, sizeof(associated),
                        tail->content, tail->content_bytes, sealed + tail->content_bytes);
-    return r == AEAD_FORGED ? TAIL_FORGED : r;
+    return r == AEAD_FORGED ? LINK_TAIL_FORGED : r;
 }
 
 int tail_open(struct tail_cipher *cipher, const uint8_t *bytes, size_t n_bytes, struct tail *tail)

@@ -65,8 +65,8 @@ void tail_cipher_free(struct tail_cipher *cipher);
 int tail_seal(struct tail_cipher *cipher, const struct tail *tail, uint8_t **bytes,
               size_t *n_bytes);
 
-/* Open a tail. Returns 0, and the caller ends it; or up to TAIL_IMPOSSIBLE of enum tail_refusal, or
- * -ENOMEM, and then it is empty. */
+/* Open a tail. Returns 0, and the caller ends it; or up to LINK_TAIL_IMPOSSIBLE of enum link_tail,
+ * or -ENOMEM, and then it is empty. */
 int tail_open(struct tail_cipher *cipher, const uint8_t *bytes, size_t n_bytes, struct tail *tail);
 
 /* Return true if the records lead from where the tail says that it begins to where it says that it

@@ -49,7 +49,6 @@ PHASES = {
     "source: write the owner record",
     "source: capture",
     "source: encode",
-    "source: seal",
     "source: retire",
     "destination: apply the tail",
     "destination: wait for the grant",

@@ -113,7 +113,7 @@ static int open_with(struct tail_cipher *cipher, const uint8_t *bytes, size_t n_
     return r;
 }
 
-static void is_refused(const uint8_t *bytes, size_t n_bytes, enum tail_refusal refusal)
+static void is_refused(const uint8_t *bytes, size_t n_bytes, enum link_tail refusal)
 {
     struct tail tail;
 
@@ -213,9 +213,9 @@ static void no_altered_bit_opens(void **state)
     for (size_t bit = 0; bit < 8 * sealed.n_bytes; bit++) {
         sealed.bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
         is_refused(sealed.bytes, sealed.n_bytes,
-                   bit / 8 < 12   ? TAIL_FORMAT
-                   : bit / 8 < 28 ? TAIL_OTHER_SESSION
-                                  : TAIL_FORGED);
+                   bit / 8 < 12   ? LINK_TAIL_FORMAT
+                   : bit / 8 < 28 ? LINK_TAIL_OTHER_SESSION
+                                  : LINK_TAIL_FORGED);
         sealed.bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
     }
     free(sealed.bytes);
@@ -230,9 +230,9 @@ static void no_part_of_a_tail_is_one(void **state)
     (void)state;
     assert_non_null(longer);
     memcpy(longer, sealed.bytes, sealed.n_bytes);
-    is_refused(longer, sealed.n_bytes + 1, TAIL_FORGED);
+    is_refused(longer, sealed.n_bytes + 1, LINK_TAIL_FORGED);
     for (size_t n = 0; n < sealed.n_bytes; n++)
-        is_refused(sealed.bytes, n, n < 72 + 9 + 16 ? TAIL_CUT : TAIL_FORGED);
+        is_refused(sealed.bytes, n, n < 72 + 9 + 16 ? LINK_TAIL_CUT : LINK_TAIL_FORGED);
     free(longer);
     free(sealed.bytes);
 }
@@ -243,12 +243,12 @@ static void a_tail_of_anyone_else_does_not_open(void **state)
     struct sealed sealed = seal(&tail);
     const struct {
         size_t at;
-        enum tail_refusal refusal;
+        enum link_tail refusal;
     } others[] = {
-        {offsetof(struct lane_keying, session), TAIL_OTHER_SESSION},
-        {offsetof(struct lane_keying, key), TAIL_FORGED},
-        {offsetof(struct lane_keying, uuid) + LANE_UUID_BYTES - 1, TAIL_FORGED},
-        {offsetof(struct lane_keying, lineage) + LANE_LINEAGE_BYTES - 1, TAIL_FORGED},
+        {offsetof(struct lane_keying, session), LINK_TAIL_OTHER_SESSION},
+        {offsetof(struct lane_keying, key), LINK_TAIL_FORGED},
+        {offsetof(struct lane_keying, uuid) + LANE_UUID_BYTES - 1, LINK_TAIL_FORGED},
+        {offsetof(struct lane_keying, lineage) + LANE_LINEAGE_BYTES - 1, LINK_TAIL_FORGED},
     };
 
     (void)state;
@@ -275,7 +275,7 @@ static void another_session_s_name_on_a_tail_does_not_help(void **state)
     keying.session[0]++;
     struct tail_cipher *other = make(&keying);
     sealed.bytes[12]++;
-    assert_int_equal(open_with(other, sealed.bytes, sealed.n_bytes, &opened), TAIL_FORGED);
+    assert_int_equal(open_with(other, sealed.bytes, sealed.n_bytes, &opened), LINK_TAIL_FORGED);
     tail_cipher_free(other);
     free(sealed.bytes);
 }
@@ -306,13 +306,13 @@ static void what_the_source_seals_is_a_tail_or_refused(void **state)
         size_t n = cases[i].content_bytes;
         uint8_t *sealed =
             tail_seal_apart(&a_keying, right.bytes, (const uint8_t *)cases[i].content, n);
-        is_refused(sealed, TAIL_HEADER_BYTES + n + 16, TAIL_IMPOSSIBLE);
+        is_refused(sealed, TAIL_HEADER_BYTES + n + 16, LINK_TAIL_IMPOSSIBLE);
         free(sealed);
     }
     for (size_t n = 0; n < 9; n++) {
         static const uint8_t zeros[9];
         uint8_t *sealed = tail_seal_apart(&a_keying, right.bytes, zeros, n);
-        is_refused(sealed, TAIL_HEADER_BYTES + n + 16, TAIL_CUT);
+        is_refused(sealed, TAIL_HEADER_BYTES + n + 16, LINK_TAIL_CUT);
         free(sealed);
     }
     free(right.bytes);
@@ -363,7 +363,7 @@ static void limits_are_those_of_what_qemu_brings(void **state)
     are_equal(&opened, &tail);
     tail_deinit(&opened);
     memcpy(bytes, sealed.bytes, sealed.n_bytes);
-    is_refused(bytes, TAIL_BYTES_MAX + 1, TAIL_CUT);
+    is_refused(bytes, TAIL_BYTES_MAX + 1, LINK_TAIL_CUT);
     free(sealed.bytes);
     tail.records.following_bytes++;
     sealed = (struct sealed){0};
@@ -380,7 +380,7 @@ static void what_was_refused_does_not_end_the_cipher(void **state)
 
     (void)state;
     sealed.bytes[sealed.n_bytes - 1]++;
-    is_refused(sealed.bytes, sealed.n_bytes, TAIL_FORGED);
+    is_refused(sealed.bytes, sealed.n_bytes, LINK_TAIL_FORGED);
     sealed.bytes[sealed.n_bytes - 1]--;
     assert_int_equal(open_with(destination, sealed.bytes, sealed.n_bytes, &opened), 0);
     are_equal(&opened, &tail);

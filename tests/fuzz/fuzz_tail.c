@@ -74,15 +74,15 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 /* Not derived from the code under test. */
 
-static enum tail_refusal refusal_of(const uint8_t *bytes, size_t n_bytes)
+static enum link_tail refusal_of(const uint8_t *bytes, size_t n_bytes)
 {
     static const uint8_t begins[12] = "VTPMTAIL\0\3\0";
 
     if (n_bytes < HEADER_BYTES + CONTENT_BYTES_MIN + TAG_BYTES || n_bytes > 512 << 10)
-        return TAIL_CUT;
+        return LINK_TAIL_CUT;
     if (memcmp(bytes, begins, sizeof(begins)) != 0)
-        return TAIL_FORMAT;
-    return memcmp(bytes + 12, keying.session, 16) != 0 ? TAIL_OTHER_SESSION : TAIL_FORGED;
+        return LINK_TAIL_FORMAT;
+    return memcmp(bytes + 12, keying.session, 16) != 0 ? LINK_TAIL_OTHER_SESSION : LINK_TAIL_FORGED;
 }
 
 struct content {
@@ -330,7 +330,9 @@ static void fuzz_content(const uint8_t *data, size_t n_data)
         make_checksums_right(&said);
     uint8_t *sealed = tail_seal_apart(&keying, header, content, n_content);
     int r = tail_open(cipher, sealed, n_sealed, &tail);
-    check(r == (said.is_one ? 0 : n_content < CONTENT_BYTES_MIN ? TAIL_CUT : TAIL_IMPOSSIBLE));
+    check(r == (said.is_one                     ? 0
+                : n_content < CONTENT_BYTES_MIN ? LINK_TAIL_CUT
+                                                : LINK_TAIL_IMPOSSIBLE));
     if (r == 0) {
         check_opened(&tail, &said, content[0]);
         seal_again(&tail, sealed, n_sealed);

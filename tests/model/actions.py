@@ -357,7 +357,7 @@ def _stages(world: World, wanted: destination.Stage) -> World:
 
 
 def _is_taken(world: World) -> bool:
-    """has_taken(): of what was staged the engine has started what will be the vTPM."""
+    """handover_has_taken(): of what was staged the engine has started what will be the vTPM."""
     return world.d.engine in TAIL_TAKEN
 
 

@@ -103,7 +103,7 @@ class Blackout:
 
     @property
     def has_taken(self) -> bool:
-        """has_taken()."""
+        """handover_has_taken()."""
         return self.state in TAIL_TAKEN
 
     def unstaged(self) -> None:

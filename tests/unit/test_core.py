@@ -45,7 +45,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_END_WITH_": LinkEnd,
     "LINK_STATE_": StateType,
     "TPM_": LinkCustody,
-    "TAIL_": TailRefusal,
+    "LINK_TAIL_": TailRefusal,
 }
 QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
 LIMITS = ("LINK_PAYLOAD_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")

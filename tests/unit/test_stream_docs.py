@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from tests.support import tail
+from vtpmd._core import lib
 from vtpmd.core.handover import Handover, HandoverAction, HandoverEvent, handover_step
 from vtpmd.daemon import asking, incoming, lane, outgoing, peer_server
 from vtpmd.migration import destination, events, source
@@ -114,4 +115,8 @@ def test_tail() -> None:
     assert sum(rows[-1]) == tail.HEADER.size
     version = next(field for offset, _, field in table("The tail") if offset == "8")
     assert version == f"version, {tail.VERSION}"
+    # The engine's, of which this is an implementation apart.
+    assert tail.VERSION == lib.TAIL_VERSION
+    assert tail.HEADER.size == lib.TAIL_HEADER_BYTES
+    assert tail.TAIL_BYTES_MAX == lib.TAIL_BYTES_MAX
     assert [size for _, size in rows] == [8, 2, 2, peer.SESSION_BYTES, 8, 8, 8, 8, tail.NONCE_BYTES]

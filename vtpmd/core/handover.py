@@ -29,8 +29,6 @@ WITH_TAIL: Final = (Handover.PREPARED, Handover.OFFERED)
 WITHOUT_GRANT: Final = (Handover.GIVEN, Handover.WANTED, Handover.FROZEN)
 # QEMU has brought one, and the TPM was started from what it ends at.
 TAIL_TAKEN: Final = (Handover.TAKING, Handover.WAITING, Handover.ENTITLED, Handover.STARTED)
-# It has got one.
-TAIL_GIVEN: Final = (*WITHOUT_GRANT, Handover.RETIRING, Handover.GRANTED)
 
 
 class HandoverEvent(IntEnum):

@@ -53,15 +53,15 @@ class LinkAskedInit(IntFlag):
 
 
 class TailRefusal(IntEnum):
-    """Why a tail is of no use (``enum tail_refusal``)."""
+    """Why a tail is of no use (``enum link_tail``)."""
 
-    CUT = lib.TAIL_CUT
-    FORMAT = lib.TAIL_FORMAT
-    OTHER_SESSION = lib.TAIL_OTHER_SESSION
-    FORGED = lib.TAIL_FORGED
-    IMPOSSIBLE = lib.TAIL_IMPOSSIBLE
-    NOT_NEXT = lib.TAIL_NOT_NEXT
-    UNEXPECTED = lib.TAIL_UNEXPECTED
+    CUT = lib.LINK_TAIL_CUT
+    FORMAT = lib.LINK_TAIL_FORMAT
+    OTHER_SESSION = lib.LINK_TAIL_OTHER_SESSION
+    FORGED = lib.LINK_TAIL_FORGED
+    IMPOSSIBLE = lib.LINK_TAIL_IMPOSSIBLE
+    NOT_NEXT = lib.LINK_TAIL_NOT_NEXT
+    UNEXPECTED = lib.LINK_TAIL_UNEXPECTED
 
 
 class LinkCondition(IntFlag):

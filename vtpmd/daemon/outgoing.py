@@ -493,11 +493,9 @@ class Outgoing:
         if reply.argument & LinkCapture.CHANGED or is_first:
             self._images.capture(self._owner.store)
         if reply.argument & LinkCapture.OFFERED:
-            self._note_offered(*unpack_link_digests(reply.payload))
-
-    def _note_offered(self, permanent: bytes, volatile: bytes) -> None:
-        self._images.note_offered()
-        self.digests = {"permanent": permanent.hex(), "volatile": volatile.hex()}
+            digests = unpack_link_digests(reply.payload)
+            self._images.note_offered()
+            self.digests = {name: digest.hex() for name, digest in digests._asdict().items()}
 
     async def _keep_base(self) -> None:
         self._images.note_acknowledged()
