@@ -15,7 +15,7 @@ from tests.harness.fake_peer import hello
 from vtpmd.core import Image, LinkOperation
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.handover import Handover
-from vtpmd.core.link import LinkCondition, LinkCustody
+from vtpmd.core.link import LinkCondition, LinkCustody, LinkHandover
 from vtpmd.daemon.engine import Meanwhile, Reply
 from vtpmd.daemon.images import NOTHING
 from vtpmd.daemon.mobility import Mobility
@@ -172,6 +172,60 @@ def test_invariant_2_granted_state_that_the_disk_did_not_take_is_written_first(
         return engine
 
     assert_has_all(asyncio.run(move()).found)
+
+
+class Overtaking(Granted):
+    """One that QEMU has brought the tail to, which has what a round brings, or more."""
+
+    def __init__(self, files: MovingFiles) -> None:
+        super().__init__(files)
+        self.refuses: tuple[LinkOperation, ...] = ()
+        self.asked: list[LinkOperation] = []
+
+    async def request(
+        self,
+        operation: LinkOperation,
+        argument: int = 0,
+        payload: bytes = b"",
+        meanwhile: Meanwhile | None = None,
+    ) -> Reply:
+        self.asked.append(operation)
+        reply = await super().request(operation, argument, payload, meanwhile)
+        if operation in self.refuses:
+            return Reply(Result.BAD_ORDINAL, Handover.TAKING, bytearray())
+        return reply
+
+
+@pytest.mark.parametrize("is_last", [0, 1])
+@pytest.mark.parametrize("refused", [LinkOperation.STAGE, LinkOperation.FORGET_STATE])
+def test_round_that_the_tail_has_overtaken_ends_nothing(
+    files: MovingFiles, is_last: int, refused: LinkOperation
+) -> None:
+    """It is granted, and what it has is in the file before the first command is executed."""
+
+    async def move() -> tuple[Any, Any, Connection]:
+        engine: Any = Overtaking(files)
+        connection = Connection()
+        session = await _receiving(mobility(files, engine), connection)
+        await _bring(session, NOTHING.permanent, BASE, is_last=0)
+        if refused is LinkOperation.FORGET_STATE:  # it is on standby, which is let go of first
+            await session._take_message(peer.Stopped(SESSION))
+        engine.refuses = (refused,)
+        await _bring(session, BASE, LAST, is_last=is_last)
+        assert session.state is State.TAKING
+        told = LinkHandover(
+            SESSION, False, 0, 0, 0, 0, 0, 0, (LAST.generation, VOLATILE.generation)
+        )
+        await session.told(Handover.TAKING, told)
+        await session.told(Handover.STARTED, told)
+        await session.init_answered()
+        return engine, session, connection
+
+    engine, session, connection = asyncio.run(move())
+    assert session.state is State.SETTLED
+    assert LinkOperation.WITHDRAW not in engine.asked
+    assert not any(isinstance(each, peer.Refuse) for each in connection.said)
+    assert_has_all(engine.found)
 
 
 async def _receiving(moving: Mobility, connection: Any) -> Any:
