@@ -61,6 +61,31 @@ static TPM_RESULT do_load_state(struct link *link, struct message *request,
                           request->header.payload_bytes);
 }
 
+static TPM_RESULT do_set_profile(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    uint32_t n_bytes = request->header.payload_bytes;
+
+    (void)response;
+    if (n_bytes == 0 || request->payload[n_bytes - 1] != '\0')
+        return TPM_BAD_PARAMETER;
+    return tpm_set_profile(link->tpm, (const char *)request->payload);
+}
+
+static TPM_RESULT do_get_info(struct link *link, struct message *request, struct message *response)
+{
+    char *info = tpm_get_info(link->tpm, request->header.argument);
+    size_t n_bytes = info ? strlen(info) : 0;
+
+    if (!info || n_bytes > LINK_PAYLOAD_BYTES_MAX) {
+        free(info);
+        return TPM_FAIL;
+    }
+    response->payload = (uint8_t *)info;
+    response->header.payload_bytes = (uint32_t)n_bytes;
+    return TPM_SUCCESS;
+}
+
 static bool get_lineage(const struct message *request, struct checkpoint_lineage *lineage)
 {
     struct link_lineage says;
@@ -574,6 +599,7 @@ static const operation operations[] = {
     [LINK_LOAD_STATE] = do_load_state,
     [LINK_EXECUTE] = do_execute,
     [LINK_SERVE_DATA] = do_serve_data,
+    [LINK_SET_PROFILE] = do_set_profile,
     [LINK_GET_CONDITION] = do_get_condition,
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,
@@ -587,6 +613,7 @@ static const operation operations[] = {
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_GET_LINEAGE] = do_get_lineage,
+    [LINK_GET_INFO] = do_get_info,
     [LINK_RETIRE] = do_retire,
     [LINK_UNRETIRE] = do_unretire,
     [LINK_AWAIT] = do_await,

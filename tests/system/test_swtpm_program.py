@@ -269,7 +269,9 @@ def test_what_cannot_be_served_is_refused_with_1(place: Place, options: list[str
         ["--log", "file=/nowhere/log"],
         ["--tpmstate", "dir=nowhere"],
         ["--tpmstate", "backend-uri=bogus://x"],
-        ["--profile", "name=default-v1"],
+        ["--profile", "name=bogus"],
+        ["--profile", "file=/nowhere/profile"],
+        ["--profile", "remove-disabled=check"],
         ["--migration-key", "file=/nowhere/key"],
     ],
     ids=" ".join,
@@ -309,3 +311,6 @@ def test_capabilities_are_among_swtpms_and_in_its_order() -> None:
     common = [feature for feature in theirs["features"] if feature in ours["features"]]
     assert [feature for feature in ours["features"] if feature in theirs["features"]] == common
     assert {"tpm-2.0", "rsa-keysize-2048", "cmdarg-pwd-fd"} <= set(ours["features"])
+    # From 0.10 on, as libtpms.
+    assert ours.get("profiles") == theirs.get("profiles")
+    assert ("profiles" in ours) == ("cmdarg-profile" in ours["features"])
