@@ -22,6 +22,7 @@
 #include "io.h"
 #include "journal.h"
 #include "lane.h"
+#include "library.h"
 #include "linear.h"
 #include "message.h"
 #include "nvram.h"
@@ -680,11 +681,13 @@ int link_greet(int fd)
         char bytes[CMSG_SPACE(sizeof(shared))];
     } control = {0};
     struct link_ready ready = {TPMLIB_GetVersion(), version_now()->number};
-    struct link_header says = {LINK_READY, .payload_bytes = sizeof(ready)};
-    struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}};
+    struct link_header says = {.operation = LINK_READY};
+    char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)LIBRARY_INFO_AVAILABLE_PROFILES);
+    size_t info_bytes = info ? strlen(info) : 0;
+    struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}, {info, info_bytes}};
     struct msghdr header = {
         .msg_iov = vectors,
-        .msg_iovlen = 2,
+        .msg_iovlen = sizeof(vectors) / sizeof(*vectors),
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
@@ -694,8 +697,11 @@ int link_greet(int fd)
     first->cmsg_type = SCM_RIGHTS;
     first->cmsg_len = CMSG_LEN(sizeof(shared));
     memcpy(CMSG_DATA(first), shared, sizeof(shared));
+    says.payload_bytes = (uint32_t)(sizeof(ready) + info_bytes);
     /* It is the first, and has room. */
-    return sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+    int r = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+    free(info);
+    return r;
 }
 
 /* The record is complete and stays so: what wrote it has sealed it. */

@@ -21,7 +21,8 @@
 
 enum link_operation {
     LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: struct
-                       link_ready; with descriptors, enum link_shared, and, if that is
+                       link_ready, and JSON without a NUL: the profiles that TPMLIB_GetInfo()
+                       knows; with descriptors, enum link_shared, and, if that is
                        wanted (SO_PASSCRED), the engine's process number */
 
     /* Of the boot record alone. */

@@ -13,10 +13,11 @@ from vtpmd import core
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.wire import greeting, peer
 from vtpmd.wire.greeting import Greeting
+from vtpmd.wire.state_level import UNKNOWN, Needs
 
 TIMEOUT_S = 20.0
 RECEIVE_BYTES_MAX = 1 << 16
-WELCOME = peer.Welcome(peer.VERSION, 0, peer.Following.NOT_ASKED_FOR)
+WELCOME = peer.Welcome(peer.VERSION, peer.Following.NOT_ASKED_FOR)
 NO_UUID = bytes(peer.UUID_BYTES)
 HELLO = LaneFrame(LaneKind.HELLO)
 LINEAGE = b"of a fake peer's"  # its vTPM's identity
@@ -25,7 +26,7 @@ Wanted = TypeVar("Wanted", bound=peer.Message)
 
 
 def hello(
-    libtpms_version: int = 0, session: bytes | None = None, lineage: bytes = LINEAGE
+    needs: Needs = UNKNOWN, session: bytes | None = None, lineage: bytes = LINEAGE
 ) -> peer.Hello:
     """Return a Hello that a destination welcomes."""
     return peer.Hello(
@@ -35,7 +36,8 @@ def hello(
         uuid=NO_UUID,
         lineage=lineage,
         tpm_version=2,
-        libtpms_version=libtpms_version,
+        format_level=needs.level,
+        profile=needs.profile.encode(),
         image_bytes_max=core.IMAGE_BYTES_MAX,
     )
 

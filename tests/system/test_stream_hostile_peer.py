@@ -231,7 +231,7 @@ LIES: dict[str, Lie] = {
     "key-before-hello": at_once(peer.Key(KEY)),
     "record-before-hello": at_once(peer.Record(b"")),
     "hello-twice": after_welcome(hello()),
-    "welcome-from-a-source": after_welcome(peer.Welcome(1, 0, 0)),
+    "welcome-from-a-source": after_welcome(peer.Welcome(1, 0)),
     "ack-from-a-source": after_welcome(peer.Ack(1, 7, 9)),
     "released-from-a-source": after_welcome(peer.Released(bytes(16))),
     "kept-from-a-source": after_welcome(peer.Kept(bytes(16))),

@@ -142,7 +142,8 @@ def test_invariant_13_one_is_never_taken_for_the_other(lab: Lab, *, is_reversed:
     assert event["event"] == "VTPM_FALL_BACK"
     words = [version.facts.word for version in TpmVersion]
     first, second = reversed(words) if is_reversed else words
-    assert f"its TPM is a TPM {first}, the one here a TPM {second}" in event["data"]["reason"]
+    refusal = f"the source has a TPM {first}, the destination a TPM {second}: "
+    assert refusal in event["data"]["reason"]
     with pytest.raises(ControlError):
         destination.guest.load(source.guest.save())
     source.guest.resume()

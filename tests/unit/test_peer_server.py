@@ -73,9 +73,9 @@ class FakeSessions:
         """Say Welcome to whatever the source says, until it leaves."""
         del decoder
         self.n_welcomed += 1
-        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
+        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
         while await connection.stream.read():
-            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
+            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
 
     async def take_lane(self, accepted: socket.socket, greets: Greeting) -> None:
         """Answer whoever has the key."""

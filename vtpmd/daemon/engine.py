@@ -151,7 +151,7 @@ class Engine:
         """Take an attachment's connection, which is closed here. Raises EngineDied."""
         self.pid = attachment.pid
         self._pidfd = _open_process(attachment)
-        self.libtpms_version = attachment.libtpms_version
+        self.library = attachment.library
         self.tpm_version = attachment.tpm_version
         self.state = EngineState.SERVING
         self.death: str | None = None

@@ -103,6 +103,15 @@ def needs_of(permanent: bytes) -> Needs:
     return active_of(_sized(permanent[HEAD_BYTES:]).rstrip(b"\0").decode("ascii", "replace"))
 
 
+def needs_by(level: int, profile: bytes) -> Needs:
+    """Return what another host says that a state needs; who has no such profile does not read it.
+
+    ``profile`` is a name, and zeros.
+    """
+    name = profile.rstrip(b"\0").decode("ascii", "replace")
+    return Needs(level, name if _is_name(name) else "?") if level else UNKNOWN
+
+
 def _sized(permanent: bytes) -> bytes:
     length = int.from_bytes(permanent[:LENGTH_BYTES], "big")
     return permanent[LENGTH_BYTES : LENGTH_BYTES + length]
