@@ -98,7 +98,7 @@ def library() -> Library:
 
 
 def check_level(path: str, tpm: TpmVersion, states: States) -> None:
-    """Raise LibtpmsTooOld for a state in a directory that needs a later libtpms than this.
+    """Raise LibtpmsTooOld where the permanent state at a path needs a later libtpms than this.
 
     Others are right, or damaged: that is found out when they are started. A TPM 1.2 is of no level.
     """
@@ -114,9 +114,9 @@ def check_level(path: str, tpm: TpmVersion, states: States) -> None:
     refusal = ask(tpm, states={StateType.PERMANENT: permanent}).refusal
     if refusal is not None:
         raise LibtpmsTooOld(
-            f"cannot use state directory {path}: its state needs a later libtpms, which is no "
-            f"damage: it has {needs}, and this host {has}; update libtpms here, or use the "
-            f"directory on a host that has a later one; {refusal}"
+            f"cannot use the state in {path}: it needs a later libtpms, which is no damage: it has "
+            f"{needs}, and this host {has}; update libtpms here, or use it on a host that has a "
+            f"later one; {refusal}"
         )
 
 
