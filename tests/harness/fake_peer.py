@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tests.harness.credentials import HOST
 from tests.support.emulator_client import receive_exactly
 from vtpmd import core
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
+from vtpmd.testing.credentials import HOST
 from vtpmd.wire import greeting, peer
 from vtpmd.wire.greeting import Greeting
 

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from tests.harness.program import Program
+from vtpmd.testing.program import Program
 
 TIMEOUT_S = 100
 

@@ -9,10 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.harness.guest import IMAGE, KERNEL_COMMAND_LINE
-from tests.harness.program import Program
-from tests.harness.workload import Workload
 from vtpmd.closing import Closing
+from vtpmd.testing import guest_image
+from vtpmd.testing.guest import KERNEL_COMMAND_LINE
+from vtpmd.testing.program import Program
+from vtpmd.testing.workload import Workload
 
 START_TIMEOUT_S = 60
 POLL_S = 0.05
@@ -151,8 +152,8 @@ class Domain(Closing):
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", directory / "disk", "16M"], check=True
         )
-        shutil.copy(IMAGE / "vmlinuz", directory)
-        shutil.copy(IMAGE / "initramfs.cpio.gz", directory)
+        for name in (guest_image.KERNEL, guest_image.INITRAMFS):
+            shutil.copy(guest_image.find() / name, directory)
         text = DOMAIN_XML.format(
             name=name,
             image=directory,

@@ -5,11 +5,11 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.libvirt import Domain, Libvirt
 from tests.harness.swtpm_program import PROGRAMS
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.workload import WorkloadFailedError
 
 PLAIN = "<backend type='emulator' version='2.0'/>"
 EXTERNAL = "<backend type='external'><source type='unix' mode='connect' path='{}'/></backend>"

@@ -5,12 +5,12 @@ Invariant of the design that is checked: 6 (savevm, `virsh save` and loadvm keep
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.emulator import EmulatorKind
-from tests.harness.facts import differences
-from tests.harness.guest import Machine
 from tests.harness.lab import Lab
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing import migration
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Machine
+from vtpmd.testing.workload import WorkloadFailedError
 
 KINDS = [EmulatorKind.VTPMD, EmulatorKind.SWTPM]
 SNAPSHOT = "checked"

@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness.credentials import credentials, stranger_credentials
-from tests.harness.emulator import Emulator, Peering
 from tests.harness.fake_peer import LINEAGE, WELCOME, FakeDestination, Stream, connect, hello
 from tests.harness.handover import (
     Host,
@@ -37,6 +35,8 @@ from vtpmd.core import IMAGE_BYTES_MAX, Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.lane import LANE_FRAME_BYTES, LaneFrame, LaneKind
 from vtpmd.migration import tail
+from vtpmd.testing.credentials import credentials, stranger_credentials
+from vtpmd.testing.emulator import Emulator, Peering
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.handover import wait_until
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
 from tests.support.emulator_client import ControlClient, ControlError, receive_exactly
 from tests.support.tpm2 import Tpm
+from vtpmd.testing.waiting import wait_until
 
 GET_RANDOM = bytes.fromhex("8001 0000000c 0000017b 0008")
 

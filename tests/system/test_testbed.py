@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import leftovers
-from tests.harness.handover import wait_until
-from tests.harness.program import Program
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import DEVICE, Conditions, Side, WireError
+from vtpmd.testing import leftovers
+from vtpmd.testing.program import Program
+from vtpmd.testing.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60.0

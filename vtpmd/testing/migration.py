@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness.guest import Guest
+from vtpmd.testing.guest import Guest
 
 MIGRATION_TIMEOUT_S = 60.0
 POLL_S = 0.01

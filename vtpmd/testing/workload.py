@@ -1,10 +1,10 @@
-"""The workload of tests/guest, spoken to over the guest's second serial line."""
+"""The workload of vtpmd/testing/guest_image, spoken to over the guest's second serial line."""
 
 import secrets
 import socket
 from collections.abc import Callable
 
-from tests.harness.facts import Facts, verify_signature
+from vtpmd.testing.facts import Facts, verify_signature
 
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
 COMMAND_TIMEOUT_S = 60.0
