@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from tests.harness.fresh_root import FreshRoot
 from tests.harness.lab import Lab
-from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
+from vtpmd.testing import guest_image
+from vtpmd.testing.program import Program
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 300  # a compiler's, where other tests run beside it
@@ -82,6 +84,32 @@ def test_the_wheel_that_the_sdist_builds_serves_a_vtpm(tmp_path: Path, lab: Lab)
     engine = serve_once([str(environment / "bin/vtpmd"), "run", str(state)], state, lab)
     assert engine.is_relative_to(environment)
     assert engine.name == "vtpmd-engine"
+    output(environment / "bin/pip", "install", f"{wheel}[testing]", cwd=tmp_path)
+    check_example(environment / "bin/python", lab.new_path("suite"))
+
+
+def check_example(python: Path, suite: Path) -> None:
+    """Run what docs/testing.md shows to others, with what they have: no file of this tree's.
+
+    But for the guest's kernel, which they would download.
+    """
+    suite.mkdir()
+    (suite / "test_example.py").write_text(first_block(ROOT / "docs/testing.md"))
+    image = suite / "image"
+    build = "import sys; from pathlib import Path; from vtpmd.testing import guest_image; "
+    build += "guest_image.build(Path(sys.argv[1]), Path(sys.argv[2]))"
+    output(python, "-c", build, image, guest_image.find() / guest_image.KERNEL, cwd=suite)
+    said = output(python, "-m", "pytest", "-rA", cwd=suite, VTPMD_GUEST_IMAGE=str(image))
+    assert "1 passed" in said
+
+
+def first_block(path: Path) -> str:
+    """Return the first indented block of a document."""
+    lines = path.read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("    "))
+    after = lines[begin:]
+    end = next(number for number, line in enumerate(after) if line[:4].strip())
+    return textwrap.dedent("\n".join(after[:end])).rstrip() + "\n"
 
 
 def test_without_libtpms_the_build_says_what_to_install(tmp_path: Path) -> None:
