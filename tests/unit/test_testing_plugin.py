@@ -1,13 +1,15 @@
 """The pytest plugin costs a test session nothing that does not use it, and helps one that fails."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vtpmd.testing import guest_image
-from vtpmd.testing.faults import MESSAGES, Message
+from tests.support.documents import DOCS, tables
+from vtpmd.testing import guest_image, plugin
+from vtpmd.testing.faults import MESSAGES, Message, Victim
 
 # What the plugin has brought in that pytest had not.
 BROUGHT_IN = """
@@ -70,6 +72,15 @@ def test_logs_are_in_the_report_of_a_test_that_failed(tmp_path: Path) -> None:
 def test_every_message_can_be_cut_at() -> None:
     assert list(MESSAGES) == list(Message)
     assert len(set(MESSAGES.values())) == len(Message)
+
+
+def test_document_has_all_fixtures_and_faults() -> None:
+    text = (DOCS / "testing.md").read_text()
+    shown = [row["fixture"].strip("`") for row in tables(text)["Fixtures"]]
+    assert sorted(shown) == sorted(name for name in vars(plugin) if name.startswith("vtpm"))
+    for row, names in (("cut_link", Message), ("strike", Victim)):
+        (line,) = [line for line in text.splitlines() if f"{row}(" in line and "|" in line]
+        assert set(re.findall("`([A-Z]+)`", line)) == {each.name for each in names}
 
 
 def test_image_that_is_missing_is_said_with_what_builds_it(
