@@ -152,8 +152,8 @@ class Domain(Closing):
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", directory / "disk", "16M"], check=True
         )
-        for name in (guest_image.KERNEL, guest_image.INITRAMFS):
-            shutil.copy(guest_image.find() / name, directory)
+        for part in (guest_image.KERNEL, guest_image.INITRAMFS):
+            shutil.copy(guest_image.find() / part, directory)
         text = DOMAIN_XML.format(
             name=name,
             image=directory,
