@@ -109,8 +109,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["vtpmd", "vtpmd.*"]),
+    package_data={"vtpmd.testing.guest_image": ["*.c", "*.h", "build-image", "init"]},
     install_requires=["cffi>=1.15", "cryptography>=38", "qemu.qmp>=0.0.4", "rich>=13"],
     extras_require={
+        "testing": ["pytest>=8.0"],
         "test": [
             "argparse-manpage>=1.2",
             "build>=1.0",
@@ -125,6 +127,7 @@ setup(
             "types-cffi>=1.15",
         ],
     },
+    entry_points={"pytest11": ["vtpmd = vtpmd.testing.plugin"]},
     scripts=["vtpmd/front/vtpmd", "vtpmd/front/vtpmd-swtpm"],
     cffi_modules=["csrc/core_build.py:ffibuilder"],
     ext_modules=[engine],

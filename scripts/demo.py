@@ -15,17 +15,17 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from scripts.demo_options import parse_arguments
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, Peering
-from tests.harness.facts import CHANGED_BY_A_CHECK, CHANGED_BY_WORK, Facts, differences
-from tests.harness.guest import Machine
 from tests.harness.lab import Lab
 from vtpmd.cli import moving_report
 from vtpmd.cli.moving import Order, Progress, move
 from vtpmd.cli.moving_display import guest_text, stage, vtpm_text
 from vtpmd.cli.moving_verdict import Ending, Report
 from vtpmd.config import parse_address
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, Peering
+from vtpmd.testing.facts import CHANGED_BY_A_CHECK, CHANGED_BY_WORK, Facts, differences
+from vtpmd.testing.guest import Machine
 
 EXIT_GOOD = 0
 EXIT_BAD = 1

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from scripts.testbed_options import parse_arguments
 from scripts.testbed_shell import Shell
-from tests.harness.facts import differences
-from tests.harness.migration import MigrationFailedError
-from tests.harness.moves import Move, move
 from tests.harness.saved_guest import MACHINE
 from tests.harness.testbed import Testbed
 from tests.harness.wire import WireError
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing.facts import differences
+from vtpmd.testing.migration import MigrationFailedError
+from vtpmd.testing.moves import Move, move
+from vtpmd.testing.workload import WorkloadFailedError
 
 EXIT_GOOD = 0
 EXIT_BAD = 1
@@ -91,9 +91,7 @@ def run_once(testbed: Testbed, options: argparse.Namespace) -> int:
     before = guest.check()
     guest.command("start mixed")
     say("moving it to host b")
-    moved = move(
-        testbed, testbed.a, testbed.b, armed=not options.not_armed, timeout_s=MOVE_TIMEOUT_S
-    )
+    moved = move(testbed.a, testbed.b, armed=not options.not_armed, timeout_s=MOVE_TIMEOUT_S)
     arrived = testbed.b.guest
     assert arrived is not None
     arrived.command("stop")
@@ -145,7 +143,7 @@ def run_pingpong(testbed: Testbed, options: argparse.Namespace) -> int:
     before = guest.check()
     guest.command("start mixed")
     for hop in range(1, options.n + 1):
-        moved = move(testbed, here, there, timeout_s=MOVE_TIMEOUT_S)
+        moved = move(here, there, timeout_s=MOVE_TIMEOUT_S)
         how = f"a tail of {moved.session['tail-bytes']} bytes"
         if not moved.has_tail:
             how = f"whole blobs: {moved.session['reason']}"

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from scripts.testbed_link import add_link_options, conditions
-from tests.harness.migration import MigrationFailedError
-from tests.harness.moves import move
 from tests.harness.saved_guest import MACHINE
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Side, WireError
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing.migration import MigrationFailedError
+from vtpmd.testing.moves import move
+from vtpmd.testing.workload import WorkloadFailedError
 
 STREAM_PORT = 4444  # where host b's QEMU waits for a guest
 
@@ -120,7 +120,7 @@ class Shell(cmd.Cmd):
         here, there = self._testbed.a, self._testbed.b
         if _status(here) != "running":
             here, there = there, here
-        moved = move(self._testbed, here, there)
+        moved = move(here, there)
         here.close_guest()
         how = "with a tail" if moved.has_tail else f"whole: {moved.session['reason']}"
         self._say(f"the guest is at host {there.side} now, its vTPM went {how}")

@@ -1,14 +1,13 @@
-"""What all tests share: a lab for real programs, and its logs in the report of a failed test."""
+"""What all tests share: a lab for real programs."""
 
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.harness.lab import Lab
-from tests.harness.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,16 +32,3 @@ def lab() -> Iterator[Lab]:
     """Give a test its emulators and guests; they end with the test."""
     with Lab() as lab:
         yield lab
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what emulators, QEMU and guests said to the report of a test that failed."""
-    report = yield
-    if report.failed and report.when == "call":
-        for resource in getattr(item, "funcargs", {}).values():
-            if isinstance(resource, Lab | Testbed):
-                report.sections += resource.logs()
-    return report

@@ -22,6 +22,7 @@
 #include "io.h"
 #include "journal.h"
 #include "lane.h"
+#include "library.h"
 #include "linear.h"
 #include "message.h"
 #include "nvram.h"
@@ -60,6 +61,31 @@ static TPM_RESULT do_load_state(struct link *link, struct message *request,
     (void)response;
     return tpm_load_state(link->tpm, request->header.argument, request->payload,
                           request->header.payload_bytes);
+}
+
+static TPM_RESULT do_set_profile(struct link *link, struct message *request,
+                                 struct message *response)
+{
+    uint32_t n_bytes = request->header.payload_bytes;
+
+    (void)response;
+    if (n_bytes == 0 || request->payload[n_bytes - 1] != '\0')
+        return TPM_BAD_PARAMETER;
+    return tpm_set_profile(link->tpm, (const char *)request->payload);
+}
+
+static TPM_RESULT do_get_info(struct link *link, struct message *request, struct message *response)
+{
+    char *info = tpm_get_info(link->tpm, request->header.argument);
+    size_t n_bytes = info ? strlen(info) : 0;
+
+    if (!info || n_bytes > LINK_PAYLOAD_BYTES_MAX) {
+        free(info);
+        return TPM_FAIL;
+    }
+    response->payload = (uint8_t *)info;
+    response->header.payload_bytes = (uint32_t)n_bytes;
+    return TPM_SUCCESS;
 }
 
 static bool get_lineage(const struct message *request, struct checkpoint_lineage *lineage)
@@ -526,6 +552,7 @@ static const operation operations[] = {
     [LINK_LOAD_STATE] = do_load_state,
     [LINK_EXECUTE] = do_execute,
     [LINK_SERVE_DATA] = do_serve_data,
+    [LINK_SET_PROFILE] = do_set_profile,
     [LINK_GET_CONDITION] = do_get_condition,
     [LINK_TAKE_BLOB] = do_take_blob,
     [LINK_END_CONTROL] = do_end_control,
@@ -540,6 +567,7 @@ static const operation operations[] = {
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_GET_LINEAGE] = do_get_lineage,
+    [LINK_GET_INFO] = do_get_info,
     [LINK_RETIRE] = do_retire,
     [LINK_UNRETIRE] = do_unretire,
     [LINK_AWAIT] = do_await,
@@ -604,11 +632,13 @@ int link_greet(int fd)
         char bytes[CMSG_SPACE(sizeof(shared))];
     } control = {0};
     struct link_ready ready = {TPMLIB_GetVersion(), version_now()->number};
-    struct link_header says = {LINK_READY, .payload_bytes = sizeof(ready)};
-    struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}};
+    struct link_header says = {.operation = LINK_READY};
+    char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)LIBRARY_INFO_AVAILABLE_PROFILES);
+    size_t info_bytes = info ? strlen(info) : 0;
+    struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}, {info, info_bytes}};
     struct msghdr header = {
         .msg_iov = vectors,
-        .msg_iovlen = 2,
+        .msg_iovlen = sizeof(vectors) / sizeof(*vectors),
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
@@ -618,8 +648,11 @@ int link_greet(int fd)
     first->cmsg_type = SCM_RIGHTS;
     first->cmsg_len = CMSG_LEN(sizeof(shared));
     memcpy(CMSG_DATA(first), shared, sizeof(shared));
+    says.payload_bytes = (uint32_t)(sizeof(ready) + info_bytes);
     /* It is the first, and has room. */
-    return sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+    int r = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+    free(info);
+    return r;
 }
 
 /* The record is complete and stays so: what wrote it has sealed it. */

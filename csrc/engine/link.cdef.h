@@ -21,7 +21,8 @@
 
 enum link_operation {
     LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: struct
-                       link_ready; with descriptors, enum link_shared, and, if that is
+                       link_ready, and JSON without a NUL: the profiles that TPMLIB_GetInfo()
+                       knows; with descriptors, enum link_shared, and, if that is
                        wanted (SO_PASSCRED), the engine's process number */
 
     /* Of the boot record alone. */
@@ -42,6 +43,7 @@ enum link_operation {
 
     LINK_EXPECT_HEADER = 9, /* of a linear file (linear.h): its header as it was when what
                                LINK_LOAD_STATE gives was read; payload: its bytes */
+    LINK_SET_PROFILE = 11,  /* of a TPM that is made; payload: JSON that ends with a NUL */
 
     /* The control channel. */
     LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition and enum link_custody */
@@ -80,6 +82,8 @@ enum link_operation {
                                    has used */
     LINK_GET_LINEAGE = 37,      /* answer: payload, struct link_lineage, of the permanent state as
                                    it is durable */
+    LINK_GET_INFO = 40,         /* argument: enum TPMLIB_InfoFlags, added up; answer: payload, JSON
+                                   without a NUL */
 
     /* Custody (custody.h). */
     LINK_RETIRE = 48,   /* serve no more, and write nothing; refused if a command was executed since
@@ -270,6 +274,13 @@ struct link_ready {
 struct link_digests {
     uint8_t permanent_digest[32];
     uint8_t volatile_digest[32];
+};
+
+/* The exit statuses of an engine that is only asked (inquiry.h). */
+enum link_inquiry {
+    LINK_INQUIRY_ANSWERED = 0,
+    LINK_INQUIRY_FAILED = 1,
+    LINK_INQUIRY_REFUSED = 8, /* libtpms does not take a profile or a state */
 };
 
 /* What LINK_SET_LANE brings (lane.h). */

@@ -5,15 +5,12 @@
  * (server.c). Other threads serve the guest (data.c), execute what may be long (long_command.c),
  * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
- * `vtpmd-engine info VERSION FLAGS` serves nothing: it prints what libtpms says of itself, of a TPM
- * of that enum version_number. `vtpmd-engine chroot UID` has LINK_FD_ROOT as its root directory,
- * and is that user, before it does anything.
+ * `vtpmd-engine info VERSION FLAGS` serves nothing: it asks libtpms (inquiry.h). `vtpmd-engine
+ * chroot UID` has LINK_FD_ROOT as its root directory, and is that user, before it does anything.
  *
  * Exit status: enum exit_status.
  */
 #include <errno.h>
-#include <libtpms/tpm_error.h>
-#include <libtpms/tpm_library.h>
 #include <openssl/crypto.h>
 #include <pthread.h>
 #include <signal.h>
@@ -32,6 +29,7 @@
 #include "check.h"
 #include "data.h"
 #include "error.h"
+#include "inquiry.h"
 #include "io.h"
 #include "linear.h"
 #include "link.h"
@@ -40,7 +38,6 @@
 #include "server.h"
 #include "thread.h"
 #include "tpm.h"
-#include "version.h"
 #include "watchdog.h"
 #include "wipe.h"
 
@@ -49,7 +46,7 @@ enum exit_status {
     EXIT_FAILED = 1,  /* set-up failed */
     EXIT_USAGE = 2,   /* it was not started by vtpmd */
     EXIT_JOURNAL = 7, /* stopped, but swtpm cannot take the directory: a journal is left */
-    EXIT_REMOVED = 8, /* stopped, and the directory was removed meanwhile, or what is in it */
+    EXIT_REMOVED = 9, /* stopped, and the directory was removed meanwhile, or what is in it */
 };
 
 enum {
@@ -304,18 +301,6 @@ static enum exit_status serve(struct engine *engine)
     return r < 0 ? EXIT_FAILED : tell_end(link, statuses[left]);
 }
 
-/* Write what libtpms says of itself, as JSON. */
-static enum exit_status print_info(const char *number, const char *flags)
-{
-    if (!version_set((uint32_t)strtoul(number, NULL, 10)) ||
-        TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library) != TPM_SUCCESS)
-        return EXIT_FAILED;
-    char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)strtoul(flags, NULL, 10));
-    bool is_out = info && puts(info) >= 0 && fflush(stdout) == 0;
-    free(info);
-    return is_out ? EXIT_STOPPED : EXIT_FAILED;
-}
-
 /* The libraries are there already, and libcrypto's configuration. Returns 0 or a negative errno. */
 static int enter_root(const char *uid)
 {
@@ -331,7 +316,8 @@ int main(int argc, char **argv)
     static struct engine engine;
 
     if (argc == 4 && strcmp(argv[1], "info") == 0)
-        return print_info(argv[2], argv[3]);
+        return inquiry_run((uint32_t)strtoul(argv[2], NULL, 10),
+                           (uint32_t)strtoul(argv[3], NULL, 10));
     if (!is_started_by_vtpmd()) {
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
         return EXIT_USAGE;

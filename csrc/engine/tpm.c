@@ -18,6 +18,7 @@
 #include "error.h"
 #include "hold.h"
 #include "image.h"
+#include "library.h"
 #include "long_command.h"
 #include "nvram.h"
 #include "pages.h"
@@ -1163,6 +1164,14 @@ TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, 
     if (!is_state_type(type))
         return TPM_BAD_PARAMETER;
     return nvram_load(type, state, state_bytes) < 0 ? TPM_SIZE : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_set_profile(struct tpm *tpm, const char *profile)
+{
+    TPM_RESULT result;
+
+    locked(tpm);
+    return may(tpm, OP_SET_UP, &result) ? library_set_profile(profile) : result;
 }
 
 TPM_RESULT tpm_set_journal(struct tpm *tpm, const struct journal_settings *settings,

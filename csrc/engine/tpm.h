@@ -99,6 +99,10 @@ void tpm_warm_up(void);
 /* Take what a state file holds as the image that a stopped TPM starts from next. */
 TPM_RESULT tpm_load_state(struct tpm *tpm, uint32_t type, const uint8_t *state, size_t state_bytes);
 
+/* Make a TPM that is stopped one of this profile, if it is new at its next start. As
+ * library_set_profile(). */
+TPM_RESULT tpm_set_profile(struct tpm *tpm, const char *profile);
+
 /* Keep journals of the permanent state of a TPM that is stopped, from its next start on. `store`
  * gives the numbers, and has to outlive the TPM. `loaded` is the generation of the state that its
  * files hold, or 0; whose that is may not be known. */

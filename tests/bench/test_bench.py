@@ -33,11 +33,11 @@ from tests.bench.moving.hand_over import Step
 from tests.bench.moving.load import Activity, Size
 from tests.bench.moving.pair import Mode
 from tests.bench.report import Result
-from tests.harness.disk import Disk
 from tests.harness.lab import Lab
-from tests.harness.program import Program
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient, DataSocket
+from vtpmd.testing.disk import Disk
+from vtpmd.testing.program import Program
 from vtpmd.wire.swtpm_format import LINEAGE_BYTES
 
 USAGE_STATUS = 2

@@ -834,8 +834,8 @@ static void invariant_1_a_command_that_commits_is_done(void **state)
     size_t n_bytes;
 
     (void)state;
-    const uint8_t *before = durable_file(&n_bytes);
     have_the_next_command_commit();
+    const uint8_t *before = durable_file(&n_bytes);
     begin_at(&guest, COMMAND(CREATE_PRIMARY), IN_STORAGE);
     tpm_abandon(tpm);
     assert_int_equal(long_command_phase(), LONG_COMMITTING);

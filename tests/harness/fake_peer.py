@@ -7,16 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tests.harness.credentials import HOST
 from tests.support.emulator_client import receive_exactly
 from vtpmd import core
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
+from vtpmd.testing.credentials import HOST
 from vtpmd.wire import greeting, peer
 from vtpmd.wire.greeting import Greeting
+from vtpmd.wire.state_level import UNKNOWN, Needs
 
 TIMEOUT_S = 20.0
 RECEIVE_BYTES_MAX = 1 << 16
-WELCOME = peer.Welcome(peer.VERSION, 0, peer.Following.NOT_ASKED_FOR)
+WELCOME = peer.Welcome(peer.VERSION, peer.Following.NOT_ASKED_FOR)
 NO_UUID = bytes(peer.UUID_BYTES)
 HELLO = LaneFrame(LaneKind.HELLO)
 LINEAGE = b"of a fake peer's"  # its vTPM's identity
@@ -25,7 +26,7 @@ Wanted = TypeVar("Wanted", bound=peer.Message)
 
 
 def hello(
-    libtpms_version: int = 0, session: bytes | None = None, lineage: bytes = LINEAGE
+    needs: Needs = UNKNOWN, session: bytes | None = None, lineage: bytes = LINEAGE
 ) -> peer.Hello:
     """Return a Hello that a destination welcomes."""
     return peer.Hello(
@@ -35,7 +36,8 @@ def hello(
         uuid=NO_UUID,
         lineage=lineage,
         tpm_version=2,
-        libtpms_version=libtpms_version,
+        format_level=needs.level,
+        profile=needs.profile.encode(),
         image_bytes_max=core.IMAGE_BYTES_MAX,
     )
 

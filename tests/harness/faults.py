@@ -8,14 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from tests.harness.emulator import Emulator
-from tests.harness.handover import wait_until
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Conditions, Side
+from vtpmd.testing.emulator import Emulator
 
 # There and back takes longer than it takes to see a step and to strike.
 CONDITIONS = Conditions(delay_us=25_000)
@@ -114,31 +113,6 @@ class LinkFault(Enum):
                 testbed.wire.drop(Side.A)
             case LinkFault.DROP_TO_B:
                 testbed.wire.drop(Side.B)
-
-
-class Victim(Enum):
-    """Whom a SIGKILL ends."""
-
-    VTPMD = "vtpmd"  # and its engine
-    DAEMON = "daemon"  # vtpmd alone
-    ENGINE = "engine"
-    QEMU = "qemu"
-
-    def strike(self, host: Host) -> None:
-        """Let it happen; the victim is gone then, what ends because of it may take a moment."""
-        match self:
-            case Victim.VTPMD:
-                host.vtpmd.kill()
-            case Victim.DAEMON:
-                host.vtpmd.program.kill()
-            case Victim.ENGINE:
-                for engine in host.vtpmd.engines():
-                    with suppress(ProcessLookupError):
-                        os.kill(engine, signal.SIGKILL)
-                wait_until(lambda: not host.vtpmd.engines())  # until vtpmd has seen it
-            case Victim.QEMU:
-                assert host.guest is not None
-                host.guest.program.kill()
 
 
 @contextmanager

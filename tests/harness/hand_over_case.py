@@ -4,25 +4,22 @@ import re
 import time
 from typing import NamedTuple
 
-from qemu.qmp import QMPError
-
-from tests.harness import migration, saved_guest
-from tests.harness.facts import differences
+from tests.harness import saved_guest
 from tests.harness.faults import Progress
-from tests.harness.guest import Guest
-from tests.harness.handover import wait_until
 from tests.harness.raw_guest import RawGuest
 from tests.harness.saved_guest import MACHINE, SavedGuest
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Side
-from tests.harness.workload import WorkloadFailedError
 from tests.support.emulator_client import ControlError
 from tests.support.tpm2 import TpmError
+from vtpmd.testing import migration, outcome
+from vtpmd.testing.facts import differences
+from vtpmd.testing.workload import WorkloadFailedError
 
 # Who may serve a vTPM is found out by its hosts, with waits between two attempts.
 SETTLE_TIMEOUT_S = 20.0
 RETRY_S = 0.2
-# The counter that the guest's workload defines (tests/guest/workload.c).
+# The counter that the guest's workload defines (vtpmd/testing/guest_image/workload.c).
 COUNTER_INDEX = 0x01500002
 COUNTER_AUTH = b"auth of the counter"
 COUNTER_BYTES = 8
@@ -61,7 +58,7 @@ class HandOver:
 
     def begin(self, *, over_link: bool) -> None:
         """Let the guest work its TPM, and QEMU begin to migrate it."""
-        source = _guest_of(self._testbed.a)
+        source = outcome.guest_of(self._testbed.a)
         uri = self._testbed.listen(self._testbed.b, over_link=over_link)
         source.command("start mixed")
         source.qmp("migrate", uri=uri)
@@ -69,7 +66,7 @@ class HandOver:
 
     def wait_until_decided(self) -> None:
         """Wait until QEMU has the guest at host b, or has given up."""
-        wait_until(self._qemu_has_decided)
+        outcome.wait_until_decided(self._testbed.a, self._testbed.b)
 
     def resume_source(self) -> list[Owner]:
         """Say cont at host a as soon as QEMU takes it, as somebody who is mistaken does.
@@ -77,9 +74,9 @@ class HandOver:
         Return who serves the vTPM then: both guests run, and later one boots where none is served.
         """
         source, destination = self._testbed.a, self._testbed.b
-        assert migration.wait_until_ended(_guest_of(source)) == "completed"
-        _guest_of(source).resume()
-        migration.wait_until(_guest_of(destination), "running")
+        assert migration.wait_until_ended(outcome.guest_of(source)) == "completed"
+        outcome.guest_of(source).resume()
+        migration.wait_until(outcome.guest_of(destination), "running")
         owners = self._checked(destination) + self._checked(source)
         idle = self._without(owners)
         for host in idle:
@@ -120,37 +117,15 @@ class HandOver:
     def _moved_in_whole_blobs(self) -> bool:
         return self.progress.destination_answers("SET_STATEBLOB") > 1
 
-    def _qemu_has_decided(self) -> bool:
-        """Whether the guest runs at host b, or is known not to come there."""
-        source, destination = self._testbed.a, self._testbed.b
-        if _runs(destination):
-            return True
-        if destination.has_guest():
-            # It ends when its stream does, or runs; if the source has given up, it may wait on.
-            return source.has_guest() and migration_status(source) in migration.GIVEN_UP
-        if not source.has_guest() or migration_status(source) in migration.ENDED:
-            return True
-        # One that has sent all, and whose connection's end was lost with the link, waits for ever:
-        # nothing is under way that TCP would find unanswered. Whoever sees that the other is gone
-        # cancels.
-        _guest_of(source).qmp("migrate_cancel")
-        return False
-
     def _guests(self) -> list[Owner]:
         """Have the guest go on where it is; return where it finds its TPM."""
-        source, destination = self._testbed.a, self._testbed.b
-        if _runs(destination):
-            source.close_guest()
-            return self._checked(destination)
-        destination.close_guest()
-        if not source.has_guest():
+        try:
+            return self._checked(outcome.go_on(self._testbed.a, self._testbed.b))
+        except outcome.GuestLostError:
             return []
-        if not _runs(source):
-            _guest_of(source).resume()
-        return self._checked(source)
 
     def _checked(self, host: Host) -> list[Owner]:
-        guest = _guest_of(host)
+        guest = outcome.guest_of(host)
         try:
             guest.command("stop")
             found = guest.check()
@@ -191,24 +166,3 @@ class HandOver:
             return False
         assert int.from_bytes(counter, "big") >= int(self._facts["counter"])
         return True
-
-
-def _guest_of(host: Host) -> Guest:
-    assert host.guest is not None
-    return host.guest
-
-
-def _runs(host: Host) -> bool:
-    if not host.has_guest():
-        return False
-    guest = _guest_of(host)
-    try:
-        return guest.status == "running"
-    except (QMPError, OSError, EOFError):
-        guest.program.wait()  # it has ended just now
-        return False
-
-
-def migration_status(host: Host) -> str:
-    """Return what a QEMU says of its migration, "none" before the first."""
-    return str(_guest_of(host).qmp("query-migrate").get("status", "none"))

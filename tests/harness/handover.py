@@ -1,21 +1,16 @@
 """Two vtpmd, one of which moves its vTPM to the other, and guests that are no QEMU."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, Peering
 from tests.harness.lab import Lab
-from tests.harness.link import Link
-from tests.harness.management import Management
 from tests.harness.raw_guest import Blobs, RawGuest
 from tests.support.tail import is_tail
 from tests.support.tpm2 import ReturnCode, get_random
-
-WAIT_TIMEOUT_S = 20.0
-POLL_S = 0.005
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, Peering
+from vtpmd.testing.link import Link
+from vtpmd.testing.management import Management
 
 
 class Host(NamedTuple):
@@ -88,14 +83,6 @@ def make_armed_pair(lab: Lab, *, link: type[Link] = Link) -> Pair:
     assert pair.arm()["event"] == "VTPM_ARMED"
     pair.source.guest.work()
     return pair
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what shows itself by no event."""
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 def assert_serves(guest: RawGuest) -> None:

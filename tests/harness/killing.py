@@ -16,13 +16,13 @@ from pathlib import Path
 from random import Random
 from threading import Thread
 
-from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.nv_load import LARGE, MIXED, NvLoad
-from tests.harness.program import Program
 from tests.harness.raw_guest import RawGuest
 from tests.support.emulator_client import ControlError
 from vtpmd.store.directory import FLOCK, LOCK_NAME
+from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.program import Program
 
 STEPS_BEFORE_MAX = 20  # so that a daemon that is killed while it stops has something to write
 END_TIMEOUT_S = 60.0

@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.harness.fresh_root import FreshRoot
-from tests.harness.guest import IMAGE, KERNEL_COMMAND_LINE, ODD_KIB
-from tests.harness.program import Program
-from tests.harness.workload import Workload
 from vtpmd.closing import Closing
+from vtpmd.testing import guest_image
+from vtpmd.testing.guest import KERNEL_COMMAND_LINE, ODD_KIB
+from vtpmd.testing.program import Program
+from vtpmd.testing.workload import Workload
 
 START_TIMEOUT_S = 60
 POLL_S = 0.05
@@ -214,8 +215,8 @@ class Domain(Closing):
         self._listener.settimeout(START_TIMEOUT_S)
         self._uuid: uuid.UUID = comes_from._uuid if comes_from else uuid.uuid4()
         self._disk: Path = comes_from._disk if comes_from else _new_disk(directory / "disk")
-        shutil.copy(IMAGE / "vmlinuz", directory)
-        shutil.copy(IMAGE / "initramfs.cpio.gz", directory)
+        for part in (guest_image.KERNEL, guest_image.INITRAMFS):
+            shutil.copy(guest_image.find() / part, directory)
         self.xml_path.write_text(self._described(directory, backend, monitor))
         if comes_from is None:
             libvirt.virsh("define", self.xml_path)

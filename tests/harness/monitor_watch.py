@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.support.emulator_client import connect
 from vtpmd.closing import Closing
+from vtpmd.testing.sockets import connect
 
 INTERVAL_S = 0.02
 CONNECT_TIMEOUT_S = 30.0

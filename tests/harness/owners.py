@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.credentials import credentials
 from tests.harness.fake_peer import WELCOME, FakeDestination, Stream, connect, hello
-from tests.harness.handover import (
-    Host,
-    Pair,
-    assert_serves,
-    assert_serves_nothing,
-    assert_tail,
-    wait_until,
-)
+from tests.harness.handover import Host, Pair, assert_serves, assert_serves_nothing, assert_tail
 from tests.harness.held_thread import thread_stands_still
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs
@@ -25,6 +17,8 @@ from tests.support.emulator_client import ControlError
 from tests.support.file_names import OWNER_NAME
 from vtpmd.store import owner
 from vtpmd.store.owner import Record
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import peer
 
 KEY = bytes(range(peer.KEY_BYTES))

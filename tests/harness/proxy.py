@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from tests.harness.emulator import Emulator
-from tests.support.emulator_client import Control, connect
+from tests.support.emulator_client import Control
+from vtpmd.testing.emulator import Emulator
+from vtpmd.testing.sockets import connect
 
 RECEIVE_BYTES_MAX = 1 << 16
 DESCRIPTORS_MAX = 4

@@ -1,7 +1,7 @@
 """A guest without QEMU: it uses an emulator's sockets as QEMU does, in milliseconds.
 
 What only a real guest can show (that its kernel and its sessions notice nothing) is for
-`tests.harness.guest`.
+`vtpmd.testing.guest`.
 """
 
 from pathlib import Path

@@ -6,11 +6,11 @@ QEMU saves it to a file as `virsh save` does: its vTPM's state is in there, in w
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness import migration
-from tests.harness.emulator import EmulatorKind
-from tests.harness.facts import Facts
-from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
+from vtpmd.testing import migration
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.facts import Facts
+from vtpmd.testing.guest import Guest, Machine
 
 MACHINE = Machine()
 

@@ -12,10 +12,10 @@ from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
 
-from tests.harness.guest import QMP_TIMEOUT_S, Machine
-from tests.harness.monitor import Monitor
-from tests.harness.program import STOP_TIMEOUT_S, Program
 from vtpmd.closing import Closing
+from vtpmd.testing.guest import QMP_TIMEOUT_S, Machine
+from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.program import STOP_TIMEOUT_S, Program
 
 MEMORY_MIB = 8  # nothing runs in it
 COMMAND_TIMEOUT_S = 30.0

@@ -7,8 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tests.harness.handover import wait_until
 from vtpmd.store.directory import names_of
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import TpmVersion
 
 OURS = Path(sys.executable).with_name("vtpmd-swtpm")

@@ -17,16 +17,16 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from tests.harness import leftovers, migration
-from tests.harness.credentials import credentials_for
-from tests.harness.emulator import Emulator, Peering, has_ended
-from tests.harness.guest import Guest, Machine
 from tests.harness.killing import wait_until_unused
-from tests.harness.lab import Lab
-from tests.harness.management import Management
 from tests.harness.monitor_watch import MonitorWatch
 from tests.harness.wire import DEVICE, Conditions, Side, Wire
 from vtpmd.closing import Closing
+from vtpmd.testing import host, leftovers, migration
+from vtpmd.testing.credentials import credentials_for
+from vtpmd.testing.emulator import Peering, has_ended
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.lab import Lab
+from vtpmd.testing.logged import Logged
 
 ADDRESSES = {Side.A: "10.114.0.1", Side.B: "10.114.0.2"}
 PREFIX_BITS = 24
@@ -60,34 +60,17 @@ class Namespace(Closing):
         return [int(number) for number in leftovers.ip("netns", "pids", self.name).split()]
 
 
-class Host:
-    """One of the two: its vtpmd, which runs from the beginning, and its QEMU, if there is one."""
+class Host(host.Host):
+    """One of the two, in a network namespace of its own."""
 
     def __init__(self, side: Side, namespace: Namespace, lab: Lab) -> None:
         """Start vtpmd on a new state directory."""
         self.side = side
         self.address = ADDRESSES[side]
         self.namespace = namespace
-        self.lab = lab
-        self.state = lab.new_path("state")
-        self.guest: Guest | None = None
         self.monitor_path: Path | None = None  # one of QEMU's that nothing uses
         self._watch: MonitorWatch | None = None
         self.longest_blocked_ms = 0  # of all QEMU's monitors that were closed
-        self.start_vtpmd()
-
-    @property
-    def peer_address(self) -> str:
-        """Where the other host's vtpmd finds this one's, for migrate-arm."""
-        return f"{self.address}:{PORT}"
-
-    @property
-    def is_serving(self) -> bool:
-        """Whether vtpmd and its engine live."""
-        return self.vtpmd.program.exit_code is None and bool(self.vtpmd.engines())
-
-    def start_vtpmd(self) -> None:
-        """Start vtpmd, the first time or again, on the state directory that there is."""
         peering = Peering(
             credentials=credentials_for(self.address),
             allow=tuple(ADDRESSES.values()),
@@ -96,46 +79,21 @@ class Host:
             port=PORT,
             follows_qemu=True,
         )
-        self.vtpmd: Emulator = self.lab.peer(peering, self.state)
-        self.manage: Management = self.lab.management(self.vtpmd)
-
-    def restart_vtpmd(self) -> None:
-        """Start vtpmd where it has ended, or lost its engine, as a supervisor does.
-
-        An engine that lives is attached to. A QEMU that was connected to another has lost its TPM,
-        and is killed.
-        """
-        if self.vtpmd.program.exit_code is not None and self.vtpmd.engines():
-            self.vtpmd.attach()
-            self.manage = self.lab.management(self.vtpmd)
-            return
-        self.close_guest()
-        self.vtpmd.kill()
-        self.start_vtpmd()
+        super().__init__(side, lab, peering)
 
     def start_guest(self, machine: Machine, *arguments: str) -> Guest:
         """Start QEMU, in place of one that was there."""
-        self.close_guest()
-        monitors = self.lab.new_path("people"), self.lab.new_path("watch")
-        words = [word for path in monitors for word in ("-qmp", f"unix:{path},server=on,wait=off")]
-        self.guest = self.lab.guest(self.vtpmd, machine, (*arguments, *words))
-        self.monitor_path = monitors[0]
-        self._watch = MonitorWatch(monitors[1])
-        return self.guest
-
-    def boot_guest(self, machine: Machine) -> Guest:
-        """Start QEMU with a guest, and wait until that has set up its TPM and used it."""
-        guest = self.start_guest(machine)
-        guest.wait_for_workload()
-        guest.command("setup")
-        guest.command("work 30")
+        watched = self.lab.new_path("watch")
+        monitor = ("-qmp", f"unix:{watched},server=on,wait=off")
+        guest = super().start_guest(machine, *arguments, *monitor)
+        self.monitor_path = guest.monitor_path
+        self._watch = MonitorWatch(watched)
         return guest
 
-    def await_guest(self, machine: Machine, *arguments: str) -> Guest:
-        """Start a QEMU that waits for a guest to come in."""
-        guest = self.start_guest(machine, *migration.INCOMING, *arguments)
-        migration.set_capabilities(guest)
-        return guest
+    def listen(self) -> str:
+        """Let the QEMU that awaits a guest listen on the link; return the URI for the source's."""
+        assert self.guest is not None
+        return migration.listen_tcp(self.guest, self.address)
 
     def close_guest(self) -> None:
         """End QEMU, if there is one."""
@@ -143,23 +101,11 @@ class Host:
             self._watch.close()
             self.longest_blocked_ms = max(self.longest_blocked_ms, self._watch.longest_ms)
             self._watch = None
-        if self.guest is not None:
-            self.guest.close()
-            self.guest = self.monitor_path = None
-
-    def has_guest(self) -> bool:
-        """Whether a QEMU lives, with a guest or waiting for one."""
-        return self.guest is not None and self.guest.program.exit_code is None
-
-    def close(self) -> None:
-        """End QEMU and vtpmd, in order; killed ones have ended already."""
-        self.close_guest()
-        if self.vtpmd.program.exit_code is None:
-            self.vtpmd.stop()
-        self.vtpmd.kill()
+        self.monitor_path = None
+        super().close_guest()
 
 
-class Testbed(Closing):
+class Testbed(Closing, Logged):
     """The two hosts and the wire between them."""
 
     __test__ = False  # pytest takes it for a test by its name
@@ -200,46 +146,42 @@ class Testbed(Closing):
 
     def listen(self, destination: Host, *, over_link: bool = True) -> str:
         """Let a QEMU wait for the other's stream; return the URI for the source."""
-        guest = destination.guest
-        assert guest is not None
-        if over_link:
-            return migration.listen_tcp(guest, destination.address)
-        return migration.listen_unix(guest, self._lab.new_path("stream"))
+        return destination.listen() if over_link else host.Host.listen(destination)
 
     def assert_ends_cleanly(self) -> None:
         """End both QEMU and both vtpmd; check that no process and no lock is left."""
-        for host in self.hosts.values():
-            host.close()
-            wait_until_unused(host.state)
-            _assert_no_process(host)
+        for each in self.hosts.values():
+            each.close()
+            wait_until_unused(each.state)
+            _assert_no_process(each)
 
     def logs(self) -> list[tuple[str, str]]:
         """Return a title and the end of the text of each log there is."""
         return [
-            (f"host {host.side}: {title}", text)
-            for host in self.hosts.values()
-            for title, text in host.lab.logs()
+            (f"host {each.side}: {title}", text)
+            for each in self.hosts.values()
+            for title, text in each.lab.logs()
         ]
 
 
 def _start_host(started: ExitStack, side: Side, namespace: Namespace) -> Host:
     namespace.configure(ADDRESSES[side])
     lab = started.enter_context(Lab(namespace.path))
-    host = Host(side, namespace, lab)
-    started.callback(host.close_guest)
-    return host
+    made = Host(side, namespace, lab)
+    started.callback(made.close_guest)
+    return made
 
 
-def _assert_no_process(host: Host) -> None:
+def _assert_no_process(left: Host) -> None:
     """Check that nothing runs on a host; an engine that has let go of its lock may just end."""
-    for process in host.namespace.processes():
+    for process in left.namespace.processes():
         try:
             descriptor = os.pidfd_open(process)
         except ProcessLookupError:
             continue
         is_over = has_ended(descriptor, END_TIMEOUT_S)
         os.close(descriptor)
-        assert is_over, f"process {process} is left on host {host.side}"
+        assert is_over, f"process {process} is left on host {left.side}"
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class SwtpmAnswers:
     lock_storage_without_body: str
     unknown_blob: str  # the result of GET_STATEBLOB of an unknown type
     blob_of_version_3: int  # the result of SET_STATEBLOB
+    counts_resets: bool  # of a guest; else it says TPM2_Shutdown(STATE) before them
     writes_in_a_locked_directory: bool  # a tpm2-00.permall, where there is none
 
 
@@ -54,6 +55,7 @@ _SWTPM: Mapping[Version, SwtpmAnswers] = {
         lock_storage_without_body="0000000a",
         unknown_blob="00000800",
         blob_of_version_3=0,
+        counts_resets=True,
         writes_in_a_locked_directory=False,
     ),
     (0, 10): SwtpmAnswers(
@@ -62,6 +64,7 @@ _SWTPM: Mapping[Version, SwtpmAnswers] = {
         lock_storage_without_body="00000003",
         unknown_blob="00000009",
         blob_of_version_3=9,
+        counts_resets=False,
         writes_in_a_locked_directory=True,
     ),
 }

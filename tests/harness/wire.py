@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tests.harness.program import Program
 from vtpmd.closing import Closing
+from vtpmd.testing.program import Program
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "link0"

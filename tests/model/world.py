@@ -38,12 +38,16 @@ from vtpmd.migration.states import (
 )
 from vtpmd.store.owner import Outcome, OwnerRecord, OwnerRecordError, Record, Session, Whose
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import Library
 
 SESSION: Final = b"s" * peer.SESSION_BYTES
 THIRD: Final = b"t" * peer.SESSION_BYTES  # another host's, of another vTPM
 LINEAGE: Final = b"l" * peer.LINEAGE_BYTES
 EARLIER: Final = b"r" * peer.SESSION_BYTES  # by which the vTPM once went the other way
-HELLO: Final = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, SESSION, b"u" * 16, LINEAGE, 2, 0, 0)
+LIBRARY: Final = Library("0.9.2", {})
+HELLO: Final = peer.Hello(
+    peer.VERSION, peer.VERSION_MINIMUM, SESSION, b"u" * 16, LINEAGE, 2, 0, b"", 0
+)
 ROUND: Final = events.Round(1, 1, 1, 0)
 UP, BROKEN = 1, 2  # an end of the link; 0: none
 NOTHING, OLD, NEWEST, FOREIGN = -1, 0, 1, 2  # what a place holds of the vTPM
@@ -312,7 +316,7 @@ def source_machine(state: State) -> Source:
     return machine
 
 
-OWN: Final = destination.Own(None, b"u" * 16, None, 2, 0, 0, peer.Following.NOT_ASKED_FOR)
+OWN: Final = destination.Own(None, b"u" * 16, None, 2, LIBRARY, 0, peer.Following.NOT_ASKED_FOR)
 # A Hello of another host's, of a VM that was given no uuid.
 THIRD_HELLO: Final = HELLO._replace(
     session=THIRD, uuid=bytes(peer.UUID_BYTES), lineage=b"m" * peer.LINEAGE_BYTES

@@ -240,6 +240,8 @@ class SimEngine:
             case LinkOperation.GET_LINEAGE:
                 lineage, _ = self.get_lineage()
                 return Reply(0, 0, bytearray(pack_link_lineage(*lineage[:2])))
+            case LinkOperation.GET_INFO:
+                return Reply(0, 0, bytearray(b"{}"))
             case LinkOperation.GET_CONDITION:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:

@@ -31,12 +31,13 @@ from vtpmd.daemon.engine import (
     Question,
     Reply,
 )
+from vtpmd.wire.state_level import Library
 from vtpmd.wire.tpm import StateType, TpmVersion
 
 if TYPE_CHECKING:
     from tests.sim.engine import SimEngine
 
-LIBTPMS_VERSION: Final = 0x000902
+LIBRARY: Final = Library("0.9.2", {})
 # What is asked for at any time, and changes nothing: no step that a fault comes with.
 _QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
 DECIDES_S: Final = 0.001
@@ -80,7 +81,7 @@ class Way:
 class SimLink:
     """In a daemon's place of ``vtpmd.daemon.engine.Engine``, and its store."""
 
-    libtpms_version = LIBTPMS_VERSION
+    library = LIBRARY
     tpm_version = TpmVersion.TPM_2_0
 
     def __init__(self, engine: SimEngine, process: Process) -> None:

@@ -6,14 +6,13 @@ given, so tests can also send what is wrong. Layouts: `docs/control-channel.md`,
 
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
 from vtpmd.closing import Closing
+from vtpmd.testing.sockets import TIMEOUT_S, connect
 
-TIMEOUT_S = 30.0  # generous: a 3072-bit RSA key takes libtpms half a second when nothing else runs
 RESPONSE_BYTES_MAX = 4096  # QEMU's TIS has room for no more
 
 
@@ -81,23 +80,6 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
             raise ConnectionError(f"the peer closed after {len(received)} of {size} bytes")
         received += piece
     return bytes(received)
-
-
-def connect(path: Path, timeout_s: float = TIMEOUT_S) -> socket.socket:
-    """Connect to a UNIX socket, trying again until it is there; TimeoutError when it stays away."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            sock.close()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no emulator on {path} after {timeout_s} s") from None
-            time.sleep(0.005)
-        else:
-            sock.settimeout(timeout_s)
-            return sock
 
 
 class DataSocket:

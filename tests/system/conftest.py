@@ -7,18 +7,10 @@ from random import Random, SystemRandom
 
 import pytest
 
-from tests.harness.guest import IMAGE
 from tests.harness.lab import Lab
 from tests.harness.saved_guest import SavedGuest, save
 from tests.harness.swtpm_program import OURS, PROGRAMS, Place
 from tests.harness.testbed import Testbed
-
-
-@pytest.fixture(scope="session", autouse=True)
-def guest_image() -> None:
-    """Fail clearly when the guest image has not been built."""
-    if not (IMAGE / "initramfs.cpio.gz").exists():
-        pytest.fail("there is no guest image in build/guest; run scripts/setup")
 
 
 @pytest.fixture(scope="session")

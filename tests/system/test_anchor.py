@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import vtpmd
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.handover import Host as MovingHost
 from tests.harness.handover import (
     Pair,
@@ -23,7 +21,6 @@ from tests.harness.handover import (
     assert_serves_nothing,
     assert_tail,
     make_host,
-    wait_until,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import assert_refuses_to_boot, freeze, hand_over, reconnected
@@ -31,6 +28,9 @@ from tests.harness.raw_guest import Facts
 from tests.support.emulator_client import Blob, ControlClient
 from tests.support.tpm2 import NV_COUNTER, ReturnCode, Tpm, TpmError
 from vtpmd.store.anchor import SLOTS, Anchor, Mark
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import swtpm_format
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM

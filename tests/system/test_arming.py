@@ -9,12 +9,13 @@ from contextlib import closing, contextmanager
 import pytest
 from qemu.qmp import ExecuteError
 
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Peering
-from tests.harness.handover import Host, assert_whole, make_host, make_pair, wait_until
+from tests.harness.handover import Host, assert_whole, make_host, make_pair
 from tests.harness.lab import Lab
-from tests.harness.monitor import Monitor
-from tests.harness.program import Program
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Peering
+from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.program import Program
+from vtpmd.testing.waiting import wait_until
 
 FOLLOWING = Peering(credentials=credentials(), follows_qemu=True)
 

@@ -14,9 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.command import vtpmd
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.handover import assert_serves, assert_tail, wait_until
+from tests.harness.handover import assert_serves, assert_tail
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
 from tests.support import tpm2
@@ -31,6 +29,9 @@ from vtpmd.store.directory import StateDirectory
 from vtpmd.store.incoming import NO_STATE
 from vtpmd.store.keys import INFO_JOURNAL, Key
 from vtpmd.store.moving import MovingFiles
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness import versions
-from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Control, ControlClient
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.wire import swtpm_format
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.system_calls import polls
 from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.core import LinkDescriptor
+from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.wire.swtpm_format import LINEAGE_BYTES
 
 TIMEOUT_S = 30.0

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.command_sequences import Sequence, Sequence12
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.support import tpm2, tpm12
 from tests.support.emulator_client import Blob, Control, ControlClient, DataSocket
 from vtpmd.store.directory import names_of
+from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.wire.tpm import TpmVersion
 
 CONTROL_EVERY = 12

@@ -2,7 +2,7 @@
 
 Invariants of the design that are checked: 1 (no change is acknowledged that is not durable) and 2
 (what comes up is what was acknowledged last, at most with the one command in it that was not).
-The disk is real, see `tests.harness.disk`. After each fault it loses power, so that what was never
+The disk is real, see `vtpmd.testing.disk`. After each fault it loses power, so that what was never
 synced is gone; a canary proves that this finds a sync that was left out.
 """
 
@@ -20,9 +20,6 @@ import pytest
 
 from tests.bench.moving.monitor import Monitor
 from tests.harness import canary
-from tests.harness.credentials import credentials
-from tests.harness.disk import ZRAM_CONTROL, Disk, FileSystem
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.handover import (
     Host,
     assert_serves,
@@ -36,6 +33,9 @@ from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.disk import ZRAM_CONTROL, Disk, FileSystem
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
 
 LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
 ROUNDS = 10

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 
 from tests.harness import canary
-from tests.harness.emulator import EmulatorKind
 from tests.harness.killing import Killing, Moment, Victims
 from tests.harness.lab import Lab
 from tests.harness.nv_load import WriteLostError
+from vtpmd.testing.emulator import EmulatorKind
 
 KILLS = 1000  # under load; in parts, of which each is a test of some ten seconds
 PARTS = 5

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.emulator import Emulator, EmulatorKind
-from tests.harness.facts import differences
-from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
 from tests.harness.proxy import Trigger
 from tests.support.emulator_client import Control
+from vtpmd.testing import migration
+from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Guest, Machine
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 PAIRS = [(SWTPM, SWTPM), (VTPMD, VTPMD), (VTPMD, SWTPM), (SWTPM, VTPMD)]

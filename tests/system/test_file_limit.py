@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import VTPMD
-from tests.harness.program import Program
 from tests.harness.state_files import durable_state
 from tests.harness.swtpm_program import OURS, TIMEOUT_S, Place
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Handle, Tpm
 from vtpmd.store.directory import names_of
+from vtpmd.testing.emulator import VTPMD
+from vtpmd.testing.program import Program
 from vtpmd.wire.tpm import TpmVersion
 
 LIMIT = ["prlimit", "--fsize=262144"]

@@ -9,7 +9,6 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.harness.credentials import credentials
 from tests.harness.fake_peer import FakeDestination
 from tests.harness.handover import (
     Pair,
@@ -17,10 +16,8 @@ from tests.harness.handover import (
     assert_serves_nothing,
     killed,
     make_armed_pair,
-    wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Direction, MessageLink
 from tests.harness.owners import (
     assert_refuses_to_boot,
     freeze,
@@ -36,6 +33,9 @@ from tests.support.emulator_client import Blob
 from tests.support.file_names import OWNER_NAME
 from vtpmd.daemon.incoming import RETRY_S
 from vtpmd.store.owner import Whose
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.link import Direction, MessageLink
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import peer
 
 # A replacement of the owner record begins with removing this one, which a directory resists.

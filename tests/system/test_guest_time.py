@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness import canary
-from tests.harness.emulator import Emulator, EmulatorKind
-from tests.harness.guest import Guest, Machine
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.waiting import wait_until
+from vtpmd.testing.workload import WorkloadFailedError
 
 WORK_TIMEOUT_S = 60.0
 # Longer than Linux gives an extend: 750 ms (TPM2_DURATION_MEDIUM in drivers/char/tpm/tpm.h).

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import pytest
 
-from tests.harness import migration
 from tests.harness.lab import Lab
 from tests.harness.still_machine import StillMachine
 from tests.harness.swtpm_program import PROGRAMS, TIMEOUT_S, Place
@@ -28,6 +27,7 @@ from tests.support.emulator_client import (
 )
 from tests.support.tpm2 import Handle, Tpm
 from tests.support.tpm12 import Tpm12
+from vtpmd.testing import migration
 from vtpmd.wire.tpm import TpmVersion
 
 NV_INDEX = Handle.NV_FIRST + 7

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.faults import hanging
-from tests.harness.guest import Machine
 from tests.harness.handover import make_pair
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Blob, Control, ControlClient, DataSocket
 from tests.support.tpm2 import NV_COUNTER, Tpm
 from tests.system.test_run import run_to_its_end
 from vtpmd.store.daemon_lock import DAEMON_NAME
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.guest import Machine
 
 COUNTER = 0x01500020
 KILLS = 100

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.state_files import look
 from tests.support.emulator_client import Blob, Control, ControlClient, DataSocket
@@ -24,6 +23,7 @@ from tests.support.tpm2 import NV_COUNTER, Tpm
 from tests.system.test_run import run_to_its_end
 from vtpmd._core import lib
 from vtpmd.daemon.engine import EXIT_JOURNAL
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 COUNTER = 0x01500001

@@ -17,16 +17,12 @@ import pytest
 
 from tests.bench.moving.monitor import Monitor
 from tests.harness.canary import ROOT
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Peering
 from tests.harness.handover import (
-    WAIT_TIMEOUT_S,
     Host,
     assert_serves,
     assert_serves_nothing,
     assert_tail,
     make_host,
-    wait_until,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import incoming, record_of
@@ -34,6 +30,9 @@ from tests.harness.raw_guest import Blobs, Facts
 from tests.support.emulator_client import ControlError
 from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
 from vtpmd.store.owner import Whose
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Peering
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 
 HELD = ROOT / "tests/canary/held"
 STEPS = ["before-the-record", "after-the-record"]

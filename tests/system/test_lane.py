@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness.bare_engine import BareEngine, with_engine
-from tests.harness.credentials import HOST, credentials
-from tests.harness.emulator import Peering
 from tests.harness.fake_peer import (
     HELLO,
     TIMEOUT_S,
@@ -34,6 +32,8 @@ from tests.support.emulator_client import receive_exactly
 from vtpmd.core import LinkOperation
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneFrame, LaneKeying, LaneKind
 from vtpmd.core.link import pack_link_lane
+from vtpmd.testing.credentials import HOST, credentials
+from vtpmd.testing.emulator import Peering
 from vtpmd.wire import greeting, peer
 from vtpmd.wire.greeting import GREETING_BYTES, Greeting
 from vtpmd.wire.tpm import Result

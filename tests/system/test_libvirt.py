@@ -6,11 +6,12 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.harness import versions
-from tests.harness.emulator import EmulatorKind
+from tests.harness.guest_tpm12 import tpm12_of
 from tests.harness.lab import Lab
 from tests.harness.libvirt import Domain, Libvirt
 from tests.harness.swtpm_program import PROGRAMS
-from tests.harness.workload import WorkloadFailedError, tpm12_of
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.workload import WorkloadFailedError
 
 PLAIN = "<backend type='emulator' version='2.0'/>"
 EXTERNAL = "<backend type='external'><source type='unix' mode='connect' path='{}'/></backend>"

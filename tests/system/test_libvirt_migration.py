@@ -10,12 +10,12 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.harness.command import vtpmd
-from tests.harness.facts import differences
 from tests.harness.libvirt import Domain, Libvirt
 from tests.harness.swtpm_program import PROGRAMS
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import Side
 from tests.support.emulator_client import Blob
+from vtpmd.testing.facts import differences
 
 BACKEND = "<backend type='external'><source type='unix' mode='connect' path='{}'/></backend>"
 GET_STATEBLOB = re.compile(r"GET_STATEBLOB: result 0x0, (\d+) bytes")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.fake_peer import hello
 from tests.harness.handover import (
     Host,
@@ -26,7 +25,6 @@ from tests.harness.handover import (
     stopped,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Direction
 from tests.harness.owners import (
     assert_comes_back,
     boot,
@@ -44,6 +42,8 @@ from tests.support.emulator_client import ControlError
 from tests.support.file_names import INCOMING_NAME, JOURNAL_NAME, PERMANENT_NAME
 from vtpmd.daemon.engine import EXIT_JOURNAL
 from vtpmd.store.anchor import Anchor
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.link import Direction
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 

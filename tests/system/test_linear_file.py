@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
+from tests.support import states
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, Blob, ControlClient, ControlError
 from tests.support.tpm2 import Handle, StartupType, Tpm, TpmError
 from vtpmd.core import LinkDescriptor, LinkNames, LinkOperation, Store, pack_link_serving
@@ -21,6 +22,7 @@ from vtpmd.core.boot import LinkControl
 from vtpmd.daemon import engine_process
 from vtpmd.front.boot import boot_record
 from vtpmd.store.linear import LinearFile
+from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import TpmVersion
 
 DEVICE_BYTES = 4 * 1024 * 1024  # Proxmox's
@@ -299,6 +301,14 @@ def assert_refused(place: LinearPlace, path: Path, why: str) -> None:
     assert not path.is_file() or path.read_bytes() == before
 
 
+def linear(permanent: bytes) -> bytes:
+    """Return a linear file that has what a permanent state's file has."""
+    header = b"nilmptws\x01\0\xc0\0"
+    for number in (192, len(permanent), len(permanent)):
+        header += number.to_bytes(4, "little")
+    return header.ljust(192, b"\0") + permanent
+
+
 def with_byte(file: bytes, at: int, value: int) -> bytes:
     return file[:at] + bytes([value]) + file[at + 1 :]
 
@@ -431,13 +441,18 @@ def test_device_of_a_state_directorys_file_is_refused_while_a_journal_continues_
         fill(tpm, 0, 2)
         process.kill()
     source.end()
-    state = (source.state / "tpm2-00.permall").read_bytes()
     path = tmp_path / "linear"
-    header = b"nilmptws\x01\0\xc0\0"
-    for number in (192, len(state), len(state)):
-        header += number.to_bytes(4, "little")
-    path.write_bytes(header.ljust(192, b"\0") + state)
+    path.write_bytes(linear((source.state / "tpm2-00.permall").read_bytes()))
     assert_refused(places.make("vtpmd", path), path, "a journal continues it")
+
+
+def test_state_of_a_later_libtpms_is_said_to_be_that_and_stays(
+    places: Places, tmp_path: Path
+) -> None:
+    path = tmp_path / "linear"
+    path.write_bytes(linear(swtpm_format.encode_file(states.LATER)))
+    why = f"cannot use the state in {path}: it needs a later libtpms, which is no damage"
+    assert_refused(places.make("vtpmd", path), path, why)
 
 
 def test_what_needs_a_directory_says_that_a_file_has_no_place_for_it(tmp_path: Path) -> None:

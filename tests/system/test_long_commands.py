@@ -13,10 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.harness import migration
 from tests.harness.bare_engine import BareEngine, NoSessions, attached, with_engine
-from tests.harness.facts import differences
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient, DataSocket
@@ -33,6 +30,9 @@ from tests.system.test_stream_guest import (
 )
 from vtpmd.core import LinkOperation
 from vtpmd.core.link import LinkCapture
+from vtpmd.testing import migration
+from vtpmd.testing.facts import differences
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import Result, StateType
 
 ATTEMPTS_MAX: Final = 500

@@ -22,17 +22,17 @@ from typing import Any
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.credentials import credentials, stranger_credentials
-from tests.harness.disk import Disk
-from tests.harness.emulator import Emulator, Peering
-from tests.harness.facts import differences
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
-from tests.harness.management import Management
 from tests.harness.proxy import Trigger
 from tests.support.emulator_client import Control
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials, stranger_credentials
+from vtpmd.testing.disk import Disk
+from vtpmd.testing.emulator import Emulator, Peering
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.management import Management
 from vtpmd.wire import peer
 
 MACHINE = Machine()

@@ -14,8 +14,6 @@ import pytest
 from qemu.qmp import QMPClient
 
 from tests.harness.lab import Lab
-from tests.harness.migration import GIVEN_UP
-from tests.harness.program import Program
 from vtpmd.cli import moving
 from vtpmd.cli.moving import Order, Progress, move
 from vtpmd.cli.moving_report import heading
@@ -25,6 +23,8 @@ from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import CLIENTS_MAX, Argument, Arguments, ManagementServer
 from vtpmd.daemon.qemu_events import MigrationState
 from vtpmd.errors import VtpmdError
+from vtpmd.testing.migration import GIVEN_UP
+from vtpmd.testing.program import Program
 
 TIMEOUT_S = 60.0
 SHORT_S = 0.2  # for what does not come

@@ -10,12 +10,12 @@ from itertools import combinations, product
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.emulator import EmulatorKind
-from tests.harness.facts import differences
-from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
 from vtpmd.daemon.engine import EXIT_JOURNAL
+from vtpmd.testing import migration
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Guest, Machine
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 

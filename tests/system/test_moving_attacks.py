@@ -14,12 +14,8 @@ from contextlib import suppress
 import pytest
 from qemu.qmp import ExecuteError
 
-from tests.harness.credentials import HOST, authority, credentials
-from tests.harness.disk import Disk
-from tests.harness.emulator import Peering
 from tests.harness.fake_peer import FakeDestination, Stream
 from tests.harness.handover import (
-    WAIT_TIMEOUT_S,
     Host,
     assert_serves,
     assert_serves_nothing,
@@ -31,10 +27,8 @@ from tests.harness.handover import (
     make_pair,
     restarted,
     stopped,
-    wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Cut, Direction
 from tests.harness.owners import (
     assert_comes_back,
     assert_refuses_to_boot,
@@ -57,6 +51,11 @@ from tests.support.tpm2 import ReturnCode, get_random
 from tests.system.test_arming import qemu_of
 from vtpmd.core.lane import LaneFrame, LaneKind
 from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
+from vtpmd.testing.credentials import HOST, authority, credentials
+from vtpmd.testing.disk import Disk
+from vtpmd.testing.emulator import Peering
+from vtpmd.testing.link import Cut, Direction
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 from vtpmd.wire import peer
 
 A_MOMENT_S = 0.5  # in which a fault shows itself, if it is there

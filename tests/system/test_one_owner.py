@@ -14,11 +14,7 @@ from pathlib import Path
 import pytest
 from qemu.qmp import ExecuteError
 
-from tests.harness.credentials import HOST, authority, credentials
-from tests.harness.disk import Disk
-from tests.harness.emulator import Peering
 from tests.harness.handover import (
-    WAIT_TIMEOUT_S,
     Host,
     Pair,
     assert_serves,
@@ -31,10 +27,8 @@ from tests.harness.handover import (
     make_pair,
     restarted,
     stopped,
-    wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Cut, Direction, Ending
 from tests.harness.owners import (
     assert_comes_back,
     assert_refuses_to_boot,
@@ -65,6 +59,11 @@ from vtpmd.migration.source import HEARD_US_MAX
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Whose
+from vtpmd.testing.credentials import HOST, authority, credentials
+from vtpmd.testing.disk import Disk
+from vtpmd.testing.emulator import Peering
+from vtpmd.testing.link import Cut, Direction, Ending
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 from vtpmd.wire import peer
 
 HOPS = 100

@@ -8,11 +8,7 @@ that QEMU migrates to while the vTPM is armed can be restored, with any emulator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import EmulatorKind, Peering
-from tests.harness.facts import differences
-from tests.harness.handover import assert_serves, assert_whole, make_pair, wait_until
+from tests.harness.handover import assert_serves, assert_whole, make_pair
 from tests.harness.lab import Lab
 from tests.system.test_stream_guest import (
     MACHINE,
@@ -24,6 +20,11 @@ from tests.system.test_stream_guest import (
     make_destination,
     make_source,
 )
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import EmulatorKind, Peering
+from vtpmd.testing.facts import differences
+from vtpmd.testing.waiting import wait_until
 
 FOLLOWING = Peering(credentials=credentials(), follows_qemu=True)
 SLOW_BYTES_S = 4 << 20

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command import Ended, vtpmd
-from tests.harness.credentials import HOST, credentials
-from tests.harness.emulator import Emulator, Peering
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from vtpmd.store.directory import StateDirectory, look_into
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecord, Record, Whose, look
+from vtpmd.testing.credentials import HOST, credentials
+from vtpmd.testing.emulator import Emulator, Peering
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import peer as messages
 
 SESSION = b"s" * 16

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 from tests.harness.fresh_root import FreshRoot
 from tests.harness.lab import Lab
 from tests.harness.libvirt import Domain, Libvirt
-from tests.harness.program import Program
+from tests.harness.place import Place, Written
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
+from vtpmd.testing import guest_image
+from vtpmd.testing.program import Program
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 300  # a compiler's, where other tests run beside it
@@ -84,6 +87,32 @@ def test_the_wheel_that_the_sdist_builds_serves_a_vtpm(tmp_path: Path, lab: Lab)
     engine = serve_once([str(environment / "bin/vtpmd"), "run", str(state)], state, lab)
     assert engine.is_relative_to(environment)
     assert engine.name == "vtpmd-engine"
+    output(environment / "bin/pip", "install", f"{wheel}[testing]", cwd=tmp_path)
+    check_example(environment / "bin/python", lab.new_path("suite"))
+
+
+def check_example(python: Path, suite: Path) -> None:
+    """Run what docs/testing.md shows to others, with what they have: no file of this tree's.
+
+    But for the guest's kernel, which they would download.
+    """
+    suite.mkdir()
+    (suite / "test_example.py").write_text(first_block(ROOT / "docs/testing.md"))
+    image = suite / "image"
+    build = "import sys; from pathlib import Path; from vtpmd.testing import guest_image; "
+    build += "guest_image.build(Path(sys.argv[1]), Path(sys.argv[2]))"
+    output(python, "-c", build, image, guest_image.find() / guest_image.KERNEL, cwd=suite)
+    said = output(python, "-m", "pytest", "-rA", cwd=suite, VTPMD_GUEST_IMAGE=str(image))
+    assert "1 passed" in said
+
+
+def first_block(path: Path) -> str:
+    """Return the first indented block of a document."""
+    lines = path.read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("    "))
+    after = lines[begin:]
+    end = next(number for number, line in enumerate(after) if line[:4].strip())
+    return textwrap.dedent("\n".join(after[:end])).rstrip() + "\n"
 
 
 def test_without_libtpms_the_build_says_what_to_install(tmp_path: Path) -> None:
@@ -103,20 +132,22 @@ def test_without_libtpms_the_build_says_what_to_install(tmp_path: Path) -> None:
 # One test, as each worker that tests run in would build the packages for its own.
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_the_debian_packages_are_built_and_installed(lab: Lab) -> None:
-    """In a root with no more than they depend on; lintian finds no error in them."""
-    out = lab.new_path("packages")
-    printed = output("scripts/build-packages", out, cwd=ROOT, DEB_BUILD_OPTIONS="noautodbgsym")
+    """As README.md has it, in a root of their own; lintian finds no error in them."""
+    place = Place(Written([]), lab.directory)
+    lab.kill_at_end(place)
+    place.shell("rm -rf build/packages")  # what is there may be older
+    printed = place.shell("export DEB_BUILD_OPTIONS=noautodbgsym; scripts/build-packages")
     assert "E: " not in printed
-    root = FreshRoot(lab.directory)
-    lab.kill_at_end(root)
-    root.output("dpkg", "--install", *out.glob("*.deb"))
+    place.shell("apt-get install ./build/packages/vtpmd_*.deb")
+    place.shell("apt-get install ./build/packages/vtpmd-swtpm_*.deb")
+    root = place.root
     state = lab.new_path("state")
     engine = serve_once(root.command("vtpmd", "run", state), state, lab)
     assert engine.match("usr/lib/vtpmd/vtpmd/vtpmd-engine")
     check_libraries(root, lab)
     check_what_is_beside_the_programs(root)
     check_libvirt(root, lab)
-    check_swtpm(root, lab)
+    check_swtpm(place, lab)
 
 
 def check_libraries(root: FreshRoot, lab: Lab) -> None:
@@ -155,13 +186,14 @@ def check_libvirt(root: FreshRoot, lab: Lab) -> None:
     libvirt.close()
 
 
-def check_swtpm(root: FreshRoot, lab: Lab) -> None:
+def check_swtpm(place: Place, lab: Lab) -> None:
     """Check who swtpm is: vtpmd, another that was chosen, and its own when the package is gone."""
+    root = place.root
     assert "vtpmd" in root.output("swtpm", "--version")
     state = lab.new_path("state")
     root.output("mkdir", "-m", "777", state)
     root.output("swtpm_setup", "--tpm2", "--tpmstate", state, "--createek")
-    root.output("update-alternatives", "--set", "swtpm", "/usr/bin/swtpm.distrib")
+    place.shell("update-alternatives --config swtpm", typed="1\n")  # in the order of their names
     assert "vtpmd" not in root.output("swtpm", "--version")
     root.output("dpkg", "--remove", "vtpmd-swtpm")
     assert "vtpmd" not in root.output("/usr/bin/swtpm", "--version")

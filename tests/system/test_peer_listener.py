@@ -21,8 +21,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from tests.harness.credentials import HOST, authority, credentials
-from tests.harness.emulator import Peering
 from tests.harness.fake_peer import connect, hello
 from tests.harness.handover import Host, make_host
 from tests.harness.lab import Lab
@@ -30,6 +28,8 @@ from tests.harness.network import Network
 from vtpmd import pki
 from vtpmd.daemon import handshakes, tls
 from vtpmd.daemon.tls_stream import TlsStream
+from vtpmd.testing.credentials import HOST, authority, credentials
+from vtpmd.testing.emulator import Peering
 from vtpmd.wire import peer
 
 WAIT_TIMEOUT_S = 60.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Program
 from vtpmd.daemon import tls
+from vtpmd.testing.program import Program
 
 QEMU = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-nographic", "-S"]
 QEMU += ["-monitor", "none"]

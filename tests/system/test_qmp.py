@@ -16,7 +16,6 @@ import pytest
 from qemu.qmp import QMPClient
 
 from tests.harness import versions
-from tests.harness.program import Program
 from tests.harness.qemu_listener import Told
 from vtpmd.daemon import qmp
 from vtpmd.daemon.qemu import QemuView, follow
@@ -38,6 +37,7 @@ from vtpmd.daemon.qmp import (
     QemuNotConnected,
 )
 from vtpmd.errors import VtpmdError
+from vtpmd.testing.program import Program
 
 TIMEOUT_S = 60.0
 NOWHERE = "exec:cat >/dev/null"

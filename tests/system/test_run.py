@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.unix import connect
 from tests.support.emulator_client import Control, ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.daemon.engine import STOP_TIMEOUT_S
 from vtpmd.store.directory import StateDirectory
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import StateType
 
 VTPMD = Path(sys.executable).with_name("vtpmd")

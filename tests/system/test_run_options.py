@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import VTPMD, Emulator, EmulatorKind
-from tests.harness.guest import Machine
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.state_files import look
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Handle, Tpm
+from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
+from vtpmd.testing.guest import Machine
+from vtpmd.testing.waiting import wait_until
 
 INDEX = Handle.NV_FIRST
 JOURNAL = "tpm2-00.journal"

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.harness import canary
-from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.system_calls import numbers_of, polls
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from vtpmd.core import LinkDescriptor
-from vtpmd.daemon.engine_process import EXECUTABLE
+from vtpmd.core.program import EXECUTABLE
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 # Of which each was seen to be needed. A call that is answered with an error is none of them.
 CALLS_MAX = 28

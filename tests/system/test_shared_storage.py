@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.facts import differences
-from tests.harness.guest import Machine
 from tests.harness.lab import Lab
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
 from tests.support.emulator_client import (
@@ -25,6 +22,9 @@ from tests.support.emulator_client import (
 )
 from tests.support.tpm2 import Handle, ReturnCode, Tpm, TpmError
 from vtpmd.store.directory import FLOCK
+from vtpmd.testing import migration
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Machine
 
 BOTH = ("--migration", "incoming,release-lock-outgoing")
 RELEASES = ("--migration", "release-lock-outgoing")

@@ -14,14 +14,14 @@ from hashlib import sha256
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.facts import Facts
-from tests.harness.guest import Guest, Machine
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
-from tests.harness.management import Management
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.facts import Facts
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.management import Management
+from vtpmd.testing.waiting import wait_until
 
 # SeaBIOS does not give a q35 its power management back: it falls asleep once.
 SLEEPS = {"pc": 3, "q35": 1}

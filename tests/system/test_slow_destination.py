@@ -21,12 +21,12 @@ from tests.harness.handover import (
     killed,
     make_host,
     restarted,
-    wait_until,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import boot, incoming, record_of
 from tests.harness.raw_guest import Facts
 from vtpmd.store.owner import Outcome, Whose
+from vtpmd.testing.waiting import wait_until
 
 HELD = ROOT / "tests/canary/held"
 # A replacement of the state's file begins with making this one, which a directory resists.

@@ -5,12 +5,13 @@ Invariant of the design that is checked: 6 (savevm, `virsh save` and loadvm keep
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.emulator import EmulatorKind
-from tests.harness.facts import differences
-from tests.harness.guest import Machine
+from tests.harness import versions
 from tests.harness.lab import Lab
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing import migration
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Machine
+from vtpmd.testing.workload import WorkloadFailedError
 
 KINDS = [EmulatorKind.VTPMD, EmulatorKind.SWTPM]
 SNAPSHOT = "checked"
@@ -126,5 +127,6 @@ def test_reset_of_the_guest_restarts_its_tpm(lab: Lab, kind: EmulatorKind, model
     kept = ["nv", "counter", "signing_key"]
     assert [after[name] for name in kept] == [before[name] for name in kept]
     assert after["pcr_seal"] == after["pcr_chain"] == "00" * 32
-    assert int(after["reset_count"]) == int(before["reset_count"]) + 1
+    is_counted = kind is not EmulatorKind.SWTPM or versions.swtpm().counts_resets
+    assert int(after["reset_count"]) == int(before["reset_count"]) + int(is_counted)
     assert int(after["clock_ms"]) >= int(before["clock_ms"])

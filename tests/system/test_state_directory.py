@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import ATTACHED, Emulator, EmulatorKind
-from tests.harness.handover import wait_until
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest
 from tests.support import tpm2
 from tests.support.emulator_client import INIT_DELETE_VOLATILE, ControlClient
 from tests.support.tpm2 import Property, StartupType, Tpm, TpmError
 from vtpmd.daemon.engine import EXIT_REMOVED
+from vtpmd.testing.emulator import ATTACHED, Emulator, EmulatorKind
+from vtpmd.testing.waiting import wait_until
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 THERE_AND_BACK = [SWTPM, VTPMD, SWTPM, VTPMD]

@@ -3,12 +3,13 @@
 import shutil
 
 from tests.harness.command import vtpmd
-from tests.harness.credentials import HOST, credentials
-from tests.harness.emulator import EmulatorKind, Peering
-from tests.harness.handover import Pair, make_armed_pair, make_pair, wait_until
+from tests.harness.handover import Pair, make_armed_pair, make_pair
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import NV_INDEX
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
+from vtpmd.testing.credentials import HOST, credentials
+from vtpmd.testing.emulator import EmulatorKind, Peering
+from vtpmd.testing.waiting import wait_until
 
 
 def hand_over(pair: Pair) -> None:

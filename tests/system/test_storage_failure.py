@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.harness.state_files import durable_state
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import ReturnCode, Tpm, TpmError
+from vtpmd.testing.emulator import EmulatorKind
 
 INDEX = 0x01500010
 SECRET = b"a secret that must not be told"

@@ -16,16 +16,7 @@ from itertools import count
 
 import pytest
 
-from tests.harness.credentials import (
-    HOST,
-    authority,
-    credentials,
-    foreign_credentials,
-    stranger_credentials,
-)
-from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import (
-    WAIT_TIMEOUT_S,
     Host,
     Pair,
     assert_serves,
@@ -36,12 +27,20 @@ from tests.harness.handover import (
     make_pair,
     restarted,
     stopped,
-    wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Cut, Ending
-from tests.harness.program import Program
 from vtpmd.migration.source import HEARD_US_MAX
+from vtpmd.testing.credentials import (
+    HOST,
+    authority,
+    credentials,
+    foreign_credentials,
+    stranger_credentials,
+)
+from vtpmd.testing.emulator import EmulatorKind, Peering
+from vtpmd.testing.link import Cut, Ending
+from vtpmd.testing.program import Program
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 
 UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b11"
 OTHER_UUID = "8f2c0d6e-5a5b-4c1e-9d1a-3f0c7d1f2b12"

@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.facts import Facts, differences
 from tests.harness.fake_peer import FakeDestination
-from tests.harness.guest import Guest, Machine
-from tests.harness.handover import WAIT_TIMEOUT_S, wait_until
 from tests.harness.lab import Lab
-from tests.harness.management import Management
 from tests.harness.proxy import Trigger
-from tests.harness.workload import WorkloadFailedError
 from tests.support import tail
 from tests.support.emulator_client import Control, ControlClient, ControlError
 from tests.support.image_digest import whole_digest
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.facts import Facts, differences
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.management import Management
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
+from vtpmd.testing.workload import WorkloadFailedError
 from vtpmd.wire import peer, swtpm_format
 
 MACHINE = Machine()

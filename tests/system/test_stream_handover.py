@@ -17,10 +17,7 @@ from typing import Any
 import pytest
 from qemu.qmp import ExecuteError
 
-from tests.harness.credentials import HOST, credentials
-from tests.harness.emulator import EmulatorKind, Peering
 from tests.harness.handover import (
-    WAIT_TIMEOUT_S,
     Host,
     Pair,
     assert_serves,
@@ -33,10 +30,8 @@ from tests.harness.handover import (
     make_pair,
     restarted,
     stopped,
-    wait_until,
 )
 from tests.harness.lab import Lab
-from tests.harness.link import Cut, Direction, Ending, MessageLink
 from tests.harness.raw_guest import Blobs, Facts, RawGuest
 from tests.harness.state_files import durable_state
 from tests.support import tail
@@ -46,6 +41,10 @@ from tests.support.tpm2 import StartupType, Tpm, TpmError
 from vtpmd.core.lane import LaneKind
 from vtpmd.daemon import tls
 from vtpmd.daemon.listener import listen_for_peers
+from vtpmd.testing.credentials import HOST, credentials
+from vtpmd.testing.emulator import EmulatorKind, Peering
+from vtpmd.testing.link import Cut, Direction, Ending, MessageLink
+from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 from vtpmd.wire import peer, swtpm_format
 
 REFUSED = "the tail is refused: "

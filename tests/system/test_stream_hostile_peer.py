@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness.credentials import credentials, stranger_credentials
-from tests.harness.emulator import Emulator, Peering
 from tests.harness.fake_peer import LINEAGE, WELCOME, FakeDestination, Stream, connect, hello
 from tests.harness.handover import (
     Host,
@@ -37,6 +35,8 @@ from tests.support.emulator_client import ControlError
 from vtpmd.core import IMAGE_BYTES_MAX, Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.lane import LANE_FRAME_BYTES, LaneFrame, LaneKind
+from vtpmd.testing.credentials import credentials, stranger_credentials
+from vtpmd.testing.emulator import Emulator, Peering
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
@@ -231,7 +231,7 @@ LIES: dict[str, Lie] = {
     "key-before-hello": at_once(peer.Key(KEY)),
     "record-before-hello": at_once(peer.Record(b"")),
     "hello-twice": after_welcome(hello()),
-    "welcome-from-a-source": after_welcome(peer.Welcome(1, 0, 0)),
+    "welcome-from-a-source": after_welcome(peer.Welcome(1, 0)),
     "ack-from-a-source": after_welcome(peer.Ack(1, 7, 9)),
     "released-from-a-source": after_welcome(peer.Released(bytes(16))),
     "kept-from-a-source": after_welcome(peer.Kept(bytes(16))),

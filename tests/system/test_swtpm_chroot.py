@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.handover import wait_until
 from tests.harness.swtpm_program import OURS, TIMEOUT_S
+from tests.support import states
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Handle, Tpm
+from vtpmd.store.libtpms import library
+from vtpmd.testing.waiting import wait_until
+from vtpmd.wire import swtpm_format
 
 UID = 54321  # of nobody that is known
 INDEX = Handle.NV_FIRST
@@ -194,6 +197,42 @@ def test_start_that_fails_removes_nothing_outside(jail: Jail) -> None:
     assert "too many open files" in done.stderr
     assert outside.exists()
     assert not below.exists()
+
+
+@pytest.mark.parametrize("runas", [[], RUNAS], ids=["root", "user"])
+def test_libtpms_is_asked_of_a_state_below_it(jail: Jail, runas: list[str]) -> None:
+    """It is not in there."""
+    path = jail.state / "tpm2-00.permall"
+    path.write_bytes(swtpm_format.encode_file(states.LATER))
+    os.chown(path, UID, UID)
+    done = subprocess.run(
+        jail.command(*IN_DIRECTORY, *runas),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 1
+    assert "cannot use the state in /state: it needs a later libtpms" in done.stderr
+
+
+def test_a_profile_is_read_below_it_and_libtpms_asked(jail: Jail) -> None:
+    (jail.path / "profile").write_text('{"Name":"default-v1"}')
+    options = [*IN_DIRECTORY, *RUNAS, "--profile", "file=/profile"]
+    if library().profiles:
+        process = jail.start(*options)
+        work(jail, is_new=True)
+        assert process.wait(TIMEOUT_S) == 0
+        return
+    done = subprocess.run(
+        jail.command(*options),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 1
+    assert "has no profiles: leave it out" in done.stderr
 
 
 def test_states_below_it_are_printed(jail: Jail) -> None:

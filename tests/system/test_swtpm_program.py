@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.handover import wait_until
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
 from tests.support.emulator_client import ControlClient, ControlError, receive_exactly
 from tests.support.tpm2 import Tpm
+from vtpmd.testing.waiting import wait_until
 
 GET_RANDOM = bytes.fromhex("8001 0000000c 0000017b 0008")
 
@@ -257,7 +257,9 @@ def test_what_cannot_be_served_is_refused_with_1(place: Place, options: list[str
         ["--log", "file=/nowhere/log"],
         ["--tpmstate", "dir=nowhere"],
         ["--tpmstate", "backend-uri=bogus://x"],
-        ["--profile", "name=default-v1"],
+        ["--profile", "name=bogus"],
+        ["--profile", "file=/nowhere/profile"],
+        ["--profile", "remove-disabled=check"],
         ["--migration-key", "file=/nowhere/key"],
     ],
     ids=" ".join,
@@ -297,6 +299,9 @@ def test_capabilities_are_among_swtpms_and_in_its_order() -> None:
     common = [feature for feature in theirs["features"] if feature in ours["features"]]
     assert [feature for feature in ours["features"] if feature in theirs["features"]] == common
     assert {"tpm-2.0", "rsa-keysize-2048", "cmdarg-pwd-fd"} <= set(ours["features"])
+    # From 0.10 on, as libtpms.
+    assert ours.get("profiles") == theirs.get("profiles")
+    assert ("profiles" in ours) == ("cmdarg-profile" in ours["features"])
 
 
 def test_info_is_offered_where_it_has_what_libvirt_looks_for(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import leftovers
-from tests.harness.handover import wait_until
-from tests.harness.program import Program
 from tests.harness.testbed import Host, Testbed
 from tests.harness.wire import DEVICE, Conditions, Side, WireError
+from vtpmd.testing import leftovers
+from vtpmd.testing.program import Program
+from vtpmd.testing.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60.0
@@ -195,10 +195,15 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next() -> None:
         living.communicate("", TIMEOUT_S)
 
 
-def run_script(*arguments: str, commands: str = "") -> subprocess.CompletedProcess[str]:
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run scripts/testbed, which has been set up, to its end."""
+    return run(sys.executable, "-m", "scripts.testbed", *arguments)
+
+
+def run(*command: str, commands: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of the source tree to its end; it reads `commands`."""
     return subprocess.run(
-        [sys.executable, "-m", "scripts.testbed", *arguments],
+        command,
         cwd=ROOT,
         input=commands,
         capture_output=True,
@@ -219,7 +224,7 @@ def test_script_moves_a_guest_and_reports() -> None:
 def test_script_gives_a_person_two_hosts() -> None:
     """What goes wrong there is a line, and the hosts stay."""
     lines = ["status", "a ip -brief address", "drop c", "cut", "restore", "move", "status", "quit"]
-    ended = run_script("shell", commands="\n".join(lines))
+    ended = run("bash", "-c", "scripts/testbed shell", commands="\n".join(lines))
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout
     assert "10.114.0.1/24" in said

@@ -19,13 +19,13 @@ from tests.harness.faults import (
     STEPS,
     LinkFault,
     Step,
-    Victim,
     hanging,
 )
 from tests.harness.hand_over_case import HandOver, Owner
 from tests.harness.saved_guest import SavedGuest
 from tests.harness.testbed import Testbed
 from tests.harness.wire import Side
+from vtpmd.testing.faults import Victim
 
 # Longer than anybody waits for a peer while a guest or QEMU waits for an answer.
 LINK_DOWN_S = 3.0

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.harness import saved_guest as saving
-from tests.harness.facts import differences
-from tests.harness.guest import Guest
 from tests.harness.hand_over_case import HandOver, Owner
-from tests.harness.moves import Move, move
 from tests.harness.saved_guest import MACHINE, SavedGuest
 from tests.harness.testbed import Testbed
 from tests.harness.wire import Conditions, Side
+from vtpmd.testing.facts import differences
+from vtpmd.testing.guest import Guest
+from vtpmd.testing.moves import Move, move
 
 HOPS = 50
 LINKS = {
@@ -38,7 +38,7 @@ def test_guest_moves_over_a_link(
     assert guest is not None
     guest.command("start mixed")
 
-    moved = move(testbed, testbed.a, testbed.b, armed=armed)
+    moved = move(testbed.a, testbed.b, armed=armed)
 
     record_property("what QEMU says", str(moved.guest))
     print(moved.guest)
@@ -58,7 +58,7 @@ def test_guest_moves_to_and_fro_fifty_times(
     running(here.guest).command("start mixed")
     moves: list[Move] = []
     for hop in range(HOPS):
-        moves.append(move(testbed, here, there))
+        moves.append(move(here, there))
         assert moves[-1].has_tail, f"hop {hop + 1}: {moves[-1].session}"
         here.close_guest()
         here, there = there, here

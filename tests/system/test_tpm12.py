@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
+from tests.support import states
 from tests.support.emulator_client import (
     INIT_DELETE_VOLATILE,
     Blob,
@@ -24,7 +25,8 @@ from tests.support.emulator_client import (
 )
 from tests.support.tpm12 import NV_INDEX, StartupType, Tpm12, Tpm12Error, get_random
 from vtpmd.store.directory import names_of
-from vtpmd.wire.tpm import TpmVersion
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 NAMES = names_of(TpmVersion.TPM_1_2)
 VTPMD = OURS.with_name("vtpmd")
@@ -131,6 +133,77 @@ def test_invariant_1_what_was_acknowledged_is_there_after_a_crash(make_place: Ma
         control.init()
         tpm.startup()
         assert tpm.nv_read(NV_INDEX, len(SECRET)) == SECRET
+
+
+@pytest.fixture
+def asleep(make_place: MakePlace) -> Path:
+    """A directory whose TPM was stored and stopped as its guest slept: it has each state."""
+    place = make_place("vtpmd")
+    with served(place) as (control, tpm):
+        control.init()
+        tpm.startup()
+        tpm.save_state()
+        control.store_volatile()
+    assert all((place.state / NAMES.state(kind)).exists() for kind in StateType)
+    return place.state
+
+
+def rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
+    state = swtpm_format.decode_file(file.read_bytes())
+    file.write_bytes(swtpm_format.encode_file(change(state)))
+
+
+def test_a_directory_is_right_by_what_libtpms_says_of_a_tpm_1_2(asleep: Path) -> None:
+    """Of each of its states; a libtpms that was asked of a TPM 2.0 would refuse them all."""
+    assert run(VTPMD, "fold", asleep).returncode == 0
+    recovered = run(VTPMD, "recover", asleep)
+    assert (recovered.returncode, recovered.stderr) == (0, "")
+    assert "nothing is wrong" in recovered.stdout
+    printed = run(OURS, "socket", "--print-info", "1", "--tpmstate", f"dir={asleep}")
+    assert json.loads(printed.stdout)["TPMSpecification"]["family"] == "1.2"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [states.damaged, lambda _: states.LATER],
+    ids=["altered", "of a TPM 2.0 that a later libtpms made"],
+)
+def test_invariant_2_a_permanent_state_that_libtpms_refuses_is_damaged(
+    asleep: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """It is never said to be too new: a TPM 1.2 is of no format level."""
+    rewrite(asleep / NAMES.permanent, change)
+    before = {path.name: path.read_bytes() for path in asleep.glob("tpm-00.*")}
+    folded, recovered = (run(VTPMD, command, asleep) for command in ("fold", "recover"))
+    assert (folded.returncode, recovered.returncode) == (5, 7)
+    for said in (folded.stderr, recovered.stdout):
+        assert f"{NAMES.permanent} is damaged: libtpms refuses it with 0x" in said
+    printed = run(OURS, "socket", "--print-info", "1", "--tpmstate", f"dir={asleep}")
+    assert printed.returncode == 1
+    assert "is damaged" in printed.stderr
+    assert {path.name: path.read_bytes() for path in asleep.glob("tpm-00.*")} == before
+
+
+def test_invariant_2_states_without_the_permanent_one_are_damaged(asleep: Path) -> None:
+    (asleep / NAMES.permanent).unlink()
+    folded = run(VTPMD, "fold", asleep)
+    assert folded.returncode == 5
+    assert f"{NAMES.volatile} is damaged: libtpms refuses it with 0x" in folded.stderr
+
+
+@pytest.mark.parametrize("kind", [StateType.VOLATILE, StateType.SAVESTATE])
+def test_another_state_that_libtpms_refuses_is_given_up_alone(
+    asleep: Path, kind: StateType
+) -> None:
+    name = NAMES.state(kind)
+    rewrite(asleep / name, states.damaged)
+    assert run(VTPMD, "fold", asleep).returncode == 5
+    recovered = run(VTPMD, "recover", asleep)
+    assert recovered.returncode == 5
+    assert f"would be lost: {name}: the guest begins with a reset" in recovered.stdout
+    assert run(VTPMD, "recover", "--restore", asleep).returncode == 0
+    assert not (asleep / name).exists()
+    assert run(VTPMD, "fold", asleep).returncode == 0
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.guest import Guest, Machine
-from tests.harness.handover import wait_until
+from tests.harness.guest_tpm12 import tpm12_of
 from tests.harness.lab import Lab
-from tests.harness.management import Management
 from tests.harness.raw_guest import RawGuest12
-from tests.harness.workload import tpm12_of
 from tests.support import tpm12
 from tests.support.tpm12 import Key
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.management import Management
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM

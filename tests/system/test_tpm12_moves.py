@@ -8,23 +8,16 @@ from hashlib import sha256
 
 import pytest
 
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.handover import (
-    Host,
-    Pair,
-    assert_tail,
-    killed,
-    make_host,
-    stopped,
-    wait_until,
-)
+from tests.harness.handover import Host, Pair, assert_tail, killed, make_host, stopped
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest12
 from tests.support.emulator_client import ControlError
 from tests.support.image_digest import whole_digest
 from tests.support.tpm12 import StartupType, get_random
 from vtpmd.store.directory import names_of
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import TpmVersion
 
@@ -142,7 +135,8 @@ def test_invariant_13_one_is_never_taken_for_the_other(lab: Lab, *, is_reversed:
     assert event["event"] == "VTPM_FALL_BACK"
     words = [version.facts.word for version in TpmVersion]
     first, second = reversed(words) if is_reversed else words
-    assert f"its TPM is a TPM {first}, the one here a TPM {second}" in event["data"]["reason"]
+    refusal = f"the source has a TPM {first}, the destination a TPM {second}: "
+    assert refusal in event["data"]["reason"]
     with pytest.raises(ControlError):
         destination.guest.load(source.guest.save())
     source.guest.resume()

@@ -3,10 +3,10 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.harness.credentials import HOST, credentials
 from tests.harness.fake_peer import FakeDestination
 from vtpmd.daemon.asking import Asking
 from vtpmd.daemon.outgoing import Peer
+from vtpmd.testing.credentials import HOST, credentials
 from vtpmd.wire import peer
 
 SESSION = b"s" * peer.SESSION_BYTES

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vtpmd import cli
+from vtpmd import __version__, cli
 from vtpmd.cli.arguments import read_plain
 from vtpmd.cli.parser import build_parser, parse
 from vtpmd.cli.run import ARGUMENTS, qemu_arguments, run
+from vtpmd.store.libtpms import library
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,27 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
     assert "example:\n  vtpmd run /" in capsys.readouterr().out
 
 
+def test_version_names_libtpms_and_its_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be told when it runs."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    installed = pkg_config("--modversion")
+    has = library()
+    line = f"vtpmd {__version__}, libtpms {installed}, which reads format level"
+    text = capsys.readouterr().out
+    assert text.startswith(line)
+    assert text.count("\n") == 1
+    assert f" {has.level} " in text
+    assert all(name in text for name in has.profiles)
+    assert bool(has.profiles) == (tuple(map(int, installed.split("."))) >= (0, 10))
+
+
+def pkg_config(option: str) -> str:
+    command = ["pkg-config", option, "libtpms"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Each is a line with what it does, from its module, and no module is left out."""
     names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
@@ -145,7 +167,7 @@ def test_help_of_run_has_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = capsys.readouterr().out.partition("exit status:\n")[2]
-    assert [line.split()[0] for line in text.splitlines()] == list("012345678")
+    assert [line.split()[0] for line in text.splitlines()] == list("0123456789")
 
 
 def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

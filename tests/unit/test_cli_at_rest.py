@@ -1,19 +1,25 @@
 """fold and recover as a person meets them: lines, JSON, and a status for each way to end."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support import states
 from tests.support.cli_run import Run
 from tests.support.journal import SECTOR, digest, write_journal
 from vtpmd import cli
 from vtpmd.store.anchor import Anchor, Mark
 from vtpmd.store.directory import StateDirectory
+from vtpmd.store.libtpms import library
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.state_level import needs_of
 
-IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(4)]
+IMAGES = states.different(4)
 PROBLEM = "tpm2-00.journal is damaged: a sector is altered, at byte 1024 (K)"
+TIMEOUT_S = 20
 COMMANDS = ["fold", "recover", "rekey"]
 
 
@@ -185,3 +191,83 @@ def test_recover_wants_an_anchor_that_is_there(run: Command, state: Path, tmp_pa
     ended = run("recover", state, "--anchor", tmp_path / "missing")
     assert ended.status == 1
     assert "mount what holds it" in ended.error
+
+
+def put(state: Path, permanent: bytes) -> None:
+    """Have a checkpoint alone."""
+    (state / "tpm2-00.permall").write_bytes(swtpm_format.encode_file(permanent))
+    (state / "tpm2-00.journal").unlink(missing_ok=True)
+
+
+def content_of(state: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in state.iterdir() if path.name != ".lock"}
+
+
+@pytest.mark.parametrize("command", ["run", "fold", "recover", "recover --restore"])
+def test_a_state_of_a_later_libtpms_is_said_to_be_that(state: Path, command: str) -> None:
+    """With libtpms' own words, and a status of its own; it is no damage, and nothing is changed.
+
+    In a process of its own: one that went on would become an engine.
+    """
+    put(state, states.LATER)
+    before = content_of(state)
+    line = [sys.executable, "-m", "vtpmd", *command.split(), str(state)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (ended.returncode, ended.stdout) == (8, "")
+    assert ended.stderr.count("\n") == 1
+    assert "needs a later libtpms, which is no damage: it has format level 9" in ended.stderr
+    assert f"this host libtpms {library().version}, which reads" in ended.stderr
+    assert "libtpms says: libtpms/tpm2: " in ended.stderr
+    assert content_of(state) == before
+
+
+def test_a_state_of_a_later_libtpms_is_said_to_be_that_under_a_journal_too(
+    run: Command, state: Path
+) -> None:
+    """What is damaged besides is what has to be seen to first."""
+    before = states.LATER.replace(b"This profile", b"That profile")
+    put(state, before)
+    (state / "tpm2-00.journal").write_bytes(write_journal([before, states.LATER]))
+    assert run("fold", state).status == run("recover", state).status == 8
+    damage(state, SECTOR + 9)
+    assert run("fold", state).status == 5
+    assert run("recover", state).status == 5
+
+
+@pytest.mark.parametrize("level", ["LEVEL_1", "LEVEL_7"])
+def test_a_state_that_libtpms_reads_is_right(run: Command, state: Path, level: str) -> None:
+    permanent = getattr(states, level)
+    put(state, permanent)
+    reads = library().reads(needs_of(permanent))
+    assert run("fold", state).status == run("recover", state).status == (0 if reads else 8)
+
+
+@pytest.mark.parametrize("level", ["LEVEL_1", "LEVEL_7"])
+def test_a_state_that_libtpms_refuses_is_never_called_fine(
+    run: Command, state: Path, level: str
+) -> None:
+    """Nor damaged where only a later libtpms could tell."""
+    permanent = getattr(states, level)
+    put(state, states.damaged(permanent))
+    before = content_of(state)
+    reads = library().reads(needs_of(permanent))
+    assert run("fold", state).status == (5 if reads else 8)
+    ended = run("recover", state)
+    assert ended.status == (7 if reads else 8)
+    if reads:
+        assert "tpm2-00.permall is damaged: libtpms refuses it with 0x" in ended.output
+        assert "nothing can be restored" in ended.output
+    assert content_of(state) == before
+
+
+def test_a_volatile_state_that_libtpms_refuses_is_given_up_alone(run: Command, state: Path) -> None:
+    volatile = state / "tpm2-00.volatilestate"
+    volatile.write_bytes(swtpm_format.encode_file(b"none"))
+    assert run("fold", state).status == 5
+    ended = run("recover", state)
+    assert ended.status == 5
+    assert "tpm2-00.volatilestate is damaged: libtpms refuses it with 0x" in ended.output
+    assert "would be lost: tpm2-00.volatilestate: the guest begins with a reset" in ended.output
+    assert run("recover", state, "--restore").status == 0
+    assert not volatile.exists()
+    assert run("fold", state).status == 0

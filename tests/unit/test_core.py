@@ -26,6 +26,7 @@ from vtpmd.core.link import (
     unpack_link_digests,
     unpack_link_lineage,
 )
+from vtpmd.core.program import LinkInquiry
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
 from vtpmd.wire.tpm import StateType
 
@@ -43,6 +44,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_CONTROL_": LinkControl,
     "LINK_DATA_": LinkData,
     "LINK_END_WITH_": LinkEnd,
+    "LINK_INQUIRY_": LinkInquiry,
     "LINK_STATE_": StateType,
     "TPM_": LinkCustody,
     "LINK_TAIL_": TailRefusal,

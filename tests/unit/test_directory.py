@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import versions
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
-from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient
 from vtpmd.store.directory import (
     StateDirectory,
@@ -23,6 +21,8 @@ from vtpmd.store.directory import (
     StateDirectoryInUse,
     look_into,
 )
+from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.program import Program
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.harness.facts import Facts, differences
+from vtpmd.testing.facts import Facts, differences
 
 BEFORE: Facts = {
     "pcr_seal": "aa",

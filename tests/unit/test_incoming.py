@@ -20,6 +20,7 @@ from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import Library
 from vtpmd.wire.tpm import Result, TpmVersion
 
 SESSION, OTHERS, LINEAGE = b"s" * 16, b"o" * 16, b"l" * 16
@@ -29,7 +30,7 @@ HOST = PeerName(("host1.example.org",), None)
 class HungUp:
     """The engine, as a vtpmd finds it that did not answer for too long."""
 
-    libtpms_version = 0x000902
+    library = Library("0.9.2", {})
     tpm_version = TpmVersion.TPM_2_0
 
     async def request(self, *_: object, **__: object) -> Reply:
@@ -39,7 +40,7 @@ class HungUp:
 class Granted:
     """The engine, to which the source's has granted the vTPM just now."""
 
-    libtpms_version = 0x000902
+    library = Library("0.9.2", {})
     tpm_version = TpmVersion.TPM_2_0
 
     async def request(self, operation: LinkOperation, *_: object, **__: object) -> Reply:
@@ -112,7 +113,7 @@ def test_invariant_3_session_is_not_declined_without_the_engine_s_word(
 
 def test_invariant_3_no_session_takes_the_place_of_one_that_was_granted(files: MovingFiles) -> None:
     """It was not, when the other one's source was heard; ending it has shown that it is."""
-    greeting = hello(Granted.libtpms_version, OTHERS, LINEAGE)
+    greeting = hello(session=OTHERS, lineage=LINEAGE)
 
     async def welcome() -> None:
         mobility = with_engine(files, Granted())

@@ -27,6 +27,7 @@ from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.incoming import Found
 from vtpmd.store.moving import MovingFiles
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import Library
 from vtpmd.wire.tpm import Result, StateType, TpmVersion
 
 SESSION, LINEAGE = b"s" * 16, b"l" * 16
@@ -39,7 +40,7 @@ VOLATILE = Image(StateType.VOLATILE, 3, b"PCRs")
 class Granted:
     """An engine whose TPM has started from LAST, and which was granted it at once."""
 
-    libtpms_version = 0x000902
+    library = Library("0.9.2", {})
     tpm_version = TpmVersion.TPM_2_0
 
     def __init__(self, files: MovingFiles) -> None:
@@ -233,8 +234,7 @@ async def _receiving(moving: Mobility, connection: Any) -> Any:
     from vtpmd.daemon.incoming import Incoming
 
     session = Incoming(moving._incoming_owner(moving._own(busy=None)), connection)
-    greeting = hello(Granted.libtpms_version, SESSION, LINEAGE)
-    await session._take_message(greeting)
+    await session._take_message(hello(session=SESSION, lineage=LINEAGE))
     await session._take_message(peer.Key(bytes(peer.KEY_BYTES)))
     await session._events.run(events.LaneCame(0))
     return session

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.emulator import EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import ControlClient
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.store import keys
 from vtpmd.store.directory import StateDirectory, StateKeyError
 from vtpmd.store.keys import Key, parse_key_source, read_key
+from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.wire.tpm import StateType
 
 SWTPM = EmulatorKind.SWTPM

@@ -17,17 +17,19 @@ from vtpmd.migration.destination import Destination
 from vtpmd.migration.source import HEARD_US_MAX, Source
 from vtpmd.migration.states import ON_OFFER, TABLE, WITH_BASE, ImpossibleEvent, State
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import Library
 
 SESSION, UUID, KEY = b"s" * 16, b"u" * 16, b"k" * 32
 LINEAGE = b"l" * 16
-HELLO = peer.Hello(peer.VERSION, peer.VERSION, SESSION, UUID, LINEAGE, 2, 0x000902, 262144)
-OWN = destination.Own(None, UUID, None, 2, 0x000902, 262144, peer.Following.NOT_ASKED_FOR)
+LIBRARY = Library("0.10.2", {"default-v1": 7, "null": 1, "custom": 2})
+HELLO = peer.Hello(peer.VERSION, peer.VERSION, SESSION, UUID, LINEAGE, 2, 7, b"default-v1", 262144)
+OWN = destination.Own(None, UUID, None, 2, LIBRARY, 262144, peer.Following.NOT_ASKED_FOR)
 ROUND = events.Round(1, 10, 20, 0)
 
 EVENTS: dict[str, Any] = {
     "Hello": HELLO,
-    "Welcome": peer.Welcome(2, 0x000902, peer.Following.FOLLOWING),
-    "Welcome of another kind": peer.Welcome(2, 0x000902, 9),
+    "Welcome": peer.Welcome(2, peer.Following.FOLLOWING),
+    "Welcome of another kind": peer.Welcome(2, 9),
     "Refuse": peer.Refuse(peer.Reason.UUID, "it is another VM"),
     "Key": peer.Key(KEY),
     "Record": peer.Record(b"record"),
@@ -1178,7 +1180,9 @@ def test_a_session_that_was_found_asks_at_once() -> None:
         ({"version": 9, "version_minimum": 9}, peer.Reason.VERSION),
         ({"version": 0, "version_minimum": 0}, peer.Reason.VERSION),
         ({"tpm_version": 1}, peer.Reason.TPM_VERSION),
-        ({"libtpms_version": 0x000A00}, peer.Reason.LIBTPMS_VERSION),
+        ({"format_level": 8}, peer.Reason.LIBTPMS_VERSION),
+        ({"profile": b"default-v2"}, peer.Reason.LIBTPMS_VERSION),
+        ({"profile": b"null\n"}, peer.Reason.LIBTPMS_VERSION),
         ({"uuid": b"x" * 16}, peer.Reason.UUID),
         ({"lineage": b"m" * 16}, peer.Reason.LINEAGE),
         ({"image_bytes_max": 262145}, peer.Reason.LIMIT),
@@ -1209,12 +1213,13 @@ def test_destination_in_use_refuses() -> None:
     [
         {"uuid": bytes(16)},
         {"lineage": b"m" * 16},
-        {"libtpms_version": 0x000905},
-        {"libtpms_version": 0x000801},
+        {"format_level": 1, "profile": b"null" + bytes(28)},
+        {"format_level": 0, "profile": bytes(32)},
+        {"format_level": 2, "profile": b"custom:mine"},
     ],
 )
 def test_fit_destination_welcomes(fine: dict[str, Any]) -> None:
-    """A VM without a UUID, no state in the directory, another patch release, an older libtpms."""
+    """A VM without a UUID, no state in the directory, a state that this libtpms reads."""
     machine = Destination(OWN)
     machine.step(HELLO._replace(**fine))
     assert machine.state is State.WELCOMED

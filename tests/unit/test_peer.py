@@ -13,8 +13,8 @@ SESSION, DIGEST, UUID = (
     (st.binary(min_size=16, max_size=16)),
 )
 MESSAGES: st.SearchStrategy[peer.Message] = st.one_of(
-    st.builds(peer.Hello, U16, U16, SESSION, UUID, UUID, U16, U32, U32),
-    st.builds(peer.Welcome, U16, U32, U8),
+    st.builds(peer.Hello, U16, U16, SESSION, UUID, UUID, U16, U16, DIGEST, U32),
+    st.builds(peer.Welcome, U16, U8),
     st.builds(peer.Refuse, U16, st.text(st.characters(categories=["L", "N", "P"]), max_size=99)),
     st.builds(peer.Key, DIGEST),
     st.builds(peer.Record, st.binary(max_size=2000)),

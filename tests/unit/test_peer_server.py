@@ -20,12 +20,6 @@ from typing import Any
 
 import pytest
 
-from tests.harness.credentials import (
-    HOST,
-    credentials,
-    foreign_credentials,
-    stranger_credentials,
-)
 from tests.harness.fake_peer import hello
 from vtpmd.core.lane import LaneKeying
 from vtpmd.daemon import acceptor, handshakes, lane, limited_log, outgoing, peer_server, tls
@@ -41,6 +35,12 @@ from vtpmd.daemon.tls_stream import (
     TlsStream,
 )
 from vtpmd.errors import VtpmdError
+from vtpmd.testing.credentials import (
+    HOST,
+    credentials,
+    foreign_credentials,
+    stranger_credentials,
+)
 from vtpmd.wire import peer
 from vtpmd.wire.greeting import MAGIC, Greeting
 
@@ -73,9 +73,9 @@ class FakeSessions:
         """Say Welcome to whatever the source says, until it leaves."""
         del decoder
         self.n_welcomed += 1
-        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
+        connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
         while await connection.stream.read():
-            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0, 0)))
+            connection.stream.write(peer.encode(peer.Welcome(hello.version, 0)))
 
     async def take_lane(self, accepted: socket.socket, greets: Greeting) -> None:
         """Answer whoever has the key."""

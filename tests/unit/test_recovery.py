@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support import states
 from tests.support.journal import SECTOR, digest, write_journal
 from vtpmd.store import recovery, salvage
 from vtpmd.store.anchor import Found
@@ -21,7 +22,7 @@ from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType
 
 KEY = b"k" * 32
-IMAGES = [bytes([n + 65]) * 8 + bytes(range(256)) * 4 for n in range(5)]  # a sector a change
+*IMAGES, OLDER = states.different(6)  # a sector a change
 JOURNAL, PERMANENT = "tpm2-00.journal", "tpm2-00.permall"
 
 
@@ -166,11 +167,11 @@ def test_invariant_2_damage_is_refused_named_and_salvaged(at_rest: Fixture, name
 
 
 def test_an_older_checkpoint_under_a_newer_journal_is_refused(at_rest: Fixture) -> None:
-    at_rest.put(b"older" * 100, write_journal(IMAGES, secret=at_rest.secret))
+    at_rest.put(OLDER, write_journal(IMAGES, secret=at_rest.secret))
     with pytest.raises(RecoveryRefused, match=r"that is older than the journal.*\(L\)"):
         recovery.recover(at_rest.directory, at_rest.key)
     found = salvage.assess(at_rest.directory, at_rest.key)
-    assert found.image == b"older" * 100
+    assert found.image == OLDER
     assert "all 2560 bytes that were written to it" in found.lost[0]
 
 

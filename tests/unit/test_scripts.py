@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+GUEST_IMAGE = "vtpmd/testing/guest_image"
 
 
 def run(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -20,11 +21,14 @@ def run(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 def test_failing_step_in_a_function_ends_with_1_and_the_last_line(
     tmp_path: Path, name: str
 ) -> None:
-    """The tree has no setup.py to install and no tests/guest to compile; nothing is fetched."""
+    """The tree has no setup.py to install and nothing of a guest to compile; nothing is fetched."""
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     script = Path(shutil.copy(SCRIPTS / name, scripts))
     (scripts / "packages.txt").touch()
+    image = tmp_path / GUEST_IMAGE
+    image.mkdir(parents=True)
+    shutil.copy(SCRIPTS.parent / GUEST_IMAGE / "build-image", image)
     (tmp_path / "build/guest").mkdir(parents=True)
     (tmp_path / "build/guest/vmlinuz").touch()
 

@@ -268,6 +268,7 @@ ARROWS = {
     "migration": {"wire"},
     "pki": {"daemon"},
     "store": {"core", "wire"},
+    "testing": {"core", "daemon", "pki", "store", "wire"},
     "wire": set(),
     "__main__": {"cli"},
 }

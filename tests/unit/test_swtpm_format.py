@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import versions
-from tests.harness.emulator import Emulator, EmulatorKind
 from tests.harness.lab import Lab
 from tests.support.emulator_client import Blob, Control, ControlClient, ControlError
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.wire import swtpm_encryption, swtpm_format
 from vtpmd.wire.swtpm_format import (
     BLOB_BYTES_MAX,

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.harness.credentials import credentials
 from vtpmd.daemon import tls, tls_stream
 from vtpmd.daemon.tls_stream import TlsStream
+from vtpmd.testing.credentials import credentials
 from vtpmd.wire import peer
 
 HOST = "localhost"

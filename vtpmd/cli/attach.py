@@ -34,7 +34,7 @@ exit status:
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  the owner record, or a state on its way in, is damaged
   7  the vTPM was stopped, but swtpm cannot take the directory yet: see vtpmd fold
-  8  the vTPM was stopped, and its directory, or what is in it, was removed meanwhile
+  9  the vTPM was stopped, and its directory, or what is in it, was removed meanwhile
 """
 
 

@@ -22,6 +22,7 @@ exit status:
 {at_rest.EXIT_IN_USE_AND_KEY}\
   5  what is there is damaged: nothing was changed, see vtpmd recover
   6  the directory has fallen behind the anchor: nothing was changed
+  8  this host's libtpms is too old for the state, which is as it was
 """
 
 
@@ -36,13 +37,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Fold; return the exit status. Raises VtpmdError."""
+    from vtpmd.store.libtpms import check
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.start import anchor_of, fold
 
     with at_rest.opened(options.directory) as directory, at_rest.key_of(options.key) as key:
         files = MovingFiles(directory, key)
         with anchor_of(options.anchor, directory, files, key) as anchor:
-            taken_up, examined, _ = fold(directory, files, key, anchor)
+            taken_up, examined, _ = fold(directory, files, key, anchor, check)
     found = examined.recovery
     outcome = {
         "directory": str(options.directory),

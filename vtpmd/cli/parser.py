@@ -55,10 +55,26 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
+class _Version(argparse.Action):
+    """Print which vtpmd this is, and over which libtpms: it has to be asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from vtpmd.store.libtpms import library
+
+        print(f"vtpmd {__version__}, {library()}")
+        parser.exit()
+
+
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the commands of these names."""
     parser = Parser(prog="vtpmd", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--version", action="version", version=f"vtpmd {__version__}")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        help="print the versions of vtpmd and libtpms",
+    )
     commands = parser.add_subparsers(prog="vtpmd", metavar="COMMAND", required=True)
     for name in names:
         import_module(f"vtpmd.cli.{name}").add_parser(commands)

@@ -34,6 +34,7 @@ exit status:
   5  something is damaged; what could be restored was shown
   6  the directory has fallen behind the anchor
   7  something is damaged, and nothing can be restored
+  8  nothing is wrong, but this host's libtpms is too old for the state
 """
 
 

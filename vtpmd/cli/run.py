@@ -59,7 +59,8 @@ exit status:
   5  the state is damaged: nothing was changed, see vtpmd recover
   6  the state has fallen behind the anchor: it was put back to an older one
   7  stopped, but swtpm cannot take the directory yet: its journal is still needed, see vtpmd fold
-  8  stopped, and the state directory, or what is in it, was removed meanwhile
+  8  this host's libtpms is too old for the state, which is as it was
+  9  stopped, and the state directory, or what is in it, was removed meanwhile
 """
 
 

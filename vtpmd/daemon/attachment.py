@@ -21,6 +21,7 @@ from vtpmd.core.link import LINK_SHARED
 from vtpmd.daemon.listener import path_in
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import LINK_NAME
+from vtpmd.wire.state_level import Library, library_of
 from vtpmd.wire.tpm import TpmVersion
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 WARN_AFTER_S: Final = 10.0
 READ_BYTES_MAX: Final = 64 * 1024
 _UCRED: Final = struct.Struct("=iII")  # pid, uid, gid: struct ucred of unix(7)
-_READY: Final = struct.Struct("=II")  # struct link_ready
+_READY: Final = struct.Struct("=II")  # struct link_ready; what libtpms has comes after it
 _SHARED: Final = struct.Struct(f"={LINK_SHARED}i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_SHARED.size)
 
@@ -43,7 +44,7 @@ class Attachment(NamedTuple):
 
     link: socket.socket
     pid: int
-    libtpms_version: int
+    library: Library
     tpm_version: TpmVersion
     received: bytes  # what has come after that
     directory_fd: int
@@ -119,17 +120,19 @@ def _parse(
         )
     head, credentials = core.LINK_HEADER_BYTES, found.get(socket.SCM_CREDENTIALS, b"")
     header = core.unpack_link_header(data[:head]) if len(data) >= head else None
-    end = head + _READY.size
+    at, end = head + _READY.size, head + (0 if header is None else header.payload_bytes)
     if (
         header is None
         or header.operation != LinkOperation.READY
-        or header.payload_bytes != end - head
+        or end < at
         or len(data) < end
         or len(credentials) != _UCRED.size
         or len(descriptors) != LINK_SHARED
     ):
         raise VtpmdError("what listens there is no engine of this vtpmd; look what it is")
-    library, version = _READY.unpack(data[head:end])
+    number, version = _READY.unpack(data[head:at])
+    name = f"{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"
+    library = library_of(name, data[at:end].decode(errors="replace"))
     pid = _UCRED.unpack(credentials)[0]
     return Attachment(link, pid, library, TpmVersion(version), data[end:], *descriptors)
 

@@ -47,7 +47,7 @@ STOP_TIMEOUT_S = 20.0
 # An engine that ends closes the link a moment before its process is gone.
 GONE_TIMEOUT_S = 1.0
 # Of an engine that has stopped in order (csrc/engine/main.c); the other one leaves a journal.
-EXIT_STOPPED, EXIT_JOURNAL, EXIT_REMOVED = 0, 7, 8
+EXIT_STOPPED, EXIT_JOURNAL, EXIT_REMOVED = 0, 7, 9
 EXITS_IN_ORDER = (EXIT_STOPPED, EXIT_JOURNAL, EXIT_REMOVED)
 
 
@@ -137,7 +137,7 @@ class Engine:
         """Take an attachment's connection, which is closed here. Raises EngineDied."""
         self.pid = attachment.pid
         self._pidfd = _open_process(attachment)
-        self.libtpms_version = attachment.libtpms_version
+        self.library = attachment.library
         self.tpm_version = attachment.tpm_version
         self.state = EngineState.SERVING
         self.death: str | None = None

@@ -5,20 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 
-import vtpmd
 from vtpmd.core import LinkDescriptor
+from vtpmd.core.program import ARGUMENTS, DESCRIPTOR_MIN, EXECUTABLE, environment
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
-
-EXECUTABLE = f"{vtpmd.__path__[0]}/vtpmd-engine"
-ARGUMENTS = ("vtpmd-engine",)
-
-# Above the fixed numbers of LinkDescriptor, so that no dup2() overwrites a source of another.
-DESCRIPTOR_MIN = 16
 
 
 def spawn(
@@ -38,7 +32,7 @@ def spawn(
     ]
     try:
         announce()
-        return os.posix_spawn(EXECUTABLE, ARGUMENTS, _environment(), file_actions=actions)
+        return os.posix_spawn(EXECUTABLE, ARGUMENTS, environment(), file_actions=actions)
     except OSError as error:
         raise _not_started(error) from error
     finally:
@@ -66,7 +60,7 @@ def become(
     for to, fd in copies.items():
         os.dup2(fd, to)
     try:
-        os.execve(EXECUTABLE, arguments, _environment())  # noqa: S606 - there is no shell to want
+        os.execve(EXECUTABLE, arguments, environment())  # noqa: S606 - there is no shell to want
     except OSError as error:
         raise _not_started(error) from error
 
@@ -108,15 +102,6 @@ def _open_null(to: int) -> None:
         return
     os.dup2(fd, to)
     os.close(fd)
-
-
-def _environment() -> dict[str, str]:
-    """Return what libraries of the engine look at, and sanitizers.
-
-    Not the loader's LD_: who holds the secrets runs no other code than it was installed with.
-    """
-    kept = ("LANG", "LC_", "OPENSSL_", "ASAN_", "UBSAN_", "TSAN_", "LSAN_")
-    return {name: value for name, value in os.environ.items() if name.startswith(kept)}
 
 
 def _not_started(error: OSError) -> VtpmdError:

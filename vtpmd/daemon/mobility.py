@@ -23,9 +23,11 @@ from vtpmd.daemon.lineage import Lineages
 from vtpmd.daemon.qemu import Following, QemuView
 from vtpmd.daemon.wakefulness import Wakefulness
 from vtpmd.errors import VtpmdError
+from vtpmd.store.libtpms import INFO_ACTIVE_PROFILE
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import Outcome, Record, Whose, name_text
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import active_of
 
 if TYPE_CHECKING:
     import socket
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from vtpmd.store.incoming import Resumed
     from vtpmd.wire.greeting import Greeting
     from vtpmd.wire.peer import Decoder, Hello
+    from vtpmd.wire.state_level import Needs
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,9 @@ BETWEEN_PASSES_S: Final = 0.05
 TELL_AFTER_S: Final = 0.02
 # A boot waits for the word of the host that may have the vTPM, and QEMU's main loop with it.
 ANSWER_TIMEOUT_S: Final = 2.0
+
+# A refusal that people mend at either host; others are the source's to see to.
+UNLIKE_HOSTS: Final = (peer.Reason.VERSION, peer.Reason.TPM_VERSION, peer.Reason.LIBTPMS_VERSION)
 
 Tell = Callable[[str, dict[str, object]], None]
 
@@ -167,6 +173,11 @@ class Mobility:
             self._spawn(_rounds_by_time(session))
         return session
 
+    async def _needs(self) -> Needs:
+        """Return what the state needs of libtpms, so far as libtpms says it."""
+        reply = await self._engine.request(LinkOperation.GET_INFO, INFO_ACTIVE_PROFILE)
+        return active_of(bytes(reply.payload).decode(errors="replace"))
+
     async def _owner(self) -> Owner:
         from vtpmd.daemon import outgoing
 
@@ -175,6 +186,7 @@ class Mobility:
             store=self._store,
             uuid=self._uuid,
             lineage=(await self.lineages.own()).identity,
+            needs=await self._needs(),
             record=self._files.owner,
             wakefulness=self._wakefulness,
             following=self.following,
@@ -285,8 +297,11 @@ class Mobility:
             await self._engine.request(LinkOperation.BE_ASKED, 1)
             condition, _ = await self._engine.condition()
             own = self._own(busy=self._why_busy(connection.name, condition))
+            refusal = why_refused(own, hello)
+            if refusal is not None and refusal.reason in UNLIKE_HOSTS:
+                log.warning("a vTPM of %s is refused: %s", connection.name, refusal.text)
             # One that is refused takes nothing's place.
-            if self.incoming is not None and why_refused(own, hello) is None:
+            if self.incoming is not None and refusal is None:
                 await self.incoming.set_aside("a source begins a new session")
                 # It may have been granted the vTPM by then.
                 own = own._replace(busy=self._why_busy(connection.name, condition))
@@ -304,7 +319,7 @@ class Mobility:
             uuid=self._uuid,
             lineage=self._files.lineage(),
             tpm_version=self._engine.tpm_version,
-            libtpms_version=self._engine.libtpms_version,
+            library=self._engine.library,
             image_bytes_max=core.IMAGE_BYTES_MAX,
             following=self.following(),
         )

@@ -51,6 +51,7 @@ from vtpmd.migration.states import (
 )
 from vtpmd.store.owner import OwnerRecord, OwnerRecordError
 from vtpmd.wire import peer
+from vtpmd.wire.state_level import Needs
 from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class Owner(NamedTuple):
     store: Store
     uuid: bytes
     lineage: bytes  # the vTPM's identity
+    needs: Needs
     record: OwnerRecord
     wakefulness: Wakefulness
     following: Callable[[], peer.Following]
@@ -198,7 +200,8 @@ class Outgoing:
             uuid=self._owner.uuid,
             lineage=self._owner.lineage,
             tpm_version=self._owner.engine.tpm_version,
-            libtpms_version=self._owner.engine.libtpms_version,
+            format_level=self._owner.needs.level,
+            profile=self._owner.needs.profile.encode(),
             image_bytes_max=core.IMAGE_BYTES_MAX,
         )
 

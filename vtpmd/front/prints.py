@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
-from vtpmd.daemon.engine_process import EXECUTABLE
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.swtpm import enter_root, version_of
 from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.store import libtpms
 from vtpmd.store.directory import TpmVersion
 
 if TYPE_CHECKING:
     from vtpmd.front.options import Given
+    from vtpmd.store.keys import Key
+    from vtpmd.store.libtpms import States
 
 # What works, after the versions. Sizes of RSA keys, of a TPM 2.0, follow.
 FEATURES = (
@@ -32,16 +33,16 @@ FEATURES = (
     "nvram-backend-dir",
     "nvram-backend-file",
 )
-# libvirt asks for a TPM's profile where it finds this, and starts no guest without an answer.
-PROFILE_FEATURES = ("cmdarg-print-info",)
+# Of a TPM 2.0, where libtpms has profiles.
+PROFILE_FEATURES = ("cmdarg-profile", "cmdarg-print-profiles", "profile-opt-remove-disabled")
+# Where it has them: libvirt asks for a TPM's profile where it finds this, and starts no guest
+# without an answer.
+INFO_FEATURES = ("cmdarg-print-info",)
 LAST_FEATURES = (
     "tpmstate-opt-lock",
     "tpmstate-dir-backend-opt-backup",
     "tpmstate-dir-backend-opt-fsync",
 )
-INFO_FEATURES = 4  # TPMLIB_INFO_TPMFEATURES
-INFO_AVAILABLE_PROFILES = 0x40  # TPMLIB_INFO_AVAILABLE_PROFILES, of libtpms 0.10
-ENGINE_TIMEOUT_S = 10
 
 HELP = """\
 Usage: swtpm socket [options]
@@ -70,6 +71,10 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
                               once QEMU was given it. It moves by QEMU's own migration alone
   --flags not-need-init,startup-clear|startup-state|startup-none|startup-deactivated
                               be powered on from the start, and started up
+  --profile name=NAME|profile=JSON|file=PATH|fd=N[,remove-disabled=check|fips-host]
+                              what a TPM 2.0 has that is made now, if libtpms has profiles: all
+                              from 0.10 on. A custom one without what FIPS mode disables, where the
+                              host is in that mode (check), or in any case
   --locality reject-locality-4
   --log file=PATH|fd=N[,level=N][,prefix=TEXT][,truncate]
   --pid file=PATH|fd=N        where to write the process number
@@ -81,7 +86,8 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --seccomp action=kill       how system calls are kept to an allow-list
   --print-capabilities        say what this program can do
   --print-states              say which states there are
-  --print-info FLAGS          say what libtpms says of itself
+  --print-info FLAGS          say what libtpms says of itself, and of the TPM in --tpmstate
+  --print-profiles            say which profiles libtpms has
   -h, --help; -v, --version
 
 example:
@@ -91,7 +97,7 @@ exit status:
   0  ended by SHUTDOWN, a signal, or a connection's end with terminate
   1  it could not start; standard error says why
   7  ended, but the state's journal is still needed: `vtpmd fold` makes the state swtpm's own
-  8  ended, and the state directory, or what is in it, was removed meanwhile
+  9  ended, and the state directory, or what is in it, was removed meanwhile
 """
 
 
@@ -120,22 +126,93 @@ def run(given: Given) -> int:
     elif "print-info" in given.words:
         if "chroot" in given.words:
             raise UsageError("--print-info prints what is said of this host's: leave out --chroot")
-        print(_info(version_of(given), int(given.words["print-info"])))
+        print(info(given))
     else:
-        raise UsageError("--print-profiles is not served yet")
+        print(profiles(), end="")
     return 0
 
 
 def capabilities(version: TpmVersion) -> str:
     """Return what can be done, as one line of JSON. Raises VtpmdError."""
-    sizes = []
-    if version is TpmVersion.TPM_2_0:
-        sizes = json.loads(_info(version, INFO_FEATURES))["TPMFeatures"]["RSAKeySizes"]
-    versions = [f"tpm-{each.facts.word}" for each in TpmVersion if _has(each)]
-    features = [*versions, *FEATURES, *(f"rsa-keysize-{size}" for size in sizes)]
-    features += [*(PROFILE_FEATURES if _has_profiles() else ()), *LAST_FEATURES]
+    versions = [each for each in TpmVersion if _has(each)]
+    has_profiles = TpmVersion.TPM_2_0 in versions and bool(libtpms.library().profiles)
+    features = [*(f"tpm-{each.facts.word}" for each in versions), *FEATURES]
+    is_tpm2 = version is TpmVersion.TPM_2_0
+    if is_tpm2:
+        known = json.loads(libtpms.ask(version, libtpms.INFO_FEATURES).info)
+        features += [f"rsa-keysize-{size}" for size in known["TPMFeatures"]["RSAKeySizes"]]
+        features += PROFILE_FEATURES if has_profiles else ()
+    features += [*(INFO_FEATURES if has_profiles else ()), *LAST_FEATURES]
     listed = ", ".join(f'"{feature}"' for feature in features)
-    return f'{{ "type": "swtpm", "features": [ {listed} ], "version": "{_version()}" }}'
+    profiles = f'"profiles": {{ {_profiles() if is_tpm2 else ""}}}, ' if has_profiles else ""
+    return f'{{ "type": "swtpm", "features": [ {listed} ], {profiles}"version": "{_version()}" }}'
+
+
+def _profiles() -> str:
+    """Return what is said of profiles with what can be done, as swtpm 0.10 says it."""
+    flags = libtpms.INFO_ALGORITHMS | libtpms.INFO_COMMANDS | libtpms.INFO_AVAILABLE_PROFILES
+    known = json.loads(libtpms.ask(TpmVersion.TPM_2_0, flags).info)
+    names = ", ".join(f'"{profile["Name"]}"' for profile in known["AvailableProfiles"])
+    algorithms, commands = known["RuntimeAlgorithms"], known["RuntimeCommands"]
+    return (
+        f'"names": [ {names} ], "algorithms": {_implemented(algorithms)}, '
+        f'"commands": {_implemented(commands)} '
+    )
+
+
+def _implemented(known: dict[str, str]) -> str:
+    can, all_of_them = known["CanBeDisabled"], known["Implemented"]
+    return f'{{ "canbedisabled": "{can}", "implemented": "{all_of_them}" }}'
+
+
+def profiles() -> str:
+    """Return the profiles of libtpms, as JSON without an end of line. Raises VtpmdError."""
+    has = libtpms.library()
+    if not has.profiles:
+        raise UsageError(f"--print-profiles: here is {has}")
+    return libtpms.ask(TpmVersion.TPM_2_0, libtpms.INFO_AVAILABLE_PROFILES).info
+
+
+def info(given: Given) -> str:
+    """Return what libtpms says of itself, and of the TPM in ``--tpmstate``. Raises VtpmdError.
+
+    Where that has no TPM yet, none is made for it.
+    """
+    version, flags = version_of(given), int(given.words["print-info"])
+    if "tpmstate" not in given.lists:
+        return libtpms.ask(version, flags).info
+    from contextlib import ExitStack
+
+    from vtpmd.core import forbid_core_dumps
+    from vtpmd.front.place import named_place
+    from vtpmd.front.swtpm import read_key
+
+    forbid_core_dumps()
+    with ExitStack() as stack:
+        key = read_key(stack, given, "key")
+        path, is_linear = named_place(given.lists["tpmstate"])
+        read = _linear_states if is_linear else _directory_states
+        states = read(path, version, key)
+        libtpms.check(path, version, states)
+        return libtpms.ask(version, flags, states=states).info
+
+
+def _directory_states(path: str, version: TpmVersion, key: Key | None) -> States:
+    from vtpmd.store.directory import StateDirectory
+    from vtpmd.store.recovery import recover
+
+    with StateDirectory.open(path, make=False, version=version) as directory:
+        return recover(directory, key).states_to_start_from()
+
+
+def _linear_states(path: str, version: TpmVersion, key: Key | None) -> States:
+    from vtpmd.store.linear import LinearFile
+
+    try:
+        with LinearFile.look_into(path) as file:
+            return file.start(version, key).states
+    except FileNotFoundError:
+        return {}  # it is made at the start
 
 
 def states(given: Given) -> str:
@@ -184,28 +261,7 @@ def _linear_sizes(path: str, mode: int | None) -> dict[str, int]:
 def _has(version: TpmVersion) -> bool:
     """Return whether the libtpms of this host has TPMs of this version."""
     try:
-        _info(version, 0)
+        libtpms.ask(version)
     except VtpmdError:
         return False
     return True
-
-
-def _has_profiles() -> bool:
-    """Return whether the libtpms of this host can say which profile a TPM has."""
-    try:
-        known = json.loads(_info(TpmVersion.TPM_2_0, INFO_AVAILABLE_PROFILES))
-    except VtpmdError:
-        return False
-    return "AvailableProfiles" in known
-
-
-def _info(version: TpmVersion, flags: int) -> str:
-    """Return what libtpms says of itself. Raises VtpmdError."""
-    command = [EXECUTABLE, "info", str(int(version)), str(flags)]
-    try:
-        done = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise VtpmdError(f"cannot ask libtpms: {error}; install vtpmd again") from error
-    return done.stdout.rstrip("\n")

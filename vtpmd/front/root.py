@@ -1,18 +1,22 @@
 """``--chroot DIR``: what a command line names is looked up below another root directory.
 
 This program is not in there, and the engine's libraries are not. So this process enters it, opens
-what is named, and comes back; the engine has that root for good before it reads anything.
+what is named, and comes back, also whenever it asks libtpms; the engine has that root for good
+before it reads anything.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
+from vtpmd.core import program
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import ExitStack
 
     from vtpmd.front.options import Given
@@ -26,6 +30,7 @@ _MODULES = (
     "pwd",
     "vtpmd.core.boot",
     "vtpmd.core.journal",
+    "vtpmd.core.program",
     "vtpmd.daemon.engine_process",
     "vtpmd.daemon.signals",
     "vtpmd.front.boot",
@@ -37,6 +42,7 @@ _MODULES = (
     "vtpmd.store.anchor",
     "vtpmd.store.backup",
     "vtpmd.store.incoming",
+    "vtpmd.store.libtpms",
     "vtpmd.store.linear",
     "vtpmd.store.owner",
     "vtpmd.store.start",
@@ -52,6 +58,7 @@ _MODULES_FOR_KEYS = (
     "vtpmd.store.sealing",
     "vtpmd.wire.swtpm_encryption",
 )
+_MODULES_FOR_PROFILES = ("json", "vtpmd.front.profile")
 _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -65,6 +72,9 @@ class OtherRoot:
         if given.lists.keys() & {"key", "migration-key"}:
             for name in _MODULES_FOR_KEYS:
                 import_module(name)
+        if "profile" in given.lists:
+            for name in _MODULES_FOR_PROFILES:
+                import_module(name)
         self._before_fd = os.open("/", _FLAGS)
         try:
             os.chroot(path)
@@ -75,6 +85,7 @@ class OtherRoot:
                 "directory with --chroot"
             ) from error
         self.fd = os.open("/", _FLAGS)
+        program.where_it_is = self._outside
 
     def leave(self, stack: ExitStack) -> None:
         """Come back, as root. Raises OSError.
@@ -83,7 +94,20 @@ class OtherRoot:
         """
         os.seteuid(0)
         _enter(self._before_fd)
+        program.where_it_is = nullcontext
         stack.callback(_enter, self.fd)
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        """Be outside, as root. Raises OSError."""
+        uid = os.geteuid()
+        os.seteuid(0)
+        _enter(self._before_fd)
+        try:
+            yield
+        finally:
+            _enter(self.fd)
+            os.seteuid(uid)
 
 
 def _enter(fd: int) -> None:

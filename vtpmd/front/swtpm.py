@@ -88,8 +88,6 @@ def _wants_print(given: Given) -> bool:
 
 def _check(given: Given) -> None:
     """Refuse what does not go together, and what is not served. Raises UsageError."""
-    if "profile" in given.lists:
-        raise UsageError("--profile is not served yet")
     action = given.lists.get("seccomp", {}).get("action", SECCOMP_ACTIONS[0])
     if action not in SECCOMP_ACTIONS:
         raise UsageError(f"--seccomp action={action}: use {', '.join(SECCOMP_ACTIONS)}")
@@ -171,7 +169,8 @@ class _Starting:
         from vtpmd.front.place import open_place, sharing
 
         given, stack = self._given, self._stack
-        key, migration_key = (self._read_key(name) for name in ("key", "migration-key"))
+        key, migration_key = (read_key(stack, given, name) for name in ("key", "migration-key"))
+        profile = self._read_profile()
         channels = self._open_channels()
         if self._user is not None:
             self._user.become(for_good=self._root is None)
@@ -182,6 +181,8 @@ class _Starting:
             place = place._replace(link_name="")
         if place.news:
             self._say(place.news)
+        if profile is not None and not place.begun.is_new:
+            raise UsageError("--profile is for a TPM that is made, and there is one already")
         signals.hold()
         serving = self._serving(channels, place.link_name, shared)
         arguments = self._leave_root()
@@ -195,20 +196,21 @@ class _Starting:
             LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
         }
-        self._write_boot_record(place, key, migration_key, channels.data, serving)
+        first = _keep(place, migration_key, profile)
+        self._write_boot_record(place, key, first, channels.data, serving)
         engine_process.become(self._descriptors, self._announce, arguments)
 
     def _leave_root(self) -> tuple[str, ...]:
         """Come back to where the engine is, if it is to have another root; return its arguments."""
         from vtpmd.core import LinkDescriptor
-        from vtpmd.daemon import engine_process
+        from vtpmd.core.program import ARGUMENTS
 
         if self._root is None:
-            return engine_process.ARGUMENTS
+            return ARGUMENTS
         self._root.leave(self._stack)
         self._descriptors[LinkDescriptor.ROOT] = self._root.fd
         uid = 0 if self._user is None else self._user.uid
-        return (*engine_process.ARGUMENTS, "chroot", str(uid))
+        return (*ARGUMENTS, "chroot", str(uid))
 
     def _say(self, news: str) -> None:
         """Say something where the engine will say what it has to."""
@@ -255,33 +257,30 @@ class _Starting:
         self._stack.callback(os.close, fd)
         return fd
 
-    def _read_key(self, name: str) -> Key | None:
-        """Read the key that an option names, if it is there. Raises UsageError or VtpmdError."""
-        values = self._given.lists.get(name)
-        if values is None:
-            return None
-        from vtpmd.store.keys import key_source, read_key
+    def _read_profile(self) -> str | None:
+        """Read the profile of a TPM that is made, if one is given. Raises VtpmdError.
 
-        source = key_source({key: _said(value) for key, value in values.items()}, f"--{name}")
-        return self._stack.enter_context(read_key(source))
+        A TPM 1.2 has none, and what is given for one counts for nothing, as with swtpm: swtpm_setup
+        0.10 gives all of them one.
+        """
+        if "profile" not in self._given.lists or "tpm2" not in self._given.flags:
+            return None
+        from vtpmd.front.profile import read_profile
+
+        return read_profile(self._given.lists["profile"])
 
     def _write_boot_record(
         self,
         place: Place,
         key: Key | None,
-        migration_key: Key | None,
+        first: list[Message],
         data: Channel | None,
         serving: bytes,
     ) -> None:
-        from vtpmd.core import LinkDescriptor, LinkKey, LinkOperation
+        from vtpmd.core import LinkDescriptor
         from vtpmd.front.boot import boot_record
 
-        then: list[Message] = []
-        if place.header:
-            then.append((LinkOperation.EXPECT_HEADER, 0, place.header))
-        if migration_key is not None:
-            then.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
-        then += _power(self._given.lists.get("flags", {}), place.begun.version)
+        then = first + _power(self._given.lists.get("flags", {}), place.begun.version)
         then += _data(data)
         record = boot_record(place.begun, key, None, serving, then)
         self._descriptors[LinkDescriptor.BOOT] = self._stack.enter_context(record)
@@ -321,6 +320,32 @@ class _Starting:
             file_mode=int(given.lists.get("tpmstate", {}).get("mode", 0)),
             sharing=shared.flags(),
         )
+
+
+def read_key(stack: ExitStack, given: Given, name: str) -> Key | None:
+    """Read the key that an option names, if it is there. Raises UsageError or VtpmdError."""
+    values = given.lists.get(name)
+    if values is None:
+        return None
+    from vtpmd.store.keys import key_source
+    from vtpmd.store.keys import read_key as read
+
+    source = key_source({key: _said(value) for key, value in values.items()}, f"--{name}")
+    return stack.enter_context(read(source))
+
+
+def _keep(place: Place, migration_key: Key | None, profile: str | None) -> list[Message]:
+    """Return what the engine is to know before the TPM is powered on."""
+    from vtpmd.core import LinkKey, LinkOperation
+
+    messages: list[Message] = []
+    if place.header:
+        messages.append((LinkOperation.EXPECT_HEADER, 0, place.header))
+    if migration_key is not None:
+        messages.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
+    if profile is not None:
+        messages.append((LinkOperation.SET_PROFILE, 0, profile.encode() + b"\0"))
+    return messages
 
 
 def _ends(given: Given, channels: _Channels) -> int:

@@ -23,6 +23,7 @@ from vtpmd.migration.states import (
 )
 from vtpmd.wire import peer
 from vtpmd.wire.peer import Reason
+from vtpmd.wire.state_level import Library, needs_by
 from vtpmd.wire.tpm import TpmVersion
 
 NO_UUID = bytes(peer.UUID_BYTES)
@@ -37,7 +38,7 @@ class Own(NamedTuple):
     uuid: bytes  # all zero: the operator gave none
     lineage: bytes | None  # of the vTPM whose state it holds, empty if not known; None: of none
     tpm_version: int
-    libtpms_version: int
+    library: Library
     image_bytes_max: int
     following: peer.Following
 
@@ -163,7 +164,7 @@ class Destination:
         match event:
             case events.Prepared():
                 own = self._own
-                return [Send(peer.Welcome(self._version, own.libtpms_version, own.following))]
+                return [Send(peer.Welcome(self._version, own.following))]
             case events.LaneCame(descriptor=descriptor):
                 return [SetLane(descriptor)]
             case events.StageFailed() | events.TailRefused():
@@ -269,21 +270,21 @@ def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
     if hello.version_minimum > peer.VERSION or hello.version < peer.VERSION_MINIMUM:
         return peer.Refuse(
             Reason.VERSION,
-            f"it speaks versions {hello.version_minimum} to {hello.version}, this vtpmd "
-            f"{peer.VERSION_MINIMUM} to {peer.VERSION}: install the same vtpmd on both hosts",
+            f"the source speaks versions {hello.version_minimum} to {hello.version}, the "
+            f"destination {peer.VERSION_MINIMUM} to {peer.VERSION}: install the same vtpmd on both",
         )
     if hello.tpm_version != own.tpm_version:
         return peer.Refuse(
             Reason.TPM_VERSION,
-            f"its TPM is {_tpm(hello.tpm_version)}, the one here {_tpm(own.tpm_version)}: give "
-            "it a vtpmd with a directory of its own",
+            f"the source has {_tpm(hello.tpm_version)}, the destination {_tpm(own.tpm_version)}: "
+            "give it a vtpmd with a directory of its own there",
         )
-    # libtpms reads its own and older states; patch releases do not change the format.
-    if hello.libtpms_version >> 8 > own.libtpms_version >> 8:
+    needs = needs_by(hello.format_level, hello.profile)
+    if not own.library.reads(needs):
         return peer.Refuse(
             Reason.LIBTPMS_VERSION,
-            f"its libtpms is {_version(hello.libtpms_version)}, newer than "
-            f"{_version(own.libtpms_version)} here: upgrade libtpms on this host",
+            f"the state needs {needs}, and the destination has {own.library}: update libtpms on "
+            "the destination",
         )
     if own.busy is not None:
         return peer.Refuse(Reason.BUSY, own.busy)
@@ -308,9 +309,4 @@ def why_refused(own: Own, hello: peer.Hello) -> peer.Refuse | None:
 def _tpm(version: int) -> str:
     """Write a TPM's version as people do."""
     known = version in tuple(TpmVersion)
-    return f"a TPM {TpmVersion(version).facts.word}" if known else "of a version unknown here"
-
-
-def _version(number: int) -> str:
-    """Write a libtpms version as people do (TPM_LIBRARY_VERSION in tpm_library.h)."""
-    return f"{number >> 16 & 0xFF}.{number >> 8 & 0xFF}.{number & 0xFF}"
+    return f"a TPM {TpmVersion(version).facts.word}" if known else "a TPM of an unknown version"

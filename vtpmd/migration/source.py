@@ -106,7 +106,7 @@ class Source:
 
         LEFT, or another one of GIVEN_AWAY where its QEMU is still there.
         """
-        nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", b"", 0, 0, 0)
+        nobody = peer.Hello(peer.VERSION, peer.VERSION_MINIMUM, session, b"", b"", 0, 0, b"", 0)
         found = cls(hello=nobody, key=b"")
         found.state = state
         return found

@@ -17,6 +17,7 @@ from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearExtent, LinearFault, li
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
 from vtpmd.store.directory import FILE_MODE, lock_file
+from vtpmd.store.libtpms import check_level
 from vtpmd.store.start import Start
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType, TpmVersion
@@ -111,6 +112,7 @@ class LinearFile(Closing):
                 "a journal continues it, in the state directory that it was copied from",
                 "stop the vTPM there, or `vtpmd fold` it, and copy it again",
             )
+        check_level(self.path, version, states)
         generation = 0 if lineage is None else lineage.generation
         return Start(
             version=version,

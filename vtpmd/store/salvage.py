@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vtpmd import core
-from vtpmd.store import recovery
+from vtpmd.store import libtpms, recovery
 from vtpmd.store.anchor import Anchor, FallenBehind
 from vtpmd.store.directory import (
     STATE_NAMES,
@@ -18,6 +18,7 @@ from vtpmd.store.directory import (
     StateKeyError,
 )
 from vtpmd.store.keys import Key
+from vtpmd.store.libtpms import LibtpmsTooOld, check_level
 from vtpmd.store.recovery import Examined
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -25,6 +26,7 @@ from vtpmd.wire.tpm import StateType
 
 LATER_VERSION: Final = "F"  # the row of the table: that version knows what to make of it
 LOST_COMMITS_MAX: Final = core.JOURNAL_BYTES_MAX // core.JOURNAL_SECTOR_BYTES
+RESET: Final = "the guest begins with a reset of its TPM"
 COPIES_MAX: Final = 1000  # of one file's originals: more of them were not made by hand
 
 
@@ -50,8 +52,37 @@ class Salvage(NamedTuple):
 def assess(directory: StateDirectory, key: Key | None) -> Salvage:
     """Find out what is wrong, and what could be restored.
 
-    Raises StateKeyError when the key is missing or wrong, as far as that can be told.
+    Raises StateKeyError when the key is missing or wrong, as far as that can be told, and
+    LibtpmsTooOld when nothing is wrong but that.
     """
+    found = _assess_files(directory, key)
+    if found.image is None:
+        return found
+    try:
+        check_level(directory.path, directory.version, {StateType.PERMANENT: found.image})
+    except LibtpmsTooOld:
+        if not found.problems:
+            raise
+        return found  # a later libtpms would have to be asked
+    return _ask_libtpms(directory, found)
+
+
+def _ask_libtpms(directory: StateDirectory, found: Salvage) -> Salvage:
+    """Return what could be restored of what libtpms takes."""
+    states, names = found.examined.states_to_start_from(), directory.names
+    kept = {kind: states[kind] for kind in states if names.state(kind) not in found.set_aside}
+    refusal = libtpms.ask(directory.version, states=kept).refusal
+    if refusal is None or refusal.state is None:
+        return found
+    name = names.state(refusal.state)
+    problems = [*found.problems, f"{name} is damaged: {refusal}"]
+    if refusal.state is StateType.PERMANENT:
+        return Salvage(found.examined, problems, [], [], None)
+    lost = [*found.lost, f"{name}: {RESET}"]
+    return Salvage(found.examined, problems, lost, [*found.set_aside, name], found.image)
+
+
+def _assess_files(directory: StateDirectory, key: Key | None) -> Salvage:
     states: dict[StateType, bytes] = {}
     problems, damaged = [], []
     for kind in STATE_NAMES:
@@ -72,7 +103,7 @@ def assess(directory: StateDirectory, key: Key | None) -> Salvage:
         raise StateKeyError(f"{directory.path}: {recovery.reason(examined)}")
     names = directory.names
     set_aside = [names.state(kind) for kind in damaged]
-    lost = [f"{name}: the guest begins with a reset of its TPM" for name in set_aside]
+    lost = [f"{name}: {RESET}" for name in set_aside]
     if examined.recovery.may_start:
         return Salvage(examined, problems, lost, set_aside, examined.permanent)
     problems.append(f"{directory.path}: {recovery.reason(examined)}")

@@ -14,16 +14,18 @@ from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store import backup, recovery
 from vtpmd.store.directory import StateDirectory
+from vtpmd.store.libtpms import check_level
 from vtpmd.store.moving import MovingFiles, take_up
 from vtpmd.store.recovery import Examined
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vtpmd.store.anchor import Anchor
     from vtpmd.store.keys import Key
-    from vtpmd.wire.tpm import StateType, TpmVersion
+    from vtpmd.wire.tpm import TpmVersion
 
 
 class Start(NamedTuple):
@@ -39,6 +41,11 @@ class Start(NamedTuple):
     loaded: int  # that of the permanent state, as far as it is known
     changes: int  # how many the journal had that the state file did not
     keeps_journal: bool = True  # there is a place for one
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the TPM is made when it is powered on."""
+        return StateType.PERMANENT not in self.states
 
     def __repr__(self) -> str:
         """Leave the states out."""
@@ -105,17 +112,23 @@ class Folded(NamedTuple):
 
 
 def fold(
-    directory: StateDirectory, files: MovingFiles, key: Key | None, anchor: Anchor | None
+    directory: StateDirectory,
+    files: MovingFiles,
+    key: Key | None,
+    anchor: Anchor | None,
+    check: Callable[[str, TpmVersion, dict[StateType, bytes]], None] = check_level,
 ) -> Folded:
     """Take up what was granted, fold the journal, and have the anchor hear of both.
 
-    Raises StateKeyError, RecoveryRefused or StateDirectoryError.
+    What was recovered is checked before it is written. Raises StateKeyError, RecoveryRefused,
+    StateDirectoryError, or what ``check`` raises.
     """
     if anchor is not None and (granted := files.granted()) is not None:
         anchor.expect(granted.lineage, granted.digest())
     took_up = take_up(directory, files, key)
     backup.refuse_alone(directory)
     examined = recovery.recover(directory, key)
+    check(directory.path, directory.version, examined.states_to_start_from())
     identity = examined.identity
     if identity is None and anchor is not None and anchor.mark is not None:
         identity = anchor.mark.identity

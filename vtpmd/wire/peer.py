@@ -11,9 +11,11 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
 
+from vtpmd.wire.state_level import PROFILE_NAME_BYTES_MAX
+
 # What both sides speak. A side refuses a peer whose range does not meet its own.
-VERSION: Final = 6
-VERSION_MINIMUM: Final = 6
+VERSION: Final = 8
+VERSION_MINIMUM: Final = 8
 
 SESSION_BYTES: Final = 16
 UUID_BYTES: Final = 16
@@ -71,7 +73,8 @@ class Hello(NamedTuple):
     uuid: bytes  # all zero: the operator gave none
     lineage: bytes  # the vTPM's identity, which it keeps wherever it goes
     tpm_version: int  # of TpmVersion
-    libtpms_version: int  # as TPMLIB_GetVersion() has it
+    format_level: int  # that the state needs libtpms to read (state_level.py); 0: not known
+    profile: bytes  # that it needs, its name; then zeros
     image_bytes_max: int
 
 
@@ -79,7 +82,6 @@ class Welcome(NamedTuple):
     """The destination could run this state."""
 
     version: int
-    libtpms_version: int
     following: int  # of Following; unless it is NOT_ASKED_FOR, Receiving will be said
 
 
@@ -224,9 +226,12 @@ Message = (
     | Unknown
 )
 
+_HELLO: Final = Struct(
+    f">HH{SESSION_BYTES}s{UUID_BYTES}s{LINEAGE_BYTES}sHH{PROFILE_NAME_BYTES_MAX}sI"
+)
 _TYPES: Final[dict[int, tuple[type[Message], Struct | None]]] = {
-    1: (Hello, Struct(f">HH{SESSION_BYTES}s{UUID_BYTES}s{LINEAGE_BYTES}sHII")),
-    2: (Welcome, Struct(">HIB")),
+    1: (Hello, _HELLO),
+    2: (Welcome, Struct(">HB")),
     3: (Refuse, None),
     4: (Key, Struct(f">{KEY_BYTES}s")),
     5: (Record, None),

@@ -96,8 +96,8 @@ def run(settings: Settings) -> Result:
     from qemu.qmp import QMPError
 
     from tests.bench.emulators import BenchError
-    from tests.harness.migration import MigrationFailedError
-    from tests.harness.workload import WorkloadFailedError
+    from vtpmd.testing.migration import MigrationFailedError
+    from vtpmd.testing.workload import WorkloadFailedError
 
     try:
         migrations = measure(1 if settings.quick else MIGRATIONS)

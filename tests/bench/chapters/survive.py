@@ -18,7 +18,7 @@ from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import NV_COUNTER, Tpm
 
 if TYPE_CHECKING:
-    from tests.harness.emulator import Emulator
+    from vtpmd.testing.emulator import Emulator
 
 NAME = "survive"
 SUMMARY = "how late a TPM answers while its vtpmd is killed and attached again"

@@ -19,9 +19,9 @@ from tests.bench.emulators import BenchError, Emulator
 from tests.bench.report import Settings, Table, Target
 from tests.bench.stats import Distribution
 from tests.harness.killing import Processes, Victims, wait_until_unused
-from tests.harness.program import Program
 from tests.support.emulator_client import ControlClient, DataSocket
 from tests.support.tpm2 import ReturnCode, Tpm, parse_response
+from vtpmd.testing.program import Program
 
 FOLDED_INTO = "TMP2-00.permall"
 COMMITS_MAX = 10_000  # many times what fits

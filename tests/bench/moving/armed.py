@@ -18,8 +18,8 @@ from tests.bench.emulators import ROOT, cores
 from tests.bench.moving import load
 from tests.bench.moving.pair import Mode, Side, arm, pair
 from tests.bench.stats import Distribution
-from tests.harness.emulator import Emulator
 from tests.support import tpm2
+from vtpmd.testing.emulator import Emulator
 
 SUBJECT = "vtpmd"
 MIX = Operation(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.bench import programs
 from tests.harness.lab import Lab
-from tests.harness.program import Program
+from vtpmd.testing.program import Program
 
 PROGRAM = "floor"
 CORE = ("aead.c", "engine/lane.c")

@@ -17,16 +17,16 @@ from tests.bench.moving import waits
 from tests.bench.moving.floor import Floor, floor
 from tests.bench.moving.load import Activity
 from tests.bench.stats import Distribution
-from tests.harness import guest as harness
-from tests.harness import migration
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
-from tests.harness.guest import Guest, Machine
 from tests.harness.lab import Lab
-from tests.harness.migration import MigrationReport
-from tests.harness.monitor import Monitor
-from tests.harness.program import Program
-from tests.harness.workload import Workload
+from vtpmd.testing import guest as harness
+from vtpmd.testing import migration
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.migration import MigrationReport
+from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.program import Program
+from vtpmd.testing.workload import Workload
 
 MACHINE = Machine(memory_mib=512, counts_ticks=False)
 # What Ethernet of 1 Gbit/s carries of TCP's content, so that the time is the stream's, and not that
@@ -79,9 +79,9 @@ class GuestWithoutTpm(Guest):
             self.program = Program("qemu", [*arguments, *extra_arguments], directory)
             self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
         self.program.connect(directory / "qmp").close()
-        self._monitor = Monitor(str(directory / "qmp"))
-        self._monitor.settimeout(harness.QMP_TIMEOUT_S)
-        self._monitor.connect()
+        self.monitor = Monitor(str(directory / "qmp"))
+        self.monitor.settimeout(harness.QMP_TIMEOUT_S)
+        self.monitor.connect()
 
 
 def _without_tpm(arguments: list[str | Path]) -> list[str | Path]:

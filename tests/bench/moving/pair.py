@@ -15,12 +15,12 @@ from tests.bench.moving.floor import floor
 from tests.bench.moving.hand_over import HandOver, hand_over
 from tests.bench.moving.load import Activity
 from tests.bench.moving.monitor import Monitor
-from tests.harness.credentials import credentials
-from tests.harness.emulator import Emulator, EmulatorKind, Peering
 from tests.harness.lab import Lab
-from tests.harness.management import Management
 from tests.harness.raw_guest import RawGuest
 from tests.support.emulator_client import DataSocket
+from vtpmd.testing.credentials import credentials
+from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.management import Management
 
 BUFFER_BYTES = 4096  # what QEMU 7.2 sets
 REPORT_TIMEOUT_S = 10.0

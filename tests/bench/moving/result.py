@@ -14,8 +14,8 @@ from tests.bench.moving.load import Activity, Size, prepare
 from tests.bench.moving.pair import Mode, Moved, move, move_floor
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution
-from tests.harness.migration import MigrationFailedError
-from tests.harness.workload import WorkloadFailedError
+from vtpmd.testing.migration import MigrationFailedError
+from vtpmd.testing.workload import WorkloadFailedError
 
 # The tail's p99 is a target, so it has to be more than the slowest of a few.
 REPEATS = 100

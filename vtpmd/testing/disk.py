@@ -32,6 +32,7 @@ E2FSCK_CORRECTED = 1
 NO_LIMIT = "0"
 LOWEST_LIMIT = "4K"
 FILLER_CHUNKS = (1 << 20, 1 << 10, 1)  # bytes a write, until not even one goes
+_entered: set[str] = set()  # the mount namespaces that were made here
 
 
 class FileSystem(Enum):
@@ -141,12 +142,22 @@ class Disk:
 
 
 def _enter_mount_namespace() -> None:
-    """Give this thread and what it starts mounts of their own, which nobody else gets to see."""
+    """Give this thread and what it starts mounts of their own, which nobody else gets to see.
+
+    Once: a thread that was left in one of two would keep what both have mounted.
+    """
+    if _mount_namespace() in _entered:
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"cannot have mounts of my own: {os.strerror(error)}; run as root")
     _run("mount", "--make-rprivate", "/")
+    _entered.add(_mount_namespace())
+
+
+def _mount_namespace() -> str:
+    return str(Path("/proc/thread-self/ns/mnt").readlink())
 
 
 def _run(*command: str | Path, allowed: tuple[int, ...] = (0,)) -> None:

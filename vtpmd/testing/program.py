@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.emulator_client import connect
+from vtpmd.testing.sockets import connect
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0

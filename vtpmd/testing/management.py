@@ -4,8 +4,8 @@ import contextlib
 import time
 from typing import Any
 
-from tests.harness.emulator import Emulator
-from tests.harness.monitor import Monitor
+from vtpmd.testing.emulator import Emulator
+from vtpmd.testing.monitor import Monitor
 
 EVENT_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 30.0

@@ -1,4 +1,4 @@
-"""A QEMU guest that runs the TPM workload of tests/guest, driven over QMP and a serial line."""
+"""A QEMU guest that runs the TPM workload of guest_image, driven over QMP and a serial line."""
 
 import contextlib
 import socket
@@ -10,16 +10,17 @@ from typing import Any
 
 from qemu.qmp import ExecuteError
 
-from tests.harness.facts import Facts
-from tests.harness.monitor import Monitor
-from tests.harness.program import Program
-from tests.harness.workload import COMMAND_TIMEOUT_S, Workload
 from vtpmd.closing import Closing
+from vtpmd.testing import guest_image
+from vtpmd.testing.facts import Facts
+from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.program import Program
+from vtpmd.testing.workload import COMMAND_TIMEOUT_S, Workload
 
 RESUME_TIMEOUT_S = 20.0
 POLL_S = 0.01
 QMP_TIMEOUT_S = 30.0
-IMAGE = Path(__file__).parents[2] / "build" / "guest"
+MONITORS = ("qmp", "monitor")  # the Guest's own, and one for somebody else
 
 # QEMU before 9.0 (its commit 03bfc2188f06) may lose what a guest under TCG writes as it migrates:
 # it clears dirty bits 64 pages at a time, and leaves TCG's TLB as if they were set. Not for memory
@@ -48,34 +49,43 @@ WITHOUT_DRIVER = " initcall_blacklist=init_tis iomem=relaxed TPM=/dev/mem"
 class Machine:
     """What QEMU is told to emulate; both sides of a migration must agree on it."""
 
+    qemu: str = "qemu-system-x86_64"
     tpm_model: str = "tpm-tis"
     machine: str = "q35"
     memory_mib: int = 96  # the smallest round number that the kernel boots with
     disk: Path | None = None  # a qcow2 image that snapshots are saved in
+    image: Path | None = None  # by default the one that guest_image.find() does
     has_tpm_driver: bool = True  # False: the workload has the TPM's registers for itself
     counts_ticks: bool = True  # False where time is measured: a tick is 4 ms, and some are missed
     extra_arguments: Sequence[str] = field(default=())
     started_through: Sequence[str] = field(default=())  # a program that runs QEMU in its place
 
 
+def tpm_arguments(control_path: Path, model: str = "tpm-tis") -> list[str]:
+    """Return the words by which a QEMU has the TPM that is served on a control socket."""
+    arguments = ["-chardev", f"socket,id=tpmctl,path={control_path}"]
+    arguments += ["-tpmdev", "emulator,id=tpm0,chardev=tpmctl"]
+    return [*arguments, "-device", f"{model},tpmdev=tpm0"]
+
+
 def _arguments(machine: Machine, directory: Path, control_path: Path) -> list[str | Path]:
-    arguments: list[str | Path] = [*machine.started_through, "qemu-system-x86_64"]
+    arguments: list[str | Path] = [*machine.started_through, machine.qemu]
     arguments += ["-accel", "tcg", "-cpu", "qemu64"]
     memory_kib = machine.memory_mib * 1024 + ODD_KIB
     arguments += ["-machine", machine.machine, "-m", f"{memory_kib}K"]
     arguments += ["-nodefaults", "-no-user-config", "-display", "none"]
-    arguments += ["-kernel", IMAGE / "vmlinuz", "-initrd", IMAGE / "initramfs.cpio.gz"]
+    image = machine.image or guest_image.find()
+    arguments += ["-kernel", image / guest_image.KERNEL, "-initrd", image / guest_image.INITRAMFS]
     clock = CLOCK_OF_TICKS if machine.counts_ticks else ""
     driver = "" if machine.has_tpm_driver else WITHOUT_DRIVER
     arguments += ["-append", KERNEL_COMMAND_LINE + clock + driver]
-    arguments += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
+    for name in MONITORS:
+        arguments += ["-qmp", f"unix:{directory / name},server=on,wait=off"]
     arguments += ["-chardev", f"file,id=console,path={directory / 'console'}"]
     arguments += ["-serial", "chardev:console"]
     arguments += ["-chardev", f"socket,id=work,path={directory / 'work'}"]
     arguments += ["-serial", "chardev:work"]
-    arguments += ["-chardev", f"socket,id=tpmctl,path={control_path}"]
-    arguments += ["-tpmdev", "emulator,id=tpm0,chardev=tpmctl"]
-    arguments += ["-device", f"{machine.tpm_model},tpmdev=tpm0"]
+    arguments += tpm_arguments(control_path, machine.tpm_model)
     if machine.disk is not None:
         arguments += ["-drive", f"if=none,id=snapshots,format=qcow2,file={machine.disk}"]
     return [*arguments, *machine.extra_arguments]
@@ -85,7 +95,8 @@ class Guest(Closing):
     """A QEMU process and the workload inside it.
 
     `qmp` works at once; the workload's commands work after `wait_for_workload`, or when the guest
-    came in by migration.
+    came in by migration. `monitor` is qemu.qmp's blocking client, which `qmp` uses; at
+    `monitor_path` is another monitor, for a client of your own.
     """
 
     def __init__(
@@ -111,15 +122,16 @@ class Guest(Closing):
             self.program = Program("qemu", [*arguments, *extra_arguments], directory, network)
             self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
         self.program.connect(directory / "qmp").close()
-        self._monitor = Monitor(str(directory / "qmp"))
-        self._monitor.settimeout(QMP_TIMEOUT_S)
-        self._monitor.connect()
+        self.monitor_path = directory / "monitor"
+        self.monitor = Monitor(str(directory / "qmp"))
+        self.monitor.settimeout(QMP_TIMEOUT_S)
+        self.monitor.connect()
 
     def close(self) -> None:
         """End QEMU, if it still runs, and the connections to it."""
         self.program.kill()
         with contextlib.suppress(EOFError, ConnectionError):
-            self._monitor.close()  # says so when the other side has gone, but has closed then
+            self.monitor.close()  # says so when the other side has gone, but has closed then
         self._workload.close()
 
     @property
@@ -129,7 +141,7 @@ class Guest(Closing):
 
     def qmp(self, command: str, **arguments: object) -> Any:
         """Run a QMP command and return its result; ExecuteError when QEMU answers an error."""
-        return self._monitor.cmd(command, **arguments)
+        return self.monitor.cmd(command, **arguments)
 
     def human_monitor(self, command_line: str) -> str:
         """Run a command of the human monitor; return what it says."""
@@ -142,7 +154,7 @@ class Guest(Closing):
 
     def wait_for_event(self, name: str) -> None:
         """Wait until QEMU's monitor has said an event, or take one that it has; TimeoutError."""
-        while (event := self._monitor.pull_event(wait=QMP_TIMEOUT_S)) is not None:
+        while (event := self.monitor.pull_event(wait=QMP_TIMEOUT_S)) is not None:
             if event["event"] == name:
                 return
 
@@ -165,6 +177,12 @@ class Guest(Closing):
     def wait_for_workload(self) -> None:
         """Wait until the guest has booted and the workload says that it is ready."""
         self._workload.wait_until_ready()
+
+    def set_up(self) -> None:
+        """Wait for the workload, and let it set up the TPM and use it."""
+        self.wait_for_workload()
+        self.command("setup")
+        self.command("work 30")
 
     def command(self, line: str) -> Facts:
         """Send the workload a command; return the facts in its answer, or raise as it does."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.harness.guest import Guest, Machine
+from vtpmd.testing.guest import Guest, Machine
 
 MIGRATION_TIMEOUT_S = 60.0
 POLL_S = 0.01

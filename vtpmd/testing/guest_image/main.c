@@ -13,10 +13,10 @@
  *   raw DIGITS           execute a command, and say what the response is
  *   read                 say what the TPM holds, without checking
  *   measure TEXT         extend a PCR that outlives sleep
- *   power                say what that holds, how often the TPM was started, what failures it
- * counts touch                use what is protected from dictionary attacks shutdown say
- * TPM2_Shutdown(STATE), as a kernel that drives the TPM does by itself sleep                suspend
- * to RAM; answered when the guest has woken up
+ *   power                say what that holds, the count of the TPM's starts, and of its failures
+ *   touch                use what is protected from dictionary attacks
+ *   shutdown             say TPM2_Shutdown(STATE), as a kernel that drives the TPM does by itself
+ *   sleep                suspend to RAM; answered when the guest has woken up
  *
  * An answer is lines `fact NAME VALUE`, then `ok` or `fail REASON`. What fails in the background
  * is said in the answer to the next command. A failure stays: after it every command fails.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from tests.harness.credentials import HOST, credentials
 from vtpmd.core.lane import LANE_FRAME_BYTES, Lane, LaneKeying, LaneKind
 from vtpmd.daemon import tls
+from vtpmd.testing.credentials import HOST, credentials
 from vtpmd.wire import greeting, peer
 
 RECORD_HEADER_BYTES = 5

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tests.harness.credentials import HOST
-from tests.harness.program import POLL_S, START_TIMEOUT_S, Program
+from vtpmd.testing.credentials import HOST
+from vtpmd.testing.program import POLL_S, START_TIMEOUT_S, Program
 from vtpmd.wire.tpm import TpmVersion
 
 VTPMD = Path(sys.executable).with_name("vtpmd")

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
-from tests.harness import leftovers
 from vtpmd import pki
+from vtpmd.testing import leftovers
 
 # All peers of the tests are on this machine. Peers connect to this name, and allow it.
 HOST = "localhost"

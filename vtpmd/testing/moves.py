@@ -1,11 +1,11 @@
-"""Move a guest from one host of the testbed to the other, and say what was seen of it."""
+"""Move a guest from one host to another, and say what was measured."""
 
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.harness import migration
-from tests.harness.testbed import Host, Testbed
+from vtpmd.testing import migration
+from vtpmd.testing.host import Host
 
 # Until the destination says that the TPM runs there, or why it does not.
 OUTCOME_TIMEOUT_S = 20.0
@@ -24,9 +24,19 @@ class Move:
         """Whether the vTPM was handed over, and QEMU's stream carried a tail."""
         return self.session.get("outcome") == "handed-over"
 
+    @property
+    def tail_bytes(self) -> int | None:
+        """How long that tail was."""
+        tail_bytes: int | None = self.session.get("tail-bytes")
+        return tail_bytes
+
+    @property
+    def phases_us(self) -> dict[str, int]:
+        """How long each phase of the vTPM's hand-over took, on either host, in microseconds."""
+        return dict(self.session.get("phases-us", {}))
+
 
 def move(
-    testbed: Testbed,
     source: Host,
     destination: Host,
     *,
@@ -34,7 +44,7 @@ def move(
     show: migration.Show | None = None,
     timeout_s: float = migration.MIGRATION_TIMEOUT_S,
 ) -> Move:
-    """Move the guest, over the link; return when it runs at the destination.
+    """Move the guest; return when it runs at the destination.
 
     Both QEMU live afterwards; the destination's is new. MigrationFailedError or TimeoutError when
     it does not come to run there.
@@ -45,8 +55,7 @@ def move(
     migration.set_capabilities(guest)
     if armed:
         source.manage.arm(destination.peer_address)
-    uri = testbed.listen(destination)
-    report = migration.migrate(guest, incoming, uri, show, timeout_s)
+    report = migration.migrate(guest, incoming, destination.listen(), show, timeout_s)
     return Move(guest=report, session=_concluded(source) if armed else {"state": "none"})
 
 
@@ -55,6 +64,6 @@ def _concluded(source: Host) -> dict[str, Any]:
     deadline = time.monotonic() + OUTCOME_TIMEOUT_S
     while (session := source.manage.migration())["outcome"] in (None, "granted"):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"host {source.side} does not say what became of the vTPM")
+            raise TimeoutError(f"host {source.name} does not say what became of the vTPM")
         time.sleep(POLL_S)
     return session

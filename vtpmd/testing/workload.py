@@ -1,12 +1,10 @@
-"""The workload of tests/guest, spoken to over the guest's second serial line."""
+"""The workload of vtpmd/testing/guest_image, spoken to over the guest's second serial line."""
 
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
-from tests.harness.facts import Facts, verify_signature
-from tests.support.tpm12 import Tpm12
+from vtpmd.testing.facts import Facts, verify_signature
 
 BOOT_TIMEOUT_S = 90.0  # boots in 1.6 s; two cores may have more to do than two guests
 COMMAND_TIMEOUT_S = 60.0
@@ -80,19 +78,3 @@ class Workload:
             self._pending += received
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode(errors="replace")
-
-
-class HasWorkload(Protocol):
-    """What a workload's commands can be given to."""
-
-    def command(self, line: str) -> Facts:
-        """Send the workload a command; return the facts in its answer."""
-
-
-def tpm12_of(guest: HasWorkload) -> Tpm12:
-    """Return a TPM 1.2 as a program in the guest has it, through the guest's driver."""
-
-    def transact(command: bytes) -> bytes:
-        return bytes.fromhex(guest.command(f"raw {command.hex()}")["response"])
-
-    return Tpm12(transact)

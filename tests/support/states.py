@@ -1,0 +1,31 @@
+"""Permanent states that libtpms has made, of several format levels; what is right and what is not.
+
+``states/README.md`` says how the files were made.
+"""
+
+from pathlib import Path
+
+from vtpmd.wire import swtpm_format
+
+_FILES = Path(__file__).with_name("states")
+LEVEL_1 = swtpm_format.decode_file((_FILES / "level-1.permall").read_bytes())
+LEVEL_7 = swtpm_format.decode_file((_FILES / "level-7.permall").read_bytes())
+
+# Of a level that no libtpms has so far: its profile says so, and all else is LEVEL_7.
+LATER = LEVEL_7.replace(b'"StateFormatLevel":7', b'"StateFormatLevel":9')
+
+# Where the seed of the endorsement hierarchy is in LEVEL_1: 64 bytes, which may be any.
+SEED_AT = 532
+MARK_BYTES = 8
+
+
+def different(n: int) -> list[bytes]:
+    """Return states that are right, and differ in a few bytes: a sector of a journal for each."""
+    marks = [bytes([number + ord("A")]) * MARK_BYTES for number in range(n)]
+    return [LEVEL_1[:SEED_AT] + mark + LEVEL_1[SEED_AT + MARK_BYTES :] for mark in marks]
+
+
+def damaged(state: bytes) -> bytes:
+    """Return a state that begins and ends as one, and that libtpms refuses."""
+    middle = len(state) // 2
+    return state[:middle] + state[middle + 1 :]
