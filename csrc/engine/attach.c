@@ -55,6 +55,8 @@ static void take_vtpmd(struct serving *serving)
         serving->deadline_ms = has_run_out ? clock_ms() + ACCEPT_RETRY_MS : FOREVER;
         return;
     }
+    /* What another has had written is all that it finds in the owner record. */
+    blackout_wait_for_record(link->blackout);
     link_greet(fd); /* before all else that is said; who is gone already is seen to be */
     asker_attach(link->asker, fd);
     serving->vtpmd_fd = fd;

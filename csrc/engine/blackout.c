@@ -18,6 +18,7 @@
 #include "lane.h"
 #include "message.h"
 #include "outgoing.h"
+#include "recorder.h"
 #include "tail.h"
 #include "tpm.h"
 
@@ -35,8 +36,10 @@ struct blackout {
     int lane_fd;
     struct tail_cipher *cipher; /* of the session that has the lane; it goes with that */
     bool is_source;
-    struct outgoing outgoing; /* the source's; it goes with the lane, too */
-    struct incoming incoming; /* the destination's */
+    struct outgoing outgoing;             /* the source's; it goes with the lane, too */
+    struct recorder *recorder;            /* the source's */
+    uint8_t recorded[LANE_SESSION_BYTES]; /* of which session it writes that it is offered */
+    struct incoming incoming;             /* the destination's */
     uint8_t session[LANE_SESSION_BYTES];
     uint8_t frame[LANE_FRAME_BYTES]; /* what has come of the next one */
     size_t frame_bytes;
@@ -50,12 +53,19 @@ struct blackout {
 
 #define locked(blackout) hold_mutex(&(blackout)->lock)
 
-int blackout_new(struct blackout **out, struct tpm *tpm, struct asker *asker)
+static recorder_done recorded;
+
+int blackout_new(struct blackout **out, struct tpm *tpm, struct asker *asker, struct io *io)
 {
     struct blackout *blackout = calloc(1, sizeof(*blackout));
 
     if (!blackout)
         return -ENOMEM;
+    int r = io ? recorder_new(&blackout->recorder, io, recorded, blackout) : 0;
+    if (r < 0) {
+        free(blackout);
+        return r;
+    }
     blackout->tpm = tpm;
     blackout->asker = asker;
     blackout->lane_fd = BLACKOUT_NO_LANE;
@@ -86,6 +96,7 @@ void blackout_free(struct blackout *blackout)
 {
     if (!blackout)
         return;
+    recorder_free(blackout->recorder);
     end_lane(blackout);
     forget_tail(blackout);
     incoming_deinit(&blackout->incoming);
@@ -281,6 +292,43 @@ static bool offer_captured(struct blackout *blackout, struct store *store,
     blackout->offered_ms = clock_ms();
     take(blackout, HANDOVER_OFFER);
     return true;
+}
+
+TPM_RESULT blackout_record(struct blackout *blackout, int fd,
+                           const uint8_t sector[LINK_SECTOR_BYTES])
+{
+    locked(blackout);
+    if (!blackout->recorder || recorder_begin(blackout->recorder, fd, sector) < 0)
+        return TPM_BAD_ORDINAL;
+    memcpy(blackout->recorded, blackout->session, sizeof(blackout->recorded));
+    return TPM_SUCCESS;
+}
+
+/* Of the session that has the lane now: what another one had recorded says nothing of that. */
+static void take_recorded(struct blackout *blackout)
+{
+    locked(blackout);
+    bool is_its = memcmp(blackout->recorded, blackout->session, sizeof(blackout->recorded)) == 0;
+
+    if (is_its && may(blackout, HANDOVER_RECORDED))
+        take(blackout, HANDOVER_RECORDED);
+}
+
+static void recorded(void *argument, int r, uint32_t took_us)
+{
+    struct blackout *blackout = argument;
+    struct link_recorded says = {.error = (uint32_t)-r, .took_us = took_us};
+
+    if (r == 0)
+        take_recorded(blackout);
+    if (blackout->asker)
+        asker_tell(blackout->asker, LINK_TELL_RECORDED, 0, &says, sizeof(says));
+}
+
+void blackout_wait_for_record(struct blackout *blackout)
+{
+    if (blackout->recorder)
+        recorder_wait(blackout->recorder);
 }
 
 TPM_RESULT blackout_capture(struct blackout *blackout, struct store *store, bool offers,

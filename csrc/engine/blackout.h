@@ -1,9 +1,9 @@
 /* What is done of a hand-over (handover.h): QEMU's commands, the lane's frames and vtpmd's words
  * become events, and the actions that follow are carried out.
  *
- * Three threads call in. The link's takes what vtpmd says and what the lane brings; the control
- * channel's, what QEMU says; the data channel's, that the guest does something. One lock is over
- * all, and is held while the TPM retires.
+ * Four threads call in. The link's takes what vtpmd says and what the lane brings; the control
+ * channel's, what QEMU says; the data channel's, that the guest does something; the recorder's,
+ * that the owner record says offered. One lock is over all, and is held while the TPM retires.
  */
 #pragma once
 
@@ -18,6 +18,7 @@
 
 struct asker;
 struct blackout;
+struct io;
 struct lane_keying;
 struct message;
 struct staged_records;
@@ -40,10 +41,11 @@ struct blackout_captured {
     struct link_digests digests; /* of what that ends at */
 };
 
-/* `asker` is NULL in an engine that is alone. Returns 0 or -ENOMEM. */
-int blackout_new(struct blackout **blackout, struct tpm *tpm, struct asker *asker);
+/* `asker` is NULL in an engine that is alone; the owner record is written through `io`. Returns 0
+ * or -ENOMEM. */
+int blackout_new(struct blackout **blackout, struct tpm *tpm, struct asker *asker, struct io *io);
 
-/* NULL is none. */
+/* Waits for the disk, where the owner record is written. NULL is none. */
 void blackout_free(struct blackout *blackout);
 
 /* Of vtpmd: the link's thread. */
@@ -58,6 +60,16 @@ TPM_RESULT blackout_set_lane(struct blackout *blackout, int fd, const struct lan
  * TPM_RESULT. */
 TPM_RESULT blackout_keep_base(struct blackout *blackout, struct store *store, uint64_t permanent,
                               uint64_t following);
+
+/* Have the owner record say that the vTPM is offered in the session that has the lane: write the
+ * sector to its start, by a descriptor that is the blackout's then. Once that is durable it is
+ * HANDOVER_RECORDED, if that may be, and vtpmd hears of it in any case. Returns a TPM_RESULT:
+ * TPM_BAD_ORDINAL while another one is written. */
+TPM_RESULT blackout_record(struct blackout *blackout, int fd,
+                           const uint8_t sector[LINK_SECTOR_BYTES]);
+
+/* Wait until none is. */
+void blackout_wait_for_record(struct blackout *blackout);
 
 /* tpm_capture(). What has run since the tail was made is forgotten by that: the tail is no longer
  * given, and nothing granted for it. If it `offers`, QEMU gets the tail of what was captured when

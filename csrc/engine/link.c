@@ -161,6 +161,19 @@ static TPM_RESULT do_stage(struct link *link, struct message *request, struct me
     return result;
 }
 
+/* What the owner record is to say of what is captured, if anything. */
+static TPM_RESULT record(struct link *link, struct message *request)
+{
+    if (request->header.payload_bytes == 0)
+        return TPM_SUCCESS;
+    if (request->header.payload_bytes != LINK_SECTOR_BYTES || request->descriptor < 0)
+        return TPM_BAD_PARAMETER;
+    TPM_RESULT result = blackout_record(link->blackout, request->descriptor, request->payload);
+    if (result == TPM_SUCCESS)
+        request->descriptor = -1; /* the blackout's now */
+    return result;
+}
+
 static TPM_RESULT do_capture(struct link *link, struct message *request, struct message *response)
 {
     uint32_t how = request->header.argument;
@@ -168,16 +181,20 @@ static TPM_RESULT do_capture(struct link *link, struct message *request, struct 
 
     if (how & ~(LINK_CAPTURING_STOPPED | LINK_CAPTURING_OFFERS))
         return TPM_BAD_PARAMETER;
-    bool is_abandoned = how & LINK_CAPTURING_STOPPED && tpm_abandon(link->tpm);
     struct link_digests *digests = calloc(1, sizeof(*digests));
     if (!digests)
         return TPM_SIZE;
     response->payload = (uint8_t *)digests;
-    TPM_RESULT result =
-        blackout_capture(link->blackout, link->store, how & LINK_CAPTURING_OFFERS, &captured);
-    response->header.argument =
-        (captured.worked ? LINK_CAPTURE_CHANGED : 0) | (is_abandoned ? LINK_CAPTURE_ABANDONED : 0) |
-        (captured.is_offered ? LINK_CAPTURE_OFFERED : 0) | captured.said << LINK_SAID_SHIFT;
+    TPM_RESULT result = record(link, request); /* a disk takes longer than all that follows */
+    if (result != TPM_SUCCESS)
+        return result;
+    bool is_abandoned = how & LINK_CAPTURING_STOPPED && tpm_abandon(link->tpm);
+    result = blackout_capture(link->blackout, link->store, how & LINK_CAPTURING_OFFERS, &captured);
+    response->header.argument = (captured.worked ? LINK_CAPTURE_CHANGED : 0) |
+                                (is_abandoned ? LINK_CAPTURE_ABANDONED : 0) |
+                                (captured.is_offered ? LINK_CAPTURE_OFFERED : 0) |
+                                (request->header.payload_bytes > 0 ? LINK_CAPTURE_RECORDS : 0) |
+                                captured.said << LINK_SAID_SHIFT;
     if (captured.is_offered) {
         asker_settle(link->asker, LINK_ASK_STATE);
         *digests = captured.digests;

@@ -60,7 +60,9 @@ enum link_operation {
                        vTPM is another host's */
 
     /* The state. */
-    LINK_CAPTURE = 32,         /* into the store; argument: enum link_capturing, added up;
+    LINK_CAPTURE = 32,         /* into the store; argument: enum link_capturing, added up; payload:
+                                  none, or the owner record's first sector as it is to be written
+                                  meanwhile, by a descriptor that comes with it;
                                   answer: argument, enum link_capture and enum link_shutdown, and
                                   of what is offered: payload, struct link_digests */
     LINK_KEEP_BASE = 39,       /* the destination has what was captured last; payload: two uint64_t,
@@ -104,7 +106,8 @@ enum link_operation {
     LINK_LET_GO = 60,   /* what was offered has changed, unless QEMU has got the tail */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */
-    LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted */
+    LINK_RECORDED = 62, /* the owner record says offered, durably: the vTPM may be granted; where
+                           the engine wrote it, it knows, unless there was no tail yet */
 };
 
 /* What is encrypted with a key. */
@@ -137,6 +140,8 @@ enum link_question {
     LINK_TELL_HANDOVER =
         77,               /* news: argument, enum handover_state; payload: struct link_handover */
     LINK_TELL_GIVEN = 78, /* news: QEMU has got the TPM's own permanent state */
+    LINK_TELL_RECORDED = 79, /* news: the owner record is written, or was to be; payload: struct
+                                link_recorded */
 };
 
 enum link_asked_init {
@@ -207,6 +212,7 @@ enum link_capture {
     LINK_CAPTURE_CHANGED = 1,   /* it may differ from the last one */
     LINK_CAPTURE_ABANDONED = 2, /* a long command has not happened */
     LINK_CAPTURE_OFFERED = 4,
+    LINK_CAPTURE_RECORDS = 8, /* the owner record is written; LINK_TELL_RECORDED says of that */
 };
 
 /* The guest's last TPM2_Shutdown that libtpms accepted since its TPM2_Startup. */
@@ -258,6 +264,7 @@ enum link_shared {
 };
 
 enum link_limit {
+    LINK_SECTOR_BYTES = 512,         /* the owner record's first sector */
     LINK_PAYLOAD_BYTES_MAX = 528384, /* both states, a tail of both, or a blob of the control
                                         channel, and a page for what is said of them */
     LINK_MESSAGE_TIMEOUT_MS = 5000,  /* for the rest of a message that has begun */
@@ -305,6 +312,12 @@ struct link_handover {
     uint32_t wait_us;              /* destination: from the tail to the Grant */
     uint64_t permanent_generation; /* destination: what the tail ends at; else 0 */
     uint64_t volatile_generation;
+};
+
+/* What became of the owner record that came with a LINK_CAPTURE. */
+struct link_recorded {
+    uint32_t error; /* an errno; 0: it is durable */
+    uint32_t took_us;
 };
 
 /* What LINK_SET_JOURNAL brings. */

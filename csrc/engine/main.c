@@ -192,7 +192,7 @@ static int serve_tpm(struct engine *engine)
     if (r >= 0)
         r = asker_new(&link->asker);
     if (r >= 0)
-        r = blackout_new(&link->blackout, engine->tpm, link->asker);
+        r = blackout_new(&link->blackout, engine->tpm, link->asker, &engine->io.io);
     if (r >= 0)
         r = data_channel_new(&engine->channel, engine->tpm, link->blackout);
     about.channel = engine->channel;

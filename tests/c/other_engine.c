@@ -29,6 +29,7 @@ const struct lane_keying another_session = {
 
 struct blackout *blackout;
 int other_fd;
+struct io *record_io;
 
 static struct lane *lane;
 static struct tail_cipher *cipher;
@@ -47,7 +48,7 @@ void other_engine_begin(void)
     tpm_in_memory_begin();
     check(tpm_init(tpm, false) == TPM_SUCCESS);
     guest_starts_up();
-    check(blackout_new(&blackout, tpm, NULL) == 0);
+    check(blackout_new(&blackout, tpm, NULL, record_io) == 0);
     other_fd = -1;
 }
 

@@ -15,7 +15,8 @@
 extern const struct lane_keying a_session, another_session;
 
 extern struct blackout *blackout;
-extern int other_fd; /* the lane's end there */
+extern int other_fd;         /* the lane's end there */
+extern struct io *record_io; /* what the owner record is written through; NULL: it is not */
 
 /* A TPM that a guest uses, and a blackout without a lane. */
 void other_engine_begin(void);

@@ -240,7 +240,7 @@ static void begin(void)
     tpm_in_memory_begin();
     assert_int_equal(asker_new(&asker), 0);
     asker_be_alone(asker);
-    assert_int_equal(blackout_new(&blackout, tpm, asker), 0);
+    assert_int_equal(blackout_new(&blackout, tpm, asker, NULL), 0);
     assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
     commands = (struct commands){
         .tpm = tpm,

@@ -3,13 +3,16 @@
  *
  * Invariant 3: what was granted is fenced before the Grant is sent, and nothing ends it any more.
  */
+#include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -23,6 +26,7 @@
 #include "clock.h"
 #include "guest.h"
 #include "handover.h"
+#include "io.h"
 #include "lane.h"
 #include "message.h"
 #include "other_engine.h"
@@ -117,6 +121,30 @@ static bool do_let_go(void)
 static bool do_record(void)
 {
     return blackout_say(blackout, HANDOVER_RECORDED) == TPM_SUCCESS;
+}
+
+static uint8_t sector[LINK_SECTOR_BYTES];
+
+static TPM_RESULT begin_record(void)
+{
+    int fd = memfd_create("owner record", MFD_CLOEXEC);
+
+    assert_true(fd >= 0);
+    memset(sector, '.', sizeof(sector));
+    TPM_RESULT result = blackout_record(blackout, fd, sector);
+    if (result != TPM_SUCCESS)
+        close(fd);
+    return result;
+}
+
+/* The engine writes it, whatever the state is, and takes that where it may. */
+static bool do_write_record(void)
+{
+    enum handover_state before = blackout_state(blackout);
+
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    blackout_wait_for_record(blackout);
+    return handover_step(before, HANDOVER_RECORDED).is_possible;
 }
 
 static bool do_detach(void)
@@ -298,6 +326,7 @@ struct deed {
 static const struct deed deeds[] = {
     {HANDOVER_OFFER, do_offer, false},
     {HANDOVER_RECORDED, do_record, false},
+    {HANDOVER_RECORDED, do_write_record, false},
     {HANDOVER_DETACHED, do_detach, false},
     {HANDOVER_LET_GO, do_let_go, false},
     {HANDOVER_WITHDRAW, do_withdraw, false},
@@ -607,21 +636,149 @@ static void test_a_command_that_ends_late_ends_the_offer_at_once(void **state)
     end();
 }
 
+/* A disk in the test's hands. */
+static struct io_posix posix;
+static sem_t reached, goes_on;
+static int sync_error;
+
+static int slow_sync(struct io *io, int fd)
+{
+    sem_post(&reached);
+    while (sem_wait(&goes_on) < 0) {
+    }
+    return sync_error ? sync_error : io_posix_functions.sync_data(io, fd);
+}
+
+static void use_slow_disk(void)
+{
+    sem_init(&reached, 0, 0);
+    sem_init(&goes_on, 0, 0);
+    posix.io.sync_data = slow_sync;
+}
+
+static int use_disk(void **state)
+{
+    (void)state;
+    posix.io = io_posix_functions;
+    sync_error = 0;
+    record_io = &posix.io;
+    return 0;
+}
+
+static void go_on(void)
+{
+    sem_post(&goes_on);
+    blackout_wait_for_record(blackout);
+}
+
+static void test_invariant_3_record_counts_once_it_is_durable(void **state)
+{
+    enum lane_kind kinds[4];
+
+    (void)state;
+    use_slow_disk();
+    enter(HANDOVER_WANTED, true);
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    sem_wait(&reached);
+    assert_int_equal(blackout_state(blackout), HANDOVER_WANTED);
+    assert_int_equal(hear(kinds), 0);
+    go_on();
+    assert_int_equal(blackout_state(blackout), HANDOVER_GRANTED);
+    assert_int_equal(hear(kinds), 1);
+    assert_int_equal(kinds[0], LANE_GRANT);
+    end();
+}
+
+static void test_invariant_3_record_that_failed_grants_nothing(void **state)
+{
+    (void)state;
+    use_slow_disk();
+    sync_error = -EIO;
+    enter(HANDOVER_WANTED, true);
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    go_on();
+    assert_int_equal(blackout_state(blackout), HANDOVER_WANTED);
+    end();
+}
+
+static void test_invariant_3_record_of_a_session_says_nothing_of_the_next(void **state)
+{
+    (void)state;
+    use_slow_disk();
+    enter(HANDOVER_PREPARED, true);
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    sem_wait(&reached);
+    other_engine_connect(&another_session, true);
+    assert_int_equal(
+        blackout_keep_base(blackout, store, captured.of[0].generation, captured.of[1].generation),
+        TPM_SUCCESS);
+    assert_true(do_offer());
+    go_on();
+    assert_int_equal(blackout_state(blackout), HANDOVER_PREPARED);
+    end();
+}
+
+static void test_one_record_is_written_at_a_time(void **state)
+{
+    (void)state;
+    use_slow_disk();
+    enter(HANDOVER_PREPARED, true);
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    assert_int_equal(begin_record(), TPM_BAD_ORDINAL);
+    go_on();
+    assert_int_equal(begin_record(), TPM_SUCCESS);
+    go_on();
+    end();
+}
+
+static void test_engine_that_ends_has_written_the_record(void **state)
+{
+    int fd = memfd_create("owner record", MFD_CLOEXEC);
+    uint8_t bytes[LINK_SECTOR_BYTES + 1];
+
+    (void)state;
+    enter(HANDOVER_PREPARED, true);
+    memset(sector, 'x', sizeof(sector));
+    assert_int_equal(blackout_record(blackout, dup(fd), sector), TPM_SUCCESS);
+    end();
+    assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), LINK_SECTOR_BYTES);
+    assert_memory_equal(bytes, sector, sizeof(sector));
+    close(fd);
+}
+
+static void test_engine_that_no_vtpmd_comes_to_writes_none(void **state)
+{
+    (void)state;
+    record_io = NULL;
+    enter(HANDOVER_PREPARED, true);
+    assert_int_equal(begin_record(), TPM_BAD_ORDINAL);
+    blackout_wait_for_record(blackout);
+    end();
+}
+
+#define TEST(name) cmocka_unit_test_setup(name, use_disk)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_event_in_every_state),
-        cmocka_unit_test(test_every_event_while_init_waits),
-        cmocka_unit_test(test_what_was_taken_is_not_changed_while_init_waits),
-        cmocka_unit_test(test_invariant_3_what_ran_since_the_tail_is_not_granted),
-        cmocka_unit_test(test_invariant_3_nothing_is_granted_before_the_record_says_offered),
-        cmocka_unit_test(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
-        cmocka_unit_test(test_a_session_has_one_lane),
-        cmocka_unit_test(test_invariant_3_a_lane_ends_the_session_before),
-        cmocka_unit_test(test_a_command_that_ends_late_ends_the_offer_at_once),
-        cmocka_unit_test(test_invariant_3_what_is_captured_after_the_tail_ends_it),
-        cmocka_unit_test(test_without_a_lane_nothing_is_offered_or_taken),
-        cmocka_unit_test(test_invariant_3_what_was_granted_stays_so_without_a_lane_back),
+        TEST(test_every_event_in_every_state),
+        TEST(test_every_event_while_init_waits),
+        TEST(test_what_was_taken_is_not_changed_while_init_waits),
+        TEST(test_invariant_3_what_ran_since_the_tail_is_not_granted),
+        TEST(test_invariant_3_nothing_is_granted_before_the_record_says_offered),
+        TEST(test_invariant_6_a_tail_is_of_no_use_once_something_ran),
+        TEST(test_a_session_has_one_lane),
+        TEST(test_invariant_3_a_lane_ends_the_session_before),
+        TEST(test_a_command_that_ends_late_ends_the_offer_at_once),
+        TEST(test_invariant_3_what_is_captured_after_the_tail_ends_it),
+        TEST(test_invariant_3_record_counts_once_it_is_durable),
+        TEST(test_invariant_3_record_that_failed_grants_nothing),
+        TEST(test_invariant_3_record_of_a_session_says_nothing_of_the_next),
+        TEST(test_one_record_is_written_at_a_time),
+        TEST(test_engine_that_ends_has_written_the_record),
+        TEST(test_engine_that_no_vtpmd_comes_to_writes_none),
+        TEST(test_without_a_lane_nothing_is_offered_or_taken),
+        TEST(test_invariant_3_what_was_granted_stays_so_without_a_lane_back),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

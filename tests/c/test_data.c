@@ -84,7 +84,7 @@ static int set_up(void **state)
     tpm_response_init(&response);
     tpm_execute(tpm, startup, sizeof(startup), &response);
     tpm_response_deinit(&response);
-    assert_int_equal(blackout_new(&blackout, tpm, NULL), 0);
+    assert_int_equal(blackout_new(&blackout, tpm, NULL, NULL), 0);
     assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
     connect_guest();
     return 0;

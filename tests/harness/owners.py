@@ -104,6 +104,19 @@ def engine_stands_still(host: Host) -> Iterator[None]:
 
 
 @contextmanager
+def record_stands_still(host: Host) -> Iterator[None]:
+    """Have a host's engine not come to write its owner record while the block runs: a slow disk."""
+    (engine,) = host.vtpmd.engines()
+    (thread,) = [
+        int(path.parent.name)
+        for path in Path(f"/proc/{engine}/task").glob("*/comm")
+        if path.read_text() == "recorder\n"
+    ]
+    with thread_stands_still(thread):
+        yield
+
+
+@contextmanager
 def link_stands_still(host: Host) -> Iterator[None]:
     """Have a host's engine take nothing from vtpmd while the block runs: it asks, and waits."""
     (engine,) = host.vtpmd.engines()

@@ -16,6 +16,7 @@ from tests.model.engine import close_lane, engine_may, engine_takes
 from tests.model.world import (
     COMMITS,
     FOREIGN,
+    OFFER,
     OLD,
     ROUND,
     SESSION,
@@ -41,7 +42,6 @@ from vtpmd.store.owner import Outcome, Whose
 
 # What the source writes down, and with which transition of the owner record.
 RECORDS: Final = {
-    Do.OFFER: "offer",
     Do.RECORD_MOVED: "confirm",
     Do.RECORD_RELEASED: "release",
 }
@@ -110,7 +110,12 @@ _QUIET: Final = ("admit", "third", "answer", "serve on", "boot")
 
 
 def _is_durable(world: World, action: object) -> bool:
-    """A file that was not granted is removed by the next start in any case."""
+    """Return whether something may come between that and what came before.
+
+    A file that was not granted is removed by the next start in any case.
+    """
+    if world.s.records == "writes" and isinstance(action, Do):
+        return True
     if action == "remove file":
         return world.d.file != "staged"
     return action in RECORDS or (isinstance(action, str) and action not in _QUIET)
@@ -152,7 +157,7 @@ def _source_does(project: Project, world: World, action: Do) -> World:
         world = world.source(record=record)
     match action:
         case Do.OFFER:
-            return engine_takes(project, world, "s", HandoverEvent.RECORDED) or world
+            return _has_offered(project, world)
         case Do.WIND_UP:
             return _winds_up(project, world)
         case Do.START_ROUND:
@@ -177,6 +182,48 @@ def _source_does(project: Project, world: World, action: Do) -> World:
         case Do.CLOSE:
             return _closes(project, world)
     return world
+
+
+def is_waiting(world: World) -> bool:
+    """Return whether what the source has to do next waits for the disk."""
+    return world.s.records == "writes" and bool(world.s.todo) and world.s.todo[0].value is Do.OFFER
+
+
+def _begins_record(project: Project, world: World) -> World:
+    """OwnerRecord.offering(): the engine writes it, unless it does, or it says so already."""
+    if world.s.records == "writes":
+        return world
+    offered = project.transition(world.s.record, OFFER, SESSION)
+    return world if offered == world.s.record else world.source(records="writes")
+
+
+def writes_record(project: Project, world: World) -> World:
+    """The disk has it: blackout.c takes that by itself."""
+    record = project.transition(world.s.record, OFFER, SESSION)
+    if "record" in project.without:
+        record = world.s.record
+    written = world.source(record=record, records="")
+    return engine_takes(project, written, "s", HandoverEvent.RECORDED) or written
+
+
+def _has_offered(project: Project, world: World) -> World:
+    if world.s.records == "failed":
+        return source_fails(project, world.source(records=""), Do.OFFER)
+    if world.s.record.value.whose is not Whose.OFFERED:
+        return world
+    return engine_takes(project, world, "s", HandoverEvent.RECORDED) or world
+
+
+def source_fails(project: Project, world: World, action: Do) -> World:
+    """As Outgoing._take() does: what can be ended is, and nothing more is done of this event."""
+    state = world.s.state
+    assert state is not None
+    if action is Do.RECORD_RELEASED:
+        return world.source(todo=(tag(events.RecordFailed("")),))
+    # What waits for the end of it, goes on waiting.
+    waits = tuple(each for each in world.s.todo if isinstance(each.value, str))
+    ended = source_takes(project, world.source(todo=waits), events.Disarmed(""))
+    return world if ended is None or state is State.ENDED else ended
 
 
 def _closes(project: Project, world: World) -> World:
@@ -273,6 +320,7 @@ def _sends_round(world: World) -> World:
 
 def _winds_up(project: Project, world: World) -> World:
     """What the guest has left is captured, and offered if the destination has a base of it."""
+    world = _begins_record(project, world)
     if world.s.state is not State.CAPTURING or not _captures(world):
         return world
     return _offers(project, world) or world
@@ -294,6 +342,7 @@ def _makes_tail(project: Project, world: World) -> World:
     is_early = host.state in ON_OFFER
     if is_early and host.engine in (*WITH_TAIL, *WITHOUT_GRANT):
         return _later(world, events.TailMade(not host.unsent))
+    world = _begins_record(project, world)
     offered = _offers(project, world)
     if offered is None and not is_early:
         return _later(world, events.Disarmed("the lane is gone"))

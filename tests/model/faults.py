@@ -13,6 +13,7 @@ from tests.model.actions import (
     destination_acts,
     is_keeping,
     source_acts,
+    source_fails,
 )
 from tests.model.engine import close_lane, engine_takes
 from tests.model.moves import Move, engine_moves, took
@@ -20,6 +21,7 @@ from tests.model.world import (
     BROKEN,
     FOREIGN,
     NOTHING,
+    OFFER,
     SESSION,
     THIRD,
     Project,
@@ -33,7 +35,7 @@ from tests.model.world import (
     third_is_refused,
 )
 from vtpmd.core.handover import WITHOUT_GRANT, Handover, HandoverEvent
-from vtpmd.migration import destination, events, source
+from vtpmd.migration import destination, events
 from vtpmd.migration.destination import Do
 from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, State
 from vtpmd.wire import peer
@@ -125,13 +127,22 @@ def _late(project: Project, world: World) -> Iterator[Move]:
                 yield f"{label}, and it is told LATE", after
 
 
+def _offer_fails(project: Project, world: World) -> Iterator[Move]:
+    failed = world.source(records="failed")
+    written = failed.source(record=project.transition(world.s.record, OFFER, SESSION))
+    for label, after in _with_and_without(failed, written):
+        yield f"DISK of the source's engine, {label}", after
+
+
 def _disks(project: Project, world: World) -> Iterator[Move]:
     """A disk says that it failed: what was to be written is there, or is not."""
+    if world.s.records == "writes":
+        yield from _offer_fails(project, world)
     if world.s.todo and (action := world.s.todo[0].value) in RECORDS:
         for label, done in _with_and_without(
             world.source(todo=world.s.todo[1:]), source_acts(project, world)
         ):
-            yield f"DISK of the source, {label}", _source_fails(project, done, action)
+            yield f"DISK of the source, {label}", source_fails(project, done, action)
         return
     if world.d.todo and isinstance(world.d.todo[0].value, str):
         steps = [each.value for each in world.d.todo]
@@ -156,24 +167,12 @@ def _with_and_without(before: World, after: World) -> Iterator[Move]:
     yield "written after all", after
 
 
-def _source_fails(project: Project, world: World, action: source.Do) -> World:
-    """As Outgoing._take() does: what can be ended is, and nothing more is done of this event."""
-    state = world.s.state
-    assert state is not None
-    if action is source.Do.RECORD_RELEASED:
-        return world.source(todo=(tag(events.RecordFailed("")),))
-    # What waits for the end of it, goes on waiting.
-    waits = tuple(each for each in world.s.todo if isinstance(each.value, str))
-    ended = source_takes(project, world.source(todo=waits), events.Disarmed(""))
-    return world if ended is None or state is State.ENDED else ended
-
-
 def _at_source(project: Project, world: World) -> Iterator[Move]:
     """What operators and clocks do at the wrong moment."""
     host = world.s
     if not host.up:
         return
-    if host.state in (None, *GIVEN_AWAY, State.ENDED):
+    if host.state in (None, *GIVEN_AWAY, State.ENDED) and not host.records:
         # Another session is armed, and falls back: nobody is there.
         record = project.transition(host.record, "reserve", b"x" * 16, "c:1", 0)
         armed = record.value._replace(sessions=host.record.value.sessions)

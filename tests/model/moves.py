@@ -13,9 +13,11 @@ from tests.model.actions import (
     gives_tail,
     is_keeping,
     is_open,
+    is_waiting,
     source_acts,
     source_is_told,
     takes_tail,
+    writes_record,
 )
 from tests.model.engine import (
     Side,
@@ -46,7 +48,7 @@ from tests.model.world import (
 )
 from vtpmd.core.handover import WITH_TAIL, WITHOUT_GRANT, Handover, HandoverEvent
 from vtpmd.migration import events
-from vtpmd.migration.source import Do, Source
+from vtpmd.migration.source import Source
 from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, ON_APPROVAL, OWNING, State
 from vtpmd.store import moving
 from vtpmd.store.incoming import Found
@@ -65,11 +67,10 @@ def moves(project: Project, world: World) -> Iterator[Move]:
     other order ends in the same worlds; but for the record of an offer, which is written while the
     engine and QEMU have the tail, and for what a destination has to keep, whose engine goes on.
     """
-    is_offering = bool(world.s.todo) and world.s.todo[0].value is Do.OFFER
-    if world.s.todo:
+    if world.s.todo and not is_waiting(world):
         action = world.s.todo[0].value
         yield f"source: {_name(action)}", source_acts(project, world)
-        if not is_offering:
+        if world.s.records != "writes":
             return
     if world.d.todo:
         action = world.d.todo[0].value
@@ -77,7 +78,7 @@ def moves(project: Project, world: World) -> Iterator[Move]:
         if not is_keeping(world):
             return
     yield from engine_moves(project, world)
-    if not is_offering:
+    if not world.s.todo:
         yield from _source_moves(project, world)
     if not is_keeping(world):
         yield from _destination_moves(project, world)
@@ -114,6 +115,8 @@ def engine_moves(project: Project, world: World) -> Iterator[Move]:
         if heard is not None:
             whose = "source's" if side == "s" else "destination's"
             yield f"{whose} engine hears {heard[0]}", heard[1]
+    if world.s.records == "writes":
+        yield "source's engine has written the record", writes_record(project, world)
     if world.s.worked and world.s.engine in (*WITH_TAIL, *WITHOUT_GRANT):
         ended = engine_takes(project, world, "s", HandoverEvent.RUNS)
         yield from took("source's engine has executed a command", ended)
@@ -137,7 +140,7 @@ def _source_moves(project: Project, world: World) -> Iterator[Move]:
         yield f"source is told {host.news[0]}", source_is_told(project, world)
     if host.state is not None:
         yield from _source_session(project, world)
-    if host.withdraws:
+    if host.withdraws and host.records != "writes":
         yield "source withdraws its offer", _withdraw(project, world)
     if host.resumed:
         heard = world.source(resumed=False)
@@ -269,6 +272,8 @@ def _asked_for_state(project: Project, world: World) -> Iterator[Move]:
 def _source_ends(project: Project, world: World) -> World:
     """SHUTDOWN: as Outgoing.close(), which ends what can be ended, and has all of it written."""
     ended = source_takes(project, world, events.Disarmed("")) or world
+    if ended.s.records == "writes":
+        ended = writes_record(project, ended)
     while ended.s.todo:
         ended = source_acts(project, ended)
     if ended.s.withdraws:

@@ -12,6 +12,8 @@ may execute any number of commands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, cast
 
 from tests.support.file_names import NAMES
@@ -109,6 +111,8 @@ class SourceHost(NamedTuple):
     resumed: bool = False  # QEMU's word that the guest runs is under way
     withdraws: bool = False
     asks: bool = False
+    # Of the owner record's offer, which the engine writes: nothing, writes, failed
+    records: str = ""
 
 
 class DestinationHost(NamedTuple):
@@ -202,6 +206,11 @@ class _Nowhere:
     def overwrite(self, name: str, offset: int, content: bytes) -> None:
         pass
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        del name
+        yield -1
+
     def keep_open(self, name: str) -> None:
         pass
 
@@ -289,11 +298,18 @@ class Project:
         return machine.state, tuple(map(tag, actions))
 
 
+OFFER: Final = "offer"  # the transition that the engine writes
+
+
 def _transition(record: Record, name: str, *arguments: Any) -> Record:
     owner = OwnerRecord(_Nowhere(), _Nowhere(), now=lambda: "then")
     owner._record = record
     try:
-        getattr(owner, name)(*arguments)
+        if name == OFFER:
+            with owner.offering(*arguments):
+                pass
+        else:
+            getattr(owner, name)(*arguments)
     except OwnerRecordError:
         return record
     # Numbers that were used, which line comes first, and a line of a session that the vTPM went
@@ -507,7 +523,10 @@ def _may_mean(state: State | None, news: str) -> bool:
 
 
 def _forget_at_source(s: SourceHost) -> SourceHost:
-    if may_serve(s.record) and not s.todo and (not s.up or (s.state in _OVER and not s.fenced)):
+    if s.records == "failed" and s.state in _OVER and not s.todo:
+        s = s._replace(records="")
+    is_at_rest = not s.todo and not s.records
+    if may_serve(s.record) and is_at_rest and (not s.up or (s.state in _OVER and not s.fenced)):
         # Up or soon up again, with a guest or soon with one: it serves, and that is all.
         return SourceHost(s.record, state=None, value=s.value)
     if not s.up:
@@ -530,7 +549,7 @@ def _forget_at_source(s: SourceHost) -> SourceHost:
     is_over = s.state in (*_OVER, *GIVEN_AWAY, State.RELEASED)
     if is_over and s.engine not in WITHOUT_GRANT and (s.worked or s.acked or s.unsent):
         s = s._replace(worked=False, acked=False, unsent=False)  # no round is sent any more
-    if s.withdraws and s.record.value.whose is not Whose.OFFERED:
+    if s.withdraws and s.record.value.whose is not Whose.OFFERED and not s.records:
         # Nothing to withdraw. If an offer comes before that is found out: a stop, a resume and a
         # stop lead there, too.
         s = s._replace(withdraws=False)

@@ -49,7 +49,7 @@ class Blackout:
         self._lane: Lane | None = None
         self._stream: Stream | None = None
         self.is_source = False
-        self._session = bytes(16)
+        self.session = bytes(16)
         self._cipher: TailCipher | None = None
         self._base: tuple[Image, Image] | None = None
         self._ends_at = (0, 0)
@@ -69,7 +69,7 @@ class Blackout:
         self._tpm.server.unstage()
         self._lane = Lane(keying, is_source=is_source)
         self._stream, self.is_source = stream, is_source
-        self._session, self._base = keying.session, None
+        self.session, self._base = keying.session, None
         self._cipher = TailCipher(key=keying.key, uuid=keying.uuid, lineage=keying.lineage)
         stream.watch(self._receive)
 
@@ -92,7 +92,7 @@ class Blackout:
             b"" if before.generation == after.generation else delta_encode(before, after)
             for before, after in zip(self._base, final, strict=True)
         ]
-        between = Header.between(self._session, _generations(self._base), _generations(final))
+        between = Header.between(self.session, _generations(self._base), _generations(final))
         assert self._cipher is not None
         self._tail = self._cipher.seal(Tail(between, 0, *records))
         permanent, volatile = (whole_digest(image.data) for image in final)
@@ -149,7 +149,7 @@ class Blackout:
             return TailRefusal.UNEXPECTED
         assert self._cipher is not None
         try:
-            tail = self._cipher.open(blob, self._session)
+            tail = self._cipher.open(blob, self.session)
         except TailError:
             return TailRefusal.FORGED
         if not self._tpm.server.follow(tail):
@@ -214,7 +214,7 @@ class Blackout:
             self._end_lane()
         if HandoverAction.TELL in step.actions:
             told = _HANDOVER.pack(
-                self._session, self.is_source, event, 0, 0, 0, 0, 0, *self._ends_at
+                self.session, self.is_source, event, 0, 0, 0, 0, 0, *self._ends_at
             )
             self._tpm.tell(Question(LinkQuestion.TELL_HANDOVER, self.state, told))
         if HandoverAction.RETIRE in step.actions:

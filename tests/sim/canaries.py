@@ -11,6 +11,7 @@ import pytest
 
 from tests.sim import blackout, engine, schedule
 from tests.sim.blackout import Blackout
+from tests.sim.disk import SimDirectory
 from tests.sim.engine import SimEngine
 from tests.sim.server import Arrival, ControlServer
 from vtpmd.core import LinkOperation
@@ -49,7 +50,7 @@ async def _nothing(*_: object) -> None:
 
 
 def _offers_nothing(patch: Patch) -> None:
-    patch.setattr(OwnerRecord, "offering", lambda *_: lambda: None)
+    patch.setattr(SimDirectory, "write_sector", lambda *_: None)
 
 
 def _grants_before_the_record(patch: Patch) -> None:

@@ -8,7 +8,8 @@ says so: a call that failed may have been done.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -36,6 +37,7 @@ class Disk:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.files: dict[str, bytearray] = {}
+        self.opened: list[bytearray] = []  # by descriptor: a file stays what it was under its name
 
 
 class SimDirectory(StateDirectory):
@@ -79,8 +81,25 @@ class SimDirectory(StateDirectory):
 
         self._change(f"writes {name} at {offset}", name, 1 + last - first, write)
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """Open a file for the engine, which gets the descriptor."""
+        if name not in self._disk.files:
+            raise StateDirectoryError(f"cannot update {name}: no such file")
+        self._disk.opened.append(self._disk.files[name])
+        yield len(self._disk.opened) - 1
+
+    def write_sector(self, descriptor: int, content: bytes) -> None:
+        """Write to the start of what was opened."""
+        file = self._disk.opened[descriptor]
+
+        def write(_: int) -> None:
+            file[: len(content)] = content
+
+        self._change("engine writes the owner record", self.names.owner, 1, write)
+
     def keep_open(self, name: str) -> None:
-        """Nothing is opened."""
+        """Nothing is kept open."""
 
     def forget(self, name: str) -> None:
         """Nothing is."""

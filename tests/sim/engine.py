@@ -8,11 +8,13 @@ channel, ``blackout.py`` the hand-over, ``link.py`` the link to a vtpmd, which m
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.sim import state
@@ -38,6 +40,7 @@ from vtpmd.core.link import (
 )
 from vtpmd.daemon.engine import Answer, Question, Reply
 from vtpmd.errors import VtpmdError
+from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.start import Start
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import Result, StateType
@@ -45,11 +48,14 @@ from vtpmd.wire.tpm import Result, StateType
 if TYPE_CHECKING:
     from tests.sim.link import SimLink
 
+_RECORDED: Final = struct.Struct("=II")  # struct link_recorded
 SILENCE_MAX_S: Final = 5.0  # ASKER_SILENCE_MAX_MS
 CUSTODY_SHIFT: Final = 8  # LINK_CUSTODY_SHIFT
 # How often an answer lets the event loop do something else first, and for how long.
 LATE: Final = 0.15
 LATENCY_S: Final = (0.0001, 0.001, 0.01)
+# How long a disk takes for a sector, beside what others do meanwhile.
+DISK_S: Final = (0.0, 0.001, 0.05)
 # How often libtpms commits something when it starts.
 CHANGES: Final = 0.2
 
@@ -109,6 +115,7 @@ class SimEngine:
     ) -> None:
         self.server = ControlServer(self)
         self.link: SimLink | None = None
+        self.is_recording = False
         self._coming: asyncio.Future[None] | None = None  # of a vtpmd
         self._process = process
         self._rng = process._scheduler.rng
@@ -143,6 +150,11 @@ class SimEngine:
     def now_s(self) -> float:
         """The time."""
         return self._process.time()
+
+    @property
+    def is_busy(self) -> bool:
+        """True while it decides, or writes, something that a vtpmd which attaches is to find."""
+        return self.server.is_deciding or self.is_recording
 
     def note(self, what: str) -> None:
         """Something happens that counts as a step."""
@@ -231,7 +243,9 @@ class SimEngine:
     def read(self, kind: StateType) -> Image:
         return self._images[kind]
 
-    def do(self, operation: LinkOperation, argument: int, payload: bytes) -> Reply:
+    def do(
+        self, operation: LinkOperation, argument: int, payload: bytes, descriptor: int | None
+    ) -> Reply:
         match operation:
             case LinkOperation.INIT:
                 return self._init()
@@ -245,7 +259,7 @@ class SimEngine:
             case LinkOperation.GET_CONDITION:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
-                return self._capture(LinkCapturing(argument))
+                return self._capture(LinkCapturing(argument), payload, descriptor)
             case LinkOperation.WITHDRAW:
                 before = self.blackout.state
                 return Reply(self.blackout.withdraw(), before, bytearray())
@@ -437,7 +451,31 @@ class SimEngine:
         self.custody = Custody.GIVEN
         return Result.SUCCESS, self.permanent.encode()
 
-    def _capture(self, how: LinkCapturing) -> Reply:
+    def _capture(self, how: LinkCapturing, sector: bytes, descriptor: int | None) -> Reply:
+        """do_capture()."""
+        if descriptor is None:
+            return self._capture_now(how)
+        if self.is_recording:
+            return Reply(Result.BAD_ORDINAL, 0, bytearray())
+        self.is_recording = True
+        write = partial(self._write_record, self.blackout.session, sector, descriptor)
+        self._process.call_later(self._rng.choice(DISK_S), write)
+        reply = self._capture_now(how)
+        return reply._replace(argument=reply.argument | LinkCapture.RECORDS)
+
+    def _write_record(self, session: bytes, sector: bytes, descriptor: int) -> None:
+        """recorder.c, and blackout.c's recorded()."""
+        error = 0
+        try:
+            self._directory.write_sector(descriptor, sector)
+        except StateDirectoryError:
+            error = errno.EIO
+        self.is_recording = False
+        if not error and session == self.blackout.session:
+            self.blackout.say(HandoverEvent.RECORDED)
+        self.tell(Question(LinkQuestion.TELL_RECORDED, 0, _RECORDED.pack(error, 0)))
+
+    def _capture_now(self, how: LinkCapturing) -> Reply:
         if not self.running or self.custody not in EXECUTING:
             return Reply(Result.BAD_ORDINAL, 0, bytearray())
         if self.failed:

@@ -99,11 +99,12 @@ class SimLink:
         # Before there was who answers.
         self._asked: list[tuple[Question, asyncio.Future[Answer | None] | None]] = []
         self._answering: set[asyncio.Task[None]] = set()
+        self._promised: dict[LinkQuestion, asyncio.Future[bytes]] = {}
 
     @classmethod
     async def attach(cls, engine: SimEngine, process: Process) -> SimLink:
-        """asker_attach(): what is decided without vtpmd is done first."""
-        while engine.server.is_deciding or engine.link is not None:  # noqa: ASYNC110
+        """asker_attach(): what is decided, or written, without vtpmd is done first."""
+        while engine.is_busy or engine.link is not None:  # noqa: ASYNC110
             await asyncio.sleep(DECIDES_S)
         link = cls(engine, process)
         engine.attached(link)
@@ -120,6 +121,15 @@ class SimLink:
             self.waiting.set_result(None)
         if self._process.alive and not self.closed.done():
             self.closed.set_result(None)
+        for promised in self._promised.values():
+            promised.set_exception(EngineDetached("the link is closed"))
+            promised.exception()
+        self._promised.clear()
+
+    def promise(self, number: LinkQuestion) -> asyncio.Future[bytes]:
+        promised: asyncio.Future[bytes] = self._process.create_future()
+        self._promised[number] = promised
+        return promised
 
     # vtpmd's end.
 
@@ -131,6 +141,7 @@ class SimLink:
         meanwhile: Meanwhile | None = None,
         *,
         soon: bool = True,
+        descriptor: int | None = None,
     ) -> Reply:
         del soon
         async with self._lock:
@@ -145,7 +156,7 @@ class SimLink:
             self.heard_s = self._process.time()
             if operation is LinkOperation.BE_ASKED:
                 await self._be_asked(is_so=bool(argument))
-            done = self._engine.do(operation, int(argument), bytes(payload))
+            done = self._engine.do(operation, int(argument), bytes(payload), descriptor)
             if meanwhile is not None and later_s:
                 await asyncio.sleep(later_s)
                 meanwhile.run()
@@ -231,7 +242,9 @@ class SimLink:
         self._way.say(partial(self._take, news, None))
 
     def _take(self, question: Question, waiting: asyncio.Future[Answer | None] | None) -> None:
-        if self._answerer is None:
+        if (promised := self._promised.pop(question.number, None)) is not None:
+            promised.set_result(question.payload)
+        elif self._answerer is None:
             self._asked.append((question, waiting))
         elif question.number.is_news:
             self._answerer.hear(question)

@@ -19,8 +19,6 @@ from typing import Any, Final
 
 # More than any burst needs: a process that never waits would stop the clock.
 BURST_MAX: Final = 5000
-# How long a thread takes, which waits for a disk.
-THREAD_S: Final = (0.0, 0.0, 0.001, 0.05)
 
 
 class PowerLoss(BaseException):
@@ -197,22 +195,6 @@ class Process(asyncio.AbstractEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         pass
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: None, func: Callable[..., Any], *args: Any
-    ) -> asyncio.Future[Any]:
-        """Have a thread do something: at once for who waits for it, or while others go on."""
-        assert executor is None
-        done = self.create_future()
-
-        def do() -> None:
-            try:
-                done.set_result(func(*args))
-            except Exception as error:
-                done.set_exception(error)
-
-        self.call_later(self.rng.choice(THREAD_S), do)
-        return done
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

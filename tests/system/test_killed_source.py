@@ -1,16 +1,17 @@
 """The source's vtpmd is killed around the moment at which its record says offered, durably.
 
 Invariants of the design that are checked: 3 (one host serves, and exactly one can once a vtpmd is
-attached again) and 11 (what a guest sees is a move, or none). Nothing is granted before the engine
-was told of that, whatever QEMU and the destination have by then. Real processes, and clients of the
-control and data channels in QEMU's and the guest's place.
+attached again) and 11 (what a guest sees is a move, or none). The engine writes it, and grants
+nothing before the disk has it, whatever QEMU and the destination have by then; and once it has,
+vtpmd is not needed. Real processes, and clients of the control and data channels in QEMU's and the
+guest's place.
 """
 
 import os
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -25,7 +26,7 @@ from tests.harness.handover import (
     make_host,
 )
 from tests.harness.lab import Lab
-from tests.harness.owners import incoming, record_of
+from tests.harness.owners import incoming, record_of, record_stands_still
 from tests.harness.raw_guest import Blobs, Facts
 from tests.support.emulator_client import ControlError
 from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
@@ -35,7 +36,7 @@ from vtpmd.testing.emulator import Peering
 from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 
 HELD = ROOT / "tests/canary/held"
-STEPS = ["before-the-record", "after-the-record"]
+ATTACHING_S = 1.0  # what a start takes, and some more
 
 
 class Move(NamedTuple):
@@ -51,17 +52,16 @@ class Move(NamedTuple):
         assert self.source.vtpmd.program.wait() == -signal.SIGKILL
 
     def bring(self, executor: ThreadPoolExecutor, blobs: Blobs) -> Future[None]:
-        """Bring a tail, and have the destination's TPM started; return when it waits."""
+        """Bring a tail, and have the destination's TPM started; return when it has come."""
         self.destination.guest.give(blobs)
         started = executor.submit(self.destination.guest.start)
-        wait_until(lambda: incoming(self.destination) == "taking")
+        wait_until(lambda: incoming(self.destination) not in ("holding", "standby"))
         return started
 
     def assert_stays(self) -> None:
         """Have the guest go on at the source, and check that its TPM is there, and only there."""
         self.source.guest.resume()
         assert self.source.guest.facts() == self.facts
-        self.source.vtpmd.attach()
         assert_serves(self.source.guest)
         assert_serves_nothing(self.destination.guest)
         wait_until(lambda: record_of(self.source).whose is Whose.OURS)
@@ -88,47 +88,77 @@ def wait_for_silence(source: Host) -> None:
         time.sleep(5 * ROUND_INTERVAL_S)
 
 
-Begin = Callable[[str], Move]
+def armed(lab: Lab, *, held: Path | None, monkeypatch: pytest.MonkeyPatch) -> tuple[Move, Monitor]:
+    """Return a move before the guest stops; its source's vtpmd is to stand still where it is told.
 
-
-@pytest.fixture
-def begin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    """Begin moves whose source's vtpmd stands still at a step, once the guest does."""
-
-    def begin(step: str) -> Move:
-        held = lab.new_path("held")
-        with monkeypatch.context() as patch:
+    That is once its engine has written the owner record.
+    """
+    with monkeypatch.context() as patch:
+        if held is not None:
             patch.setenv("PYTHONPATH", str(HELD))
-            patch.setenv("VTPMD_HELD_AT", step)
+            patch.setenv("VTPMD_HELD_AT", "after-the-record")
             patch.setenv("VTPMD_HELD", str(held))
-            source, monitor = followed(lab, is_incoming=False)
-        destination, incoming_monitor = followed(lab, is_incoming=True)
-        source.guest.boot()
-        assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
-        for host, each in ((destination, incoming_monitor), (source, monitor)):
-            each.migration("setup")
-            each.migration("active")
-            host.vtpmd.program.wait_for_output("MigrationState.ACTIVE")
-        # What the destination has said of a stream that comes in, the source knows with an Ack.
-        source.guest.work()
-        facts = source.guest.facts()
-        wait_for_silence(source)
-        monitor.stop()
-        wait_until(held.exists)
-        return Move(source, destination, facts)
-
-    return begin
+        source, monitor = followed(lab, is_incoming=False)
+    destination, incoming_monitor = followed(lab, is_incoming=True)
+    source.guest.boot()
+    assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
+    for host, each in ((destination, incoming_monitor), (source, monitor)):
+        each.migration("setup")
+        each.migration("active")
+        host.vtpmd.program.wait_for_output("MigrationState.ACTIVE")
+    # What the destination has said of a stream that comes in, the source knows with an Ack.
+    source.guest.work()
+    facts = source.guest.facts()
+    wait_for_silence(source)
+    return Move(source, destination, facts), monitor
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_invariant_3_killed_while_the_destination_waits_stays(begin: Begin, step: str) -> None:
-    move = begin(step)
+@pytest.mark.parametrize("is_attached_early", [False, True])
+def test_invariant_3_killed_before_the_disk_has_it_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, *, is_attached_early: bool
+) -> None:
+    """Who attaches next finds what the engine was still writing, and strikes it out."""
+    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    with ThreadPoolExecutor(2) as executor:
+        with record_stands_still(move.source):
+            monitor.stop()
+            blobs = move.source.guest.save()
+            assert_tail(blobs)
+            started = move.bring(executor, blobs)
+            assert not started.done()
+            assert record_of(move.source).whose is Whose.OURS
+            move.kill()
+            with pytest.raises(ControlError):
+                started.result(WAIT_TIMEOUT_S)
+            attached = executor.submit(move.source.vtpmd.attach) if is_attached_early else None
+            if attached is not None:
+                time.sleep(ATTACHING_S)
+                assert not attached.done()
+        if attached is None:
+            wait_until(lambda: record_of(move.source).whose is Whose.OFFERED)
+            move.source.vtpmd.attach()
+        else:
+            attached.result(WAIT_TIMEOUT_S)
+    move.assert_stays()
+
+
+def test_invariant_11_killed_once_the_disk_has_it_moves(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine grants by itself; who attaches next finds that, and asks nobody to go back."""
+    held = lab.new_path("held")
+    move, monitor = armed(lab, held=held, monkeypatch=monkeypatch)
+    monitor.stop()
+    wait_until(held.exists)
+    assert record_of(move.source).whose is Whose.OFFERED
     blobs = move.source.guest.save()
     assert_tail(blobs)
     with ThreadPoolExecutor(1) as executor:
-        started = move.bring(executor, blobs)
-        assert not started.done()
-        move.kill()
-        with pytest.raises(ControlError):
-            started.result(WAIT_TIMEOUT_S)
-    move.assert_stays()
+        move.bring(executor, blobs).result(WAIT_TIMEOUT_S)
+    move.kill()
+    assert move.destination.guest.facts() == move.facts
+    assert_serves_nothing(move.source.guest)
+    move.source.vtpmd.attach()
+    wait_until(lambda: record_of(move.source).whose is Whose.MOVED)
+    assert_serves_nothing(move.source.guest)
+    assert_serves(move.destination.guest)

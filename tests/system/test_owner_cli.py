@@ -13,6 +13,7 @@ import pytest
 from tests.harness.command import Ended, vtpmd
 from tests.harness.fake_peer import FakeDestination
 from tests.harness.lab import Lab
+from tests.support.owner import write_offer
 from vtpmd.store.directory import StateDirectory, look_into
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecord, Record, Whose, look
@@ -45,7 +46,7 @@ def offered(lab: Lab, to: str) -> Path:
     return write(
         lab.new_path("source"),
         lambda record: record.reserve(SESSION, to, 0),
-        lambda record: record.offer(SESSION),
+        lambda record: write_offer(record, SESSION),
     )
 
 

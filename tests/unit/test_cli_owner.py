@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cli_run import QuietRun
 from tests.support.file_names import INCOMING_NAME, NAMES, OWNER_NAME
+from tests.support.owner import write_offer
 from vtpmd import cli
 from vtpmd.cli.owner import EXIT_STATUS
 from vtpmd.store import owner
@@ -54,7 +55,7 @@ def reserve(record: OwnerRecord) -> None:
 
 
 def offer(record: OwnerRecord) -> None:
-    record.offer(SESSION)
+    write_offer(record, SESSION)
 
 
 def confirm(record: OwnerRecord) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.support.cli_run import QuietRun
 from tests.support.file_names import INCOMING_NAME, JOURNAL_NAME, NAMES, OWNER_NAME, PERMANENT_NAME
 from tests.support.journal import SECTOR, write_journal
+from tests.support.owner import write_offer
 from vtpmd import cli
 from vtpmd.cli.status import SESSIONS_SHOWN
 from vtpmd.store.directory import StateDirectory, look_into
@@ -165,7 +166,7 @@ def test_an_encrypted_one_needs_no_key(run: Command, state: Path) -> None:
 def test_json_says_the_same(run: Command, state: Path) -> None:
     with_journal(state, key=KEY)
     write_record(state, lambda record: record.reserve(SESSION, TO, 0))
-    write_record(state, lambda record: record.offer(SESSION))
+    write_record(state, lambda record: write_offer(record, SESSION))
     (state / INCOMING_NAME).write_bytes(b"")
     outcome = run(state, "--json").outcome
     (session,) = outcome.pop("sessions")
@@ -197,7 +198,7 @@ def test_a_vtpm_that_has_moved(run: Command, state: Path) -> None:
         write_record(state, partial(OwnerRecord.expect, session=bytes([number]) * 16, peer="host0"))
     acts = (
         lambda record: record.reserve(SESSION, TO, 0),
-        lambda record: record.offer(SESSION),
+        lambda record: write_offer(record, SESSION),
         lambda record: record.confirm(SESSION),
     )
     write_record(state, *acts)
@@ -212,7 +213,7 @@ def test_a_vtpm_that_has_moved(run: Command, state: Path) -> None:
 def test_a_claim_is_told(run: Command, state: Path) -> None:
     acts = (
         lambda record: record.reserve(SESSION, TO, 0),
-        lambda record: record.offer(SESSION),
+        lambda record: write_offer(record, SESSION),
         lambda record: record.claim(),
     )
     write_record(state, *acts)

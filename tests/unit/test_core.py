@@ -1,5 +1,6 @@
 """What Python says of the engine link is what C says."""
 
+import struct
 import sys
 from enum import IntEnum, IntFlag
 
@@ -17,6 +18,7 @@ from vtpmd.core.link import (
     LinkCondition,
     LinkCustody,
     LinkQuestion,
+    LinkRecorded,
     LinkShutdown,
     LinkStage,
     TailRefusal,
@@ -25,8 +27,10 @@ from vtpmd.core.link import (
     pack_link_lineage,
     unpack_link_digests,
     unpack_link_lineage,
+    unpack_link_recorded,
 )
 from vtpmd.core.program import LinkInquiry
+from vtpmd.store.owner import SECTOR_BYTES
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX
 from vtpmd.wire.tpm import StateType
 
@@ -50,7 +54,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_TAIL_": TailRefusal,
 }
 QUESTIONS = ("LINK_ASK_", "LINK_TELL_")
-LIMITS = ("LINK_PAYLOAD_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")
+LIMITS = ("LINK_PAYLOAD_", "LINK_SECTOR_", "LINK_MESSAGE_TIMEOUT_", "LINK_END_TIMEOUT_")
 FIELDS = ("LINK_SAID_", "LINK_BLOB_", "LINK_CUSTODY_", "LINK_SHARED")
 NO_OPERATIONS = (*PREFIXES, *QUESTIONS, *LIMITS, *FIELDS)
 
@@ -92,6 +96,7 @@ def test_every_operation_of_c_is_known() -> None:
 def test_a_blob_of_the_control_channel_fits_the_link() -> None:
     """What a client may send, the engine may be sent."""
     assert core.LINK_PAYLOAD_BYTES_MAX >= BLOB_BYTES_MAX
+    assert lib.LINK_SECTOR_BYTES == SECTOR_BYTES
 
 
 def test_header_round_trip() -> None:
@@ -134,6 +139,14 @@ def test_digests_of_a_start_are_taken_as_c_declares_them() -> None:
     assert digests == (b"p" * 32, b"v" * 32)
     with pytest.raises(ValueError, match="bytes, not"):
         unpack_link_digests(bytes(LINK_DIGESTS_BYTES - 1))
+
+
+def test_news_of_the_record_have_one_length() -> None:
+    told = LinkRecorded(error=5, took_us=700)
+    assert unpack_link_recorded(struct.pack("=II", *told)) == told
+    for length in (0, 7, 9):
+        with pytest.raises(ValueError, match="TELL_RECORDED"):
+            unpack_link_recorded(bytes(length))
 
 
 @pytest.mark.parametrize("secret", [None, b"s" * 32])

@@ -365,7 +365,8 @@ SOURCE = {
     """,
     "what is left cannot be captured": f"""{TO_ARMED}
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
-    Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    Disarmed                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the guest runs on once all is there": f"""{TO_OFFERED}
     GuestResumed            REVOKING    END_OFFER
@@ -471,7 +472,8 @@ SOURCE = {
     """,
     "the record cannot say offered": f"""{TO_ARMED}
     Freeze                  FREEZING    MAKE_TAIL, OFFER
-    Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    Disarmed                REVOKING    REVOKE
+    Revoked                 ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the record cannot say offered, and QEMU has the tail": f"""{TO_LAST_ROUND}
     Disarmed                REVOKING    REVOKE

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.file_names import INCOMING_NAME, PERMANENT_NAME
+from tests.support.owner import write_offer
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.errors import VtpmdError
@@ -60,7 +61,7 @@ class Files(MovingFiles):
     def move_away(self) -> None:
         """Give the vTPM to another host."""
         self.owner.reserve(AWAY, "away:4433", 0)
-        self.owner.offer(AWAY)
+        write_offer(self.owner, AWAY)
         self.owner.confirm(AWAY)
 
     def take_up(self) -> bool:

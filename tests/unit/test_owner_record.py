@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.file_names import OWNER_NAME
+from tests.support.owner import write_offer
 from vtpmd.errors import VtpmdError
 from vtpmd.store import owner
 from vtpmd.store.directory import StateDirectory, StateDirectoryError
@@ -42,7 +43,7 @@ TO, SENDER = "host2:4433", "host0.example.org"
 Act = Callable[[OwnerRecord], object]
 ACTS: dict[Transition, Act] = {
     Transition.RESERVE: lambda record: record.reserve(NEW, TO, 0),
-    Transition.OFFER: lambda record: record.offer(OUT),
+    Transition.OFFER: lambda record: write_offer(record, OUT),
     Transition.WITHDRAW: lambda record: record.withdraw(OUT),
     Transition.CONFIRM: lambda record: record.confirm(OUT),
     Transition.RELEASE: lambda record: record.release(OUT),
@@ -52,6 +53,11 @@ ACTS: dict[Transition, Act] = {
     Transition.GIVE_BACK: lambda record: record.give_back(IN),
     Transition.ARRIVE: lambda record: record.arrive(),
     Transition.CLAIM: lambda record: record.claim(),
+}
+OF_SESSION: dict[Transition, Callable[[OwnerRecord, bytes], object]] = {
+    Transition.OFFER: write_offer,
+    Transition.CONFIRM: OwnerRecord.confirm,
+    Transition.RELEASE: OwnerRecord.release,
 }
 # Asked for whenever a session ends, so it is no mistake where there is nothing to withdraw.
 NOTHING_TO_DO = {(Whose.MOVED, Transition.WITHDRAW)}
@@ -97,7 +103,7 @@ def bring(record: OwnerRecord, whose: Whose) -> None:
     record.expect(IN, SENDER)
     record.reserve(OUT, TO, 0)
     if whose is not Whose.OURS:
-        record.offer(OUT)
+        write_offer(record, OUT)
     if whose is Whose.MOVED:
         record.confirm(OUT)
 
@@ -159,7 +165,7 @@ def test_another_session_changes_nothing(
     before = (path / OWNER_NAME).read_bytes()
     for session in (IN, NEW):
         with pytest.raises(OwnerRecordError):
-            getattr(record, transition)(session)
+            OF_SESSION[transition](record, session)
         record.withdraw(session)
     assert (path / OWNER_NAME).read_bytes() == before
 
@@ -169,7 +175,7 @@ def test_only_a_session_that_was_begun_here_is_offered(record: OwnerRecord) -> N
     bring(record, Whose.OURS)
     for session in (IN, NEW):
         with pytest.raises(OwnerRecordError, match="was not begun"):
-            record.offer(session)
+            write_offer(record, session)
     for session in (IN, OUT):
         with pytest.raises(OwnerRecordError, match="of that name before"):
             record.reserve(session, TO, 0)
@@ -214,7 +220,7 @@ def test_invariant_3_what_was_taken_and_has_left_is_neither_taken_nor_given_back
     record.expect(IN, SENDER)
     record.take(IN, 0)
     record.reserve(OUT, TO, 0)
-    record.offer(OUT)
+    write_offer(record, OUT)
     if whose is Whose.MOVED:
         record.confirm(OUT)
     before = (path / OWNER_NAME).read_bytes()
@@ -241,7 +247,7 @@ def test_session_that_was_not_expected_is_remembered_all_the_same(record: OwnerR
 def test_invariant_10_no_generation_is_given_twice(record: OwnerRecord, again: Again) -> None:
     """Not in another session, not after a move and back, not below another host's."""
     assert record.reserve(OUT, TO, 7) == 7
-    record.offer(OUT)
+    write_offer(record, OUT)
     record.confirm(OUT)
     record.release(OUT)
     second = again().reserve(NEW, TO, 0)
@@ -315,11 +321,11 @@ def test_claim_is_never_forgotten(record: OwnerRecord, again: Again, path: Path)
         assert again().read().forks == (fork,)
     for number in range(1, owner.FORKS_MAX):
         record.reserve(name(number), TO, 0)
-        record.offer(name(number))
+        write_offer(record, name(number))
         record.claim()
     assert len(again().read().forks) == owner.FORKS_MAX
     record.reserve(name(0), TO, 0)
-    record.offer(name(0))
+    write_offer(record, name(0))
     before = (path / OWNER_NAME).read_bytes()
     with pytest.raises(OwnerRecordError, match="claimed 64 times"):
         record.claim()
@@ -400,7 +406,7 @@ def test_any_peers_name_leaves_a_file_that_can_be_read(
 ) -> None:
     record.expect(IN, peer)
     record.reserve(OUT, peer, 0)
-    record.offer(OUT)
+    write_offer(record, OUT)
     record.claim()
     known = again().read()
     assert known == record.read()
@@ -421,7 +427,7 @@ def test_the_longest_record_can_be_read(record: OwnerRecord, again: Again, path:
     peer = "\U0001f511" * TEXT_LENGTH_MAX
     for number in range(owner.FORKS_MAX):
         record.reserve(name(number), peer, 0)
-        record.offer(name(number))
+        write_offer(record, name(number))
         record.claim()
     assert (path / OWNER_NAME).stat().st_size <= owner.OWNER_BYTES_MAX
     assert again().read() == record.read()
@@ -579,7 +585,7 @@ def test_version_1_that_says_ours(record: OwnerRecord, again: Again, path: Path)
     (path / OWNER_NAME).write_bytes(first_version(None))
     assert record.read() == Record(generation=9)
     assert record.reserve(OUT, TO, 0) == 9
-    record.offer(OUT)
+    write_offer(record, OUT)
     assert again().read() == record.read()
 
 
@@ -704,7 +710,7 @@ def test_what_failed_to_be_written_is_not_taken_for_written(
     disk.fail_at(2)  # the sync: what was written is in memory, and dropped when power is lost
     for _ in range(2):
         with pytest.raises(VtpmdError):
-            record.offer(OUT)
+            write_offer(record, OUT)
         assert record.read().whose is Whose.OURS
         disk.fail_at(2)
     disk.fail_at(0)
@@ -720,7 +726,7 @@ def test_a_file_that_was_removed_is_made_again(
     bring(record, Whose.OURS)
     (path / OWNER_NAME).unlink()
     with pytest.raises(StateDirectoryError, match="cannot update"):
-        record.offer(OUT)
-    record.offer(OUT)
+        write_offer(record, OUT)
+    write_offer(record, OUT)
     assert again().read() == record.read()
     assert again().read().whose is Whose.OFFERED

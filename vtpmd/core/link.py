@@ -37,6 +37,7 @@ class LinkQuestion(IntEnum):
     TELL_END = lib.LINK_TELL_END
     TELL_HANDOVER = lib.LINK_TELL_HANDOVER
     TELL_GIVEN = lib.LINK_TELL_GIVEN
+    TELL_RECORDED = lib.LINK_TELL_RECORDED
 
     @property
     def is_news(self) -> bool:
@@ -110,6 +111,7 @@ class LinkCapture(IntFlag):
     CHANGED = lib.LINK_CAPTURE_CHANGED
     ABANDONED = lib.LINK_CAPTURE_ABANDONED
     OFFERED = lib.LINK_CAPTURE_OFFERED
+    RECORDS = lib.LINK_CAPTURE_RECORDS
 
 
 class LinkShutdown(IntEnum):
@@ -118,6 +120,13 @@ class LinkShutdown(IntEnum):
     NONE = lib.LINK_SHUTDOWN_NONE
     CLEAR = lib.LINK_SHUTDOWN_CLEAR
     STATE = lib.LINK_SHUTDOWN_STATE
+
+
+class LinkRecorded(NamedTuple):
+    """What became of the owner record that came with a CAPTURE (``struct link_recorded``)."""
+
+    error: int  # an errno; 0: it is durable
+    took_us: int
 
 
 class LinkDigests(NamedTuple):
@@ -234,6 +243,14 @@ def unpack_link_lineage(payload: bytes | bytearray) -> tuple[bytes, int]:
     lineage = ffi.new("struct link_lineage *")
     ffi.memmove(lineage, payload, LINK_LINEAGE_BYTES)
     return bytes(ffi.buffer(lineage.identity)), lineage.generation
+
+
+def unpack_link_recorded(payload: bytes | bytearray) -> LinkRecorded:
+    """Return what TELL_RECORDED brings. Raises ValueError for another length."""
+    check_length("TELL_RECORDED", bytes(payload), ffi.sizeof("struct link_recorded"))
+    recorded = ffi.new("struct link_recorded *")
+    ffi.memmove(recorded, payload, len(payload))
+    return LinkRecorded(recorded.error, recorded.took_us)
 
 
 def unpack_link_restored(payload: bytes | bytearray) -> tuple[int, int]:

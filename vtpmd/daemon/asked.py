@@ -86,7 +86,7 @@ class Asked:
             self._mobility.gave_whole_state()
         elif news.number is LinkQuestion.TELL_RESTORED:
             self._mobility.lineages.has_restored(*unpack_link_restored(news.payload))
-        else:
+        elif news.number in (LinkQuestion.TELL_SHUTDOWN, LinkQuestion.TELL_SIGNAL):
             self._on_shutdown()
 
     async def _init(self, question: Question) -> Answer:

@@ -153,6 +153,7 @@ class Engine:
         self._lock = asyncio.Lock()  # a request is under way
         self._sending = asyncio.Lock()
         self._asked: deque[_Asked] = deque()  # and not answered yet
+        self._promised: dict[LinkQuestion, asyncio.Future[bytes]] = {}  # news that somebody awaits
         self._ends = False
         self._told_status: int | None = None  # with what it exits, as it says
         self._answering: set[asyncio.Task[None]] = set()
@@ -233,6 +234,12 @@ class Engine:
         self._asked.append(_Asked(LinkOperation(header.operation), reply))
         await self._send(header, payload, descriptor)
         return reply
+
+    def promise(self, number: LinkQuestion) -> asyncio.Future[bytes]:
+        """Return where the payload of the next news of a kind will be; EngineDied if none comes."""
+        promised: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._promised[number] = promised
+        return promised
 
     async def set_lane(self, lane: int, keying: LaneKeying, *, is_source: bool) -> None:
         """Have the engine speak over a connection, of which it gets a descriptor of its own.
@@ -404,6 +411,10 @@ class Engine:
             each.reply.set_exception(OSError(str(error)))
             each.reply.exception()  # whoever waits hears of it, and maybe nobody does
         self._asked.clear()
+        for promised in self._promised.values():
+            promised.set_exception(self._error())
+            promised.exception()  # as above
+        self._promised.clear()
 
     async def _see_what_became(self) -> None:
         with suppress(TimeoutError):
@@ -444,7 +455,9 @@ class Engine:
         return True
 
     def _take_question(self, question: Question) -> None:
-        if self._answerer is None:
+        if (promised := self._promised.pop(question.number, None)) is not None:
+            promised.set_result(question.payload)
+        elif self._answerer is None:
             self._questions.append(question)
         elif question.number.is_news:
             self._answerer.hear(question)

@@ -26,8 +26,10 @@ from vtpmd.core.link import (
     LinkCapture,
     LinkCapturing,
     LinkHandover,
+    LinkQuestion,
     link_said,
     unpack_link_digests,
+    unpack_link_recorded,
 )
 from vtpmd.daemon import lane, tls
 from vtpmd.daemon.asking import Asking
@@ -142,8 +144,8 @@ class Outgoing:
         self._events: EventQueue[source.Event] = EventQueue(self._take)
         self._asking = Asking(to, self._question, self._answered)
         self._soon: set[asyncio.Task[None]] = set()
-        # That the vTPM is offered; the result is why that failed.
-        self._recording: asyncio.Future[VtpmdError | None] | None = None
+        # By the engine, that the vTPM is offered; the result is why that failed.
+        self._recording: asyncio.Task[VtpmdError | None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.rounds: deque[RoundReport] = deque(maxlen=ROUNDS_KEPT)
@@ -477,12 +479,37 @@ class Outgoing:
     async def _capture(
         self, how: LinkCapturing | None = None, meanwhile: Meanwhile | None = None
     ) -> None:
-        """Have what was captured last be the state as it is now, or after the command that runs."""
+        """Have what was captured last be the state as it is now, or after the command that runs.
+
+        Of a guest that is to leave (``how``) the owner record says offered, or is to. Raises
+        VtpmdError.
+        """
         began_ns = time.perf_counter_ns()
-        reply = await self._owner.engine.request(
-            LinkOperation.CAPTURE, how or 0, meanwhile=meanwhile
-        )
+        if how is None:
+            reply = await self._owner.engine.request(LinkOperation.CAPTURE)
+        else:
+            reply = await self._capture_and_record(how, meanwhile)
         self.phases_us["source: capture"] = (time.perf_counter_ns() - began_ns) // 1000
+        self._take_captured(reply)
+
+    async def _capture_and_record(self, how: LinkCapturing, meanwhile: Meanwhile | None) -> Reply:
+        """Have the engine write the record meanwhile: a disk takes as long as all else."""
+        engine, record = self._owner.engine, self._owner.record
+        with record.offering(self.session) as sector:
+            if sector is None:
+                return await engine.request(LinkOperation.CAPTURE, how, meanwhile=meanwhile)
+            news = engine.promise(LinkQuestion.TELL_RECORDED)
+            reply = await engine.request(
+                *(LinkOperation.CAPTURE, how, sector.content, meanwhile),
+                descriptor=sector.descriptor,
+            )
+        if reply.argument & LinkCapture.RECORDS:
+            self._recording = asyncio.create_task(self._note_recorded(news))
+        else:
+            record.end_offering(is_durable=False)
+        return reply
+
+    def _take_captured(self, reply: Reply) -> None:
         is_first = self._images.captured is NOTHING
         if reply.result == Result.BAD_ORDINAL and not is_first:
             return  # the guest restarts, and its TPM with it
@@ -526,42 +553,33 @@ class Outgoing:
             log.debug("it need not be told that the session has ended: %s", error)
 
     async def _wind_up(self) -> None:
-        def hold() -> None:
-            self._begin_record()
-            self._owner.wakefulness.hold()
-
         how = LinkCapturing.STOPPED
         if self.state is State.CAPTURING and self._machine.why_no_tail(self._silence_us) is None:
             how |= LinkCapturing.OFFERS
-        await self._capture(how, Meanwhile(hold))
+        await self._capture(how, Meanwhile(self._owner.wakefulness.hold))
 
-    def _begin_record(self) -> None:
-        """Have the owner record say offered: a disk takes as long as all else until the Grant.
+    async def _note_recorded(self, news: asyncio.Future[bytes]) -> VtpmdError | None:
+        """Take what became of the record that the engine writes; return why it failed.
 
-        Raises VtpmdError.
+        Of an engine that is gone it is not known, and it may have granted: it stays handed out.
         """
-        if self._recording is not None and not self._recording.done():
-            return
-        record = self._owner.record
-        if not record.is_offered(self.session):
-            loop, offer = asyncio.get_running_loop(), record.offering(self.session)
-            self._recording = loop.run_in_executor(None, self._write_record, offer)
-
-    def _write_record(self, offer: Callable[[], None]) -> VtpmdError | None:
-        began_ns = time.perf_counter_ns()
         try:
-            offer()
-        except VtpmdError as error:
+            recorded = unpack_link_recorded(await news)
+        except EngineDied as error:
             return error
-        took_us = (time.perf_counter_ns() - began_ns) // 1000
-        self.phases_us["source: write the owner record"] = took_us
+        self._owner.record.end_offering(is_durable=recorded.error == 0)
+        self.phases_us["source: write the owner record"] = recorded.took_us
+        if recorded.error:
+            return VtpmdError(f"the owner record cannot be written: {os.strerror(recorded.error)}")
         return None
 
     async def _offer(self) -> None:
-        self._begin_record()
-        if self._recording is not None and (error := await self._recording) is not None:
-            raise error
-        await self._owner.engine.request(LinkOperation.RECORDED)  # if it is still on offer
+        if self._recording is not None:
+            await asyncio.wait({self._recording})
+            if (error := self._recording.result()) is not None:
+                raise error
+        if self._owner.record.is_offered(self.session):
+            await self._owner.engine.request(LinkOperation.RECORDED)  # if it is still on offer
 
     async def _withdraw(self) -> None:
         """Strike the offer out when whoever waits now has got its answer."""
@@ -604,7 +622,6 @@ class Outgoing:
         if is_early and self._machine.why_no_tail(self._silence_us) is not None:
             return  # it is asked once more when QEMU asks
         if not is_early or not self._images.is_offered:
-            self._begin_record()
             await self._capture(LinkCapturing.OFFERS)
         if not self._images.is_offered and not is_early:
             raise VtpmdError(

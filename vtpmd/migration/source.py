@@ -83,7 +83,7 @@ class Repeat(NamedTuple):
 Action = Send | FallBack | GoOn | Repeat | Do
 _GOODBYE: Final = (Do.WITHDRAW, Do.CLOSE)
 # What the engine may do by itself is to be ended first.
-REVOCABLE: Final = (*ON_OFFER, State.FROZEN)
+REVOCABLE: Final = (*PASSING, *ON_OFFER, State.FROZEN)
 
 
 class Source:

@@ -99,7 +99,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     (State.STOPPING, peer.Ack): State.CAPTURING,
     (State.CAPTURING, events.RoundSent): State.LAST_ROUND,
     (State.CAPTURING, events.NothingChanged): State.OFFERED,
-    **{(state, events.Disarmed): State.ENDED for state in PASSING},
+    **{(state, events.Disarmed): State.REVOKING for state in PASSING},
     (State.LAST_ROUND, peer.Ack): State.OFFERED,
     **{(state, events.RoundDue): state for state in WITH_BASE[2:]},
     **{(state, events.GuestStopped): state for state in WITH_BASE[2:]},

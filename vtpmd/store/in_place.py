@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vtpmd.store.directory import StateDirectory
 
@@ -37,6 +39,18 @@ class InPlace:
                     os.close(fd)
         except OSError as error:
             raise self._directory.failed(name, error) from error
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """Open a file for somebody else to write into. Raises StateDirectoryError."""
+        try:
+            fd = self._open(name)
+        except OSError as error:
+            raise self._directory.failed(name, error) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def forget(self, name: str) -> None:
         """Close a file that is kept open; it is opened again when it is needed."""

@@ -14,12 +14,11 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from enum import StrEnum
-from functools import wraps
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from enum import Enum, StrEnum
 from hashlib import sha256
-from threading import RLock
-from typing import Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol
 
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import FileNames
@@ -37,10 +36,6 @@ TEXT_LENGTH_CUT: Final = 200  # what is left of a longer one, before the digest 
 # Of one session: a capture every microsecond would take an hour to use them up.
 GENERATIONS_RESERVED: Final = 1 << 32
 GENERATION_MAX: Final = (1 << 63) - 1  # csrc/pages.h
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Whose(StrEnum):
@@ -172,6 +167,9 @@ class InPlace(Protocol):
     def overwrite(self, name: str, offset: int, content: bytes) -> None:
         """Write into a file, durably."""
 
+    def opened(self, name: str) -> AbstractContextManager[int]:
+        """Open a file for somebody else to write into; return its descriptor."""
+
     def keep_open(self, name: str) -> None:
         """Keep a file open for the writes that come."""
 
@@ -179,21 +177,24 @@ class InPlace(Protocol):
         """Keep it open no longer."""
 
 
-def _alone(
-    do: Callable[Concatenate[OwnerRecord, P], T],
-) -> Callable[Concatenate[OwnerRecord, P], T]:
-    """Have a method wait until another thread's is over."""
+class Disk(Enum):
+    """Whether the disk says what the record does."""
 
-    @wraps(do)
-    def done_alone(self: OwnerRecord, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._lock:
-            return do(self, *args, **kwargs)
+    AS_SAID = "it does"
+    IN_DOUBT = "a write has failed: it may say what the record did before"
+    HANDED_OUT = "somebody else writes the first sector: as IN_DOUBT until that is over"
+    REPLACED = "as HANDED_OUT, into a file that is no more: the one that is there does"
 
-    return done_alone
+
+class Sector(NamedTuple):
+    """What somebody else is to write to the file's start, durably."""
+
+    content: bytes
+    descriptor: int  # of the file
 
 
 class OwnerRecord:
-    """The record of one state directory, and its only writer, in any thread.
+    """The record of one state directory, and its only writer; but for what it hands out.
 
     All methods raise VtpmdError: OwnerRecordError for what the table or the session forbids, with
     nothing written; StateDirectoryError when the disk fails. The disk may say either then, and this
@@ -208,28 +209,27 @@ class OwnerRecord:
         self._now = now or _now
         self._record: Record | None = None  # what it says, once that is known
         self._rest: bytes | None = None  # what follows the first sector on the disk, if known
-        self._is_in_doubt = False  # a write has failed: the disk may say otherwise
-        self._lock = RLock()  # over a transition
+        self._disk = Disk.AS_SAID
+        self._before = Record()  # what it said when something was handed out
 
     def read(self) -> Record:
         """Return what it says."""
         if self._record is None:
             content = self._directory.read(self._directory.names.owner, OWNER_BYTES_MAX)
             self._record = parse(content, self._directory.names.owner)
-            if content is not None and len(content) >= SECTOR_BYTES:
+            if content == encode(self._record):  # a person may have edited it
                 self._rest = content[SECTOR_BYTES:]
         return self._record
 
     def _known(self) -> Record:
         """Return what it says, and make sure that the disk says so, too."""
         known = self.read()
-        if self._is_in_doubt:
+        if self._disk in (Disk.IN_DOUBT, Disk.HANDED_OUT):
             self._write(known, encode(known))
         return known
 
     # The source's.
 
-    @_alone
     def reserve(self, session: bytes, peer: str, used: int) -> int:
         """Begin a session with a peer, as the owner; make sure that no generation is used twice.
 
@@ -251,27 +251,31 @@ class OwnerRecord:
         )
         return floor
 
-    @_alone
-    def offer(self, session: bytes) -> None:
-        """From now on it is this host's only if the peer has not taken it."""
-        known = self._known()
-        if (offered := self._offered(known, session)) is not None:
-            self._write(offered, encode(offered))
+    @contextmanager
+    def offering(self, session: bytes) -> Iterator[Sector | None]:
+        """Hand out what says that it is this host's only if the peer has not taken it.
 
-    def offering(self, session: bytes) -> Callable[[], None]:
-        """Return what does offer() in another thread, which has only the writing left to do."""
-        known = self.read()
+        Until end_offering() whose it is does not change. None: it is said, or being written.
+        """
+        known = self.read() if self._disk is Disk.HANDED_OUT else self._known()
         offered = self._offered(known, session)
-        content = b"" if offered is None else encode(offered, self._rest)
+        if offered is None:
+            yield None
+            return
+        if self._rest is None:
+            self._write(known, encode(known))
+        rest, self._rest, self._disk = self._rest, None, Disk.IN_DOUBT
+        with self._in_place.opened(self._directory.names.owner) as descriptor:
+            self._before, self._record = known, offered
+            self._rest, self._disk = rest, Disk.HANDED_OUT
+            yield Sector(encode(offered, b""), descriptor)
 
-        def write() -> None:
-            with self._lock:
-                if offered is not None and self._record is known and not self._is_in_doubt:
-                    self._write(offered, content)
-                    return
-            self.offer(session)
-
-        return write
+    def end_offering(self, *, is_durable: bool) -> None:
+        """What was handed out is written, or that has failed; it is no longer touched."""
+        is_so = (is_durable or self._disk is Disk.REPLACED) and self._rest is not None
+        if not is_durable and self._disk is Disk.HANDED_OUT:
+            self._record, self._rest = self._before, None
+        self._disk = Disk.AS_SAID if is_so else Disk.IN_DOUBT
 
     def _offered(self, known: Record, session: bytes) -> Record | None:
         """Return what the record is to say; None: it does."""
@@ -283,14 +287,12 @@ class OwnerRecord:
             raise OwnerRecordError("the vTPM is offered in a session that was not begun")
         return self._after(known, Transition.OFFER, session=session.hex())
 
-    @_alone
     def is_offered(self, session: bytes) -> bool:
         """Return whether the disk is known to say so already."""
         known = self.read()
         is_so = (known.whose, known.session) == (Whose.OFFERED, session.hex())
-        return is_so and not self._is_in_doubt
+        return is_so and self._disk in (Disk.AS_SAID, Disk.REPLACED)
 
-    @_alone
     def withdraw(self, session: bytes) -> None:
         """The session ended without a Grant, or the guest runs on: it is this host's.
 
@@ -300,7 +302,6 @@ class OwnerRecord:
         if known.whose is Whose.OFFERED and known.session == session.hex():
             self._go(Transition.WITHDRAW, session="")
 
-    @_alone
     def confirm(self, session: bytes) -> None:
         """The peer has said that it has the vTPM."""
         known = self._known()
@@ -308,7 +309,6 @@ class OwnerRecord:
         if known.whose is not Whose.MOVED:
             self._go(Transition.CONFIRM)
 
-    @_alone
     def release(self, session: bytes) -> None:
         """The peer has said that it has let go of it, for ever: it is this host's."""
         self._check_session(self._known(), session, Transition.RELEASE)
@@ -316,7 +316,6 @@ class OwnerRecord:
 
     # The destination's.
 
-    @_alone
     def expect(self, session: bytes, peer: str) -> None:
         """A peer has begun a session: who may ask for its outcome is known from now on."""
         known = self._known()
@@ -324,12 +323,10 @@ class OwnerRecord:
         line = Session(session.hex(), Outcome.OPEN, name_text(peer), self._now())
         self._go(Transition.EXPECT, sessions=_with(known, line))
 
-    @_alone
     def decline(self, session: bytes) -> None:
         """The session ended here without a Grant: what a peer sent will never be served."""
         self._end(Transition.DECLINE, session, Outcome.DECLINED)
 
-    @_alone
     def take(self, session: bytes, used: int) -> int:
         """The peer has granted it: it is this host's. ``used`` and the result as in reserve()."""
         floor = max(used, self._known().generation)
@@ -338,25 +335,21 @@ class OwnerRecord:
         self._end(Transition.TAKE, session, Outcome.TAKEN, generation=generation, new_session="")
         return floor
 
-    @_alone
     def check_give_back(self, session: bytes) -> None:
         """Raise OwnerRecordError where give_back() would; nothing is written."""
         self._line_to_end(self.read(), Transition.GIVE_BACK, session, Outcome.RELEASED)
 
-    @_alone
     def give_back(self, session: bytes) -> None:
         """What was granted has not been used here, and is the peer's again."""
         self._end(Transition.GIVE_BACK, session, Outcome.RELEASED, new_session=session.hex())
 
     # Either side's.
 
-    @_alone
     def arrive(self) -> None:
         """The vTPM has come whole, by QEMU's stream: whoever migrated or restored it decided."""
         if self._known().whose is not Whose.OURS:
             self._go(Transition.ARRIVE, session="")
 
-    @_alone
     def claim(self) -> Fork:
         """An operator takes it without the peer's word; that is never forgotten."""
         known = self._known()
@@ -453,6 +446,9 @@ class OwnerRecord:
             raise OwnerRecordError(f"the owner record says {known.whose}: no {transition}")
         if session is None:
             session = known.session
+        is_handed_out = self._disk in (Disk.HANDED_OUT, Disk.REPLACED)
+        if is_handed_out and (whose, session) != (known.whose, known.session):
+            raise OwnerRecordError(f"the owner record is being written: no {transition} now")
         is_as_before = known.since and (whose, session) == (known.whose, known.session)
         return Record(
             whose=whose,
@@ -464,14 +460,16 @@ class OwnerRecord:
         )
 
     def _write(self, record: Record, content: bytes) -> None:
-        name = self._directory.names.owner
+        name, disk = self._directory.names.owner, self._disk
+        is_handed_out = disk in (Disk.HANDED_OUT, Disk.REPLACED)
         on_disk, self._rest = self._rest, None
-        self._is_in_doubt = True  # until it is durable
-        if content[SECTOR_BYTES:] == on_disk:
+        self._disk = Disk.HANDED_OUT if is_handed_out else Disk.IN_DOUBT  # until it is durable
+        if content[SECTOR_BYTES:] == on_disk and disk is not Disk.HANDED_OUT:
             self._in_place.overwrite(name, 0, content[:SECTOR_BYTES])
         else:
             self._directory.replace(name, content)
-        self._record, self._rest, self._is_in_doubt = record, content[SECTOR_BYTES:], False
+        self._record, self._rest = record, content[SECTOR_BYTES:]
+        self._disk = Disk.REPLACED if is_handed_out else Disk.AS_SAID
 
 
 # What a session must have been for an outcome to be true.

@@ -1,24 +1,21 @@
 """A vtpmd whose disk stands still at a step, for as long as it lives: Python imports this first.
 
-Of the owner record that is the thread that writes it; of what a tail has brought, all of vtpmd.
-
 ``VTPMD_HELD_AT`` names the step, and ``VTPMD_HELD`` a file that it makes once it has come there.
 What is shipped knows nothing of this.
 """
 
+import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vtpmd.daemon.incoming import Incoming
+from vtpmd.daemon.outgoing import Outgoing
+from vtpmd.errors import VtpmdError
 from vtpmd.store.incoming import IncomingStates
-from vtpmd.store.owner import OwnerRecord
 
 STEP = os.environ["VTPMD_HELD_AT"]
-
-_offering = OwnerRecord.offering
 
 
 def _come_to(step: str) -> None:
@@ -28,15 +25,13 @@ def _come_to(step: str) -> None:
             time.sleep(1)
 
 
-def _held(record: OwnerRecord, session: bytes) -> Callable[[], None]:
-    write = _offering(record, session)
+_note_recorded = Outgoing._note_recorded
 
-    def held() -> None:
-        _come_to("before-the-record")
-        write()
-        _come_to("after-the-record")
 
-    return held
+async def _held(session: Outgoing, news: asyncio.Future[bytes]) -> VtpmdError | None:
+    await asyncio.wait({news})
+    _come_to("after-the-record")
+    return await _note_recorded(session, news)
 
 
 _complete_file, _append = Incoming._complete_file, IncomingStates.append
@@ -54,6 +49,6 @@ def _keep(states: IncomingStates, *arguments: Any) -> None:
     _append(states, *arguments)
 
 
-setattr(OwnerRecord, "offering", _held)  # noqa: B010 - a method is not to be assigned to
+setattr(Outgoing, "_note_recorded", _held)  # noqa: B010 - a method is not to be assigned to
 setattr(Incoming, "_complete_file", _note_completed)  # noqa: B010
 setattr(IncomingStates, "append", _keep)  # noqa: B010
