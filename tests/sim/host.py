@@ -41,9 +41,15 @@ END_POLL_S: Final = 0.01
 
 
 class NoWakefulness:
-    """Processors that are simulated do not sleep."""
+    """Processors that are simulated do not sleep, and nobody waits for one."""
 
     def hold(self) -> None:
+        """Nothing to do."""
+
+    def give_way(self) -> None:
+        """Nothing to do."""
+
+    def take_back(self) -> None:
         """Nothing to do."""
 
     def release(self) -> None:

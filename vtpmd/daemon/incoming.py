@@ -260,9 +260,10 @@ class Incoming:
         match state:
             case Handover.TAKING:
                 self._taken, self._start_us = told.generations, told.start_us
-                self._owner.wakefulness.hold()
+                self._owner.wakefulness.give_way()
                 await self._happened(events.Took())
             case Handover.ENTITLED | Handover.STARTED:
+                self._owner.wakefulness.take_back()  # its guest waits for what comes next
                 self._wait_us = told.wait_us
                 await self._happened(_GRANTED[state])
             case Handover.NONE:
@@ -387,6 +388,8 @@ class Incoming:
         if wanted[:2] != after.generations:
             raise VtpmdError("the round does not end at the generations that it says")
         starts = LinkShutdown(wanted.power) if wanted.is_last else None
+        if wanted.is_last:
+            self._owner.wakefulness.give_way()
         to_send = records
         if self._staged is _NOTHING_STAGED:
             await self._try_to_start(records, LinkShutdown(wanted.power))

@@ -316,6 +316,7 @@ class Outgoing:
                 self.phases_us["source: retire"] = told.retire_us
                 self.phases_us["destination: apply the tail"] = told.apply_us
                 self.phases_us["destination: start the TPM"] = told.start_us
+                self._owner.wakefulness.take_back()
                 await self._happened(events.Granted())
             case Handover.NONE:
                 if self.state in WITH_BASE:
@@ -476,9 +477,7 @@ class Outgoing:
         self._events.put(events.RoundSent(sent))
         self._owner.tell(Notice.ROUND, {"round": number, "bytes": record_bytes})
 
-    async def _capture(
-        self, how: LinkCapturing | None = None, meanwhile: Meanwhile | None = None
-    ) -> None:
+    async def _capture(self, how: LinkCapturing | None = None) -> None:
         """Have what was captured last be the state as it is now, or after the command that runs.
 
         Of a guest that is to leave (``how``) the owner record says offered, or is to. Raises
@@ -488,13 +487,17 @@ class Outgoing:
         if how is None:
             reply = await self._owner.engine.request(LinkOperation.CAPTURE)
         else:
-            reply = await self._capture_and_record(how, meanwhile)
+            reply = await self._capture_and_record(how)
         self.phases_us["source: capture"] = (time.perf_counter_ns() - began_ns) // 1000
         self._take_captured(reply)
 
-    async def _capture_and_record(self, how: LinkCapturing, meanwhile: Meanwhile | None) -> Reply:
-        """Have the engine write the record meanwhile: a disk takes as long as all else."""
+    async def _capture_and_record(self, how: LinkCapturing) -> Reply:
+        """Have the engine write the record meanwhile: a disk takes as long as all else.
+
+        From then on QEMU waits for the engines alone.
+        """
         engine, record = self._owner.engine, self._owner.record
+        meanwhile = Meanwhile(self._owner.wakefulness.give_way)
         with record.offering(self.session) as sector:
             if sector is None:
                 return await engine.request(LinkOperation.CAPTURE, how, meanwhile=meanwhile)
@@ -556,7 +559,7 @@ class Outgoing:
         how = LinkCapturing.STOPPED
         if self.state is State.CAPTURING and self._machine.why_no_tail(self._silence_us) is None:
             how |= LinkCapturing.OFFERS
-        await self._capture(how, Meanwhile(self._owner.wakefulness.hold))
+        await self._capture(how)
 
     async def _note_recorded(self, news: asyncio.Future[bytes]) -> VtpmdError | None:
         """Take what became of the record that the engine writes; return why it failed.

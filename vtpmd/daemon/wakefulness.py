@@ -13,8 +13,11 @@ import asyncio
 import logging
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from vtpmd.daemon.precedence import Precedence
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +33,11 @@ _NO_LATENCY: Final = struct.pack("=i", 0)
 class Wakefulness:
     """A wish of this process, one at a time; it is over when the file is closed."""
 
-    def __init__(self, path: Path = LATENCY_FILE) -> None:
+    def __init__(
+        self, path: Path = LATENCY_FILE, precedence: Callable[[], Precedence] = Precedence
+    ) -> None:
         self._path = path
+        self._precedence = precedence()
         self._fd: int | None = None
         self._release: asyncio.TimerHandle | None = None
 
@@ -43,8 +49,18 @@ class Wakefulness:
             self._release.cancel()
         self._release = asyncio.get_running_loop().call_later(HOLD_S, self.release)
 
+    def give_way(self) -> None:
+        """As hold(), and have the engine go before this process until take_back(), or as long."""
+        self.hold()
+        self._precedence.give_way()
+
+    def take_back(self) -> None:
+        """Go before nobody, and after nobody. May be repeated."""
+        self._precedence.take_back()
+
     def release(self) -> None:
-        """Let them sleep again. May be repeated."""
+        """Let them sleep again, and take back what was given way. May be repeated."""
+        self.take_back()
         if self._release is not None:
             self._release.cancel()
             self._release = None
