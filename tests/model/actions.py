@@ -1,10 +1,11 @@
 """What the actions of both sides do in the model.
 
-Steps that nothing can be told apart by are done in one go (``go_on``). A host that crashes leaves
-what it would have left before a step that changed no disk; nobody else sees such a step, but for
-what is said. What was said a moment ago may be lost with the host, or with the link: that is part
-of a crash and of a cut, and so sending, too, is such a step. What is left, and comes one by one, is
-what is *durable*: a record or a file that is written. No run of steps begins and ends serving.
+Steps that nothing can be told apart by are done in one go (``source_goes_on``). A host that
+crashes leaves what it would have left before a step that changed no disk; nobody else sees such a
+step, but for what is said. What was said a moment ago may be lost with the host, or with the link:
+that is part of a crash and of a cut, and so sending, too, is such a step. What is left, and comes
+one by one, is what is *durable*: a record or a file that is written. No run of steps begins and
+ends serving.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tests.model.world import (
     ROUND,
     SESSION,
     THIRD,
+    DestinationHost,
     Project,
+    SourceHost,
     Tagged,
     World,
     destination_closes,
@@ -58,19 +61,23 @@ DECLINE: Final = ("decline", "remove file", events.Remembered())
 RELEASE: Final = ("give back", "remove file", events.Remembered())
 
 
-def go_on(project: Project, world: World) -> World:
-    """Have both sides do what they have to, up to what is durable.
+def source_goes_on(project: Project, world: World) -> World:
+    """Have the source do what it has to, up to what is durable.
 
-    They take what their engines tell, too, unless that comes late.
+    It takes what its engine tells, too, unless that comes late.
     """
     while True:
-        while world.s.todo and not _is_durable(world, world.s.todo[0].value):
+        while world.s.todo and not _is_durable_here(world.s):
             world = source_acts(project, world)
         if world.s.todo or world.s.is_late or not world.s.news:
-            break
+            return world
         world = source_is_told(project, world)
+
+
+def destination_goes_on(project: Project, world: World) -> World:
+    """Likewise, the destination."""
     while True:
-        while world.d.todo and not _is_durable(world, world.d.todo[0].value):
+        while world.d.todo and not _is_durable_there(world.d):
             world = destination_acts(project, world)
         if world.d.todo or world.d.is_late or not world.d.news:
             return world
@@ -109,15 +116,19 @@ def destination_is_told(project: Project, world: World) -> World:
 _QUIET: Final = ("admit", "third", "answer", "serve on", "boot")
 
 
-def _is_durable(world: World, action: object) -> bool:
-    """Return whether something may come between that and what came before.
+def _is_durable_here(host: SourceHost) -> bool:
+    """Also what may come after the engine has written, or granted, by itself."""
+    action = host.todo[0].value
+    return (host.records == "writes" and isinstance(action, Do)) or _is_durable(action)
 
-    A file that was not granted is removed by the next start in any case.
-    """
-    if world.s.records == "writes" and isinstance(action, Do):
-        return True
-    if action == "remove file":
-        return world.d.file != "staged"
+
+def _is_durable_there(host: DestinationHost) -> bool:
+    """A file that was not granted is removed by the next start in any case."""
+    action = host.todo[0].value
+    return host.file != "staged" if action == "remove file" else _is_durable(action)
+
+
+def _is_durable(action: object) -> bool:
     return action in RECORDS or (isinstance(action, str) and action not in _QUIET)
 
 
@@ -184,9 +195,9 @@ def _source_does(project: Project, world: World, action: Do) -> World:
     return world
 
 
-def is_waiting(world: World) -> bool:
+def is_waiting(host: SourceHost) -> bool:
     """Return whether what the source has to do next waits for the disk."""
-    return world.s.records == "writes" and bool(world.s.todo) and world.s.todo[0].value is Do.OFFER
+    return host.records == "writes" and bool(host.todo) and host.todo[0].value is Do.OFFER
 
 
 def _begins_record(project: Project, world: World) -> World:
@@ -521,9 +532,9 @@ def _removes_file(_: Project, world: World) -> World:
     return world.destination(file="none")
 
 
-def is_keeping(world: World) -> bool:
+def is_keeping(host: DestinationHost) -> bool:
     """Return whether the destination's disk is at what it has to keep; its vtpmd waits for it."""
-    return bool(world.d.todo) and world.d.todo[0].value == KEEP
+    return bool(host.todo) and host.todo[0].value == KEEP
 
 
 def _keeps(_: Project, world: World) -> World:

@@ -16,7 +16,7 @@ from tests.model.actions import (
     source_fails,
 )
 from tests.model.engine import close_lane, engine_takes
-from tests.model.moves import Move, engine_moves, took
+from tests.model.moves import Move, destination_engine_moves, source_engine_moves, took
 from tests.model.world import (
     BROKEN,
     FOREIGN,
@@ -25,6 +25,7 @@ from tests.model.world import (
     SESSION,
     THIRD,
     Project,
+    SourceHost,
     World,
     destination_can,
     destination_closes,
@@ -44,21 +45,10 @@ from vtpmd.wire.peer import Reason
 T = TypeVar("T")
 
 
-def faults(project: Project, world: World) -> Iterator[Move]:
-    """Yield what can go wrong."""
-    yield from _cuts(world)
-    yield from _crashes(world)
-    yield from _disks(project, world)
-    if not world.s.todo and not world.d.todo:
-        yield from _late(project, world)
-    if not world.s.todo:
-        yield from _at_source(project, world)
-    if not world.d.todo:
-        yield from _at_destination(project, world)
+def cuts(world: World) -> Iterator[Move]:
+    """Yield what can go wrong between the two.
 
-
-def _cuts(world: World) -> Iterator[Move]:
-    """The link breaks, and what was said last is lost: also of what a closed end had said."""
+    The link breaks, and what was said last is lost: also of what a closed end had said."""
     if (world.s_link and world.d_link) or world.to_d or world.to_s:
         cut = world._replace(
             s_link=world.s_link and BROKEN,
@@ -87,7 +77,25 @@ def _beginnings(said: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
     return (said[:n] for n in range(len(said) + 1))
 
 
-def _crashes(world: World) -> Iterator[Move]:
+def source_faults(project: Project, world: World) -> Iterator[Move]:
+    """Yield what can go wrong at the source."""
+    yield from _source_crashes(world)
+    if world.s.records == "writes":
+        yield from _offer_fails(project, world)
+    if is_source_writing(world.s):
+        yield from _source_disk(project, world)
+    if not world.s.todo:
+        yield from _at_source(project, world)
+
+
+def destination_faults(project: Project, world: World) -> Iterator[Move]:
+    """Yield what can go wrong at the destination, but for its disk."""
+    yield from _destination_crashes(world)
+    if not world.d.todo:
+        yield from _at_destination(project, world)
+
+
+def _source_crashes(world: World) -> Iterator[Move]:
     """A host dies; what it said last is lost, or is not."""
     if world.s.up:
         dead = close_lane(source_closes(world.source(up=False, todo=())), "s")
@@ -95,6 +103,12 @@ def _crashes(world: World) -> Iterator[Move]:
         for to_d in _beginnings(world.to_d):
             for lane_to_d in _beginnings(world.lane_to_d):
                 yield "CRASH of the source", dead._replace(to_d=to_d, lane_to_d=lane_to_d)
+    if world.s.qemu != "dead":
+        # Its vtpmd goes on, and its TPM is as it was until the next QEMU's STOP.
+        yield "QEMU at the source dies", world.source(qemu="dead", resumed=False)
+
+
+def _destination_crashes(world: World) -> Iterator[Move]:
     if world.d.up:
         qemu = "wait" if world.d.qemu == "wait" else "dead"
         dead = world.destination(up=False, state=None, qemu=qemu, todo=(), tpm="off")
@@ -110,19 +124,22 @@ def _crashes(world: World) -> Iterator[Move]:
                     )
     if world.d.qemu not in ("dead", "wait") or world.tail != NOTHING:
         yield "QEMU at the destination dies", world.destination(qemu="dead", resumed=False)
-    if world.s.qemu != "dead":
-        # Its vtpmd goes on, and its TPM is as it was until the next QEMU's STOP.
-        yield "QEMU at the source dies", world.source(qemu="dead", resumed=False)
 
 
-def _late(project: Project, world: World) -> Iterator[Move]:
-    """What an engine tells its vtpmd, that takes when other things have come."""
+def source_is_late(project: Project, world: World) -> Iterator[Move]:
+    """Yield what its engine tells the source, that takes it when other things have come."""
     if not world.s.is_late:
-        for label, after in engine_moves(project, world.source(is_late=True)):
+        assert not world.s.news  # it has taken all, unless it had something to do
+        for label, after in source_engine_moves(project, world.source(is_late=True)):
             if after.s.news:
                 yield f"{label}, and it is told LATE", after
+
+
+def destination_is_late(project: Project, world: World) -> Iterator[Move]:
+    """Likewise, the destination."""
     if not world.d.is_late:
-        for label, after in engine_moves(project, world.destination(is_late=True)):
+        assert not world.d.news
+        for label, after in destination_engine_moves(project, world.destination(is_late=True)):
             if after.d.news:
                 yield f"{label}, and it is told LATE", after
 
@@ -134,16 +151,22 @@ def _offer_fails(project: Project, world: World) -> Iterator[Move]:
         yield f"DISK of the source's engine, {label}", after
 
 
-def _disks(project: Project, world: World) -> Iterator[Move]:
+def is_source_writing(host: SourceHost) -> bool:
+    """Return whether the source's disk is at its record; other disks fail before or after."""
+    return bool(host.todo) and host.todo[0].value in RECORDS
+
+
+def _source_disk(project: Project, world: World) -> Iterator[Move]:
     """A disk says that it failed: what was to be written is there, or is not."""
-    if world.s.records == "writes":
-        yield from _offer_fails(project, world)
-    if world.s.todo and (action := world.s.todo[0].value) in RECORDS:
-        for label, done in _with_and_without(
-            world.source(todo=world.s.todo[1:]), source_acts(project, world)
-        ):
-            yield f"DISK of the source, {label}", source_fails(project, done, action)
-        return
+    action = world.s.todo[0].value
+    for label, done in _with_and_without(
+        world.source(todo=world.s.todo[1:]), source_acts(project, world)
+    ):
+        yield f"DISK of the source, {label}", source_fails(project, done, action)
+
+
+def destination_disk(project: Project, world: World) -> Iterator[Move]:
+    """Likewise, the destination's."""
     if world.d.todo and isinstance(world.d.todo[0].value, str):
         steps = [each.value for each in world.d.todo]
         end = next((i for i, step in enumerate(steps) if not isinstance(step, str)), len(steps))
@@ -193,7 +216,7 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     if host.engine is Handover.WAITING:
         late = engine_takes(project, world, "d", HandoverEvent.TIMED_OUT)
         yield from took("SILENCE: no Grant in time", late)
-    if is_keeping(world):
+    if is_keeping(host):
         return  # its vtpmd hears of nothing else before that is done
     if host.state not in (None, State.ENDED):
         aside = destination_takes(project, world, events.SetAside(""))
@@ -201,7 +224,7 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     if world.d_link and world.to_d and host.session == SESSION:
         yield from _refused(project, world)
     yield from _third(project, world)
-    if destination_can(world) and host.served:
+    if destination_can(host) and host.served:
         served = "served" not in project.without
         yield "LOADVM at the destination", world.destination(served=served)
 

@@ -20,7 +20,6 @@ from tests.model.actions import (
     writes_record,
 )
 from tests.model.engine import (
-    Side,
     close_lane,
     engine_may,
     engine_takes,
@@ -33,14 +32,13 @@ from tests.model.world import (
     NOTHING,
     SESSION,
     THIRD,
+    DestinationHost,
     Project,
+    SourceHost,
     World,
-    destination_can,
     destination_closes,
     destination_takes,
-    executed,
     may_serve,
-    source_can,
     source_closes,
     source_machine,
     source_takes,
@@ -59,30 +57,46 @@ Move = tuple[str, World]
 IMPOSSIBLE: Final = ", which must not be said now"
 
 
-def moves(project: Project, world: World) -> Iterator[Move]:
-    """Yield what can happen without a fault.
+# What a side has to do by itself comes before what others do, the source's first: the two change
+# nothing of each other, what is said only arrives, and a fault may come before each step. So any
+# other order ends in the same worlds; but for the record of an offer, which is written while the
+# engine and QEMU have the tail, and for what a destination has to keep, whose engine goes on.
 
-    What a side has to do by itself comes before what others do, the source's first: the two change
-    nothing of each other, what is said only arrives, and a fault may come before each step. So any
-    other order ends in the same worlds; but for the record of an offer, which is written while the
-    engine and QEMU have the tail, and for what a destination has to keep, whose engine goes on.
-    """
-    if world.s.todo and not is_waiting(world):
-        action = world.s.todo[0].value
-        yield f"source: {_name(action)}", source_acts(project, world)
-        if world.s.records != "writes":
-            return
-    if world.d.todo:
-        action = world.d.todo[0].value
-        yield f"destination: {_name(action)}", destination_acts(project, world)
-        if not is_keeping(world):
-            return
-    yield from engine_moves(project, world)
+
+def source_steps(project: Project, world: World) -> Iterator[Move]:
+    """Yield what the source does next of what it has to do."""
+    if world.s.todo and not is_waiting(world.s):
+        yield f"source: {_name(world.s.todo[0].value)}", source_acts(project, world)
+
+
+def is_source_busy(host: SourceHost) -> bool:
+    """Return whether all else waits for what the source has to do."""
+    return bool(host.todo) and host.records != "writes"
+
+
+def source_moves(project: Project, world: World) -> Iterator[Move]:
+    """Yield what else can happen at the source without a fault."""
+    yield from source_engine_moves(project, world)
     if not world.s.todo:
         yield from _source_moves(project, world)
-    if not is_keeping(world):
+
+
+def destination_steps(project: Project, world: World) -> Iterator[Move]:
+    """Yield what the destination does next of what it has to do."""
+    if world.d.todo:
+        yield f"destination: {_name(world.d.todo[0].value)}", destination_acts(project, world)
+
+
+def is_destination_busy(host: DestinationHost) -> bool:
+    """Return whether all else waits for what the destination has to do."""
+    return bool(host.todo) and not is_keeping(host)
+
+
+def destination_moves(project: Project, world: World) -> Iterator[Move]:
+    """Yield what else can happen at the destination without a fault."""
+    yield from destination_engine_moves(project, world)
+    if not is_keeping(world.d):
         yield from _destination_moves(project, world)
-    yield from _commands(world)
     if world.d.settles:
         # The canary's: settling that is not part of the session, and so not stopped by its end.
         settled = world.destination(
@@ -107,14 +121,11 @@ def took(label: str, world: World | None) -> Iterator[Move]:
 # The engines, by themselves.
 
 
-def engine_moves(project: Project, world: World) -> Iterator[Move]:
-    """Yield what the engines do by what they hear from each other, and from QEMU."""
-    sides: tuple[Side, ...] = ("s", "d")
-    for side in sides:
-        heard = hears_lane(project, world, side)
-        if heard is not None:
-            whose = "source's" if side == "s" else "destination's"
-            yield f"{whose} engine hears {heard[0]}", heard[1]
+def source_engine_moves(project: Project, world: World) -> Iterator[Move]:
+    """Yield what the source's engine does by what it hears from the other, from QEMU and a disk."""
+    heard = hears_lane(project, world, "s")
+    if heard is not None:
+        yield f"source's engine hears {heard[0]}", heard[1]
     if world.s.records == "writes":
         yield "source's engine has written the record", writes_record(project, world)
     if world.s.worked and world.s.engine in (*WITH_TAIL, *WITHOUT_GRANT):
@@ -124,6 +135,13 @@ def engine_moves(project: Project, world: World) -> Iterator[Move]:
         yield "the guest runs at the source after all", _runs_on(project, world)
         if world.s_lane and world.s.engine is not Handover.GRANTED:
             yield from _asks_for_state(project, world)
+
+
+def destination_engine_moves(project: Project, world: World) -> Iterator[Move]:
+    """Likewise, the destination's."""
+    heard = hears_lane(project, world, "d")
+    if heard is not None:
+        yield f"destination's engine hears {heard[0]}", heard[1]
     if world.d.up:
         yield from _destination_qemu(project, world)
 
@@ -164,10 +182,6 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         lost = world._replace(s_link=0)
         taken = source_takes(project, lost, events.LinkLost("")) or lost
         yield "source notices the loss", taken
-    if host.state is State.OPENING and _knows_key(world):
-        came = destination_takes(project, open_lane(world), events.LaneCame(-1))
-        assert came is not None
-        yield from took("the lane opens", source_takes(project, came, events.LaneOpened()))
     if host.asks and host.state in GIVEN_AWAY and not _is_asking(world):
         question = peer.Reclaim(SESSION) if host.state is State.RECLAIMING else peer.Ask(SESSION)
         yield f"source asks: {type(question).__name__}", world._replace(question=tag(question))
@@ -177,6 +191,14 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         yield label, source_takes(project, answered, world.answer.value) or answered
     if host.state is State.ARMED:
         yield from took("a round is due", source_takes(project, world, events.RoundDue()))
+
+
+def lane_opens(project: Project, world: World) -> Iterator[Move]:
+    """Yield what both sides do at once, if the one waits for it and the other is ready."""
+    if world.s.up and world.s.state is State.OPENING and _knows_key(world):
+        came = destination_takes(project, open_lane(world), events.LaneCame(-1))
+        assert came is not None
+        yield from took("the lane opens", source_takes(project, came, events.LaneOpened()))
 
 
 def _knows_key(world: World) -> bool:
@@ -409,7 +431,7 @@ def _destination_qemu(project: Project, world: World) -> Iterator[Move]:
         yield "INIT", _init_comes(project, world)
     if host.command == "init" and host.engine is not Handover.WAITING:
         yield _init_is_answered(project, world)
-    if host.qemu == "dead" and not host.command and not host.news and not is_keeping(world):
+    if host.qemu == "dead" and not host.command and not host.news and not is_keeping(host):
         yield from _boots(project, world)  # of which its vtpmd is asked
 
 
@@ -467,11 +489,3 @@ def _boots(project: Project, world: World) -> Iterator[Move]:
     if is_ready and may_serve(host.record) and host.own != NOTHING and host.tpm != "fenced":
         running = world.destination(qemu="run", tpm="active", value=host.own)
         yield "a guest boots at the destination", running
-
-
-def _commands(world: World) -> Iterator[Move]:
-    """The guest's commands; each is durable where it is executed."""
-    if source_can(world):
-        yield "source executes a command", executed(world, at_source=True)
-    if destination_can(world):
-        yield "destination executes a command", executed(world, at_source=False)

@@ -10,18 +10,17 @@ from array import array
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from tests.model.actions import go_on
-from tests.model.faults import faults
-from tests.model.moves import IMPOSSIBLE, Move, moves
+from tests.model.moves import IMPOSSIBLE
+from tests.model.space import Space
 from tests.model.world import (
     FOREIGN,
     NEWEST,
     Changes,
+    DestinationHost,
     Project,
-    World,
+    SourceHost,
     began,
     destination_can,
-    forget,
     source_can,
 )
 from vtpmd.core.handover import Handover, HandoverEvent
@@ -78,38 +77,35 @@ class _Search:
 
     def __init__(self, project: Project, came_from_there: Iterable[bool]) -> None:
         self.project = project
-        self.numbers: dict[World, int] = {}
-        self.worlds: list[World] = []
+        self.space = Space(project)
+        self.numbers: dict[int, int] = {}  # from a world's number in the space
+        self.worlds: list[int] = []
         self.parents = array("i")
         self.labels: list[str] = []
         self.edges_from, self.edges_to = array("i"), array("i")
         self.n_spread = self.n_failed = 0
         self.ways: dict[str, list[str]] = {}
         for each in came_from_there:
-            self._come_to(began(self.project, came_from_there=each), -1, "")
+            first = began(self.project, came_from_there=each)
+            self._come_to(self.space.number(first), -1, "")
 
     def spread(self, until_found: str | None = None) -> None:
         """Come to all worlds that follow without one more fault, or to one that shows this."""
         while self.n_spread < len(self.worlds) and until_found not in self.ways:
             number, world = self.n_spread, self.worlds[self.n_spread]
             self.n_spread += 1
-            for label, after in self._following(moves(self.project, world)):
+            for label, after in self.space.following(world):
                 self.edges_from.append(number)
                 self.edges_to.append(self._come_to(after, number, label))
 
     def fail(self) -> None:
         """Come to all worlds that one fault leads to."""
         for number in range(self.n_failed, self.n_spread):
-            world = self.worlds[number]
-            for label, after in self._following(faults(self.project, world)):
+            for label, after in self.space.failing(self.worlds[number]):
                 self._come_to(after, number, label)
         self.n_failed = self.n_spread
 
-    def _following(self, found: Iterable[Move]) -> Iterable[Move]:
-        for label, world in found:
-            yield label, forget(go_on(self.project, world))
-
-    def _come_to(self, world: World, parent: int, label: str) -> int:
+    def _come_to(self, world: int, parent: int, label: str) -> int:
         number = self.numbers.get(world)
         if number is None:
             number = self.numbers[world] = len(self.worlds)
@@ -118,20 +114,20 @@ class _Search:
             self.labels.append(label)
             if label.endswith(IMPOSSIBLE):
                 self._note("RUDE", number)
-            self._judge(world, number)
+            self._judge(*self.space.hosts(world), number)
         return number
 
-    def _judge(self, world: World, number: int) -> None:
-        if world.d.denied:
+    def _judge(self, s: SourceHost, d: DestinationHost, number: int) -> None:
+        if d.denied:
             self._note("DENIED", number)
-        by_source, by_destination = source_can(world), destination_can(world)
+        by_source, by_destination = source_can(s), destination_can(d)
         if not by_source and not by_destination:
             return
         if by_source and by_destination:
             self._note("TWO", number)
-        values = {world.s.value} if by_source else set()
+        values = {s.value} if by_source else set()
         if by_destination:
-            values.add(world.d.value)
+            values.add(d.value)
         if FOREIGN in values:
             self._note("FOREIGN", number)
         if values - {NEWEST, FOREIGN}:
@@ -151,7 +147,7 @@ class _Search:
         return Found(len(self.worlds), n_faults, self.ways, rows, engine_rows)
 
     def _note_stuck(self) -> None:
-        alive = bytearray(map(_serves, self.worlds))
+        alive = bytearray(_serves(*self.space.hosts(world)) for world in self.worlds)
         changed = True
         edges = list(zip(self.edges_from, self.edges_to, strict=True))
         # Most edges lead to later worlds: few passes are needed, the last edges first.
@@ -162,7 +158,7 @@ class _Search:
                 if alive[after] and not alive[before]:
                     alive[before] = changed = True
         for number, world in enumerate(self.worlds):
-            if not alive[number] and _is_held(world):
+            if not alive[number] and _is_held(*self.space.hosts(world)):
                 self._note("STUCK", number)
 
     def _way(self, number: int) -> str:
@@ -174,14 +170,10 @@ class _Search:
         return " · ".join(reversed(labels))
 
 
-def _serves(world: World) -> bool:
-    return (source_can(world) and world.s.value == NEWEST) or (
-        destination_can(world) and world.d.value == NEWEST
-    )
+def _serves(s: SourceHost, d: DestinationHost) -> bool:
+    return (source_can(s) and s.value == NEWEST) or (destination_can(d) and d.value == NEWEST)
 
 
-def _is_held(world: World) -> bool:
+def _is_held(s: SourceHost, d: DestinationHost) -> bool:
     """Return whether the newest state is on a disk somewhere: then somebody must get to serve."""
-    return NEWEST in (world.s.value, world.d.own) or (
-        world.d.file == "granted" and world.d.staged == NEWEST
-    )
+    return NEWEST in (s.value, d.own) or (d.file == "granted" and d.staged == NEWEST)

@@ -414,15 +414,14 @@ def destination_closes(world: World) -> World:
     return world._replace(d_link=0, to_d=(), s_link=BROKEN if world.s_link else 0)
 
 
-def source_can(world: World) -> bool:
+def source_can(host: SourceHost) -> bool:
     """Return whether the source would execute a command."""
-    host = world.s
     return host.up and host.on and not host.fenced and host.qemu == "run"
 
 
-def destination_can(world: World) -> bool:
+def destination_can(host: DestinationHost) -> bool:
     """Return whether the destination would."""
-    return world.d.up and world.d.qemu == "run" and world.d.tpm == "active"
+    return host.up and host.qemu == "run" and host.tpm == "active"
 
 
 def may_serve(record: Tagged) -> bool:
@@ -430,25 +429,34 @@ def may_serve(record: Tagged) -> bool:
     return bool(record.value.whose is Whose.OURS)
 
 
-def executed(world: World, *, at_source: bool) -> World:
-    """A guest's command makes a newer state: what was the newest is old everywhere else."""
+# A guest's command makes a newer state: what was the newest is old everywhere else. It is durable
+# where it is executed.
 
-    def old(value: int) -> int:
-        return OLD if value == NEWEST else value
 
-    s, d = world.s, world.d
-    s = s._replace(
-        value=NEWEST if at_source else old(s.value),
-        worked=at_source or s.worked,
-        offer=old(s.offer),
-    )
-    d = d._replace(own=old(d.own), staged=old(d.staged), value=old(d.value))
-    if not at_source:
-        # Durable in its own file, which is newer from then on than what was granted.
-        file = "written" if d.file == "granted" else d.file
-        d = d._replace(own=NEWEST, value=NEWEST, served=True, file=file)
+def _old(value: int) -> int:
+    return OLD if value == NEWEST else value
+
+
+def source_after_command(host: SourceHost, *, is_its: bool) -> SourceHost:
+    """Return the source once it, or the destination, has executed a command."""
+    value = NEWEST if is_its else _old(host.value)
+    return host._replace(value=value, worked=is_its or host.worked, offer=_old(host.offer))
+
+
+def destination_after_command(host: DestinationHost, *, is_its: bool) -> DestinationHost:
+    """Return the destination once it, or the source, has executed a command."""
+    staged = _old(host.staged)
+    if not is_its:
+        return host._replace(own=_old(host.own), staged=staged, value=_old(host.value))
+    # Durable in its own file, which is newer from then on than what was granted.
+    file = "written" if host.file == "granted" else host.file
+    return host._replace(own=NEWEST, staged=staged, value=NEWEST, served=True, file=file)
+
+
+def between_after_command(world: World) -> World:
+    """Return the world with what is under way once a command was executed at either end."""
     to_d = tuple(_GONE_OLD.get(each, each) for each in world.to_d)
-    return world._replace(s=s, d=d, tail=old(world.tail), to_d=to_d)
+    return world._replace(tail=_old(world.tail), to_d=to_d)
 
 
 # Of a round: what it is a round of is where the guest's TPM2_Shutdown would be.
@@ -462,12 +470,28 @@ _BEFORE_FREEZE: Final = (*BEFORE_BASE, *WITH_BASE, *PASSING)
 _OVER: Final = (None, State.ENDED)
 
 
-def forget(world: World) -> World:
-    """Forget what nothing will ever ask for again, so that worlds are equal that behave equally.
+# What nothing will ever ask for again is forgotten, so that worlds are equal that behave equally.
+# Each line says of something that no move reads it before it is written anew.
 
-    Each line says of something that no move reads it before it is written anew.
-    """
-    s, d = _forget_at_source(world.s), _forget_at_destination(world.d)
+
+class SourceSeen(NamedTuple):
+    """What of the source tells whether something between the two is of no more use."""
+
+    state: State | None
+    engine: Handover
+
+
+class DestinationSeen(NamedTuple):
+    """Likewise, of the destination."""
+
+    state: State | None
+    engine: Handover
+    qemu: str
+    has_to_do: bool
+
+
+def forget_between(world: World, s: SourceSeen, d: DestinationSeen) -> World:
+    """Forget of what is between the two hosts, which have forgotten what they can."""
     if s.state not in GIVEN_AWAY and world.answer is not None:
         world = world._replace(answer=None)
     if world.stops and s.state not in _BEFORE_FREEZE:
@@ -475,13 +499,13 @@ def forget(world: World) -> World:
     if s.engine is Handover.GRANTED and d.engine not in (Handover.TAKING, Handover.WAITING):
         # Nothing more is said over the lane, and its loss is nothing to either.
         world = world._replace(s_lane=0, d_lane=0, lane_to_s=(), lane_to_d=())
-    if world.tail != NOTHING and d.qemu != "wait" and not d.todo:
+    if world.tail != NOTHING and d.qemu != "wait" and not d.has_to_do:
         world = world._replace(tail=NOTHING)  # a QEMU takes one stream
     if world.to_s:
         world = world._replace(to_s=_without_idle(world.to_s, s.state))
     if world.to_d:
         world = world._replace(to_d=_without_idle(world.to_d, d.state))
-    return world._replace(s=s, d=d)
+    return world
 
 
 # Messages that change nothing in these states, and never will.
@@ -522,7 +546,8 @@ def _may_mean(state: State | None, news: str) -> bool:
     return state not in (*_OVER, *_MEANS_NOTHING[news])
 
 
-def _forget_at_source(s: SourceHost) -> SourceHost:
+def forget_at_source(s: SourceHost) -> SourceHost:
+    """Forget of the source."""
     if s.records == "failed" and s.state in _OVER and not s.todo:
         s = s._replace(records="")
     is_at_rest = not s.todo and not s.records
@@ -556,7 +581,8 @@ def _forget_at_source(s: SourceHost) -> SourceHost:
     return s
 
 
-def _forget_at_destination(d: DestinationHost) -> DestinationHost:
+def forget_at_destination(d: DestinationHost) -> DestinationHost:
+    """Forget of the destination."""
     if d.ended_by is not None:
         d = d._replace(ended_by=None)
     if d.file == "none" and (d.staged != NOTHING or d.file_of != SESSION):

@@ -24,7 +24,9 @@ What keeps the search small, and why it hides nothing:
   (moves.py);
 - what an engine tells its vtpmd is taken at once; that other things come first is a fault, of which
   there may be as many as of any other (faults.py);
-- what nothing will read again is forgotten (``forget`` in world.py).
+- what nothing will read again is forgotten (``forget_between`` in world.py);
+- what one side may do is asked once for each pair of itself and what is between the two, in a world
+  without the other side, which it can neither read nor change there (space.py).
 
 Each canary takes a repair out; all of them are found with all of these reductions.
 """
@@ -62,7 +64,7 @@ Row = tuple[State, Any]
 EngineRow = tuple[Handover, HandoverEvent]
 
 
-@pytest.mark.timeout(900)  # four minutes by itself
+@pytest.mark.timeout(900)  # a minute by itself
 @pytest.mark.parametrize("came_from_there", [False, True])
 def test_invariant_3_one_owner_with_three_faults(came_from_there: bool) -> None:
     """Also: invariant 13, no state of another lineage. And the search walks both whole tables."""
