@@ -64,6 +64,10 @@ class Monitor:
         """Say that the guest stands still."""
         self._event("STOP", {})
 
+    def resume(self) -> None:
+        """Say that the guest runs on."""
+        self._event("RESUME", {})
+
     def _event(self, name: str, data: dict[str, object]) -> None:
         now_us = time.time_ns() // 1000
         timestamp = {"seconds": now_us // 1_000_000, "microseconds": now_us % 1_000_000}

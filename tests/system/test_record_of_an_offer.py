@@ -1,4 +1,6 @@
-"""The source's vtpmd is killed around the moment at which its record says offered, durably.
+"""The moment at which the source's record says offered, durably: what comes before, and after.
+
+A disk that stands still there, and a vtpmd that is killed.
 
 Invariants of the design that are checked: 3 (one host serves, and exactly one can once a vtpmd is
 attached again) and 11 (what a guest sees is a move, or none). The engine writes it, and grants
@@ -26,7 +28,7 @@ from tests.harness.handover import (
     make_host,
 )
 from tests.harness.lab import Lab
-from tests.harness.owners import incoming, record_of, record_stands_still
+from tests.harness.owners import incoming, outgoing, record_of, record_stands_still
 from tests.harness.raw_guest import Blobs, Facts
 from tests.support.emulator_client import ControlError
 from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
@@ -162,3 +164,44 @@ def test_invariant_11_killed_once_the_disk_has_it_moves(
     wait_until(lambda: record_of(move.source).whose is Whose.MOVED)
     assert_serves_nothing(move.source.guest)
     assert_serves(move.destination.guest)
+
+
+def test_guest_that_runs_on_and_stops_again_before_the_disk_has_it_moves(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offer is another one then, of what it has done since; the record is of the session."""
+    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    with record_stands_still(move.source):
+        monitor.stop()
+        wait_until(lambda: outgoing(move.source) == "offered")
+        monitor.resume()
+        move.source.guest.work()
+        facts = move.source.guest.facts()
+        monitor.stop()
+        time.sleep(ROUND_INTERVAL_S)
+        assert record_of(move.source).whose is Whose.OURS
+    wait_until(lambda: outgoing(move.source) == "offered")
+    blobs = move.source.guest.save()
+    assert_tail(blobs)
+    with ThreadPoolExecutor(1) as executor:
+        move.bring(executor, blobs).result(WAIT_TIMEOUT_S)
+    assert move.destination.guest.facts() == facts
+    assert_serves_nothing(move.source.guest)
+    wait_until(lambda: record_of(move.source).whose is Whose.MOVED)
+
+
+def test_guest_that_runs_on_before_the_disk_has_it_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk says late is struck out."""
+    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    with record_stands_still(move.source):
+        monitor.stop()
+        wait_until(lambda: outgoing(move.source) == "offered")
+        monitor.resume()
+        move.source.guest.work()
+        assert record_of(move.source).whose is Whose.OURS
+    wait_until(lambda: outgoing(move.source) == "armed")
+    wait_until(lambda: record_of(move.source).whose is Whose.OURS)
+    assert_serves(move.source.guest)
+    assert_serves_nothing(move.destination.guest)
