@@ -52,6 +52,7 @@ ACTS: dict[Transition, Act] = {
     Transition.GIVE_BACK: lambda record: record.give_back(IN),
     Transition.ARRIVE: lambda record: record.arrive(),
     Transition.CLAIM: lambda record: record.claim(),
+    Transition.CLAIM_LOCK: lambda record: record.claim_lock("host web2, process 7"),
 }
 # Asked for whenever a session ends, so it is no mistake where there is nothing to withdraw.
 NOTHING_TO_DO = {(Whose.MOVED, Transition.WITHDRAW)}
