@@ -41,6 +41,8 @@ enum {
 
 /* So that it is a number for signed 64-bit integers too. */
 #define GENERATION_MAX ((uint64_t)INT64_MAX)
+/* That another host may give, or QEMU: beyond it a vTPM would soon have no numbers left. */
+#define GENERATION_GIVEN_MAX (UINT64_C(1) << 62)
 
 struct store;
 

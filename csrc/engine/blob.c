@@ -7,6 +7,7 @@
 
 #include "bytes.h"
 #include "check.h"
+#include "pages.h"
 
 static const struct {
     uint32_t result;
@@ -177,7 +178,7 @@ static int read_lineage(struct span in, struct blob_content *content)
     if (find(in, SWTPM_TAG_LINEAGE, SKIP_ALL, &found) != 0 || found.n_bytes != SWTPM_LINEAGE_BYTES)
         return 0;
     struct checkpoint_lineage lineage = {.generation = get_be64(found.bytes + SWTPM_AT_GENERATION)};
-    if (lineage.generation > BLOB_GENERATION_MAX)
+    if (lineage.generation > GENERATION_GIVEN_MAX)
         return BLOB_GENERATION_WRONG;
     memcpy(lineage.identity, found.bytes + SWTPM_AT_IDENTITY, sizeof(lineage.identity));
     lineage.sleeps = find(in, SWTPM_TAG_SLEEPS, SKIP_ALL, &found) == 0;

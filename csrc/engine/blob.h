@@ -23,9 +23,6 @@
 
 #include "swtpm_format.h"
 
-/* Of a lineage: above it, a vTPM would soon have no numbers left. */
-#define BLOB_GENERATION_MAX (UINT64_C(1) << 62)
-
 /* Why a blob was refused. */
 enum blob_refusal {
     BLOB_SHORT = 1, /* shorter than a header */
@@ -39,7 +36,7 @@ enum blob_refusal {
     BLOB_KEY_LENGTH_WRONG = 9,
     BLOB_HMAC_LENGTH_WRONG = 10,
     BLOB_DOES_NOT_OPEN = 11,    /* it was altered, or the key is another one */
-    BLOB_GENERATION_WRONG = 12, /* the lineage's is above BLOB_GENERATION_MAX */
+    BLOB_GENERATION_WRONG = 12, /* the lineage's is above GENERATION_GIVEN_MAX */
 };
 
 /* What a blob may be encrypted with; NULL where there is no such key. */

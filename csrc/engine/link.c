@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "data.h"
 #include "error.h"
+#include "holder.h"
 #include "io.h"
 #include "journal.h"
 #include "lane.h"
@@ -520,6 +521,16 @@ static TPM_RESULT do_expect_header(struct link *link, struct message *request,
     return TPM_BAD_ORDINAL;
 }
 
+static TPM_RESULT do_set_holder(struct link *link, struct message *request,
+                                struct message *response)
+{
+    (void)response;
+    if (link->linear || request->header.payload_bytes != HOLDER_BYTES)
+        return TPM_BAD_PARAMETER;
+    holder_keep(link->files, request->payload, request->header.argument == 1);
+    return TPM_SUCCESS;
+}
+
 static TPM_RESULT do_set_key(struct link *link, struct message *request, struct message *response)
 {
     struct cipher_key key = {.n_bytes = request->header.payload_bytes};
@@ -564,6 +575,7 @@ static const operation operations[] = {
     [LINK_SET_JOURNAL] = do_set_journal,
     [LINK_SET_KEY] = do_set_key,
     [LINK_EXPECT_HEADER] = do_expect_header,
+    [LINK_SET_HOLDER] = do_set_holder,
     [LINK_SET_ANCHOR] = do_set_anchor,
     [LINK_SET_VERSION] = do_set_version,
     [LINK_LOAD_STATE] = do_load_state,

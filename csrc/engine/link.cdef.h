@@ -44,6 +44,9 @@ enum link_operation {
     LINK_EXPECT_HEADER = 9, /* of a linear file (linear.h): its header as it was when what
                                LINK_LOAD_STATE gives was read; payload: its bytes */
     LINK_SET_PROFILE = 11,  /* of a TPM that is made; payload: JSON that ends with a NUL */
+    LINK_SET_HOLDER = 12,   /* of storage that hosts share: what LINK_FD_LOCK's file says while this
+                               has the lock (holder.h), its payload; argument 1: it has, and does
+                               say so; 0: not yet */
 
     /* The control channel. */
     LINK_GET_CONDITION = 16, /* answer: argument, enum link_condition and enum link_custody */

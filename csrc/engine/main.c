@@ -29,6 +29,7 @@
 #include "check.h"
 #include "data.h"
 #include "error.h"
+#include "holder.h"
 #include "inquiry.h"
 #include "io.h"
 #include "linear.h"
@@ -290,6 +291,7 @@ static enum exit_status serve(struct engine *engine)
     engine->tpm = link->tpm = tpm_new(watchdog_io(engine->watchdog));
     r = serve_tpm(engine);
     enum tpm_left left = tpm_free(engine->tpm);
+    holder_end();
     watchdog_free(engine->watchdog);
     if (link->linear)
         linear_deinit(link->linear);

@@ -171,10 +171,8 @@ static int reclaim_file(struct state_file *file)
 
 int nvram_lock(void)
 {
-    if (!is_unlocked)
-        return 0;
     int r = store_io->lock(store_io, true);
-    if (r < 0)
+    if (r < 0 || !is_unlocked)
         return r;
     store_io->look_again(store_io);
     r = durable_reclaim(permanent);

@@ -77,7 +77,7 @@ int nvram_unlock(void);
 void nvram_start_unlocked(void);
 
 /* Have the lock again, if this has not, and the files as they are here, whatever another has left.
- * Returns 0 or a negative errno; then it is not locked. */
+ * Returns 0 or a negative errno; then it is not locked, or is another host's, too. */
 int nvram_lock(void);
 
 /* Return true if there is a journal. */

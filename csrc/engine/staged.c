@@ -7,6 +7,7 @@
 #include "bytes.h"
 #include "link_types.h"
 #include "nvram.h"
+#include "pages.h"
 
 static const struct delta_image nothing = {.bytes = (const uint8_t *)""};
 
@@ -36,7 +37,8 @@ static int make(enum link_state_type type, const struct image *image, const uint
 
     if (record_bytes == 0)
         return 0;
-    if (delta_inspect(record, record_bytes, &header) != 0)
+    if (delta_inspect(record, record_bytes, &header) != 0 ||
+        header.to_generation > GENERATION_GIVEN_MAX)
         return -EBADMSG;
     bool is_whole = header.from_generation == 0 || !image->exists;
     struct delta_image base = is_whole ? nothing : image_as_delta(image);

@@ -15,6 +15,7 @@
 #include "digest.h"
 #include "lane.h"
 #include "link_types.h"
+#include "pages.h"
 
 enum {
     AT_VERSION = 8,
@@ -220,7 +221,10 @@ static int decode(const uint8_t *header, struct tail *tail)
     const uint8_t *at =
         get_record(tail->content + 1, end, &records->permanent, &records->permanent_bytes);
     at = get_record(at, end, &records->following, &records->following_bytes);
-    return at == end && tail->power <= LINK_SHUTDOWN_STATE ? 0 : LINK_TAIL_IMPOSSIBLE;
+    bool may_be = tail->power <= LINK_SHUTDOWN_STATE &&
+                  tail->permanent_to <= GENERATION_GIVEN_MAX &&
+                  tail->volatile_to <= GENERATION_GIVEN_MAX;
+    return at == end && may_be ? 0 : LINK_TAIL_IMPOSSIBLE;
 }
 
 static int decrypt(struct tail_cipher *cipher, const uint8_t *bytes, struct tail *tail)

@@ -17,6 +17,7 @@
 #include "digest.h"
 #include "error.h"
 #include "hold.h"
+#include "holder.h"
 #include "image.h"
 #include "library.h"
 #include "long_command.h"
@@ -289,6 +290,15 @@ static void note_established(struct tpm *tpm)
 
 void tpm_say_locked(int r)
 {
+    const char *other = holder_other();
+
+    if (other) {
+        error_report(
+            "the vTPM's state is in use by %s: nothing is overwritten, and the TPM answers "
+            "%s: stop it there, or, if that is gone for good: vtpmd owner DIR --claim",
+            other, version_now()->failure_name);
+        return;
+    }
     error_report("the vTPM's state cannot be locked, or written, after QEMU was given it: %s; "
                  "nothing is overwritten, and the TPM answers %s: end what uses the state on "
                  "another host, then go on here",
@@ -332,7 +342,10 @@ static bool lock_files(struct tpm *tpm, enum tpm_operation operation)
     struct condition now = tpm->condition;
     enum tpm_custody before = tpm->before;
 
-    if (now.custody != TPM_GIVEN || custody_after(operation, TPM_GIVEN, &before) == TPM_GIVEN)
+    if (now.custody == TPM_GIVEN && custody_after(operation, TPM_GIVEN, &before) == TPM_GIVEN)
+        return true;
+    /* Of two hosts that have started in the same moment one finds the other now. */
+    if (now.custody != TPM_GIVEN && (now.custody != TPM_ACTIVE || operation != OP_INIT))
         return true;
     int r = nvram_lock();
     if (r < 0 && !tpm->is_told)

@@ -10,6 +10,7 @@
 #include "staged.h"
 #include "tpm.h"
 #include "tpm_in_memory.h"
+#include "version.h"
 
 enum { COMMAND_BYTES_MAX = 128 }; /* of those here */
 
@@ -28,8 +29,67 @@ static uint32_t execute(const uint8_t *bytes, size_t n_bytes)
     return code;
 }
 
+static void do_it(const uint8_t *bytes, size_t n_bytes)
+{
+    check(execute(bytes, n_bytes) == 0);
+}
+
+/* A TPM 1.2's guest, in TPM_ORD of its specification's part 2, section 17. */
+
+static void starts_up_12(void)
+{
+    static const uint8_t startup[] = {0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1},
+                         enable[] = {0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 0x20},
+                         present[] = {0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 8};
+
+    do_it(startup, sizeof(startup));
+    do_it(enable, sizeof(enable)); /* TSC_PhysicalPresence, */
+    do_it(present, sizeof(present));
+}
+
+static void extends_pcr_12(void)
+{
+    static uint8_t extend[34] = {0, 0xc1, 0, 0, 0, 34, 0, 0, 0, 0x14, 0, 0, 0, 5};
+
+    extend[sizeof(extend) - 1]++;
+    do_it(extend, sizeof(extend));
+}
+
+/* What it needs to be present for: TPM_PhysicalSetDeactivated, from the next start on or not. */
+static void writes_nv_12(void)
+{
+    static uint8_t set[] = {0, 0xc1, 0, 0, 0, 11, 0, 0, 0, 0x72, 0};
+
+    set[sizeof(set) - 1] ^= 1;
+    do_it(set, sizeof(set));
+}
+
+static void goes_to_sleep_12(void)
+{
+    static const uint8_t save[] = {0, 0xc1, 0, 0, 0, 10, 0, 0, 0, 0x98};
+
+    do_it(save, sizeof(save));
+}
+
+static bool is_served_12(void)
+{
+    static const uint8_t get_random[] = {0, 0xc1, 0, 0, 0, 14, 0, 0, 0, 0x46, 0, 0, 0, 8};
+    uint32_t code = execute(get_random, sizeof(get_random));
+
+    return code != TPM_FAIL && code != TPM_RETRY;
+}
+
+static bool is_12(void)
+{
+    return !version_now()->has_shutdown;
+}
+
 void guest_starts_up(void)
 {
+    if (is_12()) {
+        starts_up_12();
+        return;
+    }
     static const uint8_t startup[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0};
     static const uint8_t define[] = {
         0x80, 2, 0, 0,  0, 45,   0, 0, 1,    0x2a,                      /* NV_DefineSpace */
@@ -37,8 +97,8 @@ void guest_starts_up(void)
         0,    0, 0, 14, 1, 0x50, 0, 0, 0,    0x0b, 2, 6, 0, 6, 0, 0, 0, 8,
     };
 
-    check(execute(startup, sizeof(startup)) == 0);
-    check(execute(define, sizeof(define)) == 0);
+    do_it(startup, sizeof(startup));
+    do_it(define, sizeof(define));
 }
 
 void guest_extends_pcr(void)
@@ -48,8 +108,12 @@ void guest_extends_pcr(void)
         0,    0, 0, 9, 0, 0,  0, 9, 0x40, 0,    0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x0b,
     };
 
+    if (is_12()) {
+        extends_pcr_12();
+        return;
+    }
     extend[sizeof(extend) - 1]++;
-    check(execute(extend, sizeof(extend)) == 0);
+    do_it(extend, sizeof(extend));
 }
 
 void guest_writes_nv(void)
@@ -60,22 +124,32 @@ void guest_writes_nv(void)
         0,    0,    0, 0, 0, 8,    0, 0, 0, 0,    0, 0, 0,    0, 0, 0,
     };
 
+    if (is_12()) {
+        writes_nv_12();
+        return;
+    }
     write[sizeof(write) - 3]++;
-    check(execute(write, sizeof(write)) == 0);
+    do_it(write, sizeof(write));
 }
 
 void guest_goes_to_sleep(void)
 {
     static const uint8_t shutdown[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 1};
 
-    check(execute(shutdown, sizeof(shutdown)) == 0);
+    if (is_12()) {
+        goes_to_sleep_12();
+        return;
+    }
+    do_it(shutdown, sizeof(shutdown));
 }
 
 bool guest_is_served(void)
 {
     static const uint8_t get_random[] = {0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8};
-    uint32_t code = execute(get_random, sizeof(get_random));
 
+    if (is_12())
+        return is_served_12();
+    uint32_t code = execute(get_random, sizeof(get_random));
     return code != TPM2_RC_FAILURE && code != TPM2_RC_RETRY;
 }
 

@@ -45,7 +45,13 @@ static void disconnect(void)
 
 void other_engine_begin(void)
 {
+    other_engine_begin_with(VERSION_2_0);
+}
+
+void other_engine_begin_with(enum version_number version)
+{
     tpm_in_memory_begin();
+    check(tpm_set_version(tpm, version) == TPM_SUCCESS);
     check(tpm_init(tpm, false) == TPM_SUCCESS);
     guest_starts_up();
     check(blackout_new(&blackout, tpm, NULL, record_io) == 0);
@@ -57,6 +63,7 @@ void other_engine_end(void)
     disconnect();
     blackout_free(blackout);
     tpm_in_memory_end();
+    version_set(VERSION_2_0);
 }
 
 void other_engine_connect(const struct lane_keying *keying, bool is_source)

@@ -11,6 +11,7 @@
 #include "guest.h"
 #include "lane.h"
 #include "tail.h"
+#include "version.h"
 
 extern const struct lane_keying a_session, another_session;
 
@@ -20,6 +21,7 @@ extern struct io *record_io; /* what the owner record is written through; NULL: 
 
 /* A TPM that a guest uses, and a blackout without a lane. */
 void other_engine_begin(void);
+void other_engine_begin_with(enum version_number version);
 void other_engine_end(void);
 
 /* Have the lane of a session, with this engine as its source or as its destination. */

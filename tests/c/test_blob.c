@@ -13,6 +13,7 @@
 
 #include "blob.h"
 #include "bytes.h"
+#include "pages.h"
 
 static const uint8_t a_state[] = "a state as libtpms marshalled it";
 static const struct cipher_key key_128 = {16, "a key of 16 byte"},
@@ -340,11 +341,11 @@ static void what_is_no_lineage_is_none(void **state)
 static void a_generation_that_would_use_up_the_numbers_is_refused(void **state)
 {
     const struct cipher_key *keys[] = {NULL, &key_128, &key_256};
-    struct checkpoint_lineage lineage = {.generation = BLOB_GENERATION_MAX};
+    struct checkpoint_lineage lineage = {.generation = GENERATION_GIVEN_MAX};
 
     (void)state;
     for (size_t i = 0; i < 3; i++) {
-        lineage.generation = BLOB_GENERATION_MAX;
+        lineage.generation = GENERATION_GIVEN_MAX;
         struct buffer blob = wrap(keys[i], a_state, sizeof(a_state), &lineage);
         assert_int_equal(unwrap(&blob, false, keys[i], a_state, sizeof(a_state), &lineage), 0);
         lineage.generation++;

@@ -18,9 +18,11 @@
 #include "guest.h"
 #include "message.h"
 #include "other_engine.h"
+#include "saved.h"
 #include "staged.h"
 #include "tpm.h"
 #include "tpm_in_memory.h"
+#include "version.h"
 
 enum {
     ROUNDS = 4,
@@ -40,11 +42,13 @@ TPM_RESULT TPMLIB_MainInit(void)
     return real();
 }
 
+static enum version_number version = VERSION_2_0;
+
 /* Both states change from each round to the next. */
 static int begin(void **state)
 {
     (void)state;
-    other_engine_begin();
+    other_engine_begin_with(version);
     for (int i = 0; i < ROUNDS; i++) {
         guest_writes_nv();
         guest_extends_pcr();
@@ -478,7 +482,84 @@ static void nothing_more_is_staged_or_forgotten_once_the_tail_is_taken(void **st
     assert_int_equal(n_starts, 2);
 }
 
+/* What TPM_SaveState has saved is behind the volatile state, in one image. */
+static void a_tail_of_a_tpm_12_brings_what_is_saved(void **state)
+{
+    const struct checkpoint_lineage lineage = {.identity = "this vTPM's own.", .generation = 1000};
+    TPM_RESULT result;
+    uint8_t *bytes;
+    size_t n_bytes, volatile_bytes, saved_bytes;
+
+    (void)state;
+    end(NULL);
+    other_engine_begin_with(version);
+    rounds[0] = guest_states_capture();
+    guest_writes_nv();
+    guest_goes_to_sleep();
+    rounds[1] = guest_states_capture();
+    power_off();
+    other_engine_connect(&a_session, false);
+    bring(-1, 0, true);
+    assert_true(take_tail_of(0, 1));
+    asks_for(1);
+    const struct image *image = &rounds[1].of[1];
+    assert_true(saved_measure(image->bytes, image->n_bytes, &volatile_bytes, &saved_bytes));
+    assert_true(saved_bytes > 0);
+    other_engine_says(&(struct lane_frame){.kind = LANE_GRANT});
+    assert_true(blackout_init(blackout, &result));
+    assert_int_equal(tpm_admit(tpm, &lineage, false), TPM_SUCCESS);
+    assert_int_equal(tpm_get_state(tpm, LINK_STATE_SAVESTATE, &bytes, &n_bytes), TPM_SUCCESS);
+    assert_int_equal(n_bytes, saved_bytes);
+    assert_memory_equal(bytes, image->bytes + volatile_bytes, n_bytes);
+    free(bytes);
+}
+
+/* Invariant 8: how long that is, the image says, of a source that lies. */
+static void invariant_8_a_tpm_12_s_image_that_is_not_of_two_states_is_refused(void **state)
+{
+    const uint32_t room = (uint32_t)(rounds[1].of[1].n_bytes - sizeof(room));
+    const uint32_t lies[] = {room + 1, INT32_MAX, UINT32_MAX};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(lies) / sizeof(*lies); i++) {
+        struct guest_states lie = rounds[1];
+        uint8_t *bytes = malloc(lie.of[1].n_bytes);
+        assert_non_null(bytes);
+        memcpy(bytes, lie.of[1].bytes, lie.of[1].n_bytes);
+        put_be32(bytes + room, lies[i]);
+        lie.of[1].bytes = bytes;
+        lie.of[1].is_digested = false;
+        assert_int_equal(image_compute_digest(&lie.of[1], NULL, NULL), 0);
+        bring(-1, 0, false);
+        assert_false(take_tail(&rounds[0], &lie));
+        asks_for_nothing();
+        assert_int_equal(n_starts, 0);
+        assert_true(take_tail_of(0, 2));
+        asks_for(2);
+        free(bytes);
+        end(NULL);
+        begin(NULL);
+    }
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)
+
+/* What differs with a TPM 1.2, which takes a key's making to start. */
+static int run_tpm_12(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_tail_continues_what_has_come),
+        TEST(a_tail_continues_what_was_there_before_the_last_round),
+        TEST(what_a_tail_ends_at_is_not_started_again),
+        TEST(a_tail_of_a_tpm_12_brings_what_is_saved),
+        TEST(invariant_5_of_a_tail_that_does_not_apply_nothing_is_used),
+        TEST(invariant_8_a_tpm_12_s_image_that_is_not_of_two_states_is_refused),
+        TEST(a_state_that_libtpms_refuses_is_not_asked_for),
+    };
+
+    version = VERSION_1_2;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
 
 int main(void)
 {
@@ -506,5 +587,6 @@ int main(void)
         TEST(nothing_more_is_staged_or_forgotten_once_the_tail_is_taken),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int r = cmocka_run_group_tests(tests, NULL, NULL);
+    return r ? r : run_tpm_12();
 }

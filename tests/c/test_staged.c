@@ -10,6 +10,7 @@
 
 #include "link_types.h"
 #include "nvram.h"
+#include "pages.h"
 #include "staged.h"
 
 enum { STATE_BYTES = 3000 };
@@ -207,6 +208,31 @@ static void what_has_not_come_is_of_no_generation(void **unused)
     assert_true(staged_is(&staged, 1, 1));
 }
 
+/* Make a record of a whole permanent state of a generation. */
+static void encode_whole(uint64_t generation)
+{
+    static const uint8_t bytes[STATE_BYTES];
+    struct delta_image base = {(const uint8_t *)"", 0, 0, NULL};
+    struct delta_image next = {bytes, sizeof(bytes), generation, NULL};
+
+    assert_int_equal(delta_encode(LINK_STATE_PERMANENT, &base, &next, record[0], &record_bytes[0]),
+                     0);
+}
+
+static void invariant_10_generations_are_not_used_up_by_who_gives_them(void **unused)
+{
+    (void)unused;
+    bring_both();
+    encode_whole(GENERATION_GIVEN_MAX + 1);
+    assert_int_equal(take(true, false), -EBADMSG);
+    encode_whole(GENERATION_MAX);
+    assert_int_equal(take(true, false), -EBADMSG);
+    check_states(1, 1);
+    encode_whole(GENERATION_GIVEN_MAX);
+    assert_int_equal(take(true, false), 0);
+    assert_true(staged_is(&staged, GENERATION_GIVEN_MAX, 1));
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, end)
 
 int main(void)
@@ -218,6 +244,7 @@ int main(void)
         TEST(what_was_there_before_the_last_records_can_be_gone_back_to),
         TEST(what_has_not_changed_is_what_it_was),
         TEST(what_has_not_come_is_of_no_generation),
+        TEST(invariant_10_generations_are_not_used_up_by_who_gives_them),
         TEST(invariant_5_of_records_that_do_not_apply_nothing_is_used),
     };
 

@@ -12,6 +12,7 @@
 #include "delta.h"
 #include "lane.h"
 #include "link_types.h"
+#include "pages.h"
 #include "tail.h"
 #include "tail_apart.h"
 
@@ -372,6 +373,23 @@ static void limits_are_those_of_what_qemu_brings(void **state)
     free(bytes);
 }
 
+static void invariant_10_a_tail_uses_up_no_generations(void **state)
+{
+    static const uint64_t generations[] = {GENERATION_GIVEN_MAX, GENERATION_GIVEN_MAX + 1,
+                                           GENERATION_MAX, UINT64_MAX};
+
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof(generations) / sizeof(*generations); i++) {
+        cleanup(tail_deinit) struct tail opened = {0};
+        struct tail tail = a_tail();
+        *(i % 2 ? &tail.permanent_to : &tail.volatile_to) = generations[i / 2];
+        struct sealed sealed = seal(&tail);
+        int wanted = generations[i / 2] == GENERATION_GIVEN_MAX ? 0 : LINK_TAIL_IMPOSSIBLE;
+        assert_int_equal(open_with(destination, sealed.bytes, sealed.n_bytes, &opened), wanted);
+        free(sealed.bytes);
+    }
+}
+
 static void what_was_refused_does_not_end_the_cipher(void **state)
 {
     cleanup(tail_deinit) struct tail opened = {0};
@@ -436,6 +454,7 @@ int main(void)
         TEST(a_tail_is_what_the_document_says),
         TEST(what_the_source_seals_is_a_tail_or_refused),
         TEST(limits_are_those_of_what_qemu_brings),
+        TEST(invariant_10_a_tail_uses_up_no_generations),
         TEST(what_was_refused_does_not_end_the_cipher),
         TEST(a_tail_begins_with_its_magic),
         TEST(a_tail_is_consistent_if_its_records_lead_where_it_says),

@@ -5,16 +5,13 @@ docs/devel/testing in its tree). So tpm-tis, QEMU's backend and its migration ar
 a machine costs a tenth of a second.
 """
 
-import contextlib
 import time
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Any
 
-from vtpmd.closing import Closing
-from vtpmd.testing.guest import QMP_TIMEOUT_S, Machine
-from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.guest import Machine, tpm_arguments
+from vtpmd.testing.monitored import Monitored
 from vtpmd.testing.program import STOP_TIMEOUT_S, Program
 
 MEMORY_MIB = 8  # nothing runs in it
@@ -47,7 +44,7 @@ class Status(IntFlag):
     COMMAND_READY = 0x40
 
 
-class StillMachine(Closing):
+class StillMachine(Monitored):
     """A QEMU process with a TPM that an emulator serves, and no guest."""
 
     def __init__(
@@ -66,43 +63,23 @@ class StillMachine(Closing):
         arguments += ["-qtest", f"unix:{directory / 'registers'},server=on,wait=off"]
         arguments += ["-qtest-log", "/dev/null"]
         arguments += ["-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
-        arguments += ["-chardev", f"socket,id=tpmctl,path={control_path}"]
-        arguments += ["-tpmdev", "emulator,id=tpm0,chardev=tpmctl"]
-        arguments += ["-device", f"{self.machine.tpm_model},tpmdev=tpm0"]
-        self._program = Program("qemu", [*arguments, *extra_arguments], directory)
-        self._registers = self._program.connect(directory / "registers")
+        arguments += tpm_arguments(control_path, self.machine.tpm_model)
+        program = Program("qemu", [*arguments, *extra_arguments], directory)
+        super().__init__(program, directory / "qmp")
+        self._registers = program.connect(directory / "registers")
         self._registers.settimeout(COMMAND_TIMEOUT_S)
         self._answers = self._registers.makefile()
-        self._program.connect(directory / "qmp").close()
-        self._monitor = Monitor(str(directory / "qmp"))
-        self._monitor.settimeout(QMP_TIMEOUT_S)
-        self._monitor.connect()
 
     def close(self) -> None:
         """End QEMU, if it still runs, and the connections to it."""
-        self._program.kill()
+        super().close()
         self._answers.close()
         self._registers.close()
-        with contextlib.suppress(EOFError, ConnectionError):
-            self._monitor.close()  # says so when the other side has gone, but has closed then
 
     def quit(self) -> None:
         """Have QEMU end in order, and tell the TPM's emulator so; return when it has ended."""
         self.qmp("quit")
-        self._program.wait(STOP_TIMEOUT_S)
-
-    def qmp(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command and return its result; ExecuteError when QEMU answers an error."""
-        return self._monitor.cmd(command, **arguments)
-
-    def human_monitor(self, command_line: str) -> str:
-        """Run a command of the human monitor; return what it says."""
-        return str(self.qmp("human-monitor-command", **{"command-line": command_line}))
-
-    @property
-    def status(self) -> str:
-        """The machine's run state, as query-status names it."""
-        return str(self.qmp("query-status")["status"])
+        self.program.wait(STOP_TIMEOUT_S)
 
     def transact(self, command: bytes) -> bytes:
         """Have the TPM run a command, as a driver does; return its response."""
@@ -140,5 +117,5 @@ class StillMachine(Closing):
         self._registers.sendall("".join(f"{line}\n" for line in lines).encode())
         answers = [self._answers.readline() for _ in lines]
         if wrong := [answer for answer in answers if not answer.startswith("OK")]:
-            raise ConnectionError(f"QEMU answers {wrong[0]!r} and says {self._program.output}")
+            raise ConnectionError(f"QEMU answers {wrong[0]!r} and says {self.program.output}")
         return answers

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,8 +47,12 @@ class Place:
 
     def start(self, *more: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
         """Start it, and wait until it can be connected to."""
+        return self.start_by(self.options(*more), fds)
+
+    def start_by(self, command: Sequence[str], fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+        """Start it by a command line that has those options, and wait as above."""
         process = subprocess.Popen(
-            self.options(*more),
+            command,
             cwd=self.directory,
             stderr=subprocess.PIPE,
             text=True,

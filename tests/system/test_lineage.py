@@ -46,6 +46,7 @@ from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.link import Direction
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX
 
 ANOTHER = "holds another vTPM"
 BROUGHT = "QEMU brings another vTPM"
@@ -260,7 +261,7 @@ def test_a_blob_whose_generation_would_use_up_all_is_refused(lab: Lab) -> None:
     host.guest.boot()
     blobs = host.guest.save()
     state = swtpm_format.decode_blob(blobs.permanent)
-    largest = Lineage(of_blobs(blobs).identity, swtpm_format.LINEAGE_GENERATION_MAX + 1)
+    largest = Lineage(of_blobs(blobs).identity, GENERATION_GIVEN_MAX + 1)
     with pytest.raises(ControlError):
         other.guest.load(blobs._replace(permanent=swtpm_format.encode_blob(state, largest)))
     largest = largest._replace(generation=largest.generation - 1)

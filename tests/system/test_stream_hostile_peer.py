@@ -32,14 +32,14 @@ from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import lineage
 from tests.support import tail
 from tests.support.emulator_client import ControlError
-from vtpmd.core import IMAGE_BYTES_MAX, Image
+from vtpmd.core import GENERATION_MAX, IMAGE_BYTES_MAX, Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.core.lane import LANE_FRAME_BYTES, LaneFrame, LaneKind
 from vtpmd.testing.credentials import credentials, stranger_credentials
 from vtpmd.testing.emulator import Emulator, Peering
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType
 
 WAIT_TIMEOUT_S = 20.0
 QUIET = Peering(credentials=credentials(), log_level="info")
@@ -197,6 +197,20 @@ def honest(state: State) -> tuple[bytes, bytes]:
     return whole(state.permanent).record, whole(state.volatile).record
 
 
+def used_up(which: str, generation: int) -> Callable[[State], tuple[bytes, bytes, peer.Commit]]:
+    """Make a round that is right but for a generation that leaves no more."""
+
+    def make(state: State) -> tuple[bytes, bytes, peer.Commit]:
+        images = [state.permanent, state.volatile]
+        at = ("permanent", "volatile").index(which)
+        images[at] = images[at]._replace(generation=generation)
+        permanent, volatile = (whole(image).record for image in images)
+        commit = peer.Commit(1, images[0].generation, images[1].generation, 0, 0)
+        return permanent, volatile, commit
+
+    return make
+
+
 def damaged(image: Image) -> Image:
     """Return an image that libtpms refuses: its last byte, of a section's end, is another."""
     return image._replace(data=image.data[:-1] + bytes([image.data[-1] ^ 0xFF]))
@@ -267,6 +281,11 @@ LIES: dict[str, Lie] = {
     "commit-of-the-largest-generations": records(
         lambda s: (*honest(s), peer.Commit(1, (1 << 64) - 1, (1 << 64) - 1, 0, 0))
     ),
+    **{
+        f"round-of-{which}-generation-{generation:#x}": records(used_up(which, generation))
+        for which in ("permanent", "volatile")
+        for generation in (GENERATION_GIVEN_MAX + 1, GENERATION_MAX)
+    },
     "commit-with-what-no-shutdown-says": records(
         lambda s: (*honest(s), peer.Commit(1, 7, 9, 3, 0))
     ),

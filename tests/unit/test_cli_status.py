@@ -183,6 +183,7 @@ def test_json_says_the_same(run: Command, state: Path) -> None:
         "journal": True,
         "incoming": True,
         "served": False,
+        "held-by": None,
         "served-by": [],
         "problems": [],
         "owner": "offered",

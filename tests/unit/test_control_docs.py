@@ -17,7 +17,7 @@ from tests.support.file_names import JOURNAL_NAME, NAMES
 from vtpmd._core import ffi, lib
 from vtpmd.store import directory
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import Result, StateType
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, Result, StateType
 
 SERVER = Path(__file__).resolve().parents[2] / "csrc/engine/server.h"
 FORMAT = (DOCS / "state-format.md").read_text()
@@ -65,7 +65,9 @@ def test_limits() -> None:
     in_code |= {name: int(number) << int(shift or 0) for name, number, shift in found}
     assert in_code == LIMITS
     rows = {row["name"].strip("`"): float(row["value"]) for row in FORMAT_TABLES["Limits"]}
+    assert lib.GENERATION_GIVEN_MAX == GENERATION_GIVEN_MAX
     assert rows == {
+        "GENERATION_GIVEN_MAX": GENERATION_GIVEN_MAX,
         "STATE_BYTES_MAX": swtpm_format.STATE_BYTES_MAX,
         "FILE_BYTES_MAX": swtpm_format.FILE_BYTES_MAX,
     }

@@ -53,6 +53,7 @@ ACTS: dict[Transition, Act] = {
     Transition.GIVE_BACK: lambda record: record.give_back(IN),
     Transition.ARRIVE: lambda record: record.arrive(),
     Transition.CLAIM: lambda record: record.claim(),
+    Transition.CLAIM_LOCK: lambda record: record.claim_lock("host web2, process 7"),
 }
 OF_SESSION: dict[Transition, Callable[[OwnerRecord, bytes], object]] = {
     Transition.OFFER: write_offer,

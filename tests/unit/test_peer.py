@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtpmd.wire import peer
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX
 
-U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
+U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
+GENERATIONS = st.integers(0, GENERATION_GIVEN_MAX)
 SESSION, DIGEST, UUID = (
     st.binary(min_size=16, max_size=16),
     st.binary(min_size=32, max_size=32),
@@ -18,8 +20,8 @@ MESSAGES: st.SearchStrategy[peer.Message] = st.one_of(
     st.builds(peer.Refuse, U16, st.text(st.characters(categories=["L", "N", "P"]), max_size=99)),
     st.builds(peer.Key, DIGEST),
     st.builds(peer.Record, st.binary(max_size=2000)),
-    st.builds(peer.Commit, U32, U64, U64, U8, U8),
-    st.builds(peer.Ack, U32, U64, U64),
+    st.builds(peer.Commit, U32, GENERATIONS, GENERATIONS, U8, U8),
+    st.builds(peer.Ack, U32, GENERATIONS, GENERATIONS),
     st.builds(peer.Running, SESSION, U32, U32),
     st.builds(peer.Receiving, SESSION, U8),
     *(
@@ -101,6 +103,22 @@ def test_fixed_messages_have_their_length() -> None:
         frame = (1 + len(body)).to_bytes(4, "big") + disarm[4:5] + body
         with pytest.raises(peer.StreamError, match="Disarm of"):
             decode(frame)
+
+
+@pytest.mark.parametrize("kind", [peer.Commit, peer.Ack])
+def test_invariant_10_generations_that_leave_no_more_are_none(
+    kind: type[peer.Commit | peer.Ack],
+) -> None:
+    rest = (0,) * (len(kind._fields) - 3)
+    largest = kind(1, GENERATION_GIVEN_MAX, GENERATION_GIVEN_MAX, *rest)
+    decoder = peer.Decoder()
+    decoder.receive_data(peer.encode(largest))
+    assert decoder.next_message() == largest
+    for field in ("permanent_generation", "volatile_generation"):
+        decoder = peer.Decoder()
+        decoder.receive_data(peer.encode(largest._replace(**{field: GENERATION_GIVEN_MAX + 1})))
+        with pytest.raises(peer.StreamError, match="which is none"):
+            decoder.next_message()
 
 
 def test_unknown_types_are_refused() -> None:

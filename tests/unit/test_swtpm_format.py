@@ -27,7 +27,7 @@ from vtpmd.wire.swtpm_format import (
     Lineage,
     NotEncrypted,
 )
-from vtpmd.wire.tpm import Result
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, Result
 
 SWTPM = EmulatorKind.SWTPM
 STATE = b"state as libtpms marshalled it"
@@ -138,7 +138,7 @@ def test_invariant_13_a_blob_says_whose_state_it_is() -> None:
         assert swtpm_format.read_blob_lineage(blob) == lineage
         assert swtpm_format.decode_blob(blob, key=key) == STATE
     assert swtpm_format.read_blob_lineage(BLOB) is None
-    largest = lineage._replace(generation=swtpm_format.LINEAGE_GENERATION_MAX)
+    largest = lineage._replace(generation=GENERATION_GIVEN_MAX)
     assert swtpm_format.read_blob_lineage(swtpm_format.encode_blob(STATE, largest)) == largest
     more = largest._replace(generation=largest.generation + 1)
     with pytest.raises(FormatError, match="which is none"):

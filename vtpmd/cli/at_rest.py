@@ -42,13 +42,16 @@ def new_parser(
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[StateDirectory]:
-    """Open and lock a state directory that is there. Raises VtpmdError."""
+def opened(path: Path, *, claims: bool = False) -> Iterator[StateDirectory]:
+    """Open and lock a state directory that is there, as StateDirectory.open() does.
+
+    Raises VtpmdError.
+    """
     from vtpmd.core import forbid_core_dumps
     from vtpmd.store.directory import StateDirectory
 
     forbid_core_dumps()
-    with StateDirectory.open(path, make=False) as directory:
+    with StateDirectory.open(path, make=False, claims=claims) as directory:
         yield directory
 
 

@@ -68,12 +68,13 @@ def attach(options: argparse.Namespace) -> int:
     config = config_of(options)
     forbid_core_dumps()
     check_credentials(config)
-    signals.hold()
     with ExitStack() as stack:
         directory = stack.enter_context(look_into(options.directory))
         place = directory.directory_fd, directory.path
         key = _key(stack, options.key)
         stack.enter_context(look_after(*place, take_over=options.take_over))
+        # From the sockets on there is something to put in order; until then a signal ends it.
+        signals.hold()
         management, peers = listen_for(stack, config)
         resources = runtime.Resources(*place, key, peers, management, child=None)
         return runtime.serve(resources, config)

@@ -28,7 +28,8 @@ example:
   on; if it has it, "moved". A vtpmd that runs on the directory asks by itself, again and again:
   then nothing is asked here.
 
-  --claim takes the vTPM without the other host's word, and is for when that is gone for good. If it
+  --claim takes the vTPM without the other host's word, and is for when that is gone for good: also
+  that of a host whose lock on shared storage the directory's .lock tells of. If it
   is not, there are two vTPMs with the same keys, which know nothing of what the other one writes:
   PCRs, counters and NV indices then differ from what one of the guests remembers. So it stays in
   the record for ever, as a possible fork: here, in the log of vtpmd run, and in query-status.
@@ -115,12 +116,16 @@ def _look(path: Path) -> Seen:
 
 
 def _claim(path: Path) -> None:
+    from vtpmd.store import holder
     from vtpmd.store.moving import MovingFiles
     from vtpmd.store.owner import Whose
 
-    with at_rest.opened(path) as directory:
+    with at_rest.opened(path, claims=True) as directory:
         owner = MovingFiles(directory).owner
-        if owner.read().whose is Whose.OURS:
+        found, named = holder.look(directory.lock_fd)
+        is_held = found in (holder.Found.ELSEWHERE, holder.Found.DAMAGED)
+        is_ours = owner.read().whose is Whose.OURS
+        if is_ours and not is_held:
             raise ClaimRefused(
                 f"{path}: the vTPM is this host's already: there is nothing to claim"
             )
@@ -129,7 +134,12 @@ def _claim(path: Path) -> None:
                 f"{path} has a state that a peer has sent, and may be this host's by that: do "
                 f"`vtpmd fold {path}` first, with its --anchor if there is one, and look again"
             )
-        owner.claim()
+        if not is_ours:
+            owner.claim()
+        if is_held:
+            who = "a process that .lock does not name" if named is None else holder.describe(named)
+            owner.claim_lock(who)
+            holder.write(directory.lock_fd, b"")
 
 
 def _ask(options: argparse.Namespace) -> str | None:

@@ -90,6 +90,7 @@ def _outcome(path: Path, status: Status) -> dict[str, Any]:
         **_state_outcome(status.state),
         "incoming": status.has_incoming,
         "served": status.is_served,
+        "held-by": status.held_by,
         "served-by": [holder._asdict() for holder in status.holders],
         "problems": status.problems,
     }
@@ -145,6 +146,8 @@ def _lines(path: Path, status: Status) -> list[str]:
 
 
 def _served_text(status: Status) -> str:
+    if status.held_by is not None:
+        return f"by {status.held_by}, as .lock has it"
     if status.is_served is None:
         return "not known"
     if not status.is_served:

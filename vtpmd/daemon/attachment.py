@@ -35,8 +35,8 @@ _SHARED: Final = struct.Struct(f"={LINK_SHARED}i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(_SHARED.size)
 
 
-class NoEngine(VtpmdError):
-    """There is no engine to attach to, or it has just ended."""
+class NotAttached(VtpmdError):
+    """The engine was not attached to: there may be none, or none that this process may have."""
 
 
 class Attachment(NamedTuple):
@@ -55,7 +55,7 @@ class Attachment(NamedTuple):
 async def attach(directory_fd: int) -> Attachment:
     """Attach to the engine of a state directory, and wait for its greeting.
 
-    Raises NoEngine, or VtpmdError for what is none of ours.
+    Raises NotAttached.
     """
     link = _connect(directory_fd)
     try:
@@ -74,11 +74,15 @@ def _connect(directory_fd: int) -> socket.socket:
         link.connect(path_in(directory_fd, LINK_NAME))
     except OSError as error:
         link.close()
+        if not os.fstat(directory_fd).st_nlink:
+            raise NotAttached(
+                "its state directory was removed; stop it, and start it on one that is there"
+            ) from None
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-            raise NoEngine(
+            raise NotAttached(
                 "no engine serves the state directory; start it: vtpmd run DIR"
             ) from None
-        raise VtpmdError(
+        raise NotAttached(
             f"cannot connect to the engine: {error.strerror}; be the user that it runs as"
         ) from error
     return link
@@ -112,9 +116,9 @@ def _parse(
     is_cut: bool,
 ) -> Attachment:
     if not data:
-        raise NoEngine("the engine has ended; start it again: vtpmd run DIR")
+        raise NotAttached("the engine has ended; start it again: vtpmd run DIR")
     if is_cut:
-        raise VtpmdError(
+        raise NotAttached(
             "cannot take the engine's descriptors: too many open files; allow this process more "
             "(LimitNOFILE in a service, ulimit -n in a shell)"
         )
@@ -129,7 +133,7 @@ def _parse(
         or len(credentials) != _UCRED.size
         or len(descriptors) != LINK_SHARED
     ):
-        raise VtpmdError("what listens there is no engine of this vtpmd; look what it is")
+        raise NotAttached("what listens there is no engine of this vtpmd; look what it is")
     number, version = _READY.unpack(data[head:at])
     name = f"{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"
     library = library_of(name, data[at:end].decode(errors="replace"))

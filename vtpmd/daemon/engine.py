@@ -308,6 +308,11 @@ class Engine:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
+    def leave(self) -> None:
+        """Close the link under whatever waits for the engine: that raises EngineDetached soon."""
+        if self.state is EngineState.SERVING:
+            self._lose(TimeoutError("this vtpmd ends"))
+
     async def detach(self) -> None:
         """Close the link, and see the process no more: it serves on, if it lives."""
         for task in self._answering:

@@ -16,11 +16,12 @@ from vtpmd.config import RunConfig
 from vtpmd.core import Store
 from vtpmd.daemon import signals
 from vtpmd.daemon.asked import Asked
-from vtpmd.daemon.attachment import Attachment, NoEngine, attach
-from vtpmd.daemon.engine import EXITS_IN_ORDER, Engine, describe_death
+from vtpmd.daemon.attachment import Attachment, NotAttached, attach
+from vtpmd.daemon.child import EXIT_ENGINE_DIED, either, follow
+from vtpmd.daemon.engine import EXIT_STOPPED, STOP_TIMEOUT_S, Engine, EngineDied
 from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.mobility import NO_UUID, Mobility
-from vtpmd.daemon.qemu import follow
+from vtpmd.daemon.qemu import follow as follow_qemu
 from vtpmd.daemon.settling import settle
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import StateDirectory
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vtpmd")
 
-EXIT_ENGINE_DIED = 1
 # Before an engine that has closed the link is attached to again.
 PAUSE_MIN_S: Final = 0.1
 PAUSE_MAX_S: Final = 10.0
+# What may be waited for once this is to end, and has not begun to serve: it takes milliseconds.
+SETTLE_TIMEOUT_S: Final = 1.0
 
 
 class Resources(NamedTuple):
@@ -100,10 +102,12 @@ async def _serve(resources: Resources, config: RunConfig) -> int:
     signals.take(stop.leave)
     try:
         return await _serve_until_stopped(resources, config, stop)
-    except NoEngine:
-        if resources.child is None:
-            raise
-        return _status_of_child(resources.child)
+    except NotAttached as error:
+        if resources.child is not None:
+            return await follow(resources.child, error, stop.wait)
+        if stop.is_set:
+            return EXIT_STOPPED
+        raise
 
 
 async def _serve_until_stopped(resources: Resources, config: RunConfig, stop: Stop) -> int:
@@ -132,21 +136,61 @@ async def _serve_attached(
 
     Raises VtpmdError if that cannot begin; later there is another try.
     """
-    attachment = await attach(resources.directory_fd)
-    engine = Engine(attachment, is_child=attachment.pid == resources.child)
+    engine, attachment = await _attach(resources, stop)
+    begun = asyncio.Event()
+    leaving = asyncio.create_task(_leave_in_time(engine, begun, stop))
     try:
-        await _serve_engine(engine, attachment, resources, config, stop)
+        await _serve_engine(engine, attachment, resources, config, stop, begun)
     except BaseException as error:
+        if isinstance(error, EngineDied) and stop.is_set:
+            return engine  # it was not waited for
         if isinstance(error, VtpmdError) and not is_first:
             log.error("%s", error)
             return engine
         await (engine.stop() if resources.child is not None else engine.detach())
         raise
+    finally:
+        leaving.cancel()
     return engine
 
 
+async def _attach(resources: Resources, stop: Stop) -> tuple[Engine, Attachment]:
+    """Attach, if the engine greets before this vtpmd is to end. Raises NotAttached."""
+    attaching = asyncio.create_task(attach(resources.directory_fd))
+    await either(asyncio.wait({attaching}), stop.wait())
+    if not attaching.done():
+        attaching.cancel()
+        await asyncio.wait({attaching})
+        raise NotAttached("it has not greeted yet")
+    attachment = attaching.result()
+    try:
+        return Engine(attachment, is_child=attachment.pid == resources.child), attachment
+    except EngineDied as error:
+        raise NotAttached(str(error)) from error
+
+
+async def _leave_in_time(engine: Engine, begun: asyncio.Event, stop: Stop) -> None:
+    """Once this vtpmd is to end, give up its waits for an engine that does not answer.
+
+    What is not settled then the next vtpmd finds as this one did.
+    """
+    await stop.wait()
+    if not begun.is_set():
+        await asyncio.sleep(SETTLE_TIMEOUT_S)
+    elif stop.ends_vtpm:
+        return  # as long as the engine is waited for to stop, and no longer: Engine.end_control()
+    else:
+        await asyncio.sleep(STOP_TIMEOUT_S)
+    engine.leave()
+
+
 async def _serve_engine(
-    engine: Engine, attachment: Attachment, resources: Resources, config: RunConfig, stop: Stop
+    engine: Engine,
+    attachment: Attachment,
+    resources: Resources,
+    config: RunConfig,
+    stop: Stop,
+    begun: asyncio.Event,
 ) -> None:
     async with AsyncExitStack() as stack:
         shared = attachment.directory_fd, attachment.lock_fd
@@ -167,10 +211,11 @@ async def _serve_engine(
         await mobility.rest()
         _warn_of_forks(mobility.owner_record())
         _start_services(stack, resources, config, mobility, stop)
+        begun.set()
         log.info("vtpmd is attached to its engine (pid %d)", engine.pid)
         # While there is somebody to tell.
         stack.callback(mobility.tell_now)
-        await _wait_for_either(stop.wait(), engine.detached.wait())
+        await either(stop.wait(), engine.detached.wait())
         if not stop.is_set:
             return
         if stop.ends_vtpm:
@@ -185,25 +230,6 @@ def _map_store(fd: int) -> Store:
             "(RLIMIT_FSIZE): it serves on alone; start it again with 1 MiB or more to attach"
         )
     return Store.map(fd)
-
-
-async def _wait_for_either(*waits: Coroutine[object, object, object]) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _status_of_child(pid: int) -> int:
-    """Return the exit status for an engine that has ended before vtpmd was attached to it."""
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code in EXITS_IN_ORDER:
-        return code
-    log.error("%s", describe_death(pid, code))
-    return EXIT_ENGINE_DIED
 
 
 def _start_services(
@@ -227,7 +253,7 @@ def _start_services(
         log.info("waiting for vTPMs on %s port %d", *resources.peers.getsockname()[:2])
         _run_beside(stack, server.serve())
     if config.qmp is not None:
-        _run_beside(stack, follow(Path(config.qmp), mobility.qemu))
+        _run_beside(stack, follow_qemu(Path(config.qmp), mobility.qemu))
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 

@@ -82,6 +82,7 @@ class Place(NamedTuple):
     begun: Start
     news: str = ""  # what a person should know of it
     header: bytes = b""  # of a linear file, as it was when that was read
+    holder: bytes = b""  # what .lock says while this has the lock, on storage that hosts share
 
     def listen(self, stack: ExitStack) -> int:
         """Return a descriptor of the engine's own socket, or of /dev/null. Raises VtpmdError."""
@@ -115,10 +116,21 @@ def open_place(
         return Place(file.fd, file.fd, "", begun, header=file.header)
     directory = stack.enter_context(StateDirectory.open(named.path, make=False, version=version))
     directory.write_in_place()
+    holder = _hold(stack, directory) if sharing.is_so else b""
     if mode is not None:
         directory.set_file_mode(mode)
     place = _start_directory(stack, directory, key, keeps_backup=keeps_backup)
-    return place._replace(link_name="") if sharing.is_so else place
+    return place._replace(link_name="", holder=holder) if sharing.is_so else place
+
+
+def _hold(stack: ExitStack, directory: StateDirectory) -> bytes:
+    """Have other hosts know that the directory is in use, until the stack ends; return how."""
+    from vtpmd.store import holder
+
+    mine = holder.this_process()
+    stack.callback(holder.give_back, directory.lock_fd, mine)
+    holder.write(directory.lock_fd, holder.encode(mine))
+    return holder.encode(mine)
 
 
 def _open_to_come(stack: ExitStack, named: Named, version: TpmVersion) -> Place:
@@ -134,7 +146,10 @@ def _open_to_come(stack: ExitStack, named: Named, version: TpmVersion) -> Place:
     opened = StateDirectory.open(named.path, make=False, version=version, lock=False)
     directory = stack.enter_context(opened)
     _refuse_others(directory)
-    return Place(directory.directory_fd, directory.lock_fd, "", begun)
+    from vtpmd.store import holder
+
+    record = holder.encode(holder.this_process())
+    return Place(directory.directory_fd, directory.lock_fd, "", begun, holder=record)
 
 
 def _refuse_others(directory: StateDirectory) -> None:

@@ -120,6 +120,10 @@ def _serve(given: Given) -> None:
 
     forbid_core_dumps()
     user = find_user(str(given.words["runas"])) if "runas" in given.words else None
+    if "chroot" in given.words and "migration" in given.lists:
+        from vtpmd.store.holder import here
+
+        here()  # nothing tells it there
     root = enter_root(given)
     log_fd = open_log(given.lists.get("log", {}))
     with ExitStack() as stack:
@@ -196,7 +200,7 @@ class _Starting:
             LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
         }
-        first = _keep(place, migration_key, profile)
+        first = _keep(place, shared, migration_key, profile)
         self._write_boot_record(place, key, first, channels.data, serving)
         engine_process.become(self._descriptors, self._announce, arguments)
 
@@ -334,13 +338,17 @@ def read_key(stack: ExitStack, given: Given, name: str) -> Key | None:
     return stack.enter_context(read(source))
 
 
-def _keep(place: Place, migration_key: Key | None, profile: str | None) -> list[Message]:
+def _keep(
+    place: Place, shared: Sharing, migration_key: Key | None, profile: str | None
+) -> list[Message]:
     """Return what the engine is to know before the TPM is powered on."""
     from vtpmd.core import LinkKey, LinkOperation
 
     messages: list[Message] = []
     if place.header:
         messages.append((LinkOperation.EXPECT_HEADER, 0, place.header))
+    if place.holder:
+        messages.append((LinkOperation.SET_HOLDER, 0 if shared.is_to_come else 1, place.holder))
     if migration_key is not None:
         messages.append((LinkOperation.SET_KEY, LinkKey.MIGRATION, migration_key.material))
     if profile is not None:

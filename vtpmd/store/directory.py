@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DIRECTORY_MODE = 0o700
 LOCK_NAME = ".lock"
 LOCK_MODE = 0o660  # swtpm's
+LOCK_BYTES_MAX = 512  # of the record of who has it
 LINK_NAME = "vtpmd.link"  # the engine's socket
 
 FILE_MODE = 0o640  # swtpm's for state
@@ -235,13 +236,14 @@ class StateDirectory(OpenDirectory):
         make: bool = True,
         version: TpmVersion | None = None,
         lock: bool = True,
+        claims: bool = False,
     ) -> StateDirectory:
         """Open and lock a state directory; ``make`` it if its parent is there.
 
         It is for a TPM of this ``version``, or of the one that it holds. What a crash left half
         written is removed. With ``lock`` false it is another's meanwhile: it is left as it is, and
-        to be locked by its ``lock_fd`` before it is used. Raises StateDirectoryInUse, or
-        StateDirectoryError.
+        to be locked by its ``lock_fd`` before it is used. With ``claims`` the word of another
+        host that has it is not asked for. Raises StateDirectoryInUse, or StateDirectoryError.
         """
         descriptors: list[int] = []
         try:
@@ -250,7 +252,7 @@ class StateDirectory(OpenDirectory):
             descriptors.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(_open_lock(descriptors[0]))
             if lock:
-                lock_file(f"state directory {path}", descriptors[1])
+                _lock(path, descriptors[1], claims=claims)
             found = _find_version(path, descriptors[0], version)
             if lock:
                 _remove_temporary_files(descriptors[0], names_of(found))
@@ -461,6 +463,25 @@ def _has_link(path: str | os.PathLike[str]) -> bool:
 def _open_lock(directory_fd: int) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
+
+
+def _lock(path: str | os.PathLike[str], fd: int, *, claims: bool) -> None:
+    """Lock a directory, and see that no other host has it. Raises StateDirectoryInUse."""
+    try:
+        lock_file(f"state directory {path}", fd)
+    except StateDirectoryInUse:
+        _check_holder(path, fd, claims=claims, is_locked=False)
+        raise
+    _check_holder(path, fd, claims=claims, is_locked=True)
+
+
+def _check_holder(path: str | os.PathLike[str], fd: int, *, claims: bool, is_locked: bool) -> None:
+    if not os.pread(fd, 1, 0):
+        return  # it was not on storage that hosts share
+    from vtpmd.store import holder
+
+    asked = holder.Asked.CLAIM if claims else holder.Asked.START
+    holder.check(path, fd, asked, is_locked=is_locked)
 
 
 def lock_file(what: str, fd: int) -> None:

@@ -70,6 +70,7 @@ class Transition(StrEnum):
     GIVE_BACK = "give_back"
     ARRIVE = "arrive"
     CLAIM = "claim"
+    CLAIM_LOCK = "claim_lock"
 
 
 _ANY: Final = tuple(Whose)
@@ -90,6 +91,7 @@ TABLE: Final[dict[tuple[Whose, Transition], Whose]] = {
     **{(whose, Transition.ARRIVE): Whose.OURS for whose in _ANY},
     (Whose.OFFERED, Transition.CLAIM): Whose.OURS,
     (Whose.MOVED, Transition.CLAIM): Whose.OURS,
+    **{(whose, Transition.CLAIM_LOCK): whose for whose in _ANY},
 }
 
 
@@ -354,12 +356,15 @@ class OwnerRecord:
         """An operator takes it without the peer's word; that is never forgotten."""
         known = self._known()
         fork = Fork(known.session, known.peer, self._now())
-        forks = (*known.forks, fork)
-        if len(forks) > FORKS_MAX:
-            raise OwnerRecordError(
-                f"the vTPM was claimed {FORKS_MAX} times: no more are remembered"
-            )
-        self._go(Transition.CLAIM, session="", forks=forks)
+        self._go(Transition.CLAIM, session="", forks=_with_fork(known, fork))
+        return fork
+
+    @_alone
+    def claim_lock(self, holder: str) -> Fork:
+        """An operator takes its lock without the word of who has that, on shared storage."""
+        known = self._known()
+        fork = Fork("", name_text(holder), self._now())
+        self._go(Transition.CLAIM_LOCK, forks=_with_fork(known, fork))
         return fork
 
     def _end(
@@ -493,6 +498,12 @@ def _with(known: Record, line: Session) -> tuple[Session, ...]:
         ((crowd, _),) = Counter(each.peer for each in old).most_common(1)
         others.remove(next(each for each in old if each.peer == crowd))
     return (*others, line)
+
+
+def _with_fork(known: Record, fork: Fork) -> tuple[Fork, ...]:
+    if len(known.forks) == FORKS_MAX:
+        raise OwnerRecordError(f"the vTPM was claimed {FORKS_MAX} times: no more are remembered")
+    return (*known.forks, fork)
 
 
 def _now() -> str:

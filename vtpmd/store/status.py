@@ -12,7 +12,13 @@ from typing import Final, NamedTuple, TypeVar
 from vtpmd import core
 from vtpmd.errors import VtpmdError
 from vtpmd.store import recovery
-from vtpmd.store.directory import OpenDirectory, StateDirectoryError
+from vtpmd.store.directory import (
+    LOCK_BYTES_MAX,
+    LOCK_NAME,
+    OpenDirectory,
+    StateDirectoryError,
+)
+from vtpmd.store.holder import Found, describe, find
 from vtpmd.store.holders import Holder, holders
 from vtpmd.store.owner import Record, look
 from vtpmd.wire import swtpm_format
@@ -45,6 +51,7 @@ class Status(NamedTuple):
     state: StateStatus | None  # None: its files cannot be read
     is_served: bool | None  # None: the lock cannot be read
     holders: list[Holder]  # who serves it, as far as this process can tell
+    held_by: str | None  # another host that has it, by the record in .lock
     has_incoming: bool  # what a peer has sent is there
     problems: list[str]
 
@@ -65,9 +72,22 @@ def status_of(directory: OpenDirectory) -> Status:
         problems.append(state.problem)
     is_served = told(OpenDirectory.is_in_use)
     found = holders(directory) if is_served else []
+    held_by = None if is_served is None else told(_other_host)
     has_incoming = directory.exists(directory.names.incoming)
     version = directory.version if any(map(directory.exists, directory.names)) else None
-    return Status(version, record, state, is_served, found, has_incoming, problems)
+    return Status(version, record, state, is_served, found, held_by, has_incoming, problems)
+
+
+def _other_host(directory: OpenDirectory) -> str | None:
+    """Return which host has the directory, on storage that hosts share. Raises VtpmdError."""
+    content = directory.read(LOCK_NAME, LOCK_BYTES_MAX)
+    found, holder = find(content or b"")
+    if found is Found.DAMAGED:
+        raise StateDirectoryError(
+            f"{directory.place(LOCK_NAME)} is no record of who has the directory; if nobody has: "
+            f"vtpmd owner {directory.path} --claim"
+        )
+    return None if holder is None or found is not Found.ELSEWHERE else describe(holder)
 
 
 def _state(directory: OpenDirectory) -> StateStatus:

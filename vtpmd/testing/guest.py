@@ -1,25 +1,21 @@
 """A QEMU guest that runs the TPM workload of guest_image, driven over QMP and a serial line."""
 
-import contextlib
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qemu.qmp import ExecuteError
 
-from vtpmd.closing import Closing
 from vtpmd.testing import guest_image
 from vtpmd.testing.facts import Facts
-from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.monitored import QMP_TIMEOUT_S, Monitored
 from vtpmd.testing.program import Program
 from vtpmd.testing.workload import COMMAND_TIMEOUT_S, Workload
 
 RESUME_TIMEOUT_S = 20.0
 POLL_S = 0.01
-QMP_TIMEOUT_S = 30.0
 MONITORS = ("qmp", "monitor")  # the Guest's own, and one for somebody else
 
 # QEMU before 9.0 (its commit 03bfc2188f06) may lose what a guest under TCG writes as it migrates:
@@ -91,12 +87,11 @@ def _arguments(machine: Machine, directory: Path, control_path: Path) -> list[st
     return [*arguments, *machine.extra_arguments]
 
 
-class Guest(Closing):
+class Guest(Monitored):
     """A QEMU process and the workload inside it.
 
     `qmp` works at once; the workload's commands work after `wait_for_workload`, or when the guest
-    came in by migration. `monitor` is qemu.qmp's blocking client, which `qmp` uses; at
-    `monitor_path` is another monitor, for a client of your own.
+    came in by migration. At `monitor_path` is another monitor, for a client of your own.
     """
 
     def __init__(
@@ -119,38 +114,20 @@ class Guest(Closing):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
             listener.listen(1)
-            self.program = Program("qemu", [*arguments, *extra_arguments], directory, network)
-            self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
-        self.program.connect(directory / "qmp").close()
+            program = Program("qemu", [*arguments, *extra_arguments], directory, network)
+            self._workload = Workload(program.accept(listener), lambda: program.output)
+        super().__init__(program, directory / "qmp")
         self.monitor_path = directory / "monitor"
-        self.monitor = Monitor(str(directory / "qmp"))
-        self.monitor.settimeout(QMP_TIMEOUT_S)
-        self.monitor.connect()
 
     def close(self) -> None:
         """End QEMU, if it still runs, and the connections to it."""
-        self.program.kill()
-        with contextlib.suppress(EOFError, ConnectionError):
-            self.monitor.close()  # says so when the other side has gone, but has closed then
+        super().close()
         self._workload.close()
 
     @property
     def console(self) -> str:
         """What the guest's kernel has written to its console."""
         return self._console.read_text(errors="replace") if self._console.exists() else ""
-
-    def qmp(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command and return its result; ExecuteError when QEMU answers an error."""
-        return self.monitor.cmd(command, **arguments)
-
-    def human_monitor(self, command_line: str) -> str:
-        """Run a command of the human monitor; return what it says."""
-        return str(self.qmp("human-monitor-command", **{"command-line": command_line}))
-
-    @property
-    def status(self) -> str:
-        """The guest's run state, as query-status names it."""
-        return str(self.qmp("query-status")["status"])
 
     def wait_for_event(self, name: str) -> None:
         """Wait until QEMU's monitor has said an event, or take one that it has; TimeoutError."""

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from vtpmd.wire.state_level import PROFILE_NAME_BYTES_MAX
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX
 
 # What both sides speak. A side refuses a peer whose range does not meet its own.
 VERSION: Final = 8
@@ -306,7 +307,12 @@ def _decode(number: int, body: bytes) -> Message:
         return Record(body)
     if layout is None or len(body) != layout.size:
         raise StreamError(f"a {kind.__name__} of {len(body)} bytes")
-    return kind(*layout.unpack(body))
+    message = kind(*layout.unpack(body))
+    if isinstance(message, Commit | Ack):
+        last = max(message.permanent_generation, message.volatile_generation)
+        if last > GENERATION_GIVEN_MAX:
+            raise StreamError(f"a {kind.__name__} of generation {last}, which is none")
+    return message
 
 
 def _decode_refuse(body: bytes) -> Refuse:

@@ -29,7 +29,7 @@ from vtpmd.wire.swtpm_encryption import (
     decrypt_old,
     encrypt,
 )
-from vtpmd.wire.tpm import Result
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, Result
 
 VERSION = 2
 MINIMUM_VERSION = 1
@@ -54,8 +54,6 @@ BARE_MAGICS = (bytes.fromhex("ab364723"), bytes.fromhex("45637889"))
 # What encryption adds: padding, and the TLVs of HMAC and IV.
 ENCRYPTION_BYTES_MAX = PADDING_BYTES_MAX + 2 * TLV.size + MAC_BYTES + IV_BYTES_MAX
 LINEAGE_BYTES = TLV.size + LINEAGE.size
-# Of a blob's: what would use up the numbers of its vTPM is none of vtpmd's. A session takes 2^32.
-LINEAGE_GENERATION_MAX = 1 << 62
 # What both wraps, a lineage and encryption leave of the control channel's limit: a state that fits
 # a file can migrate.
 STATE_BYTES_MAX = BLOB_BYTES_MAX - HEADER.size - 2 * TLV.size - ENCRYPTION_BYTES_MAX - LINEAGE_BYTES
@@ -229,7 +227,7 @@ def read_blob_lineage(data: bytes) -> Lineage | None:
     """
     version, _, body = _split_header(data)
     found = _find_lineage(version, body)
-    if found is not None and found.generation > LINEAGE_GENERATION_MAX:
+    if found is not None and found.generation > GENERATION_GIVEN_MAX:
         what = f"it is of generation {found.generation}, which is none"
         raise FormatError(what, Result.BAD_PARAMETER)
     return found

@@ -6,6 +6,10 @@ from enum import IntEnum
 
 from vtpmd.light_typing import NamedTuple
 
+# That another host may give, or QEMU: beyond it a vTPM would soon have no numbers left, of which a
+# session takes 2^32. csrc/pages.h has the same.
+GENERATION_GIVEN_MAX = 1 << 62
+
 
 class TpmVersion(IntEnum):
     """Which TPM it is, as the engine and peers have it (``enum version_number``)."""

@@ -24,7 +24,7 @@ from vtpmd.testing.credentials import credentials
 from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
 from vtpmd.testing.guest import Guest, Machine
 from vtpmd.testing.migration import MigrationReport
-from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.monitored import Monitored
 from vtpmd.testing.program import Program
 from vtpmd.testing.workload import Workload
 
@@ -76,12 +76,9 @@ class GuestWithoutTpm(Guest):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(directory / "work"))
             listener.listen(1)
-            self.program = Program("qemu", [*arguments, *extra_arguments], directory)
-            self._workload = Workload(self.program.accept(listener), lambda: self.program.output)
-        self.program.connect(directory / "qmp").close()
-        self.monitor = Monitor(str(directory / "qmp"))
-        self.monitor.settimeout(harness.QMP_TIMEOUT_S)
-        self.monitor.connect()
+            program = Program("qemu", [*arguments, *extra_arguments], directory)
+            self._workload = Workload(program.accept(listener), lambda: program.output)
+        Monitored.__init__(self, program, directory / "qmp")
 
 
 def _without_tpm(arguments: list[str | Path]) -> list[str | Path]:
