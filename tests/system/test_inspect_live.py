@@ -1,7 +1,10 @@
 """States that a real libtpms makes, decoded to the last byte, and held against the TPM itself."""
 
+import json
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from tests.support import tpm2
 from tests.support.tpm2 import CommandCode, Property, Reader
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.tree import Node
+from vtpmd.testing.emulator import VTPMD
 from vtpmd.wire.tpm import StateType
 
 KINDS = (StateType.PERMANENT, StateType.VOLATILE)
@@ -170,6 +174,23 @@ def test_sessions_have_the_attributes_that_they_were_given(live: LiveTpm) -> Non
     assert policy.words("hash-algorithm") == "SHA384"
     assert trial.words("attributes") == "isPolicy isTrialPolicy"
     assert hmac.words("symmetric", "algorithm") == "AES"
+
+
+def test_a_served_vtpm_is_inspected_and_serves_on(live: LiveTpm) -> None:
+    CASES["nv of each type"](live.tpm)
+    command: list[str | Path] = [VTPMD, "inspect", "--json", live.emulator.state]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    known = json.loads(shown.stdout)
+    assert known["in-use"]
+    assert known["journal-commits"]
+    handles = [index["handle"] for index in known["nv"]["indices"]]
+    assert handles == [f"{INDEX + number:#010x}" for number in range(5)]
+    assert known["surprises"] == []
+    live.tpm.nv_increment(INDEX + 1)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    index = json.loads(again.stdout)["nv"]["indices"][1]
+    assert int(index["data"], 16) == live.tpm.nv_counter(INDEX + 1)
 
 
 def test_audited_commands_are_named(live: LiveTpm) -> None:
