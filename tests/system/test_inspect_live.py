@@ -11,11 +11,12 @@ import pytest
 from tests.harness.busy_tpm import CASES, INDEX, PERSISTENT
 from tests.harness.live_tpm import LiveTpm
 from tests.support import tpm2
+from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import CommandCode, Property, Reader
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.tree import Node
-from vtpmd.testing.emulator import VTPMD
-from vtpmd.wire.tpm import StateType
+from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 KINDS = (StateType.PERMANENT, StateType.VOLATILE)
 
@@ -191,6 +192,45 @@ def test_a_served_vtpm_is_inspected_and_serves_on(live: LiveTpm) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     index = json.loads(again.stdout)["nv"]["indices"][1]
     assert int(index["data"], 16) == live.tpm.nv_counter(INDEX + 1)
+
+
+def verified(path: Path) -> dict[str, str]:
+    """Have a directory that is served verified, which must be fine; return what was found."""
+    command: list[str | Path] = [VTPMD, "verify", "--json", path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    outcome = json.loads(shown.stdout)
+    assert outcome["verdict"] == "fine"
+    return {check["name"]: check["finding"] for check in outcome["checks"]}
+
+
+def test_a_served_vtpm_is_verified(live: LiveTpm) -> None:
+    CASES["everything"](live.tpm)
+    found = verified(live.emulator.state)
+    assert found == dict.fromkeys(("container", "permanent state", "libtpms"), "passed")
+
+
+def test_a_tpm_12_is_verified_though_not_decoded(tmp_path: Path) -> None:
+    emulator = Emulator(EmulatorKind.VTPMD, tmp_path / "e", version=TpmVersion.TPM_1_2)
+    try:
+        with ControlClient(emulator.control_path) as control:
+            control.init()
+            found = verified(emulator.state)
+    finally:
+        emulator.kill()
+    assert found == {"container": "passed", "structure": "skipped", "libtpms": "passed"}
+
+
+def test_a_directory_of_swtpms_is_decoded_whole() -> None:
+    with LiveTpm(EmulatorKind.SWTPM) as live:
+        CASES["everything"](live.tpm)
+        for kind in KINDS:
+            whole(live.decoded(kind))
+        live.control.store_volatile()
+        found = verified(live.emulator.state)
+    assert found == dict.fromkeys(
+        ("container", "permanent state", "volatile state", "libtpms"), "passed"
+    )
 
 
 def test_audited_commands_are_named(live: LiveTpm) -> None:

@@ -86,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        found = inspect(open_source(options.path, key, migration_key))
+        source = open_source(options.path, key, migration_key)
+    found = inspect(source.check_decodable())
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)

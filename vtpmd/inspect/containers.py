@@ -25,7 +25,8 @@ from vtpmd.store.directory import (
     look_into,
 )
 from vtpmd.store.keys import Key
-from vtpmd.store.linear import LinearFile
+from vtpmd.store.libtpms import TAKEN
+from vtpmd.store.linear import LinearFile, LinearFileError
 from vtpmd.store.owner import Record, look
 from vtpmd.store.status import read_together
 from vtpmd.wire import swtpm_format
@@ -81,6 +82,12 @@ class Source(NamedTuple):
     record: Record | None = None  # of a directory alone
     is_in_use: bool | None = None
     problems: tuple[str, ...] = ()  # a line each
+
+    def check_decodable(self) -> Source:
+        """Return this, if its states can be decoded. Raises NotAState."""
+        if self.tpm is not TpmVersion.TPM_2_0:
+            raise NotAState(f"cannot inspect {self.path}: it is {TPM_12}; see `vtpmd verify`")
+        return self
 
     def __repr__(self) -> str:
         """Leave the states out."""
@@ -165,11 +172,7 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
         decode = partial(swtpm_format.decode_file, content, key=material)
         read_lineage = swtpm_format.read_lineage
     state = _opened(str(path), decode)
-    try:
-        lineage = read_lineage(content)
-        problems = _continued(path, lineage)
-    except swtpm_format.FormatError as error:
-        lineage, problems = None, (f"{path}: {error}",)
+    lineage, problems = _lineage(str(path), content, read_lineage)
     return Source(
         path=str(path),
         kind="blob" if is_blob else "file",
@@ -181,24 +184,36 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
     )
 
 
-def _continued(path: Path, lineage: Lineage | None) -> tuple[str, ...]:
+def _lineage(
+    place: str, content: bytes, read: Callable[[bytes], Lineage | None]
+) -> tuple[Lineage | None, tuple[str, ...]]:
+    """Return where a state that is alone stands in its history, and what is wrong with that."""
+    try:
+        lineage = read(content)
+    except swtpm_format.FormatError as error:
+        return None, (f"{place}: {error}",)
     if lineage is None or not lineage.continued:
-        return ()
-    return (f"{path}: a journal continues it: give the state directory, for what is newer",)
+        return lineage, ()
+    return lineage, (f"{place}: a journal continues it, which is in its state directory",)
 
 
 def _linear(path: Path, key: Key | None) -> Source:
-    """Return what a linear file holds. Raises LinearFileError, StateKeyError or OSError."""
+    """Return what a linear file holds. Raises DamagedContainer, StateKeyError or OSError."""
     states: dict[StateType, bytes] = {}
-    lineage = None
+    lineage: Lineage | None = None
+    problems: tuple[str, ...] = ()
     with LinearFile.look_into(str(path)) as linear:
-        for kind, extent in linear.extents().items():
+        try:
+            extents = linear.extents()
+        except LinearFileError as error:
+            raise DamagedContainer(str(error)) from error
+        for kind, extent in extents.items():
             content = os.pread(linear.fd, extent.n_bytes, extent.offset)
             material = None if key is None else key.material
             place = f"the {kind.name.lower()} state in {path}"
             states[kind] = _opened(place, partial(swtpm_format.decode_file, content, key=material))
             if kind is StateType.PERMANENT:
-                lineage = swtpm_format.read_lineage(content)
+                lineage, problems = _lineage(place, content, swtpm_format.read_lineage)
     if not states or any(kind_of(state) is None for state in states.values()):
         what = "a linear file with no state" if not states else TPM_12
         raise _not_a_state(path, what)
@@ -209,13 +224,12 @@ def _linear(path: Path, key: Key | None) -> Source:
         is_encrypted=key is not None,
         lineage=lineage,
         generation=None if lineage is None else lineage.generation,
+        problems=problems,
     )
 
 
 def _directory(directory: OpenDirectory, key: Key | None) -> Source:
     """Return what a state directory holds, with its journal. Raises as ``open_source`` does."""
-    if directory.version is TpmVersion.TPM_1_2:
-        raise NotAState(f"cannot inspect {directory.path}: it is {TPM_12}; see `vtpmd status`")
     names = directory.names
     problems: list[str] = []
 
@@ -241,6 +255,7 @@ def _directory(directory: OpenDirectory, key: Key | None) -> Source:
         path=directory.path,
         kind="directory",
         states=found.states_to_start_from(),
+        tpm=directory.version,
         is_encrypted=key is not None,
         lineage=lineage,
         generation=None if lineage is None else found.generation,
@@ -254,11 +269,13 @@ def _directory(directory: OpenDirectory, key: Key | None) -> Source:
 def _states(
     directory: OpenDirectory, permanent: bytes | None, key: Key | None, problems: list[str]
 ) -> dict[StateType, bytes]:
-    """Return the states in a directory's files; a volatile one that cannot be read is a problem."""
+    """Return the states in a directory's files; one but the first that is wrong is a problem."""
     material = None if key is None else key.material
-    contents = {StateType.PERMANENT: permanent}
-    volatile = directory.names.volatile
-    contents[StateType.VOLATILE] = directory.read(volatile, FILE_BYTES_MAX)
+    contents = {
+        kind: directory.read(directory.names.state(kind), FILE_BYTES_MAX)
+        for kind in TAKEN[directory.version]
+    }
+    contents[StateType.PERMANENT] = permanent
     states = {}
     for kind, content in contents.items():
         if content is None:
