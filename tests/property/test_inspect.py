@@ -15,6 +15,8 @@ STATES = [
     (states.LEVEL_7, StateType.PERMANENT),
     (states.BUSY, StateType.PERMANENT),
     (states.BUSY_VOLATILE, StateType.VOLATILE),
+    (states.BUSY_7, StateType.PERMANENT),
+    (states.BUSY_7_VOLATILE, StateType.VOLATILE),
 ]
 # What lengths, counts, versions and flags are made of.
 PIECES = st.one_of(

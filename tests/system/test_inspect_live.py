@@ -10,6 +10,7 @@ import pytest
 
 from tests.harness.busy_tpm import CASES, INDEX, PERSISTENT
 from tests.harness.live_tpm import LiveTpm
+from tests.harness.saved_guest import SavedGuest
 from tests.support import tpm2
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import CommandCode, Property, Reader
@@ -231,6 +232,19 @@ def test_a_directory_of_swtpms_is_decoded_whole() -> None:
     assert found == dict.fromkeys(
         ("container", "permanent state", "volatile state", "libtpms"), "passed"
     )
+
+
+def test_a_saved_guests_vtpm_is_found_in_its_stream(saved_guest: SavedGuest) -> None:
+    command: list[str | Path] = [VTPMD, "inspect", "--json", saved_guest.path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    known = json.loads(shown.stdout)
+    assert known["kind"] == "migration-stream"
+    assert set(known["states"]) == {"permanent", "volatile"}
+    for state in known["states"].values():
+        assert state["decoded-bytes"] == state["bytes"]
+    values = known["pcrs"]["values"]["sha256"]
+    for name in ("pcr_seal", "pcr_chain"):
+        assert saved_guest.facts[name] in values.values()
 
 
 def test_audited_commands_are_named(live: LiveTpm) -> None:

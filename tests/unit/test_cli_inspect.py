@@ -21,6 +21,7 @@ from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
 from vtpmd.inspect.decoding import decode
 from vtpmd.inspect.layouts import USER_NVRAM
+from vtpmd.inspect.qemu_stream import carried_blobs
 from vtpmd.inspect.secrets import SEED_PATHS
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -90,7 +91,16 @@ def linear_file(*files: bytes) -> bytes:
     return head.ljust(4096, b"\0") + body
 
 
+def stream(*blobs: bytes, begin: bytes = b"QEVM", flags: int = 1) -> bytes:
+    """Return a migration stream with a guest's memory, which looks like the section, and that."""
+    section = b"\4" + pack(">I", 7) + b"\x0ctpm-emulator" + pack(">II", 0, 0)
+    memory = section + pack(">II", 1, 1 << 31) + section[1:] + pack(">II", 1, 3) + b"any"
+    carried = b"".join(pack(">II", flags, len(blob)) + blob for blob in blobs)
+    return begin + pack(">I", 3) + memory * 3 + section + carried + b'{"name": "tpm-emulator"}'
+
+
 CONTAINERS = {
+    "migration-stream": lambda: stream(swtpm_format.encode_blob(states.BUSY, LINEAGE), b"", b""),
     "file": lambda: swtpm_format.encode_file(states.BUSY, LINEAGE),
     "blob": lambda: swtpm_format.encode_blob(states.BUSY, LINEAGE),
     "state": lambda: states.BUSY,
@@ -180,12 +190,41 @@ def test_a_blob_under_the_migration_key(tmp_path: Path, run: Command) -> None:
     assert (shown.status, shown.outcome["kind"]) == (0, "blob")
 
 
+def test_a_stream_that_libvirt_saved_has_both_states(tmp_path: Path, run: Command) -> None:
+    blobs = [swtpm_format.encode_blob(state) for state in (states.BUSY, states.BUSY_VOLATILE)]
+    path = tmp_path / "saved"
+    path.write_bytes(stream(*blobs, b"", begin=b"LibvirtQemudSave"))
+    shown = run(path, "--json").outcome
+    assert set(shown["states"]) == {"permanent", "volatile"}
+    assert shown["pcrs"]["values"]["sha256"]["0"].strip("0")
+
+
+def test_each_beginning_of_a_stream_ends_with_a_line(tmp_path: Path) -> None:
+    whole = stream(swtpm_format.encode_blob(states.LEVEL_1), b"", b"")
+    path = tmp_path / "stream"
+    for n_bytes in [*range(1, 300), *range(300, len(whole) - 60, 50)]:
+        path.write_bytes(whole[:n_bytes])
+        assert carried_blobs(path) is None
+
+
+def test_a_stream_encrypted_with_the_file_key(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "saved"
+    blob = swtpm_format.encode_blob(states.LEVEL_1, key=KEY, iv=IV)
+    path.write_bytes(stream(blob, b"", b"", flags=2))
+    assert run(path).status == 4
+    shown = run(path, "--json", "--key", key_file(tmp_path, KEY))
+    assert (shown.status, shown.outcome["encrypted"]) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("begin", "what"),
     [
         (b"VTPMJRNL", "a journal of vtpmd's"),
         (b"VTPD", "a delta record"),
-        (b"QEVM", "a migration stream of QEMU's"),
+        (b"QEVM", "a migration stream of QEMU's with no vTPM that is found in it"),
+        (stream(b"VTPMTAIL", b"", b""), "a migration stream of QEMU's, with a tail"),
+        (stream(swtpm_format.encode_blob(b"any"), b"", b""), "a migration stream of QEMU's, whose"),
+        (b"VTPMTAIL", "a tail"),
         (b"QFI\xfb", "a disk image"),
         (b"\x7fELF", "a program"),
         (b'{"version": 2}', "JSON, as an owner record is"),

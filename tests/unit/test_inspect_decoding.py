@@ -20,6 +20,8 @@ STATES = {
     "level 7": (states.LEVEL_7, StateType.PERMANENT),
     "busy": (states.BUSY, StateType.PERMANENT),
     "busy, volatile": (states.BUSY_VOLATILE, StateType.VOLATILE),
+    "busy, level 7": (states.BUSY_7, StateType.PERMANENT),
+    "busy, level 7, volatile": (states.BUSY_7_VOLATILE, StateType.VOLATILE),
 }
 LONGEST_S = 5.0  # for the largest state that a file holds, on a slow machine
 

@@ -31,7 +31,8 @@ example:
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
-  marshals it. Nothing is locked or written. TPM 1.2's states are not decoded yet.
+  marshals it; a migration of QEMU's to a file. Nothing is locked or written. TPM 1.2's states are
+  not decoded yet.
 
   Secrets (seeds, proofs, authorisations, private keys, what cannot be read without a password) are
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets
@@ -57,7 +58,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=EPILOG,
     )
     parser.add_argument(
-        "path", metavar="PATH", type=Path, help="state directory, state file, blob or device"
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="state directory, state file, blob, device or stream",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--tree", action="store_true", help="show every byte, with its place")

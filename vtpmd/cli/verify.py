@@ -22,7 +22,8 @@ example:
 
   Checks what a state is in (headers, checksums, the chain of a journal's records), its structure
   byte by byte, and asks this host's libtpms whether it takes it. PATH is as for vtpmd inspect: a
-  state directory, served or not, a state file or blob, a linear file. Nothing is locked or written.
+  state directory, served or not, a state file or blob, a migration stream. Nothing is locked or
+  written.
 
 exit status:
   0  nothing is wrong
@@ -44,7 +45,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=EPILOG,
     )
     parser.add_argument(
-        "path", metavar="PATH", type=Path, help="state directory, state file, blob or device"
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="state directory, state file, blob, device or stream",
     )
     parser.add_argument(
         "--key", metavar="KEY", help="the key that the state is encrypted with, as for vtpmd run"

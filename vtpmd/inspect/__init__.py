@@ -6,9 +6,12 @@
     primitives   the types that a single node stands for
     layouts      the sections of libtpms' states: their fields, as tables
     permanent, volatile, and what they have in common: the code that follows those tables
-    containers   from a path to states: directories, files, blobs, linear files
-    overview     what a person or a program wants to know of all that
-    tree_text, screen, report_json   the ways to show it
+    decoding     from a state's bytes to its tree
+    source, containers, directories, qemu_stream   from a path to states
+    overview, contents, certificates   what a person or a program wants to know of all that
+    secrets      what is shown in a secret's place
+    screen, tree_text, report_json   the ways to show it
+    verification   whether it is right
 
 A vTPM's start imports none of it.
 """

@@ -1,97 +1,56 @@
 """From a path to the states that are there, by what is in it: nothing is locked or written.
 
 A state directory with its journal, a linear file or a device, a state file or a state blob of
-swtpm's, a state as libtpms marshals it. Of what is something else it is said what it is.
+swtpm's, a state as libtpms marshals it, a migration stream of QEMU's in a file. Of what is
+something else it is said what it is.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
-from vtpmd.errors import VtpmdError
+from vtpmd.inspect import qemu_stream
 from vtpmd.inspect.decoding import kind_of
-from vtpmd.store import recovery
-from vtpmd.store.directory import (
-    KEY_REMEDIES,
-    OpenDirectory,
-    StateDirectoryError,
-    StateKeyError,
-    look_into,
+from vtpmd.inspect.directories import directory_source
+from vtpmd.inspect.source import (
+    NOTHING_KNOWN,
+    DamagedContainer,
+    Source,
+    lineage_of,
+    not_a_state,
+    opened,
 )
+from vtpmd.store.directory import look_into
 from vtpmd.store.keys import Key
-from vtpmd.store.libtpms import TAKEN
 from vtpmd.store.linear import LinearFile, LinearFileError
-from vtpmd.store.owner import Record, look
-from vtpmd.store.status import read_together
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX, FILE_BYTES_MAX, HeaderFlag, Lineage
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX, HeaderFlag, Lineage
+from vtpmd.wire.tpm import StateType
 
 HEADER_MARK: Final = slice(2, 4)  # of swtpm's header: its size, 10
 HEADER_BYTES: Final = (10).to_bytes(2, "big")
 FLAGS: Final = slice(4, 6)
+TAIL_MARK: Final = b"VTPMTAIL"
+TAIL: Final = "what a vTPM's destination had not yet got, sealed for it alone"
 # What something else begins with, and what it is.
 HINTS: Final = {
     b"VTPMJRNL": "a journal of vtpmd's: give the state directory that it lies in",
     b"VTPD": "a delta record of vtpmd's: it says only what has changed",
     b"VTPMDIN": "a state that a peer has sent: give the state directory that it lies in",
+    TAIL_MARK: f"a tail: {TAIL}",
     b"VTPMANCH": "an anchor: it has no state, only which one is to be expected",
     b'{"': "JSON, as an owner record is: give the state directory that it lies in",
-    b"QEVM": "a migration stream of QEMU's, whose vTPM is not taken from it",
     b"QFI\xfb": "a disk image of QEMU's, whose snapshots are not looked into",
     b"\x7fELF": "a program",
     b"-----BEGIN": "a key or a certificate",
 }
-NOTHING_KNOWN: Final = "no state of a TPM 2.0"
-TPM_12: Final = "a TPM 1.2's state, which is not decoded yet"
-EXIT_DAMAGED: Final = 5
-EXIT_NOT_OURS: Final = 9
-
-_T = TypeVar("_T")
-
-
-class NotAState(VtpmdError):
-    """What is at a path is no state that can be decoded."""
-
-    exit_status = EXIT_NOT_OURS
-
-
-class DamagedContainer(StateDirectoryError):
-    """What a state is wrapped in is damaged: nothing can be decoded."""
-
-    exit_status = EXIT_DAMAGED
-
-
-class Source(NamedTuple):
-    """What is at a path, of one TPM."""
-
-    path: str
-    kind: str  # directory, linear-file, file, blob or state
-    states: dict[StateType, bytes]
-    tpm: TpmVersion = TpmVersion.TPM_2_0
-    is_encrypted: bool = False
-    lineage: Lineage | None = None
-    generation: int | None = None  # of the permanent state, its journal included
-    journal_commits: int | None = None  # None: there is no journal
-    record: Record | None = None  # of a directory alone
-    is_in_use: bool | None = None
-    problems: tuple[str, ...] = ()  # a line each
-
-    def check_decodable(self) -> Source:
-        """Return this, if its states can be decoded. Raises NotAState."""
-        if self.tpm is not TpmVersion.TPM_2_0:
-            raise NotAState(f"cannot inspect {self.path}: it is {TPM_12}; see `vtpmd verify`")
-        return self
-
-    def __repr__(self) -> str:
-        """Leave the states out."""
-        return f"Source({self.path}, {self.kind})"
+# Neither a TPM 1.2's state nor another program's has a mark of its own.
+OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}: a TPM 1.2's is not decoded yet"
 
 
 def open_source(path: Path, key: Key | None, migration_key: Key | None = None) -> Source:
@@ -102,8 +61,10 @@ def open_source(path: Path, key: Key | None, migration_key: Key | None = None) -
     """
     if path.is_dir():
         with look_into(path) as directory:
-            return _directory(directory, key)
+            return directory_source(directory, key)
     content, n_bytes = _read_file(path)
+    if content.startswith(qemu_stream.MARKS):
+        return _stream(path, key, migration_key)
     if linear_decode(content[:LINEAR_HEADER_BYTES], n_bytes)[0] is not LinearFault.MAGIC:
         return _linear(path, key)
     kind = kind_of(content)
@@ -112,16 +73,10 @@ def open_source(path: Path, key: Key | None, migration_key: Key | None = None) -
     if kind is not None:
         return Source(str(path), "state", {kind: content})
     if key is not None:  # as the first version of swtpm's format has it
-        state = _opened(str(path), partial(swtpm_format.decode_file, content, key=key.material))
+        state = opened(str(path), partial(swtpm_format.decode_file, content, key=key.material))
         return Source(str(path), "file", _only(path, state), is_encrypted=True)
     hints = (hint for mark, hint in HINTS.items() if content.startswith(mark))
-    raise _not_a_state(path, next(hints, NOTHING_KNOWN))
-
-
-def _not_a_state(path: str | Path, what: str) -> NotAState:
-    return NotAState(
-        f"cannot inspect {path}: it is {what}; give a state directory, a state file or a state blob"
-    )
+    raise not_a_state(path, next(hints, NOTHING_KNOWN))
 
 
 def _read_file(path: Path) -> tuple[bytes, int]:
@@ -134,28 +89,15 @@ def _read_file(path: Path) -> tuple[bytes, int]:
     with os.fdopen(fd, "rb") as file:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise _not_a_state(path, "no file, directory or block device")
+            raise not_a_state(path, "no file, directory or block device")
         return file.read(BLOB_BYTES_MAX + 1), file.seek(0, os.SEEK_END)
-
-
-def _opened(place: str, decode: Callable[[], bytes]) -> bytes:
-    """Return what is in a container. Raises StateKeyError or DamagedContainer."""
-    try:
-        return decode()
-    except swtpm_format.FormatError as error:
-        remedy = KEY_REMEDIES.get(type(error))
-        if remedy is None:
-            what = f"cannot inspect {place}: {error}; restore it from a backup"
-            raise DamagedContainer(what) from error
-        raise StateKeyError(f"cannot inspect {place}: {error}; {remedy}") from error
 
 
 def _only(path: Path, state: bytes) -> dict[StateType, bytes]:
     """Return the one state that a file holds. Raises NotAState."""
     kind = kind_of(state)
     if kind is None:
-        # A TPM 1.2's, or another program's: neither has a mark of its own.
-        raise _not_a_state(path, f"{NOTHING_KNOWN} that swtpm's format holds")
+        raise not_a_state(path, OTHER_STATE)
     return {kind: state}
 
 
@@ -171,8 +113,8 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
     else:
         decode = partial(swtpm_format.decode_file, content, key=material)
         read_lineage = swtpm_format.read_lineage
-    state = _opened(str(path), decode)
-    lineage, problems = _lineage(str(path), content, read_lineage)
+    state = opened(str(path), decode)
+    lineage, problems = lineage_of(str(path), content, read_lineage)
     return Source(
         path=str(path),
         kind="blob" if is_blob else "file",
@@ -184,17 +126,38 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
     )
 
 
-def _lineage(
-    place: str, content: bytes, read: Callable[[bytes], Lineage | None]
-) -> tuple[Lineage | None, tuple[str, ...]]:
-    """Return where a state that is alone stands in its history, and what is wrong with that."""
-    try:
-        lineage = read(content)
-    except swtpm_format.FormatError as error:
-        return None, (f"{place}: {error}",)
-    if lineage is None or not lineage.continued:
-        return lineage, ()
-    return lineage, (f"{place}: a journal continues it, which is in its state directory",)
+def _stream(path: Path, key: Key | None, migration_key: Key | None) -> Source:
+    """Return what a migration stream of QEMU's holds."""
+    blobs = qemu_stream.carried_blobs(path)
+    if blobs is None:
+        raise not_a_state(path, "a migration stream of QEMU's with no vTPM that is found in it")
+    states: dict[StateType, bytes] = {}
+    for kind, blob in blobs.items():
+        if blob.content.startswith(TAIL_MARK):
+            raise not_a_state(path, f"a migration stream of QEMU's, with a tail: {TAIL}")
+        decode = partial(
+            swtpm_format.decode_blob,
+            blob.content,
+            encrypted=blob.is_encrypted,
+            key=None if key is None else key.material,
+            migration_key=None if migration_key is None else migration_key.material,
+        )
+        state = opened(f"the {kind.name.lower()} state in {path}", decode)
+        if state:
+            states[kind] = state
+    if any(kind_of(state) is not kind for kind, state in states.items()):
+        raise not_a_state(path, f"a migration stream of QEMU's, whose vTPM is {OTHER_STATE}")
+    permanent = blobs[StateType.PERMANENT]
+    lineage, problems = lineage_of(str(path), permanent.content, swtpm_format.read_blob_lineage)
+    return Source(
+        path=str(path),
+        kind="migration-stream",
+        states=states,
+        is_encrypted=permanent.is_encrypted,
+        lineage=lineage,
+        generation=None if lineage is None else lineage.generation,
+        problems=problems,
+    )
 
 
 def _linear(path: Path, key: Key | None) -> Source:
@@ -211,12 +174,12 @@ def _linear(path: Path, key: Key | None) -> Source:
             content = os.pread(linear.fd, extent.n_bytes, extent.offset)
             material = None if key is None else key.material
             place = f"the {kind.name.lower()} state in {path}"
-            states[kind] = _opened(place, partial(swtpm_format.decode_file, content, key=material))
+            states[kind] = opened(place, partial(swtpm_format.decode_file, content, key=material))
             if kind is StateType.PERMANENT:
-                lineage, problems = _lineage(place, content, swtpm_format.read_lineage)
+                lineage, problems = lineage_of(place, content, swtpm_format.read_lineage)
     if not states or any(kind_of(state) is None for state in states.values()):
-        what = "a linear file with no state" if not states else TPM_12
-        raise _not_a_state(path, what)
+        what = OTHER_STATE if states else "a linear file with no state"
+        raise not_a_state(path, what)
     return Source(
         path=str(path),
         kind="linear-file",
@@ -226,65 +189,3 @@ def _linear(path: Path, key: Key | None) -> Source:
         generation=None if lineage is None else lineage.generation,
         problems=problems,
     )
-
-
-def _directory(directory: OpenDirectory, key: Key | None) -> Source:
-    """Return what a state directory holds, with its journal. Raises as ``open_source`` does."""
-    names = directory.names
-    problems: list[str] = []
-
-    def told(ask: Callable[[], _T]) -> _T | None:
-        try:
-            return ask()
-        except VtpmdError as error:
-            problems.append(str(error))
-            return None
-
-    permanent, journal = read_together(directory)
-    if permanent is None and journal is None:
-        raise NotAState(f"cannot inspect {directory.path}: there is no vTPM in it yet")
-    states = _states(directory, permanent, key, problems)
-    lineage = told(lambda: None if permanent is None else swtpm_format.read_lineage(permanent))
-    secret = None if key is None else key.journal_secret()
-    found = recovery.examine_files(names, states, lineage, journal, secret)
-    if found.recovery.letter in recovery.KEY_LETTERS:
-        raise StateKeyError(f"cannot inspect {directory.path}: {recovery.reason(found)}")
-    if not found.recovery.may_start:
-        problems.append(f"{directory.path}: {recovery.reason(found)}")
-    return Source(
-        path=directory.path,
-        kind="directory",
-        states=found.states_to_start_from(),
-        tpm=directory.version,
-        is_encrypted=key is not None,
-        lineage=lineage,
-        generation=None if lineage is None else found.generation,
-        journal_commits=found.recovery.applied if found.has_journal else None,
-        record=told(lambda: look(directory)),
-        is_in_use=told(directory.is_in_use),
-        problems=tuple(problems),
-    )
-
-
-def _states(
-    directory: OpenDirectory, permanent: bytes | None, key: Key | None, problems: list[str]
-) -> dict[StateType, bytes]:
-    """Return the states in a directory's files; one but the first that is wrong is a problem."""
-    material = None if key is None else key.material
-    contents = {
-        kind: directory.read(directory.names.state(kind), FILE_BYTES_MAX)
-        for kind in TAKEN[directory.version]
-    }
-    contents[StateType.PERMANENT] = permanent
-    states = {}
-    for kind, content in contents.items():
-        if content is None:
-            continue
-        place = directory.place(directory.names.state(kind))
-        try:
-            states[kind] = _opened(place, partial(swtpm_format.decode_file, content, key=material))
-        except StateDirectoryError as error:
-            if isinstance(error, StateKeyError) and kind is StateType.PERMANENT:
-                raise
-            problems.append(str(error))
-    return states

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from vtpmd.inspect.certificates import certificate_in
+from vtpmd.inspect.objects import OCCUPIED
 from vtpmd.inspect.primitives import nv_type
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.tree import Node
@@ -18,6 +19,7 @@ ORDERLY: Final = 1 << 26  # of TPMA_NV
 # Of OBJECT_ATTRIBUTES; none of them is the null hierarchy's.
 HIERARCHIES: Final = {1: "endorsement", 2: "platform", 3: "owner"}
 SEQUENCE_BITS: Final = {8: "hmac sequence", 9: "hash sequence", 10: "event sequence"}
+TRANSIENT_FIRST: Final = 0x8000_0000  # the handle of the object in the first slot
 POLICY, TRIAL = 1 << 0, 1 << 7  # of SESSION_ATTRIBUTES
 
 
@@ -76,8 +78,11 @@ def loaded_objects(volatile: Node) -> list[dict[str, Any]]:
     """Return the objects and sequences that are loaded: their handles follow from their slots."""
     slots = volatile.find("volatile-state", "objects")
     nodes = [] if slots is None else [node for node in slots.children if node.name.isdigit()]
-    found = ((f"{0x8000_0000 + int(node.name):#010x}", node) for node in nodes)
-    return [_object(handle, node) for handle, node in found if len(node.children) > 3]
+    return [
+        _object(f"{TRANSIENT_FIRST + int(node.name):#010x}", node)
+        for node in nodes
+        if (node.number("slot-attributes") or 0) & OCCUPIED
+    ]
 
 
 def _object(handle: str, slot: Node) -> dict[str, Any]:

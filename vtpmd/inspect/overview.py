@@ -9,11 +9,11 @@ import json
 from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect import contents
-from vtpmd.inspect.containers import Source
 from vtpmd.inspect.decoding import Decoded, decode
 from vtpmd.inspect.primitives import SU_DA_USED
 from vtpmd.inspect.public import banks_of, selected_words
 from vtpmd.inspect.secrets import Secrets
+from vtpmd.inspect.source import Source
 from vtpmd.inspect.tree import Node
 from vtpmd.wire.tpm import StateType
 

@@ -23,6 +23,7 @@ def screen(known: dict[str, Any]) -> list[str]:
 
 def _title(known: dict[str, Any]) -> str:
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
+    kinds["migration-stream"] = "a migration stream of QEMU's"
     wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
     what = (kinds | wrapped)[known["kind"]]
     encrypted = ", encrypted" if known["encrypted"] else ""

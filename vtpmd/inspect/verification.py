@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from vtpmd.inspect.containers import Source
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.overview import inspect
+from vtpmd.inspect.source import Source
 from vtpmd.store.libtpms import LibtpmsTooOld, ask, check_level
 from vtpmd.wire.tpm import StateType, TpmVersion
 
