@@ -15,6 +15,8 @@ STATES = [
     (states.LEVEL_7, StateType.PERMANENT),
     (states.BUSY, StateType.PERMANENT),
     (states.BUSY_VOLATILE, StateType.VOLATILE),
+    (states.BUSY_OLD, StateType.PERMANENT),
+    (states.BUSY_OLD_VOLATILE, StateType.VOLATILE),
     (states.BUSY_7, StateType.PERMANENT),
     (states.BUSY_7_VOLATILE, StateType.VOLATILE),
 ]

@@ -13,6 +13,8 @@ LEVEL_7 = swtpm_format.decode_file((_FILES / "level-7.permall").read_bytes())
 # A TPM that was used, and what it had in memory then.
 BUSY = swtpm_format.decode_file((_FILES / "busy.permall").read_bytes())
 BUSY_VOLATILE = swtpm_format.decode_file((_FILES / "busy.volatilestate").read_bytes())
+BUSY_OLD = swtpm_format.decode_file((_FILES / "busy-0.7.permall").read_bytes())
+BUSY_OLD_VOLATILE = swtpm_format.decode_file((_FILES / "busy-0.7.volatilestate").read_bytes())
 BUSY_7 = swtpm_format.decode_file((_FILES / "busy-7.permall").read_bytes())
 BUSY_7_VOLATILE = swtpm_format.decode_file((_FILES / "busy-7.volatilestate").read_bytes())
 

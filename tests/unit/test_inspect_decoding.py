@@ -20,6 +20,8 @@ STATES = {
     "level 7": (states.LEVEL_7, StateType.PERMANENT),
     "busy": (states.BUSY, StateType.PERMANENT),
     "busy, volatile": (states.BUSY_VOLATILE, StateType.VOLATILE),
+    "busy, old": (states.BUSY_OLD, StateType.PERMANENT),
+    "busy, old, volatile": (states.BUSY_OLD_VOLATILE, StateType.VOLATILE),
     "busy, level 7": (states.BUSY_7, StateType.PERMANENT),
     "busy, level 7, volatile": (states.BUSY_7_VOLATILE, StateType.VOLATILE),
 }
@@ -70,7 +72,7 @@ def test_a_right_state_is_decoded_whole(name: str) -> None:
 def test_of_a_truncated_state_all_that_is_there_is_decoded(name: str) -> None:
     state, kind = STATES[name]
     whole = {(leaf.offset, leaf.length): leaf for leaf in decode(state, kind).root.leaves()}
-    for n_bytes in [*range(1200), *range(1200, len(state), 37)]:
+    for n_bytes in [*range(0, 1200, 7), *range(1200, len(state), 61)]:
         decoded = decode(state[:n_bytes], kind)
         assert decoded.faults
         assert decoded.faults[0].offset <= n_bytes
@@ -148,7 +150,7 @@ def test_bytes_behind_a_state_are_told() -> None:
 @pytest.mark.parametrize("name", STATES)
 def test_each_flipped_byte_ends_with_a_result(name: str) -> None:
     state, kind = STATES[name]
-    for at in range(0, len(state), 1 + len(state) // 300):
+    for at in range(0, len(state), 1 + len(state) // 150):
         altered = state[:at] + bytes([state[at] ^ 0xFF]) + state[at + 1 :]
         assert_accounted_for(decode(altered, kind), len(state))
 
