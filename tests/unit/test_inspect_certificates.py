@@ -45,5 +45,7 @@ def test_an_altered_one_ends_with_a_result(certificate: bytes) -> None:
 
 
 def test_what_people_are_shown_is_one_line_of_a_terminal() -> None:
-    assert printable("a\nb\x00c") == "a?b?c"
+    assert printable("a\nb\x00c\u202e") == "a?b?c?"
     assert len(printable("x" * 1000)) == NAME_LENGTH_MAX
+    assert printable("x" * 1000).endswith("x...")
+    assert printable("x" * NAME_LENGTH_MAX) == "x" * NAME_LENGTH_MAX

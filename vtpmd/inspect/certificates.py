@@ -7,7 +7,8 @@ from typing import Any, Final
 
 SEQUENCE: Final = b"\x30\x82"  # with a length of two bytes: no certificate is shorter than 256
 HEADER_BYTES: Final = 4
-NAME_LENGTH_MAX: Final = 200  # of a name, for people
+NAME_LENGTH_MAX: Final = 200  # of a text, for people
+CUT: Final = "..."
 
 
 def certificate_in(data: bytes) -> dict[str, Any] | None:
@@ -39,5 +40,6 @@ def certificate_in(data: bytes) -> dict[str, Any] | None:
 
 
 def printable(text: str) -> str:
-    """Return a text that a terminal can be given, cut to a line."""
-    return "".join(char if char.isprintable() else "?" for char in text)[:NAME_LENGTH_MAX]
+    """Return a text that any terminal can be given, cut to a line."""
+    cut = text if len(text) <= NAME_LENGTH_MAX else f"{text[: NAME_LENGTH_MAX - len(CUT)]}{CUT}"
+    return "".join(char if char.isascii() and char.isprintable() else "?" for char in cut)

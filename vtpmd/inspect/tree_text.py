@@ -61,7 +61,7 @@ def _value(node: Node, secrets: Secrets) -> str:
             return f"{len(raw)} zeros" if len(raw) > 1 else raw.hex() or "empty"
         case bytes(raw):
             rest = len(raw) - HEX_BYTES_SHOWN
-            more = f"… {rest} more bytes" if rest > 0 else ""
+            more = f"... {rest} more bytes" if rest > 0 else ""
             return f"{raw[:HEX_BYTES_SHOWN].hex()}{more}"
         case bool(flag):
             return "yes" if flag else "no"
