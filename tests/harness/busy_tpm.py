@@ -127,6 +127,13 @@ def sessions(tpm: Tpm) -> None:
     handle_of(tpm, tpm2_rare.start_session(SessionType.TRIAL, cipher=False))
 
 
+def bound_session(tpm: Tpm) -> None:
+    """Begin a session that is bound to an index with an authorisation."""
+    tpm.nv_define(INDEX, 16, auth=b"bound password")
+    tpm.nv_write(INDEX, bytes(16), b"bound password")
+    handle_of(tpm, tpm2_rare.start_session(SessionType.HMAC, cipher=False, bound_to=INDEX))
+
+
 def saved_sessions(tpm: Tpm) -> None:
     """Save sessions out of the TPM."""
     for _ in range(5):
@@ -246,6 +253,7 @@ CASES: dict[str, Callable[[Tpm], None]] = {
     "event sequence": sequence(0x0010),
     "hmac sequence": hmac_sequence,
     "sessions": sessions,
+    "bound session": bound_session,
     "saved sessions": saved_sessions,
     "audit": audited,
     "owned": owned,

@@ -145,12 +145,18 @@ def pcr_set_policy(pcr: int, policy: bytes, algorithm: int) -> bytes:
     )
 
 
-def start_session(kind: SessionType, algorithm: int = Algorithm.SHA256, *, cipher: bool) -> bytes:
-    """Build TPM2_StartAuthSession, unbound and unsalted; with a ``cipher`` it can encrypt."""
+def start_session(
+    kind: SessionType,
+    algorithm: int = Algorithm.SHA256,
+    *,
+    cipher: bool,
+    bound_to: int = Handle.NULL,
+) -> bytes:
+    """Build TPM2_StartAuthSession, unsalted; with a ``cipher`` it can encrypt."""
     symmetric = struct.pack(">HHH", AES, 128, CFB) if cipher else struct.pack(">H", NULL)
     return command(
         Code.START_AUTH_SESSION,
-        handles=[Handle.NULL, Handle.NULL],
+        handles=[Handle.NULL, bound_to],
         parameters=sized(bytes(range(16)))
         + sized(b"")
         + struct.pack(">B", kind)

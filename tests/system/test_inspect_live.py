@@ -105,6 +105,16 @@ def test_what_needs_an_authorisation_is_a_secret(live: LiveTpm) -> None:
         assert node.is_secret
 
 
+def test_what_a_session_is_bound_to_is_a_secret(live: LiveTpm) -> None:
+    """The authorisation is in there, as it is."""
+    CASES["bound session"](live.tpm)
+    state = live.state(StateType.VOLATILE)
+    assert b"bound password" in state
+    for leaf in live.decoded(StateType.VOLATILE).root.leaves():
+        if not leaf.is_secret:
+            assert b"bound password" not in state[leaf.offset : leaf.offset + leaf.length]
+
+
 @pytest.mark.parametrize(
     "case", ["rsa", "rsa signing", "ecc", "ecc signing", "sealed", "hmac key", "symmetric key"]
 )

@@ -126,8 +126,9 @@ PRIMITIVES: Final[Mapping[str, Number | Sized | Flag]] = {
     "TPM2B_PUBLIC_KEY_RSA": Sized(2048),
     "TPM2B_ECC_PARAMETER": Sized(128),
     "TPM2B_SENSITIVE_COMPOSITE": Sized(5 * 1024, is_secret=True),
-    # A union of a name, with which a session is bound, and of digests that policy has asked for.
-    "SESSION_U1": Sized(68),
+    # A union: of what a session is bound to, the name with the authorisation in it, and of digests
+    # that a policy has asked for.
+    "SESSION_U1": Sized(68, is_secret=True),
     # A union of an audit digest and a policy digest.
     "SESSION_U2": Sized(64),
 }
