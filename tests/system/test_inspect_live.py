@@ -205,6 +205,15 @@ def test_a_served_vtpm_is_inspected_and_serves_on(live: LiveTpm) -> None:
     assert int(index["data"], 16) == live.tpm.nv_counter(INDEX + 1)
 
 
+def test_a_full_memory_is_a_surprise(live: LiveTpm) -> None:
+    CASES["nv full"](live.tpm)
+    command: list[str | Path] = [VTPMD, "inspect", "--json", live.emulator.state]
+    known = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (surprise,) = known["surprises"]
+    nv = known["nv"]
+    assert surprise == f"NV memory is nearly full: {nv['used-bytes']} of {nv['bytes']} bytes"
+
+
 def verified(path: Path) -> dict[str, str]:
     """Have a directory that is served verified, which must be fine; return what was found."""
     command: list[str | Path] = [VTPMD, "verify", "--json", path]

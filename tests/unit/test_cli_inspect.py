@@ -243,6 +243,26 @@ def test_of_what_is_no_state_it_is_said_what_it_is(
     assert len(refused.error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_a_linear_file_with_a_state_in_anothers_place(
+    n_before: int, tmp_path: Path, run: Command
+) -> None:
+    """Of the slots the second is a volatile state's, the third one no TPM 2.0's."""
+    file = swtpm_format.encode_file(states.LEVEL_1)
+    volatile = swtpm_format.encode_file(states.BUSY_VOLATILE)
+    path = tmp_path / "linear"
+    path.write_bytes(linear_file(*(file, volatile)[:n_before], file))
+    refused = run(path)
+    assert (refused.status, refused.output, len(refused.error.splitlines())) == (9, "", 1)
+
+
+def test_a_linear_file_that_is_damaged(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "linear"
+    path.write_bytes(linear_file(swtpm_format.encode_file(states.LEVEL_1))[:5000])
+    refused = run(path)
+    assert (refused.status, refused.output, len(refused.error.splitlines())) == (5, "", 1)
+
+
 def test_a_tpm_12_is_said_to_be_one(tmp_path: Path, run: Command) -> None:
     (tmp_path / "tpm-00.permall").write_bytes(swtpm_format.encode_file(b"any"))
     refused = run(tmp_path)
@@ -283,6 +303,17 @@ def test_a_broken_state_is_shown_as_far_as_it_goes(tmp_path: Path, run: Command)
         "platform-seed has 66 bytes, and 38 are left"
     )
     assert any(line.startswith("owner        empty") for line in shown.lines)
+
+
+def test_an_index_that_breaks_off_is_shown_as_such(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "state"
+    root = decode(states.BUSY, StateType.PERMANENT).root
+    index = root.find("persistent-all", "user-nvram", "entries", "0x01000001", "index", "public")
+    assert index is not None
+    path.write_bytes(states.BUSY[: index.offset + 5])
+    assert "  0x01000001  not decoded whole" in run(path).lines
+    known = run(path, "--json").outcome["nv"]["indices"]
+    assert [each["type"] for each in known] == ["ordinary", None]
 
 
 def test_a_state_of_a_later_libtpms(tmp_path: Path, run: Command) -> None:

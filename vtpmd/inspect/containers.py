@@ -177,7 +177,7 @@ def _linear(path: Path, key: Key | None) -> Source:
             states[kind] = opened(place, partial(swtpm_format.decode_file, content, key=material))
             if kind is StateType.PERMANENT:
                 lineage, problems = lineage_of(place, content, swtpm_format.read_lineage)
-    if not states or any(kind_of(state) is None for state in states.values()):
+    if not states or any(kind_of(state) is not kind for kind, state in states.items()):
         what = OTHER_STATE if states else "a linear file with no state"
         raise not_a_state(path, what)
     return Source(

@@ -38,13 +38,14 @@ def nv_indices(permanent: Node, secrets: Secrets) -> list[dict[str, Any]]:
 
 def _nv_index(permanent: Node, entry: Node, secrets: Secrets) -> dict[str, Any]:
     public = entry.find("index", "public") or entry
-    attributes = public.number("attributes") or 0
+    known = public.number("attributes")
+    attributes = known or 0
     data = entry.find("data")
     if data is None and attributes & ORDERLY:
         data = permanent.find("persistent-all", "orderly-ram", "entries", entry.name, "data")
     found: dict[str, Any] = {
         "handle": entry.name,
-        "type": nv_type(attributes),
+        "type": None if known is None else nv_type(known),
         "attributes": public.words("attributes").split()[1:],
         "name-algorithm": public.words("name-algorithm"),
         "policy": public.content("auth-policy").hex() or None,

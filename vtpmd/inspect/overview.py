@@ -19,7 +19,7 @@ from vtpmd.wire.tpm import StateType
 
 NOTHING: Final = Node("", "", 0)
 HIERARCHIES: Final = ("owner", "endorsement", "platform", "lockout", "null")
-NEARLY: Final = 0.9  # of NV memory: from then on it is nearly full
+NEARLY: Final = 0.8  # of NV memory: libtpms keeps some free, and defines nothing above 0.87
 
 
 class Inspected(NamedTuple):

@@ -106,6 +106,9 @@ def _nv(known: dict[str, Any]) -> Iterator[str]:
     if indices:
         yield "  index       type      bytes  auth   policy  what"
     for each in indices[:INDICES_SHOWN]:
+        if each["bytes"] is None:
+            yield f"  {each['handle']}  not decoded whole"
+            continue
         auth = "set" if each["auth-set"] else "empty"
         policy = "yes" if each["policy"] else "-"
         line = f"  {each['handle']}  {each['type']:<9} {each['bytes']:>5}  {auth:<6} {policy:<7} "
