@@ -10,6 +10,13 @@ from vtpmd.wire import swtpm_format
 _FILES = Path(__file__).with_name("states")
 LEVEL_1 = swtpm_format.decode_file((_FILES / "level-1.permall").read_bytes())
 LEVEL_7 = swtpm_format.decode_file((_FILES / "level-7.permall").read_bytes())
+# A TPM that was used, and what it had in memory then.
+BUSY = swtpm_format.decode_file((_FILES / "busy.permall").read_bytes())
+BUSY_VOLATILE = swtpm_format.decode_file((_FILES / "busy.volatilestate").read_bytes())
+BUSY_OLD = swtpm_format.decode_file((_FILES / "busy-0.7.permall").read_bytes())
+BUSY_OLD_VOLATILE = swtpm_format.decode_file((_FILES / "busy-0.7.volatilestate").read_bytes())
+BUSY_7 = swtpm_format.decode_file((_FILES / "busy-7.permall").read_bytes())
+BUSY_7_VOLATILE = swtpm_format.decode_file((_FILES / "busy-7.volatilestate").read_bytes())
 
 # Of a level that no libtpms has so far: its profile says so, and all else is LEVEL_7.
 LATER = LEVEL_7.replace(b'"StateFormatLevel":7', b'"StateFormatLevel":9')

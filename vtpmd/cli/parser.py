@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 # In the order of the help; each is the module of that name here.
-COMMANDS = ("run", "attach", "status", "migrate", "owner", "pki", "fold", "recover", "rekey")
+COMMANDS = (
+    *("run", "attach", "status", "inspect", "verify", "migrate", "owner", "pki"),
+    *("fold", "recover", "rekey"),
+)
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\

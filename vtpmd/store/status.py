@@ -92,7 +92,7 @@ def _other_host(directory: OpenDirectory) -> str | None:
 
 def _state(directory: OpenDirectory) -> StateStatus:
     """Return what the state's files say. Raises StateDirectoryError."""
-    permanent, journal = _read(directory)
+    permanent, journal = read_together(directory)
     lineage, states = None, {}
     if permanent is not None:
         try:
@@ -130,7 +130,7 @@ def _of_lineage(lineage: Lineage | None, journal: bytes | None) -> StateStatus:
     return found._replace(identity=lineage.identity, generation=lineage.generation)
 
 
-def _read(directory: OpenDirectory) -> tuple[bytes | None, bytes | None]:
+def read_together(directory: OpenDirectory) -> tuple[bytes | None, bytes | None]:
     """Return checkpoint and journal as they were together. Raises StateDirectoryError.
 
     Who serves the directory may write to either, and puts others in their place, between two reads

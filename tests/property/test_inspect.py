@@ -1,0 +1,107 @@
+"""Decoding against hostile bytes: a result in bounded time, whatever was done to a state.
+
+The oracle: no exception, each byte in one leaf, and each way to show it has something to show. What
+a state is in may be refused, in one line.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import states
+from vtpmd.errors import VtpmdError
+from vtpmd.inspect.containers import open_source
+from vtpmd.inspect.decoding import Decoded, decode
+from vtpmd.inspect.overview import inspect, overview
+from vtpmd.inspect.report_json import node_json
+from vtpmd.inspect.screen import screen
+from vtpmd.inspect.secrets import Secrets
+from vtpmd.inspect.source import Source
+from vtpmd.inspect.tree_text import fault_lines, tree_lines
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.tpm import StateType
+
+STATES = {
+    "level 1": (states.LEVEL_1, StateType.PERMANENT),
+    "level 7": (states.LEVEL_7, StateType.PERMANENT),
+    "busy": (states.BUSY, StateType.PERMANENT),
+    "busy, volatile": (states.BUSY_VOLATILE, StateType.VOLATILE),
+    "old": (states.BUSY_OLD, StateType.PERMANENT),
+    "old, volatile": (states.BUSY_OLD_VOLATILE, StateType.VOLATILE),
+    "busy, level 7": (states.BUSY_7, StateType.PERMANENT),
+    "busy, level 7, volatile": (states.BUSY_7_VOLATILE, StateType.VOLATILE),
+}
+# What lengths, counts, versions and flags are made of.
+PIECES = st.one_of(
+    st.sampled_from([b"", b"\0", b"\1", b"\xff", b"\0\0", b"\xff\xff", b"\x7f\xff\xff\xff"]),
+    st.binary(max_size=40),
+)
+
+
+def tiles(decoded: Decoded) -> bool:
+    """Return whether the leaves have each byte once, in order."""
+    at = 0
+    for leaf in decoded.root.leaves():
+        if leaf.offset != at:
+            return False
+        at += leaf.length
+    return at == decoded.total_bytes
+
+
+def altered(data: st.DataObject, content: bytes) -> bytes:
+    """Return content with pieces put in, taken out, or written over."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(changed)))
+        length = data.draw(st.integers(0, 40))
+        changed[start : start + length] = data.draw(PIECES)
+    return bytes(changed)
+
+
+def show(source: Source) -> None:
+    """Show a source in every way."""
+    found = inspect(source)
+    assert all(map(tiles, found.states.values()))
+    secrets = Secrets(found.states.values())
+    known = overview(found, secrets)
+    lines = screen(known)
+    for decoded in found.states.values():
+        lines += [*tree_lines(decoded.root, secrets), *fault_lines(decoded)]
+        json.dumps(node_json(decoded.root, secrets))
+    assert json.loads(json.dumps(known)).keys() == known.keys()
+    assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+@given(data=st.data())
+@settings(max_examples=400, deadline=4000)
+def test_an_altered_state_is_shown(data: st.DataObject) -> None:
+    state, kind = STATES[data.draw(st.sampled_from(list(STATES)))]
+    show(Source("state", "state", {kind: altered(data, state)}))
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=4000)
+def test_an_altered_file_is_shown_or_refused_in_a_line(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    state, _ = STATES[data.draw(st.sampled_from(list(STATES)))]
+    wrap = data.draw(st.sampled_from([swtpm_format.encode_file, swtpm_format.encode_blob]))
+    path: Path = tmp_path_factory.getbasetemp() / "altered"
+    path.write_bytes(altered(data, wrap(state)[:4000]))
+    try:
+        source = open_source(path, None)
+    except VtpmdError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        show(source)
+
+
+@given(st.binary(max_size=4000), st.sampled_from([StateType.PERMANENT, StateType.VOLATILE]))
+@settings(deadline=2000)
+def test_any_bytes_end_with_a_result(content: bytes, kind: StateType) -> None:
+    assert tiles(decode(content, kind))
+    headed = (state for state, its_kind in STATES.values() if its_kind is kind)
+    assert tiles(decode(next(headed)[:8] + content, kind))

@@ -1,0 +1,464 @@
+"""`vtpmd inspect` as a person and a program meet it: whatever a state is in, and what is none.
+
+That a directory is left as it is, is checked each time. A served vTPM is in
+tests/system/test_inspect_live.py.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import pytest
+
+from tests.support import states
+from tests.support.cli_run import Run
+from tests.support.documents import tables
+from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
+from tests.support.journal import write_journal
+from vtpmd.inspect.decoding import decode
+from vtpmd.inspect.layouts import USER_NVRAM
+from vtpmd.inspect.qemu_stream import carried_blobs
+from vtpmd.inspect.secrets import SEED_PATHS
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import StateType
+
+VOLATILE_NAME = "tpm2-00.volatilestate"
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/inspect.md").read_text()
+IDENTITY = b"i" * 16
+KEY, IV = b"k" * 32, b"v" * 32
+MIGRATION_KEY = b"m" * 16
+SECRETS = (b"password of hierarchy", b"under a policy..", b"message")
+LEAF = re.compile(r" *\d+ +(\d+) +\S+: ")  # offset, length, name
+NEWER = states.LEVEL_1.replace(
+    pack(">HIH", 2, USER_NVRAM.magic, 1), pack(">HIH", 9, USER_NVRAM.magic, 8)
+)
+
+Command = Callable[..., Run]
+
+
+def content(place: Path) -> dict[str, bytes]:
+    """Return all that is in a directory, or a file."""
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command; each time what it was given is as it was."""
+
+    def run(path: Path, *options: str) -> Run:
+        before = content(path)
+        result = Run(capsys, "inspect", path, *options)
+        assert content(path) == before
+        return result
+
+    return run
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """Give a state directory of a used TPM, with its volatile state."""
+    path = tmp_path / "state"
+    path.mkdir()
+    (path / PERMANENT_NAME).write_bytes(swtpm_format.encode_file(states.BUSY, LINEAGE))
+    (path / VOLATILE_NAME).write_bytes(swtpm_format.encode_file(states.BUSY_VOLATILE))
+    yield path
+
+
+LINEAGE = Lineage(IDENTITY, 7)
+
+
+def key_file(tmp_path: Path, key: bytes, name: str = "key") -> str:
+    """Return the option's value for a key."""
+    path = tmp_path / name
+    path.write_text(key.hex())
+    path.chmod(0o600)
+    return f"file={path},mode={'aes-256-cbc' if len(key) == 32 else 'aes-128-cbc'}"
+
+
+def linear_file(*files: bytes) -> bytes:
+    """Return swtpm's linear file with these states' files."""
+    slots, body = b"", b""
+    for file in files:
+        slots += pack("<III", 4096 + len(body), len(file), len(file))
+        body += file
+    head = pack("<QBBH", 0x737774706D6C696E, 1, 0, 192) + slots
+    return head.ljust(4096, b"\0") + body
+
+
+def stream(*blobs: bytes, begin: bytes = b"QEVM", flags: int = 1) -> bytes:
+    """Return a migration stream with a guest's memory, which looks like the section, and that."""
+    section = b"\4" + pack(">I", 7) + b"\x0ctpm-emulator" + pack(">II", 0, 0)
+    memory = section + pack(">II", 1, 1 << 31) + section[1:] + pack(">II", 1, 3) + b"any"
+    carried = b"".join(pack(">II", flags, len(blob)) + blob for blob in blobs)
+    return begin + pack(">I", 3) + memory * 3 + section + carried + b'{"name": "tpm-emulator"}'
+
+
+CONTAINERS = {
+    "migration-stream": lambda: stream(swtpm_format.encode_blob(states.BUSY, LINEAGE), b"", b""),
+    "file": lambda: swtpm_format.encode_file(states.BUSY, LINEAGE),
+    "blob": lambda: swtpm_format.encode_blob(states.BUSY, LINEAGE),
+    "state": lambda: states.BUSY,
+    "linear-file": lambda: linear_file(swtpm_format.encode_file(states.BUSY, LINEAGE)),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_state_is_found_whatever_it_is_in(kind: str, tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "any name"
+    path.write_bytes(CONTAINERS[kind]())
+    shown = run(path, "--json")
+    assert shown.status == 0
+    assert shown.outcome["kind"] == kind
+    permanent = shown.outcome["states"]["permanent"]
+    assert permanent["decoded-bytes"] == permanent["bytes"] == len(states.BUSY)
+    if kind != "state":
+        assert (shown.outcome["identity"], shown.outcome["generation"]) == (IDENTITY.hex(), 7)
+
+
+def test_a_directory_has_all_its_states(state: Path, run: Command) -> None:
+    shown = run(state, "--json").outcome
+    assert (shown["kind"], shown["in-use"], shown["owner"]) == ("directory", False, "ours")
+    assert set(shown["states"]) == {"permanent", "volatile"}
+    assert shown["problems"] == []
+
+
+def test_a_journal_is_on_top_of_its_checkpoint(tmp_path: Path, run: Command) -> None:
+    continued = Lineage(IDENTITY, 1, continued=True)
+    images = states.different(3)
+    file = swtpm_format.encode_file(images[0], continued)
+    (tmp_path / PERMANENT_NAME).write_bytes(file)
+    (tmp_path / JOURNAL_NAME).write_bytes(write_journal(images, identity=IDENTITY))
+    shown = run(tmp_path, "--json", "--show-secrets").outcome
+    assert (shown["generation"], shown["journal-commits"]) == (3, 2)
+    seed = shown["hierarchies"]["endorsement"]["seed"]["value"]
+    assert bytes.fromhex(seed).startswith(b"CCCCCCCC")
+
+
+def test_a_damaged_journal_is_told_and_what_is_right_shown(tmp_path: Path, run: Command) -> None:
+    continued = Lineage(IDENTITY, 1, continued=True)
+    images = states.different(3)
+    (tmp_path / PERMANENT_NAME).write_bytes(swtpm_format.encode_file(images[0], continued))
+    journal = write_journal(images, identity=IDENTITY)
+    journal[600] ^= 1
+    (tmp_path / JOURNAL_NAME).write_bytes(journal)
+    shown = run(tmp_path, "--json")
+    assert shown.status == 5
+    (problem,) = shown.outcome["problems"]
+    assert "tpm2-00.journal" in problem
+    assert problem in shown.outcome["surprises"]
+
+
+@pytest.mark.parametrize("wrap", ["file", "directory", "blob", "linear-file"])
+def test_an_encrypted_state_opens_with_its_key_alone(
+    wrap: str, tmp_path: Path, run: Command
+) -> None:
+    file = swtpm_format.encode_file(states.LEVEL_1, key=KEY, iv=IV)
+    path = tmp_path / "state"
+    if wrap == "directory":
+        path.mkdir()
+        (path / PERMANENT_NAME).write_bytes(file)
+    elif wrap == "blob":
+        path.write_bytes(swtpm_format.encode_blob(states.LEVEL_1, key=KEY, iv=IV))
+    else:
+        path.write_bytes(linear_file(file) if wrap == "linear-file" else file)
+    right, wrong = key_file(tmp_path, KEY), key_file(tmp_path, b"x" * 32, "wrong")
+    shown = run(path, "--json", "--key", right)
+    assert (shown.status, shown.outcome["encrypted"]) == (0, True)
+    for options in ((), ("--key", wrong)):
+        refused = run(path, *options)
+        assert refused.status == 4
+        assert refused.output == ""
+        assert len(refused.error.splitlines()) == 1
+
+
+def test_a_key_for_a_plain_state_is_refused(state: Path, tmp_path: Path, run: Command) -> None:
+    assert run(state, "--key", key_file(tmp_path, KEY)).status == 4
+
+
+def test_a_blob_under_the_migration_key(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "blob"
+    blob = swtpm_format.encode_blob(states.LEVEL_1, migration_key=MIGRATION_KEY, iv=bytes(16))
+    path.write_bytes(blob)
+    assert run(path).status == 4
+    shown = run(path, "--json", "--migration-key", key_file(tmp_path, MIGRATION_KEY))
+    assert (shown.status, shown.outcome["kind"]) == (0, "blob")
+
+
+def test_a_stream_that_libvirt_saved_has_both_states(tmp_path: Path, run: Command) -> None:
+    blobs = [swtpm_format.encode_blob(state) for state in (states.BUSY, states.BUSY_VOLATILE)]
+    path = tmp_path / "saved"
+    path.write_bytes(stream(*blobs, b"", begin=b"LibvirtQemudSave"))
+    shown = run(path, "--json").outcome
+    assert set(shown["states"]) == {"permanent", "volatile"}
+    assert shown["pcrs"]["values"]["sha256"]["0"].strip("0")
+
+
+def test_each_beginning_of_a_stream_ends_with_a_line(tmp_path: Path) -> None:
+    whole = stream(swtpm_format.encode_blob(states.LEVEL_1), b"", b"")
+    path = tmp_path / "stream"
+    for n_bytes in [*range(1, 300), *range(300, len(whole) - 60, 50)]:
+        path.write_bytes(whole[:n_bytes])
+        assert carried_blobs(path) is None
+
+
+def test_a_stream_encrypted_with_the_file_key(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "saved"
+    blob = swtpm_format.encode_blob(states.LEVEL_1, key=KEY, iv=IV)
+    path.write_bytes(stream(blob, b"", b"", flags=2))
+    assert run(path).status == 4
+    shown = run(path, "--json", "--key", key_file(tmp_path, KEY))
+    assert (shown.status, shown.outcome["encrypted"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("begin", "what"),
+    [
+        (b"VTPMJRNL", "a journal of vtpmd's"),
+        (b"VTPD", "a delta record"),
+        (b"QEVM", "a migration stream of QEMU's with no vTPM that is found in it"),
+        (stream(b"VTPMTAIL", b"", b""), "a migration stream of QEMU's, with a tail"),
+        (stream(swtpm_format.encode_blob(b"any"), b"", b""), "a migration stream of QEMU's, whose"),
+        (b"VTPMTAIL", "a tail"),
+        (b"QFI\xfb", "a disk image"),
+        (b"\x7fELF", "a program"),
+        (b'{"version": 2}', "JSON, as an owner record is"),
+        (b"", "no state of a TPM 2.0"),
+        (b"anything else", "no state of a TPM 2.0"),
+    ],
+)
+def test_of_what_is_no_state_it_is_said_what_it_is(
+    begin: bytes, what: str, tmp_path: Path, run: Command
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(begin + bytes(300) if begin else b"")
+    refused = run(path)
+    assert refused.status == 9
+    assert f"it is {what}" in refused.error
+    assert len(refused.error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("n_before", [1, 2])
+def test_a_linear_file_with_a_state_in_anothers_place(
+    n_before: int, tmp_path: Path, run: Command
+) -> None:
+    """Of the slots the second is a volatile state's, the third one no TPM 2.0's."""
+    file = swtpm_format.encode_file(states.LEVEL_1)
+    volatile = swtpm_format.encode_file(states.BUSY_VOLATILE)
+    path = tmp_path / "linear"
+    path.write_bytes(linear_file(*(file, volatile)[:n_before], file))
+    refused = run(path)
+    assert (refused.status, refused.output, len(refused.error.splitlines())) == (9, "", 1)
+
+
+def test_a_linear_file_that_is_damaged(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "linear"
+    path.write_bytes(linear_file(swtpm_format.encode_file(states.LEVEL_1))[:5000])
+    refused = run(path)
+    assert (refused.status, refused.output, len(refused.error.splitlines())) == (5, "", 1)
+
+
+def test_a_tpm_12_is_said_to_be_one(tmp_path: Path, run: Command) -> None:
+    (tmp_path / "tpm-00.permall").write_bytes(swtpm_format.encode_file(b"any"))
+    refused = run(tmp_path)
+    assert refused.status == 9
+    assert "a TPM 1.2's state, which is not decoded yet" in refused.error
+
+
+def test_a_directory_with_no_vtpm(tmp_path: Path, run: Command) -> None:
+    refused = run(tmp_path)
+    assert (refused.status, "no vTPM in it yet" in refused.error) == (9, True)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert Run(capsys, "inspect", tmp_path / "pipe").status == 9
+
+
+def test_a_path_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = Run(capsys, "inspect", tmp_path / "nothing")
+    assert (refused.status, len(refused.error.splitlines())) == (1, 1)
+
+
+def test_a_damaged_container_is_one_line(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(swtpm_format.encode_file(states.LEVEL_1)[:100])
+    refused = run(path)
+    assert (refused.status, refused.output, len(refused.error.splitlines())) == (5, "", 1)
+
+
+def test_a_broken_state_is_shown_as_far_as_it_goes(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(states.LEVEL_1[:700])
+    shown = run(path)
+    assert shown.status == 5
+    assert shown.lines[-2] == "permanent: 662 of 700 bytes decoded"
+    assert shown.lines[-1] == (
+        "permanent: byte 662, in permanent.persistent-all.persistent-data: "
+        "platform-seed has 66 bytes, and 38 are left"
+    )
+    assert any(line.startswith("owner        empty") for line in shown.lines)
+
+
+def test_an_index_that_breaks_off_is_shown_as_such(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "state"
+    root = decode(states.BUSY, StateType.PERMANENT).root
+    index = root.find("persistent-all", "user-nvram", "entries", "0x01000001", "index", "public")
+    assert index is not None
+    path.write_bytes(states.BUSY[: index.offset + 5])
+    assert "  0x01000001  not decoded whole" in run(path).lines
+    known = run(path, "--json").outcome["nv"]["indices"]
+    assert [each["type"] for each in known] == ["ordinary", None]
+
+
+def test_a_state_of_a_later_libtpms(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(NEWER)
+    shown = run(path, "--json")
+    assert shown.status == 8
+    (fault,) = shown.outcome["states"]["permanent"]["faults"]
+    assert fault["newer"]
+    assert fault["part"] == "permanent.persistent-all.user-nvram"
+
+
+def test_the_screen_says_what_is_there(state: Path, run: Command) -> None:
+    shown = run(state)
+    assert shown.status == 0
+    for words in (
+        f"identity:      {IDENTITY.hex()}, generation 7",
+        "owner        set            SHA256     on",
+        "lockout:       not locked out: 0 of 5 tries have failed",
+        "PCR banks:     sha1, sha256, sha384, sha512",
+        "  0x01000001  counter       8  empty  -",
+        "  0x81000000  owner        RSA 2048: fixedTPM",
+        "  slot 2   trial   SHA256  isPolicy isTrialPolicy",
+        f"permanent: {len(states.BUSY)} of {len(states.BUSY)} bytes decoded",
+    ):
+        assert any(line.startswith(words) for line in shown.lines), words
+    assert not any(line != line.rstrip() for line in shown.lines)
+
+
+def test_the_tree_has_every_byte(state: Path, run: Command) -> None:
+    shown = run(state, "--tree")
+    leaves = [match for line in shown.lines if (match := LEAF.match(line))]
+    assert sum(int(leaf[1]) for leaf in leaves) == len(states.BUSY) + len(states.BUSY_VOLATILE)
+    assert shown.lines[-1].startswith("volatile: ")
+
+
+def test_a_section_is_shown_alone(state: Path, run: Command) -> None:
+    shown = run(state, "--section", "user-nvram")
+    assert shown.lines[0] == "permanent.persistent-all.user-nvram:"
+    assert shown.lines[1].endswith("user-nvram  [USER_NVRAM]")
+    both = run(state, "--json", "--section", "orderly-data.clock-ms").outcome
+    assert [each["path"] for each in both] == [  # type: ignore[index]
+        "permanent.persistent-all.orderly-data.clock-ms",
+        "volatile.volatile-state.orderly-data.clock-ms",
+    ]
+
+
+def test_a_section_that_is_not_there_is_refused_with_names(state: Path, run: Command) -> None:
+    refused = run(state, "--section", "nvram")
+    assert refused.status == 2
+    assert "user-nvram" in refused.error
+
+
+def whole_output(state: Path, run: Command, *options: str) -> str:
+    """Return what all ways to show print."""
+    ways: tuple[tuple[str, ...], ...] = ((), ("--tree",), ("--json",), ("--section", "permanent"))
+    return "".join(run(state, *way, *options).output for way in ways)
+
+
+def test_no_secret_is_shown_unless_it_is_asked_for(state: Path, run: Command) -> None:
+    closed, opened = whole_output(state, run), whole_output(state, run, "--show-secrets")
+    for secret in SECRETS:
+        assert secret.hex() not in closed
+        assert secret.decode() not in closed
+    assert SECRETS[0].hex() in opened
+    permanent = decode(states.BUSY, StateType.PERMANENT).root
+    seed = permanent.content("persistent-all", "persistent-data", "owner-seed")
+    assert len(seed) == 64
+    assert seed.hex() not in closed
+    assert seed.hex() in opened
+
+
+def test_who_is_shown_secrets_is_warned(state: Path, run: Command) -> None:
+    shown = run(state, "--tree", "--show-secrets")
+    assert shown.error == "vtpmd: warning: secrets follow: who reads them can be this TPM\n"
+    assert run(state, "--tree").error == ""
+
+
+def test_equal_secrets_of_one_tpm_have_equal_fingerprints(tmp_path: Path, run: Command) -> None:
+    """Also in its other state, which has that seed, and not in another TPM's."""
+    path = tmp_path / "one"
+    found = []
+    for content in (states.BUSY, states.BUSY_VOLATILE, states.LEVEL_1, states.LEVEL_7):
+        path.write_bytes(content)
+        (first, *_) = run(path, "--json", "--section", "platform-seed").outcome
+        found.append(first["secret"]["fingerprint"])  # type: ignore[index]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_equal_secrets_of_two_tpms_have_other_fingerprints(tmp_path: Path, run: Command) -> None:
+    """Who knows no platform seed cannot try passwords."""
+    path = tmp_path / "one"
+    seed = decode(states.BUSY, StateType.PERMANENT).root.find(*SEED_PATHS[0])
+    assert seed is not None
+    altered = bytearray(states.BUSY)
+    altered[seed.offset + 2] ^= 1
+    found = []
+    for content in (states.BUSY, altered):
+        path.write_bytes(content)
+        (auth,) = run(path, "--json", "--section", "persistent-data.owner-auth").outcome
+        found.append(auth["secret"]["fingerprint"])  # type: ignore[index]
+    assert found[0] != found[1]
+
+
+def test_surprises_are_told(tmp_path: Path, run: Command) -> None:
+    path = tmp_path / "state"
+    tries = states.LEVEL_1.index(pack(">IIII", 0, 3, 1000, 1000))
+    path.write_bytes(states.LEVEL_1[:tries] + pack(">I", 2) + states.LEVEL_1[tries + 4 :])
+    assert "it is close to lockout: 2 authorisations have failed, of 3" in run(path).output
+    path.write_bytes(states.LEVEL_1[:tries] + pack(">I", 3) + states.LEVEL_1[tries + 4 :])
+    shown = run(path, "--json").outcome
+    assert shown["lockout"]["locked-out"]
+    assert shown["surprises"] == ["it is locked out: 3 authorisations have failed, of 3"]
+
+
+def documented(title: str) -> set[str]:
+    """Return the keys in a table of the document."""
+    return {row["key"].strip("`") for row in tables(DOCUMENT)[title]}
+
+
+def keys_of(nodes: list[dict[str, Any]]) -> set[str]:
+    """Return the keys of all nodes of trees."""
+    found: set[str] = set()
+    for node in nodes:
+        found |= set(node) | keys_of(node.get("children", []))
+    return found
+
+
+def test_the_document_has_each_key(state: Path, run: Command) -> None:
+    shown = json.loads(run(state, "--json").output)
+    trees = [each["tree"] for each in shown["states"].values()]
+    said = {
+        "Keys of the object": set(shown),
+        "Keys of a state": {key for each in shown["states"].values() for key in each},
+        "Keys of a node": keys_of(trees),
+        "Keys of a hierarchy": {key for each in shown["hierarchies"].values() for key in each},
+        "Keys of an index": {key for each in shown["nv"]["indices"] for key in each},
+        "Keys of an object": {key for each in shown["objects"] for key in each},
+        "Keys of a session": {key for each in shown["sessions"] for key in each},
+        **{f"Keys of `{name}`": set(shown[name]) for name in ("lockout", "clock", "pcrs", "nv")},
+    }
+    assert {title: documented(title) for title in said} == said
+
+
+def test_the_document_has_each_kind() -> None:
+    rows = tables(DOCUMENT)["What is understood"]
+    assert {row["kind"] for row in rows} == {*CONTAINERS, "directory"}

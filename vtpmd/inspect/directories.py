@@ -1,0 +1,86 @@
+"""The states in a state directory, with its journal on top, whether it is served or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from vtpmd.errors import VtpmdError
+from vtpmd.inspect.source import NotAState, Source, opened
+from vtpmd.store import recovery
+from vtpmd.store.directory import OpenDirectory, StateDirectoryError, StateKeyError
+from vtpmd.store.keys import Key
+from vtpmd.store.libtpms import TAKEN
+from vtpmd.store.owner import look
+from vtpmd.store.status import read_together
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
+from vtpmd.wire.tpm import StateType
+
+_T = TypeVar("_T")
+
+
+def directory_source(directory: OpenDirectory, key: Key | None) -> Source:
+    """Return what a state directory holds, with its journal.
+
+    One state that cannot be read is a problem. Raises NotAState, StateKeyError or VtpmdError.
+    """
+    names = directory.names
+    problems: list[str] = []
+
+    def told(ask: Callable[[], _T]) -> _T | None:
+        try:
+            return ask()
+        except VtpmdError as error:
+            problems.append(str(error))
+            return None
+
+    permanent, journal = read_together(directory)
+    if permanent is None and journal is None:
+        raise NotAState(f"cannot inspect {directory.path}: there is no vTPM in it yet")
+    states = _states(directory, permanent, key, problems)
+    lineage = told(lambda: None if permanent is None else swtpm_format.read_lineage(permanent))
+    secret = None if key is None else key.journal_secret()
+    found = recovery.examine_files(names, states, lineage, journal, secret)
+    if found.recovery.letter in recovery.KEY_LETTERS:
+        raise StateKeyError(f"cannot inspect {directory.path}: {recovery.reason(found)}")
+    if not found.recovery.may_start:
+        problems.append(f"{directory.path}: {recovery.reason(found)}")
+    return Source(
+        path=directory.path,
+        kind="directory",
+        states=found.states_to_start_from(),
+        tpm=directory.version,
+        is_encrypted=key is not None,
+        lineage=lineage,
+        generation=None if lineage is None else found.generation,
+        journal_commits=found.recovery.applied if found.has_journal else None,
+        record=told(lambda: look(directory)),
+        is_in_use=told(directory.is_in_use),
+        problems=tuple(problems),
+    )
+
+
+def _states(
+    directory: OpenDirectory, permanent: bytes | None, key: Key | None, problems: list[str]
+) -> dict[StateType, bytes]:
+    """Return the states in a directory's files; one but the first that is wrong is a problem."""
+    material = None if key is None else key.material
+    contents = {
+        kind: directory.read(directory.names.state(kind), FILE_BYTES_MAX)
+        for kind in TAKEN[directory.version]
+    }
+    contents[StateType.PERMANENT] = permanent
+    states = {}
+    for kind, content in contents.items():
+        if content is None:
+            continue
+        place = directory.place(directory.names.state(kind))
+        try:
+            states[kind] = opened(place, partial(swtpm_format.decode_file, content, key=material))
+        except StateDirectoryError as error:
+            if isinstance(error, StateKeyError) and kind is StateType.PERMANENT:
+                raise
+            problems.append(str(error))
+    return states

@@ -1,0 +1,162 @@
+"""The types that one node stands for: numbers with their words, and sized bytes.
+
+A layout names a field's type; ``read_fields`` has it read. Sizes are libtpms' largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from vtpmd.inspect.reader import Reader, Words
+from vtpmd.inspect.words import attributes
+from vtpmd.inspect.words.algorithms import ALGORITHMS, CURVES
+from vtpmd.inspect.words.commands import COMMANDS
+from vtpmd.inspect.words.handles import (
+    HANDLE_TYPE_SHIFT,
+    HANDLE_TYPES,
+    HT_PCR,
+    PERMANENT_HANDLES,
+)
+
+# A field's name and type.
+Fields = tuple[tuple[str, str], ...]
+
+SU_NONE: Final = 0xFFFF
+SU_DA_USED: Final = 0xFFFE
+SU_STATE: Final = 1
+PRE_STARTUP: Final = 0x8000
+STARTUP_LOCALITY_3: Final = 0x4000
+SU_MASK: Final = 0xFFFF & ~(PRE_STARTUP | STARTUP_LOCALITY_3)
+
+
+class Number(NamedTuple):
+    """A number of some bytes, and its words."""
+
+    n_bytes: int
+    words: Words | None = None
+
+
+class Sized(NamedTuple):
+    """A length of 16 bits, and at most so many bytes."""
+
+    bytes_max: int
+    is_secret: bool = False
+
+
+class Flag(NamedTuple):
+    """A byte that is true or false."""
+
+
+def named(names: Mapping[int, str]) -> Words:
+    """Return words for numbers that have names."""
+    return lambda value: names.get(value, "")
+
+
+def bits(names: Mapping[int, str]) -> Words:
+    """Return words for numbers whose bits have names; those without are numbers."""
+
+    def words(value: int) -> str:
+        set_bits = (bit for bit in range(value.bit_length()) if value >> bit & 1)
+        return " ".join(names.get(bit, f"bit{bit}") for bit in set_bits)
+
+    return words
+
+
+def nv_type(value: int) -> str:
+    """Return the word for the type that attributes of an NV index say."""
+    number = value >> attributes.NV_TYPE_SHIFT & attributes.NV_TYPE_MASK
+    return attributes.NV_TYPES.get(number, f"type{number}")
+
+
+def nv_words(value: int) -> str:
+    """Return the words for TPMA_NV."""
+    field = attributes.NV_TYPE_MASK << attributes.NV_TYPE_SHIFT
+    return f"{nv_type(value)} {bits(attributes.NV)(value & ~field)}".rstrip()
+
+
+def handle_words(value: int) -> str:
+    """Return what a handle is of."""
+    kind = value >> HANDLE_TYPE_SHIFT
+    if value in PERMANENT_HANDLES:
+        return PERMANENT_HANDLES[value]
+    if kind == HT_PCR:
+        return f"PCR {value}"
+    return HANDLE_TYPES.get(kind, "")
+
+
+def orderly_words(value: int) -> str:
+    """Return what is known of the last Shutdown: libtpms' gp.orderlyState."""
+    if value == SU_NONE:
+        return "not orderly"
+    if value == SU_DA_USED:
+        return "not orderly, and an authorisation that lockout protects was used"
+    words = "orderly, STATE" if value & SU_MASK == SU_STATE else "orderly, CLEAR"
+    words += ", DRTM before Startup" if value & PRE_STARTUP else ""
+    return words + (", Startup at locality 3" if value & STARTUP_LOCALITY_3 else "")
+
+
+SEED_LEVELS: Final = {0: "as in the first versions", 1: "with corrected RSA primes"}
+
+PRIMITIVES: Final[Mapping[str, Number | Sized | Flag]] = {
+    "BOOL": Flag(),
+    "UINT8": Number(1),
+    "UINT16": Number(2),
+    "UINT32": Number(4),
+    "UINT64": Number(8),
+    "TPM_ALG_ID": Number(2, named(ALGORITHMS)),
+    "TPM_ECC_CURVE": Number(2, named(CURVES)),
+    "TPM_CC": Number(4, named(COMMANDS)),
+    "TPM_HANDLE": Number(4, handle_words),
+    "TPM_SU": Number(2, orderly_words),
+    "TPMA_OBJECT": Number(4, bits(attributes.OBJECT)),
+    "TPMA_NV": Number(4, nv_words),
+    "TPMA_SESSION": Number(1, bits(attributes.SESSION)),
+    "TPMA_LOCALITY": Number(1, bits(attributes.LOCALITY)),
+    "OBJECT_ATTRIBUTES": Number(4, bits(attributes.OBJECT_SLOT)),
+    "SESSION_ATTRIBUTES": Number(4, bits(attributes.SESSION_STATE)),
+    "SEED_COMPAT_LEVEL": Number(1, named(SEED_LEVELS)),
+    "TPM2B_DIGEST": Sized(64),
+    "TPM2B_NAME": Sized(68),
+    "TPM2B_NONCE": Sized(64),
+    "TPM2B_AUTH": Sized(64, is_secret=True),
+    "TPM2B_SEED": Sized(64, is_secret=True),
+    "TPM2B_PROOF": Sized(64, is_secret=True),
+    "TPM2B_HASH_BLOCK": Sized(144, is_secret=True),
+    "TPM2B_PUBLIC_KEY_RSA": Sized(2048),
+    "TPM2B_ECC_PARAMETER": Sized(128),
+    "TPM2B_SENSITIVE_COMPOSITE": Sized(5 * 1024, is_secret=True),
+    # A union: of what a session is bound to, the name with the authorisation in it, and of digests
+    # that a policy has asked for.
+    "SESSION_U1": Sized(68, is_secret=True),
+    # A union of an audit digest and a policy digest.
+    "SESSION_U2": Sized(64),
+}
+
+
+def read(reader: Reader, name: str, type_: str) -> int | bytes:
+    """Read one field of a primitive type. Raises Fault."""
+    match PRIMITIVES[type_]:
+        case Number(n_bytes, words):
+            return reader.number(name, n_bytes, type_, words)
+        case Sized(bytes_max, is_secret):
+            return reader.sized(name, bytes_max, type_, is_secret=is_secret)
+        case Flag():
+            return reader.flag(name)
+
+
+def read_number(reader: Reader, name: str, type_: str) -> int:
+    """Read one field of a type that is a number. Raises Fault."""
+    match PRIMITIVES[type_]:
+        case Number(n_bytes, words):
+            return reader.number(name, n_bytes, type_, words)
+        case Flag():
+            return reader.flag(name)
+        case Sized():
+            raise TypeError(f"{type_} is no number")
+
+
+def read_fields(reader: Reader, fields: Iterable[tuple[str, str]]) -> None:
+    """Read the fields of a layout. Raises Fault."""
+    for name, type_ in fields:
+        read(reader, name, type_)

@@ -1,0 +1,151 @@
+"""One screen for a person: whose TPM it is, how it is, what lies in it, and what would surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from vtpmd.inspect.certificates import printable
+
+INDICES_SHOWN: Final = 60  # JSON has all of them
+LABEL_WIDTH: Final = 14
+
+
+def screen(known: dict[str, Any]) -> list[str]:
+    """Return the lines, of what ``overview`` has told."""
+    lines = [_title(known), *_identity(known)]
+    for make in (_hierarchies, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
+        lines += make(known)
+    surprises = [printable(each) for each in known["surprises"]]
+    lines += ["", "surprises:", *(f"  {each}" for each in surprises)] if surprises else []
+    return [*lines, "", *_decoded(known)]
+
+
+def _title(known: dict[str, Any]) -> str:
+    kinds = {"directory": "a state directory", "linear-file": "a linear file"}
+    kinds["migration-stream"] = "a migration stream of QEMU's"
+    wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
+    what = (kinds | wrapped)[known["kind"]]
+    encrypted = ", encrypted" if known["encrypted"] else ""
+    return f"{known['path']}: {what}{encrypted}, of a TPM {known['tpm']}"
+
+
+def _label(name: str, text: str) -> str:
+    return f"{name + ':':<{LABEL_WIDTH}} {text}"
+
+
+def _identity(known: dict[str, Any]) -> Iterator[str]:
+    if known["identity"] is not None:
+        yield _label("identity", f"{known['identity']}, generation {known['generation']}")
+    if known["owner"] is not None:
+        yield _label("ownership", known["owner"])
+    if known["in-use"] is not None:
+        yield _label("served", "yes" if known["in-use"] else "no")
+    commits = known["journal-commits"]
+    if commits is not None:
+        yield _label("journal", f"{commits} commits since the checkpoint")
+    profile = known["profile"]
+    if profile["name"] is not None:
+        name, level = printable(profile["name"]), profile["format-level"]
+        yield _label("profile", f"{name}, format level {level}")
+
+
+def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
+    yield from ("", "hierarchy    authorisation  policy     state    seed")
+    for name, each in known["hierarchies"].items():
+        auth = {None: "-", True: "set", False: "empty"}[each["auth-set"]]
+        policy = each["policy-algorithm"] or "-"
+        enabled = {None: "-", True: "on", False: "off"}[each["enabled"]]
+        seed = (each["seed"] or {}).get("fingerprint", "-")
+        yield f"{name:<12} {auth:<14} {policy:<10} {enabled:<8} {seed}"
+    yield ""
+
+
+def _lockout(known: dict[str, Any]) -> Iterator[str]:
+    lockout = known["lockout"]
+    if lockout["failed-tries"] is not None:
+        tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
+        state = "locked out" if lockout["locked-out"] else "not locked out"
+        times = (
+            f"one is forgotten in {lockout['recovery-time-s']} s, "
+            f"the lockout authorisation recovers in {lockout['lockout-recovery-s']} s"
+        )
+        yield _label("lockout", f"{state}: {tries}; {times}")
+
+
+def _clock(known: dict[str, Any]) -> Iterator[str]:
+    clock = known["clock"]
+    if clock["clock-ms"] is not None:
+        safe = "safe" if clock["safe"] else "not safe"
+        names = ("resets", "restarts")
+        counts = [(clock[f"{name[:-1]}-count"], name) for name in names]
+        words = [f", {count} {name}" for count, name in counts if count is not None]
+        yield _label("clock", f"{clock['clock-ms']} ms, {safe}{''.join(words)}")
+    if clock["shutdown"]:
+        yield _label("shutdown", clock["shutdown"])
+
+
+def _pcrs(known: dict[str, Any]) -> Iterator[str]:
+    pcrs = known["pcrs"]
+    if pcrs["banks"]:
+        yield from ("", _label("PCR banks", ", ".join(pcrs["banks"])))
+    for bank, values in pcrs["values"].items():
+        for number, value in values.items():
+            if value.strip("0") and value.strip("f"):
+                yield f"  {bank:<8} {number:>2}  {value}"
+    if pcrs["values"]:
+        yield "  all others are zeros, or ones where they begin so"
+
+
+def _nv(known: dict[str, Any]) -> Iterator[str]:
+    nv = known["nv"]
+    if nv["bytes"] is None:
+        return
+    indices = nv["indices"]
+    yield from ("", _label("NV memory", f"{nv['used-bytes']} of {nv['bytes']} bytes"))
+    if indices:
+        yield "  index       type      bytes  auth   policy  what"
+    for each in indices[:INDICES_SHOWN]:
+        if each["bytes"] is None:
+            yield f"  {each['handle']}  not decoded whole"
+            continue
+        auth = "set" if each["auth-set"] else "empty"
+        policy = "yes" if each["policy"] else "-"
+        line = f"  {each['handle']}  {each['type']:<9} {each['bytes']:>5}  {auth:<6} {policy:<7} "
+        yield (line + _nv_words(each)).rstrip()
+    if len(indices) > INDICES_SHOWN:
+        yield f"  and {len(indices) - INDICES_SHOWN} more: --json"
+
+
+def _nv_words(index: dict[str, Any]) -> str:
+    if index["certificate"] is not None:
+        return f"certificate: {index['certificate']['subject'] or index['certificate']['issuer']}"
+    return "" if "WRITTEN" in index["attributes"] else "not written yet"
+
+
+def _objects(known: dict[str, Any]) -> Iterator[str]:
+    if known["objects"]:
+        yield from ("", "  object      hierarchy    what")
+    for each in known["objects"]:
+        if each["sequence"] or "type" not in each:
+            what = each["sequence"] or "nothing that is decoded"
+        else:
+            size = each["curve"] or each["key-bits"] or ""
+            words = " ".join(each["attributes"])
+            what = f"{each['type']} {size}".rstrip() + f": {words}"
+        yield f"  {each['handle']}  {each['hierarchy']:<12} {what}"
+
+
+def _sessions(known: dict[str, Any]) -> Iterator[str]:
+    if known["sessions"]:
+        yield from ("", "  session  type    hash    attributes")
+    for each in known["sessions"]:
+        attributes = " ".join(each["attributes"])
+        yield f"  slot {each['slot']:<3} {each['type']:<7} {each['hash']:<7} {attributes}".rstrip()
+
+
+def _decoded(known: dict[str, Any]) -> Iterator[str]:
+    for name, state in known["states"].items():
+        yield f"{name}: {state['decoded-bytes']} of {state['bytes']} bytes decoded"
+        for fault in state["faults"]:
+            yield f"{name}: byte {fault['offset']}, in {fault['part']}: {printable(fault['what'])}"
