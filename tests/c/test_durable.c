@@ -372,7 +372,7 @@ static void canary_every_sync_that_is_left_out_is_missed(void **state)
 /* Files that were once seen, by their salt. */
 struct seen {
     uint8_t (*files)[FILE_BYTES];
-    size_t n_files;
+    size_t n_files, n_allocated;
 };
 
 static uint8_t *find_seen(struct seen *seen, const uint8_t *file)
@@ -381,8 +381,12 @@ static uint8_t *find_seen(struct seen *seen, const uint8_t *file)
         if (memcmp(seen->files[i] + JOURNAL_AT_SALT, file + JOURNAL_AT_SALT, JOURNAL_SALT_BYTES) ==
             0)
             return seen->files[i];
-    seen->files = realloc(seen->files, (seen->n_files + 1) * FILE_BYTES);
-    assert_non_null(seen->files);
+    if (seen->n_files == seen->n_allocated) {
+        /* A sanitizer copies all of it each time. */
+        seen->n_allocated = seen->n_allocated * 2 + 16;
+        seen->files = realloc(seen->files, seen->n_allocated * FILE_BYTES);
+        assert_non_null(seen->files);
+    }
     memset(seen->files[seen->n_files], 0, FILE_BYTES);
     return seen->files[seen->n_files++];
 }
