@@ -359,7 +359,6 @@ class OwnerRecord:
         self._go(Transition.CLAIM, session="", forks=_with_fork(known, fork))
         return fork
 
-    @_alone
     def claim_lock(self, holder: str) -> Fork:
         """An operator takes its lock without the word of who has that, on shared storage."""
         known = self._known()
