@@ -337,6 +337,7 @@ int main(int argc, char **argv)
         error_report("cannot give up privileges: %s; is the kernel older than 3.5?", strerror(-r));
         return EXIT_FAILED;
     }
+    thread_ask_for_short_slices();
     r = open_waits(&engine);
     if (r < 0) {
         error_report("cannot wait for signals: %s", strerror(-r));
