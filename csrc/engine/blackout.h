@@ -41,8 +41,8 @@ struct blackout_captured {
     struct link_digests digests; /* of what that ends at */
 };
 
-/* `asker` is NULL in an engine that is alone; the owner record is written through `io`. Returns 0
- * or -ENOMEM. */
+/* `asker` is NULL in an engine that is alone; the owner record is written through `io`, NULL
+ * where no vtpmd comes that has one. Returns 0 or a negative errno. */
 int blackout_new(struct blackout **blackout, struct tpm *tpm, struct asker *asker, struct io *io);
 
 /* Waits for the disk, where the owner record is written. NULL is none. */

@@ -193,7 +193,8 @@ static int serve_tpm(struct engine *engine)
     if (r >= 0)
         r = asker_new(&link->asker);
     if (r >= 0)
-        r = blackout_new(&link->blackout, engine->tpm, link->asker, &engine->io.io);
+        r = blackout_new(&link->blackout, engine->tpm, link->asker,
+                         is_socket(LINK_FD_SOCKET) ? watchdog_io(engine->watchdog) : NULL);
     if (r >= 0)
         r = data_channel_new(&engine->channel, engine->tpm, link->blackout);
     about.channel = engine->channel;
