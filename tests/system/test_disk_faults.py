@@ -18,14 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.bench.moving.monitor import Monitor
 from tests.harness import canary
+from tests.harness.followed import followed
 from tests.harness.handover import (
-    Host,
     assert_serves,
     assert_serves_nothing,
     assert_tail,
-    make_host,
 )
 from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
@@ -33,9 +31,8 @@ from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError
-from vtpmd.testing.credentials import credentials
 from vtpmd.testing.disk import ZRAM_CONTROL, Disk, FileSystem
-from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
 ROUNDS = 10
@@ -326,16 +323,6 @@ def test_an_end_that_waits_for_its_disk_says_so(lab: Lab, disk: Disk) -> None:
     assert emulator.program.wait() == 0
     assert ANSWERS in emulator.program.output
     assert JOURNAL_NAME not in files_of(emulator)
-
-
-def followed(lab: Lab, state: Path | None, *, is_incoming: bool) -> tuple[Host, Monitor]:
-    """Start a vtpmd that follows a monitor, and its guest."""
-    host = make_host(lab, Peering(credentials=credentials(), follows_qemu=True), state)
-    assert host.vtpmd.qmp_path is not None
-    monitor = Monitor(host.vtpmd.qmp_path, is_incoming=is_incoming)
-    lab.close_at_end(monitor)
-    monitor.wait_until_followed()
-    return host, monitor
 
 
 def test_invariant_3_nothing_is_granted_while_the_record_is_not_durable(

@@ -20,12 +20,12 @@ import pytest
 
 from tests.bench.moving.monitor import Monitor
 from tests.harness.canary import ROOT
+from tests.harness.followed import followed
 from tests.harness.handover import (
     Host,
     assert_serves,
     assert_serves_nothing,
     assert_tail,
-    make_host,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import incoming, outgoing, record_of, record_stands_still
@@ -33,8 +33,6 @@ from tests.harness.raw_guest import Blobs, Facts
 from tests.support.emulator_client import ControlError
 from vtpmd.daemon.outgoing import ROUND_INTERVAL_S
 from vtpmd.store.owner import Whose
-from vtpmd.testing.credentials import credentials
-from vtpmd.testing.emulator import Peering
 from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 
 HELD = ROOT / "tests/canary/held"
@@ -67,16 +65,6 @@ class Move(NamedTuple):
         assert_serves(self.source.guest)
         assert_serves_nothing(self.destination.guest)
         wait_until(lambda: record_of(self.source).whose is Whose.OURS)
-
-
-def followed(lab: Lab, *, is_incoming: bool) -> tuple[Host, Monitor]:
-    """Start a vtpmd that follows a monitor, and its guest."""
-    host = make_host(lab, Peering(credentials=credentials(), follows_qemu=True))
-    assert host.vtpmd.qmp_path is not None
-    monitor = Monitor(host.vtpmd.qmp_path, is_incoming=is_incoming)
-    lab.close_at_end(monitor)
-    monitor.wait_until_followed()
-    return host, monitor
 
 
 def wait_for_silence(source: Host) -> None:
