@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import states
+from tests.support.states import STATES
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect.containers import open_source
 from vtpmd.inspect.decoding import Decoded, decode
@@ -24,16 +24,6 @@ from vtpmd.inspect.tree_text import fault_lines, tree_lines
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType
 
-STATES = {
-    "level 1": (states.LEVEL_1, StateType.PERMANENT),
-    "level 7": (states.LEVEL_7, StateType.PERMANENT),
-    "busy": (states.BUSY, StateType.PERMANENT),
-    "busy, volatile": (states.BUSY_VOLATILE, StateType.VOLATILE),
-    "old": (states.BUSY_OLD, StateType.PERMANENT),
-    "old, volatile": (states.BUSY_OLD_VOLATILE, StateType.VOLATILE),
-    "busy, level 7": (states.BUSY_7, StateType.PERMANENT),
-    "busy, level 7, volatile": (states.BUSY_7_VOLATILE, StateType.VOLATILE),
-}
 # What lengths, counts, versions and flags are made of.
 PIECES = st.one_of(
     st.sampled_from([b"", b"\0", b"\1", b"\xff", b"\0\0", b"\xff\xff", b"\x7f\xff\xff\xff"]),

@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.tpm import StateType
 
 _FILES = Path(__file__).with_name("states")
 LEVEL_1 = swtpm_format.decode_file((_FILES / "level-1.permall").read_bytes())
@@ -17,6 +18,18 @@ BUSY_OLD = swtpm_format.decode_file((_FILES / "busy-0.7.permall").read_bytes())
 BUSY_OLD_VOLATILE = swtpm_format.decode_file((_FILES / "busy-0.7.volatilestate").read_bytes())
 BUSY_7 = swtpm_format.decode_file((_FILES / "busy-7.permall").read_bytes())
 BUSY_7_VOLATILE = swtpm_format.decode_file((_FILES / "busy-7.volatilestate").read_bytes())
+
+# What there is to decode.
+STATES = {
+    "level 1": (LEVEL_1, StateType.PERMANENT),
+    "level 7": (LEVEL_7, StateType.PERMANENT),
+    "busy": (BUSY, StateType.PERMANENT),
+    "busy, volatile": (BUSY_VOLATILE, StateType.VOLATILE),
+    "busy, old": (BUSY_OLD, StateType.PERMANENT),
+    "busy, old, volatile": (BUSY_OLD_VOLATILE, StateType.VOLATILE),
+    "busy, level 7": (BUSY_7, StateType.PERMANENT),
+    "busy, level 7, volatile": (BUSY_7_VOLATILE, StateType.VOLATILE),
+}
 
 # Of a level that no libtpms has so far: its profile says so, and all else is LEVEL_7.
 LATER = LEVEL_7.replace(b'"StateFormatLevel":7', b'"StateFormatLevel":9')

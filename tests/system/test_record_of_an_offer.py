@@ -154,16 +154,21 @@ def test_invariant_11_killed_once_the_disk_has_it_moves(
     assert_serves(move.destination.guest)
 
 
+def stop_and_run_on(move: Move, monitor: Monitor) -> None:
+    """Have the guest stop, and then run on, and use its TPM."""
+    monitor.stop()
+    wait_until(lambda: outgoing(move.source) == "offered")
+    monitor.resume()
+    move.source.guest.work()
+
+
 def test_guest_that_runs_on_and_stops_again_before_the_disk_has_it_moves(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The offer is another one then, of what it has done since; the record is of the session."""
     move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
     with record_stands_still(move.source):
-        monitor.stop()
-        wait_until(lambda: outgoing(move.source) == "offered")
-        monitor.resume()
-        move.source.guest.work()
+        stop_and_run_on(move, monitor)
         facts = move.source.guest.facts()
         monitor.stop()
         time.sleep(ROUND_INTERVAL_S)
@@ -184,10 +189,7 @@ def test_guest_that_runs_on_before_the_disk_has_it_stays(
     """What the disk says late is struck out."""
     move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
     with record_stands_still(move.source):
-        monitor.stop()
-        wait_until(lambda: outgoing(move.source) == "offered")
-        monitor.resume()
-        move.source.guest.work()
+        stop_and_run_on(move, monitor)
         assert record_of(move.source).whose is Whose.OURS
     wait_until(lambda: outgoing(move.source) == "armed")
     wait_until(lambda: record_of(move.source).whose is Whose.OURS)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.support import states
+from tests.support.states import STATES
 from vtpmd.inspect import layouts
 from vtpmd.inspect import reader as reading
 from vtpmd.inspect.decoding import Decoded, decode, kind_of
@@ -15,16 +16,6 @@ from vtpmd.inspect.tree import Node, Types
 from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
 
-STATES = {
-    "level 1": (states.LEVEL_1, StateType.PERMANENT),
-    "level 7": (states.LEVEL_7, StateType.PERMANENT),
-    "busy": (states.BUSY, StateType.PERMANENT),
-    "busy, volatile": (states.BUSY_VOLATILE, StateType.VOLATILE),
-    "busy, old": (states.BUSY_OLD, StateType.PERMANENT),
-    "busy, old, volatile": (states.BUSY_OLD_VOLATILE, StateType.VOLATILE),
-    "busy, level 7": (states.BUSY_7, StateType.PERMANENT),
-    "busy, level 7, volatile": (states.BUSY_7_VOLATILE, StateType.VOLATILE),
-}
 LONGEST_S = 5.0  # for the largest state that a file holds, on a slow machine
 
 

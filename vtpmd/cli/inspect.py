@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vtpmd.cli import at_rest
+from vtpmd.cli import state_at
 from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,23 +55,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show what is inside a vTPM's state.",
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "path",
-        metavar="PATH",
-        type=Path,
-        help="state directory, state file, blob, device or stream",
-    )
+    state_at.add_arguments(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--tree", action="store_true", help="show every byte, with its place")
     how.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument(
         "--section", metavar="NAME", help="show this part of the tree, such as user-nvram"
-    )
-    parser.add_argument(
-        "--key", metavar="KEY", help="the key that the state is encrypted with, as for vtpmd run"
-    )
-    parser.add_argument(
-        "--migration-key", metavar="KEY", help="swtpm's migration key, of a blob that has one"
     )
     parser.add_argument("--show-secrets", action="store_true", help="show secrets, too")
     parser.set_defaults(command=run)
@@ -81,17 +68,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Show; return the exit status. Raises VtpmdError."""
-    from vtpmd.core import forbid_core_dumps
-    from vtpmd.inspect.containers import open_source
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    forbid_core_dumps()
-    with ExitStack() as stack:
-        key = stack.enter_context(at_rest.key_of(options.key))
-        migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        source = open_source(options.path, key, migration_key)
-    found = inspect(source.check_decodable())
+    found = inspect(state_at.opened(options).check_decodable())
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
-from vtpmd.cli import at_rest
+from vtpmd.cli import at_rest, state_at
 
 EXIT_STATUS: Final = {"fine": 0, "damaged": 5, "newer": 8}
 WORDS: Final = {
@@ -44,33 +42,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Check that a vTPM's state is right.",
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "path",
-        metavar="PATH",
-        type=Path,
-        help="state directory, state file, blob, device or stream",
-    )
-    parser.add_argument(
-        "--key", metavar="KEY", help="the key that the state is encrypted with, as for vtpmd run"
-    )
-    parser.add_argument(
-        "--migration-key", metavar="KEY", help="swtpm's migration key, of a blob that has one"
-    )
+    state_at.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check; return the exit status. Raises VtpmdError."""
-    from vtpmd.core import forbid_core_dumps
-    from vtpmd.inspect.containers import open_source
     from vtpmd.inspect.verification import verdict, verify
 
-    forbid_core_dumps()
-    with ExitStack() as stack:
-        key = stack.enter_context(at_rest.key_of(options.key))
-        migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        source = open_source(options.path, key, migration_key)
+    source = state_at.opened(options)
     checks = verify(source)
     found = verdict(checks).value
     outcome = {
