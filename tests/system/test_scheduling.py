@@ -1,0 +1,51 @@
+"""How the engine's threads are scheduled: who wakes up goes first, as Linux is told (6.12 on)."""
+
+import ctypes
+import os
+import platform
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.harness.lab import Lab
+from vtpmd.testing.emulator import EmulatorKind
+
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}  # asm/unistd.h
+ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # struct sched_attr, linux/sched/types.h
+SLICE_NS = 100_000  # csrc/engine/thread.c
+FIRST_WITH_SLICES = (6, 12)
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
+def attributes_of(thread: int) -> tuple[int, int, int]:
+    """Return a thread's policy, niceness and slice in ns."""
+    buffer = ctypes.create_string_buffer(ATTRIBUTES.size)
+    number = SCHED_GETATTR[platform.machine()]
+    assert _syscall(number, thread, buffer, ATTRIBUTES.size, 0) == 0, ctypes.get_errno()
+    _, policy, _, niceness, _, slice_ns, _, _ = ATTRIBUTES.unpack(buffer.raw)
+    return policy, niceness, slice_ns
+
+
+def threads_of(process: int) -> list[int]:
+    return [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+
+
+def has_slices() -> bool:
+    major, minor = platform.release().split(".")[:2]
+    return (int(major), int(minor)) >= FIRST_WITH_SLICES
+
+
+@pytest.mark.skipif(not has_slices(), reason="this kernel has no slices of a thread's own")
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_threads_of_an_engine_have_short_slices(lab: Lab, *, is_alone: bool) -> None:
+    emulator = lab.emulator(EmulatorKind.VTPMD) if is_alone else lab.daemon()
+    lab.raw_guest(emulator).boot()  # it serves
+    (engine,) = emulator.engines()
+    threads = threads_of(engine)
+    assert len(threads) > 1
+    for thread in threads:
+        policy, _, slice_ns = attributes_of(thread)
+        assert (policy, slice_ns) == (os.SCHED_OTHER, SLICE_NS)
+    assert attributes_of(0)[2] > SLICE_NS  # this process, as most are
