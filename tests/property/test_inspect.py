@@ -5,6 +5,8 @@ a state is in may be refused, in one line.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 
 from tests.support.states import STATES
 from vtpmd.errors import VtpmdError
+from vtpmd.inspect import identity
 from vtpmd.inspect.containers import open_source
 from vtpmd.inspect.decoding import Decoded, decode
+from vtpmd.inspect.identity import NothingToEnrol, identity_of
 from vtpmd.inspect.overview import inspect, overview
 from vtpmd.inspect.report_json import node_json
 from vtpmd.inspect.screen import screen
@@ -63,6 +67,17 @@ def show(source: Source) -> None:
         json.dumps(node_json(decoded.root, secrets))
     assert json.loads(json.dumps(known)).keys() == known.keys()
     assert all(line.isascii() and line.isprintable() for line in lines)
+    with suppress(NothingToEnrol):
+        identity_of(found)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def all_are_enrolled() -> Iterator[None]:
+    """Take any key for an endorsement key, and any index for one with a certificate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "ENDORSEMENT_KEYS", range(0x8100_0000, 0x8200_0000))
+        patch.setattr(identity, "CERTIFICATES", {"EK": range(0x0100_0000, 0x0200_0000)})
+        yield
 
 
 @given(data=st.data())

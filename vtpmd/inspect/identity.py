@@ -1,0 +1,149 @@
+"""What an attestation service enrols of a TPM: its endorsement keys and its certificates.
+
+Where they lie is the TCG's: EK Credential Profile 2.6, 2.2.1.4 and 2.2.1.5 (NV indices), TCG
+Registry of Reserved TPM 2.0 Handles (persistent objects). A key that is not persistent is not in a
+state: the TPM makes it of its seed, and the certificate has its public part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from vtpmd.errors import VtpmdError
+from vtpmd.inspect import contents
+from vtpmd.inspect.certificates import certificate_in
+from vtpmd.inspect.overview import Inspected
+from vtpmd.inspect.tree import Node
+from vtpmd.inspect.words.handles import HT_NV_INDEX, HT_PERSISTENT
+
+ENDORSEMENT_KEYS: Final = range(0x8101_0000, 0x8102_0000)
+# Of NV indices.
+CERTIFICATES: Final = {
+    "EK": range(0x01C0_0000, 0x01C0_8000),
+    "platform": range(0x01C0_8000, 0x01C1_0000),
+}
+EXPONENT: Final = 65537  # where a key says 0
+
+
+class NothingToEnrol(VtpmdError):
+    """A TPM has no endorsement key that is persistent, and no certificate."""
+
+    exit_status = 10
+
+
+class Key(NamedTuple):
+    """An endorsement key."""
+
+    handle: str
+    type: str  # RSA 2048, ECC NIST_P384
+    name: str  # the TPM's, as hexadecimal digits
+    pem: str  # SubjectPublicKeyInfo
+
+
+class Certificate(NamedTuple):
+    """A certificate that lies in an NV index."""
+
+    handle: str
+    kind: str  # EK or platform
+    key: str | None  # the handle of the endorsement key that it is of
+    says: dict[str, Any]
+    pem: str
+
+
+class Identity(NamedTuple):
+    """What there is to be enrolled."""
+
+    keys: list[Key]
+    certificates: list[Certificate]
+
+
+def identity_of(found: Inspected) -> Identity:
+    """Return what a TPM is enrolled by. Raises NothingToEnrol."""
+    keys = [
+        key
+        for entry in contents.entries(found.permanent, HT_PERSISTENT)
+        if (entry.number("handle") or 0) in ENDORSEMENT_KEYS and (key := _key(entry)) is not None
+    ]
+    by_public = {key.pem: key.handle for key in keys}
+    certificates = [
+        each
+        for entry in contents.entries(found.permanent, HT_NV_INDEX)
+        if (each := _certificate(entry, by_public)) is not None
+    ]
+    if not keys and not certificates:
+        raise NothingToEnrol(
+            f"{found.source.path}: no endorsement key is persistent, and no certificate lies in NV "
+            "memory; make them: swtpm_setup --create-ek-cert --create-platform-cert"
+        )
+    return Identity(keys, certificates)
+
+
+def _key(entry: Node) -> Key | None:
+    """Return an object that is a key with a public part; None for any other."""
+    entity = entry.find("slot", "object") or entry
+    public = entity.find("public") or entity
+    parameters = public.find("parameters") or public
+    pem = (
+        _rsa(public, parameters) if public.find("unique", "x") is None else _ecc(public, parameters)
+    )
+    if pem is None:
+        return None
+    size = str(parameters.number("key-bits") or "") or parameters.words("curve")
+    name = entity.content("name").hex()
+    return Key(entry.name, f"{public.words('type')} {size}", name, pem)
+
+
+def _rsa(public: Node, parameters: Node) -> str | None:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+
+    modulus = int.from_bytes(public.content("unique"), "big")
+    exponent = parameters.number("exponent")
+    if exponent is None:
+        return None
+    try:
+        return _pem(RSAPublicNumbers(exponent or EXPONENT, modulus).public_key())
+    except ValueError:  # no key: a state may be altered
+        return None
+
+
+def _ecc(public: Node, parameters: Node) -> str | None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    curves: dict[str, type[ec.EllipticCurve]] = {
+        "NIST_P256": ec.SECP256R1,
+        "NIST_P384": ec.SECP384R1,
+        "NIST_P521": ec.SECP521R1,
+    }
+    curve = curves.get(parameters.words("curve"))
+    x, y = (int.from_bytes(public.content("unique", each), "big") for each in ("x", "y"))
+    if curve is None:
+        return None
+    try:
+        return _pem(ec.EllipticCurvePublicNumbers(x, y, curve()).public_key())
+    except ValueError:
+        return None
+
+
+def _pem(key: Any) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem: bytes = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode("ascii")
+
+
+def _certificate(entry: Node, by_public: dict[str, str]) -> Certificate | None:
+    handle, data = entry.number("handle") or 0, entry.at("data")
+    kind = next((kind for kind, handles in CERTIFICATES.items() if handle in handles), None)
+    says = certificate_in(data) if kind is not None and isinstance(data, bytes) else None
+    if kind is None or says is None:
+        return None
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    certificate = x509.load_der_x509_certificate(bytes.fromhex(says["der"]))
+    try:
+        key = by_public.get(_pem(certificate.public_key()))
+    except (ValueError, TypeError):  # of a kind that the library does not know
+        key = None
+    pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
+    return Certificate(entry.name, kind, key, says, pem)
