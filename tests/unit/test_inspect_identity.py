@@ -1,0 +1,90 @@
+"""The endorsement keys of a state; of one that is altered to be none, nothing."""
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from tests.support.states import BUSY
+from vtpmd.inspect import contents, identity
+from vtpmd.inspect.identity import Key, NothingToEnrol, identity_of
+from vtpmd.inspect.overview import Inspected, inspect
+from vtpmd.inspect.source import Source
+from vtpmd.inspect.tree import Node
+from vtpmd.inspect.words.handles import HT_PERSISTENT
+from vtpmd.wire.tpm import StateType
+
+PERSISTENT = "0x81000000"  # that BUSY has
+# The base point of P-256: SEC 2, 2.4.2.
+BASE_POINT = (
+    "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296",
+    "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",
+)
+
+
+@pytest.fixture(autouse=True)
+def all_are_endorsement_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "ENDORSEMENT_KEYS", range(0x8100_0000, 0x8200_0000))
+
+
+def inspected(state: bytes) -> Inspected:
+    return inspect(Source("state", "state", {StateType.PERMANENT: state}))
+
+
+def public_of(found: Inspected) -> Node:
+    (entry,) = contents.entries(found.permanent, HT_PERSISTENT)
+    public = entry.find("slot", "object", "public")
+    assert public is not None
+    return public
+
+
+def test_its_key_has_the_numbers_of_the_state() -> None:
+    found = inspected(BUSY)
+    (key,) = identity_of(found).keys
+    assert (key.handle, key.type) == (PERSISTENT, "RSA 2048")
+    numbers = load_pem_public_key(key.pem.encode()).public_numbers()  # type: ignore[union-attr]
+    assert numbers.e == 65537  # type: ignore[union-attr]
+    assert numbers.n == int.from_bytes(public_of(found).content("unique"), "big")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("what", ["unique", "exponent"])
+def test_numbers_that_make_no_key_are_left_out(what: str) -> None:
+    public = public_of(inspected(BUSY))
+    node = public.find("unique") if what == "unique" else public.find("parameters", "exponent")
+    assert node is not None
+    end = node.offset + node.length
+    n_bytes = node.length if what == "exponent" else len(public.content("unique"))
+    altered = BUSY[: end - n_bytes] + b"\0" * (n_bytes - 1) + b"\2" + BUSY[end:]
+    with pytest.raises(NothingToEnrol, match="swtpm_setup"):
+        identity_of(inspected(altered))
+
+
+def leaf(name: str, value: bytes | int | None = None, meaning: str = "") -> Node:
+    return Node(name, "", 0, value=value, meaning=meaning)
+
+
+def ecc(curve: str, x: str, y: str) -> Node:
+    """Return an entry of a persistent key."""
+    point = [leaf("x", bytes.fromhex(x)), leaf("y", bytes.fromhex(y))]
+    public = [
+        leaf("type", 0x23, "ECC"),
+        Node("parameters", "", 0, children=[leaf("curve", 3, curve)]),
+        Node("unique", "", 0, children=point),
+    ]
+    entity = [Node("public", "", 0, children=public), leaf("name", b"\0\x0b")]
+    slot = Node("slot", "", 0, children=[Node("object", "", 0, children=entity)])
+    return Node(PERSISTENT, "", 0, children=[slot])
+
+
+def test_a_point_of_a_curve_is_a_key() -> None:
+    key = identity._key(ecc("NIST_P256", *BASE_POINT))
+    assert isinstance(key, Key)
+    assert key.type == "ECC NIST_P256"
+    numbers = load_pem_public_key(key.pem.encode()).public_numbers()  # type: ignore[union-attr]
+    assert numbers.x == int(BASE_POINT[0], 16)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("curve", "x", "y"),
+    [("NIST_P256", "01", "02"), ("NIST_P384", *BASE_POINT), ("BN_P256", *BASE_POINT), ("", "", "")],
+)
+def test_one_that_is_not_on_it_is_none(curve: str, x: str, y: str) -> None:
+    assert identity._key(ecc(curve, x, y)) is None
