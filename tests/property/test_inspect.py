@@ -18,8 +18,9 @@ from vtpmd.errors import VtpmdError
 from vtpmd.inspect import identity
 from vtpmd.inspect.containers import open_source
 from vtpmd.inspect.decoding import Decoded, decode
+from vtpmd.inspect.difference import differences
 from vtpmd.inspect.identity import NothingToEnrol, identity_of
-from vtpmd.inspect.overview import inspect, overview
+from vtpmd.inspect.overview import Inspected, inspect, overview
 from vtpmd.inspect.report_json import node_json
 from vtpmd.inspect.screen import screen
 from vtpmd.inspect.secrets import Secrets
@@ -55,7 +56,7 @@ def altered(data: st.DataObject, content: bytes) -> bytes:
     return bytes(changed)
 
 
-def show(source: Source) -> None:
+def show(source: Source) -> Inspected:
     """Show a source in every way."""
     found = inspect(source)
     assert all(map(tiles, found.states.values()))
@@ -69,6 +70,8 @@ def show(source: Source) -> None:
     assert all(line.isascii() and line.isprintable() for line in lines)
     with suppress(NothingToEnrol):
         identity_of(found)
+    assert differences(found, found) == []
+    return found
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,7 +87,10 @@ def all_are_enrolled() -> Iterator[None]:
 @settings(max_examples=400, deadline=4000)
 def test_an_altered_state_is_shown(data: st.DataObject) -> None:
     state, kind = STATES[data.draw(st.sampled_from(list(STATES)))]
-    show(Source("state", "state", {kind: altered(data, state)}))
+    found = show(Source("state", "state", {kind: altered(data, state)}))
+    whole = inspect(Source("state", "state", {kind: state}))
+    for change in (*differences(whole, found), *differences(found, whole)):
+        assert change.text.isascii() and change.text.isprintable()
 
 
 @given(data=st.data())

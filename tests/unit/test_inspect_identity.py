@@ -1,6 +1,7 @@
 """The endorsement keys of a state; of one that is altered to be none, nothing."""
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from tests.support.states import BUSY
@@ -40,9 +41,10 @@ def test_its_key_has_the_numbers_of_the_state() -> None:
     found = inspected(BUSY)
     (key,) = identity_of(found).keys
     assert (key.handle, key.type) == (PERSISTENT, "RSA 2048")
-    numbers = load_pem_public_key(key.pem.encode()).public_numbers()  # type: ignore[union-attr]
-    assert numbers.e == 65537  # type: ignore[union-attr]
-    assert numbers.n == int.from_bytes(public_of(found).content("unique"), "big")  # type: ignore[union-attr]
+    public = load_pem_public_key(key.pem.encode())
+    assert isinstance(public, rsa.RSAPublicKey)
+    modulus = int.from_bytes(public_of(found).content("unique"), "big")
+    assert public.public_numbers() == rsa.RSAPublicNumbers(65537, modulus)
 
 
 @pytest.mark.parametrize("what", ["unique", "exponent"])
@@ -61,7 +63,7 @@ def leaf(name: str, value: bytes | int | None = None, meaning: str = "") -> Node
     return Node(name, "", 0, value=value, meaning=meaning)
 
 
-def ecc(curve: str, x: str, y: str) -> Node:
+def ecc_entry(curve: str, x: str, y: str) -> Node:
     """Return an entry of a persistent key."""
     point = [leaf("x", bytes.fromhex(x)), leaf("y", bytes.fromhex(y))]
     public = [
@@ -75,11 +77,12 @@ def ecc(curve: str, x: str, y: str) -> Node:
 
 
 def test_a_point_of_a_curve_is_a_key() -> None:
-    key = identity._key(ecc("NIST_P256", *BASE_POINT))
+    key = identity._key(ecc_entry("NIST_P256", *BASE_POINT))
     assert isinstance(key, Key)
     assert key.type == "ECC NIST_P256"
-    numbers = load_pem_public_key(key.pem.encode()).public_numbers()  # type: ignore[union-attr]
-    assert numbers.x == int(BASE_POINT[0], 16)  # type: ignore[union-attr]
+    public = load_pem_public_key(key.pem.encode())
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    assert public.public_numbers().x == int(BASE_POINT[0], 16)
 
 
 @pytest.mark.parametrize(
@@ -87,4 +90,4 @@ def test_a_point_of_a_curve_is_a_key() -> None:
     [("NIST_P256", "01", "02"), ("NIST_P384", *BASE_POINT), ("BN_P256", *BASE_POINT), ("", "", "")],
 )
 def test_one_that_is_not_on_it_is_none(curve: str, x: str, y: str) -> None:
-    assert identity._key(ecc(curve, x, y)) is None
+    assert identity._key(ecc_entry(curve, x, y)) is None

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.identity import identity_of
     from vtpmd.inspect.overview import inspect
 
-    source = state_at.opened(options)
+    source = state_at.opened(options.path, options)
     identity = identity_of(inspect(source.check_decodable()))
     if options.json:
         print(json.dumps(_all_of(source, identity)))

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    found = inspect(state_at.opened(options).check_decodable())
+    found = inspect(state_at.opened(options.path, options).check_decodable())
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 # In the order of the help; each is the module of that name here.
 COMMANDS = (
-    *("run", "attach", "status", "inspect", "verify", "identity", "migrate", "owner", "pki"),
+    *(
+        "run",
+        "attach",
+        "status",
+        "inspect",
+        "verify",
+        "diff",
+        "identity",
+        "migrate",
+        "owner",
+        "pki",
+    ),
     *("fold", "recover", "rekey"),
 )
 

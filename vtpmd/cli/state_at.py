@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="state directory, state file, blob, device or stream",
     )
+    add_keys(parser)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Add what a state, wherever it lies, may be encrypted with."""
     parser.add_argument(
         "--key", metavar="KEY", help="the key that the state is encrypted with, as for vtpmd run"
     )
@@ -30,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(options: argparse.Namespace) -> Source:
-    """Return the state; no core dump has its secrets. Raises VtpmdError."""
+def opened(path: Path, options: argparse.Namespace) -> Source:
+    """Return the state at a path; no core dump has its secrets. Raises VtpmdError."""
     from vtpmd.core import forbid_core_dumps
     from vtpmd.inspect.containers import open_source
 
@@ -39,4 +44,4 @@ def opened(options: argparse.Namespace) -> Source:
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        return open_source(options.path, key, migration_key)
+        return open_source(path, key, migration_key)

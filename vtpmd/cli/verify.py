@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """Check; return the exit status. Raises VtpmdError."""
     from vtpmd.inspect.verification import verdict, verify
 
-    source = state_at.opened(options)
+    source = state_at.opened(options.path, options)
     checks = verify(source)
     found = verdict(checks).value
     outcome = {

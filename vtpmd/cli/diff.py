@@ -1,0 +1,67 @@
+"""``vtpmd diff``: what differs between two of a vTPM's states."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from vtpmd.cli import at_rest, state_at
+
+EXIT_SAME: Final = 0
+EXIT_DIFFERENT: Final = 11
+
+EPILOG: Final = """\
+example:
+  vtpmd diff /srv/web1-tpm.monday /srv/web1-tpm
+  vtpmd diff before.blob after.blob --json
+
+  In the TPM's terms: PCRs that were extended, NV indices that were written and where, keys that
+  were added, tries that failed, and by its place in the tree what is none of these. A and B are as
+  for vtpmd inspect, and need not be of one kind. Nothing is locked or written, no secret is shown;
+  authorisations are compared, too.
+
+exit status:
+  0   nothing differs
+  1   one cannot be read
+  2   the command line was wrong
+  4   one is encrypted and --key is missing or wrong, or --key is given and it is not
+  5   what one is in is damaged
+  9   one is no state of a TPM 2.0
+  11  they differ; what was found was printed
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "diff",
+        help="show what differs between two states of a vTPM",
+        description="Show what differs between two states of a vTPM.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("before", metavar="A", type=Path, help="a state: as vtpmd inspect's PATH")
+    parser.add_argument("after", metavar="B", type=Path, help="another")
+    state_at.add_keys(parser)
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare; return the exit status. Raises VtpmdError."""
+    from vtpmd.inspect.difference import differences
+    from vtpmd.inspect.overview import inspect
+
+    before, after = (
+        inspect(state_at.opened(path, options).check_decodable())
+        for path in (options.before, options.after)
+    )
+    changes = differences(before, after)
+    outcome = {
+        "a": before.source.path,
+        "b": after.source.path,
+        "changes": [change._asdict() for change in changes],
+    }
+    lines = [change.text for change in changes] or ["nothing differs"]
+    at_rest.report(outcome, lines, as_json=options.json)
+    return EXIT_DIFFERENT if changes else EXIT_SAME
