@@ -17,6 +17,7 @@ from tests.harness.libvirt import Domain, Libvirt
 from tests.harness.place import Place, Written
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Tpm
+from vtpmd.cli.parser import COMMANDS
 from vtpmd.testing import guest_image
 from vtpmd.testing.program import Program
 
@@ -168,7 +169,8 @@ def check_what_is_beside_the_programs(root: FreshRoot) -> None:
     root.output("apparmor_parser", "-Q", "-K", "-T", "/etc/apparmor.d/vtpmd-swtpm")
     root.output("systemd-analyze", "verify", "/usr/lib/systemd/system/vtpmd@.service")
     root.output("bash", "-n", "/usr/share/bash-completion/completions/vtpmd")
-    for page in ("vtpmd", "vtpmd-run", "vtpmd-swtpm"):
+    commands = [f"vtpmd-{name}" for name in COMMANDS]
+    for page in ("vtpmd", "vtpmd-swtpm", *commands):
         root.output("man", "--where", page)
 
 
