@@ -152,8 +152,8 @@ SOURCE = {
     "the guest stops while a round is under way": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
-    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    GuestStopped            STOPPING
+    Ack                     CAPTURING   KEEP_BASE, WIND_UP, START_ROUND
     RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     Ack                     OFFERED     KEEP_BASE
@@ -183,7 +183,7 @@ SOURCE = {
     "the freeze overtakes the round of a stop": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     Freeze                  FREEZING    MAKE_TAIL, OFFER
     TailMade                FROZEN
     """,
@@ -206,10 +206,10 @@ SOURCE = {
     RoundDue                ROUND
     RoundSent               ROUND
     GuestResumed            ROUND       WITHDRAW
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     GuestStopped            STOPPING
     RoundDue                STOPPING
-    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    Ack                     CAPTURING   KEEP_BASE, WIND_UP, START_ROUND
     RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     GuestStopped            LAST_ROUND
@@ -273,11 +273,11 @@ SOURCE = {
     Pong                    ROUND
     Receiving               ROUND
     MigrationEnded          ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     Pong                    STOPPING
     Receiving               STOPPING
     MigrationEnded          STOPPING
-    Ack                     CAPTURING   KEEP_BASE, START_ROUND
+    Ack                     CAPTURING   KEEP_BASE, WIND_UP, START_ROUND
     RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
     Pong                    LAST_ROUND
@@ -317,25 +317,25 @@ SOURCE = {
     "the guest runs on while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     GuestResumed            ROUND       WITHDRAW
     """,
     "the destination gives up while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     Refuse                  ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the link is lost while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     LinkLost                ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed while it stops": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
-    GuestStopped            STOPPING    WIND_UP, OFFER
+    GuestStopped            STOPPING
     Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
     """,
     "the guest runs on in the last round": f"""{TO_LAST_ROUND}

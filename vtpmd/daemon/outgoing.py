@@ -532,7 +532,7 @@ class Outgoing:
 
     async def _keep_base(self) -> None:
         self._images.note_acknowledged()
-        if self.state is State.ARMED:
+        if self.state in (State.ARMED, State.CAPTURING):  # nothing was captured since
             generations = struct.pack("=QQ", *self._images.sent.generations)
             await self._owner.engine.request(LinkOperation.KEEP_BASE, payload=generations)
 
@@ -557,7 +557,7 @@ class Outgoing:
 
     async def _wind_up(self) -> None:
         how = LinkCapturing.STOPPED
-        if self.state is State.CAPTURING and self._machine.why_no_tail(self._silence_us) is None:
+        if self._machine.why_no_tail(self._silence_us) is None:
             how |= LinkCapturing.OFFERS
         await self._capture(how)
 

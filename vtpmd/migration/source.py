@@ -233,8 +233,6 @@ class Source:
         match event:
             case events.GuestStopped() if before is State.ARMED:
                 return [Do.WIND_UP, Do.START_ROUND]
-            case events.GuestStopped() if before is State.ROUND:
-                return [Do.WIND_UP, Do.OFFER]
             case events.Freeze():
                 return [Do.MAKE_TAIL, Do.OFFER]
             case events.GuestResumed() if before in ON_OFFER:
@@ -282,7 +280,7 @@ class Source:
             case State.SYNCING:
                 return [Do.KEEP_BASE, Do.TELL_ARMED]
             case State.STOPPING:
-                return [Do.KEEP_BASE, Do.START_ROUND]
+                return [Do.KEEP_BASE, Do.WIND_UP, Do.START_ROUND]
         return [Do.KEEP_BASE]
 
     def _offer(self) -> list[Action]:
