@@ -1,8 +1,12 @@
 """The endorsement keys of a state; of one that is altered to be none, nothing."""
 
+from datetime import UTC, datetime
+
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
 from tests.support.states import BUSY
 from vtpmd.inspect import contents, identity
@@ -91,3 +95,20 @@ def test_a_point_of_a_curve_is_a_key() -> None:
 )
 def test_one_that_is_not_on_it_is_none(curve: str, x: str, y: str) -> None:
     assert identity._key(ecc_entry(curve, x, y)) is None
+
+
+EC_KEY, NO_KEY = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d027f")
+
+
+def test_certificate_of_a_key_that_nobody_knows_is_printed_without_one() -> None:
+    """A guest can write it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an EK" * 8)])
+    times = datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, *times).sign(key, SHA256())
+    der = made.public_bytes(Encoding.DER).replace(EC_KEY, NO_KEY)
+    entry = Node("0x01c00002", "", 0, children=[leaf("handle", 0x01C0_0002), leaf("data", der)])
+    found = identity._certificate(entry, {})
+    assert found is not None
+    assert (found.kind, found.key) == ("EK", None)
+    assert x509.load_pem_x509_certificate(found.pem.encode()).public_bytes(Encoding.DER) == der

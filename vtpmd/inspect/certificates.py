@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 SEQUENCE: Final = b"\x30\x82"  # with a length of two bytes: no certificate is shorter than 256
 HEADER_BYTES: Final = 4
@@ -12,7 +15,20 @@ CUT: Final = "..."
 
 
 def certificate_in(data: bytes) -> dict[str, Any] | None:
-    """Return what a certificate says with which data begins; None where there is none.
+    """Return what a certificate says with which data begins; None where there is none."""
+    found = load(data)
+    return None if found is None else found.says
+
+
+class Loaded(NamedTuple):
+    """A certificate, and what it says."""
+
+    certificate: Certificate
+    says: dict[str, Any]
+
+
+def load(data: bytes) -> Loaded | None:
+    """Return the certificate with which data begins; None where there is none.
 
     An index may be larger than its certificate.
     """
@@ -26,7 +42,7 @@ def certificate_in(data: bytes) -> dict[str, Any] | None:
             # Of what is not quite as it is to be: the TPM's maker has written it, not its reader.
             warnings.simplefilter("ignore")
             certificate = x509.load_der_x509_certificate(data[:n_bytes])
-            return {
+            says = {
                 "bytes": n_bytes,
                 "subject": printable(certificate.subject.rfc4514_string()),
                 "issuer": printable(certificate.issuer.rfc4514_string()),
@@ -37,6 +53,7 @@ def certificate_in(data: bytes) -> dict[str, Any] | None:
             }
     except Exception:  # of any type: its parts are read when they are asked for
         return None
+    return Loaded(certificate, says)
 
 
 def printable(text: str) -> str:

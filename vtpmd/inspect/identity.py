@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import contents
-from vtpmd.inspect.certificates import certificate_in
+from vtpmd.inspect.certificates import load
 from vtpmd.inspect.overview import Inspected
 from vtpmd.inspect.tree import Node
 from vtpmd.inspect.words.handles import HT_NV_INDEX, HT_PERSISTENT
@@ -134,16 +134,16 @@ def _pem(key: Any) -> str:
 def _certificate(entry: Node, by_public: dict[str, str]) -> Certificate | None:
     handle, data = entry.number("handle") or 0, entry.at("data")
     kind = next((kind for kind, handles in CERTIFICATES.items() if handle in handles), None)
-    says = certificate_in(data) if kind is not None and isinstance(data, bytes) else None
-    if kind is None or says is None:
+    found = load(data) if kind is not None and isinstance(data, bytes) else None
+    if kind is None or found is None:
         return None
-    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    certificate = x509.load_der_x509_certificate(bytes.fromhex(says["der"]))
+    certificate, says = found
     try:
         key = by_public.get(_pem(certificate.public_key()))
-    except (ValueError, TypeError):  # of a kind that the library does not know
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # of a kind that nobody knows
         key = None
     pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
     return Certificate(entry.name, kind, key, says, pem)
