@@ -502,9 +502,9 @@ class Outgoing:
             if sector is None:
                 return await engine.request(LinkOperation.CAPTURE, how, meanwhile=meanwhile)
             news = engine.promise(LinkQuestion.TELL_RECORDED)
+            given, file = sector
             reply = await engine.request(
-                *(LinkOperation.CAPTURE, how, sector.content, meanwhile),
-                descriptor=sector.descriptor,
+                LinkOperation.CAPTURE, how, given, meanwhile, descriptor=file
             )
         if reply.argument & LinkCapture.RECORDS:
             self._recording = asyncio.create_task(self._note_recorded(news))

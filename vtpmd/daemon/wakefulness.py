@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +32,9 @@ _NO_LATENCY: Final = struct.pack("=i", 0)
 class Wakefulness:
     """A wish of this process, one at a time; it is over when the file is closed."""
 
-    def __init__(
-        self, path: Path = LATENCY_FILE, precedence: Callable[[], Precedence] = Precedence
-    ) -> None:
+    def __init__(self, path: Path = LATENCY_FILE) -> None:
         self._path = path
-        self._precedence = precedence()
+        self._precedence = Precedence()
         self._fd: int | None = None
         self._release: asyncio.TimerHandle | None = None
 

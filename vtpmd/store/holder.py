@@ -21,8 +21,8 @@ MAGIC: Final = b"vtpmlock1"
 HELD, FREE = b"held", b"free"
 BOOT_BYTES: Final = 36
 HOST_BYTES_MAX: Final = 64  # of a name, as gethostname(2) has it
-# Of all fields but the last the bytes that each takes; a line feed follows each.
 NAMESPACE: Final = "/proc/self/ns/pid"
+# Of all fields but the last the bytes that each takes; a line feed follows each.
 _FIELDS: Final = (len(MAGIC), len(HELD), BOOT_BYTES, 32, 20, 10, 20, 20, HOST_BYTES_MAX)
 _NO_MACHINE: Final = "-" * 32  # has none, and is no other's
 _START_TIME: Final = 19  # of the fields of /proc/PID/stat behind the program's name
