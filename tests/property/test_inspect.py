@@ -68,6 +68,8 @@ def show(source: Source) -> Inspected:
         json.dumps(node_json(decoded.root, secrets))
     assert json.loads(json.dumps(known)).keys() == known.keys()
     assert all(line.isascii() and line.isprintable() for line in lines)
+    for parts in (known["nv"]["indices"], known["objects"], known["sessions"]):
+        assert len({frozenset(part) for part in parts}) <= 1  # keys are stable
     with suppress(NothingToEnrol):
         identity_of(found)
     assert differences(found, found) == []

@@ -87,25 +87,24 @@ def loaded_objects(volatile: Node) -> list[dict[str, Any]]:
 
 
 def _object(handle: str, slot: Node) -> dict[str, Any]:
+    """Return an object; it has each key, whatever of it is decoded."""
     attributes = slot.number("slot-attributes") or 0
-    found: dict[str, Any] = {
+    public = slot.find("object", "public")
+    is_decoded = public is not None
+    public = public or slot
+    parameters = public.find("parameters") or public
+    return {
         "handle": handle,
         "hierarchy": _word_of(attributes, HIERARCHIES, "null"),
         "sequence": _word_of(attributes, SEQUENCE_BITS, "") or None,
-    }
-    public = slot.find("object", "public")
-    if public is None:
-        return found
-    parameters = public.find("parameters") or public
-    return found | {
-        "type": public.words("type"),
+        "type": public.words("type") if is_decoded else None,
         "key-bits": parameters.number("key-bits") or parameters.number("symmetric", "key-bits"),
         "curve": parameters.words("curve") or None,
         "scheme": parameters.words("scheme", "scheme") or None,
         "attributes": public.words("attributes").split(),
         "policy": public.content("auth-policy").hex() or None,
-        "auth-set": bool(slot.at("object", "sensitive", "auth")),
-        "name": slot.content("object", "name").hex(),
+        "auth-set": bool(slot.at("object", "sensitive", "auth")) if is_decoded else None,
+        "name": slot.content("object", "name").hex() or None,
     }
 
 

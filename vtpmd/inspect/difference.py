@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
+from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.tree import Node, Value
 
@@ -73,8 +74,7 @@ def _nv(old: Known, new: Known) -> Iterator[tuple[str, str]]:
     was, is_now = (_by_handle(known["nv"]["indices"]) for known in (old, new))
     for handle in sorted({*was, *is_now}):
         if handle not in was:
-            now = is_now[handle]
-            yield handle, f"NV {handle} defined: {now['type']}, {now['bytes']} bytes"
+            yield handle, f"NV {handle} defined: {_kind(is_now[handle])}"
         elif handle not in is_now:
             yield handle, f"NV {handle} undefined"
         else:
@@ -82,9 +82,15 @@ def _nv(old: Known, new: Known) -> Iterator[tuple[str, str]]:
                 yield handle, f"NV {handle} {text}"
 
 
+def _kind(index: Known) -> str:
+    if index["bytes"] is None:
+        return "not decoded whole"
+    return f"{index['type']}, {index['bytes']} bytes"
+
+
 def _index(was: Known, now: Known) -> Iterator[str]:
     if (was["type"], was["bytes"]) != (now["type"], now["bytes"]):
-        yield f"defined anew: {now['type']}, {now['bytes']} bytes"
+        yield f"defined anew: {_kind(now)}"
         return
     if was["data"] != now["data"]:
         yield _written(now["type"], was["data"], now["data"])
@@ -134,20 +140,13 @@ def _objects(old: Known, new: Known) -> Iterator[tuple[str, str]]:
         is_loaded = handle.startswith(TRANSIENT)
         if handle not in was:
             how = "loaded" if is_loaded else "added"
-            yield handle, f"object {handle} {how}: {_object_words(is_now[handle])}"
+            yield handle, f"object {handle} {how}: {object_words(is_now[handle])}"
         elif handle not in is_now:
             yield handle, f"object {handle} {'flushed' if is_loaded else 'removed'}"
-        elif was[handle].get("name") != is_now[handle].get("name"):
-            yield handle, f"object {handle} is another: {_object_words(is_now[handle])}"
+        elif was[handle]["name"] != is_now[handle]["name"]:
+            yield handle, f"object {handle} is another: {object_words(is_now[handle])}"
         elif was[handle] != is_now[handle]:
             yield handle, f"object {handle} changed"
-
-
-def _object_words(known: Known) -> str:
-    if known["sequence"]:
-        return str(known["sequence"])
-    size = known["key-bits"] or known["curve"] or ""
-    return f"{known['type']} {size}".rstrip()
 
 
 def _sessions(old: Known, new: Known) -> Iterator[tuple[str, str]]:

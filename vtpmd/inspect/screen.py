@@ -127,13 +127,17 @@ def _objects(known: dict[str, Any]) -> Iterator[str]:
     if known["objects"]:
         yield from ("", "  object      hierarchy    what")
     for each in known["objects"]:
-        if each["sequence"] or "type" not in each:
-            what = each["sequence"] or "nothing that is decoded"
-        else:
-            size = each["curve"] or each["key-bits"] or ""
-            words = " ".join(each["attributes"])
-            what = f"{each['type']} {size}".rstrip() + f": {words}"
+        what = object_words(each)
+        if each["attributes"]:
+            what += f": {' '.join(each['attributes'])}"
         yield f"  {each['handle']}  {each['hierarchy']:<12} {what}"
+
+
+def object_words(known: dict[str, Any]) -> str:
+    """Return what an object is, in words for a person."""
+    if known["type"] is None:
+        return known["sequence"] or "nothing that is decoded"
+    return f"{known['type']} {known['curve'] or known['key-bits'] or ''}".rstrip()
 
 
 def _sessions(known: dict[str, Any]) -> Iterator[str]:
