@@ -2,7 +2,8 @@
 
 #define NAMES(final, temporary)                                                                    \
     .prefix = (final), .temporary_prefix = (temporary), .journal_name = final ".journal",          \
-    .journal_temporary_name = temporary ".journal"
+    .journal_temporary_name = temporary ".journal", .arrived_name = final ".arrived",              \
+    .arrived_temporary_name = temporary ".arrived"
 
 static const struct version versions[] = {
     [VERSION_1_2] =

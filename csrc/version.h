@@ -15,6 +15,7 @@ struct version {
     const char *prefix; /* of all names of files, */
     const char *temporary_prefix;
     const char *journal_name, *journal_temporary_name;
+    const char *arrived_name, *arrived_temporary_name;
     uint16_t response_tag; /* of a response without sessions */
     uint32_t failure;      /* response codes: the TPM does nothing until it is restarted, */
     uint32_t retry;        /* the command is to be sent again, */

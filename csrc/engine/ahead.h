@@ -7,6 +7,9 @@
  *                            │ └─ahead_work fails──┼────────────────────► none
  *                            └──────ahead_drop─────┴──► unwanted ──ahead_work──► none
  *
+ * Where there is room for it (room.h), and `may_use_room`, it is written there, and has no file of
+ * its own. Who takes it has that room keep it.
+ *
  * Who commits takes it only if it is, byte by byte, what would be written now: of this image, this
  * number and this vTPM. It is of no use otherwise, and is removed.
  *
@@ -21,6 +24,7 @@
 
 #include "checkpoint.h"
 #include "image.h"
+#include "room.h"
 
 struct state_files;
 
@@ -35,14 +39,16 @@ struct ahead {
     _Atomic enum ahead_state state; /* who would only drop it looks at it without the lock */
     struct image image;             /* its content; numbered */
     uint8_t identity[CHECKPOINT_IDENTITY_BYTES];
+    bool may_use_room;
+    struct room room;
 };
 
 /* Have it made: of these bytes, as the vTPM's state `lineage` says. Without memory, or if what was
  * wanted before is not done with, that is dropped and nothing made. */
 void ahead_want(struct ahead *ahead, const uint8_t *bytes, size_t n_bytes,
-                const struct checkpoint_lineage *lineage);
+                const struct checkpoint_lineage *lineage, bool may_use_room);
 
-/* It is of no use any more. */
+/* It is of no use any more, nor is room for it. */
 void ahead_drop(struct ahead *ahead);
 
 /* Return true in wanted and unwanted. */
@@ -51,9 +57,16 @@ bool ahead_has_work(const struct ahead *ahead);
 /* For the worker, with the lock: make the file, or remove it. */
 void ahead_work(struct ahead *ahead, struct state_files *files, pthread_mutex_t *lock);
 
-/* Take the file, to be published now. Returns false unless it is ready, and of this image. */
-bool ahead_take(struct ahead *ahead, const struct image *image,
-                const uint8_t identity[CHECKPOINT_IDENTITY_BYTES]);
+/* What a commit finds. */
+enum ahead_taken {
+    AHEAD_NOTHING, /* that it could use */
+    AHEAD_FILE,    /* to be published now */
+    AHEAD_IN_ROOM, /* which keeps it: it is durable */
+};
+
+/* Take what was made, if it is ready, and of this image. */
+enum ahead_taken ahead_take(struct ahead *ahead, const struct image *image,
+                            const uint8_t identity[CHECKPOINT_IDENTITY_BYTES]);
 
 /* In none. */
 void ahead_deinit(struct ahead *ahead);

@@ -684,6 +684,8 @@ void commands_answered(struct commands *commands)
     commands->gave_whole = false;
     if (commands->number == CONTROL_SET_DATAFD)
         tpm_warm_up(); /* a QEMU is there, and has what it waits for: its guest comes next */
+    if (commands->number == CONTROL_SET_BUFFERSIZE && !runs)
+        tpm_await_state(commands->tpm);
     if (commands->number == CONTROL_INIT)
         asker_tell(commands->asker, LINK_TELL_INIT, 0, NULL, 0);
     if (commands->has_shut_down)
@@ -693,6 +695,5 @@ void commands_answered(struct commands *commands)
 /* The INIT of what has come does not, or on another connection: then it takes its time. */
 void commands_disconnected(struct commands *commands)
 {
-    if (commands->arrival.what == ARRIVED_BLOBS)
-        tpm_unprepare(commands->tpm);
+    tpm_unprepare(commands->tpm);
 }

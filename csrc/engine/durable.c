@@ -93,13 +93,25 @@ static void join_ahead(struct durable *durable)
             ahead_work(&durable->ahead, &durable->files, &durable->lock);
 }
 
+/* Wait until room that is of no use any more is removed. */
+static void join_room(struct durable *durable)
+{
+    room_hurry(&durable->ahead.room);
+    worker_notify(&durable->worker);
+    while (room_has_work(&durable->ahead.room))
+        if (durable->worker.has_thread)
+            worker_wait(&durable->worker, &durable->lock);
+        else
+            room_work(&durable->ahead.room, durable->files.io, &durable->lock);
+}
+
 static void drop_ahead(struct durable *durable)
 {
     ahead_drop(&durable->ahead);
     worker_notify(&durable->worker);
 }
 
-/* Have no file that was made ahead, and nobody else who writes to it. */
+/* Have no file that was made ahead, and nobody else who writes to it. Room may still be there. */
 static void clear_ahead(struct durable *durable)
 {
     drop_ahead(durable);
@@ -110,6 +122,8 @@ void durable_free(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
+    join_room(durable);
+    room_leave(&durable->ahead.room, durable->files.io);
     pthread_mutex_unlock(&durable->lock);
     worker_deinit(&durable->worker, &durable->lock);
     fold_deinit(&durable->fold);
@@ -182,6 +196,16 @@ static int write_file(struct durable *durable, const struct image *image, bool i
     durable->target = TPM_PERMANENT_ALL_NAME;
     clear_ahead(durable);
     return state_file_write(&durable->files, image, is_continued);
+}
+
+/* The file has been replaced, or that has failed: then it may have either image. */
+static void note_file(struct durable *durable, int r)
+{
+    durable->is_in_file = r >= 0;
+    if (r < 0)
+        return;
+    room_release(&durable->ahead.room);
+    worker_notify(&durable->worker);
 }
 
 static int report_anchor(int r)
@@ -336,17 +360,82 @@ static void do_fold(struct durable *durable)
                      version_now()->journal_name, strerror(-r));
 }
 
+/* What continues another file than the one that is there now is of no use. */
+static int drop_others(struct durable *durable)
+{
+    int r = durable->has_others ? journal_remove(durable->files.io) : 0;
+
+    durable->has_others &= r < 0;
+    return r;
+}
+
+/* Have the file of the image, and nothing that another process has left beside it. */
+static int write_current(struct durable *durable)
+{
+    int r = durable->store ? image_number(&durable->current, durable->store) : 0;
+
+    if (r >= 0)
+        r = write_file(durable, &durable->current, false);
+    if (r >= 0)
+        r = drop_others(durable);
+    note_file(durable, r);
+    return r;
+}
+
+/* Put what room keeps into its file, if it keeps any. Commits wait meanwhile: the first that a
+ * guest makes comes later than this. Returns 0 or a negative errno: it is kept then. */
+static int empty_room(struct durable *durable)
+{
+    struct room *room = &durable->ahead.room;
+
+    int r = room_keeps(room) ? write_current(durable) : 0;
+    if (r < 0) {
+        room_fail(room);
+        error_report("cannot write %s.%s: %s; the state is safe in %s: make room or repair the "
+                     "file system",
+                     version_now()->prefix, TPM_PERMANENT_ALL_NAME, strerror(-r),
+                     version_now()->arrived_name);
+    }
+    return r;
+}
+
+static bool has_work(struct durable *durable)
+{
+    struct ahead *ahead = &durable->ahead;
+
+    return durable->fold.is_wanted || ahead_has_work(ahead) || room_has_work(&ahead->room) ||
+           ahead->room.state == ROOM_KEPT;
+}
+
 /* Returns false at the end. */
 static bool wait_for_work(struct durable *durable)
 {
     struct worker *worker = &durable->worker;
+    struct room *room = &durable->ahead.room;
 
-    while (!durable->fold.is_wanted && !ahead_has_work(&durable->ahead)) {
+    while (!has_work(durable)) {
         if (worker->is_ending)
             return false;
-        worker_wait(worker, &durable->lock);
+        if (room_is_waiting(room))
+            worker_wait_until(worker, &durable->lock, room->due_ms);
+        else
+            worker_wait(worker, &durable->lock);
     }
     return true;
+}
+
+static void work(struct durable *durable)
+{
+    struct ahead *ahead = &durable->ahead;
+
+    if (durable->fold.is_wanted)
+        do_fold(durable);
+    else if (ahead_has_work(ahead))
+        ahead_work(ahead, &durable->files, &durable->lock);
+    else if (ahead->room.state == ROOM_KEPT)
+        empty_room(durable);
+    else
+        room_work(&ahead->room, durable->files.io, &durable->lock);
 }
 
 static void *run_worker(void *argument)
@@ -355,10 +444,7 @@ static void *run_worker(void *argument)
 
     pthread_mutex_lock(&durable->lock);
     while (wait_for_work(durable)) {
-        if (durable->fold.is_wanted)
-            do_fold(durable);
-        else
-            ahead_work(&durable->ahead, &durable->files, &durable->lock);
+        work(durable);
         worker_notify(&durable->worker);
     }
     pthread_mutex_unlock(&durable->lock);
@@ -481,24 +567,27 @@ static int show_anchor(struct durable *durable, struct image *image)
     return r;
 }
 
-/* Have the next image in a file that is durable but for its name. */
+/* Have the next image in a file that is durable but for its name. Returns 0 or a negative
+ * errno; or 1: it is durable in room that was made for it. */
 static int prepare_file(struct durable *durable)
 {
     const uint8_t *identity = durable->files.settings.identity;
 
     join_ahead(durable);
-    if (ahead_take(&durable->ahead, &durable->next, identity))
-        return 0;
+    enum ahead_taken taken = ahead_take(&durable->ahead, &durable->next, identity);
+    if (taken != AHEAD_NOTHING)
+        return taken == AHEAD_IN_ROOM;
     clear_ahead(durable);
     return state_file_prepare(&durable->files, &durable->next, identity, false);
 }
 
-/* What continues another file than the one that is there now is of no use. */
-static int drop_others(struct durable *durable)
+static int publish_file(struct durable *durable)
 {
-    int r = durable->has_others ? journal_remove(durable->files.io) : 0;
+    int r = state_file_publish(&durable->files);
 
-    durable->has_others &= r < 0;
+    if (r >= 0)
+        r = drop_others(durable);
+    note_file(durable, r);
     return r;
 }
 
@@ -506,15 +595,15 @@ static int replace_file(struct durable *durable)
 {
     durable->target = TPM_PERMANENT_ALL_NAME;
     int r = prepare_file(durable);
-    if (r >= 0)
-        r = expect_next(durable);
     if (r < 0)
         return r;
-    r = state_file_publish(&durable->files);
-    if (r >= 0)
-        r = drop_others(durable);
-    durable->is_in_file = r >= 0; /* else it may have either */
-    return r;
+    if (r > 0) {
+        durable->is_in_file = false;
+        worker_notify(&durable->worker);
+        return 0;
+    }
+    r = expect_next(durable);
+    return r < 0 ? r : publish_file(durable);
 }
 
 /* In this order: a later image has the higher number. */
@@ -641,22 +730,52 @@ static uint64_t next_generation(const struct durable *durable, uint64_t floor)
     return next + (current->exists && !current->is_numbered);
 }
 
+static bool may_prepare(const struct durable *durable)
+{
+    return durable->store && !durable->on && !durable->journal;
+}
+
+/* Only what a start may take up in place of what the directory has. */
+static bool may_use_room(const struct durable *durable, const struct checkpoint_lineage *lineage)
+{
+    struct checkpoint_lineage ours = durable_lineage(durable);
+
+    if (!lineage || durable_has_anchor(durable) || durable->has_others)
+        return false;
+    return !durable->current.exists ||
+           (memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0 &&
+            lineage->generation >= ours.generation);
+}
+
 void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
                      const struct checkpoint_lineage *lineage)
 {
     pthread_mutex_lock(&durable->lock);
-    if (durable->store && !durable->on && !durable->journal) {
+    if (may_prepare(durable)) {
         struct checkpoint_lineage wanted = lineage ? *lineage : durable_lineage(durable);
         wanted.generation = next_generation(durable, lineage ? lineage->generation : 0);
-        ahead_want(&durable->ahead, bytes, n_bytes, &wanted);
+        ahead_want(&durable->ahead, bytes, n_bytes, &wanted, may_use_room(durable, lineage));
     }
+    pthread_mutex_unlock(&durable->lock);
+    worker_notify(&durable->worker);
+}
+
+void durable_await(struct durable *durable)
+{
+    struct room *room = &durable->ahead.room;
+
+    pthread_mutex_lock(&durable->lock);
+    if (may_prepare(durable) && !durable->has_no_place && room->state == ROOM_NONE)
+        room_want(room, durable->worker.has_thread ? ROOM_DELAY_MS : 0);
     pthread_mutex_unlock(&durable->lock);
     worker_notify(&durable->worker);
 }
 
 void durable_unprepare(struct durable *durable)
 {
-    if (durable->ahead.state == AHEAD_NONE)
+    const struct room *room = &durable->ahead.room;
+
+    if (durable->ahead.state == AHEAD_NONE && (room->state == ROOM_NONE || room_keeps(room)))
         return;
     pthread_mutex_lock(&durable->lock);
     drop_ahead(durable);
@@ -666,8 +785,8 @@ void durable_unprepare(struct durable *durable)
 void durable_work_ahead(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
-    if (ahead_has_work(&durable->ahead))
-        ahead_work(&durable->ahead, &durable->files, &durable->lock);
+    if (has_work(durable))
+        work(durable);
     pthread_mutex_unlock(&durable->lock);
 }
 
@@ -739,6 +858,8 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
     struct checkpoint_lineage ours = durable_lineage(durable);
     int r = settle_deferred(durable);
     if (r >= 0)
+        r = empty_room(durable);
+    if (r >= 0)
         r = begin_next(durable, bytes, n_bytes);
     if (r >= 0)
         r = adopt(durable, elsewhere, is_to_be_written, identity);
@@ -750,7 +871,10 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
         durable->is_known = true;
         durable->is_adopting = false;
     }
-    durable->is_in_file = r >= 0 && is_to_be_written;
+    if (r >= 0 && is_to_be_written)
+        note_file(durable, r);
+    else
+        durable->is_in_file = false;
     durable->next = (struct image){0};
     pthread_mutex_unlock(&durable->lock);
     return r;
@@ -809,33 +933,22 @@ int durable_store(struct durable *durable)
     int r = 0;
 
     pthread_mutex_lock(&durable->lock);
-    if (durable->current.exists && !durable->is_in_file && !durable->journal) {
-        if (durable->store)
-            r = image_number(&durable->current, durable->store);
-        if (r >= 0)
-            r = write_file(durable, &durable->current, false);
-        durable->is_in_file = r >= 0;
-    }
+    if (durable->current.exists && !durable->is_in_file && !durable->journal)
+        r = write_current(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
 
 int durable_reclaim(struct durable *durable)
 {
-    struct image *current = &durable->current;
     int r = 0;
 
     pthread_mutex_lock(&durable->lock);
     check(!durable->journal);
     durable->has_others = true;
     durable->is_in_file = false;
-    if (current->exists && durable->store)
-        r = image_number(current, durable->store);
-    if (r >= 0 && current->exists)
-        r = write_file(durable, current, false);
-    if (r >= 0 && current->exists)
-        r = drop_others(durable);
-    durable->is_in_file = r >= 0 && current->exists;
+    if (durable->current.exists)
+        r = write_current(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
@@ -864,6 +977,7 @@ void durable_leave(struct durable *durable)
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
+    empty_room(durable);
     join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
     settle_deferred(durable);
@@ -873,6 +987,11 @@ void durable_leave(struct durable *durable)
 bool durable_has_journal(const struct durable *durable)
 {
     return durable->journal != NULL;
+}
+
+bool durable_is_in_room(const struct durable *durable)
+{
+    return room_keeps(&durable->ahead.room);
 }
 
 bool durable_is_removed(struct durable *durable)
@@ -885,7 +1004,10 @@ int durable_end(struct durable *durable)
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
-    int r = close_journal(durable);
+    int r = empty_room(durable);
+    join_room(durable);
+    if (r >= 0)
+        r = close_journal(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;
 }

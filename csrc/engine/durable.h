@@ -119,11 +119,15 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
 void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
                      const struct checkpoint_lineage *lineage);
 
-/* It will not be committed: have the file removed. Does not wait for the disk. */
+/* While off: such may come, if the TPM is not on in a moment. Have room for it (room.h), so that
+ * its commit has less to wait for. */
+void durable_await(struct durable *durable);
+
+/* It will not be committed: have the file removed, and the room. Does not wait for the disk. */
 void durable_unprepare(struct durable *durable);
 
-/* For who folds by hand: make or remove that file, if it is to be. Commits and the end do so, too.
- */
+/* For who folds by hand: make or remove that file, or the room, or empty that, if it is to be.
+ * Commits and the end do so, too. */
 void durable_work_ahead(struct durable *durable);
 
 /* While that `is_so`, a commit to a journal does not wait for the disk: it is durable with the next
@@ -154,6 +158,9 @@ void durable_leave(struct durable *durable);
 
 /* Return true if a journal continues the file. */
 bool durable_has_journal(const struct durable *durable);
+
+/* Return true if it is not in its file yet, but in the room that was made for it. */
+bool durable_is_in_room(const struct durable *durable);
 
 /* Return true if the image was put into its file, and somebody else has removed that. */
 bool durable_is_removed(struct durable *durable);

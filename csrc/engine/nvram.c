@@ -191,6 +191,11 @@ bool nvram_has_journal(void)
     return durable_has_journal(permanent);
 }
 
+bool nvram_is_in_room(void)
+{
+    return durable_is_in_room(permanent);
+}
+
 int nvram_end(void)
 {
     return is_read_only ? 0 : durable_end(permanent);
@@ -281,6 +286,13 @@ void nvram_prepare(const uint8_t *state, size_t state_bytes,
         return;
     store_io->look_again(store_io);
     durable_prepare(permanent, state, state_bytes, lineage);
+}
+
+void nvram_await(void)
+{
+    /* A TPM 1.2's saved state is in a file of its own, and belongs to it. */
+    if (!is_read_only && !is_unlocked && version_now()->has_shutdown)
+        durable_await(permanent);
 }
 
 void nvram_unprepare(void)

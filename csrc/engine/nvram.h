@@ -83,6 +83,9 @@ int nvram_lock(void);
 /* Return true if there is a journal. */
 bool nvram_has_journal(void);
 
+/* Return true if the permanent state is where it has come, and not in its file (room.h). */
+bool nvram_is_in_room(void);
+
 /* Close the journal. Returns 0, or a negative errno with the journal left as it is. */
 int nvram_end(void);
 
@@ -132,6 +135,9 @@ int nvram_expect(const struct checkpoint_lineage *lineage);
  * that is NULL: its file is made ahead, where it may be written. Does not wait for the disk. */
 void nvram_prepare(const uint8_t *state, size_t state_bytes,
                    const struct checkpoint_lineage *lineage);
+
+/* While the TPM is off: such may come, if it is not on in a moment. */
+void nvram_await(void);
 
 /* It will not be. Does not wait for the disk. */
 void nvram_unprepare(void);

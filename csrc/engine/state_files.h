@@ -6,6 +6,7 @@
 #include "image.h"
 #include "io.h"
 #include "journal.h"
+#include "room.h"
 
 struct state_files {
     struct io *io;
@@ -18,6 +19,10 @@ struct state_files {
  * says that a journal goes on from it. Returns 0 or a negative errno, and then there is none. */
 int state_file_prepare(struct state_files *files, const struct image *image,
                        const uint8_t identity[CHECKPOINT_IDENTITY_BYTES], bool is_continued);
+
+/* Write it into room that was made for it (room.h). Returns what room_fill() does. */
+int state_file_fill(struct state_files *files, struct room *room, const struct image *image,
+                    const uint8_t identity[CHECKPOINT_IDENTITY_BYTES]);
 
 /* Give it its name. Returns 0 once that is durable, or a negative errno: it may have it or not. */
 int state_file_publish(struct state_files *files);

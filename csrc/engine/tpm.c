@@ -273,7 +273,7 @@ static int close_journal(void)
 
     if (r == -ENOENT)
         say_removed();
-    else if (r < 0)
+    else if (r < 0 && !nvram_is_in_room()) /* of that it was said */
         error_report("cannot fold %s: %s; the state is safe in it and the file that it continues: "
                      "make room or repair the file system, then restart vtpmd",
                      version_now()->journal_name, strerror(-r));
@@ -768,6 +768,8 @@ TPM_RESULT tpm_stop_fenced(struct tpm *tpm)
 /* What QEMU was given may be started elsewhere, or never: then it is the directory that counts. */
 static enum tpm_left leave_given(void)
 {
+    if (nvram_is_in_room())
+        return TPM_LEFT_JOURNAL; /* it was said that it is not in its file */
     if (!nvram_has_journal())
         return TPM_LEFT_WHOLE;
     error_report("%s stays: QEMU was given the state, and its guest has not run on here; if it "
@@ -1126,6 +1128,12 @@ TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineag
         return result;
     nvram_prepare(state, state_bytes, lineage);
     return set_state(tpm, LINK_STATE_PERMANENT, state, state_bytes);
+}
+
+void tpm_await_state(struct tpm *tpm)
+{
+    locked(tpm);
+    nvram_await();
 }
 
 void tpm_unprepare(struct tpm *tpm)

@@ -231,6 +231,9 @@ TPM_RESULT tpm_set_state(struct tpm *tpm, uint32_t type, const uint8_t *state, s
 TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineage,
                         const uint8_t *state, size_t state_bytes);
 
+/* QEMU is there, and has not started the TPM: it may bring a state. Does not wait for the disk. */
+void tpm_await_state(struct tpm *tpm);
+
 /* Have no file that tpm_set_come() has made ahead; what it was given is started from all the same.
  */
 void tpm_unprepare(struct tpm *tpm);

@@ -1,6 +1,7 @@
 #include "worker.h"
 
 #include "check.h"
+#include "clock.h"
 #include "thread.h"
 
 enum {
@@ -11,7 +12,7 @@ int worker_start(struct worker *worker, void *(*run)(void *), void *argument)
 {
     if (worker->has_thread)
         return 0;
-    check(pthread_cond_init(&worker->changed, NULL) == 0);
+    clock_condition_init(&worker->changed);
     int r = thread_start(&worker->thread, THREAD_STACK_BYTES, run, argument);
     if (r < 0)
         pthread_cond_destroy(&worker->changed);
@@ -30,6 +31,11 @@ void worker_notify(struct worker *worker)
 void worker_wait(struct worker *worker, pthread_mutex_t *lock)
 {
     pthread_cond_wait(&worker->changed, lock);
+}
+
+void worker_wait_until(struct worker *worker, pthread_mutex_t *lock, int64_t ms)
+{
+    clock_wait_until(&worker->changed, lock, ms);
 }
 
 void worker_deinit(struct worker *worker, pthread_mutex_t *lock)

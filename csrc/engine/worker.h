@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 struct worker {
     pthread_t thread;
@@ -22,6 +23,9 @@ void worker_notify(struct worker *worker);
 
 /* With the lock, which is given up meanwhile: wait until that may be so. */
 void worker_wait(struct worker *worker, pthread_mutex_t *lock);
+
+/* The same, no longer than until then by clock_ms(). */
+void worker_wait_until(struct worker *worker, pthread_mutex_t *lock, int64_t ms);
 
 /* Without the lock: end the thread, which returns from `run` once nothing is left to do. */
 void worker_deinit(struct worker *worker, pthread_mutex_t *lock);

@@ -1,20 +1,29 @@
-"""How the engine's threads are scheduled: who wakes up goes first, as Linux is told (6.12 on)."""
+"""Who goes first: the engine's threads, as Linux is told (6.12 on), and before vtpmd's."""
 
 import ctypes
 import os
 import platform
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from tests.harness.handover import make_armed_pair
 from tests.harness.lab import Lab
+from tests.harness.owners import hand_over
+from vtpmd.daemon.precedence import NICENESS, NICENESS_MAX
 from vtpmd.testing.emulator import EmulatorKind
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}  # asm/unistd.h
 ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # struct sched_attr, linux/sched/types.h
 SLICE_NS = 100_000  # csrc/engine/thread.c
 FIRST_WITH_SLICES = (6, 12)
+LOOK_S = 0.0005
+TAKEN_BACK_TIMEOUT_S = 20.0
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
@@ -49,3 +58,37 @@ def test_threads_of_an_engine_have_short_slices(lab: Lab, *, is_alone: bool) -> 
         policy, _, slice_ns = attributes_of(thread)
         assert (policy, slice_ns) == (os.SCHED_OTHER, SLICE_NS)
     assert attributes_of(0)[2] > SLICE_NS  # this process, as most are
+
+
+@contextmanager
+def watched(*processes: int) -> Iterator[list[set[int]]]:
+    """Give the nicenesses that the first threads of processes have while the block runs."""
+    seen: list[set[int]] = [set() for _ in processes]
+    is_over = Event()
+
+    def look() -> None:
+        while not is_over.wait(LOOK_S):
+            for process, nicenesses in zip(processes, seen, strict=True):
+                nicenesses.add(os.getpriority(os.PRIO_PROCESS, process))
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_vtpmd_gives_way_while_the_guest_stands_still(lab: Lab) -> None:
+    """On both hosts, and takes it back."""
+    pair = make_armed_pair(lab)
+    pids = [host.vtpmd.program.pid for host in (pair.source, pair.destination)]
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    with watched(*pids) as seen:
+        hand_over(pair)
+    assert seen == [{usual, min(usual + NICENESS, NICENESS_MAX)}] * 2
+    deadline = time.monotonic() + TAKEN_BACK_TIMEOUT_S
+    while any(os.getpriority(os.PRIO_PROCESS, pid) != usual for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(LOOK_S)

@@ -40,6 +40,7 @@ _MODULES = (
     "vtpmd.front.process",
     "vtpmd.front.sockets",
     "vtpmd.store.anchor",
+    "vtpmd.store.arrived",
     "vtpmd.store.backup",
     "vtpmd.store.incoming",
     "vtpmd.store.libtpms",

@@ -48,6 +48,9 @@ KEY_REMEDIES: dict[type[Exception], str] = {
     swtpm_format.NotEncrypted: "leave out --key, or encrypt the directory with `vtpmd rekey`",
 }
 
+# What else to do about one.
+RESTORE = "restore the directory from a backup, or give another one"
+
 # What a linear file, or block device, has no place for.
 NO_DIRECTORY = (
     "a vTPM in a file is served by swtpm's command line, with backend-uri=file://, and moves by "
@@ -68,6 +71,7 @@ class FileNames(NamedTuple):
     journal: str
     owner: str
     incoming: str
+    arrived: str  # vtpmd/store/arrived.py
     backup: str  # that swtpm makes of the permanent state
 
     def state(self, state_type: StateType) -> str:
@@ -77,7 +81,7 @@ class FileNames(NamedTuple):
 
 def names_of(version: TpmVersion) -> FileNames:
     """Return the names of the files of a TPM of this version."""
-    names = (*STATE_NAMES.values(), "journal", "owner", "incoming", "permall.bak")
+    names = (*STATE_NAMES.values(), "journal", "owner", "incoming", "arrived", "permall.bak")
     return FileNames(*(f"{version.facts.prefix}.{name}" for name in names))
 
 
@@ -305,23 +309,27 @@ class StateDirectory(OpenDirectory):
     def read_state(self, state_type: StateType, key: Key | None = None) -> bytes | None:
         """Return one state, or None without its file; raises as ``read_states`` does."""
         name = self.names.state(state_type)
-        kind, remedy = (
-            StateDirectoryError,
-            "restore the directory from a backup, or give another one",
-        )
         try:
             content = read_regular_file(self.directory_fd, name)
-            return swtpm_format.decode_file(content, key=None if key is None else key.material)
         except FileNotFoundError:
             return None
         except OSError as error:
             reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-            remedy = self.remedy(name, error, remedy)
+            remedy = self.remedy(name, error, RESTORE)
+            raise StateDirectoryError(
+                f"cannot read state file {self.place(name)}: {reason}; {remedy}"
+            ) from error
+        return self.decode_state(name, content, key)
+
+    def decode_state(self, name: str, content: bytes, key: Key | None) -> bytes:
+        """Return the state that a file of this name holds; raises as ``read_states`` does."""
+        try:
+            return swtpm_format.decode_file(content, key=None if key is None else key.material)
         except swtpm_format.FormatError as error:
-            reason = str(error)
+            kind, remedy = StateDirectoryError, RESTORE
             if isinstance(error, tuple(KEY_REMEDIES)):
                 kind, remedy = StateKeyError, KEY_REMEDIES[type(error)]
-        raise kind(f"cannot read state file {self.place(name)}: {reason}; {remedy}")
+            raise kind(f"cannot read state file {self.place(name)}: {error}; {remedy}") from error
 
     def read_lineage(self) -> Lineage | None:
         """Return where the permanent state's file says that it stands, or None if it does not.

@@ -1,8 +1,8 @@
 """What happens to a state directory before a vTPM starts from it, in the order that matters.
 
 First the anchor is compared, and nothing is written until that is right; then it hears of a state
-that a peer has granted, and that is taken up; what a crash has left is recovered, the anchor hears
-of it, and the journal is folded.
+that a peer has granted, and that is taken up, as is one that QEMU had just brought; what a crash
+has left is recovered, the anchor hears of it, and the journal is folded.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ def fold(
     if anchor is not None and (granted := files.granted()) is not None:
         anchor.expect(granted.lineage, granted.digest())
     took_up = take_up(directory, files, key)
+    if directory.exists(directory.names.arrived):
+        from vtpmd.store import arrived
+
+        arrived.take_up(directory, key)
     backup.refuse_alone(directory)
     examined = recovery.recover(directory, key)
     check(directory.path, directory.version, examined.states_to_start_from())
