@@ -34,7 +34,7 @@ void ahead_drop(struct ahead *ahead)
 {
     if (ahead->state != AHEAD_NONE)
         set(ahead, AHEAD_UNWANTED);
-    room_drop(&ahead->room);
+    room_discard(&ahead->room);
 }
 
 bool ahead_has_work(const struct ahead *ahead)

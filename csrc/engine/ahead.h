@@ -48,7 +48,7 @@ struct ahead {
 void ahead_want(struct ahead *ahead, const uint8_t *bytes, size_t n_bytes,
                 const struct checkpoint_lineage *lineage, bool may_use_room);
 
-/* It is of no use any more, nor is room for it. */
+/* It is of no use any more. */
 void ahead_drop(struct ahead *ahead);
 
 /* Return true in wanted and unwanted. */

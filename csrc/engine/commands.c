@@ -695,5 +695,5 @@ void commands_answered(struct commands *commands)
 /* The INIT of what has come does not, or on another connection: then it takes its time. */
 void commands_disconnected(struct commands *commands)
 {
-    tpm_unprepare(commands->tpm);
+    tpm_unawait_state(commands->tpm);
 }

@@ -111,6 +111,12 @@ static void drop_ahead(struct durable *durable)
     worker_notify(&durable->worker);
 }
 
+static void drop_room(struct durable *durable)
+{
+    room_drop(&durable->ahead.room);
+    worker_notify(&durable->worker);
+}
+
 /* Have no file that was made ahead, and nobody else who writes to it. Room may still be there. */
 static void clear_ahead(struct durable *durable)
 {
@@ -122,6 +128,7 @@ void durable_free(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
+    drop_room(durable);
     join_room(durable);
     room_leave(&durable->ahead.room, durable->files.io);
     pthread_mutex_unlock(&durable->lock);
@@ -773,12 +780,22 @@ void durable_await(struct durable *durable)
 
 void durable_unprepare(struct durable *durable)
 {
-    const struct room *room = &durable->ahead.room;
-
-    if (durable->ahead.state == AHEAD_NONE && (room->state == ROOM_NONE || room_keeps(room)))
+    if (durable->ahead.state == AHEAD_NONE)
         return;
     pthread_mutex_lock(&durable->lock);
     drop_ahead(durable);
+    pthread_mutex_unlock(&durable->lock);
+}
+
+void durable_unawait(struct durable *durable)
+{
+    const struct room *room = &durable->ahead.room;
+
+    durable_unprepare(durable);
+    if (room->state == ROOM_NONE || room_keeps(room))
+        return;
+    pthread_mutex_lock(&durable->lock);
+    drop_room(durable);
     pthread_mutex_unlock(&durable->lock);
 }
 
@@ -964,7 +981,7 @@ void durable_begin(struct durable *durable)
         return;
     durable->on = true;
     durable->is_cramped = durable->fold.has_failed = false;
-    durable_unprepare(durable); /* it has started from something else */
+    durable_unawait(durable); /* it has started from something else */
 }
 
 void durable_pause(struct durable *durable)
@@ -977,6 +994,7 @@ void durable_leave(struct durable *durable)
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
+    drop_room(durable);
     empty_room(durable);
     join_fold(durable);
     fold_abandon(&durable->fold, durable->files.io);
@@ -1004,6 +1022,7 @@ int durable_end(struct durable *durable)
     durable->on = false;
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
+    drop_room(durable);
     int r = empty_room(durable);
     join_room(durable);
     if (r >= 0)

@@ -123,7 +123,10 @@ void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_byt
  * its commit has less to wait for. */
 void durable_await(struct durable *durable);
 
-/* It will not be committed: have the file removed, and the room. Does not wait for the disk. */
+/* None comes any more: have the room removed, too. Does not wait for the disk. */
+void durable_unawait(struct durable *durable);
+
+/* It will not be committed: have the file removed. Does not wait for the disk. */
 void durable_unprepare(struct durable *durable);
 
 /* For who folds by hand: make or remove that file, or the room, or empty that, if it is to be.

@@ -295,6 +295,11 @@ void nvram_await(void)
         durable_await(permanent);
 }
 
+void nvram_unawait(void)
+{
+    durable_unawait(permanent);
+}
+
 void nvram_unprepare(void)
 {
     durable_unprepare(permanent);

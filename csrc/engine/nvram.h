@@ -139,6 +139,9 @@ void nvram_prepare(const uint8_t *state, size_t state_bytes,
 /* While the TPM is off: such may come, if it is not on in a moment. */
 void nvram_await(void);
 
+/* None comes any more. Does not wait for the disk. */
+void nvram_unawait(void);
+
 /* It will not be. Does not wait for the disk. */
 void nvram_unprepare(void);
 

@@ -26,12 +26,19 @@ void room_want(struct room *room, int64_t delay_ms)
     set(room, ROOM_WANTED);
 }
 
+void room_discard(struct room *room)
+{
+    if (room->state == ROOM_FILLED)
+        set(room, ROOM_UNWANTED);
+}
+
 void room_drop(struct room *room)
 {
     if (room->state == ROOM_WANTED)
         set(room, ROOM_NONE);
-    if (room->state == ROOM_MAKING || room->state == ROOM_MADE || room->state == ROOM_FILLED)
+    if (room->state == ROOM_MAKING || room->state == ROOM_MADE)
         set(room, ROOM_UNWANTED);
+    room_discard(room);
 }
 
 void room_hurry(struct room *room)

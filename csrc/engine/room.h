@@ -63,6 +63,9 @@ struct room {
  * writes may have to be quick then. */
 void room_want(struct room *room, int64_t delay_ms);
 
+/* What it was filled with is of no use. */
+void room_discard(struct room *room);
+
 /* There is nothing to be put into it any more; what it keeps, it keeps. */
 void room_drop(struct room *room);
 

@@ -1136,10 +1136,10 @@ void tpm_await_state(struct tpm *tpm)
     nvram_await();
 }
 
-void tpm_unprepare(struct tpm *tpm)
+void tpm_unawait_state(struct tpm *tpm)
 {
     locked(tpm);
-    nvram_unprepare();
+    nvram_unawait();
 }
 
 TPM_RESULT tpm_store_permanent(struct tpm *tpm)

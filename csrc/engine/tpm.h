@@ -234,9 +234,9 @@ TPM_RESULT tpm_set_come(struct tpm *tpm, const struct checkpoint_lineage *lineag
 /* QEMU is there, and has not started the TPM: it may bring a state. Does not wait for the disk. */
 void tpm_await_state(struct tpm *tpm);
 
-/* Have no file that tpm_set_come() has made ahead; what it was given is started from all the same.
- */
-void tpm_unprepare(struct tpm *tpm);
+/* It is gone: have no file that tpm_set_come() has made ahead, and no room for one. What the TPM
+ * was given is started from all the same. */
+void tpm_unawait_state(struct tpm *tpm);
 
 /* Write the permanent state's image into its file, if it is durable elsewhere. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);

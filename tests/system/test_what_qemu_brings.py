@@ -15,6 +15,7 @@ from tests.harness import canary
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, Blobs, RawGuest
 from tests.support.file_names import NAMES, PERMANENT_NAME
+from vtpmd.daemon.engine import EXIT_JOURNAL
 from vtpmd.testing.disk import ZRAM_CONTROL, Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 
@@ -100,6 +101,24 @@ def test_invariant_1_what_a_guest_writes_then_survives(
         with after_power_loss(lab, disk, emulator, guest) as again:
             assert again.tpm.nv_read(NV_INDEX, NV_SIZE) == content
         source.resume()
+
+
+def test_what_comes_onto_a_full_disk_stays_where_it_came(
+    lab: Lab, disk: Disk, source: RawGuest
+) -> None:
+    """There is room for it, and none for its file; the guest is served, and starts again later."""
+    emulator, guest = waiting(lab, disk.path / "state", has_room=True)
+    disk.fill()
+    guest.load(source.save())
+    assert guest.facts() == source.facts()
+    guest.control.shutdown()
+    assert emulator.program.wait() == EXIT_JOURNAL
+    assert f"the state is safe in {NAMES.arrived}" in emulator.program.output
+    disk.make_room()
+    again = lab.raw_guest(lab.emulator(EmulatorKind.VTPMD, emulator.state))
+    again.control.init()
+    again.tpm.startup()
+    assert again.tpm.nv_read(NV_INDEX, NV_SIZE) == source.facts().nv
 
 
 def test_what_came_takes_the_place_of_what_the_guest_left_here(
