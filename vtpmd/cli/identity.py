@@ -33,6 +33,7 @@ exit status:
   5   what it is in is damaged
   9   it is no state of a TPM 2.0
   10  there is neither such a key nor a certificate
+  12  it has no such generation as --at names
 """
 
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.identity import identity_of
     from vtpmd.inspect.overview import inspect
 
-    source = state_at.opened(options.path, options)
+    source = state_at.opened(options.path, options, options.at)
     identity = identity_of(inspect(source.check_decodable()))
     if options.json:
         print(json.dumps(_all_of(source, identity)))

@@ -37,13 +37,14 @@ example:
   shows them. JSON's keys are in docs/inspect.md.
 
 exit status:
-  0  it was shown, and all of it is decoded
-  1  it cannot be read
-  2  the command line was wrong, or there is no such section
-  4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
-  5  something is damaged; what could be decoded was shown, then what is wrong, from the first on
-  8  nothing is wrong, but a later libtpms has written it; what is known was shown
-  9  it is no state of a TPM 2.0
+  0   it was shown, and all of it is decoded
+  1   it cannot be read
+  2   the command line was wrong, or there is no such section
+  4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
+  5   something is damaged; what could be decoded was shown, then what is wrong, from the first on
+  8   nothing is wrong, but a later libtpms has written it; what is known was shown
+  9   it is no state of a TPM 2.0
+  12  it has no such generation as --at names
 """
 
 
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    found = inspect(state_at.opened(options.path, options).check_decodable())
+    found = inspect(state_at.opened(options.path, options, options.at).check_decodable())
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)

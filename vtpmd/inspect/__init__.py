@@ -8,6 +8,7 @@
     permanent, volatile, and what they have in common: the code that follows those tables
     decoding     from a state's bytes to its tree
     source, containers, directories, qemu_stream   from a path to states
+    difference, history   what a state has that another has not, or the one before it
     overview, contents, certificates   what a person or a program wants to know of all that
     secrets      what is shown in a secret's place
     screen, tree_text, report_json   the ways to show it

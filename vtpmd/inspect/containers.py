@@ -16,10 +16,12 @@ from typing import Final
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
 from vtpmd.inspect import qemu_stream
 from vtpmd.inspect.decoding import kind_of
-from vtpmd.inspect.directories import directory_source
+from vtpmd.inspect.directories import History, directory_history
+from vtpmd.inspect.history import no_generation, source_at
 from vtpmd.inspect.source import (
     NOTHING_KNOWN,
     DamagedContainer,
+    NotAState,
     Source,
     lineage_of,
     not_a_state,
@@ -53,15 +55,35 @@ HINTS: Final = {
 OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}: a TPM 1.2's is not decoded yet"
 
 
-def open_source(path: Path, key: Key | None, migration_key: Key | None = None) -> Source:
-    """Return what is at a path.
+def open_source(
+    path: Path, key: Key | None, migration_key: Key | None = None, at: int | None = None
+) -> Source:
+    """Return what is at a path, now or as it was at a generation.
 
     What is damaged is told among its problems, as far as there is a state nevertheless. Raises
-    NotAState, StateKeyError where a key is missing or wrong, VtpmdError or OSError.
+    NotAState, StateKeyError where a key is missing or wrong, NoGeneration, VtpmdError or OSError.
     """
     if path.is_dir():
         with look_into(path) as directory:
-            return directory_source(directory, key)
+            history = directory_history(directory, key)
+        return history.source if at is None else source_at(history, at)
+    source = _file_source(path, key, migration_key)
+    if at is not None and at != source.generation:
+        has = "of no generation" if source.generation is None else f"of {source.generation} alone"
+        raise no_generation(source, at, f"it is {has}")
+    return source
+
+
+def open_history(path: Path, key: Key | None) -> History:
+    """Return a state directory's history. Raises as open_source."""
+    if not path.is_dir():
+        raise NotAState(f"cannot tell the history of {path}: it is no state directory; give one")
+    with look_into(path) as directory:
+        return directory_history(directory, key)
+
+
+def _file_source(path: Path, key: Key | None, migration_key: Key | None) -> Source:
+    """Return what is in a file."""
     content, n_bytes = _read_file(path)
     if content.startswith(qemu_stream.MARKS):
         return _stream(path, key, migration_key)
