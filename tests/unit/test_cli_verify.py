@@ -65,6 +65,22 @@ def test_a_right_directory(tmp_path: Path, run: Command) -> None:
     )
 
 
+def test_a_right_directory_of_a_tpm_12(tmp_path: Path, run: Command) -> None:
+    for state, name in ((states.BUSY_12, "permall"), (states.BUSY_12_VOLATILE, "volatilestate")):
+        (tmp_path / f"tpm-00.{name}").write_bytes(swtpm_format.encode_file(state))
+    found = run(tmp_path, "--json")
+    assert (found.status, found.outcome["tpm"]) == (0, "1.2")
+    assert findings(found) == dict.fromkeys(
+        ("container", "permanent state", "volatile state", "libtpms"), "passed"
+    )
+    altered = bytearray(states.BUSY_12)
+    altered[100] ^= 1
+    (tmp_path / "tpm-00.permall").write_bytes(swtpm_format.encode_file(bytes(altered)))
+    found = run(tmp_path, "--json")
+    assert found.status == 5
+    assert findings(found)["permanent state"] == findings(found)["libtpms"] == "failed"
+
+
 def test_a_volatile_state_alone_is_decoded_and_libtpms_not_asked(
     tmp_path: Path, run: Command
 ) -> None:
@@ -156,7 +172,7 @@ def test_the_document_has_each_check(tmp_path: Path, run: Command) -> None:
     rows = tables((DOCS / "inspect.md").read_text())["The checks"]
     documented = {name.strip(" `") for row in rows for name in row["check"].split(",")}
     found = run(directory(tmp_path, states.BUSY, states.BUSY_VOLATILE), "--json")
-    assert documented == {*findings(found), "structure"}
+    assert documented == {*findings(found), "savestate state"}
     assert set(found.outcome) == {"path", "kind", "tpm", "verdict", "checks"}
 
 

@@ -28,7 +28,7 @@ exit status:
   2   the command line was wrong
   4   one is encrypted and --key is missing or wrong, or --key is given and it is not
   5   what one is in is damaged
-  9   one is no state of a TPM 2.0
+  9   one is no state of a TPM
   11  they differ; what was found was printed
   12  one has no such generation as --from or --to names
 """
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
 
     before, after = (
-        inspect(state_at.opened(path, options, at).check_decodable())
+        inspect(state_at.opened(path, options, at))
         for path, at in ((options.before, options.before_at), (options.after, options.after_at))
     )
     changes = differences(before, after)

@@ -31,7 +31,7 @@ exit status:
   2   the command line was wrong
   4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
   5   what it is in is damaged
-  9   it is no state of a TPM 2.0
+  9   it is no state of a TPM
   10  there is neither such a key nor a certificate
   12  it has no such generation as --at names
 """
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
 
     source = state_at.opened(options.path, options, options.at)
-    identity = identity_of(inspect(source.check_decodable()))
+    identity = identity_of(inspect(source))
     if options.json:
         print(json.dumps(_all_of(source, identity)))
     else:

@@ -29,8 +29,8 @@ example:
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
-  marshals it; a migration of QEMU's to a file. Nothing is locked or written. TPM 1.2's states are
-  not decoded yet.
+  marshals it; a migration of QEMU's to a file. Nothing is locked or written. The TPM may be a 2.0
+  or a 1.2.
 
   Secrets (seeds, proofs, authorisations, private keys, what cannot be read without a password) are
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets
@@ -43,7 +43,7 @@ exit status:
   4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
   5   something is damaged; what could be decoded was shown, then what is wrong, from the first on
   8   nothing is wrong, but a later libtpms has written it; what is known was shown
-  9   it is no state of a TPM 2.0
+  9   it is no state of a TPM
   12  it has no such generation as --at names
 """
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    found = inspect(state_at.opened(options.path, options, options.at).check_decodable())
+    found = inspect(state_at.opened(options.path, options, options.at))
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)

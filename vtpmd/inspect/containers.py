@@ -15,7 +15,7 @@ from typing import Final
 
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
 from vtpmd.inspect import qemu_stream
-from vtpmd.inspect.decoding import kind_of
+from vtpmd.inspect.decoding import Kind, kind_of
 from vtpmd.inspect.directories import History, directory_history
 from vtpmd.inspect.history import no_generation, source_at
 from vtpmd.inspect.source import (
@@ -32,7 +32,7 @@ from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile, LinearFileError
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX, HeaderFlag, Lineage
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 HEADER_MARK: Final = slice(2, 4)  # of swtpm's header: its size, 10
 HEADER_BYTES: Final = (10).to_bytes(2, "big")
@@ -51,8 +51,7 @@ HINTS: Final = {
     b"\x7fELF": "a program",
     b"-----BEGIN": "a key or a certificate",
 }
-# Neither a TPM 1.2's state nor another program's has a mark of its own.
-OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}: a TPM 1.2's is not decoded yet"
+OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}"
 
 
 def open_source(
@@ -93,10 +92,11 @@ def _file_source(path: Path, key: Key | None, migration_key: Key | None) -> Sour
     if content[HEADER_MARK] == HEADER_BYTES and len(content) >= swtpm_format.HEADER.size:
         return _wrapped(path, content, key, migration_key)
     if kind is not None:
-        return Source(str(path), "state", {kind: content})
+        return Source(str(path), "state", {kind.type: content}, kind.tpm)
     if key is not None:  # as the first version of swtpm's format has it
         state = opened(str(path), partial(swtpm_format.decode_file, content, key=key.material))
-        return Source(str(path), "file", _only(path, state), is_encrypted=True)
+        tpm, states = _only(path, state)
+        return Source(str(path), "file", states, tpm, is_encrypted=True)
     hints = (hint for mark, hint in HINTS.items() if content.startswith(mark))
     raise not_a_state(path, next(hints, NOTHING_KNOWN))
 
@@ -115,12 +115,27 @@ def _read_file(path: Path) -> tuple[bytes, int]:
         return file.read(BLOB_BYTES_MAX + 1), file.seek(0, os.SEEK_END)
 
 
-def _only(path: Path, state: bytes) -> dict[StateType, bytes]:
-    """Return the one state that a file holds. Raises NotAState."""
+def _only(path: Path, state: bytes) -> tuple[TpmVersion, dict[StateType, bytes]]:
+    """Return of which TPM the one state is that a file holds, and that. Raises NotAState."""
     kind = kind_of(state)
     if kind is None:
         raise not_a_state(path, OTHER_STATE)
-    return {kind: state}
+    return kind.tpm, {kind.type: state}
+
+
+def _tpm_of(states: dict[StateType, bytes]) -> TpmVersion | None:
+    """Return of which TPM states are, each in its place; None if they are not of one.
+
+    A saved state that is damaged is not known as one, but by its place.
+    """
+    kinds = {type_: kind_of(state) for type_, state in states.items()}
+    tpms = {kind.tpm for kind in kinds.values() if kind is not None}
+    if len(tpms) != 1:
+        return None
+    (tpm,) = tpms
+    if tpm is TpmVersion.TPM_1_2 and kinds.get(StateType.SAVESTATE, ...) is None:
+        del kinds[StateType.SAVESTATE]
+    return tpm if all(kind == Kind(tpm, type_) for type_, kind in kinds.items()) else None
 
 
 def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | None) -> Source:
@@ -137,10 +152,12 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
         read_lineage = swtpm_format.read_lineage
     state = opened(str(path), decode)
     lineage, problems = lineage_of(str(path), content, read_lineage)
+    tpm, states = _only(path, state)
     return Source(
         path=str(path),
         kind="blob" if is_blob else "file",
-        states=_only(path, state),
+        states=states,
+        tpm=tpm,
         is_encrypted=bool(flags & HeaderFlag.ENCRYPTED),
         lineage=lineage,
         generation=None if lineage is None else lineage.generation,
@@ -167,7 +184,8 @@ def _stream(path: Path, key: Key | None, migration_key: Key | None) -> Source:
         state = opened(f"the {kind.name.lower()} state in {path}", decode)
         if state:
             states[kind] = state
-    if any(kind_of(state) is not kind for kind, state in states.items()):
+    tpm = _tpm_of(states)
+    if tpm is None:
         raise not_a_state(path, f"a migration stream of QEMU's, whose vTPM is {OTHER_STATE}")
     permanent = blobs[StateType.PERMANENT]
     lineage, problems = lineage_of(str(path), permanent.content, swtpm_format.read_blob_lineage)
@@ -175,6 +193,7 @@ def _stream(path: Path, key: Key | None, migration_key: Key | None) -> Source:
         path=str(path),
         kind="migration-stream",
         states=states,
+        tpm=tpm,
         is_encrypted=permanent.is_encrypted,
         lineage=lineage,
         generation=None if lineage is None else lineage.generation,
@@ -199,13 +218,15 @@ def _linear(path: Path, key: Key | None) -> Source:
             states[kind] = opened(place, partial(swtpm_format.decode_file, content, key=material))
             if kind is StateType.PERMANENT:
                 lineage, problems = lineage_of(place, content, swtpm_format.read_lineage)
-    if not states or any(kind_of(state) is not kind for kind, state in states.items()):
+    tpm = _tpm_of(states)
+    if tpm is None:
         what = OTHER_STATE if states else "a linear file with no state"
         raise not_a_state(path, what)
     return Source(
         path=str(path),
         kind="linear-file",
         states=states,
+        tpm=tpm,
         is_encrypted=key is not None,
         lineage=lineage,
         generation=None if lineage is None else lineage.generation,

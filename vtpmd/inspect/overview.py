@@ -10,12 +10,13 @@ from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect import contents
 from vtpmd.inspect.decoding import Decoded, decode
-from vtpmd.inspect.primitives import SU_DA_USED
-from vtpmd.inspect.public import banks_of, selected_words
+from vtpmd.inspect.primitives import SU_DA_USED, selected_words
+from vtpmd.inspect.public import banks_of
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
+from vtpmd.inspect.tpm12 import overview as tpm12
 from vtpmd.inspect.tree import Node
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 NOTHING: Final = Node("", "", 0)
 HIERARCHIES: Final = ("owner", "endorsement", "platform", "lockout", "null")
@@ -72,12 +73,24 @@ class Inspected(NamedTuple):
 
 def inspect(source: Source) -> Inspected:
     """Take the states of a source apart."""
-    states = {kind: decode(state, kind) for kind, state in sorted(source.states.items())}
+    states = {
+        kind: decode(state, kind, source.tpm) for kind, state in sorted(source.states.items())
+    }
     return Inspected(source, states)
 
 
 def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     """Return what there is to be known. What no state says is None, or empty."""
+    known = _of_a_tpm_2(found, secrets)
+    if found.source.tpm is TpmVersion.TPM_1_2:
+        own = tpm12.fill(found, secrets)
+        own["surprises"] = known["surprises"] + own["surprises"]
+        known |= own
+    return known
+
+
+def _of_a_tpm_2(found: Inspected, secrets: Secrets) -> dict[str, Any]:
+    """Return each key. Of a TPM 1.2, which has none of these parts, that is what its files say."""
     return {
         **_container(found.source),
         "states": {kind.name.lower(): _state(each) for kind, each in found.states.items()},
@@ -95,6 +108,7 @@ def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
             "commands": found.data.words("audit-commands").split(),
             "counter": found.data.number("audit-counter"),
         },
+        "tpm12": None,
         "surprises": surprises(found),
     }
 

@@ -14,7 +14,7 @@ LABEL_WIDTH: Final = 14
 def screen(known: dict[str, Any]) -> list[str]:
     """Return the lines, of what ``overview`` has told."""
     lines = [_title(known), *_identity(known)]
-    for make in (_hierarchies, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
+    for make in (_hierarchies, _tpm12, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
         lines += make(known)
     surprises = [printable(each) for each in known["surprises"]]
     lines += ["", "surprises:", *(f"  {each}" for each in surprises)] if surprises else []
@@ -51,6 +51,8 @@ def _identity(known: dict[str, Any]) -> Iterator[str]:
 
 
 def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
+    if known["tpm12"] is not None:
+        return
     yield from ("", "hierarchy    authorisation  policy     state    seed")
     for name, each in known["hierarchies"].items():
         auth = {None: "-", True: "set", False: "empty"}[each["auth-set"]]
@@ -61,11 +63,31 @@ def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def _tpm12(known: dict[str, Any]) -> Iterator[str]:
+    """Yield what a TPM 1.2 alone has."""
+    own = known["tpm12"]
+    if own is None:
+        return
+    yield ""
+    if own["flags"] is not None:
+        yield _label("flags", " ".join(name for name, is_on in own["flags"].items() if is_on))
+    if own["owner"] is not None:
+        yield _label("owner", "installed" if own["owner"] else "none")
+    for counter in own["counters"]:
+        yield _label(f"counter {counter['handle']}", f"{counter['value']}")
+    if own["self-test"] is not None:
+        yield _label("self-test", own["self-test"])
+
+
 def _lockout(known: dict[str, Any]) -> Iterator[str]:
     lockout = known["lockout"]
     if lockout["failed-tries"] is not None:
         tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
-        state = "locked out" if lockout["locked-out"] else "not locked out"
+        words = {None: "locked out for a time", True: "locked out", False: "not locked out"}
+        state = words[lockout["locked-out"]]
+        if lockout["recovery-time-s"] is None:
+            yield _label("lockout", f"{state}: {tries}")
+            return
         times = (
             f"one is forgotten in {lockout['recovery-time-s']} s, "
             f"the lockout authorisation recovers in {lockout['lockout-recovery-s']} s"
@@ -99,10 +121,11 @@ def _pcrs(known: dict[str, Any]) -> Iterator[str]:
 
 def _nv(known: dict[str, Any]) -> Iterator[str]:
     nv = known["nv"]
-    if nv["bytes"] is None:
-        return
     indices = nv["indices"]
-    yield from ("", _label("NV memory", f"{nv['used-bytes']} of {nv['bytes']} bytes"))
+    if nv["bytes"] is None and not indices:
+        return
+    of_all = "" if nv["bytes"] is None else f" of {nv['bytes']}"
+    yield from ("", _label("NV memory", f"{nv['used-bytes']}{of_all} bytes"))
     if indices:
         yield "  index       type      bytes  auth   policy  what"
     for each in indices[:INDICES_SHOWN]:
@@ -112,15 +135,15 @@ def _nv(known: dict[str, Any]) -> Iterator[str]:
         auth = "set" if each["auth-set"] else "empty"
         policy = "yes" if each["policy"] else "-"
         line = f"  {each['handle']}  {each['type']:<9} {each['bytes']:>5}  {auth:<6} {policy:<7} "
-        yield (line + _nv_words(each)).rstrip()
+        yield (line + _nv_words(each, says_written=known["tpm12"] is None)).rstrip()
     if len(indices) > INDICES_SHOWN:
         yield f"  and {len(indices) - INDICES_SHOWN} more: --json"
 
 
-def _nv_words(index: dict[str, Any]) -> str:
+def _nv_words(index: dict[str, Any], *, says_written: bool) -> str:
     if index["certificate"] is not None:
         return f"certificate: {index['certificate']['subject'] or index['certificate']['issuer']}"
-    return "" if "WRITTEN" in index["attributes"] else "not written yet"
+    return "" if "WRITTEN" in index["attributes"] or not says_written else "not written yet"
 
 
 def _objects(known: dict[str, Any]) -> Iterator[str]:

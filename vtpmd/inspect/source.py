@@ -13,8 +13,7 @@ from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType, TpmVersion
 
-NOTHING_KNOWN: Final = "no state of a TPM 2.0"
-TPM_12: Final = "a TPM 1.2's state, which is not decoded yet"
+NOTHING_KNOWN: Final = "no state of a TPM"
 EXIT_DAMAGED: Final = 5
 EXIT_NOT_OURS: Final = 9
 
@@ -45,12 +44,6 @@ class Source(NamedTuple):
     record: Record | None = None  # of a directory alone
     is_in_use: bool | None = None
     problems: tuple[str, ...] = ()  # a line each
-
-    def check_decodable(self) -> Source:
-        """Return this, if its states can be decoded. Raises NotAState."""
-        if self.tpm is not TpmVersion.TPM_2_0:
-            raise NotAState(f"cannot inspect {self.path}: it is {TPM_12}; see `vtpmd verify`")
-        return self
 
     def __repr__(self) -> str:
         """Leave the states out."""

@@ -9,7 +9,7 @@ from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.overview import inspect
 from vtpmd.inspect.source import Source
 from vtpmd.store.libtpms import LibtpmsTooOld, ask, check_level
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import StateType
 
 
 class Finding(StrEnum):
@@ -40,13 +40,8 @@ class Verdict(StrEnum):
 def verify(source: Source) -> list[Check]:
     """Check a source. Raises VtpmdError where libtpms cannot be asked."""
     checks = [_container(source)]
-    states: dict[StateType, Decoded] = {}
-    if source.tpm is TpmVersion.TPM_2_0:
-        states = inspect(source).states
-        checks += [_structure(decoded) for decoded in states.values()]
-    else:
-        what = f"a TPM {source.tpm.facts.word}'s states are not decoded yet"
-        checks.append(Check("structure", Finding.SKIPPED, what))
+    states = inspect(source).states
+    checks += [_structure(decoded) for decoded in states.values()]
     return [*checks, _by_libtpms(source, states)]
 
 
