@@ -9,6 +9,7 @@ from tests.harness.busy_tpm import INDEX
 from tests.harness.live_tpm import LiveTpm
 from tests.support import tpm2
 from tests.support.cli_run import QuietRun
+from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import Tpm
 
 NV = f"NV {INDEX:#010x}"
@@ -77,3 +78,20 @@ def test_an_older_generation_is_what_it_was(capsys: pytest.CaptureFixture[str]) 
             ]
             assert index["data"] == (bytes([number]) * 8).hex()
             assert QuietRun(capsys, "verify", state, "--at", at).status == 0
+
+
+def test_its_journal_alone_has_the_same_commits(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the engine wrote it, in a file of its whole size."""
+    with LiveTpm() as live:
+        live.tpm.nv_define(INDEX, 2000)
+        live.tpm.nv_write(INDEX, b"x" * 900)
+        state = live.emulator.state
+        _, *commits = QuietRun(capsys, "log", state, "--json").outcome["commits"]
+        shown = QuietRun(capsys, "inspect", state / JOURNAL_NAME, "--json")
+    assert (shown.status, shown.outcome["kind"]) == (0, "journal")
+    record = shown.outcome["record"]
+    assert record["decoded-bytes"] == record["bytes"]
+    names = ("generation", "offset", "journal-bytes", "state-bytes")
+    assert [[each[name] for name in names] for each in record["says"]["records"]] == [
+        [commit[name] for name in names] for commit in commits
+    ]

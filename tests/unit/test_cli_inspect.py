@@ -22,6 +22,7 @@ from tests.support.journal import write_journal
 from vtpmd.inspect.decoding import decode
 from vtpmd.inspect.layouts import USER_NVRAM
 from vtpmd.inspect.qemu_stream import carried_blobs
+from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.secrets import SEED_PATHS
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -219,15 +220,14 @@ def test_a_stream_encrypted_with_the_file_key(tmp_path: Path, run: Command) -> N
 @pytest.mark.parametrize(
     ("begin", "what"),
     [
-        (b"VTPMJRNL", "a journal of vtpmd's"),
-        (b"VTPD", "a delta record"),
-        (b"VTPMTAIL", "a tail"),
+        (b"VTPMDIN3", "a state that a peer has sent"),
+        (b"VTPMANCH", "an anchor"),
         (b"QEVM", "a migration stream of QEMU's with no vTPM that is found in it"),
         (stream(b"VTPMTAIL", b"", b""), "a migration stream of QEMU's, with a tail"),
         (stream(swtpm_format.encode_blob(b"any"), b"", b""), "a migration stream of QEMU's, whose"),
         (b"QFI\xfb", "a disk image"),
         (b"\x7fELF", "a program"),
-        (b'{"version": 2}', "JSON, as an owner record is"),
+        (b'{"version": 2}', "JSON, and no owner record"),
         (b"", "no state of a TPM"),
         (b"anything else", "no state of a TPM"),
     ],
@@ -584,4 +584,4 @@ def test_the_document_has_each_key(state: Path, tpm12: Path, run: Command) -> No
 
 def test_the_document_has_each_kind() -> None:
     rows = tables(DOCUMENT)["What is understood"]
-    assert {row["kind"] for row in rows} == {*CONTAINERS, "directory"}
+    assert {row["kind"] for row in rows} == {*CONTAINERS, *RECORDS, "directory"}

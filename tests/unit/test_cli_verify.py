@@ -15,6 +15,7 @@ from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
 from vtpmd.inspect.layouts import USER_NVRAM
+from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.verification import Check, Finding, Verdict, verdict
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -172,7 +173,11 @@ def test_the_document_has_each_check(tmp_path: Path, run: Command) -> None:
     rows = tables((DOCS / "inspect.md").read_text())["The checks"]
     documented = {name.strip(" `") for row in rows for name in row["check"].split(",")}
     found = run(directory(tmp_path, states.BUSY, states.BUSY_VOLATILE), "--json")
-    assert documented == {*findings(found), "savestate state"}
+    assert documented == {
+        *findings(found),
+        "savestate state",
+        *(name.replace("-", " ") for name in RECORDS),
+    }
     assert set(found.outcome) == {"path", "kind", "tpm", "verdict", "checks"}
 
 

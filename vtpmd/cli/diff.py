@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
 
     before, after = (
-        inspect(state_at.opened(path, options, at))
+        inspect(state_at.opened(path, options, at).check_has_state())
         for path, at in ((options.before, options.before_at), (options.after, options.after_at))
     )
     changes = differences(before, after)

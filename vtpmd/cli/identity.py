@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
 
     source = state_at.opened(options.path, options, options.at)
-    identity = identity_of(inspect(source))
+    identity = identity_of(inspect(source.check_has_state()))
     if options.json:
         print(json.dumps(_all_of(source, identity)))
     else:

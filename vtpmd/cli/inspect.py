@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)
-    secrets = Secrets(found.states.values(), are_shown=options.show_secrets)
+    secrets = Secrets(found.parts, are_shown=options.show_secrets)
     if options.section is not None:
         _show_section(options, found, secrets)
     elif options.json:
@@ -93,9 +93,9 @@ def _all_of(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     from vtpmd.inspect.report_json import node_json
 
     known = overview(found, secrets)
-    for decoded in found.states.values():
-        name = decoded.kind.name.lower()
-        known["states"][name]["tree"] = node_json(decoded.root, secrets)
+    for decoded in found.parts:
+        place = known["record"] if decoded.kind is None else known["states"][decoded.name]
+        place["tree"] = node_json(decoded.root, secrets)
     return known
 
 
@@ -110,11 +110,11 @@ def _show_tree(found: Inspected, secrets: Secrets) -> None:
     from vtpmd.inspect.tree_text import fault_lines, tree_lines
 
     print(" offset length")
-    for decoded in found.states.values():
+    for decoded in found.parts:
         print("\n".join(tree_lines(decoded.root, secrets)))
     for problem in found.source.problems:
         print(problem)
-    for decoded in found.states.values():
+    for decoded in found.parts:
         print("\n".join(fault_lines(decoded)))
 
 
@@ -124,7 +124,7 @@ def _show_section(options: argparse.Namespace, found: Inspected, secrets: Secret
     from vtpmd.inspect.tree_text import sections, tree_lines
 
     nodes: list[tuple[str, Node]] = []
-    for decoded in found.states.values():
+    for decoded in found.parts:
         nodes += sections(decoded.root, options.section)
     if not nodes:
         raise UsageError(
@@ -143,7 +143,7 @@ def _some_names(found: Inspected) -> list[str]:
     """Return the names of the largest parts."""
     parts = [
         node
-        for decoded in found.states.values()
+        for decoded in found.parts
         for top in decoded.root.children
         for node in top.children
         if node.children
@@ -153,8 +153,8 @@ def _some_names(found: Inspected) -> list[str]:
 
 
 def _status(found: Inspected) -> int:
-    faulty = [decoded for decoded in found.states.values() if decoded.faults]
+    faulty = [decoded for decoded in found.parts if decoded.faults]
     if found.source.problems or any(not decoded.is_newer for decoded in faulty):
         return EXIT_DAMAGED
-    unknown = any(each.root.unknown_bytes() for each in found.states.values())
+    unknown = any(each.root.unknown_bytes() for each in found.parts)
     return EXIT_TOO_NEW if faulty or unknown else EXIT_SHOWN

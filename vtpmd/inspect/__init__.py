@@ -7,6 +7,7 @@
     layouts      the sections of libtpms' states: their fields, as tables
     permanent, volatile, and what they have in common: the code that follows those tables
     tpm12/       the states of a TPM 1.2
+    records/     what vtpmd writes beside a state, alone: journal, delta record, owner record, tail
     decoding     from a state's bytes to its tree
     source, containers, directories, qemu_stream   from a path to states
     difference, history   what a state has that another has not, or the one before it

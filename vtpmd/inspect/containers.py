@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vtpmd.core import JOURNAL_BYTES_MAX
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
 from vtpmd.inspect import qemu_stream
 from vtpmd.inspect.decoding import Kind, kind_of
 from vtpmd.inspect.directories import History, directory_history
 from vtpmd.inspect.history import no_generation, source_at
+from vtpmd.inspect.records import find_record, journal
 from vtpmd.inspect.source import (
     NOTHING_KNOWN,
     DamagedContainer,
@@ -41,12 +43,9 @@ TAIL_MARK: Final = b"VTPMTAIL"
 TAIL: Final = "what a vTPM's destination had not yet got, sealed for it alone"
 # What something else begins with, and what it is.
 HINTS: Final = {
-    b"VTPMJRNL": "a journal of vtpmd's: give the state directory that it lies in",
-    b"VTPD": "a delta record of vtpmd's: it says only what has changed",
     b"VTPMDIN": "a state that a peer has sent: give the state directory that it lies in",
-    TAIL_MARK: f"a tail: {TAIL}",
     b"VTPMANCH": "an anchor: it has no state, only which one is to be expected",
-    b'{"': "JSON, as an owner record is: give the state directory that it lies in",
+    b'{"': "JSON, and no owner record",
     b"QFI\xfb": "a disk image of QEMU's, whose snapshots are not looked into",
     b"\x7fELF": "a program",
     b"-----BEGIN": "a key or a certificate",
@@ -84,10 +83,15 @@ def open_history(path: Path, key: Key | None) -> History:
 def _file_source(path: Path, key: Key | None, migration_key: Key | None) -> Source:
     """Return what is in a file."""
     content, n_bytes = _read_file(path)
+    if content.startswith(journal.MAGIC):
+        content, n_bytes = _read_file(path, JOURNAL_BYTES_MAX)
     if content.startswith(qemu_stream.MARKS):
         return _stream(path, key, migration_key)
     if linear_decode(content[:LINEAR_HEADER_BYTES], n_bytes)[0] is not LinearFault.MAGIC:
         return _linear(path, key)
+    written = find_record(content, key)
+    if written is not None:
+        return Source(str(path), written.kind, {}, written=written)
     kind = kind_of(content)
     if content[HEADER_MARK] == HEADER_BYTES and len(content) >= swtpm_format.HEADER.size:
         return _wrapped(path, content, key, migration_key)
@@ -101,7 +105,7 @@ def _file_source(path: Path, key: Key | None, migration_key: Key | None) -> Sour
     raise not_a_state(path, next(hints, NOTHING_KNOWN))
 
 
-def _read_file(path: Path) -> tuple[bytes, int]:
+def _read_file(path: Path, bytes_max: int = BLOB_BYTES_MAX) -> tuple[bytes, int]:
     """Return what a file begins with, as no state is longer, and how long it is.
 
     Raises OSError or NotAState.
@@ -112,7 +116,7 @@ def _read_file(path: Path) -> tuple[bytes, int]:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise not_a_state(path, "no file, directory or block device")
-        return file.read(BLOB_BYTES_MAX + 1), file.seek(0, os.SEEK_END)
+        return file.read(bytes_max + 1), file.seek(0, os.SEEK_END)
 
 
 def _only(path: Path, state: bytes) -> tuple[TpmVersion, dict[StateType, bytes]]:

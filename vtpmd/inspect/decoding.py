@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from vtpmd.inspect.layouts import PERSISTENT_ALL, VOLATILE_STATE
 from vtpmd.inspect.permanent import read_permanent
 from vtpmd.inspect.reader import Fault, Found, Reader
+from vtpmd.inspect.records import Written
 from vtpmd.inspect.sections import has_checksum
 from vtpmd.inspect.tpm12 import permanent as permanent12
 from vtpmd.inspect.tpm12 import volatile as volatile12
@@ -45,9 +46,19 @@ class Kind(NamedTuple):
 class Decoded(NamedTuple):
     """A state taken apart: every byte is in a node of the tree."""
 
-    kind: StateType
+    kind: StateType | None  # None: it is a record of vtpmd's
     root: Node
     faults: list[Found]  # in the order in which they were met
+
+    @property
+    def name(self) -> str:
+        """What it is called: permanent, volatile, journal."""
+        return self.root.name
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        return self.name.replace("-", " ") if self.kind is None else f"{self.name} state"
 
     @property
     def total_bytes(self) -> int:
@@ -86,6 +97,13 @@ def decode(state: bytes, kind: StateType, tpm: TpmVersion = TpmVersion.TPM_2_0) 
     reader = Reader(state, kind.name.lower())
     _read_all(reader, _READ[tpm, kind])
     return Decoded(kind, reader.root, reader.faults)
+
+
+def decode_record(written: Written) -> Decoded:
+    """Take apart what vtpmd writes beside a state, in the same way."""
+    reader = Reader(written.content, written.kind)
+    _read_all(reader, written.read)
+    return Decoded(None, reader.root, reader.faults)
 
 
 def _read_all(reader: Reader, read: Callable[[Reader], None]) -> None:

@@ -9,7 +9,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect import contents
-from vtpmd.inspect.decoding import Decoded, decode
+from vtpmd.inspect.decoding import Decoded, decode, decode_record
 from vtpmd.inspect.primitives import SU_DA_USED, selected_words
 from vtpmd.inspect.public import banks_of
 from vtpmd.inspect.secrets import Secrets
@@ -28,6 +28,12 @@ class Inspected(NamedTuple):
 
     source: Source
     states: dict[StateType, Decoded]
+    written: Decoded | None = None
+
+    @property
+    def parts(self) -> list[Decoded]:
+        """All that was taken apart."""
+        return [*self.states.values(), *([] if self.written is None else [self.written])]
 
     @property
     def permanent(self) -> Node:
@@ -76,7 +82,8 @@ def inspect(source: Source) -> Inspected:
     states = {
         kind: decode(state, kind, source.tpm) for kind, state in sorted(source.states.items())
     }
-    return Inspected(source, states)
+    written = None if source.written is None else decode_record(source.written)
+    return Inspected(source, states, written)
 
 
 def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
@@ -109,6 +116,7 @@ def _of_a_tpm_2(found: Inspected, secrets: Secrets) -> dict[str, Any]:
             "counter": found.data.number("audit-counter"),
         },
         "tpm12": None,
+        "record": _record(found),
         "surprises": surprises(found),
     }
 
@@ -128,6 +136,13 @@ def _container(source: Source) -> dict[str, Any]:
         "in-use": source.is_in_use,
         "problems": list(source.problems),
     }
+
+
+def _record(found: Inspected) -> dict[str, Any] | None:
+    """Return what a record of vtpmd's says, where that is all that there is."""
+    if found.written is None or found.source.written is None:
+        return None
+    return {**_state(found.written), "says": found.source.written.says}
 
 
 def _state(decoded: Decoded) -> dict[str, Any]:
@@ -224,10 +239,9 @@ def surprises(found: Inspected) -> list[str]:
     """Say what a person would not expect, a line each."""
     lockout = _lockout(found.data)
     said = [*found.source.problems]
-    for decoded in found.states.values():
-        name = decoded.kind.name.lower()
-        for fault in decoded.faults[:1]:
-            said.append(f"the {name} state is not decoded whole: byte {fault.offset}: {fault.what}")
+    for decoded in found.parts:
+        what = f"the {decoded.words} is not decoded whole"
+        said += [f"{what}: byte {fault.offset}: {fault.what}" for fault in decoded.faults[:1]]
     record = found.source.record
     if record is not None and record.forks:
         said.append("it may be a fork: see `vtpmd owner`")

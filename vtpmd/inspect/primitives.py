@@ -108,6 +108,7 @@ def orderly_words(value: int) -> str:
     return words + (", Startup at locality 3" if value & STARTUP_LOCALITY_3 else "")
 
 
+IMAGE_TYPES: Final = {1: "permanent", 2: "volatile", 3: "savestate"}
 SEED_LEVELS: Final = {0: "as in the first versions", 1: "with corrected RSA primes"}
 
 
@@ -159,6 +160,13 @@ PRIMITIVES: Final[Mapping[str, Number | Sized | Fixed | Flag]] = {
     "SESSION_U1": Sized(68, is_secret=True),
     # A union of an audit digest and a policy digest.
     "SESSION_U2": Sized(64),
+    # vtpmd's own.
+    "IDENTITY": Fixed(16),
+    "SHA256": Fixed(32),
+    "AEAD_TAG": Fixed(16),
+    "AEAD_NONCE": Fixed(12),
+    "IMAGE_TYPE": Number(1, named(IMAGE_TYPES)),
+    "JOURNAL_FLAGS": Number(2, bits({0: "SEALED"})),
     # A TPM 1.2's; of its sizes a buffer's is libtpms' largest command.
     "TPM_SECRET": Fixed(20, is_secret=True),
     "TPM_EK_RESET": Fixed(20, is_secret=True),

@@ -9,11 +9,20 @@ from vtpmd.inspect.certificates import printable
 
 INDICES_SHOWN: Final = 60  # JSON has all of them
 LABEL_WIDTH: Final = 14
+ITEMS_SHOWN: Final = 60  # of a list
+RECORDS: Final = {
+    "journal": "a journal of vtpmd's: what was committed since a checkpoint",
+    "delta-record": "a delta record of vtpmd's: it says what has changed between two generations",
+    "owner-record": "an owner record of vtpmd's: whose a vTPM is",
+    "tail": "a tail: what a vTPM's destination had not yet got, sealed for it alone",
+}
 
 
 def screen(known: dict[str, Any]) -> list[str]:
     """Return the lines, of what ``overview`` has told."""
     lines = [_title(known), *_identity(known)]
+    if known["record"] is not None:
+        return [*lines, *_record(known), "", *_decoded(known)]
     for make in (_hierarchies, _tpm12, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
         lines += make(known)
     surprises = [printable(each) for each in known["surprises"]]
@@ -25,6 +34,8 @@ def _title(known: dict[str, Any]) -> str:
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
     kinds["migration-stream"] = "a migration stream of QEMU's"
     wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
+    if known["record"] is not None:
+        return f"{known['path']}: {RECORDS[known['kind']]}"
     what = (kinds | wrapped)[known["kind"]]
     encrypted = ", encrypted" if known["encrypted"] else ""
     return f"{known['path']}: {what}{encrypted}, of a TPM {known['tpm']}"
@@ -48,6 +59,26 @@ def _identity(known: dict[str, Any]) -> Iterator[str]:
     if profile["name"] is not None:
         name, level = printable(profile["name"]), profile["format-level"]
         yield _label("profile", f"{name}, format level {level}")
+
+
+def _record(known: dict[str, Any]) -> Iterator[str]:
+    """Yield what a record of vtpmd's says."""
+    for name, value in known["record"]["says"].items():
+        if not isinstance(value, list):
+            yield _record_line(name, value)
+            continue
+        yield _record_line(name, len(value))
+        for item in value[:ITEMS_SHOWN]:
+            words = ", ".join(f"{part} {each}" for part, each in item.items())
+            yield f"  {printable(words)}"
+        if len(value) > ITEMS_SHOWN:
+            yield f"  and {len(value) - ITEMS_SHOWN} more: --json"
+
+
+def _record_line(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f"{name}: {printable('not known' if value is None else str(value))}"
 
 
 def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
@@ -172,7 +203,10 @@ def _sessions(known: dict[str, Any]) -> Iterator[str]:
 
 
 def _decoded(known: dict[str, Any]) -> Iterator[str]:
-    for name, state in known["states"].items():
+    parts = dict(known["states"])
+    if known["record"] is not None:
+        parts[known["kind"]] = known["record"]
+    for name, state in parts.items():
         yield f"{name}: {state['decoded-bytes']} of {state['bytes']} bytes decoded"
         for fault in state["faults"]:
             yield f"{name}: byte {fault['offset']}, in {fault['part']}: {printable(fault['what'])}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
+from vtpmd.inspect.records import Written
 from vtpmd.store.directory import KEY_REMEDIES, StateDirectoryError, StateKeyError
 from vtpmd.store.owner import Record
 from vtpmd.wire import swtpm_format
@@ -34,7 +35,7 @@ class Source(NamedTuple):
     """What is at a path, of one TPM."""
 
     path: str
-    kind: str  # directory, linear-file, file, blob, state or migration-stream
+    kind: str  # as docs/inspect.md has it
     states: dict[StateType, bytes]
     tpm: TpmVersion = TpmVersion.TPM_2_0
     is_encrypted: bool = False
@@ -44,6 +45,16 @@ class Source(NamedTuple):
     record: Record | None = None  # of a directory alone
     is_in_use: bool | None = None
     problems: tuple[str, ...] = ()  # a line each
+    written: Written | None = None  # what vtpmd writes beside a state, alone: then there is none
+
+    def check_has_state(self) -> Source:
+        """Return this, if there is a state in it. Raises NotAState."""
+        if not self.states:
+            raise NotAState(
+                f"cannot compare or enrol {self.path}: it is a {self.kind.replace('-', ' ')}, "
+                "which has no state; give the state directory that it lies in"
+            )
+        return self
 
     def __repr__(self) -> str:
         """Leave the states out."""

@@ -40,9 +40,9 @@ class Verdict(StrEnum):
 def verify(source: Source) -> list[Check]:
     """Check a source. Raises VtpmdError where libtpms cannot be asked."""
     checks = [_container(source)]
-    states = inspect(source).states
-    checks += [_structure(decoded) for decoded in states.values()]
-    return [*checks, _by_libtpms(source, states)]
+    found = inspect(source)
+    checks += [_structure(decoded) for decoded in found.parts]
+    return [*checks, _by_libtpms(source, found.states)]
 
 
 def verdict(checks: list[Check]) -> Verdict:
@@ -64,7 +64,7 @@ def _container(source: Source) -> Check:
 
 
 def _structure(decoded: Decoded) -> Check:
-    name = f"{decoded.kind.name.lower()} state"
+    name = decoded.words
     known = f"{decoded.decoded_bytes} of {decoded.total_bytes} bytes decoded"
     if not decoded.faults:
         return Check(name, Finding.PASSED, known)
