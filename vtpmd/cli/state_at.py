@@ -22,10 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         metavar="PATH",
         type=Path,
-        help="state directory, state file, blob, device or stream",
+        help="state directory, state file, blob, device, stream or disk image",
     )
     add_keys(parser)
     add_generation(parser, "--at", "at", "as it was at this generation: see vtpmd log")
+    parser.add_argument(
+        "--snapshot", metavar="NAME", help="of a disk image of QEMU's: this one, not the last"
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser, name: str, dest: str, what: str) -> None:
@@ -63,4 +66,5 @@ def opened(path: Path, options: argparse.Namespace, at: int | None = None) -> So
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        return open_source(path, key, migration_key, at)
+        snapshot = getattr(options, "snapshot", None)  # of vtpmd diff it is the last
+        return open_source(path, key, migration_key, at, snapshot)

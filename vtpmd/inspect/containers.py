@@ -15,7 +15,7 @@ from typing import Final
 
 from vtpmd.core import JOURNAL_BYTES_MAX
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
-from vtpmd.inspect import qemu_stream
+from vtpmd.inspect import qcow2, qemu_stream
 from vtpmd.inspect.decoding import Kind, kind_of
 from vtpmd.inspect.directories import History, directory_history
 from vtpmd.inspect.history import no_generation, source_at
@@ -46,7 +46,6 @@ HINTS: Final = {
     b"VTPMDIN": "a state that a peer has sent: give the state directory that it lies in",
     b"VTPMANCH": "an anchor: it has no state, only which one is to be expected",
     b'{"': "JSON, and no owner record",
-    b"QFI\xfb": "a disk image of QEMU's, whose snapshots are not looked into",
     b"\x7fELF": "a program",
     b"-----BEGIN": "a key or a certificate",
 }
@@ -54,9 +53,13 @@ OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}"
 
 
 def open_source(
-    path: Path, key: Key | None, migration_key: Key | None = None, at: int | None = None
+    path: Path,
+    key: Key | None,
+    migration_key: Key | None = None,
+    at: int | None = None,
+    snapshot: str | None = None,
 ) -> Source:
-    """Return what is at a path, now or as it was at a generation.
+    """Return what is at a path, now or as it was at a generation, or in a disk image's snapshot.
 
     What is damaged is told among its problems, as far as there is a state nevertheless. Raises
     NotAState, StateKeyError where a key is missing or wrong, NoGeneration, VtpmdError or OSError.
@@ -65,7 +68,9 @@ def open_source(
         with look_into(path) as directory:
             history = directory_history(directory, key)
         return history.source if at is None else source_at(history, at)
-    source = _file_source(path, key, migration_key)
+    source = _file_source(path, key, migration_key, snapshot)
+    if snapshot is not None and source.snapshot is None:
+        raise not_a_state(path, f"no disk image of QEMU's, and has no snapshot {snapshot!r}")
     if at is not None and at != source.generation:
         has = "of no generation" if source.generation is None else f"of {source.generation} alone"
         raise no_generation(source, at, f"it is {has}")
@@ -80,13 +85,17 @@ def open_history(path: Path, key: Key | None) -> History:
         return directory_history(directory, key)
 
 
-def _file_source(path: Path, key: Key | None, migration_key: Key | None) -> Source:
+def _file_source(
+    path: Path, key: Key | None, migration_key: Key | None, snapshot: str | None
+) -> Source:
     """Return what is in a file."""
     content, n_bytes = _read_file(path)
     if content.startswith(journal.MAGIC):
         content, n_bytes = _read_file(path, JOURNAL_BYTES_MAX)
     if content.startswith(qemu_stream.MARKS):
         return _stream(path, key, migration_key)
+    if content.startswith(qcow2.MAGIC):
+        return _disk_image(path, key, migration_key, snapshot)
     if linear_decode(content[:LINEAR_HEADER_BYTES], n_bytes)[0] is not LinearFault.MAGIC:
         return _linear(path, key)
     written = find_record(content, key)
@@ -171,13 +180,47 @@ def _wrapped(path: Path, content: bytes, key: Key | None, migration_key: Key | N
 
 def _stream(path: Path, key: Key | None, migration_key: Key | None) -> Source:
     """Return what a migration stream of QEMU's holds."""
+    what = "a migration stream of QEMU's"
     blobs = qemu_stream.carried_blobs(path)
     if blobs is None:
-        raise not_a_state(path, "a migration stream of QEMU's with no vTPM that is found in it")
+        raise not_a_state(path, f"{what} with no vTPM that is found in it")
+    return _carried(path, what, blobs, key, migration_key)
+
+
+def _disk_image(
+    path: Path, key: Key | None, migration_key: Key | None, snapshot: str | None
+) -> Source:
+    """Return what a snapshot in a disk image holds: the last one that has a vTPM, or the named."""
+    try:
+        with path.open("rb") as file:
+            image = qcow2.Image(file.fileno())
+            for each in reversed(image.snapshots()):
+                if snapshot is not None and snapshot != each.name:
+                    continue
+                blobs = qemu_stream.blobs_in(image.end_of_state(each))
+                if blobs is not None:
+                    what = f"a snapshot of QEMU's, {each.name}"
+                    source = _carried(path, what, blobs, key, migration_key)
+                    return source._replace(kind="snapshot", snapshot=each.name)
+    except qcow2.Qcow2Error as error:
+        what = f"cannot inspect {path}: {error}; restore it from a backup, or see `qemu-img check`"
+        raise DamagedContainer(what) from error
+    named = "" if snapshot is None else f" that is called {snapshot!r} and"
+    raise not_a_state(path, f"a disk image of QEMU's with no snapshot{named} that has a vTPM")
+
+
+def _carried(
+    path: Path,
+    what: str,
+    blobs: dict[StateType, qemu_stream.CarriedBlob],
+    key: Key | None,
+    migration_key: Key | None,
+) -> Source:
+    """Return what a migration stream's blobs hold."""
     states: dict[StateType, bytes] = {}
     for kind, blob in blobs.items():
         if blob.content.startswith(TAIL_MARK):
-            raise not_a_state(path, f"a migration stream of QEMU's, with a tail: {TAIL}")
+            raise not_a_state(path, f"{what}, with a tail: {TAIL}")
         decode = partial(
             swtpm_format.decode_blob,
             blob.content,
@@ -190,7 +233,7 @@ def _stream(path: Path, key: Key | None, migration_key: Key | None) -> Source:
             states[kind] = state
     tpm = _tpm_of(states)
     if tpm is None:
-        raise not_a_state(path, f"a migration stream of QEMU's, whose vTPM is {OTHER_STATE}")
+        raise not_a_state(path, f"{what}, whose vTPM is {OTHER_STATE}")
     permanent = blobs[StateType.PERMANENT]
     lineage, problems = lineage_of(str(path), permanent.content, swtpm_format.read_blob_lineage)
     return Source(

@@ -126,6 +126,7 @@ def _container(source: Source) -> dict[str, Any]:
     return {
         "path": source.path,
         "kind": source.kind,
+        "snapshot": source.snapshot,
         "tpm": source.tpm.facts.word,
         "encrypted": source.is_encrypted,
         "identity": None if source.lineage is None else source.lineage.identity.hex(),

@@ -33,6 +33,8 @@ def screen(known: dict[str, Any]) -> list[str]:
 def _title(known: dict[str, Any]) -> str:
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
     kinds["migration-stream"] = "a migration stream of QEMU's"
+    snapshot = printable(known["snapshot"] or "")
+    kinds["snapshot"] = f"the snapshot {snapshot} in a disk image of QEMU's"
     wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
     if known["record"] is not None:
         return f"{known['path']}: {RECORDS[known['kind']]}"

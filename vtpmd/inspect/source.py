@@ -45,6 +45,7 @@ class Source(NamedTuple):
     record: Record | None = None  # of a directory alone
     is_in_use: bool | None = None
     problems: tuple[str, ...] = ()  # a line each
+    snapshot: str | None = None  # of a disk image: which one it is of
     written: Written | None = None  # what vtpmd writes beside a state, alone: then there is none
 
     def check_has_state(self) -> Source:
