@@ -103,6 +103,8 @@ int delta_inspect(const uint8_t *record, size_t record_bytes, struct delta_heade
 int delta_apply(unsigned type, const struct delta_image *base, const uint8_t *record,
                 size_t record_bytes, uint8_t *result, struct delta_header *header,
                 struct image_digest *digest);
+int delta_make(const struct delta_image *base, const uint8_t *record,
+               const struct delta_header *header, uint8_t *result);
 
 #define JOURNAL_VERSION ...
 #define JOURNAL_SEALED ...
@@ -161,9 +163,25 @@ struct journal_recovery {
     ...;
 };
 
+struct journal_step {
+    uint32_t offset;
+    uint32_t n_sectors;
+    uint32_t delta_offset;
+    uint32_t delta_bytes;
+    bool is_applied;
+    struct delta_header header;
+};
+
+struct journal_history {
+    size_t n_steps;
+    size_t deltas_bytes;
+    struct journal_step steps[...];
+    uint8_t deltas[...];
+};
+
 bool journal_may_start(const struct journal_recovery *recovery);
-int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
-                    struct journal_recovery *recovery);
+int journal_recover_history(const struct journal_evidence *evidence, uint8_t *image,
+                            struct journal_recovery *recovery, struct journal_history *history);
 
 #define LINEAR_HEADER_BYTES ...
 #define LINEAR_STATES ...

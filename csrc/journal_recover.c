@@ -51,6 +51,7 @@ enum outcome {
 struct reader {
     const struct journal_evidence *evidence;
     struct journal_recovery *recovery;
+    struct journal_history *history; /* NULL: nobody asks for it */
     uint32_t n_sectors;
     uint32_t sector;   /* where the next record may begin */
     uint64_t sequence; /* that it must have */
@@ -390,6 +391,28 @@ static bool apply(struct reader *reader, const uint8_t *delta, const struct delt
     return true;
 }
 
+/* Keep a record that was taken. Those of a file take less room together than the file. */
+static void keep_step(struct reader *reader, const struct extent *extent, const uint8_t *delta,
+                      uint32_t delta_bytes, const struct delta_header *header, bool is_applied)
+{
+    struct journal_history *history = reader->history;
+
+    if (!history)
+        return;
+    check(history->n_steps < JOURNAL_RECORDS_MAX);
+    check(delta_bytes <= sizeof(history->deltas) - history->deltas_bytes);
+    memcpy(history->deltas + history->deltas_bytes, delta, delta_bytes);
+    history->steps[history->n_steps++] = (struct journal_step){
+        .offset = extent->start * JOURNAL_SECTOR_BYTES,
+        .n_sectors = extent->n_sectors,
+        .delta_offset = (uint32_t)history->deltas_bytes,
+        .delta_bytes = delta_bytes,
+        .is_applied = is_applied,
+        .header = *header,
+    };
+    history->deltas_bytes += delta_bytes;
+}
+
 static int take_record(struct reader *reader, const struct extent *extent)
 {
     const uint8_t *delta = reader->content + JOURNAL_RECORD_HEADER_BYTES;
@@ -410,8 +433,10 @@ static int take_record(struct reader *reader, const struct extent *extent)
     if (header.type != JOURNAL_IMAGE_TYPE || header.from_generation != reader->generation ||
         memcmp(header.base_digest, reader->digest, DIGEST_BYTES) != 0)
         return damaged(reader, JOURNAL_FAULT_OTHER_BASE, extent->start);
+    bool is_applied = reader->joined;
     if (!apply(reader, delta, &header))
         return damaged(reader, JOURNAL_FAULT_DELTA, extent->start);
+    keep_step(reader, extent, delta, delta_bytes, &header, is_applied);
     reader->generation = header.to_generation;
     join(reader, header.result_digest);
     reader->recovery->n_records++;
@@ -495,9 +520,17 @@ static void wipe_and_free(uint8_t *bytes, size_t n_bytes)
 int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
                     struct journal_recovery *recovery)
 {
-    struct reader reader = {.evidence = evidence, .recovery = recovery};
+    return journal_recover_history(evidence, image, recovery, NULL);
+}
+
+int journal_recover_history(const struct journal_evidence *evidence, uint8_t *image,
+                            struct journal_recovery *recovery, struct journal_history *history)
+{
+    struct reader reader = {.evidence = evidence, .recovery = recovery, .history = history};
 
     *recovery = (struct journal_recovery){0};
+    if (history)
+        history->n_steps = history->deltas_bytes = 0;
     int r = recover(&reader, image);
     aead_free(reader.aead);
     wipe_and_free(reader.current, reader.largest_bytes);

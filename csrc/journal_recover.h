@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "delta.h"
 #include "journal_format.h"
 
 /* What was found. Nothing in it is trusted. */
@@ -71,6 +72,23 @@ struct journal_recovery {
     uint8_t identity[JOURNAL_IDENTITY_BYTES]; /* the journal's, as far as the header was right */
 };
 
+/* A record that is whole and right, as who looks into a vTPM's history is told of it. */
+struct journal_step {
+    uint32_t offset;       /* in the file: of its first sector */
+    uint32_t n_sectors;    /* that it takes */
+    uint32_t delta_offset; /* in the history: of its delta record, decrypted, */
+    uint32_t delta_bytes;  /* and that one's length */
+    bool is_applied;       /* the checkpoint did not have it */
+    struct delta_header header;
+};
+
+struct journal_history {
+    size_t n_steps;      /* in the order of the file */
+    size_t deltas_bytes; /* of `deltas` that are written: they are state in the clear */
+    struct journal_step steps[JOURNAL_RECORDS_MAX];
+    uint8_t deltas[JOURNAL_BYTES_MAX];
+};
+
 /* True for the rows that a vTPM may start from. */
 bool journal_may_start(const struct journal_recovery *recovery);
 
@@ -79,3 +97,7 @@ bool journal_may_start(const struct journal_recovery *recovery);
  * for each record, the image's. Returns 0, or -ENOMEM. */
 int journal_recover(const struct journal_evidence *evidence, uint8_t *image,
                     struct journal_recovery *recovery);
+
+/* The same, and tell of each record. */
+int journal_recover_history(const struct journal_evidence *evidence, uint8_t *image,
+                            struct journal_recovery *recovery, struct journal_history *history);

@@ -5,6 +5,7 @@
  * An input is 'p' or 's' (plain, sealed), how many commits there are, how much each changes, and
  * then what is done to the file that the writer made of them, four bytes each; or 'P' or 'S' and
  * the file itself, but for its checksums. The oracle:
+ *   - what is told of its records makes of the checkpoint what is recovered,
  *   - what is recovered, or shown of what is refused, is an image that was committed, with its
  *     generation: a prefix of the history, never a mixture and never one that was not written,
  *   - a file that was not altered gives the last image; one with a byte other than it was, and no
@@ -140,6 +141,31 @@ static void alter(const uint8_t operation[OPERATION_BYTES], size_t n_images, str
         put_checksum(to);
 }
 
+static struct journal_history history;
+
+/* What was told of the records makes of the checkpoint what was recovered. */
+static void check_history(const uint8_t *checkpoint, const uint8_t *image,
+                          const struct journal_recovery *recovery)
+{
+    static uint8_t made[2][IMAGE_BYTES_MAX];
+    struct delta_image current = {.bytes = checkpoint, .n_bytes = IMAGE_BYTES};
+    size_t n_applied = 0;
+
+    check(history.n_steps == recovery->n_records);
+    for (size_t i = 0; i < history.n_steps; i++) {
+        const struct journal_step *step = &history.steps[i];
+        if (!step->is_applied)
+            continue;
+        uint8_t *next = made[n_applied++ % 2];
+        check(delta_make(&current, history.deltas + step->delta_offset, &step->header, next) == 0);
+        current = (struct delta_image){.bytes = next, .n_bytes = step->header.result_bytes};
+    }
+    check(n_applied == recovery->n_applied);
+    if (recovery->has_image && n_applied > 0)
+        check(current.n_bytes == recovery->image_bytes &&
+              memcmp(current.bytes, image, current.n_bytes) == 0);
+}
+
 /* Recover, from copies of that size, so that a read past their end is seen. */
 static void recover(const struct evidence *found, uint8_t *image, struct journal_recovery *recovery)
 {
@@ -156,7 +182,8 @@ static void recover(const struct evidence *found, uint8_t *image, struct journal
         .identity = settings.identity,
         .secret = settings.sealed ? settings.secret : NULL,
     };
-    check(journal_recover(&evidence, image, recovery) == 0);
+    check(journal_recover_history(&evidence, image, recovery, &history) == 0);
+    check_history(checkpoint, image, recovery);
     free(checkpoint);
     free(copy);
 }

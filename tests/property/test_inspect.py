@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.states import STATES
+from tests.support.states import ALL
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import identity
 from vtpmd.inspect.containers import open_source
@@ -27,7 +27,7 @@ from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
 from vtpmd.inspect.tree_text import fault_lines, tree_lines
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 # What lengths, counts, versions and flags are made of.
 PIECES = st.one_of(
@@ -82,15 +82,16 @@ def all_are_enrolled() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity, "ENDORSEMENT_KEYS", range(0x8100_0000, 0x8200_0000))
         patch.setattr(identity, "CERTIFICATES", {"EK": range(0x0100_0000, 0x0200_0000)})
+        patch.setattr(identity, "CERTIFICATES_12", {"EK": range(0x2000_0000)})
         yield
 
 
 @given(data=st.data())
 @settings(max_examples=400, deadline=4000)
 def test_an_altered_state_is_shown(data: st.DataObject) -> None:
-    state, kind = STATES[data.draw(st.sampled_from(list(STATES)))]
-    found = show(Source("state", "state", {kind: altered(data, state)}))
-    whole = inspect(Source("state", "state", {kind: state}))
+    state, kind, tpm = ALL[data.draw(st.sampled_from(list(ALL)))]
+    found = show(Source("state", "state", {kind: altered(data, state)}, tpm))
+    whole = inspect(Source("state", "state", {kind: state}, tpm))
     for change in (*differences(whole, found), *differences(found, whole)):
         assert change.text.isascii() and change.text.isprintable()
 
@@ -100,7 +101,7 @@ def test_an_altered_state_is_shown(data: st.DataObject) -> None:
 def test_an_altered_file_is_shown_or_refused_in_a_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    state, _ = STATES[data.draw(st.sampled_from(list(STATES)))]
+    state, _, _ = ALL[data.draw(st.sampled_from(list(ALL)))]
     wrap = data.draw(st.sampled_from([swtpm_format.encode_file, swtpm_format.encode_blob]))
     path: Path = tmp_path_factory.getbasetemp() / "altered"
     path.write_bytes(altered(data, wrap(state)[:4000]))
@@ -112,9 +113,11 @@ def test_an_altered_file_is_shown_or_refused_in_a_line(
         show(source)
 
 
-@given(st.binary(max_size=4000), st.sampled_from([StateType.PERMANENT, StateType.VOLATILE]))
+@given(st.binary(max_size=4000), st.sampled_from(list(ALL.values())))
 @settings(deadline=2000)
-def test_any_bytes_end_with_a_result(content: bytes, kind: StateType) -> None:
-    assert tiles(decode(content, kind))
-    headed = (state for state, its_kind in STATES.values() if its_kind is kind)
-    assert tiles(decode(next(headed)[:8] + content, kind))
+def test_any_bytes_end_with_a_result(
+    content: bytes, known: tuple[bytes, StateType, TpmVersion]
+) -> None:
+    state, kind, tpm = known
+    assert tiles(decode(content, kind, tpm))
+    assert tiles(decode(state[:8] + content, kind, tpm))

@@ -3,10 +3,11 @@
 ``states/README.md`` says how the files were made.
 """
 
+from operator import itemgetter
 from pathlib import Path
 
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 _FILES = Path(__file__).with_name("states")
 LEVEL_1 = swtpm_format.decode_file((_FILES / "level-1.permall").read_bytes())
@@ -30,6 +31,25 @@ STATES = {
     "busy, level 7": (BUSY_7, StateType.PERMANENT),
     "busy, level 7, volatile": (BUSY_7_VOLATILE, StateType.VOLATILE),
 }
+
+# Of a TPM 1.2.
+TPM12 = {
+    f"1.2 {name}, {kind.name.lower()}": (
+        swtpm_format.decode_file((_FILES / f"{name}-1.2.{suffix}").read_bytes()),
+        kind,
+    )
+    for name, suffix, kind in (
+        ("new", "permall", StateType.PERMANENT),
+        ("busy", "permall", StateType.PERMANENT),
+        ("busy", "volatilestate", StateType.VOLATILE),
+        ("busy", "savestate", StateType.SAVESTATE),
+    )
+}
+BUSY_12, BUSY_12_VOLATILE, BUSY_12_SAVED = list(map(itemgetter(0), TPM12.values()))[1:]
+
+# Each state that is right, its type, and the TPM's version.
+ALL = {name: (*each, TpmVersion.TPM_2_0) for name, each in STATES.items()}
+ALL |= {name: (*each, TpmVersion.TPM_1_2) for name, each in TPM12.items()}
 
 # Of a level that no libtpms has so far: its profile says so, and all else is LEVEL_7.
 LATER = LEVEL_7.replace(b'"StateFormatLevel":7', b'"StateFormatLevel":9')

@@ -21,7 +21,7 @@ Transport = Callable[[bytes], bytes]
 
 DIGEST_BYTES = 20
 NV_INDEX = 0x0001_1101
-SRK = 0x4000_0000
+SRK, OWNER, TRANSPORT = 0x4000_0000, 0x4000_0001, 0x4000_0003
 RSA_BITS = 2048
 RSA_EXPONENT = 65537
 
@@ -42,6 +42,7 @@ class Ordinal(IntEnum):
     TAKE_OWNERSHIP = 0x0D
     EXTEND = 0x14
     PCR_READ = 0x15
+    KEY_CONTROL_OWNER = 0x23
     CREATE_WRAP_KEY = 0x1F
     SIGN = 0x3C
     LOAD_KEY_2 = 0x41
@@ -53,11 +54,18 @@ class Ordinal(IntEnum):
     PHYSICAL_SET_DEACTIVATED = 0x72
     CREATE_ENDORSEMENT_KEY_PAIR = 0x78
     READ_PUBEK = 0x7C
+    SET_ORDINAL_AUDIT_STATUS = 0x8D
     SAVE_STATE = 0x98
     STARTUP = 0x99
+    SHA1_START = 0xA0
+    SHA1_UPDATE = 0xA1
     NV_DEFINE_SPACE = 0xCC
     NV_WRITE_VALUE = 0xCD
     NV_READ_VALUE = 0xCF
+    DELEGATE_MANAGE = 0xD2
+    CREATE_COUNTER = 0xDC
+    READ_COUNTER = 0xDE
+    ESTABLISH_TRANSPORT = 0xE6
     PHYSICAL_PRESENCE = 0x4000_000A
 
 
@@ -132,12 +140,23 @@ def get_capability(capability: int, sub: bytes = b"") -> bytes:
     return command(Ordinal.GET_CAPABILITY, struct.pack(">I", capability) + _sized(sub))
 
 
-def nv_define(index: int, size: int, attributes: int = 0x1) -> bytes:
-    """Build TPM_NV_DefineSpace, without the owner: of a TPM whose NV memory is not locked."""
+def nv_define(
+    index: int,
+    size: int,
+    attributes: int = 0x1,
+    *,
+    auth: bytes = bytes(DIGEST_BYTES),
+    read_by: tuple[bytes, bytes] = (bytes(3), bytes(DIGEST_BYTES)),
+) -> bytes:
+    """Build TPM_NV_DefineSpace, without the owner: of a TPM whose NV memory is not locked.
+
+    ``read_by`` are PCRs, as bits, and the digest that they have to have for a read.
+    """
     any_pcr = struct.pack(">H3sB", 3, bytes(3), 0x1F) + bytes(DIGEST_BYTES)
-    public = struct.pack(">HI", 0x0018, index) + any_pcr + any_pcr
+    pcrs = struct.pack(">H3sB", 3, read_by[0], 0x1F) + read_by[1]
+    public = struct.pack(">HI", 0x0018, index) + pcrs + any_pcr
     public += struct.pack(">HI3sI", 0x0017, attributes, bytes(3), size)
-    return command(Ordinal.NV_DEFINE_SPACE, public + bytes(DIGEST_BYTES))
+    return command(Ordinal.NV_DEFINE_SPACE, public + auth)
 
 
 def nv_write(index: int, data: bytes, offset: int = 0) -> bytes:
@@ -234,18 +253,74 @@ class Tpm12:
 
     def create_key(self, srk_auth: bytes, auth: bytes) -> Key:
         """Make a signing key under the storage root key."""
-        odd = os.urandom(DIGEST_BYTES)
-        answer = self.execute(command(Ordinal.OSAP, struct.pack(">HI", 0x0004, SRK) + odd))
-        session, even, even_osap = answer[:4], answer[4:24], answer[24:44]
-        shared = _hmac(srk_auth, even_osap + odd)
-        nonce = os.urandom(DIGEST_BYTES)
-        parameters = _xor(auth, _sha1(shared + even)) + _xor(auth, _sha1(shared + nonce))
+        session = self._osap(0x0004, SRK, srk_auth)
+        parameters = session.hide(auth) + _xor(auth, _sha1(session.auth + session.odd))
         parameters += _key(0x0010, 0x0001, 0x0002)
-        wrapped = self._finish(
-            *(Ordinal.CREATE_WRAP_KEY, struct.pack(">I", SRK), parameters),
-            _Session(session, even, nonce, shared),
+        handles = struct.pack(">I", SRK)
+        return Key(self._finish(Ordinal.CREATE_WRAP_KEY, handles, parameters, session), auth)
+
+    def create_counter(self, owner_auth: bytes, auth: bytes, label: bytes) -> int:
+        """Make a monotonic counter, of a label of four bytes; return its handle."""
+        session = self._osap(0x0002, OWNER, owner_auth)
+        parameters = session.hide(auth) + label
+        answer = self._finish(Ordinal.CREATE_COUNTER, b"", parameters, session)
+        return int.from_bytes(answer[:4], "big")
+
+    def counter(self, handle: int) -> tuple[bytes, int]:
+        """Return a monotonic counter's label, and its value."""
+        answer = self.execute(command(Ordinal.READ_COUNTER, struct.pack(">I", handle)))
+        label, value = struct.unpack(">4sI", answer[2:])
+        return label, value
+
+    def keep_key(self, handle: int, key: Key, owner_auth: bytes) -> None:
+        """Have the owner alone evict a loaded key: it is in the permanent state then."""
+        at = 4 + 2 + 4 + 1  # of its parameters, and its public part
+        end = at + len(_key_parameters(0, 0)) + 4  # there is no PCR info
+        (size,) = struct.unpack_from(">I", key.wrapped, end)
+        public = key.wrapped[at : end - 4] + key.wrapped[end : end + 4 + size]
+        self._authorised(
+            Ordinal.KEY_CONTROL_OWNER,
+            struct.pack(">I", handle),
+            public + struct.pack(">I?", 1, True),
+            owner_auth,
         )
-        return Key(wrapped, auth)
+
+    def audit(self, ordinal: int, owner_auth: bytes) -> None:
+        """Have a command audited."""
+        parameters = struct.pack(">I?", ordinal, True)
+        self._authorised(Ordinal.SET_ORDINAL_AUDIT_STATUS, b"", parameters, owner_auth)
+
+    def oiap(self) -> None:
+        """Start a session, and leave it open."""
+        self.execute(command(Ordinal.OIAP))
+
+    def osap(self, srk_auth: bytes) -> None:
+        """Start a session of the storage root key, and leave it open."""
+        self._osap(0x0004, SRK, srk_auth)
+
+    def establish_transport(self, auth: bytes) -> None:
+        """Start a transport session, in the clear, and leave it open."""
+        public = struct.pack(">HIIH", 0x001E, 0, 0, 0)
+        parameters = struct.pack(">I", TRANSPORT) + public + _sized(auth)
+        self.execute(command(Ordinal.ESTABLISH_TRANSPORT, parameters))
+
+    def create_family(self, label: int) -> None:
+        """Make a family of delegations, of a TPM without an owner."""
+        parameters = struct.pack(">II", 0, 1) + _sized(bytes([label]))
+        self.execute(command(Ordinal.DELEGATE_MANAGE, parameters))
+
+    def sha1_start(self, data: bytes) -> None:
+        """Begin a digest, and leave it open; `data` is some times 64 bytes."""
+        self.execute(command(Ordinal.SHA1_START))
+        self.execute(command(Ordinal.SHA1_UPDATE, _sized(data)))
+
+    def capability(self, capability: int, sub: bytes = b"") -> bytes:
+        """Return what TPM_GetCapability says."""
+        return _unsized(self.execute(get_capability(capability, sub)))
+
+    def endorsement_key(self) -> rsa.RSAPublicKey:
+        """Return the endorsement key's public part."""
+        return self._endorsement_key()
 
     def load_key(self, key: Key, srk_auth: bytes) -> int:
         """Load a key; return its handle."""
@@ -257,6 +332,13 @@ class Tpm12:
         """Sign a SHA-1 digest; return the signature."""
         key = struct.pack(">I", handle)
         return _unsized(self._authorised(Ordinal.SIGN, key, _sized(digest), auth))
+
+    def _osap(self, entity_type: int, entity: int, secret: bytes) -> "_Session":
+        odd = os.urandom(DIGEST_BYTES)
+        parameters = struct.pack(">HI", entity_type, entity) + odd
+        answer = self.execute(command(Ordinal.OSAP, parameters))
+        handle, even, even_osap = answer[:4], answer[4:24], answer[24:44]
+        return _Session(handle, even, os.urandom(DIGEST_BYTES), _hmac(secret, even_osap + odd))
 
     def _endorsement_key(self) -> rsa.RSAPublicKey:
         answer = self.execute(command(Ordinal.READ_PUBEK, bytes(DIGEST_BYTES)))
@@ -279,7 +361,7 @@ class Tpm12:
         found, rest = answer[:-41], answer[-41:]
         even, goes_on, theirs = rest[:20], rest[20:21], rest[21:]
         # A handle is not covered.
-        covers = found[4:] if ordinal == Ordinal.LOAD_KEY_2 else found
+        covers = found[4:] if ordinal in (Ordinal.LOAD_KEY_2, Ordinal.KEY_CONTROL_OWNER) else found
         covered = _sha1(struct.pack(">II", 0, ordinal) + covers)
         if not hmac.compare_digest(
             theirs, _hmac(session.auth, covered + even + session.odd + goes_on)
@@ -293,6 +375,10 @@ class _Session(NamedTuple):
     even: bytes
     odd: bytes
     auth: bytes
+
+    def hide(self, secret: bytes) -> bytes:
+        """Return a secret as it goes in, of a session that was made with another one."""
+        return _xor(secret, _sha1(self.auth + self.even))
 
 
 # As a TPM 1.2 has it.

@@ -12,12 +12,11 @@ from tests.harness.busy_tpm import CASES, INDEX, PERSISTENT
 from tests.harness.live_tpm import LiveTpm
 from tests.harness.saved_guest import SavedGuest
 from tests.support import tpm2
-from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import CommandCode, Property, Reader
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.tree import Node
-from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.testing.emulator import VTPMD, EmulatorKind
+from vtpmd.wire.tpm import StateType
 
 KINDS = (StateType.PERMANENT, StateType.VOLATILE)
 
@@ -228,17 +227,6 @@ def test_a_served_vtpm_is_verified(live: LiveTpm) -> None:
     CASES["everything"](live.tpm)
     found = verified(live.emulator.state)
     assert found == dict.fromkeys(("container", "permanent state", "libtpms"), "passed")
-
-
-def test_a_tpm_12_is_verified_though_not_decoded(tmp_path: Path) -> None:
-    emulator = Emulator(EmulatorKind.VTPMD, tmp_path / "e", version=TpmVersion.TPM_1_2)
-    try:
-        with ControlClient(emulator.control_path) as control:
-            control.init()
-            found = verified(emulator.state)
-    finally:
-        emulator.kill()
-    assert found == {"container": "passed", "structure": "skipped", "libtpms": "passed"}
 
 
 def test_a_directory_of_swtpms_is_decoded_whole() -> None:

@@ -22,10 +22,11 @@ from tests.support.journal import write_journal
 from vtpmd.inspect.decoding import decode
 from vtpmd.inspect.layouts import USER_NVRAM
 from vtpmd.inspect.qemu_stream import carried_blobs
+from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.secrets import SEED_PATHS
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 VOLATILE_NAME = "tpm2-00.volatilestate"
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/inspect.md").read_text()
@@ -219,17 +220,15 @@ def test_a_stream_encrypted_with_the_file_key(tmp_path: Path, run: Command) -> N
 @pytest.mark.parametrize(
     ("begin", "what"),
     [
-        (b"VTPMJRNL", "a journal of vtpmd's"),
-        (b"VTPD", "a delta record"),
+        (b"VTPMDIN3", "a state that a peer has sent"),
+        (b"VTPMANCH", "an anchor"),
         (b"QEVM", "a migration stream of QEMU's with no vTPM that is found in it"),
         (stream(b"VTPMTAIL", b"", b""), "a migration stream of QEMU's, with a tail"),
         (stream(swtpm_format.encode_blob(b"any"), b"", b""), "a migration stream of QEMU's, whose"),
-        (b"VTPMTAIL", "a tail"),
-        (b"QFI\xfb", "a disk image"),
         (b"\x7fELF", "a program"),
-        (b'{"version": 2}', "JSON, as an owner record is"),
-        (b"", "no state of a TPM 2.0"),
-        (b"anything else", "no state of a TPM 2.0"),
+        (b'{"version": 2}', "JSON, and no owner record"),
+        (b"", "no state of a TPM"),
+        (b"anything else", "no state of a TPM"),
     ],
 )
 def test_of_what_is_no_state_it_is_said_what_it_is(
@@ -263,11 +262,124 @@ def test_a_linear_file_that_is_damaged(tmp_path: Path, run: Command) -> None:
     assert (refused.status, refused.output, len(refused.error.splitlines())) == (5, "", 1)
 
 
-def test_a_tpm_12_is_said_to_be_one(tmp_path: Path, run: Command) -> None:
-    (tmp_path / "tpm-00.permall").write_bytes(swtpm_format.encode_file(b"any"))
-    refused = run(tmp_path)
-    assert refused.status == 9
-    assert "a TPM 1.2's state, which is not decoded yet" in refused.error
+@pytest.fixture
+def tpm12(tmp_path: Path) -> Path:
+    """Give a state directory of a used TPM 1.2, with all that it can have."""
+    path = tmp_path / "tpm12"
+    path.mkdir()
+    for state, name in (
+        (states.BUSY_12, "permall"),
+        (states.BUSY_12_VOLATILE, "volatilestate"),
+        (states.BUSY_12_SAVED, "savestate"),
+    ):
+        (path / f"tpm-00.{name}").write_bytes(swtpm_format.encode_file(state))
+    return path
+
+
+def test_a_tpm_12_has_all_its_states(tpm12: Path, run: Command) -> None:
+    shown = run(tpm12, "--json")
+    assert (shown.status, shown.outcome["tpm"]) == (0, "1.2")
+    assert list(shown.outcome["states"]) == ["permanent", "volatile", "savestate"]
+    assert run(tpm12, "--tree").status == 0
+
+
+def test_the_screen_says_what_a_tpm_12_has(tpm12: Path, run: Command) -> None:
+    shown = run(tpm12)
+    for words in (
+        "flags:         ownership",
+        "owner:         installed",
+        "counter 0:     ",
+        "lockout:       not locked out: 1 of 6 tries have failed",
+        "  sha1      7  ",
+        f"NV memory:     {len(states.BUSY_12)} of ",
+        "  0x00011102  ordinary     16  set    -",
+        "  0x00011104  ordinary      8  empty  yes",
+        "  0x40000006  endorsement  RSA 2048: STORAGE",
+        "  0x40000000  owner        RSA 2048: STORAGE",
+        "  slot 1   osap    SHA1    SRK",
+        f"savestate: {len(states.BUSY_12_SAVED)} of {len(states.BUSY_12_SAVED)} bytes decoded",
+    ):
+        assert any(line.startswith(words) for line in shown.lines), words
+    assert not any(line != line.rstrip() for line in shown.lines)
+
+
+def test_no_secret_of_a_tpm_12_is_shown(tpm12: Path, run: Command) -> None:
+    """Those of the owner, keys, counters and an index, and what only they may read."""
+    secrets = [letter * 20 for letter in (b"o", b"s", b"k", b"c", b"i", b"t")]
+    secrets += [b"by password only", b"by the owner...."]
+    raw = states.BUSY_12 + states.BUSY_12_VOLATILE
+    assert all(secret in raw for secret in secrets)
+    closed, opened = whole_output(tpm12, run), whole_output(tpm12, run, "--show-secrets")
+    for secret in secrets:
+        assert secret.hex() not in closed
+        assert secret.decode() not in closed
+    assert secrets[0].hex() in opened
+
+
+def test_equal_secrets_of_a_tpm_12_have_equal_fingerprints(tpm12: Path, run: Command) -> None:
+    """Whenever they are shown; another's are others."""
+    found = []
+    for at in (0, 0, 1):
+        file = swtpm_format.encode_file(states.BUSY_12)
+        if at:
+            root = decode(states.BUSY_12, StateType.PERMANENT, TpmVersion.TPM_1_2).root
+            seed = root.find(*SEED_PATHS[2])
+            assert seed is not None
+            altered = bytearray(states.BUSY_12)
+            altered[seed.offset + 10] ^= 1
+            file = swtpm_format.encode_file(bytes(altered))
+        (tpm12 / "tpm-00.permall").write_bytes(file)
+        (auth,) = run(tpm12, "--json", "--section", "permanent-data.owner-auth").outcome
+        found.append(auth["secret"]["fingerprint"])  # type: ignore[index]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("kind", ["file", "blob", "state", "linear-file", "migration-stream"])
+def test_a_tpm_12_is_found_whatever_it_is_in(kind: str, tmp_path: Path, run: Command) -> None:
+    state, volatile, saved = states.BUSY_12, states.BUSY_12_VOLATILE, states.BUSY_12_SAVED
+    files = [swtpm_format.encode_file(each) for each in (state, volatile, saved)]
+    blobs = [swtpm_format.encode_blob(each) for each in (state, volatile, saved)]
+    contents = {
+        "file": files[0],
+        "blob": blobs[0],
+        "state": state,
+        "linear-file": linear_file(*files),
+        "migration-stream": stream(*blobs),
+    }
+    path = tmp_path / "any name"
+    path.write_bytes(contents[kind])
+    shown = run(path, "--json")
+    assert (shown.status, shown.outcome["kind"], shown.outcome["tpm"]) == (0, kind, "1.2")
+    assert len(shown.outcome["states"]) == (3 if kind in ("linear-file", "migration-stream") else 1)
+
+
+def test_a_saved_state_that_is_damaged_is_known_by_its_place(tpm12: Path, run: Command) -> None:
+    damaged = states.BUSY_12_SAVED[:-1]
+    (tpm12 / "tpm-00.savestate").write_bytes(swtpm_format.encode_file(damaged))
+    shown = run(tpm12, "--json")
+    assert shown.status == 5
+    assert shown.outcome["states"]["savestate"]["faults"]
+    assert shown.outcome["states"]["volatile"]["faults"] == []
+    stream_of = [states.BUSY_12, states.BUSY_12_VOLATILE, damaged]
+    path = tpm12 / "stream"
+    path.write_bytes(stream(*map(swtpm_format.encode_blob, stream_of)))
+    assert run(path, "--json").status == 5
+    path.write_bytes(damaged)
+    assert run(path).status == 9
+
+
+def test_a_later_version_of_a_tpm_12s_format(tmp_path: Path, run: Command) -> None:
+    """Nobody has made one."""
+    root = decode(states.BUSY_12, StateType.PERMANENT, TpmVersion.TPM_1_2).root
+    tag = root.find("permanent-all", "permanent-flags", "tag")
+    assert tag is not None
+    path = tmp_path / "state"
+    path.write_bytes(
+        states.BUSY_12[: tag.offset] + pack(">H", 3) + states.BUSY_12[tag.offset + 2 :]
+    )
+    (fault, *_) = run(path, "--json").outcome["states"]["permanent"]["faults"]
+    assert (fault["offset"], fault["newer"]) == (tag.offset, True)
+    assert "a later one than is known here" in fault["what"]
 
 
 def test_a_directory_with_no_vtpm(tmp_path: Path, run: Command) -> None:
@@ -443,8 +555,9 @@ def keys_of(nodes: list[dict[str, Any]]) -> set[str]:
     return found
 
 
-def test_the_document_has_each_key(state: Path, run: Command) -> None:
+def test_the_document_has_each_key(state: Path, tpm12: Path, run: Command) -> None:
     shown = json.loads(run(state, "--json").output)
+    of_12 = run(tpm12, "--json").outcome
     trees = [each["tree"] for each in shown["states"].values()]
     said = {
         "Keys of the object": set(shown),
@@ -455,10 +568,19 @@ def test_the_document_has_each_key(state: Path, run: Command) -> None:
         "Keys of an object": {key for each in shown["objects"] for key in each},
         "Keys of a session": {key for each in shown["sessions"] for key in each},
         **{f"Keys of `{name}`": set(shown[name]) for name in ("lockout", "clock", "pcrs", "nv")},
+        "Keys of `tpm12`": set(of_12["tpm12"]),
+        "Keys of a counter": {key for each in of_12["tpm12"]["counters"] for key in each},
     }
     assert {title: documented(title) for title in said} == said
+    # What both have has the same keys in both.
+    for name in ("lockout", "clock", "pcrs", "nv", "audit", "profile", "hierarchies"):
+        assert of_12[name].keys() == shown[name].keys()
+    assert of_12.keys() == shown.keys()
+    for parts in ("objects", "sessions"):
+        assert of_12[parts][0].keys() == shown[parts][0].keys()
+    assert of_12["nv"]["indices"][0].keys() == shown["nv"]["indices"][0].keys()
 
 
 def test_the_document_has_each_kind() -> None:
     rows = tables(DOCUMENT)["What is understood"]
-    assert {row["kind"] for row in rows} == {*CONTAINERS, "directory"}
+    assert {row["kind"] for row in rows} == {*CONTAINERS, *RECORDS, "directory", "snapshot"}

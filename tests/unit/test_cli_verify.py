@@ -15,6 +15,7 @@ from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
 from vtpmd.inspect.layouts import USER_NVRAM
+from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.verification import Check, Finding, Verdict, verdict
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
@@ -63,6 +64,22 @@ def test_a_right_directory(tmp_path: Path, run: Command) -> None:
     assert findings(found) == dict.fromkeys(
         ("container", "permanent state", "volatile state", "libtpms"), "passed"
     )
+
+
+def test_a_right_directory_of_a_tpm_12(tmp_path: Path, run: Command) -> None:
+    for state, name in ((states.BUSY_12, "permall"), (states.BUSY_12_VOLATILE, "volatilestate")):
+        (tmp_path / f"tpm-00.{name}").write_bytes(swtpm_format.encode_file(state))
+    found = run(tmp_path, "--json")
+    assert (found.status, found.outcome["tpm"]) == (0, "1.2")
+    assert findings(found) == dict.fromkeys(
+        ("container", "permanent state", "volatile state", "libtpms"), "passed"
+    )
+    altered = bytearray(states.BUSY_12)
+    altered[100] ^= 1
+    (tmp_path / "tpm-00.permall").write_bytes(swtpm_format.encode_file(bytes(altered)))
+    found = run(tmp_path, "--json")
+    assert found.status == 5
+    assert findings(found)["permanent state"] == findings(found)["libtpms"] == "failed"
 
 
 def test_a_volatile_state_alone_is_decoded_and_libtpms_not_asked(
@@ -156,7 +173,11 @@ def test_the_document_has_each_check(tmp_path: Path, run: Command) -> None:
     rows = tables((DOCS / "inspect.md").read_text())["The checks"]
     documented = {name.strip(" `") for row in rows for name in row["check"].split(",")}
     found = run(directory(tmp_path, states.BUSY, states.BUSY_VOLATILE), "--json")
-    assert documented == {*findings(found), "structure"}
+    assert documented == {
+        *findings(found),
+        "savestate state",
+        *(name.replace("-", " ") for name in RECORDS),
+    }
     assert set(found.outcome) == {"path", "kind", "tpm", "verdict", "checks"}
 
 

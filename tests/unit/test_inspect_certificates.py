@@ -34,7 +34,17 @@ def test_a_certificate_is_found_with_what_is_behind_it(certificate: bytes, behin
     assert found["not-after"] == "2036-01-01T00:00:00+00:00"
 
 
-@pytest.mark.parametrize("data", [b"", b"\x30\x82", b"\x30\x82\xff\xff", b"0\x82\x01\x00" * 99])
+@pytest.mark.parametrize("full", [b"\x10\x02", b""])
+def test_a_certificate_is_found_as_a_tpm_12_stores_it(certificate: bytes, full: bytes) -> None:
+    head = b"\x10\x01\0" + (len(full) + len(certificate)).to_bytes(2, "big")
+    found = certificate_in(head + full + certificate + b"\xff" * 99)
+    assert found is not None
+    assert found["der"] == certificate.hex()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x10\x01\0", b"\x30\x82", b"\x30\x82\xff\xff", b"0\x82\x01\x00" * 99]
+)
 def test_what_is_none_is_none(data: bytes) -> None:
     assert certificate_in(data) is None
 

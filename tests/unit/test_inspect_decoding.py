@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.support import states
-from tests.support.states import STATES
+from tests.support.states import ALL, STATES
 from vtpmd.inspect import layouts
 from vtpmd.inspect import reader as reading
 from vtpmd.inspect.decoding import Decoded, decode, kind_of
@@ -14,7 +14,7 @@ from vtpmd.inspect.layouts import HASH_STATES, USER_NVRAM, VOLATILE_STATE
 from vtpmd.inspect.reader import Fault, Reader
 from vtpmd.inspect.tree import Node, Types
 from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 LONGEST_S = 5.0  # for the largest state that a file holds, on a slow machine
 
@@ -49,26 +49,27 @@ def with_more(state: bytes, block: Node, more: bytes) -> bytes:
     return head + more + state[block.offset + 3 :]
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_right_state_is_decoded_whole(name: str) -> None:
-    state, kind = STATES[name]
-    assert kind_of(state) is kind
-    decoded = decode(state, kind)
+    state, kind, tpm = ALL[name]
+    assert kind_of(state) == (tpm, kind)
+    decoded = decode(state, kind, tpm)
     assert decoded.faults == []
     assert decoded.decoded_bytes == len(state)
     assert_accounted_for(decoded, len(state))
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", ALL)
 def test_of_a_truncated_state_all_that_is_there_is_decoded(name: str) -> None:
-    state, kind = STATES[name]
-    whole = {(leaf.offset, leaf.length): leaf for leaf in decode(state, kind).root.leaves()}
-    for n_bytes in [*range(0, 1200, 7), *range(1200, len(state), 61)]:
-        decoded = decode(state[:n_bytes], kind)
+    state, kind, tpm = ALL[name]
+    whole = {(leaf.offset, leaf.length): leaf for leaf in decode(state, kind, tpm).root.leaves()}
+    for n_bytes in [*range(0, min(1200, len(state)), 7), *range(1200, len(state), 61)]:
+        decoded = decode(state[:n_bytes], kind, tpm)
         assert decoded.faults
         assert decoded.faults[0].offset <= n_bytes
         assert_accounted_for(decoded, n_bytes)
-        if kind is StateType.PERMANENT:  # of the other the last 20 bytes are its checksum
+        # Of the others the last 20 bytes are a checksum.
+        if (tpm, kind) == (TpmVersion.TPM_2_0, StateType.PERMANENT):
             decoded_leaves = [leaf for leaf in decoded.root.leaves() if leaf.type != Types.UNKNOWN]
             assert all(whole[leaf.offset, leaf.length] == leaf for leaf in decoded_leaves)
 
@@ -138,23 +139,23 @@ def test_bytes_behind_a_state_are_told() -> None:
     assert decoded.decoded_bytes == len(states.LEVEL_1)
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", ALL)
 def test_each_flipped_byte_ends_with_a_result(name: str) -> None:
-    state, kind = STATES[name]
+    state, kind, tpm = ALL[name]
     for at in range(0, len(state), 1 + len(state) // 150):
         altered = state[:at] + bytes([state[at] ^ 0xFF]) + state[at + 1 :]
-        assert_accounted_for(decode(altered, kind), len(state))
+        assert_accounted_for(decode(altered, kind, tpm), len(state))
 
 
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\1", b"\x00\x00\x00\x0d\x01"])
 @pytest.mark.parametrize("keep", [0, 8, 0.5, 0.9])
 def test_the_largest_state_takes_a_bounded_time(filling: bytes, keep: float) -> None:
     """Whatever follows what is right, for as long as a state can be."""
-    for state, kind in STATES.values():
+    for state, kind, tpm in ALL.values():
         head = state[: int(keep if keep > 1 else keep * len(state))]
         hostile = (head + filling * STATE_BYTES_MAX)[:STATE_BYTES_MAX]
         begun = time.monotonic()
-        assert_accounted_for(decode(hostile, kind), STATE_BYTES_MAX)
+        assert_accounted_for(decode(hostile, kind, tpm), STATE_BYTES_MAX)
         assert time.monotonic() - begun < LONGEST_S
 
 

@@ -15,6 +15,7 @@ EPILOG: Final = """\
 example:
   vtpmd diff /srv/web1-tpm.monday /srv/web1-tpm
   vtpmd diff before.blob after.blob --json
+  vtpmd diff /srv/web1-tpm /srv/web1-tpm --from 1207 --to 1210
 
   In the TPM's terms: PCRs that were extended, NV indices that were written and where, keys that
   were added, tries that failed, and by its place in the tree what is none of these. A and B are as
@@ -27,8 +28,9 @@ exit status:
   2   the command line was wrong
   4   one is encrypted and --key is missing or wrong, or --key is given and it is not
   5   what one is in is damaged
-  9   one is no state of a TPM 2.0
+  9   one is no state of a TPM
   11  they differ; what was found was printed
+  12  one has no such generation as --from or --to names
 """
 
 
@@ -43,6 +45,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("before", metavar="A", type=Path, help="a state: as vtpmd inspect's PATH")
     parser.add_argument("after", metavar="B", type=Path, help="another")
     state_at.add_keys(parser)
+    state_at.add_generation(
+        parser, "--from", "before_at", "A as it was at this generation: see vtpmd log"
+    )
+    state_at.add_generation(parser, "--to", "after_at", "B as it was at this generation")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.set_defaults(command=run)
 
@@ -53,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
 
     before, after = (
-        inspect(state_at.opened(path, options).check_decodable())
-        for path in (options.before, options.after)
+        inspect(state_at.opened(path, options, at).check_has_state())
+        for path, at in ((options.before, options.before_at), (options.after, options.after_at))
     )
     changes = differences(before, after)
     outcome = {

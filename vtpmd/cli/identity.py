@@ -31,8 +31,9 @@ exit status:
   2   the command line was wrong
   4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
   5   what it is in is damaged
-  9   it is no state of a TPM 2.0
+  9   it is no state of a TPM
   10  there is neither such a key nor a certificate
+  12  it has no such generation as --at names
 """
 
 
@@ -54,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.identity import identity_of
     from vtpmd.inspect.overview import inspect
 
-    source = state_at.opened(options.path, options)
-    identity = identity_of(inspect(source.check_decodable()))
+    source = state_at.opened(options.path, options, options.at)
+    identity = identity_of(inspect(source.check_has_state()))
     if options.json:
         print(json.dumps(_all_of(source, identity)))
     else:

@@ -29,21 +29,23 @@ example:
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
-  marshals it; a migration of QEMU's to a file. Nothing is locked or written. TPM 1.2's states are
-  not decoded yet.
+  marshals it; a migration of QEMU's to a file, or its savevm in a disk image. The TPM may be a 2.0
+  or a 1.2. Of a journal, a delta record, an owner record or a tail that is alone it shows what that
+  says. Nothing is locked or written.
 
   Secrets (seeds, proofs, authorisations, private keys, what cannot be read without a password) are
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets
   shows them. JSON's keys are in docs/inspect.md.
 
 exit status:
-  0  it was shown, and all of it is decoded
-  1  it cannot be read
-  2  the command line was wrong, or there is no such section
-  4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
-  5  something is damaged; what could be decoded was shown, then what is wrong, from the first on
-  8  nothing is wrong, but a later libtpms has written it; what is known was shown
-  9  it is no state of a TPM 2.0
+  0   it was shown, and all of it is decoded
+  1   it cannot be read
+  2   the command line was wrong, or there is no such section
+  4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
+  5   something is damaged; what could be decoded was shown, then what is wrong, from the first on
+  8   nothing is wrong, but a later libtpms has written it; what is known was shown
+  9   it is no state of a TPM
+  12  it has no such generation as --at names
 """
 
 
@@ -71,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    found = inspect(state_at.opened(options.path, options).check_decodable())
+    found = inspect(state_at.opened(options.path, options, options.at))
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)
-    secrets = Secrets(found.states.values(), are_shown=options.show_secrets)
+    secrets = Secrets(found.parts, are_shown=options.show_secrets)
     if options.section is not None:
         _show_section(options, found, secrets)
     elif options.json:
@@ -92,9 +94,9 @@ def _all_of(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     from vtpmd.inspect.report_json import node_json
 
     known = overview(found, secrets)
-    for decoded in found.states.values():
-        name = decoded.kind.name.lower()
-        known["states"][name]["tree"] = node_json(decoded.root, secrets)
+    for decoded in found.parts:
+        place = known["record"] if decoded.kind is None else known["states"][decoded.name]
+        place["tree"] = node_json(decoded.root, secrets)
     return known
 
 
@@ -109,11 +111,11 @@ def _show_tree(found: Inspected, secrets: Secrets) -> None:
     from vtpmd.inspect.tree_text import fault_lines, tree_lines
 
     print(" offset length")
-    for decoded in found.states.values():
+    for decoded in found.parts:
         print("\n".join(tree_lines(decoded.root, secrets)))
     for problem in found.source.problems:
         print(problem)
-    for decoded in found.states.values():
+    for decoded in found.parts:
         print("\n".join(fault_lines(decoded)))
 
 
@@ -123,7 +125,7 @@ def _show_section(options: argparse.Namespace, found: Inspected, secrets: Secret
     from vtpmd.inspect.tree_text import sections, tree_lines
 
     nodes: list[tuple[str, Node]] = []
-    for decoded in found.states.values():
+    for decoded in found.parts:
         nodes += sections(decoded.root, options.section)
     if not nodes:
         raise UsageError(
@@ -142,7 +144,7 @@ def _some_names(found: Inspected) -> list[str]:
     """Return the names of the largest parts."""
     parts = [
         node
-        for decoded in found.states.values()
+        for decoded in found.parts
         for top in decoded.root.children
         for node in top.children
         if node.children
@@ -152,8 +154,8 @@ def _some_names(found: Inspected) -> list[str]:
 
 
 def _status(found: Inspected) -> int:
-    faulty = [decoded for decoded in found.states.values() if decoded.faults]
+    faulty = [decoded for decoded in found.parts if decoded.faults]
     if found.source.problems or any(not decoded.is_newer for decoded in faulty):
         return EXIT_DAMAGED
-    unknown = any(each.root.unknown_bytes() for each in found.states.values())
+    unknown = any(each.root.unknown_bytes() for each in found.parts)
     return EXIT_TOO_NEW if faulty or unknown else EXIT_SHOWN

@@ -22,6 +22,7 @@ COMMANDS = (
         "inspect",
         "verify",
         "diff",
+        "log",
         "identity",
         "migrate",
         "owner",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vtpmd.cli import at_rest
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from vtpmd.inspect.source import Source
 
+GENERATION_DIGITS_MAX: Final = 19  # of the largest, 63 bits
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them to a command."""
@@ -20,9 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         metavar="PATH",
         type=Path,
-        help="state directory, state file, blob, device or stream",
+        help="state directory, state file, blob, device, stream or disk image",
     )
     add_keys(parser)
+    add_generation(parser, "--at", "at", "as it was at this generation: see vtpmd log")
+    parser.add_argument(
+        "--snapshot", metavar="NAME", help="of a disk image of QEMU's: this one, not the last"
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser, name: str, dest: str, what: str) -> None:
+    """Add an option that names a generation."""
+    parser.add_argument(name, metavar="GENERATION", dest=dest, type=_generation, help=what)
+
+
+def _generation(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) <= GENERATION_DIGITS_MAX):
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"{value!r} is no generation, such as 1207")
+    return int(value)
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +54,11 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(path: Path, options: argparse.Namespace) -> Source:
-    """Return the state at a path; no core dump has its secrets. Raises VtpmdError."""
+def opened(path: Path, options: argparse.Namespace, at: int | None = None) -> Source:
+    """Return the state at a path, now or at a generation; no core dump has its secrets.
+
+    Raises VtpmdError.
+    """
     from vtpmd.core import forbid_core_dumps
     from vtpmd.inspect.containers import open_source
 
@@ -44,4 +66,5 @@ def opened(path: Path, options: argparse.Namespace) -> Source:
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
-        return open_source(path, key, migration_key)
+        snapshot = getattr(options, "snapshot", None)  # of vtpmd diff it is the last
+        return open_source(path, key, migration_key, at, snapshot)

@@ -24,13 +24,14 @@ example:
   written.
 
 exit status:
-  0  nothing is wrong
-  1  it cannot be read
-  2  the command line was wrong
-  4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
-  5  something is damaged
-  8  nothing is wrong, but this host's libtpms is too old for it
-  9  it is no state of a TPM
+  0   nothing is wrong
+  1   it cannot be read
+  2   the command line was wrong
+  4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
+  5   something is damaged
+  8   nothing is wrong, but this host's libtpms is too old for it
+  9   it is no state of a TPM
+  12  it has no such generation as --at names
 """
 
 
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Check; return the exit status. Raises VtpmdError."""
     from vtpmd.inspect.verification import verdict, verify
 
-    source = state_at.opened(options.path, options)
+    source = state_at.opened(options.path, options, options.at)
     checks = verify(source)
     found = verdict(checks).value
     outcome = {

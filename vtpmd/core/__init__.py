@@ -39,6 +39,7 @@ from vtpmd.core.journal import (
     JOURNAL_SECTOR_BYTES,
     JournalFault,
     Recovery,
+    Step,
     journal_base,
     journal_recover,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "LinkNames",
     "LinkOperation",
     "Recovery",
+    "Step",
     "Store",
     "StoreBusyError",
     "StoreChanges",

@@ -61,6 +61,43 @@ class Recovery(NamedTuple):
     used_bytes: int
 
 
+class Step(NamedTuple):
+    """A record of a journal that is whole and right.
+
+    ``offset`` is where in the file, ``n_bytes`` what it takes there; ``is_applied`` says whether it
+    leads on from the checkpoint, and not to it.
+    """
+
+    offset: int
+    n_bytes: int
+    from_generation: int
+    to_generation: int
+    base_bytes: int
+    result_bytes: int
+    is_applied: bool
+    delta: bytes
+    header: Any
+
+    def make(self, base: bytes) -> bytes:
+        """Return the image that the record makes of the one before it.
+
+        Raises ValueError for another one.
+        """
+        kept = ffi.from_buffer("uint8_t[]", base or b"\0")
+        image = ffi.new("struct delta_image *", {"bytes": kept, "n_bytes": len(base)})
+        result = allocate("uint8_t[]", max(self.result_bytes, 1))
+        if lib.delta_make(image, self.delta, self.header, result) != 0:
+            raise ValueError(f"{self!r} is not of this image")
+        try:
+            return bytes(ffi.buffer(result, self.result_bytes))
+        finally:
+            lib.explicit_bzero(result, self.result_bytes)
+
+    def __repr__(self) -> str:
+        """Leave the delta record out: it is state in the clear."""
+        return f"Step({self.from_generation} to {self.to_generation})"
+
+
 def journal_base(journal: bytes) -> int | None:
     """Return the generation that a journal's header says it continues; None without a header."""
     if len(journal) < _BASE.size:
@@ -76,12 +113,14 @@ def journal_recover(
     continued: bool = False,
     identity: bytes | None = None,
     secret: bytes | None = None,
+    steps: list[Step] | None = None,
 ) -> Recovery:
     """Decide what a checkpoint's image and a journal's file are together; None is one that is not.
 
     ``continued`` is what the checkpoint says of itself, ``identity`` the one that the journal must
     have, and ``secret`` what it must be sealed with, or None for one that must not be sealed.
-    Nothing in the files is trusted. Raises OSError without memory.
+    The records that are right are appended to ``steps``. Nothing in the files is trusted. Raises
+    OSError without memory.
     """
     evidence = ffi.new("struct journal_evidence *", {"continued": continued})
     kept = []
@@ -100,8 +139,29 @@ def journal_recover(
             kept.append(ffi.from_buffer("uint8_t[]", data))
             setattr(evidence, name, kept[-1])
     image, found = allocate("uint8_t[]", IMAGE_BYTES_MAX), ffi.new("struct journal_recovery *")
-    check_error(lib.journal_recover(evidence, image, found))
+    history = ffi.NULL if steps is None else allocate("struct journal_history *")
+    check_error(lib.journal_recover_history(evidence, image, found, history))
+    if steps is not None:
+        steps += [_step(history, number) for number in range(history.n_steps)]
+        lib.explicit_bzero(history.deltas, history.deltas_bytes)
     return _recovery(found, image, checkpoint)
+
+
+def _step(history: Any, number: int) -> Step:
+    step = history.steps[number]
+    header = ffi.new("struct delta_header *", step.header)
+    end = step.delta_offset + step.delta_bytes
+    return Step(
+        offset=step.offset,
+        n_bytes=step.n_sectors * JOURNAL_SECTOR_BYTES,
+        from_generation=header.from_generation,
+        to_generation=header.to_generation,
+        base_bytes=header.base_bytes,
+        result_bytes=header.result_bytes,
+        is_applied=step.is_applied,
+        delta=bytes(ffi.buffer(history.deltas)[step.delta_offset : end]),
+        header=header,
+    )
 
 
 def _recovery(found: Any, image: Any, checkpoint: bytes | None) -> Recovery:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 SEQUENCE: Final = b"\x30\x82"  # with a length of two bytes: no certificate is shorter than 256
 HEADER_BYTES: Final = 4
+# What a TPM 1.2's have before them: TCG PC Client Specific Implementation Specification 1.21, 7.4.
+STORED: Final = bytes.fromhex("1001 00")  # TCG_TAG_PCCLIENT_STORED_CERT, a full one; its size
+STORED_BYTES: Final = 5
+FULL: Final = bytes.fromhex("1002")  # TCG_TAG_PCCLIENT_FULL_CERT
 NAME_LENGTH_MAX: Final = 200  # of a text, for people
 CUT: Final = "..."
 
@@ -32,6 +36,8 @@ def load(data: bytes) -> Loaded | None:
 
     An index may be larger than its certificate.
     """
+    if data.startswith(STORED):
+        data = data[STORED_BYTES:].removeprefix(FULL)
     if not data.startswith(SEQUENCE):
         return None
     n_bytes = HEADER_BYTES + int.from_bytes(data[2:HEADER_BYTES], "big")

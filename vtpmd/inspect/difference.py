@@ -5,7 +5,7 @@ It compares what docs/inspect.md has for both; what that leaves out is named by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -13,10 +13,12 @@ from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.tree import Node, Value
+from vtpmd.wire.tpm import TpmVersion
 
 Known = dict[str, Any]
 
 TRANSIENT: Final = "0x80"  # what the handle of an object that is loaded begins with
+FIXED_12: Final = ("0x40000000", "0x40000006")  # a TPM 1.2's own keys: SRK and EK
 RUNS_MAX: Final = 4  # that are told one by one
 # Where the overview has it all. Authorisations are not among them: it says only if one is set.
 TOLD: Final = (
@@ -24,6 +26,13 @@ TOLD: Final = (
     *("failed-tries", "tries-max", "recovery-time-s", "lockout-recovery-s", "lockout-auth-enabled"),
     *("reset-count", "restart-count", "total-reset-count", "orderly-state", "pcr-allocated"),
     *(f"{name}-{what}" for name in HIERARCHIES for what in ("policy", "seed", "enabled")),
+)
+TOLD_12: Final = (
+    *("nv", "permanent-flags", "endorsement-key", "srk", "counters", "owner-evict-keys"),
+    *("loaded-keys", "owner-installed", "auth-fail-count", "stclear-flags", "ticks", "pcrs"),
+    *("authorisation-sessions", "transport-sessions", "daa-sessions", "test-state", "count-id"),
+    *("authorisation-sessions-count", "transport-sessions-count", "daa-sessions-count"),
+    *("audit-counter", "no-owner-nv-writes", "state-saved", "post-initialise", "checksum"),
 )
 
 
@@ -46,6 +55,8 @@ def differences(before: Inspected, after: Inspected) -> list[Change]:
 
 
 def _states(old: Known, new: Known) -> Iterator[Change]:
+    if old["tpm"] != new["tpm"]:
+        yield Change("state", "tpm", f"one is a TPM {old['tpm']}, the other a TPM {new['tpm']}")
     if old["identity"] and new["identity"] and old["identity"] != new["identity"]:
         yield Change("state", "identity", "they are of two vTPMs")
     for name in sorted({*old["states"], *new["states"]}):
@@ -137,7 +148,7 @@ def _runs_words(before: bytes, after: bytes) -> str:
 def _objects(old: Known, new: Known) -> Iterator[tuple[str, str]]:
     was, is_now = (_by_handle(known["objects"]) for known in (old, new))
     for handle in sorted({*was, *is_now}):
-        is_loaded = handle.startswith(TRANSIENT)
+        is_loaded = _is_loaded((is_now.get(handle) or was[handle]), new)
         if handle not in was:
             how = "loaded" if is_loaded else "added"
             yield handle, f"object {handle} {how}: {object_words(is_now[handle])}"
@@ -147,6 +158,13 @@ def _objects(old: Known, new: Known) -> Iterator[tuple[str, str]]:
             yield handle, f"object {handle} is another: {object_words(is_now[handle])}"
         elif was[handle] != is_now[handle]:
             yield handle, f"object {handle} changed"
+
+
+def _is_loaded(each: Known, known: Known) -> bool:
+    """Return whether an object is one that a reset takes away."""
+    if known["tpm12"] is None:
+        return bool(each["handle"].startswith(TRANSIENT))
+    return not (each["handle"] in FIXED_12 or "OWNER_EVICT" in each["attributes"])
 
 
 def _sessions(old: Known, new: Known) -> Iterator[tuple[str, str]]:
@@ -188,6 +206,54 @@ def _numbers(part: str) -> Callable[[Known, Known], Iterator[tuple[str, str]]]:
     return compare
 
 
+def _flags(old: Known, new: Known) -> Iterator[tuple[str, str]]:
+    """Compare a TPM 1.2's flags, and how far it has started."""
+    for group in ("flags", "flags-until-reset"):
+        was, now = (((known["tpm12"] or {}).get(group) or {}) for known in (old, new))
+        for name in was:
+            if was[name] != now.get(name, was[name]):
+                yield name, f"flag {name}: {_word(was[name])} -> {_word(now[name])}"
+    yield from _named(old, new, ("waits-for-startup", "self-test", "state-saved"))
+
+
+def _named(old: Known, new: Known, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Compare single values of a TPM 1.2's."""
+    was, now = (known["tpm12"] or {} for known in (old, new))
+    for name in names:
+        if None not in (was.get(name), now.get(name)) and was[name] != now[name]:
+            yield name, f"{name}: {_word(was[name])} -> {_word(now[name])}"
+
+
+def _owner(old: Known, new: Known) -> Iterator[tuple[str, str]]:
+    """Compare a TPM 1.2's owner."""
+    was, now = (known["tpm12"] or {} for known in (old, new))
+    if was.get("owner") is False and now.get("owner"):
+        yield "owner", "it has an owner"
+    elif was.get("owner") and now.get("owner") is False:
+        yield "owner", "it has no owner any more"
+    yield from _named(old, new, ("unowned-nv-writes", "families", "delegations"))
+
+
+def _counters(old: Known, new: Known) -> Iterator[tuple[str, str]]:
+    """Compare a TPM 1.2's monotonic counters, and the one of its audit."""
+    was, now = (
+        {each["handle"]: each["value"] for each in (known["tpm12"] or {}).get("counters", [])}
+        for known in (old, new)
+    )
+    for handle in sorted({*was, *now}):
+        what = f"counter {handle}"
+        if handle not in was:
+            yield what, f"{what} made: {now[handle]}"
+        elif handle not in now:
+            yield what, f"{what} released"
+        elif was[handle] != now[handle]:
+            yield what, f"{what} counted: {was[handle]} -> {now[handle]}"
+    yield from _named(old, new, ("active-counter",))
+    counts = [known["audit"]["counter"] for known in (old, new)]
+    if old["tpm12"] and None not in counts and counts[0] != counts[1]:
+        yield "audit", f"audit counter: {counts[0]} -> {counts[1]}"
+
+
 def _word(value: Any) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
@@ -201,24 +267,28 @@ PARTS: Final[dict[str, Callable[[Known, Known], Iterator[tuple[str, str]]]]] = {
     "lockout": _numbers("lockout"),
     "clock": _numbers("clock"),
     "profile": _numbers("profile"),
+    "flag": _flags,
+    "owner": _owner,
+    "counter": _counters,
 }
 
 
 def _others(before: Inspected, after: Inspected) -> Iterator[Change]:
     """Name what else differs, by its place in the tree."""
     for kind in sorted({*before.states} & {*after.states}):
-        was, now = (dict(_leaves(each.states[kind].root)) for each in (before, after))
+        told = TOLD_12 if after.source.tpm is TpmVersion.TPM_1_2 else TOLD
+        was, now = (dict(_leaves(each.states[kind].root, told)) for each in (before, after))
         for place in sorted({*was, *now}):
             if was.get(place) != now.get(place):
                 yield Change("other", place, f"differs, too: {place}")
 
 
-def _leaves(root: Node) -> Iterator[tuple[str, Value]]:
+def _leaves(root: Node, told: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
     """Yield the values that the overview does not tell of, each with its place."""
     waiting = [(root, root.name)]
     while waiting:
         node, place = waiting.pop()
-        if node.name in TOLD:
+        if node.name in told:
             continue
         if not node.children:
             yield place, node.value

@@ -2,19 +2,23 @@
 
 Where they lie is the TCG's: EK Credential Profile 2.6, 2.2.1.4 and 2.2.1.5 (NV indices), TCG
 Registry of Reserved TPM 2.0 Handles (persistent objects). A key that is not persistent is not in a
-state: the TPM makes it of its seed, and the certificate has its public part.
+state: the TPM makes it of its seed, and the certificate has its public part. A TPM 1.2's has one
+endorsement key, and it is in the state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import contents
 from vtpmd.inspect.certificates import load
 from vtpmd.inspect.overview import Inspected
+from vtpmd.inspect.tpm12.overview import nv_entries
 from vtpmd.inspect.tree import Node
 from vtpmd.inspect.words.handles import HT_NV_INDEX, HT_PERSISTENT
+from vtpmd.wire.tpm import TpmVersion
 
 ENDORSEMENT_KEYS: Final = range(0x8101_0000, 0x8102_0000)
 # Of NV indices.
@@ -22,7 +26,13 @@ CERTIFICATES: Final = {
     "EK": range(0x01C0_0000, 0x01C0_8000),
     "platform": range(0x01C0_8000, 0x01C1_0000),
 }
-EXPONENT: Final = 65537  # where a key says 0
+EXPONENT: Final = 65537  # where a key says 0, or of a TPM 1.2's nothing
+# A TPM 1.2's NV indices (TPM Main, part 2, 19.1.2), with the bit of what its maker defines or not.
+CERTIFICATES_12: Final = {
+    "EK": (0x0000_F000, 0x1000_F000),
+    "platform": (0x0000_F002, 0x1000_F002),
+}
+EK_12: Final = "0x40000006"
 
 
 class NothingToEnrol(VtpmdError):
@@ -59,16 +69,17 @@ class Identity(NamedTuple):
 
 def identity_of(found: Inspected) -> Identity:
     """Return what a TPM is enrolled by. Raises NothingToEnrol."""
-    keys = [
-        key
-        for entry in contents.entries(found.permanent, HT_PERSISTENT)
-        if (entry.number("handle") or 0) in ENDORSEMENT_KEYS and (key := _key(entry)) is not None
-    ]
+    is_12 = found.source.tpm is TpmVersion.TPM_1_2
+    keys = _key_of_a_tpm_12(found) if is_12 else _persistent_keys(found)
     by_public = {key.pem: key.handle for key in keys}
+    if is_12:
+        nv = found.permanent.find("permanent-all", "nv")
+        entries = [] if nv is None else list(nv_entries(nv))
+    else:
+        entries = list(contents.entries(found.permanent, HT_NV_INDEX))
+    kinds = CERTIFICATES_12 if is_12 else CERTIFICATES
     certificates = [
-        each
-        for entry in contents.entries(found.permanent, HT_NV_INDEX)
-        if (each := _certificate(entry, by_public)) is not None
+        each for entry in entries if (each := _certificate(entry, by_public, kinds)) is not None
     ]
     if not keys and not certificates:
         raise NothingToEnrol(
@@ -76,6 +87,28 @@ def identity_of(found: Inspected) -> Identity:
             "memory; make them: swtpm_setup --create-ek-cert --create-platform-cert"
         )
     return Identity(keys, certificates)
+
+
+def _persistent_keys(found: Inspected) -> list[Key]:
+    return [
+        key
+        for entry in contents.entries(found.permanent, HT_PERSISTENT)
+        if (entry.number("handle") or 0) in ENDORSEMENT_KEYS and (key := _key(entry)) is not None
+    ]
+
+
+def _key_of_a_tpm_12(found: Inspected) -> list[Key]:
+    """Return its endorsement key, if any; the name is the TPM's digest of the public part."""
+    key = found.permanent.find("permanent-all", "permanent-data", "endorsement-key")
+    if key is None:
+        return []
+    modulus = int.from_bytes(key.content("public-key"), "big")
+    exponent = int.from_bytes(key.content("parameters", "exponent"), "big")
+    pem = _rsa_pem(modulus, exponent)
+    if pem is None:
+        return []
+    type_ = f"RSA {key.number('parameters', 'key-bits')}"
+    return [Key(EK_12, type_, key.content("private", "public-data-digest").hex(), pem)]
 
 
 def _key(entry: Node) -> Key | None:
@@ -94,12 +127,15 @@ def _key(entry: Node) -> Key | None:
 
 
 def _rsa(public: Node, parameters: Node) -> str | None:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
-
-    modulus = int.from_bytes(public.content("unique"), "big")
     exponent = parameters.number("exponent")
     if exponent is None:
         return None
+    return _rsa_pem(int.from_bytes(public.content("unique"), "big"), exponent)
+
+
+def _rsa_pem(modulus: int, exponent: int) -> str | None:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+
     try:
         return _pem(RSAPublicNumbers(exponent or EXPONENT, modulus).public_key())
     except ValueError:  # no key: a state may be altered
@@ -131,9 +167,12 @@ def _pem(key: Any) -> str:
     return pem.decode("ascii")
 
 
-def _certificate(entry: Node, by_public: dict[str, str]) -> Certificate | None:
-    handle, data = entry.number("handle") or 0, entry.at("data")
-    kind = next((kind for kind, handles in CERTIFICATES.items() if handle in handles), None)
+def _certificate(
+    entry: Node, by_public: dict[str, str], kinds: Mapping[str, Container[int]] = CERTIFICATES
+) -> Certificate | None:
+    handle = entry.number("handle") or entry.number("public", "index") or 0
+    data = entry.at("data")
+    kind = next((kind for kind, handles in kinds.items() if handle in handles), None)
     found = load(data) if kind is not None and isinstance(data, bytes) else None
     if kind is None or found is None:
         return None

@@ -9,13 +9,14 @@ import json
 from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect import contents
-from vtpmd.inspect.decoding import Decoded, decode
-from vtpmd.inspect.primitives import SU_DA_USED
-from vtpmd.inspect.public import banks_of, selected_words
+from vtpmd.inspect.decoding import Decoded, decode, decode_record
+from vtpmd.inspect.primitives import SU_DA_USED, selected_words
+from vtpmd.inspect.public import banks_of
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
+from vtpmd.inspect.tpm12 import overview as tpm12
 from vtpmd.inspect.tree import Node
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 NOTHING: Final = Node("", "", 0)
 HIERARCHIES: Final = ("owner", "endorsement", "platform", "lockout", "null")
@@ -27,6 +28,12 @@ class Inspected(NamedTuple):
 
     source: Source
     states: dict[StateType, Decoded]
+    written: Decoded | None = None
+
+    @property
+    def parts(self) -> list[Decoded]:
+        """All that was taken apart."""
+        return [*self.states.values(), *([] if self.written is None else [self.written])]
 
     @property
     def permanent(self) -> Node:
@@ -72,12 +79,25 @@ class Inspected(NamedTuple):
 
 def inspect(source: Source) -> Inspected:
     """Take the states of a source apart."""
-    states = {kind: decode(state, kind) for kind, state in sorted(source.states.items())}
-    return Inspected(source, states)
+    states = {
+        kind: decode(state, kind, source.tpm) for kind, state in sorted(source.states.items())
+    }
+    written = None if source.written is None else decode_record(source.written)
+    return Inspected(source, states, written)
 
 
 def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     """Return what there is to be known. What no state says is None, or empty."""
+    known = _of_a_tpm_2(found, secrets)
+    if found.source.tpm is TpmVersion.TPM_1_2:
+        own = tpm12.fill(found, secrets)
+        own["surprises"] = known["surprises"] + own["surprises"]
+        known |= own
+    return known
+
+
+def _of_a_tpm_2(found: Inspected, secrets: Secrets) -> dict[str, Any]:
+    """Return each key. Of a TPM 1.2, which has none of these parts, that is what its files say."""
     return {
         **_container(found.source),
         "states": {kind.name.lower(): _state(each) for kind, each in found.states.items()},
@@ -95,6 +115,8 @@ def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
             "commands": found.data.words("audit-commands").split(),
             "counter": found.data.number("audit-counter"),
         },
+        "tpm12": None,
+        "record": _record(found),
         "surprises": surprises(found),
     }
 
@@ -104,6 +126,7 @@ def _container(source: Source) -> dict[str, Any]:
     return {
         "path": source.path,
         "kind": source.kind,
+        "snapshot": source.snapshot,
         "tpm": source.tpm.facts.word,
         "encrypted": source.is_encrypted,
         "identity": None if source.lineage is None else source.lineage.identity.hex(),
@@ -114,6 +137,13 @@ def _container(source: Source) -> dict[str, Any]:
         "in-use": source.is_in_use,
         "problems": list(source.problems),
     }
+
+
+def _record(found: Inspected) -> dict[str, Any] | None:
+    """Return what a record of vtpmd's says, where that is all that there is."""
+    if found.written is None or found.source.written is None:
+        return None
+    return {**_state(found.written), "says": found.source.written.says}
 
 
 def _state(decoded: Decoded) -> dict[str, Any]:
@@ -210,10 +240,9 @@ def surprises(found: Inspected) -> list[str]:
     """Say what a person would not expect, a line each."""
     lockout = _lockout(found.data)
     said = [*found.source.problems]
-    for decoded in found.states.values():
-        name = decoded.kind.name.lower()
-        for fault in decoded.faults[:1]:
-            said.append(f"the {name} state is not decoded whole: byte {fault.offset}: {fault.what}")
+    for decoded in found.parts:
+        what = f"the {decoded.words} is not decoded whole"
+        said += [f"{what}: byte {fault.offset}: {fault.what}" for fault in decoded.faults[:1]]
     record = found.source.record
     if record is not None and record.forks:
         said.append("it may be a fork: see `vtpmd owner`")

@@ -5,11 +5,11 @@ A layout names a field's type; ``read_fields`` has it read. Sizes are libtpms' l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from vtpmd.inspect.reader import Reader, Words
-from vtpmd.inspect.words import attributes
+from vtpmd.inspect.words import attributes, tpm12
 from vtpmd.inspect.words.algorithms import ALGORITHMS, CURVES
 from vtpmd.inspect.words.commands import COMMANDS
 from vtpmd.inspect.words.handles import (
@@ -30,6 +30,9 @@ STARTUP_LOCALITY_3: Final = 0x4000
 SU_MASK: Final = 0xFFFF & ~(PRE_STARTUP | STARTUP_LOCALITY_3)
 
 
+BytesWords = Callable[[bytes], str]
+
+
 class Number(NamedTuple):
     """A number of some bytes, and its words."""
 
@@ -38,9 +41,18 @@ class Number(NamedTuple):
 
 
 class Sized(NamedTuple):
-    """A length of 16 bits, and at most so many bytes."""
+    """A length, of 16 bits if nothing else is said, and at most so many bytes."""
 
     bytes_max: int
+    is_secret: bool = False
+    length_bytes: int = 2
+    words: BytesWords | None = None
+
+
+class Fixed(NamedTuple):
+    """So many bytes."""
+
+    n_bytes: int
     is_secret: bool = False
 
 
@@ -96,9 +108,26 @@ def orderly_words(value: int) -> str:
     return words + (", Startup at locality 3" if value & STARTUP_LOCALITY_3 else "")
 
 
+IMAGE_TYPES: Final = {1: "permanent", 2: "volatile", 3: "savestate"}
 SEED_LEVELS: Final = {0: "as in the first versions", 1: "with corrected RSA primes"}
 
-PRIMITIVES: Final[Mapping[str, Number | Sized | Flag]] = {
+
+def selected(raw: bytes) -> list[int]:
+    """Return which PCRs a selection has."""
+    return [pcr for pcr in range(8 * len(raw)) if raw[pcr // 8] >> pcr % 8 & 1]
+
+
+def selected_words(raw: bytes) -> str:
+    """Say which PCRs a selection has: 0-23, or single ones."""
+    pcrs = selected(raw)
+    if not pcrs:
+        return "none"
+    if len(pcrs) > 1 and pcrs == list(range(pcrs[0], pcrs[-1] + 1)):
+        return f"{pcrs[0]}-{pcrs[-1]}"
+    return ",".join(map(str, pcrs))
+
+
+PRIMITIVES: Final[Mapping[str, Number | Sized | Fixed | Flag]] = {
     "BOOL": Flag(),
     "UINT8": Number(1),
     "UINT16": Number(2),
@@ -131,6 +160,47 @@ PRIMITIVES: Final[Mapping[str, Number | Sized | Flag]] = {
     "SESSION_U1": Sized(68, is_secret=True),
     # A union of an audit digest and a policy digest.
     "SESSION_U2": Sized(64),
+    # vtpmd's own.
+    "IDENTITY": Fixed(16),
+    "SHA256": Fixed(32),
+    "AEAD_TAG": Fixed(16),
+    "AEAD_NONCE": Fixed(12),
+    "IMAGE_TYPE": Number(1, named(IMAGE_TYPES)),
+    "JOURNAL_FLAGS": Number(2, bits({0: "SEALED"})),
+    # A TPM 1.2's; of its sizes a buffer's is libtpms' largest command.
+    "TPM_SECRET": Fixed(20, is_secret=True),
+    "TPM_EK_RESET": Fixed(20, is_secret=True),
+    "TPM_DIGEST": Fixed(20),
+    "TPM_NONCE": Fixed(20),
+    "TPM_COUNTER_LABEL": Fixed(4),
+    "AES_KEY": Fixed(16, is_secret=True),
+    "DAA_Q": Fixed(26),
+    "DAA_SCRATCH": Fixed(256, is_secret=True),
+    "DAA_U0": Fixed(128, is_secret=True),
+    "DAA_U1": Fixed(138, is_secret=True),
+    "SHA1_VALUE": Fixed(20, is_secret=True),
+    "SHA1_BUFFER": Fixed(64, is_secret=True),
+    "SIZED_BUFFER": Sized(4096, length_bytes=4),
+    "SECRET_SIZED_BUFFER": Sized(4096, is_secret=True, length_bytes=4),
+    "TPM_PCR_SELECTION": Sized(16, words=selected_words),
+    "TPM_LOCALITY_SELECTION": Number(1, bits({bit: str(bit) for bit in range(5)})),
+    "TPM12_HANDLE": Number(4, named(tpm12.HANDLES)),
+    "TPM_NV_INDEX": Number(4),
+    "TPM_ALGORITHM_ID": Number(4, named(tpm12.ALGORITHMS)),
+    "TPM_ENC_SCHEME": Number(2, named(tpm12.ENCRYPTION_SCHEMES)),
+    "TPM_SIG_SCHEME": Number(2, named(tpm12.SIGNATURE_SCHEMES)),
+    "TPM_KEY_USAGE": Number(2, named(tpm12.KEY_USAGES)),
+    "TPM_KEY_FLAGS": Number(4, bits(tpm12.KEY_FLAGS)),
+    "TPM_KEY_CONTROL": Number(4, bits(tpm12.KEY_CONTROL)),
+    "TPM_AUTH_DATA_USAGE": Number(1, named(tpm12.AUTH_USAGES)),
+    "TPM_PAYLOAD_TYPE": Number(1, named(tpm12.PAYLOADS)),
+    "TPM_PROTOCOL_ID": Number(2, named(tpm12.PROTOCOLS)),
+    "TPM_ENT_TYPE": Number(1, named(tpm12.ENTITIES)),
+    "TPM_PERMANENT_FLAGS": Number(4, bits(tpm12.PERMANENT_FLAGS)),
+    "TPM_FAMILY_FLAGS": Number(4, bits(tpm12.FAMILY_FLAGS)),
+    "TPM_TRANSPORT_ATTRIBUTES": Number(4, bits(tpm12.TRANSPORT_ATTRIBUTES)),
+    "TPM_TEST_STATE": Number(4, named(tpm12.TEST_STATES)),
+    "TPMA12_NV": Number(4, bits(tpm12.NV_ATTRIBUTES)),
 }
 
 
@@ -139,8 +209,13 @@ def read(reader: Reader, name: str, type_: str) -> int | bytes:
     match PRIMITIVES[type_]:
         case Number(n_bytes, words):
             return reader.number(name, n_bytes, type_, words)
-        case Sized(bytes_max, is_secret):
-            return reader.sized(name, bytes_max, type_, is_secret=is_secret)
+        case Sized(bytes_max, is_secret, length_bytes, sized_words):
+            raw = reader.sized(name, bytes_max, type_, is_secret=is_secret, wide=length_bytes)
+            if sized_words is not None:
+                reader.part_node.children[-1].meaning = sized_words(raw)
+            return raw
+        case Fixed(n_bytes, is_secret):
+            return reader.take(name, n_bytes, type_, is_secret=is_secret)
         case Flag():
             return reader.flag(name)
 
@@ -152,7 +227,7 @@ def read_number(reader: Reader, name: str, type_: str) -> int:
             return reader.number(name, n_bytes, type_, words)
         case Flag():
             return reader.flag(name)
-        case Sized():
+        case Sized() | Fixed():
             raise TypeError(f"{type_} is no number")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vtpmd.inspect.layouts import OBJECT_PUBLIC_HEAD, SENSITIVE
-from vtpmd.inspect.primitives import read, read_fields, read_number
+from vtpmd.inspect.primitives import read, read_fields, read_number, selected, selected_words
 from vtpmd.inspect.reader import Reader
 from vtpmd.inspect.tree import Node
 from vtpmd.inspect.words.algorithms import ALGORITHMS
@@ -138,21 +138,6 @@ def read_selections(reader: Reader, name: str) -> None:
 def bank_name(algorithm: int) -> str:
     """Return what a PCR bank is called."""
     return ALGORITHMS.get(algorithm, f"{algorithm:#06x}").lower()
-
-
-def selected(raw: bytes) -> list[int]:
-    """Return which PCRs a selection has."""
-    return [pcr for pcr in range(8 * len(raw)) if raw[pcr // 8] >> pcr % 8 & 1]
-
-
-def selected_words(raw: bytes) -> str:
-    """Say which PCRs a selection has: 0-23, or single ones."""
-    pcrs = selected(raw)
-    if not pcrs:
-        return "none"
-    if len(pcrs) > 1 and pcrs == list(range(pcrs[0], pcrs[-1] + 1)):
-        return f"{pcrs[0]}-{pcrs[-1]}"
-    return ",".join(map(str, pcrs))
 
 
 def banks_of(selections: Node | None) -> dict[str, list[int]]:

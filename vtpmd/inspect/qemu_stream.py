@@ -38,19 +38,24 @@ class CarriedBlob(NamedTuple):
 def carried_blobs(path: Path) -> dict[StateType, CarriedBlob] | None:
     """Return the blobs that are not empty in a stream; None without a vTPM. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-        end = len(stream)
-        for _ in range(TRIES_MAX):
-            end = stream.rfind(IDSTR, 0, end)
-            if end < BEFORE_IDSTR:
-                return None
-            if stream[end - BEFORE_IDSTR : end - BEFORE_IDSTR + 1] == SECTION_FULL:
-                found = _section(stream, end + len(IDSTR))
-                if found is not None:
-                    return found
+        return blobs_in(stream)
+
+
+def blobs_in(stream: mmap.mmap | bytes) -> dict[StateType, CarriedBlob] | None:
+    """Return the blobs that are not empty in a stream, or in its end; None without a vTPM."""
+    end = len(stream)
+    for _ in range(TRIES_MAX):
+        end = stream.rfind(IDSTR, 0, end)
+        if end < BEFORE_IDSTR:
+            return None
+        if stream[end - BEFORE_IDSTR : end - BEFORE_IDSTR + 1] == SECTION_FULL:
+            found = _section(stream, end + len(IDSTR))
+            if found is not None:
+                return found
     return None
 
 
-def _section(stream: mmap.mmap, at: int) -> dict[StateType, CarriedBlob] | None:
+def _section(stream: mmap.mmap | bytes, at: int) -> dict[StateType, CarriedBlob] | None:
     """Return the blobs of a section from its instance number on, or None if it is not one."""
     found: dict[StateType, CarriedBlob] = {}
     head = stream[at : at + NUMBERS.size]

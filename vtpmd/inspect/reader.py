@@ -108,14 +108,16 @@ class Reader:
         self._parts[-1].children[-1].value = value
         return value
 
-    def sized(self, name: str, bytes_max: int, type_: str, *, is_secret: bool = False) -> bytes:
-        """Take a length of 16 bits and so many bytes, as one node. Raises Fault."""
-        length = int.from_bytes(self.peek(2), "big")
+    def sized(
+        self, name: str, bytes_max: int, type_: str, *, is_secret: bool = False, wide: int = 2
+    ) -> bytes:
+        """Take a length, of ``wide`` bytes, and so many bytes, as one node. Raises Fault."""
+        length = int.from_bytes(self.peek(wide), "big")
         if length > bytes_max:
             raise self.fault(f"{name} has {length} bytes, and {type_} at most {bytes_max}")
-        raw = self._leaf(name, 2 + length, type_, is_secret=is_secret)
-        self._parts[-1].children[-1].value = raw[2:]
-        return raw[2:]
+        raw = self._leaf(name, wide + length, type_, is_secret=is_secret)
+        self._parts[-1].children[-1].value = raw[wide:]
+        return raw[wide:]
 
     def count(self, name: str, n_bytes: int, count_max: int) -> int:
         """Take a number of things that follow. Raises Fault for more than ``count_max``."""

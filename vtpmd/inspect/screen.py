@@ -9,12 +9,21 @@ from vtpmd.inspect.certificates import printable
 
 INDICES_SHOWN: Final = 60  # JSON has all of them
 LABEL_WIDTH: Final = 14
+ITEMS_SHOWN: Final = 60  # of a list
+RECORDS: Final = {
+    "journal": "a journal of vtpmd's: what was committed since a checkpoint",
+    "delta-record": "a delta record of vtpmd's: it says what has changed between two generations",
+    "owner-record": "an owner record of vtpmd's: whose a vTPM is",
+    "tail": "a tail: what a vTPM's destination had not yet got, sealed for it alone",
+}
 
 
 def screen(known: dict[str, Any]) -> list[str]:
     """Return the lines, of what ``overview`` has told."""
     lines = [_title(known), *_identity(known)]
-    for make in (_hierarchies, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
+    if known["record"] is not None:
+        return [*lines, *_record(known), "", *_decoded(known)]
+    for make in (_hierarchies, _tpm12, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
         lines += make(known)
     surprises = [printable(each) for each in known["surprises"]]
     lines += ["", "surprises:", *(f"  {each}" for each in surprises)] if surprises else []
@@ -24,7 +33,11 @@ def screen(known: dict[str, Any]) -> list[str]:
 def _title(known: dict[str, Any]) -> str:
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
     kinds["migration-stream"] = "a migration stream of QEMU's"
+    snapshot = printable(known["snapshot"] or "")
+    kinds["snapshot"] = f"the snapshot {snapshot} in a disk image of QEMU's"
     wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
+    if known["record"] is not None:
+        return f"{known['path']}: {RECORDS[known['kind']]}"
     what = (kinds | wrapped)[known["kind"]]
     encrypted = ", encrypted" if known["encrypted"] else ""
     return f"{known['path']}: {what}{encrypted}, of a TPM {known['tpm']}"
@@ -50,7 +63,29 @@ def _identity(known: dict[str, Any]) -> Iterator[str]:
         yield _label("profile", f"{name}, format level {level}")
 
 
+def _record(known: dict[str, Any]) -> Iterator[str]:
+    """Yield what a record of vtpmd's says."""
+    for name, value in known["record"]["says"].items():
+        if not isinstance(value, list):
+            yield _record_line(name, value)
+            continue
+        yield _record_line(name, len(value))
+        for item in value[:ITEMS_SHOWN]:
+            words = ", ".join(f"{part} {each}" for part, each in item.items())
+            yield f"  {printable(words)}"
+        if len(value) > ITEMS_SHOWN:
+            yield f"  and {len(value) - ITEMS_SHOWN} more: --json"
+
+
+def _record_line(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return f"{name}: {printable('not known' if value is None else str(value))}"
+
+
 def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
+    if known["tpm12"] is not None:
+        return
     yield from ("", "hierarchy    authorisation  policy     state    seed")
     for name, each in known["hierarchies"].items():
         auth = {None: "-", True: "set", False: "empty"}[each["auth-set"]]
@@ -61,11 +96,31 @@ def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def _tpm12(known: dict[str, Any]) -> Iterator[str]:
+    """Yield what a TPM 1.2 alone has."""
+    own = known["tpm12"]
+    if own is None:
+        return
+    yield ""
+    if own["flags"] is not None:
+        yield _label("flags", " ".join(name for name, is_on in own["flags"].items() if is_on))
+    if own["owner"] is not None:
+        yield _label("owner", "installed" if own["owner"] else "none")
+    for counter in own["counters"]:
+        yield _label(f"counter {counter['handle']}", f"{counter['value']}")
+    if own["self-test"] is not None:
+        yield _label("self-test", own["self-test"])
+
+
 def _lockout(known: dict[str, Any]) -> Iterator[str]:
     lockout = known["lockout"]
     if lockout["failed-tries"] is not None:
         tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
-        state = "locked out" if lockout["locked-out"] else "not locked out"
+        words = {None: "locked out for a time", True: "locked out", False: "not locked out"}
+        state = words[lockout["locked-out"]]
+        if lockout["recovery-time-s"] is None:
+            yield _label("lockout", f"{state}: {tries}")
+            return
         times = (
             f"one is forgotten in {lockout['recovery-time-s']} s, "
             f"the lockout authorisation recovers in {lockout['lockout-recovery-s']} s"
@@ -99,10 +154,11 @@ def _pcrs(known: dict[str, Any]) -> Iterator[str]:
 
 def _nv(known: dict[str, Any]) -> Iterator[str]:
     nv = known["nv"]
-    if nv["bytes"] is None:
-        return
     indices = nv["indices"]
-    yield from ("", _label("NV memory", f"{nv['used-bytes']} of {nv['bytes']} bytes"))
+    if nv["bytes"] is None and not indices:
+        return
+    of_all = "" if nv["bytes"] is None else f" of {nv['bytes']}"
+    yield from ("", _label("NV memory", f"{nv['used-bytes']}{of_all} bytes"))
     if indices:
         yield "  index       type      bytes  auth   policy  what"
     for each in indices[:INDICES_SHOWN]:
@@ -112,15 +168,15 @@ def _nv(known: dict[str, Any]) -> Iterator[str]:
         auth = "set" if each["auth-set"] else "empty"
         policy = "yes" if each["policy"] else "-"
         line = f"  {each['handle']}  {each['type']:<9} {each['bytes']:>5}  {auth:<6} {policy:<7} "
-        yield (line + _nv_words(each)).rstrip()
+        yield (line + _nv_words(each, says_written=known["tpm12"] is None)).rstrip()
     if len(indices) > INDICES_SHOWN:
         yield f"  and {len(indices) - INDICES_SHOWN} more: --json"
 
 
-def _nv_words(index: dict[str, Any]) -> str:
+def _nv_words(index: dict[str, Any], *, says_written: bool) -> str:
     if index["certificate"] is not None:
         return f"certificate: {index['certificate']['subject'] or index['certificate']['issuer']}"
-    return "" if "WRITTEN" in index["attributes"] else "not written yet"
+    return "" if "WRITTEN" in index["attributes"] or not says_written else "not written yet"
 
 
 def _objects(known: dict[str, Any]) -> Iterator[str]:
@@ -149,7 +205,10 @@ def _sessions(known: dict[str, Any]) -> Iterator[str]:
 
 
 def _decoded(known: dict[str, Any]) -> Iterator[str]:
-    for name, state in known["states"].items():
+    parts = dict(known["states"])
+    if known["record"] is not None:
+        parts[known["kind"]] = known["record"]
+    for name, state in parts.items():
         yield f"{name}: {state['decoded-bytes']} of {state['bytes']} bytes decoded"
         for fault in state["faults"]:
             yield f"{name}: byte {fault['offset']}, in {fault['part']}: {printable(fault['what'])}"

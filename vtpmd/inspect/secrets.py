@@ -16,6 +16,8 @@ SALT_CONTEXT: Final = b"vtpmd inspect: fingerprints"
 SEED_PATHS: Final = (
     ("persistent-all", "persistent-data", "platform-seed"),
     ("volatile-state", "version-3", "platform-seed"),
+    # Of a TPM 1.2, which has none: the private part of its endorsement key.
+    ("permanent-all", "permanent-data", "endorsement-key", "private", "private-key"),
 )
 
 

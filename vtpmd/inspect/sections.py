@@ -5,6 +5,9 @@ Each function reads one, and raises Fault.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha1
 from typing import Final
 
 from vtpmd.inspect import layouts
@@ -25,6 +28,29 @@ SLOT_BYTES_SHORT: Final = 1  # of a context array, up to version 3 of STATE_RESE
 SLOT_BYTES: Final = 2
 
 VERSION_WITH_BLOCKS: Final = 2  # from this one on, sections end with a block for later versions
+CHECKSUM_BYTES: Final = 20  # libtpms' SHA-1 of what is before it
+
+
+@contextmanager
+def checksummed(reader: Reader) -> Iterator[None]:
+    """Read what a checksum follows, and that."""
+    with reader.within(max(reader.left - CHECKSUM_BYTES, 0)):
+        yield
+    checksum = reader.take("checksum", CHECKSUM_BYTES, "SHA1")
+    if not has_checksum(reader.before(CHECKSUM_BYTES) + checksum):
+        raise reader.fault("its checksum is not that of its bytes", reader.at - CHECKSUM_BYTES)
+
+
+def has_checksum(state: bytes) -> bool:
+    """Return whether a state ends with the checksum of what is before it."""
+    digest = sha1(state[:-CHECKSUM_BYTES], usedforsecurity=False).digest()
+    return state.endswith(digest)
+
+
+def end_here(reader: Reader) -> None:
+    """Raise Fault unless what is being read ends here."""
+    if reader.left:
+        raise reader.fault(f"{reader.left} bytes follow its end")
 
 
 def read_orderly(reader: Reader) -> None:

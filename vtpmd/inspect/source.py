@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
+from vtpmd.inspect.records import Written
 from vtpmd.store.directory import KEY_REMEDIES, StateDirectoryError, StateKeyError
 from vtpmd.store.owner import Record
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType, TpmVersion
 
-NOTHING_KNOWN: Final = "no state of a TPM 2.0"
-TPM_12: Final = "a TPM 1.2's state, which is not decoded yet"
+NOTHING_KNOWN: Final = "no state of a TPM"
 EXIT_DAMAGED: Final = 5
 EXIT_NOT_OURS: Final = 9
 
@@ -35,7 +35,7 @@ class Source(NamedTuple):
     """What is at a path, of one TPM."""
 
     path: str
-    kind: str  # directory, linear-file, file, blob, state or migration-stream
+    kind: str  # as docs/inspect.md has it
     states: dict[StateType, bytes]
     tpm: TpmVersion = TpmVersion.TPM_2_0
     is_encrypted: bool = False
@@ -45,11 +45,16 @@ class Source(NamedTuple):
     record: Record | None = None  # of a directory alone
     is_in_use: bool | None = None
     problems: tuple[str, ...] = ()  # a line each
+    snapshot: str | None = None  # of a disk image: which one it is of
+    written: Written | None = None  # what vtpmd writes beside a state, alone: then there is none
 
-    def check_decodable(self) -> Source:
-        """Return this, if its states can be decoded. Raises NotAState."""
-        if self.tpm is not TpmVersion.TPM_2_0:
-            raise NotAState(f"cannot inspect {self.path}: it is {TPM_12}; see `vtpmd verify`")
+    def check_has_state(self) -> Source:
+        """Return this, if there is a state in it. Raises NotAState."""
+        if not self.states:
+            raise NotAState(
+                f"cannot compare or enrol {self.path}: it is a {self.kind.replace('-', ' ')}, "
+                "which has no state; give the state directory that it lies in"
+            )
         return self
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ def tree_lines(root: Node, secrets: Secrets, depth: int = 0) -> Iterator[str]:
 
 def fault_lines(decoded: Decoded) -> Iterator[str]:
     """Yield how much of a state is decoded, and what is wrong with it, from its first fault on."""
-    name = decoded.kind.name.lower()
+    name = decoded.name
     yield f"{name}: {decoded.decoded_bytes} of {decoded.total_bytes} bytes decoded"
     for fault in decoded.faults:
         yield f"{name}: byte {fault.offset}, in {fault.path}: {printable(fault.what)}"

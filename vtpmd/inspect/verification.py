@@ -9,7 +9,7 @@ from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.overview import inspect
 from vtpmd.inspect.source import Source
 from vtpmd.store.libtpms import LibtpmsTooOld, ask, check_level
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import StateType
 
 
 class Finding(StrEnum):
@@ -40,14 +40,9 @@ class Verdict(StrEnum):
 def verify(source: Source) -> list[Check]:
     """Check a source. Raises VtpmdError where libtpms cannot be asked."""
     checks = [_container(source)]
-    states: dict[StateType, Decoded] = {}
-    if source.tpm is TpmVersion.TPM_2_0:
-        states = inspect(source).states
-        checks += [_structure(decoded) for decoded in states.values()]
-    else:
-        what = f"a TPM {source.tpm.facts.word}'s states are not decoded yet"
-        checks.append(Check("structure", Finding.SKIPPED, what))
-    return [*checks, _by_libtpms(source, states)]
+    found = inspect(source)
+    checks += [_structure(decoded) for decoded in found.parts]
+    return [*checks, _by_libtpms(source, found.states)]
 
 
 def verdict(checks: list[Check]) -> Verdict:
@@ -69,7 +64,7 @@ def _container(source: Source) -> Check:
 
 
 def _structure(decoded: Decoded) -> Check:
-    name = f"{decoded.kind.name.lower()} state"
+    name = decoded.words
     known = f"{decoded.decoded_bytes} of {decoded.total_bytes} bytes decoded"
     if not decoded.faults:
         return Check(name, Finding.PASSED, known)

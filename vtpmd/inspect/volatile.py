@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha1
 from typing import Final
 
 from vtpmd.inspect import layouts
@@ -14,6 +13,7 @@ from vtpmd.inspect.reader import Reader
 from vtpmd.inspect.sections import (
     SESSIONS_MAX,
     VERSION_WITH_BLOCKS,
+    checksummed,
     read_orderly,
     read_pcr,
     read_state_clear,
@@ -22,7 +22,6 @@ from vtpmd.inspect.sections import (
 from vtpmd.inspect.sessions import read_session_slot
 from vtpmd.inspect.tree import Types
 
-CHECKSUM_BYTES: Final = 20  # libtpms' SHA-1 of what is before it
 COMMAND_SESSIONS_MAX: Final = 16  # MAX_SESSION_NUM is 3
 OBJECTS_MAX: Final = 64  # MAX_LOADED_OBJECTS is 3
 PCRS_MAX: Final = 64  # IMPLEMENTATION_PCR is 24
@@ -30,11 +29,8 @@ PCRS_MAX: Final = 64  # IMPLEMENTATION_PCR is 24
 
 def read_volatile(reader: Reader) -> None:
     """Read a volatile state, and the checksum behind it. Raises Fault."""
-    with reader.within(max(reader.left - CHECKSUM_BYTES, 0)):
+    with checksummed(reader):
         _read_state(reader)
-    checksum = reader.take("checksum", CHECKSUM_BYTES, "SHA1")
-    if checksum != sha1(reader.before(CHECKSUM_BYTES), usedforsecurity=False).digest():
-        raise reader.fault("its checksum is not that of its bytes", reader.at - CHECKSUM_BYTES)
 
 
 def _read_state(reader: Reader) -> None:

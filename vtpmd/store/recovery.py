@@ -9,7 +9,7 @@ A crash in between leaves a checkpoint in the journal's chain, which the next st
 from __future__ import annotations
 
 from vtpmd import core
-from vtpmd.core import JournalFault, Recovery
+from vtpmd.core import JournalFault, Recovery, Step
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import (
     FileNames,
@@ -145,14 +145,19 @@ def examine_files(
     lineage: Lineage | None,
     journal: bytes | None,
     secret: bytes | None = None,
+    steps: list[Step] | None = None,
 ) -> Examined:
-    """Work out what files that were read make; the journal is sealed with a ``secret``, or not."""
+    """Work out what files that were read make; the journal is sealed with a ``secret``, or not.
+
+    Its records are appended to ``steps``, if that is given.
+    """
     recovery = core.journal_recover(
         states.get(StateType.PERMANENT),
         journal,
         continued=lineage is not None and lineage.continued,
         identity=None if lineage is None else lineage.identity,
         secret=secret,
+        steps=steps,
     )
     base = None if journal is None else core.journal_base(journal)
     return Examined(names, states, lineage, recovery, journal is not None, base)

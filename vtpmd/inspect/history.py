@@ -1,0 +1,118 @@
+"""A vTPM's history: what each commit has changed since the checkpoint, in the TPM's terms.
+
+A commit is a record of the journal. The journal says in which order they were, and not when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from vtpmd.errors import VtpmdError
+from vtpmd.inspect.difference import Change, differences
+from vtpmd.inspect.directories import History
+from vtpmd.inspect.overview import Inspected, inspect
+from vtpmd.inspect.source import Source
+from vtpmd.wire.tpm import StateType
+
+EXIT_NO_GENERATION: Final = 12
+NOTHING_TOLD: Final = "nothing that is told: only what the TPM counts for itself"
+FOLDED: Final = "not told: the checkpoint that it follows is not there any more"
+
+
+class NoGeneration(VtpmdError):
+    """A source does not have the generation that was asked for."""
+
+    exit_status = EXIT_NO_GENERATION
+
+
+class Commit(NamedTuple):
+    """A generation, and how it came about."""
+
+    generation: int | None
+    is_checkpoint: bool
+    offset: int | None  # of its record in the journal
+    journal_bytes: int  # that it takes there
+    state_bytes: int  # of the permanent state that it has made
+    changes: list[Change] | None  # None: of the checkpoint, or of what it has already
+
+    def lines(self) -> list[str]:
+        """Return what it changed, in words for a person."""
+        if self.is_checkpoint:
+            return [f"the checkpoint: a state of {self.state_bytes} bytes"]
+        if self.changes is None:
+            return [FOLDED]
+        return [change.text for change in self.changes] or [NOTHING_TOLD]
+
+    def json(self) -> dict[str, Any]:
+        """Return what programs get: docs/inspect.md has the keys."""
+        changes = self.changes
+        return {
+            "generation": self.generation,
+            "time": None,  # no journal has it
+            "checkpoint": self.is_checkpoint,
+            "offset": self.offset,
+            "journal-bytes": self.journal_bytes,
+            "state-bytes": self.state_bytes,
+            "changes": None if changes is None else [change._asdict() for change in changes],
+        }
+
+
+def commits(history: History, last: int | None = None) -> Iterator[Commit]:
+    """Yield the generations in their order, or the last ones alone, with what each has changed."""
+    n_generations = len(history.steps) + (history.checkpoint is not None)
+    skipped = 0 if last is None else max(n_generations - last, 0)
+    for number, commit in enumerate(_all(history, skipped)):
+        if number >= skipped:
+            yield commit
+
+
+def _all(history: History, skipped: int) -> Iterator[Commit]:
+    """Yield all generations; what the first ones have changed is not worked out."""
+    folded = [step for step in history.steps if not step.is_applied]
+    for step in folded:
+        yield Commit(step.to_generation, False, step.offset, step.n_bytes, step.result_bytes, None)
+    applied = iter([step for step in history.steps if step.is_applied])
+    before: Inspected | None = None
+    for number, (generation, image) in enumerate(history.images(), start=len(folded)):
+        # What the first one that is told has changed is told from the one before it.
+        now = _inspected(history.source, image) if number + 1 >= skipped else None
+        if number == len(folded):
+            yield Commit(generation, True, None, 0, len(image), None)
+        else:
+            step = next(applied)
+            changes = None if before is None or now is None else differences(before, now)
+            size = (step.offset, step.n_bytes, len(image))
+            yield Commit(generation, False, *size, changes)
+        before = now
+
+
+def _inspected(source: Source, image: bytes) -> Inspected:
+    return inspect(source._replace(states={StateType.PERMANENT: image}))
+
+
+def source_at(history: History, generation: int) -> Source:
+    """Return what a directory held at a generation: its permanent state. Raises NoGeneration."""
+    source = history.source
+    for number, (each, image) in enumerate(history.images()):
+        if each == generation:
+            return source._replace(
+                states={StateType.PERMANENT: image},
+                generation=generation,
+                journal_commits=None if source.journal_commits is None else number,
+            )
+    raise no_generation(source, generation, _range(history))
+
+
+def no_generation(source: Source, generation: int, has: str) -> NoGeneration:
+    """Return the error for a generation that a source does not have."""
+    return NoGeneration(
+        f"cannot inspect {source.path} at generation {generation}: {has}; see `vtpmd log`"
+    )
+
+
+def _range(history: History) -> str:
+    known = [generation for generation, _ in history.images() if generation is not None]
+    if not known:
+        return "no generation of it is known"
+    return f"it has {known[0]} to {known[-1]}"
