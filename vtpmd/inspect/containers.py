@@ -1,8 +1,8 @@
 """From a path to the states that are there, by what is in it: nothing is locked or written.
 
 A state directory with its journal, a linear file or a device, a state file or a state blob of
-swtpm's, a state as libtpms marshals it, a migration stream of QEMU's in a file. Of what is
-something else it is said what it is.
+swtpm's, a state as libtpms marshals it, an export, a migration stream of QEMU's in a file. Of what
+is something else it is said what it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
 from vtpmd.inspect import qemu_stream
 from vtpmd.inspect.decoding import kind_of
 from vtpmd.inspect.directories import directory_source
+from vtpmd.inspect.exports import export_source
 from vtpmd.inspect.source import (
     NOTHING_KNOWN,
     DamagedContainer,
@@ -28,7 +29,7 @@ from vtpmd.inspect.source import (
 from vtpmd.store.directory import look_into
 from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile, LinearFileError
-from vtpmd.wire import swtpm_format
+from vtpmd.wire import export_format, swtpm_format
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX, HeaderFlag, Lineage
 from vtpmd.wire.tpm import StateType
 
@@ -41,6 +42,7 @@ TAIL: Final = "what a vTPM's destination had not yet got, sealed for it alone"
 HINTS: Final = {
     b"VTPMJRNL": "a journal of vtpmd's: give the state directory that it lies in",
     b"VTPD": "a delta record of vtpmd's: it says only what has changed",
+    export_format.MAGIC_PENDING: "an import under way: give the state directory that it lies in",
     b"VTPMDIN": "a state that a peer has sent: give the state directory that it lies in",
     TAIL_MARK: f"a tail: {TAIL}",
     b"VTPMANCH": "an anchor: it has no state, only which one is to be expected",
@@ -63,6 +65,8 @@ def open_source(path: Path, key: Key | None, migration_key: Key | None = None) -
         with look_into(path) as directory:
             return directory_source(directory, key)
     content, n_bytes = _read_file(path)
+    if content.startswith(export_format.MAGIC):
+        return export_source(path, key)
     if content.startswith(qemu_stream.MARKS):
         return _stream(path, key, migration_key)
     if linear_decode(content[:LINEAR_HEADER_BYTES], n_bytes)[0] is not LinearFault.MAGIC:

@@ -13,7 +13,7 @@ from vtpmd.store.directory import OpenDirectory, StateDirectoryError, StateKeyEr
 from vtpmd.store.keys import Key
 from vtpmd.store.libtpms import TAKEN
 from vtpmd.store.owner import look
-from vtpmd.store.status import read_together
+from vtpmd.store.status import INTERRUPTED, read_together
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
@@ -47,6 +47,8 @@ def directory_source(directory: OpenDirectory, key: Key | None) -> Source:
         raise StateKeyError(f"cannot inspect {directory.path}: {recovery.reason(found)}")
     if not found.recovery.may_start:
         problems.append(f"{directory.path}: {recovery.reason(found)}")
+    if directory.exists(names.importing):
+        problems.append(INTERRUPTED.format(path=directory.path))
     return Source(
         path=directory.path,
         kind="directory",

@@ -35,7 +35,7 @@ class Source(NamedTuple):
     """What is at a path, of one TPM."""
 
     path: str
-    kind: str  # directory, linear-file, file, blob, state or migration-stream
+    kind: str  # directory, linear-file, file, blob, state, export or migration-stream
     states: dict[StateType, bytes]
     tpm: TpmVersion = TpmVersion.TPM_2_0
     is_encrypted: bool = False
