@@ -298,6 +298,7 @@ def test_an_import_makes_a_linear_file(lab: Lab, kind: EmulatorKind) -> None:
     with powered(emulator) as (_, tpm):
         fill(tpm)
         before = contents_of(tpm)
+    assert emulator.stop() == 0
     out, linear = export(lab, emulator.state), lab.new_path("linear")
     import_into(out, linear, "--linear")
     first = linear.read_bytes()

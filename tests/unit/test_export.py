@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pyrage
@@ -17,7 +18,7 @@ from tests.support.cli_run import Run
 from tests.support.file_names import NAMES
 from tests.support.journal import write_journal
 from vtpmd import cli
-from vtpmd.store import export_seal
+from vtpmd.store import export_seal, exporting
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.keys import Key
 from vtpmd.wire import export_format, swtpm_format
@@ -342,6 +343,23 @@ def test_an_empty_directory_and_one_that_is_damaged_are_refused(
     assert ended.status == 5
     assert "tpm2-00.journal is missing" in ended.error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", [NAMES.incoming, NAMES.importing])
+def test_a_state_that_is_about_to_be_another_one_is_not_exported(
+    run: Command, state: Path, out: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer's, or one that is imported: it is waited for, and then said."""
+    monkeypatch.setattr(exporting, "PAUSE_S", 0)
+    (state / name).write_bytes(b"some")
+    ended = run("export", state, "--out", out)
+    assert (ended.status, out.exists()) == (1, False)
+    assert "is about to take the place of what is there" in ended.error
+    monkeypatch.setattr(exporting, "PAUSE_S", 0.01)
+    timer = Timer(0.1, (state / name).unlink)
+    timer.start()
+    assert run("export", state, "--out", out).status == 0
+    timer.join()
 
 
 # The document.
