@@ -111,3 +111,11 @@ def test_a_length_beyond_what_there_is_takes_no_memory() -> None:
     body[DIGEST_BYTES + 4 : DIGEST_BYTES + 8] = b"\xff\xff\xff\xff"
     with pytest.raises(VtpmdError, match="where the permanent state begins is none"):
         read(export_format.encode(head, bytes(body)), None)
+
+
+def test_a_body_goes_with_its_own_header_alone() -> None:
+    """Also one that age has sealed, which says nothing of a header outside."""
+    export = export_format.decode(PLAIN)
+    head = export_format.encode_header(HEADER._replace(generation=8))
+    with pytest.raises(VtpmdError, match="its body is not that of its header"):
+        read(export_format.encode(head, export.body), None)
