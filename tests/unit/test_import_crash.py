@@ -24,7 +24,7 @@ from vtpmd.store.anchor import Anchor, Mark
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.keys import Key
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.recovery import recover
+from vtpmd.store.recovery import RecoveryRefused, recover
 from vtpmd.store.start import anchor_of, start
 from vtpmd.wire.export_format import Header
 from vtpmd.wire.swtpm_format import Lineage
@@ -228,3 +228,27 @@ def test_interrupted_import_is_told_of(
         said = capsys.readouterr()
         assert command == "fold" or "import" in said.out + said.err
     assert setting.start() == NEW
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_another_import_takes_an_interrupted_ones_place(
+    make: Callable[[], Setting], is_damaged: bool
+) -> None:
+    """Also of one that is damaged, which no start takes up. All that was there is kept."""
+    n_steps = count_steps(make())
+    committed = next(at for at in range(n_steps) if commits_before(make(), at))
+    setting = make()
+    before = setting.contents()
+    with pytest.raises(Killed), dying(committed + 2):
+        setting.run()
+    if is_damaged:
+        file = setting.directory / NAMES.importing
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(RecoveryRefused, match="cannot finish the import of"):
+            setting.start()
+    setting.run()
+    assert setting.start() == NEW
+    after = setting.contents()
+    for name, content in before.items():
+        kept = {after.get(f"{name}.before-{number}") for number in (1, 2)}
+        assert content in kept, name

@@ -746,6 +746,18 @@ def test_of_imports_the_last_is_remembered(record: OwnerRecord, again: Again) ->
     assert again().read().generation == FORKS_MAX
 
 
+def test_an_import_that_cannot_be_remembered_is_refused_before(
+    record: OwnerRecord, again: Again
+) -> None:
+    for number in range(FORKS_MAX):
+        record.check_restore()
+        record.claim_lock(f"host {number}")
+    for act in (record.check_restore, lambda: record.restore(b"e" * 16, "an export", 7)):
+        with pytest.raises(OwnerRecordError):
+            act()
+    assert len(again().read().forks) == FORKS_MAX
+
+
 def test_an_import_lowers_no_generation(record: OwnerRecord, again: Again) -> None:
     record.reserve(OUT, "host:1", 7)
     before = record.read().generation

@@ -28,7 +28,7 @@ EPILOG = """\
 example:
   vtpmd export /srv/web1-tpm > web1.vtpm
   vtpmd export /srv/web1-tpm --key file=/etc/vtpmd/web1.key,mode=aes-256-cbc --out web1.vtpm
-  vtpmd export --manage /run/web1.manage --recipient age1… --out web1.vtpm
+  vtpmd export --manage /run/web1.manage --recipient "$PUBLIC_KEY" --out web1.vtpm
   vtpmd import web1.vtpm /srv/web2-tpm --identity copy
 
   Exports the vTPM in a state directory, of vtpmd's or swtpm's, or in a linear file: its permanent

@@ -31,11 +31,12 @@ example:
 
   A directory that is not empty is refused without --force. With it, what is there gets names that
   end in .before-N, which are printed. Either all of it happens or nothing, also if power is lost;
-  an import that was interrupted is finished by the next vtpmd run or fold. The directory is
-  encrypted with --key, and then so must the export be, unless --unsealed is given. The volatile
-  state is left out without --volatile: it goes with its guest's memory of that moment. A vTPM with
-  an anchor needs --anchor, or vtpmd run refuses the older state. A linear file has no place for an
-  owner record: of the copy there only the epoch tells.
+  an import that was interrupted is finished by the next vtpmd run or fold. The files are the
+  user's who imports: be the one that the vTPM is served as. The directory is encrypted with --key,
+  and then so must the export be, unless --unsealed is given. The volatile state is left out without
+  --volatile: it goes with its guest's memory of that moment. A vTPM with an anchor needs --anchor,
+  or vtpmd run refuses the older state. A linear file has no place for an owner record: of the copy
+  there only the epoch tells.
 
 exit status:
   0   imported

@@ -29,8 +29,8 @@ example:
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
-  marshals it; a migration of QEMU's to a file. Nothing is locked or written. TPM 1.2's states are
-  not decoded yet.
+  marshals it; an export; a migration of QEMU's to a file. Nothing is locked or written. TPM 1.2's
+  states are not decoded yet.
 
   Secrets (seeds, proofs, authorisations, private keys, what cannot be read without a password) are
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets

@@ -111,10 +111,10 @@ def prepare(
             f"{directory.path} has a state that a peer has sent: do `vtpmd fold {directory.path}` "
             "first, with its --anchor if there is one"
         )
-    record = files.record()
+    files.owner.check_restore()
     content = directory.read(names.permanent, FILE_BYTES_MAX)
-    used = 0 if record is None else record.generation
-    begun = begin_epoch(directory.path, source, max(used, generation_of(content, source.identity)))
+    used = max(files.owner.read().generation, generation_of(content, source.identity))
+    begun = begin_epoch(directory.path, source, used)
     set_aside = [name in there and name not in (names.owner, names.importing) for name in names]
     return begun._replace(
         kinds=tuple(sorted(states)),

@@ -369,6 +369,10 @@ class OwnerRecord:
         self._go(Transition.CLAIM_LOCK, forks=_with_fork(known, fork))
         return fork
 
+    def check_restore(self) -> None:
+        """Raise OwnerRecordError where restore() would; nothing is written."""
+        _with_import(self.read(), Fork("", "", ""))
+
     def restore(self, export: bytes, what: str, used: int) -> None:
         """An operator has imported it: what was exported may be served elsewhere, too.
 
@@ -376,13 +380,12 @@ class OwnerRecord:
         to ``used`` will be used.
         """
         known = self._known()
-        kept = known._replace(forks=tuple(fork for fork in known.forks if not fork.export))
         fork = Fork("", name_text(what), self._now(), export.hex())
         self._go(
             Transition.RESTORE,
             session="",
             generation=max(known.generation, used),
-            forks=_with_fork(kept, fork),
+            forks=_with_import(known, fork),
         )
 
     def _end(
@@ -522,6 +525,12 @@ def _with_fork(known: Record, fork: Fork) -> tuple[Fork, ...]:
     if len(known.forks) == FORKS_MAX:
         raise OwnerRecordError(f"the vTPM was claimed {FORKS_MAX} times: no more are remembered")
     return (*known.forks, fork)
+
+
+def _with_import(known: Record, fork: Fork) -> tuple[Fork, ...]:
+    """Return the forks with one more, in place of that of the import before."""
+    claims = tuple(each for each in known.forks if not each.export)
+    return _with_fork(known._replace(forks=claims), fork)
 
 
 def _now() -> str:
