@@ -9,8 +9,8 @@ acknowledged, or is about to be, because
   missing, it is the torn record that recovery drops;
 - recovery checks that one continues the other. If a folding came between the two reads, they do
   not go together, and both are read again;
-- all that was read is synced, before it counts: what a loss of power could take back is in no
-  export.
+- what was read is synced, before it counts: what a loss of power could take back is in no export.
+  Of a checkpoint that a journal continues, that is in the journal, durably.
 
 A stop, a start or a peer's state that comes meanwhile is told by what else lies there: then all is
 read again, too. A volatile state goes with one permanent state, so it is read of a vTPM that is
@@ -23,7 +23,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -128,27 +129,29 @@ def _take(directory: OpenDirectory, key: Key | None, *, with_volatile: bool) -> 
     if with_volatile:
         _check_stopped(directory.path, is_served)
     material = None if key is None else key.material
-    permanent = _read(directory, directory.names.permanent, FILE_BYTES_MAX)
-    journal = _read(directory, directory.names.journal, core.JOURNAL_BYTES_MAX)
+    names = directory.names
+    permanent = directory.read(names.permanent, FILE_BYTES_MAX)
+    journal = _read_backwards(directory, names.journal, core.JOURNAL_BYTES_MAX)
+    if journal is None:
+        _sync_state(directory)
     kinds = VOLATILE if with_volatile else ()
-    names = {kind: directory.names.state(kind) for kind in kinds}
-    others = {kind: _read(directory, name, FILE_BYTES_MAX) for kind, name in names.items()}
+    others = {kind: directory.read(names.state(kind), FILE_BYTES_MAX) for kind in kinds}
     _check_settled(directory)
     if permanent is None and journal is None:
         raise NoVtpm(f"cannot export {directory.path}: there is no vTPM in it yet")
     lineage, states = None, {}
     if permanent is not None:
-        place = directory.place(directory.names.permanent)
+        place = directory.place(names.permanent)
         lineage = _told(place, partial(swtpm_format.read_lineage, permanent))
         decode = partial(swtpm_format.decode_file, permanent, key=material)
         states[StateType.PERMANENT] = _told(place, decode)
     secret = None if key is None else key.journal_secret()
-    found = recovery.examine_files(directory.names, states, lineage, journal, secret)
+    found = recovery.examine_files(names, states, lineage, journal, secret)
     _check_recovered(directory, found, is_served=is_served)
     for kind, content in others.items():
         if content is not None:
             decode = partial(swtpm_format.decode_file, content, key=material)
-            states[kind] = _told(directory.place(names[kind]), decode)
+            states[kind] = _told(directory.place(names.state(kind)), decode)
     if with_volatile and (directory.is_in_use() or _have_changed(directory, others)):
         raise NotNow(f"cannot export {directory.path}: it is being started; ask again")
     return Taken(
@@ -200,39 +203,64 @@ def _have_changed(directory: OpenDirectory, before: dict[StateType, bytes | None
     )
 
 
-def _read(directory: OpenDirectory, name: str, bytes_max: int) -> bytes | None:
-    """Return a file's content, as ``OpenDirectory.read`` does, read from its end and then synced.
+def _read_backwards(directory: OpenDirectory, name: str, bytes_max: int) -> bytes | None:
+    """Return a file's content, as ``OpenDirectory.read`` does, read from its end on; then sync it.
 
     Raises StateDirectoryError.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(name, flags, dir_fd=directory.directory_fd)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file")
-            n_bytes = min(status.st_size, bytes_max + 1)
+        with _opened(directory, name) as fd:
+            n_bytes = min(os.fstat(fd).st_size, bytes_max + 1)
             offsets = range(0, n_bytes, READ_BYTES)
             pieces = [os.pread(fd, min(READ_BYTES, n_bytes - at), at) for at in reversed(offsets)]
-            _sync(fd)
-            _sync(directory.directory_fd)
-        finally:
-            os.close(fd)
+            _sync(os.fdatasync, fd)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StateDirectoryError(
-            f"cannot read {directory.place(name)}: {error.strerror}; "
-            f"{directory.remedy(name, error, 'repair the file system')}"
-        ) from error
+        raise _failed(directory, name, error) from error
     return b"".join(reversed(pieces))
 
 
-def _sync(fd: int) -> None:
-    """Make durable what was read; where nothing can be written, it is."""
+def _sync_state(directory: OpenDirectory) -> None:
+    """Make the checkpoint durable, where no journal has said durably what it holds.
+
+    Raises StateDirectoryError.
+    """
+    name = directory.names.permanent
     try:
-        os.fsync(fd)
+        with _opened(directory, name) as fd:
+            _sync(os.fsync, fd)
+        _sync(os.fsync, directory.directory_fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failed(directory, name, error) from error
+
+
+@contextmanager
+def _opened(directory: OpenDirectory, name: str) -> Iterator[int]:
+    """Open a regular file. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(name, flags, dir_fd=directory.directory_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _failed(directory: OpenDirectory, name: str, error: OSError) -> StateDirectoryError:
+    return StateDirectoryError(
+        f"cannot read {directory.place(name)}: {error.strerror}; "
+        f"{directory.remedy(name, error, 'repair the file system')}"
+    )
+
+
+def _sync(sync: Callable[[int], None], fd: int) -> None:
+    """Make durable what was read; where nothing can be written, it is. Raises OSError."""
+    try:
+        sync(fd)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EINVAL):
             raise
@@ -258,7 +286,7 @@ def _take_linear(file: LinearFile, key: Key | None, *, with_volatile: bool) -> T
     contents = _read_linear(file)
     if _read_linear(file) != contents:
         raise NotNow(f"cannot export {file.path}: it is written all the time; ask again")
-    _sync(file.fd)
+    _sync(os.fsync, file.fd)
     if StateType.PERMANENT not in contents:
         raise NoVtpm(f"cannot export {file.path}: there is no vTPM in it yet")
     kinds = [StateType.PERMANENT, *(VOLATILE if with_volatile else ())]
