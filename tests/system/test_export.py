@@ -9,8 +9,9 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
@@ -26,10 +27,11 @@ from tests.harness.raw_guest import RawGuest, RawGuest12
 from tests.harness.swtpm_program import OURS
 from tests.support import sealed_object
 from tests.support.tpm2 import Handle, Tpm, TpmError
+from tests.system.test_linear_file import DEVICE_BYTES, loop_device
 from tests.system.test_state_directory import change, fill, powered
 from tests.system.test_state_directory import contents as contents_of
 from vtpmd import cli
-from vtpmd.store.exporting import take
+from vtpmd.store.exporting import NoVtpm, take
 from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.guest import Guest, Machine
 from vtpmd.wire.tpm import StateType, TpmVersion
@@ -320,6 +322,33 @@ def test_an_import_makes_a_linear_file(lab: Lab, kind: EmulatorKind) -> None:
         guest.close()
         assert process.wait(timeout=COMMAND_TIMEOUT_S) == 0
     assert replace(found, pcr=before.pcr) == before
+
+
+def test_an_import_into_a_device_has_happened_or_not_at_each_step(lab: Lab, tmp_path: Path) -> None:
+    """One that has not leaves what is as good as empty; and nothing is written over."""
+    emulator = lab.emulator(VTPMD)
+    lab.raw_guest(emulator).boot()
+    out = export(lab, emulator.state)
+    with loop_device(tmp_path / "disk", DEVICE_BYTES) as device:
+        words = ["import", str(out), str(device), "--identity", "copy", "--linear"]
+        have_happened = []
+        for at in count():
+            device.write_bytes(bytes(DEVICE_BYTES))
+            with suppress(Killed), dying(at) as steps:
+                assert cli.main(words) == 0
+            try:
+                take(device, None)
+            except NoVtpm:
+                have_happened.append(False)
+            else:
+                have_happened.append(True)
+            if steps.done < at:
+                break
+        assert have_happened == sorted(have_happened) and have_happened[0] != have_happened[-1]
+        if device.is_block_device():  # only root makes one
+            content = device.read_bytes()
+            assert cli.main([*words, "--force"]) == 10
+            assert device.read_bytes() == content
 
 
 def test_a_loss_of_power_at_any_step_leaves_the_old_vtpm_or_the_imported_one(lab: Lab) -> None:

@@ -8,6 +8,7 @@ was written since; and it was synced after it was read.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -171,7 +172,7 @@ class Interleaving:
             patch.setattr(os, "pread", pread)
             patch.setattr(os, "fsync", partial(synced, os.fsync))
             patch.setattr(os, "fdatasync", partial(synced, os.fdatasync))
-            patch.setattr(exporting.time, "sleep", self._pause)
+            patch.setattr(time, "sleep", self._pause)
             yield
 
 
