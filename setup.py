@@ -112,12 +112,14 @@ setup(
     package_data={"vtpmd.testing.guest_image": ["*.c", "*.h", "build-image", "init"]},
     install_requires=["cffi>=1.15", "cryptography>=38", "qemu.qmp>=0.0.4", "rich>=13"],
     extras_require={
+        "age": ["pyrage>=1.2"],
         "testing": ["pytest>=8.0"],
         "test": [
             "argparse-manpage>=1.2",
             "build>=1.0",
             "hypothesis>=6.80",
             "mypy>=1.5",
+            "pyrage>=1.2",
             "pyroute2>=0.7",
             "pytest>=7.4",
             "pytest-timeout>=2.1",

@@ -24,7 +24,9 @@ from vtpmd.inspect.layouts import USER_NVRAM
 from vtpmd.inspect.qemu_stream import carried_blobs
 from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.secrets import SEED_PATHS
+from vtpmd.store import export_seal
 from vtpmd.wire import swtpm_format
+from vtpmd.wire.export_format import Header
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -72,6 +74,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 LINEAGE = Lineage(IDENTITY, 7)
+EXPORT = Header(b"e" * 16, IDENTITY, 7, 0, TpmVersion.TPM_2_0, (StateType.PERMANENT,))
 
 
 def key_file(tmp_path: Path, key: bytes, name: str = "key") -> str:
@@ -105,6 +108,7 @@ CONTAINERS = {
     "file": lambda: swtpm_format.encode_file(states.BUSY, LINEAGE),
     "blob": lambda: swtpm_format.encode_blob(states.BUSY, LINEAGE),
     "state": lambda: states.BUSY,
+    "export": lambda: export_seal.sealed(EXPORT, {StateType.PERMANENT: states.BUSY}, None),
     "linear-file": lambda: linear_file(swtpm_format.encode_file(states.BUSY, LINEAGE)),
 }
 

@@ -17,7 +17,7 @@ from tests.support.file_names import JOURNAL_NAME, NAMES
 from vtpmd._core import ffi, lib
 from vtpmd.store import directory
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, Result, StateType
+from vtpmd.wire.tpm import EPOCH_GENERATIONS, GENERATION_GIVEN_MAX, Result, StateType
 
 SERVER = Path(__file__).resolve().parents[2] / "csrc/engine/server.h"
 FORMAT = (DOCS / "state-format.md").read_text()
@@ -68,6 +68,7 @@ def test_limits() -> None:
     assert lib.GENERATION_GIVEN_MAX == GENERATION_GIVEN_MAX
     assert rows == {
         "GENERATION_GIVEN_MAX": GENERATION_GIVEN_MAX,
+        "EPOCH_GENERATIONS": EPOCH_GENERATIONS,
         "STATE_BYTES_MAX": swtpm_format.STATE_BYTES_MAX,
         "FILE_BYTES_MAX": swtpm_format.FILE_BYTES_MAX,
     }
@@ -191,6 +192,7 @@ def test_names_in_the_state_directory() -> None:
     states = {f"`tpm2-00.{name}`" for name in directory.STATE_NAMES.values()}
     others = {"`TMP2-00.…`", "`tpm2-00.….damaged-N`", f"`{directory.LOCK_NAME}`"}
     others |= {f"`{JOURNAL_NAME}`", f"`{NAMES.backup}`"}
+    others |= {f"`{NAMES.importing}`", "`tpm2-00.….before-N`"}
     assert {row["name"] for row in rows} == states | others
 
 

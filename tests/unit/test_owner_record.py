@@ -21,6 +21,7 @@ from vtpmd.store import owner
 from vtpmd.store.directory import StateDirectory, StateDirectoryError
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import (
+    FORKS_MAX,
     GENERATION_MAX,
     GENERATIONS_RESERVED,
     SECTOR_BYTES,
@@ -54,6 +55,7 @@ ACTS: dict[Transition, Act] = {
     Transition.ARRIVE: lambda record: record.arrive(),
     Transition.CLAIM: lambda record: record.claim(),
     Transition.CLAIM_LOCK: lambda record: record.claim_lock("host web2, process 7"),
+    Transition.RESTORE: lambda record: record.restore(b"e" * 16, "an export", 7),
 }
 OF_SESSION: dict[Transition, Callable[[OwnerRecord, bytes], object]] = {
     Transition.OFFER: write_offer,
@@ -731,3 +733,40 @@ def test_a_file_that_was_removed_is_made_again(
     write_offer(record, OUT)
     assert again().read() == record.read()
     assert again().read().whose is Whose.OFFERED
+
+
+def test_of_imports_the_last_is_remembered(record: OwnerRecord, again: Again) -> None:
+    """As it sets aside what was imported before; what was claimed is never forgotten."""
+    record.claim_lock("host web2")
+    for number in range(FORKS_MAX + 1):
+        record.restore(bytes([number]) * 16, f"export {number}", number)
+    claimed, imported = again().read().forks
+    assert (claimed.peer, claimed.export) == ("host web2", "")
+    assert (imported.peer, imported.export) == (f"export {FORKS_MAX}", f"{FORKS_MAX:02x}" * 16)
+    assert again().read().generation == FORKS_MAX
+
+
+def test_an_import_that_cannot_be_remembered_is_refused_before(
+    record: OwnerRecord, again: Again
+) -> None:
+    for number in range(FORKS_MAX):
+        record.check_restore()
+        record.claim_lock(f"host {number}")
+    for act in (record.check_restore, lambda: record.restore(b"e" * 16, "an export", 7)):
+        with pytest.raises(OwnerRecordError):
+            act()
+    assert len(again().read().forks) == FORKS_MAX
+
+
+def test_an_import_lowers_no_generation(record: OwnerRecord, again: Again) -> None:
+    record.reserve(OUT, "host:1", 7)
+    before = record.read().generation
+    record.restore(b"e" * 16, "an export", 7)
+    assert again().read().generation == before
+
+
+def test_forks_of_before_there_were_exports_are_read(directory: StateDirectory) -> None:
+    fork = {"fork": {"session": "", "peer": "host web2", "at": "2026-01-01T00:00:00Z"}}
+    content = owner.encode(Record()) + json.dumps(fork).encode() + b"\n"
+    directory.replace(OWNER_NAME, content)
+    assert owner.look(directory).forks == (Fork("", "host web2", "2026-01-01T00:00:00Z"),)

@@ -29,9 +29,9 @@ example:
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
-  marshals it; a migration of QEMU's to a file, or its savevm in a disk image. The TPM may be a 2.0
-  or a 1.2. Of a journal, a delta record, an owner record or a tail that is alone it shows what that
-  says. Nothing is locked or written.
+  marshals it; an export; a migration of QEMU's to a file, or its savevm in a disk image. The TPM
+  may be a 2.0 or a 1.2. Of a journal, a delta record, an owner record or a tail that is alone it
+  shows what that says. Nothing is locked or written.
 
   Secrets (seeds, proofs, authorisations, private keys, what cannot be read without a password) are
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets

@@ -202,12 +202,10 @@ INCOMING_TEXT: Final = (
 
 
 def fork_lines(record: Record) -> list[str]:
-    """Return a line for each time that the vTPM was claimed."""
-    return [
-        f"possible fork: claimed at {fork.at} without the word of {fork.peer or 'the other host'}, "
-        "which may have served it, too"
-        for fork in record.forks
-    ]
+    """Return a line for each time that the vTPM was claimed or imported."""
+    from vtpmd.store.owner import fork_text
+
+    return [f"possible fork: {fork_text(fork)}" for fork in record.forks]
 
 
 def session_text(line: Session) -> str:

@@ -13,7 +13,7 @@ from vtpmd import __version__
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-# In the order of the help; each is the module of that name here.
+# In the order of the help; each is the module of that name here, but for the MODULES below.
 COMMANDS = (
     *(
         "run",
@@ -28,8 +28,10 @@ COMMANDS = (
         "owner",
         "pki",
     ),
+    *("export", "import"),
     *("fold", "recover", "rekey"),
 )
+MODULES = {"import": "importing"}  # where Python has the name for itself
 
 DESCRIPTION = "A vTPM daemon for QEMU: serves a guest's TPM 2.0 behind -tpmdev emulator."
 EPILOG = """\
@@ -92,7 +94,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(prog="vtpmd", metavar="COMMAND", required=True)
     for name in names:
-        import_module(f"vtpmd.cli.{name}").add_parser(commands)
+        import_module(f"vtpmd.cli.{MODULES.get(name, name)}").add_parser(commands)
     return parser
 
 

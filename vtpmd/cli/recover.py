@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store.anchor import NO_IDENTITY, Anchor
     from vtpmd.store.directory import StateDirectoryError
     from vtpmd.store.moving import MovingFiles
+    from vtpmd.store.status import INTERRUPTED
 
     with ExitStack() as stack:
         directory = stack.enter_context(at_rest.opened(options.directory))
@@ -64,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
                 f"could be restored: take it up with `vtpmd fold {options.directory}`, and its "
                 "--anchor if there is one"
             )
+        if directory.exists(directory.names.importing):
+            raise StateDirectoryError(INTERRUPTED.format(path=options.directory))
         found = salvage.assess(directory, key)
         anchor, behind = None, None
         if options.anchor is not None:

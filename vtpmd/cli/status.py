@@ -173,6 +173,8 @@ def _state_lines(status: Status) -> list[str]:
         lines.append(f"identity: {state.identity.hex()}")
         at_least = "at least " if state.may_be_newer else ""
         lines.append(f"generation: {at_least}{state.generation}")
+        if state.epoch:
+            lines.append(f"restore epoch: {state.epoch}, as it was imported; see vtpmd owner")
     elif state.problem is None:
         lines.append("identity: none yet; it gets one at the first change under vtpmd")
     return [*lines, journal]

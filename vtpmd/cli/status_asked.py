@@ -49,11 +49,7 @@ def lines(path: Path, answers: Answers) -> list[str]:
         told.append(f"the TPM{guest} is {'on' if vtpm.get('running') else _OFF}")
     told.append(f"QEMU is followed: {status.get('qemu')}")
     told += _lineage(status)
-    told += [
-        f"possible fork: claimed at {fork.get('at')} without the word of "
-        f"{fork.get('peer') or 'the other host'}, which may have served it, too"
-        for fork in _objects(status.get("possible-fork"))
-    ]
+    told += [f"possible fork: {_fork(fork)}" for fork in _objects(status.get("possible-fork"))]
     if "session" in migration:
         told.append(f"last session out: {_session(migration)}")
     return [line(each) for each in told]
@@ -86,6 +82,18 @@ def _lineage(status: Members) -> list[str]:
             f"{restored.get('newest')} at {restored.get('at')}"
         )
     return told
+
+
+def _fork(fork: Members) -> str:
+    if fork.get("export"):
+        return (
+            f"imported at {fork.get('at')} from {fork.get('peer')}: what that was exported of may "
+            "have been served since, too"
+        )
+    return (
+        f"claimed at {fork.get('at')} without the word of {fork.get('peer') or 'the other host'}, "
+        "which may have served it, too"
+    )
 
 
 def _session(migration: Members) -> str:

@@ -22,12 +22,13 @@ async def serve_management(
     listening: socket.socket,
     mobility: Mobility,
     config: RunConfig,
+    directory: str,
     on_quit: Callable[[], None],
 ) -> None:
-    """Serve the management socket until cancelled."""
+    """Serve the management socket of the vTPM in a state directory until cancelled."""
     server = ManagementServer(listening, on_quit)
     mobility.tell = server.broadcast
-    commands = _Commands(mobility, config)
+    commands = _Commands(mobility, config, directory)
     server.register("query-status", {}, commands.query_status)
     server.register("query-vtpms", {}, commands.query_vtpms)
     server.register("migrate-arm", {"to": Argument(str)}, commands.migrate_arm)
@@ -39,9 +40,10 @@ async def serve_management(
 class _Commands:
     """One method a command; each returns what JSON can say."""
 
-    def __init__(self, mobility: Mobility, config: RunConfig) -> None:
+    def __init__(self, mobility: Mobility, config: RunConfig, directory: str) -> None:
         self._mobility = mobility
         self._config = config
+        self._directory = directory
 
     async def query_status(self, _: Arguments) -> object:
         record, restored = self._mobility.owner_record(), self._mobility.lineages.restored
@@ -70,6 +72,7 @@ class _Commands:
             {
                 "name": self._config.name,
                 "uuid": self._config.uuid,
+                "directory": self._directory,
                 "running": self._mobility.is_served,
                 "owner": self._mobility.owner_record().whose.value,
                 "outgoing": None if outgoing is None else outgoing.state.name.lower(),

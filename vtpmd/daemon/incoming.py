@@ -44,7 +44,7 @@ from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.owner import OwnerRecordError
 from vtpmd.wire import peer
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, epoch_of
 
 log = logging.getLogger(__name__)
 
@@ -392,6 +392,7 @@ class Incoming:
             self._owner.wakefulness.give_way()
         to_send = records
         if self._staged is _NOTHING_STAGED:
+            self._warn_of_fork(wanted.permanent_generation)
             await self._try_to_start(records, LinkShutdown(wanted.power))
             to_send = NO_RECORDS
         self._staged = Staged(after, wanted.power)
@@ -406,6 +407,22 @@ class Incoming:
         except VtpmdError:
             _ = after.images  # where the records are to blame, that says why
             raise
+
+    def _warn_of_fork(self, generation: int) -> None:
+        """Say so where the state that comes, or the one here, was imported, and the other was not.
+
+        Raises StateDirectoryError.
+        """
+        own = self._owner.files.stands_at()
+        if own is None or own.identity != self._machine.lineage:
+            return
+        theirs, ours = epoch_of(generation), epoch_of(own.generation)
+        if theirs != ours:
+            log.warning(
+                "possible fork: the vTPM of %s is of restore epoch %d, the one here of %d: what "
+                "either has written since is not in the other",
+                *(self.peer, theirs, ours),
+            )
 
     async def _try_to_start(self, records: list[bytes], said: LinkShutdown) -> None:
         """Start the TPM from the first round, and let go of it again. Raises VtpmdError.

@@ -26,7 +26,7 @@ from vtpmd.daemon.settling import settle
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
-from vtpmd.store.owner import Record
+from vtpmd.store.owner import Record, fork_text
 from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
@@ -257,8 +257,8 @@ def _start_services(
     if resources.management is not None:
         from vtpmd.daemon.commands import serve_management
 
-        work = serve_management(resources.management, mobility, config, stop.leave)
-        _run_beside(stack, work)
+        listening, path = resources.management, str(Path(resources.path).absolute())
+        _run_beside(stack, serve_management(listening, mobility, config, path, stop.leave))
 
 
 def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) -> None:
@@ -279,8 +279,4 @@ def _run_beside(stack: AsyncExitStack, work: Coroutine[object, object, None]) ->
 
 def _warn_of_forks(record: Record) -> None:
     for fork in record.forks:
-        log.warning(
-            "possible fork: the vTPM was claimed at %s without the word of %s, which may have "
-            "served it, too; vtpmd owner DIR has more",
-            *(fork.at, fork.peer or "the other host"),
-        )
+        log.warning("possible fork: the vTPM was %s; vtpmd owner DIR has more", fork_text(fork))

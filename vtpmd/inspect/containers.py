@@ -1,8 +1,8 @@
 """From a path to the states that are there, by what is in it: nothing is locked or written.
 
 A state directory with its journal, a linear file or a device, a state file or a state blob of
-swtpm's, a state as libtpms marshals it, a migration stream of QEMU's in a file. Of what is
-something else it is said what it is.
+swtpm's, a state as libtpms marshals it, an export, a migration stream of QEMU's in a file. Of what
+is something else it is said what it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearFault, linear_decode
 from vtpmd.inspect import qcow2, qemu_stream
 from vtpmd.inspect.decoding import Kind, kind_of
 from vtpmd.inspect.directories import History, directory_history
+from vtpmd.inspect.exports import export_source
 from vtpmd.inspect.history import no_generation, source_at
 from vtpmd.inspect.records import find_record, journal
 from vtpmd.inspect.source import (
@@ -32,7 +33,7 @@ from vtpmd.inspect.source import (
 from vtpmd.store.directory import look_into
 from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile, LinearFileError
-from vtpmd.wire import swtpm_format
+from vtpmd.wire import export_format, swtpm_format
 from vtpmd.wire.swtpm_format import BLOB_BYTES_MAX, HeaderFlag, Lineage
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -43,6 +44,7 @@ TAIL_MARK: Final = b"VTPMTAIL"
 TAIL: Final = "what a vTPM's destination had not yet got, sealed for it alone"
 # What something else begins with, and what it is.
 HINTS: Final = {
+    export_format.MAGIC_PENDING: "an import under way: give the state directory that it lies in",
     b"VTPMDIN": "a state that a peer has sent: give the state directory that it lies in",
     b"VTPMANCH": "an anchor: it has no state, only which one is to be expected",
     b'{"': "JSON, and no owner record",
@@ -90,6 +92,8 @@ def _file_source(
 ) -> Source:
     """Return what is in a file."""
     content, n_bytes = _read_file(path)
+    if content.startswith(export_format.MAGIC):
+        return export_source(path, key)
     if content.startswith(journal.MAGIC):
         content, n_bytes = _read_file(path, JOURNAL_BYTES_MAX)
     if content.startswith(qemu_stream.MARKS):

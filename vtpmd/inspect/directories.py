@@ -15,7 +15,7 @@ from vtpmd.store.keys import Key
 from vtpmd.store.libtpms import TAKEN
 from vtpmd.store.owner import look
 from vtpmd.store.recovery import Examined
-from vtpmd.store.status import read_together
+from vtpmd.store.status import INTERRUPTED, read_together
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
@@ -78,6 +78,8 @@ def directory_history(directory: OpenDirectory, key: Key | None) -> History:
         raise StateKeyError(f"cannot inspect {directory.path}: {recovery.reason(found)}")
     if not found.recovery.may_start:
         problems.append(f"{directory.path}: {recovery.reason(found)}")
+    if directory.exists(names.importing):
+        problems.append(INTERRUPTED.format(path=directory.path))
     source = Source(
         path=directory.path,
         kind="directory",

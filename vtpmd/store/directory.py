@@ -73,6 +73,7 @@ class FileNames(NamedTuple):
     incoming: str
     arrived: str  # vtpmd/store/arrived.py
     backup: str  # that swtpm makes of the permanent state
+    importing: str  # what is being imported
 
     def state(self, state_type: StateType) -> str:
         """Return the name of a state's file."""
@@ -81,7 +82,10 @@ class FileNames(NamedTuple):
 
 def names_of(version: TpmVersion) -> FileNames:
     """Return the names of the files of a TPM of this version."""
-    names = (*STATE_NAMES.values(), "journal", "owner", "incoming", "arrived", "permall.bak")
+    names = (
+        *STATE_NAMES.values(),
+        *("journal", "owner", "incoming", "arrived", "permall.bak", "import"),
+    )
     return FileNames(*(f"{version.facts.prefix}.{name}" for name in names))
 
 
@@ -163,8 +167,7 @@ class OpenDirectory(Closing):
         try:
             lock_fd = os.open(LOCK_NAME, flags, dir_fd=self.directory_fd)
             try:
-                wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-                found = fcntl.fcntl(lock_fd, fcntl.F_OFD_GETLK, wanted)
+                return is_locked(lock_fd)
             finally:
                 os.close(lock_fd)
         except FileNotFoundError:
@@ -174,7 +177,6 @@ class OpenDirectory(Closing):
                 f"cannot read {self.place(LOCK_NAME)}: {error.strerror}; "
                 f"{self.remedy(LOCK_NAME, error, 'put a file in its place')}"
             ) from error
-        return bool(FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
@@ -490,6 +492,12 @@ def _check_holder(path: str | os.PathLike[str], fd: int, *, claims: bool, is_loc
 
     asked = holder.Asked.CLAIM if claims else holder.Asked.START
     holder.check(path, fd, asked, is_locked=is_locked)
+
+
+def is_locked(fd: int) -> bool:
+    """Return whether somebody else has a lock on an open file. Raises OSError."""
+    wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    return bool(FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0] != fcntl.F_UNLCK)
 
 
 def lock_file(what: str, fd: int) -> None:

@@ -37,6 +37,7 @@ PBKDF2_ROUNDS: Final = 1000
 INFO_JOURNAL: Final = b"vtpmd journal"
 INFO_INCOMING: Final = b"vtpmd incoming state"
 INFO_INCOMING_HEAD: Final = b"vtpmd incoming head"
+INFO_EXPORT: Final = b"vtpmd export"
 DERIVED_BYTES: Final = 32
 
 

@@ -109,11 +109,18 @@ class MovingFiles:
         NOT_KNOWN of a state that no vtpmd has changed yet: swtpm writes no identity. Raises
         StateDirectoryError.
         """
-        found = self._directory.read_lineage()
+        found = self.stands_at()
         if found is not None:
             return found.identity
         has_state = self._directory.exists(self.names.permanent)
         return NOT_KNOWN if has_state else None
+
+    def stands_at(self) -> Lineage | None:
+        """Return where the checkpoint of the directory's own state stands, as far as it says so.
+
+        Raises StateDirectoryError.
+        """
+        return self._directory.read_lineage()
 
 
 def is_ours(found: Found, record: Record) -> bool:

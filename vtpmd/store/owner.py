@@ -71,6 +71,7 @@ class Transition(StrEnum):
     ARRIVE = "arrive"
     CLAIM = "claim"
     CLAIM_LOCK = "claim_lock"
+    RESTORE = "restore"
 
 
 _ANY: Final = tuple(Whose)
@@ -92,6 +93,7 @@ TABLE: Final[dict[tuple[Whose, Transition], Whose]] = {
     (Whose.OFFERED, Transition.CLAIM): Whose.OURS,
     (Whose.MOVED, Transition.CLAIM): Whose.OURS,
     **{(whose, Transition.CLAIM_LOCK): whose for whose in _ANY},
+    **{(whose, Transition.RESTORE): Whose.OURS for whose in _ANY},
 }
 
 
@@ -105,11 +107,12 @@ class Session(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """An operator took the vTPM without the other host's word: both may have served it."""
+    """An operator took the vTPM without another's word: both may have served it."""
 
     session: str
     peer: str
     at: str
+    export: str = ""  # which one the vTPM was imported from, in hexadecimal digits
 
 
 class Record(NamedTuple):
@@ -366,6 +369,25 @@ class OwnerRecord:
         self._go(Transition.CLAIM_LOCK, forks=_with_fork(known, fork))
         return fork
 
+    def check_restore(self) -> None:
+        """Raise OwnerRecordError where restore() would; nothing is written."""
+        _with_import(self.read(), Fork("", "", ""))
+
+    def restore(self, export: bytes, what: str, used: int) -> None:
+        """An operator has imported it: what was exported may be served elsewhere, too.
+
+        Of imports the last is remembered: what was imported before is set aside. No generation up
+        to ``used`` will be used.
+        """
+        known = self._known()
+        fork = Fork("", name_text(what), self._now(), export.hex())
+        self._go(
+            Transition.RESTORE,
+            session="",
+            generation=max(known.generation, used),
+            forks=_with_import(known, fork),
+        )
+
     def _end(
         self,
         transition: Transition,
@@ -505,8 +527,27 @@ def _with_fork(known: Record, fork: Fork) -> tuple[Fork, ...]:
     return (*known.forks, fork)
 
 
+def _with_import(known: Record, fork: Fork) -> tuple[Fork, ...]:
+    """Return the forks with one more, in place of that of the import before."""
+    claims = tuple(each for each in known.forks if not each.export)
+    return _with_fork(known._replace(forks=claims), fork)
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def fork_text(fork: Fork) -> str:
+    """Return why there may be two of the vTPM, for people."""
+    if fork.export:
+        return (
+            f"imported at {fork.at} from {fork.peer}: what that was exported of may have been "
+            "served since, too"
+        )
+    return (
+        f"claimed at {fork.at} without the word of {fork.peer or 'the other host'}, which may have "
+        "served it, too"
+    )
 
 
 def name_text(name: str) -> str:
@@ -574,7 +615,7 @@ def _parse(content: bytes) -> Record:
     if first["version"] != OWNER_VERSION:
         raise ValueError("it is of another version")
     sessions = [_session(line) for line in rest if "fork" not in line]
-    forks = [Fork(*_texts(line["fork"], Fork._fields)) for line in rest if "fork" in line]
+    forks = [_fork(line["fork"]) for line in rest if "fork" in line]
     session, since = _texts(first, ("session", "since"))
     whose = Whose(first["whose"])
     names = [line.session for line in sessions]
@@ -607,6 +648,11 @@ def _session(line: dict[str, object]) -> Session:
     if not _SESSION.fullmatch(session):
         raise ValueError("a session's name is none")
     return Session(session, Outcome(str(line["outcome"])), peer, at)
+
+
+def _fork(fields: dict[str, object]) -> Fork:
+    """Return a fork; vtpmd 0.1 knew no exports."""
+    return Fork(*_texts({"export": "", **fields}, Fork._fields))
 
 
 def _texts(fields: dict[str, object], names: tuple[str, ...]) -> list[str]:

@@ -1,8 +1,9 @@
 """What happens to a state directory before a vTPM starts from it, in the order that matters.
 
-First the anchor is compared, and nothing is written until that is right; then it hears of a state
-that a peer has granted, and that is taken up, as is one that QEMU had just brought; what a crash
-has left is recovered, the anchor hears of it, and the journal is folded.
+First the anchor is compared, and nothing is written until that is right; an import that a crash
+has stopped is finished; then the anchor hears of a state that a peer has granted, and that is taken
+up, as is one that QEMU had just brought; what a crash has left is recovered, the anchor hears of
+it, and the journal is folded.
 """
 
 from __future__ import annotations
@@ -80,15 +81,34 @@ def open_anchor(
     from vtpmd.store.anchor import Anchor
 
     granted = files.granted()
+    is_importing = directory.exists(directory.names.importing)
     has_state = granted is not None or directory.exists(directory.names.permanent)
-    anchor = Anchor.open(path, Path(directory.path), is_new=not has_state)
+    anchor = Anchor.open(path, Path(directory.path), is_new=not (has_state or is_importing))
     try:
-        if granted is None or not anchor.has_seen(granted.digest()):
+        if is_importing:
+            _check_import(anchor, directory, key)
+        elif granted is None or not anchor.has_seen(granted.digest()):
             anchor.check(recovery.recover(directory, key).found)
     except BaseException:
         anchor.close()
         raise
     return anchor
+
+
+def _check_import(anchor: Anchor, directory: StateDirectory, key: Key | None) -> None:
+    """Raise FallenBehind where an anchor has not heard of an import that is under way."""
+    from hashlib import sha256
+
+    from vtpmd.store import importing
+    from vtpmd.store.anchor import FallenBehind
+
+    state = importing.pending(directory, key)
+    is_known = anchor.mark is None or (state and anchor.has_seen(sha256(state).digest()))
+    if not is_known:
+        raise FallenBehind(
+            f"an import into {directory.path} was interrupted, and anchor {anchor.path} has not "
+            f"heard of it: finish it with `vtpmd fold {directory.path}`, and see `vtpmd recover`"
+        )
 
 
 @contextmanager
@@ -123,6 +143,10 @@ def fold(
     What was recovered is checked before it is written. Raises StateKeyError, RecoveryRefused,
     StateDirectoryError, or what ``check`` raises.
     """
+    if directory.exists(directory.names.importing):
+        from vtpmd.store import importing
+
+        importing.finish(directory, files, key)
     if anchor is not None and (granted := files.granted()) is not None:
         anchor.expect(granted.lineage, granted.digest())
     took_up = take_up(directory, files, key)

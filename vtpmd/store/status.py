@@ -23,8 +23,9 @@ from vtpmd.store.holders import Holder, holders
 from vtpmd.store.owner import Record, look
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import StateType, TpmVersion, epoch_of
 
+INTERRUPTED: Final = "{path}: an import was interrupted: `vtpmd fold {path}` finishes it"
 LOOKS_MAX: Final = 100  # a guest may write to its TPM's memory, some of the time
 
 _T = TypeVar("_T")
@@ -41,6 +42,11 @@ class StateStatus(NamedTuple):
     may_be_newer: bool = False
     has_journal: bool = False
     problem: str | None = None
+
+    @property
+    def epoch(self) -> int:
+        """How often the vTPM was imported."""
+        return epoch_of(self.generation or 0)
 
 
 class Status(NamedTuple):
@@ -70,6 +76,8 @@ def status_of(directory: OpenDirectory) -> Status:
     record, state = told(look), told(_state)
     if state is not None and state.problem is not None:
         problems.append(state.problem)
+    if directory.exists(directory.names.importing):
+        problems.append(INTERRUPTED.format(path=directory.path))
     is_served = told(OpenDirectory.is_in_use)
     found = holders(directory) if is_served else []
     held_by = None if is_served is None else told(_other_host)

@@ -9,6 +9,20 @@ from vtpmd.light_typing import NamedTuple
 # That another host may give, or QEMU: beyond it a vTPM would soon have no numbers left, of which a
 # session takes 2^32. csrc/pages.h has the same.
 GENERATION_GIVEN_MAX = 1 << 62
+# Of one epoch of a vTPM's: a state that is imported begins the next one. There is room for 4096,
+# each with 262144 sessions.
+EPOCH_GENERATIONS = 1 << 50
+
+
+def epoch_of(generation: int) -> int:
+    """Return how often the vTPM had been imported when its state was of a generation."""
+    return generation // EPOCH_GENERATIONS
+
+
+def next_epoch(generation: int) -> int | None:
+    """Return the first generation of the epoch after a generation's; None: there are no more."""
+    first = (epoch_of(generation) + 1) * EPOCH_GENERATIONS
+    return first if first < GENERATION_GIVEN_MAX else None
 
 
 class TpmVersion(IntEnum):

@@ -1,0 +1,254 @@
+"""An import has happened as a whole, or not at all, whichever step a crash comes at.
+
+What a crash left is made what a vTPM starts from, as `vtpmd run` does it: twice, with a crash at
+each of those steps, too. The permanent state is then the old one, with all that was there, or the
+imported one, with all that was there in files of other names; and never is there a moment without
+one, in which another program would make a new TPM.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.harness.dying import Killed, dying
+from tests.support import states
+from tests.support.file_names import NAMES
+from tests.support.journal import write_journal
+from vtpmd import cli
+from vtpmd.cli import importing
+from vtpmd.store.anchor import Anchor, Mark
+from vtpmd.store.directory import StateDirectory
+from vtpmd.store.keys import Key
+from vtpmd.store.moving import MovingFiles
+from vtpmd.store.recovery import RecoveryRefused, recover
+from vtpmd.store.start import anchor_of, start
+from vtpmd.wire.export_format import Header
+from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import EPOCH_GENERATIONS, StateType, TpmVersion
+
+(OLD, NEWER), NEW = states.different(2), states.BUSY
+IDENTITY, OTHER = b"of the old state", b"of the exported."
+IMPORTED = {StateType.PERMANENT: NEW, StateType.VOLATILE: states.BUSY_VOLATILE}
+EXPORTED = Header(b"e" * 16, OTHER, 41, 0, TpmVersion.TPM_2_0, tuple(IMPORTED))
+KEY = b"k" * 32
+STEPS_MAX = 200
+AFTER_ANCHOR = 10  # steps, of an anchor that is written and the old states' new names
+
+
+class Setting(NamedTuple):
+    """A directory that is imported into, and the key that it has."""
+
+    directory: Path
+    key: Key | None
+    anchor: Path | None = None
+
+    def run(self) -> None:
+        """Import, as the command does once it has read the export."""
+        options = Namespace(directory=self.directory, force=True, anchor=self.anchor)
+        with ExitStack() as stack:
+            importing._import(stack, options, EXPORTED, IMPORTED, self.key)
+
+    def start(self) -> bytes | None:
+        """Start a vTPM; return its permanent state."""
+        with StateDirectory.open(self.directory) as directory:
+            files = MovingFiles(directory, self.key)
+            try:
+                with anchor_of(None, directory, files, self.key) as anchor:
+                    return start(directory, files, self.key, anchor).states.get(StateType.PERMANENT)
+            finally:
+                files.close()
+
+    def contents(self) -> dict[str, bytes]:
+        """Return what is there, but for the lock, and what is half written."""
+        return {
+            path.name: path.read_bytes()
+            for path in self.directory.iterdir()
+            if path.name != ".lock" and not path.name.startswith("TMP")
+        }
+
+
+def write(path: Path, states_of: dict[StateType, bytes], lineage: Lineage, key: Key | None) -> None:
+    """Make a state directory."""
+    with StateDirectory.open(path) as directory:
+        for kind, state in states_of.items():
+            its = lineage if kind is StateType.PERMANENT else None
+            directory.write_state(kind, state, key, its)
+
+
+@pytest.fixture(params=["empty", "full", "full and sealed"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Setting]:
+    """Give what makes a setting, each time a new one."""
+    key = Key(bytearray(KEY)) if request.param.endswith("sealed") else None
+    made = 0
+
+    def new() -> Setting:
+        nonlocal made
+        made += 1
+        directory = tmp_path / f"into-{made}"
+        directory.mkdir()
+        if request.param != "empty":
+            old = {StateType.PERMANENT: OLD, StateType.VOLATILE: b"of then"}
+            write(directory, old, Lineage(IDENTITY, 1, continued=True), key)
+            secret = None if key is None else key.journal_secret()
+            journal = write_journal([OLD, NEWER], identity=IDENTITY, secret=secret)
+            (directory / NAMES.journal).write_bytes(journal)
+        return Setting(directory, key)
+
+    return new
+
+
+def assert_imported(setting: Setting, before: dict[str, bytes]) -> None:
+    """Look at what an import has left: all of it, and all that was there before."""
+    after = setting.contents()
+    with StateDirectory.open(setting.directory) as directory:
+        assert directory.read_lineage() == Lineage(OTHER, EPOCH_GENERATIONS)
+        assert directory.read_state(StateType.VOLATILE, setting.key) == states.BUSY_VOLATILE
+        (fork,) = MovingFiles(directory).owner.read().forks
+        assert fork.peer.endswith("of generation 41")
+    assert {
+        f"{name}.before-1": content for name, content in before.items()
+    }.items() <= after.items()
+    assert len(after) == len(before) + 3  # permanent and volatile state, owner record
+
+
+def count_steps(setting: Setting) -> int:
+    """Import, and return in how many steps."""
+    with dying(None) as steps:
+        setting.run()
+    return steps.done
+
+
+def test_import_that_dies_at_any_step(make: Callable[[], Setting]) -> None:
+    whole = make()
+    before = whole.contents()
+    n_steps = count_steps(whole)
+    assert_imported(whole, before)
+    outcomes = set()
+    for at in range(n_steps):
+        setting = make()
+        before = setting.contents()
+        with pytest.raises(Killed), dying(at):
+            setting.run()
+        assert not before or (setting.directory / NAMES.permanent).exists(), at
+        found = setting.start()
+        outcomes.add(found)
+        if found == NEW:
+            assert_imported(setting, before)
+        else:
+            assert found == (NEWER if before else None), at
+    assert outcomes == {NEW, NEWER if before else None}
+
+
+def test_start_after_it_that_dies_at_any_step(make: Callable[[], Setting]) -> None:
+    """The import's last step is all that is left to do, or its first."""
+    n_import = count_steps(make())
+    committed = next(at for at in range(n_import) if commits_before(make(), at))
+    n_start = STEPS_MAX
+    for at in range(STEPS_MAX):
+        if at >= n_start:
+            break
+        setting = make()
+        before = setting.contents()
+        with pytest.raises(Killed), dying(committed):
+            setting.run()
+        try:
+            with dying(at):
+                assert setting.start() == NEW
+            n_start = at
+        except Killed:
+            assert not before or (setting.directory / NAMES.permanent).exists(), at
+            assert setting.start() == NEW
+        assert_imported(setting, before)
+    assert 5 < n_start < STEPS_MAX
+
+
+def commits_before(setting: Setting, at: int) -> bool:
+    """Return whether an import that dies at a step has happened."""
+    with pytest.raises(Killed), dying(at):
+        setting.run()
+    return (setting.directory / NAMES.importing).exists()
+
+
+def test_anchor_hears_of_an_import_before_it_happens(
+    make: Callable[[], Setting], tmp_path: Path
+) -> None:
+    """So a start with the anchor takes it up after a crash, and refuses one without its word."""
+    path = tmp_path / "anchor"
+    n_steps = count_steps(make())
+    committed = next(at for at in range(n_steps) if commits_before(make(), at))
+    for is_told in (True, False):
+        setting = make()
+        path.unlink(missing_ok=True)
+        with Anchor.open(path, setting.directory, is_new=True) as anchor:
+            anchor.write(Mark(IDENTITY, 2, recovered(setting)))
+        if is_told:
+            setting = setting._replace(anchor=path)
+        with pytest.raises(Killed), dying(committed + (AFTER_ANCHOR if is_told else 0)):
+            setting.run()
+        words = ["fold", str(setting.directory), "--anchor", str(path), *key_words(setting)]
+        assert cli.main(words) == (0 if is_told else 6)
+
+
+def key_words(setting: Setting) -> list[str]:
+    """Return what gives a command the directory's key."""
+    if setting.key is None:
+        return []
+    file = setting.directory.with_name("key")
+    file.write_text(setting.key.material.hex())
+    file.chmod(0o600)
+    return ["--key", f"file={file},mode=aes-256-cbc"]
+
+
+def recovered(setting: Setting) -> bytes:
+    """Return the digest of what is there."""
+    with StateDirectory.open(setting.directory) as directory:
+        return recover(directory, setting.key).found.digest or bytes(32)
+
+
+def test_interrupted_import_is_told_of(
+    make: Callable[[], Setting], capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_steps = count_steps(make())
+    committed = next(at for at in range(n_steps) if commits_before(make(), at))
+    setting = make()
+    with pytest.raises(Killed), dying(committed):
+        setting.run()
+    capsys.readouterr()
+    for command in ("recover", "export", "status", "fold"):
+        words = [command, str(setting.directory)]
+        if command != "status":
+            words += key_words(setting)
+        if command == "export":
+            words += ["--out", str(setting.directory / "out")]
+        assert (cli.main(words) == 0) == (command == "fold")
+        said = capsys.readouterr()
+        assert command == "fold" or "import" in said.out + said.err
+    assert setting.start() == NEW
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_another_import_takes_an_interrupted_ones_place(
+    make: Callable[[], Setting], is_damaged: bool
+) -> None:
+    """Also of one that is damaged, which no start takes up. All that was there is kept."""
+    n_steps = count_steps(make())
+    committed = next(at for at in range(n_steps) if commits_before(make(), at))
+    setting = make()
+    before = setting.contents()
+    with pytest.raises(Killed), dying(committed + 2):
+        setting.run()
+    if is_damaged:
+        file = setting.directory / NAMES.importing
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(RecoveryRefused, match="cannot finish the import of"):
+            setting.start()
+    setting.run()
+    assert setting.start() == NEW
+    after = setting.contents()
+    for name, content in before.items():
+        kept = {after.get(f"{name}.before-{number}") for number in (1, 2)}
+        assert content in kept, name

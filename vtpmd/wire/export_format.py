@@ -1,0 +1,183 @@
+"""An export: one vTPM's states in one file, to be kept, sent through a pipe, and imported.
+
+    header, body, SHA-256 of both
+
+``docs/export-format.md`` has the tables. The body is in the clear, or sealed by somebody else:
+with a key the header is covered by the seal, and what is in the body begins with its digest. A
+state directory has the same, with another magic, while an import is under way.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag
+from hashlib import sha256
+from hmac import compare_digest
+from struct import Struct
+
+from vtpmd.errors import VtpmdError
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType, TpmVersion, epoch_of
+
+if TYPE_CHECKING:
+    from typing import Any
+
+MAGIC = b"VTPMEXPT"
+MAGIC_PENDING = b"VTPMIMPT"  # an import that is under way, in its state directory
+VERSION = 1
+# magic, version, header's size, compatible and incompatible flags, export, identity, generation,
+# time, TPM, contents, salt, generation to get, files to set aside, and their number
+HEADER = Struct(">8sHHHH16s16sQQBB6x32sQII8x")
+HEADER_BYTES_MAX = 4096  # with what a later version may add
+ENTRY = Struct(">II")
+DIGEST_BYTES = 32
+SALT_BYTES = 32
+ID_BYTES = 16
+NO_IDENTITY = bytes(ID_BYTES)
+RECIPIENTS_MAX = 32
+# What a seal adds to a body: a tag; age a stanza for each recipient, and a tag for each 64 KiB.
+SEAL_BYTES_MAX = 32 * 1024
+STATES_BYTES_MAX = DIGEST_BYTES + len(StateType) * (ENTRY.size + STATE_BYTES_MAX)
+BODY_BYTES_MAX = STATES_BYTES_MAX + SEAL_BYTES_MAX
+EXPORT_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX + DIGEST_BYTES
+
+
+class ExportFlag(IntFlag):
+    """The incompatible flags of a header: how the body is sealed, if it is."""
+
+    KEY = 1
+    AGE = 2
+
+
+class ExportError(VtpmdError):
+    """A file is no export: ``str()`` says why, and no more."""
+
+    exit_status = 9
+
+
+class LaterVersion(ExportError):
+    """A file may be an export, of a later version."""
+
+
+class DamagedExport(ExportError):
+    """A file is an export, and not as it was written."""
+
+    exit_status = 5
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"it is damaged: {what}; take another copy")
+
+
+class Header(NamedTuple):
+    """What an export says of itself, in the clear."""
+
+    export: bytes  # its name: random
+    identity: bytes | None  # of the vTPM; None: no vtpmd has changed it yet
+    generation: int  # of the permanent state
+    time_s: int  # when it was made, since 1970
+    version: TpmVersion
+    kinds: tuple[StateType, ...]  # which states are in it
+    flags: ExportFlag = ExportFlag(0)
+    salt: bytes = bytes(SALT_BYTES)  # what the key of a sealed body is derived with
+    # Of an import that is under way: what the state's generation will be, which files are set aside
+    # (bits, in the order of FileNames), and which number their names end in then.
+    becomes: int = 0
+    aside: int = 0
+    aside_number: int = 0
+
+    @property
+    def sealing(self) -> str | None:
+        """How the body is sealed, in a word; None: it is not."""
+        return self.flags.name.lower() if self.flags and self.flags.name else None
+
+    @property
+    def epoch(self) -> int:
+        """The restore epoch that an import begins."""
+        return epoch_of(self.becomes)
+
+
+class Export(NamedTuple):
+    """An export, taken apart; what is sealed is still sealed."""
+
+    header: Header
+    head: bytes  # the header's bytes
+    body: bytes
+
+    def __repr__(self) -> str:
+        """Leave the body out."""
+        return f"Export({self.header})"
+
+
+def encode_header(header: Header, magic: bytes = MAGIC) -> bytes:
+    """Return a header's bytes."""
+    return HEADER.pack(
+        *(magic, VERSION, HEADER.size, 0, header.flags),
+        *(header.export, header.identity or NO_IDENTITY, header.generation, header.time_s),
+        *(header.version, sum(1 << kind - 1 for kind in header.kinds)),
+        *(header.salt, header.becomes, header.aside, header.aside_number),
+    )
+
+
+def encode(head: bytes, body: bytes) -> bytes:
+    """Return the whole file."""
+    return head + body + sha256(head + body).digest()
+
+
+def decode(content: bytes, magic: bytes = MAGIC) -> Export:
+    """Take a file apart; nothing of it is trusted. Raises ExportError."""
+    if not content.startswith(magic) or len(content) < HEADER.size + DIGEST_BYTES:
+        raise ExportError("it is no export of vtpmd's")
+    _, version, header_bytes, _, flags, *fields = HEADER.unpack_from(content)
+    if version != VERSION or flags & ~sum(ExportFlag):
+        raise LaterVersion("it is an export of a later version of vtpmd: update this one")
+    if len(content) > EXPORT_BYTES_MAX:
+        raise DamagedExport(f"it has more than {EXPORT_BYTES_MAX} bytes")
+    end = len(content) - DIGEST_BYTES
+    if not HEADER.size <= header_bytes <= min(HEADER_BYTES_MAX, end):
+        raise DamagedExport(f"its header has {header_bytes} bytes")
+    if not compare_digest(sha256(content[:end]).digest(), content[end:]):
+        raise DamagedExport("its checksum is not that of its bytes")
+    return Export(_header(flags, fields), content[:header_bytes], content[header_bytes:end])
+
+
+def _header(flags: int, fields: list[Any]) -> Header:
+    """Return what a header's numbers say. Raises DamagedExport."""
+    export, identity, generation, time_s, tpm, contents, salt, becomes, *aside = fields
+    if tpm not in tuple(TpmVersion):
+        raise DamagedExport(f"it has a TPM of version {tpm}")
+    kinds = tuple(kind for kind in StateType if contents & 1 << kind - 1)
+    if StateType.PERMANENT not in kinds or contents >> len(StateType):
+        raise DamagedExport(f"it says that it has the states {contents:#x}")
+    if max(generation, becomes) > GENERATION_GIVEN_MAX:
+        raise DamagedExport(f"it is of generation {generation}, which is none")
+    if flags == sum(ExportFlag):
+        raise DamagedExport("it is sealed in two ways")
+    known = None if identity == NO_IDENTITY else identity
+    made = export, known, generation, time_s, TpmVersion(tpm), kinds
+    return Header(*made, ExportFlag(flags), salt, becomes, *aside)
+
+
+def encode_states(head: bytes, states: dict[StateType, bytes]) -> bytes:
+    """Return what a body holds, of the states behind a header of these bytes."""
+    entries = (ENTRY.pack(kind, len(states[kind])) + states[kind] for kind in sorted(states))
+    return sha256(head).digest() + b"".join(entries)
+
+
+def decode_states(export: Export, opened: bytes) -> dict[StateType, bytes]:
+    """Return the states of an export whose body has been opened. Raises DamagedExport."""
+    if not compare_digest(opened[:DIGEST_BYTES], sha256(export.head).digest()):
+        raise DamagedExport("its body is not that of its header")
+    states, offset = {}, DIGEST_BYTES
+    for kind in export.header.kinds:
+        if len(opened) - offset < ENTRY.size:
+            raise DamagedExport(f"the {kind.name.lower()} state is missing")
+        found, n_bytes = ENTRY.unpack_from(opened, offset)
+        offset += ENTRY.size
+        state = opened[offset : offset + n_bytes]
+        if found != kind or not 0 < n_bytes <= STATE_BYTES_MAX or len(state) != n_bytes:
+            raise DamagedExport(f"where the {kind.name.lower()} state begins is none")
+        states[kind] = state
+        offset += n_bytes
+    if offset != len(opened):
+        raise DamagedExport("something follows the last state")
+    return states
