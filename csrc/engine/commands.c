@@ -223,6 +223,8 @@ static TPM_RESULT start(struct commands *commands, bool is_incoming)
         ASKED(init_command(commands, is_incoming), LINK_ASK_INIT, says);
     TPM_RESULT result;
 
+    if (arrival->what == ARRIVED_BLOBS && !arrival->has_lineage)
+        tpm_beware(commands->tpm);
     if (has_not_come(commands) || !lock_files(commands, INIT_LOCK_RETRIES))
         return TPM_FAIL;
     if (is_incoming && arrival->what == ARRIVED_TAIL && blackout_init(commands->blackout, &result))

@@ -46,6 +46,7 @@ static const struct nvram_states *given;
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
 
 static bool is_unlocked; /* another host's vTPM may have the lock, and write to the files */
+static bool is_wary;     /* another may write to them without it */
 
 static enum link_state_type type_by_name(const char *name)
 {
@@ -144,9 +145,33 @@ void nvram_set_on(bool is_so)
         durable_pause(permanent);
 }
 
+void nvram_beware(void)
+{
+    if (!is_unlocked)
+        return;
+    is_wary = true;
+    durable_forgo_journals(permanent);
+}
+
+static void look_again_if_wary(void)
+{
+    if (is_wary)
+        store_io->look_again(store_io);
+}
+
+static int end_permanent(void)
+{
+    int r = durable_end(permanent);
+
+    if (r < 0 || !is_wary || is_unlocked)
+        return r;
+    store_io->look_again(store_io);
+    return durable_reclaim(permanent);
+}
+
 int nvram_unlock(void)
 {
-    int r = is_unlocked ? 0 : durable_end(permanent);
+    int r = is_unlocked ? 0 : end_permanent();
 
     if (r >= 0 && !is_unlocked)
         r = store_io->lock(store_io, false);
@@ -198,7 +223,7 @@ bool nvram_is_in_room(void)
 
 int nvram_end(void)
 {
-    return is_read_only ? 0 : durable_end(permanent);
+    return is_read_only ? 0 : end_permanent();
 }
 
 bool nvram_is_removed(void)
@@ -238,6 +263,7 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
 {
     if (is_read_only)
         return -EROFS;
+    look_again_if_wary();
     if (type == LINK_STATE_PERMANENT)
         return durable_commit(permanent, state, state_bytes);
     return store_file(&state_files[type], state, state_bytes);
@@ -246,7 +272,10 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
 int nvram_remove(enum link_state_type type)
 {
     check(type != LINK_STATE_PERMANENT); /* it is replaced, never removed */
-    return is_read_only ? -EROFS : remove_file(&state_files[type]);
+    if (is_read_only)
+        return -EROFS;
+    look_again_if_wary();
+    return remove_file(&state_files[type]);
 }
 
 void nvram_deinit(void)
@@ -455,7 +484,7 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
-    is_read_only = is_unlocked = false;
+    is_read_only = is_unlocked = is_wary = false;
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         state_files[i].is_unsure = false;
     check(durable_new(&permanent, io) == 0);

@@ -76,6 +76,12 @@ int nvram_unlock(void);
 /* The state is to come, and another host's vTPM has the lock meanwhile. */
 void nvram_start_unlocked(void);
 
+/* Another program has served the state, and may write to its files once more, without the lock; as
+ * swtpm does when QEMU ends it, after its guest has left. From now on nothing depends on what is in
+ * them: each change replaces the file, and so does the end. Nothing unless another may have the
+ * lock, as else what is brought has not been served from here. */
+void nvram_beware(void);
+
 /* Have the lock again, if this has not, and the files as they are here, whatever another has left.
  * Returns 0 or a negative errno; then it is not locked, or is another host's, too. */
 int nvram_lock(void);

@@ -1077,6 +1077,12 @@ void tpm_share(struct tpm *tpm, bool unlocks, bool is_to_come)
     set_condition(tpm, TPM_OFF, TPM_GIVEN);
 }
 
+void tpm_beware(struct tpm *tpm)
+{
+    locked(tpm);
+    nvram_beware();
+}
+
 void tpm_unlock_given(struct tpm *tpm)
 {
     locked(tpm);

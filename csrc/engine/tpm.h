@@ -212,6 +212,9 @@ TPM_RESULT tpm_get_state(struct tpm *tpm, uint32_t type, uint8_t **state, size_t
  * anything is loaded. */
 void tpm_share(struct tpm *tpm, bool unlocks, bool is_to_come);
 
+/* What has come, to be started next, was another program's: nvram_beware(). */
+void tpm_beware(struct tpm *tpm);
+
 /* QEMU has all of the state. */
 void tpm_unlock_given(struct tpm *tpm);
 

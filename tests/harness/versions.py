@@ -37,6 +37,7 @@ class SwtpmAnswers:
     blob_of_version_3: int  # the result of SET_STATEBLOB
     counts_resets: bool  # of a guest; else it says TPM2_Shutdown(STATE) before them
     writes_in_a_locked_directory: bool  # a tpm2-00.permall, where there is none
+    migration_option: bool  # --migration, for storage that hosts share
 
 
 # From this version on libvirt gives swtpm a file or a block device for its state: <source type=…>.
@@ -57,6 +58,7 @@ _SWTPM: Mapping[Version, SwtpmAnswers] = {
         blob_of_version_3=0,
         counts_resets=True,
         writes_in_a_locked_directory=False,
+        migration_option=False,
     ),
     (0, 10): SwtpmAnswers(
         capabilities="000000000001ffff",
@@ -66,6 +68,7 @@ _SWTPM: Mapping[Version, SwtpmAnswers] = {
         blob_of_version_3=9,
         counts_resets=False,
         writes_in_a_locked_directory=True,
+        migration_option=True,
     ),
 }
 

@@ -63,7 +63,9 @@ def test_colo_keeps_from_arming(lab: Lab) -> None:
     colo = {"capability": "x-colo", "state": True}
     with qemu_of(lab, pair.source) as qemu:
         wait_until(lambda: followed(pair.source) == "following")
-        qemu.cmd("migrate-set-capabilities", capabilities=[colo])
+        # From some version on it is refused without a way back.
+        way_back = {"capability": "return-path", "state": True}
+        qemu.cmd("migrate-set-capabilities", capabilities=[way_back, colo])
         with pytest.raises(ExecuteError, match="x-colo is on"):
             pair.arm()
         assert pair.source.manage.migration() == {"state": "none"}

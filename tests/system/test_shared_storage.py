@@ -37,10 +37,10 @@ FIRST, SECOND, THIRD = (bytes([n]) * NV_BYTES for n in (1, 2, 3))
 class Shared:
     """Storage that hosts share, and what they start on it."""
 
-    def __init__(self, directory: Path, *, is_linear: bool = False) -> None:
+    def __init__(self, directory: Path, *, is_linear: bool = False, suffix: str = "") -> None:
         self.directory = directory
         self.state = directory / "shared"
-        self._uri = "file" if is_linear else "dir"
+        self._tpmstate = f"backend-uri={'file' if is_linear else 'dir'}://{self.state}{suffix}"
         self._hosts: list[Host] = []
         if is_linear:
             self.lock_file = self.state
@@ -52,8 +52,7 @@ class Shared:
         """Start a host's emulator."""
         directory = self.directory / f"host{len(self._hosts)}"
         place = Place(program, directory)
-        tpmstate = ("--tpmstate", f"backend-uri={self._uri}://{self.state}")
-        self._hosts.append(Host(place, place.start(*tpmstate, *options)))
+        self._hosts.append(Host(place, place.start("--tpmstate", self._tpmstate, *options)))
         return self._hosts[-1]
 
     def is_locked(self) -> bool:
@@ -159,9 +158,9 @@ def store(tpm: Tpm, content: bytes) -> None:
     tpm.nv_write(INDEX, content)
 
 
-def started(shared: Shared, *options: str) -> Host:
+def started(shared: Shared, *options: str, program: Path = OURS) -> Host:
     """Start a guest that has stored something."""
-    host = shared.host(*options)
+    host = shared.host(*options, program=program)
     tpm = host.start()
     tpm.nv_define(INDEX, NV_BYTES)
     store(tpm, FIRST)
@@ -311,7 +310,7 @@ def test_state_whose_lock_is_not_let_go_of_is_refused(shared: Shared) -> None:
 
 
 def test_swtpm_takes_what_vtpmd_has_let_go_of(shared: Shared) -> None:
-    """Debian's swtpm has no --migration: it locks when it is initialized, until it ends."""
+    """swtpm without --migration locks when it is initialized, until it ends."""
     source = started(shared, *RELEASES)
     blobs = source.give()
     there = shared.host(program=PROGRAMS["swtpm"])
@@ -324,7 +323,7 @@ def test_swtpm_takes_what_vtpmd_has_let_go_of(shared: Shared) -> None:
 
 
 def test_vtpmd_takes_what_swtpm_has_let_go_of(shared: Shared) -> None:
-    """Debian's swtpm lets go of it when it ends."""
+    """swtpm without --migration lets go of it when it ends."""
     source = shared.host(program=PROGRAMS["swtpm"])
     tpm = source.start()
     tpm.nv_define(INDEX, NV_BYTES)
@@ -338,6 +337,33 @@ def test_vtpmd_takes_what_swtpm_has_let_go_of(shared: Shared) -> None:
     store(there.tpm, SECOND)
     there.stop()
     assert_is_served_by_both_programs(shared, SECOND)
+
+
+@pytest.mark.parametrize("ends", ["stopped", "killed"])
+def test_changes_outlive_what_swtpm_writes_without_the_lock(shared: Shared, ends: str) -> None:
+    """As it does from 0.8 on, when QEMU ends it after its guest has left."""
+    source = started(shared, program=PROGRAMS["swtpm"])
+    file = shared.state if shared.state.is_file() else shared.state / "tpm2-00.permall"
+    there = shared.host(*BOTH)
+    there.connect()
+    blobs = source.give()
+    source.tpm.shutdown()
+    source.stop()
+    last_word = file.read_bytes()
+    there.take(blobs)
+    store(there.tpm, SECOND)
+    if file == shared.state:
+        with file.open("r+b") as opened:
+            opened.write(last_word)
+    else:
+        (shared.directory / "new").write_bytes(last_word)
+        (shared.directory / "new").rename(file)
+    if ends == "killed":
+        store(there.tpm, THIRD)
+        there.kill()
+    else:
+        there.stop()
+    assert_is_served(shared, THIRD if ends == "killed" else SECOND)
 
 
 def test_tpm_that_is_to_start_at_once_has_no_state_to_come(tmp_path: Path) -> None:
