@@ -273,13 +273,13 @@ CANARIES: Final[dict[str, Canary]] = {
     "loadvm undoes that commands were served": Canary(
         _loadvm_undoes_that_commands_were_served,
         (schedule.go_back, schedule.go_back, schedule.cont),
-        seeds=range(1000, 8000),  # one in a thousand
+        seeds=range(1600, 8000),  # one in a thousand
     ),
     "a granted file wins over the record": Canary(
         _granted_file_wins,
         (schedule.disk_fails, schedule.stream_cut, schedule.crash_in_write),
         schedule.HAND_OVER,
-        range(4000, 12_000),  # one in some thousands
+        range(5000, 12_000),  # one in some thousands
     ),
     "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
     "a fenced vTPM is taken back unasked": Canary(

@@ -192,7 +192,7 @@ def test_names_in_the_state_directory() -> None:
     states = {f"`tpm2-00.{name}`" for name in directory.STATE_NAMES.values()}
     others = {"`TMP2-00.…`", "`tpm2-00.….damaged-N`", f"`{directory.LOCK_NAME}`"}
     others |= {f"`{JOURNAL_NAME}`", f"`{NAMES.backup}`"}
-    others |= {f"`{NAMES.importing}`", "`tpm2-00.….before-N`"}
+    others |= {f"`{NAMES.arrived}`", f"`{NAMES.importing}`", "`tpm2-00.….before-N`"}
     assert {row["name"] for row in rows} == states | others
 
 

@@ -13,7 +13,7 @@ from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.tree import Node, Value
-from vtpmd.wire.tpm import TpmVersion
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 Known = dict[str, Any]
 
@@ -44,13 +44,32 @@ class Change(NamedTuple):
     text: str  # a line for a person
 
 
+class Seen(NamedTuple):
+    """What is compared of a source."""
+
+    known: Known
+    leaves: dict[StateType, dict[str, Value]]  # what that leaves out, by its place
+
+
+def see(found: Inspected, secrets: Secrets) -> Seen:
+    """Return what is compared; of all that are compared the secrets' salt has to be the same."""
+    told = TOLD_12 if found.source.tpm is TpmVersion.TPM_1_2 else TOLD
+    leaves = {kind: dict(_leaves(each.root, told)) for kind, each in found.states.items()}
+    return Seen(overview(found, secrets), leaves)
+
+
 def differences(before: Inspected, after: Inspected) -> list[Change]:
     """Return what differs; nothing that is a secret is in it."""
     secrets = Secrets([*before.states.values(), *after.states.values()])
-    old, new = overview(before, secrets), overview(after, secrets)
-    found = list(_states(old, new))
-    for part, compare in PARTS.items():
-        found += [Change(part, what, text) for what, text in compare(old, new)]
+    return compare(see(before, secrets), see(after, secrets))
+
+
+def compare(before: Seen, after: Seen) -> list[Change]:
+    """Return what differs between two that were seen."""
+    found = list(_states(before.known, after.known))
+    for part, compare_part in PARTS.items():
+        told = compare_part(before.known, after.known)
+        found += [Change(part, what, text) for what, text in told]
     return found + list(_others(before, after))
 
 
@@ -273,11 +292,10 @@ PARTS: Final[dict[str, Callable[[Known, Known], Iterator[tuple[str, str]]]]] = {
 }
 
 
-def _others(before: Inspected, after: Inspected) -> Iterator[Change]:
+def _others(before: Seen, after: Seen) -> Iterator[Change]:
     """Name what else differs, by its place in the tree."""
-    for kind in sorted({*before.states} & {*after.states}):
-        told = TOLD_12 if after.source.tpm is TpmVersion.TPM_1_2 else TOLD
-        was, now = (dict(_leaves(each.states[kind].root, told)) for each in (before, after))
+    for kind in sorted({*before.leaves} & {*after.leaves}):
+        was, now = before.leaves[kind], after.leaves[kind]
         for place in sorted({*was, *now}):
             if was.get(place) != now.get(place):
                 yield Change("other", place, f"differs, too: {place}")

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
-from vtpmd.inspect.difference import Change, differences
+from vtpmd.inspect.difference import Change, Seen, compare, see
 from vtpmd.inspect.directories import History
-from vtpmd.inspect.overview import Inspected, inspect
+from vtpmd.inspect.overview import inspect
+from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
 from vtpmd.wire.tpm import StateType
 
@@ -73,22 +74,23 @@ def _all(history: History, skipped: int) -> Iterator[Commit]:
     for step in folded:
         yield Commit(step.to_generation, False, step.offset, step.n_bytes, step.result_bytes, None)
     applied = iter([step for step in history.steps if step.is_applied])
-    before: Inspected | None = None
+    before: Seen | None = None
+    secrets: Secrets | None = None
     for number, (generation, image) in enumerate(history.images(), start=len(folded)):
         # What the first one that is told has changed is told from the one before it.
-        now = _inspected(history.source, image) if number + 1 >= skipped else None
+        now = None
+        if number + 1 >= skipped:
+            found = inspect(history.source._replace(states={StateType.PERMANENT: image}))
+            secrets = secrets or Secrets(found.states.values())
+            now = see(found, secrets)
         if number == len(folded):
             yield Commit(generation, True, None, 0, len(image), None)
         else:
             step = next(applied)
-            changes = None if before is None or now is None else differences(before, now)
+            changes = None if before is None or now is None else compare(before, now)
             size = (step.offset, step.n_bytes, len(image))
             yield Commit(generation, False, *size, changes)
         before = now
-
-
-def _inspected(source: Source, image: bytes) -> Inspected:
-    return inspect(source._replace(states={StateType.PERMANENT: image}))
 
 
 def source_at(history: History, generation: int) -> Source:
