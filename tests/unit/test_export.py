@@ -362,6 +362,52 @@ def test_a_state_that_is_about_to_be_another_one_is_not_exported(
     timer.join()
 
 
+def test_a_folding_that_ends_between_two_reads_is_no_damage(
+    run: Command, state: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `vtpmd fold`, which has the lock for a moment only."""
+    monkeypatch.setattr(exporting, "PAUSE_S", 0)
+    read = exporting._read_backwards
+    folded: list[int] = []
+
+    def fold_before(*arguments: Any) -> bytes | None:
+        if not folded:
+            folded.append(cli.main(["fold", str(state)]))
+        return read(*arguments)
+
+    # libtpms would refuse the volatile state, which is another TPM's.
+    (state / NAMES.volatile).unlink()
+    monkeypatch.setattr(exporting, "_read_backwards", fold_before)
+    assert run("export", state, "--out", out).status == 0
+    assert folded == [0]
+    assert run("import", out, out.with_name("into"), "--identity", "copy").status == 0
+    assert imported(out.with_name("into")) == NEWER
+
+
+def test_an_owner_record_that_is_damaged_keeps_nothing_back(
+    run: Command, state: Path, out: Path
+) -> None:
+    (state / NAMES.owner).write_text("no record")
+    ended = run("export", state, "--out", out)
+    assert ended.status == 0
+    assert ended.lines[1].startswith("warning: whose the vTPM is, is not known")
+    ended = run("import", out, state, "--identity", "copy", "--force")
+    assert ended.status == 5
+    assert "tpm2-00.owner cannot be read" in ended.error
+    assert imported(state) == BASE
+
+
+def test_a_copy_of_swtpms_that_is_alone_is_waited_for(
+    run: Command, state: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "PAUSE_S", 0)
+    (state / NAMES.journal).unlink()
+    (state / NAMES.permanent).rename(state / NAMES.backup)
+    ended = run("export", state, "--out", out)
+    assert ended.status == 1
+    assert "is there, which swtpm keeps" in ended.error
+
+
 # The document.
 
 

@@ -172,5 +172,7 @@ def _report(
         from vtpmd.cli.owner import whose_text
 
         lines.append(f"warning: it may have gone on elsewhere: {whose_text(record)}")
+    if record is None and path.is_dir():
+        lines.append("warning: whose the vTPM is, is not known: its owner record cannot be read")
     text = json.dumps(outcome) if options.json else "\n".join(lines)
     print(text, file=sys.stderr if options.out is None else sys.stdout)

@@ -43,7 +43,7 @@ from vtpmd.store.directory import (
 from vtpmd.store.export_seal import Seal
 from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile
-from vtpmd.store.owner import Record, look
+from vtpmd.store.owner import OwnerRecordError, Record, look
 from vtpmd.store.recovery import Examined, RecoveryRefused
 from vtpmd.wire import export_format, swtpm_format
 from vtpmd.wire.export_format import ID_BYTES, Header
@@ -78,7 +78,7 @@ class Taken(NamedTuple):
     identity: bytes | None  # None: no vtpmd has changed it yet
     generation: int
     is_served: bool
-    record: Record | None = None  # of a directory
+    record: Record | None = None  # None: it cannot be read, or has no place in a linear file
 
     def __repr__(self) -> str:
         """Leave the states out."""
@@ -136,9 +136,10 @@ def _take(directory: OpenDirectory, key: Key | None, *, with_volatile: bool) -> 
         _sync_state(directory)
     kinds = VOLATILE if with_volatile else ()
     others = {kind: directory.read(names.state(kind), FILE_BYTES_MAX) for kind in kinds}
+    stored = {names.state(kind): content for kind, content in others.items()}
     _check_settled(directory)
     if permanent is None and journal is None:
-        raise NoVtpm(f"cannot export {directory.path}: there is no vTPM in it yet")
+        raise _nothing_there(directory)
     lineage, states = None, {}
     if permanent is not None:
         place = directory.place(names.permanent)
@@ -147,12 +148,15 @@ def _take(directory: OpenDirectory, key: Key | None, *, with_volatile: bool) -> 
         states[StateType.PERMANENT] = _told(place, decode)
     secret = None if key is None else key.journal_secret()
     found = recovery.examine_files(names, states, lineage, journal, secret)
-    _check_recovered(directory, found, is_served=is_served)
+    if not found.recovery.may_start:
+        was = {names.permanent: permanent, names.journal: journal}
+        is_changing = is_served or directory.is_in_use() or _have_changed(directory, was)
+        raise _refusal(directory.path, found, is_changing=is_changing)
     for kind, content in others.items():
         if content is not None:
             decode = partial(swtpm_format.decode_file, content, key=material)
             states[kind] = _told(directory.place(names.state(kind)), decode)
-    if with_volatile and (directory.is_in_use() or _have_changed(directory, others)):
+    if with_volatile and (directory.is_in_use() or _have_changed(directory, stored)):
         raise NotNow(f"cannot export {directory.path}: it is being started; ask again")
     return Taken(
         version=directory.version,
@@ -160,7 +164,7 @@ def _take(directory: OpenDirectory, key: Key | None, *, with_volatile: bool) -> 
         identity=found.identity,
         generation=found.generation,
         is_served=is_served,
-        record=look(directory),
+        record=_record(directory),
     )
 
 
@@ -183,24 +187,40 @@ def _check_stopped(path: str, is_served: bool) -> None:
         )
 
 
-def _check_recovered(directory: OpenDirectory, found: Examined, *, is_served: bool) -> None:
-    """Raise StateKeyError, RecoveryRefused, or NotNow where a folding may have come between."""
-    if found.recovery.may_start:
-        return
-    what = f"cannot export {directory.path}: {recovery.reason(found)}"
+def _nothing_there(directory: OpenDirectory) -> StateDirectoryError:
+    """Return the error for a directory without a permanent state."""
+    names, what = directory.names, f"cannot export {directory.path}: "
+    if directory.exists(names.backup):
+        return NotNow(
+            f"{what}{names.permanent} is missing, and {names.backup} is there, which swtpm keeps "
+            "as it writes a new one; ask again, or where no swtpm runs: rename it"
+        )
+    return NoVtpm(f"{what}there is no vTPM in it yet")
+
+
+def _refusal(path: str, found: Examined, *, is_changing: bool) -> StateDirectoryError:
+    """Return the error for files that no vTPM may start from; a folding may have come between."""
+    what = f"cannot export {path}: {recovery.reason(found)}"
     if found.recovery.letter in recovery.KEY_LETTERS:
-        raise StateKeyError(what)
-    if is_served or directory.is_in_use():
-        raise NotNow(f"{what}; ask again, or see `vtpmd verify {directory.path}`")
-    raise RecoveryRefused(f"{what}; see `vtpmd recover {directory.path}`")
+        return StateKeyError(what)
+    if is_changing:
+        return NotNow(f"{what}; ask again, or see `vtpmd verify {path}`")
+    return RecoveryRefused(f"{what}; see `vtpmd recover {path}`")
 
 
-def _have_changed(directory: OpenDirectory, before: dict[StateType, bytes | None]) -> bool:
-    names = directory.names
+def _have_changed(directory: OpenDirectory, before: dict[str, bytes | None]) -> bool:
+    """Return whether files are not as they were read; none is longer than a journal may be."""
     return any(
-        directory.read(names.state(kind), FILE_BYTES_MAX) != content
-        for kind, content in before.items()
+        directory.read(name, core.JOURNAL_BYTES_MAX) != content for name, content in before.items()
     )
+
+
+def _record(directory: OpenDirectory) -> Record | None:
+    """Return what the owner record says; None: that cannot be read, and keeps nothing back."""
+    try:
+        return look(directory)
+    except OwnerRecordError:
+        return None
 
 
 def _read_backwards(directory: OpenDirectory, name: str, bytes_max: int) -> bytes | None:

@@ -96,8 +96,7 @@ def prepare(
 ) -> Header:
     """Return what an import of these of an export's states will be; nothing is written.
 
-    Raises NotEmpty, StateDirectoryError or
-    OwnerRecordError.
+    Raises NotEmpty, StateDirectoryError or OwnerRecordError.
     """
     names = directory.names
     there = [name for name in names if directory.exists(name)]
