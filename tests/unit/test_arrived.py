@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.file_names import JOURNAL_NAME, NAMES
+from tests.support.states import STATES
+from vtpmd import cli
+from vtpmd.store import exporting
 from vtpmd.store.arrived import FILE_OFFSET, HEAD, MAGIC, take_up
 from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyError
 from vtpmd.store.keys import Key
@@ -34,10 +37,10 @@ def directory(tmp_path: Path) -> Iterator[StateDirectory]:
         yield directory
 
 
-def arrived(lineage: Lineage | None, key: Key | None = None) -> bytes:
+def arrived(lineage: Lineage | None, key: Key | None = None, state: bytes = CAME) -> bytes:
     """Return the file that a state is in which has come."""
     material, iv = (None, b"") if key is None else (key.material, key.new_iv())
-    file = swtpm_format.encode_file(CAME, lineage, key=material, iv=iv)
+    file = swtpm_format.encode_file(state, lineage, key=material, iv=iv)
     head = HEAD.pack(MAGIC, len(file), sha256(file).digest())
     return head.ljust(FILE_OFFSET, b"\0") + file + bytes(1000)
 
@@ -162,6 +165,26 @@ def test_with_a_key_it_is_encrypted(directory: StateDirectory) -> None:
     put(directory, arrived(Lineage(OURS, 7), key))
     assert take_up(directory, key)
     assert directory.read_state(StateType.PERMANENT, key) == CAME
+
+
+def test_what_a_crash_has_left_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what would show, or take out, the state that was there before; `vtpmd fold` settles it."""
+    state = next(state for state, kind in STATES.values() if kind is StateType.PERMANENT)
+    path = str(tmp_path / "left")
+    with StateDirectory.open(path) as directory:
+        directory.write_state(StateType.PERMANENT, state, None, Lineage(OURS, 6))
+        put(directory, arrived(Lineage(OURS, 7), state=state))
+    monkeypatch.setattr(exporting, "PAUSE_S", 0)
+    for command, status in (("recover", 1), ("status", 5), ("inspect", 5), ("export", 1)):
+        out = ["--out", f"{path}.export"] if command == "export" else []
+        assert cli.main([command, path, *out]) == status
+        said = capsys.readouterr()
+        assert "QEMU has brought" in said.out + said.err
+    assert cli.main(["fold", path]) == 0
+    with StateDirectory.open(path) as folded:
+        assert folded.read_lineage() == Lineage(OURS, 7)
 
 
 def test_what_is_no_state_file_is_refused(directory: StateDirectory) -> None:

@@ -345,11 +345,11 @@ def test_an_empty_directory_and_one_that_is_damaged_are_refused(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", [NAMES.incoming, NAMES.importing])
+@pytest.mark.parametrize("name", [NAMES.incoming, NAMES.arrived, NAMES.importing])
 def test_a_state_that_is_about_to_be_another_one_is_not_exported(
     run: Command, state: Path, out: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer's, or one that is imported: it is waited for, and then said."""
+    """A peer's, QEMU's, or one that is imported: it is waited for, and then said."""
     monkeypatch.setattr(exporting, "PAUSE_S", 0)
     (state / name).write_bytes(b"some")
     ended = run("export", state, "--out", out)

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.store.anchor import NO_IDENTITY, Anchor
     from vtpmd.store.directory import StateDirectoryError
     from vtpmd.store.moving import MovingFiles
-    from vtpmd.store.status import INTERRUPTED
+    from vtpmd.store.status import unsettled
 
     with ExitStack() as stack:
         directory = stack.enter_context(at_rest.opened(options.directory))
@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
                 f"could be restored: take it up with `vtpmd fold {options.directory}`, and its "
                 "--anchor if there is one"
             )
-        if directory.exists(directory.names.importing):
-            raise StateDirectoryError(INTERRUPTED.format(path=options.directory))
+        for why in unsettled(directory, is_served=False):
+            raise StateDirectoryError(why)
         found = salvage.assess(directory, key)
         anchor, behind = None, None
         if options.anchor is not None:

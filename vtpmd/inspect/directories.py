@@ -15,7 +15,7 @@ from vtpmd.store.keys import Key
 from vtpmd.store.libtpms import TAKEN
 from vtpmd.store.owner import look
 from vtpmd.store.recovery import Examined
-from vtpmd.store.status import INTERRUPTED, read_together
+from vtpmd.store.status import read_together, unsettled
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import FILE_BYTES_MAX
 from vtpmd.wire.tpm import StateType
@@ -78,8 +78,8 @@ def directory_history(directory: OpenDirectory, key: Key | None) -> History:
         raise StateKeyError(f"cannot inspect {directory.path}: {recovery.reason(found)}")
     if not found.recovery.may_start:
         problems.append(f"{directory.path}: {recovery.reason(found)}")
-    if directory.exists(names.importing):
-        problems.append(INTERRUPTED.format(path=directory.path))
+    is_in_use = told(directory.is_in_use)
+    problems += unsettled(directory, is_served=is_in_use is True)
     source = Source(
         path=directory.path,
         kind="directory",
@@ -90,7 +90,7 @@ def directory_history(directory: OpenDirectory, key: Key | None) -> History:
         generation=None if lineage is None else found.generation,
         journal_commits=found.recovery.applied if found.has_journal else None,
         record=told(lambda: look(directory)),
-        is_in_use=told(directory.is_in_use),
+        is_in_use=is_in_use,
         problems=tuple(problems),
     )
     checkpoint = states.get(StateType.PERMANENT)

@@ -171,7 +171,12 @@ def _take(directory: OpenDirectory, key: Key | None, *, with_volatile: bool) -> 
 def _check_settled(directory: OpenDirectory) -> None:
     """Raise NotNow where another state is about to take the place of the one that is there."""
     names = directory.names
-    for name, what in ((names.incoming, "a peer has sent"), (names.importing, "is being imported")):
+    comes = {
+        names.incoming: "a peer has sent",
+        names.arrived: "QEMU has brought, or brings,",
+        names.importing: "is being imported",
+    }
+    for name, what in comes.items():
         if directory.exists(name):
             raise NotNow(
                 f"cannot export {directory.path}: a state that {what} is about to take the place "

@@ -26,6 +26,10 @@ from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import StateType, TpmVersion, epoch_of
 
 INTERRUPTED: Final = "{path}: an import was interrupted: `vtpmd fold {path}` finishes it"
+ARRIVED: Final = (
+    "{path}: a state that QEMU has brought lies beside the vTPM's, and may be later: "
+    "`vtpmd fold {path}` settles that"
+)
 LOOKS_MAX: Final = 100  # a guest may write to its TPM's memory, some of the time
 
 _T = TypeVar("_T")
@@ -76,14 +80,24 @@ def status_of(directory: OpenDirectory) -> Status:
     record, state = told(look), told(_state)
     if state is not None and state.problem is not None:
         problems.append(state.problem)
-    if directory.exists(directory.names.importing):
-        problems.append(INTERRUPTED.format(path=directory.path))
     is_served = told(OpenDirectory.is_in_use)
+    problems += unsettled(directory, is_served=is_served is True)
     found = holders(directory) if is_served else []
     held_by = None if is_served is None else told(_other_host)
     has_incoming = directory.exists(directory.names.incoming)
     version = directory.version if any(map(directory.exists, directory.names)) else None
     return Status(version, record, state, is_served, found, held_by, has_incoming, problems)
+
+
+def unsettled(directory: OpenDirectory, *, is_served: bool) -> list[str]:
+    """Return what a crash has left, from which the next start makes another state than is shown."""
+    names, path = directory.names, directory.path
+    found = []
+    if directory.exists(names.importing):
+        found.append(INTERRUPTED.format(path=path))
+    if directory.exists(names.arrived) and not is_served:
+        found.append(ARRIVED.format(path=path))
+    return found
 
 
 def _other_host(directory: OpenDirectory) -> str | None:
