@@ -26,6 +26,7 @@ from tests.harness.handover import (
     assert_serves,
     assert_serves_nothing,
     assert_tail,
+    make_armed_pair,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import incoming, outgoing, record_of, record_stands_still
@@ -78,6 +79,13 @@ def wait_for_silence(source: Host) -> None:
         time.sleep(5 * ROUND_INTERVAL_S)
 
 
+def hold(patch: pytest.MonkeyPatch, step: str, held: Path) -> None:
+    """Have a vtpmd that is started stand still at a step, and make a file then."""
+    patch.setenv("PYTHONPATH", str(HELD))
+    patch.setenv("VTPMD_HELD_AT", step)
+    patch.setenv("VTPMD_HELD", str(held))
+
+
 def armed(lab: Lab, *, held: Path | None, monkeypatch: pytest.MonkeyPatch) -> tuple[Move, Monitor]:
     """Return a move before the guest stops; its source's vtpmd is to stand still where it is told.
 
@@ -85,9 +93,7 @@ def armed(lab: Lab, *, held: Path | None, monkeypatch: pytest.MonkeyPatch) -> tu
     """
     with monkeypatch.context() as patch:
         if held is not None:
-            patch.setenv("PYTHONPATH", str(HELD))
-            patch.setenv("VTPMD_HELD_AT", "after-the-record")
-            patch.setenv("VTPMD_HELD", str(held))
+            hold(patch, "after-the-record", held)
         source, monitor = followed(lab, is_incoming=False)
     destination, incoming_monitor = followed(lab, is_incoming=True)
     source.guest.boot()
@@ -181,6 +187,20 @@ def test_guest_that_runs_on_and_stops_again_before_the_disk_has_it_moves(
     assert move.destination.guest.facts() == facts
     assert_serves_nothing(move.source.guest)
     wait_until(lambda: record_of(move.source).whose is Whose.MOVED)
+
+
+def test_guest_that_runs_on_is_armed_again_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What strikes the last offer out is waited for."""
+    with monkeypatch.context() as patch:
+        hold(patch, "before-the-withdrawal", lab.new_path("held"))
+        pair = make_armed_pair(lab)
+    assert_tail(pair.source.guest.save())
+    pair.source.guest.resume()
+    assert record_of(pair.source).whose is Whose.OFFERED
+    assert pair.arm()["event"] == "VTPM_ARMED"
+    assert_serves(pair.source.guest)
 
 
 def test_guest_that_runs_on_before_the_disk_has_it_stays(

@@ -155,6 +155,8 @@ class Mobility:
         await self._engine.request(LinkOperation.BE_ASKED, 1)
         owner = await self._owner()
         condition, _ = await self._engine.condition()
+        if self.outgoing is not None:
+            await self.outgoing.wait_until_written()
         # From here to the session there is no wait: who asks at the same time finds it.
         if self.incoming is not None and not self.incoming.is_settled:
             raise VtpmdError("a vTPM is on its way in, or not in its own file yet; arm later")

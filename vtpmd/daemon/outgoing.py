@@ -340,6 +340,11 @@ class Outgoing:
             for task in late:
                 task.cancel()
 
+    async def wait_until_written(self) -> None:
+        """Wait until the owner record says how the session has ended; not for long for the disk."""
+        if self._soon:
+            await asyncio.wait(self._soon, timeout=TAKE_TIMEOUT_S)
+
     def abandon(self) -> None:
         """Do no more: what the disk says of the session is what a crash would have left."""
         self._asking.abandon()
