@@ -694,8 +694,11 @@ void commands_answered(struct commands *commands)
         asker_tell(commands->asker, LINK_TELL_SHUTDOWN, 0, NULL, 0);
 }
 
-/* The INIT of what has come does not, or on another connection: then it takes its time. */
+/* The INIT of what has come does not, or on another connection: then it takes its time. Of a TPM
+ * that is on nothing is awaited, and a command may have its lock for as long as the storage stalls.
+ */
 void commands_disconnected(struct commands *commands)
 {
-    tpm_unawait_state(commands->tpm);
+    if (!tpm_is_running(commands->tpm))
+        tpm_unawait_state(commands->tpm);
 }

@@ -772,10 +772,11 @@ void durable_await(struct durable *durable)
     struct room *room = &durable->ahead.room;
 
     pthread_mutex_lock(&durable->lock);
-    if (may_prepare(durable) && !durable->has_no_place && room->state == ROOM_NONE)
+    if (may_prepare(durable) && !durable->has_no_place && room->state == ROOM_NONE) {
         room_want(room, durable->worker.has_thread ? ROOM_DELAY_MS : 0);
+        worker_notify(&durable->worker);
+    }
     pthread_mutex_unlock(&durable->lock);
-    worker_notify(&durable->worker);
 }
 
 void durable_unprepare(struct durable *durable)

@@ -135,15 +135,6 @@ void room_work(struct room *room, struct io *io, pthread_mutex_t *lock)
     set(room, ROOM_NONE);
 }
 
-static size_t length_of(const struct iovec *pieces)
-{
-    size_t n_bytes = 0;
-
-    for (int i = 0; i < SWTPM_PIECES; i++)
-        n_bytes += pieces[i].iov_len;
-    return n_bytes;
-}
-
 static void join(uint8_t *out, const struct iovec *pieces)
 {
     for (int i = 0; i < SWTPM_PIECES; i++) {
@@ -167,7 +158,7 @@ int room_fill(struct room *room, struct io *io, struct swtpm_wrapped *file)
     struct iovec pieces[SWTPM_PIECES];
 
     swtpm_wrapped_pieces(file, pieces);
-    size_t file_bytes = length_of(pieces);
+    size_t file_bytes = get_be32(file->before + SWTPM_AT_TOTAL_BYTES);
     if (file_bytes > ROOM_BYTES - ROOM_AT_FILE)
         return -ENOSPC;
     uint8_t *bytes = calloc(1, ROOM_AT_FILE + file_bytes);

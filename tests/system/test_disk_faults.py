@@ -29,6 +29,7 @@ from tests.harness.killing import TEMPORARY_FILES, meanwhile
 from tests.harness.lab import Lab
 from tests.harness.nv_load import NvLoad, WriteLostError
 from tests.harness.raw_guest import RawGuest
+from tests.support.emulator_client import ControlClient
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError
 from vtpmd.testing.disk import ZRAM_CONTROL, Disk, FileSystem
@@ -308,6 +309,23 @@ def test_a_disk_that_stalls_is_waited_for(lab: Lab, disk: Disk, is_alone: bool) 
     emulator.program.wait_for_output(ANSWERS)
     assert emulator.program.output.count(STALLS) == 1
     guest.work()
+    assert emulator.stop() == 0
+
+
+def test_qemu_that_goes_while_the_disk_stalls_makes_way_for_the_next(lab: Lab, disk: Disk) -> None:
+    """The command that waits for the disk has the TPM's lock, which a connection does not need."""
+    emulator = lab.emulator(EmulatorKind.VTPMD, disk.path / "state")
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    with ThreadPoolExecutor(1) as executor:
+        with disk.stalled():
+            work = executor.submit(guest.work)
+            time.sleep(STALLED_S)
+            guest.control.socket.close()
+            with ControlClient(emulator.control_path) as next_one:
+                next_one.get_capability()
+            assert not work.done()
+        work.result(STALL_TIMEOUT_S)
     assert emulator.stop() == 0
 
 
