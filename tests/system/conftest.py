@@ -11,6 +11,7 @@ from tests.harness.lab import Lab
 from tests.harness.saved_guest import SavedGuest, save
 from tests.harness.swtpm_program import OURS, PROGRAMS, Place
 from tests.harness.testbed import Testbed
+from vtpmd.testing.disk import ZRAM_CONTROL, Disk
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,16 @@ def random() -> Random:
     seed = int(os.environ.get("VTPMD_SEED", SystemRandom().randrange(1 << 32)))
     print(f"VTPMD_SEED={seed}")
     return Random(seed)
+
+
+@pytest.fixture
+def disk(lab: Lab) -> Iterator[Disk]:
+    """Give a test a disk of its own, for a state directory."""
+    if not ZRAM_CONTROL.exists():
+        pytest.fail("there is no zram for the test's disk; run modprobe zram")
+    disk = Disk(lab.directory / "disk")
+    lab.close_at_end(disk)
+    yield disk
 
 
 @pytest.fixture(params=PROGRAMS)

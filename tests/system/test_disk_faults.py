@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -32,7 +32,7 @@ from tests.harness.raw_guest import RawGuest
 from tests.support.emulator_client import ControlClient
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import ReturnCode, TpmError
-from vtpmd.testing.disk import ZRAM_CONTROL, Disk, FileSystem
+from vtpmd.testing.disk import Disk, FileSystem
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 LATEST_S = 0.030  # after the first command of a round: up to some hundred commits
@@ -63,16 +63,6 @@ READ_ONLY = Fault("read-only", Disk.become_read_only, "(Read-only file system|In
 each_fault = pytest.mark.parametrize(
     "fault", [POWER, EIO, FULL, READ_ONLY], ids=lambda fault: fault.name
 )
-
-
-@pytest.fixture
-def disk(lab: Lab) -> Iterator[Disk]:
-    """Give a test a disk of its own, for its state directory."""
-    if not ZRAM_CONTROL.exists():
-        pytest.fail("there is no zram for the test's disk; run modprobe zram")
-    disk = Disk(lab.directory / "disk")
-    lab.close_at_end(disk)
-    yield disk
 
 
 class Faults:

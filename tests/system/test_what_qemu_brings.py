@@ -16,22 +16,12 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, RawGuest
 from tests.support.file_names import NAMES, PERMANENT_NAME
 from vtpmd.daemon.engine import EXIT_JOURNAL
-from vtpmd.testing.disk import ZRAM_CONTROL, Disk
+from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 ROOM_TIMEOUT_S = 20.0
 POLL_S = 0.002
 ROUNDS = 5
-
-
-@pytest.fixture
-def disk(lab: Lab) -> Iterator[Disk]:
-    """Give the destination a disk of its own."""
-    if not ZRAM_CONTROL.exists():
-        pytest.fail("there is no zram for the test's disk; run modprobe zram")
-    disk = Disk(lab.directory / "disk")
-    lab.close_at_end(disk)
-    yield disk
 
 
 @pytest.fixture

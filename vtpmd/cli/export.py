@@ -129,6 +129,8 @@ def _write_out(content: bytes) -> None:
 
 def _make(path: Path, content: bytes) -> None:
     """Make a file, durably. Raises CannotWrite; then it is not there."""
+    from vtpmd.store.directory import sync_directory
+
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, FILE_MODE)
@@ -137,20 +139,12 @@ def _make(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(fd)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except OSError:
             path.unlink()
             raise
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror}; give another place") from error
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _report(

@@ -31,7 +31,7 @@ from typing import Final, NamedTuple, Self
 from vtpmd.closing import Closing
 from vtpmd.core.delta import crc32c
 from vtpmd.errors import UsageError
-from vtpmd.store.directory import StateDirectoryError, lock_file
+from vtpmd.store.directory import StateDirectoryError, lock_file, sync_directory
 
 MAGIC: Final = b"VTPMANCH"
 VERSION: Final = 1
@@ -182,7 +182,7 @@ class Anchor(Closing):
             if not self._is_begun:
                 _write(self.fd, bytes(ANCHOR_BYTES), 0)
                 os.fsync(self.fd)
-                _sync_directory(self.path.parent)
+                sync_directory(self.path.parent)
             serial = self.serial + 1
             _write(self.fd, _encode(serial, mark), serial % SLOTS * SLOT_STRIDE)
             os.fdatasync(self.fd)
@@ -211,14 +211,6 @@ def _decode(slot: bytes) -> tuple[int, Mark] | None:
 def _write(fd: int, content: bytes, offset: int) -> None:
     if os.pwrite(fd, content, offset) != len(content):
         raise OSError(errno.ENOSPC, "short write")
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _failed(path: Path, error: OSError) -> StateDirectoryError:

@@ -179,6 +179,15 @@ class OpenDirectory(Closing):
             ) from error
 
 
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Return once renames and removals in a directory are on the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
     """Open a state directory that is there, and do not lock it. Raises StateDirectoryError."""
     try:

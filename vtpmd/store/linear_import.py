@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from vtpmd.store import importing
-from vtpmd.store.directory import FILE_MODE
+from vtpmd.store.directory import FILE_MODE, sync_directory
 from vtpmd.store.importing import COPIES_MAX, NotEmpty
 from vtpmd.store.keys import Key
 from vtpmd.store.libtpms import States
@@ -128,11 +128,7 @@ def _make(path: Path, content: bytes, kept: Path | None) -> None:
     if kept is not None:
         os.link(path, kept)
     temporary.rename(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_directory(path.parent)
 
 
 def _free_name(path: Path) -> Path:
