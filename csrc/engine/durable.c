@@ -396,13 +396,13 @@ static int empty_room(struct durable *durable)
     struct room *room = &durable->ahead.room;
 
     int r = room_keeps(room) ? write_current(durable) : 0;
-    if (r < 0) {
+    if (r < 0)
         room_fail(room);
+    if (r < 0 && r != -ENOENT) /* else the directory is gone, of which the end tells */
         error_report("cannot write %s.%s: %s; the state is safe in %s: make room or repair the "
                      "file system",
                      version_now()->prefix, TPM_PERMANENT_ALL_NAME, strerror(-r),
                      version_now()->arrived_name);
-    }
     return r;
 }
 

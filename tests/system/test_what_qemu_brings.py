@@ -4,6 +4,7 @@ Invariant 1, where the engine had made room for it before it came (csrc/engine/r
 had not. A client of the sockets stands for QEMU; the disk is real, and loses power.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from tests.harness import canary
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, RawGuest
 from tests.support.file_names import NAMES, PERMANENT_NAME
-from vtpmd.daemon.engine import EXIT_JOURNAL
+from vtpmd.daemon.engine import EXIT_JOURNAL, EXIT_REMOVED
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 
 ROOM_TIMEOUT_S = 20.0
 POLL_S = 0.002
 ROUNDS = 5
+SAFE = f"the state is safe in {NAMES.arrived}"
 
 
 @pytest.fixture
@@ -103,12 +105,27 @@ def test_what_comes_onto_a_full_disk_stays_where_it_came(
     assert guest.facts() == source.facts()
     guest.control.shutdown()
     assert emulator.program.wait() == EXIT_JOURNAL
-    assert f"the state is safe in {NAMES.arrived}" in emulator.program.output
+    assert SAFE in emulator.program.output
     disk.make_room()
     again = lab.raw_guest(lab.emulator(EmulatorKind.VTPMD, emulator.state))
     again.control.init()
     again.tpm.startup()
     assert again.tpm.nv_read(NV_INDEX, NV_SIZE) == source.facts().nv
+
+
+def test_what_came_is_not_said_to_be_safe_in_a_directory_that_is_removed(
+    lab: Lab, disk: Disk, source: RawGuest
+) -> None:
+    """Where it could have had no file before, too."""
+    emulator, guest = waiting(lab, disk.path / "state", has_room=True)
+    disk.fill()
+    guest.load(source.save())
+    emulator.program.wait_for_output(SAFE)
+    said = emulator.program.output.count(SAFE)
+    shutil.rmtree(emulator.state)
+    guest.control.shutdown()
+    assert emulator.program.wait() == EXIT_REMOVED
+    assert emulator.program.output.count(SAFE) == said
 
 
 def test_what_came_takes_the_place_of_what_the_guest_left_here(
