@@ -325,6 +325,7 @@ def test_an_export_is_inspected(run: Command, state: Path, out: Path) -> None:
     assert ended.status == 0, ended.error
     assert (ended.outcome["kind"], ended.outcome["generation"]) == ("export", 2)
     assert set(ended.outcome["states"]) == {"permanent", "volatile"}
+    assert run("inspect", out, "--key", key).lines[0].startswith(f"{out}: an export")
     assert run("inspect", out).status == 4
 
 

@@ -32,6 +32,7 @@ def screen(known: dict[str, Any]) -> list[str]:
 
 def _title(known: dict[str, Any]) -> str:
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
+    kinds["export"] = "an export"
     kinds["migration-stream"] = "a migration stream of QEMU's"
     snapshot = printable(known["snapshot"] or "")
     kinds["snapshot"] = f"the snapshot {snapshot} in a disk image of QEMU's"
