@@ -162,11 +162,6 @@ def _report(
         f"{path}: exported generation {header.generation} of the TPM {outcome['tpm']}, "
         f"{', '.join(outcome['states'])}: {n_bytes} bytes, {SEALINGS[header.sealing]}"
     ]
-    if record is not None and not record.is_ours:
-        from vtpmd.cli.owner import whose_text
-
-        lines.append(f"warning: it may have gone on elsewhere: {whose_text(record)}")
-    if record is None and path.is_dir():
-        lines.append("warning: whose the vTPM is, is not known: its owner record cannot be read")
+    lines += export_options.warnings(path, taken)
     text = json.dumps(outcome) if options.json else "\n".join(lines)
     print(text, file=sys.stderr if options.out is None else sys.stdout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vtpmd.store.export_seal import Header, Seal
+    from vtpmd.store.exporting import Taken
     from vtpmd.store.keys import Key
 
 
@@ -67,6 +68,18 @@ def seal_of(options: argparse.Namespace, key: Key | None) -> Iterator[Seal]:
         yield Age(names=names)
     else:
         yield None if options.unsealed else key
+
+
+def warnings(path: Path, taken: Taken) -> list[str]:
+    """Return what is to be known of who else may have what was exported, a line each."""
+    record = taken.record
+    if record is None and path.is_dir():
+        return ["warning: whose the vTPM is, is not known: its owner record cannot be read"]
+    if record is None or record.is_ours:
+        return []
+    from vtpmd.cli.owner import whose_text
+
+    return [f"warning: it may have gone on elsewhere: {whose_text(record)}"]
 
 
 def outcome_of(header: Header) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vtpmd.cli import at_rest, export_options
+from vtpmd.cli import at_rest, export_options, state_at
 from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,12 +22,15 @@ example:
   vtpmd export /srv/web1-tpm --out web1.vtpm
   vtpmd import web1.vtpm /srv/web2-tpm --identity copy
   vtpmd import web1.vtpm /dev/vg0/web2-tpm --identity copy --linear
+  vtpmd import /backup/web1 /srv/web2-tpm --identity copy --at 1207
 
   Makes the state directory of what vtpmd export has written: of the same TPM, with the same keys.
   What it has since forgotten, as an NV index that was removed or a PIN's failed tries, is back. Of
   two copies that run neither knows what the other one writes. So a copy begins the next restore
   epoch of the vTPM: its generations are above all that went before, and the owner record says for
-  ever that there may be a fork (vtpmd owner). FILE - is standard input.
+  ever that there may be a fork (vtpmd owner). FILE - is standard input. Of a chain that vtpmd
+  backup has written FILE is the directory, and the newest backup is taken, or with --at the one of
+  that generation; or it is one of the files, with the others beside it. vtpmd verify lists them.
 
   A directory that is not empty is refused without --force. With it, what is there gets names that
   end in .before-N, which are printed. Either all of it happens or nothing, also if power is lost;
@@ -44,10 +47,12 @@ exit status:
   2   the command line was wrong
   3   the state directory is in use by a vtpmd or swtpm
   4   the export, or an import that was interrupted, does not open with what was given
-  5   the export is damaged, or libtpms refuses its state; nothing was changed
+  5   the export is damaged, or a link of the chain is missing, or libtpms refuses its state;
+      nothing was changed
   8   this host's libtpms is too old for the state; nothing was changed
   9   it is no export, or one of a later version
   10  there is something in the directory, and no --force; nothing was changed
+  12  there is no such generation as --at names, or more than one
 """
 
 
@@ -59,7 +64,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Make a state directory of what vtpmd export has written.",
         epilog=EPILOG,
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="what vtpmd export has written")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="what vtpmd export or backup has written"
+    )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory, not in use")
     parser.add_argument(
         "--identity", choices=IDENTITIES, required=True, help="copy: it is to be the same TPM"
@@ -72,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="DIR is a linear file of swtpm's, or a block device: made new, or empty",
     )
+    state_at.add_generation(parser, "--at", "at", "of a chain of backups: the one of this")
     parser.add_argument("--volatile", action="store_true", help="bring the volatile state, too")
     parser.add_argument(
         "--key", metavar="KEY", help="the key to encrypt the state with, as for vtpmd run"
@@ -93,7 +101,8 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         seal = stack.enter_context(export_options.seal_of(options, key))
-        source, states = open_file(options.file, seal, with_volatile=options.volatile)
+        options_of = {"with_volatile": options.volatile, "at": options.at}
+        source, states = open_file(options.file, seal, **options_of)
         import_it = _import_linear if options.linear else _import
         header, kept = import_it(stack, options, source, states, key)
     left_out = [kind.name.lower() for kind in source.kinds if kind not in states]

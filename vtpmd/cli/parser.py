@@ -28,7 +28,7 @@ COMMANDS = (
         "owner",
         "pki",
     ),
-    *("export", "import"),
+    *("export", "backup", "import"),
     *("fold", "recover", "rekey"),
 )
 MODULES = {"import": "importing"}  # where Python has the name for itself

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vtpmd.inspect.source import Source
+    from vtpmd.store.export_seal import Seal
 
 GENERATION_DIGITS_MAX: Final = 19  # of the largest, 63 bits
 
@@ -54,8 +55,12 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def opened(path: Path, options: argparse.Namespace, at: int | None = None) -> Source:
+def opened(
+    path: Path, options: argparse.Namespace, at: int | None = None, seal: Seal = None
+) -> Source:
     """Return the state at a path, now or at a generation; no core dump has its secrets.
+
+    An export is opened with ``seal``, or else with the key.
 
     Raises VtpmdError.
     """
@@ -67,4 +72,4 @@ def opened(path: Path, options: argparse.Namespace, at: int | None = None) -> So
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
         snapshot = getattr(options, "snapshot", None)  # of vtpmd diff it is the last
-        return open_source(path, key, migration_key, at, snapshot)
+        return open_source(path, key, migration_key, at, snapshot, seal)

@@ -30,7 +30,9 @@ from vtpmd.inspect.source import (
     not_a_state,
     opened,
 )
+from vtpmd.store import chain
 from vtpmd.store.directory import look_into
+from vtpmd.store.export_seal import Seal
 from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile, LinearFileError
 from vtpmd.wire import export_format, swtpm_format
@@ -60,17 +62,18 @@ def open_source(
     migration_key: Key | None = None,
     at: int | None = None,
     snapshot: str | None = None,
+    seal: Seal = None,
 ) -> Source:
     """Return what is at a path, now or as it was at a generation, or in a disk image's snapshot.
 
-    What is damaged is told among its problems, as far as there is a state nevertheless. Raises
-    NotAState, StateKeyError where a key is missing or wrong, NoGeneration, VtpmdError or OSError.
+    An export is opened with ``seal``, without one with the key. What is damaged is told among its
+    problems, as far as there is a state nevertheless. Raises NotAState, StateKeyError where a key
+    is missing or wrong, NoGeneration, VtpmdError or OSError.
     """
     if path.is_dir():
-        with look_into(path) as directory:
-            history = directory_history(directory, key)
+        history = _history(path, key)
         return history.source if at is None else source_at(history, at)
-    source = _file_source(path, key, migration_key, snapshot)
+    source = _file_source(path, key, migration_key, snapshot, seal or key)
     if snapshot is not None and source.snapshot is None:
         raise not_a_state(path, f"no disk image of QEMU's, and has no snapshot {snapshot!r}")
     if at is not None and at != source.generation:
@@ -83,17 +86,31 @@ def open_history(path: Path, key: Key | None) -> History:
     """Return a state directory's history. Raises as open_source."""
     if not path.is_dir():
         raise NotAState(f"cannot tell the history of {path}: it is no state directory; give one")
-    with look_into(path) as directory:
-        return directory_history(directory, key)
+    return _history(path, key)
+
+
+def _history(path: Path, key: Key | None) -> History:
+    try:
+        with look_into(path) as directory:
+            return directory_history(directory, key)
+    except NotAState:
+        if not chain.is_chain(path):
+            raise
+        what = "a chain of backups: give one of its files, or see `vtpmd verify`"
+        raise NotAState(f"cannot inspect {path}: it is {what}") from None
 
 
 def _file_source(
-    path: Path, key: Key | None, migration_key: Key | None, snapshot: str | None
+    path: Path,
+    key: Key | None,
+    migration_key: Key | None,
+    snapshot: str | None,
+    seal: Seal,
 ) -> Source:
     """Return what is in a file."""
     content, n_bytes = _read_file(path)
     if content.startswith(export_format.MAGIC):
-        return export_source(path, key)
+        return export_source(path, seal)
     if content.startswith(journal.MAGIC):
         content, n_bytes = _read_file(path, JOURNAL_BYTES_MAX)
     if content.startswith(qemu_stream.MARKS):

@@ -17,6 +17,7 @@ from vtpmd.wire.export_format import (
     MAGIC,
     RECIPIENTS_MAX,
     SALT_BYTES,
+    SEALS,
     Export,
     ExportFlag,
 )
@@ -53,11 +54,11 @@ def sealed(
     header: Header, states: dict[StateType, bytes], seal: Seal, magic: bytes = MAGIC
 ) -> bytes:
     """Return an export: ``header`` says all but how it is sealed. Raises AgeError."""
-    flags, salt = ExportFlag(0), bytes(SALT_BYTES)
+    flags, salt = header.flags & ~SEALS, bytes(SALT_BYTES)
     if isinstance(seal, Key):
-        flags, salt = ExportFlag.KEY, os.urandom(SALT_BYTES)
+        flags, salt = flags | ExportFlag.KEY, os.urandom(SALT_BYTES)
     elif isinstance(seal, Age):
-        flags = ExportFlag.AGE
+        flags |= ExportFlag.AGE
     header = header._replace(flags=flags, salt=salt)
     head = export_format.encode_header(header, magic)
     body = export_format.encode_states(head, states)
@@ -69,7 +70,7 @@ def sealed(
 
 
 def opened(export: Export, seal: Seal) -> dict[StateType, bytes]:
-    """Return the states in an export.
+    """Return the states in an export; of a delta, the record in place of the permanent state.
 
     With a key, or age's, it has to be sealed so; without one, not sealed. Raises StateKeyError,
     ExportError or AgeError.

@@ -62,16 +62,18 @@ def read(path: Path) -> Export:
         return export_format.decode(file.read(EXPORT_BYTES_MAX + 1))
 
 
-def open_file(path: Path, seal: Seal, *, with_volatile: bool) -> tuple[Header, States]:
+def open_file(
+    path: Path, seal: Seal, *, with_volatile: bool, at: int | None = None
+) -> tuple[Header, States]:
     """Return what an export in a file, or on standard input, says of itself, and its states.
 
-    The permanent state alone, unless it is to be ``with_volatile`` ones; libtpms takes them. Raises
+    A directory is a chain of backups: then it is the newest, or that ``at`` a generation. The
+    permanent state alone, unless it is to be ``with_volatile`` ones; libtpms takes them. Raises
     StateKeyError, ExportError, LibtpmsTooOld, RecoveryRefused, another VtpmdError or OSError.
     """
     place = f"cannot import {path}"
     try:
-        export = read(path)
-        states = export_seal.opened(export, seal)
+        header, states = find(path, seal, at)
     except StateKeyError as error:
         raise StateKeyError(f"{place}: {error}") from error
     except ExportError as error:
@@ -79,11 +81,34 @@ def open_file(path: Path, seal: Seal, *, with_volatile: bool) -> tuple[Header, S
         raise
     if not with_volatile:
         states = {StateType.PERMANENT: states[StateType.PERMANENT]}
-    libtpms.check_level(str(path), export.header.version, states)
-    refusal = libtpms.ask(export.header.version, states=states).refusal
+    libtpms.check_level(str(path), header.version, states)
+    refusal = libtpms.ask(header.version, states=states).refusal
     if refusal is not None:
         raise RecoveryRefused(f"{place}: {refusal}; take another export")
-    return export.header, states
+    return header, states
+
+
+def find(path: Path, seal: Seal, at: int | None = None) -> tuple[Header, States]:
+    """Return what an export, or a backup in a chain, says of itself, and its states.
+
+    Raises NoSuchLink, ChainDamaged, StateKeyError, ExportError, another VtpmdError or OSError.
+    """
+    from vtpmd.store import chain
+
+    if path != STANDARD_INPUT and path.is_dir():
+        return chain.restore(path, seal, at=at)
+    export = read(path)
+    header = export.header._replace(link=None)
+    if at not in (None, header.generation):
+        raise chain.NoSuchLink(
+            f"{path} has generation {header.generation}, and not {at}; give the chain of backups "
+            "that has it, or leave out --at"
+        )
+    if not header.is_delta:
+        return header, export_seal.opened(export, seal)
+    if path == STANDARD_INPUT:
+        raise ExportError("it is a delta of a chain of backups: give the file in its directory")
+    return chain.restore(path.parent, seal, name=path.name)
 
 
 def prepare(

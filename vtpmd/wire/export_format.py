@@ -4,7 +4,9 @@
 
 ``docs/export-format.md`` has the tables. The body is in the clear, or sealed by somebody else:
 with a key the header is covered by the seal, and what is in the body begins with its digest. A
-state directory has the same, with another magic, while an import is under way.
+state directory has the same, with another magic, while an import is under way. A link of a chain
+of backups says behind its header's fields of which chain it is; it has the whole state, or what
+makes it of the one before.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ VERSION = 1
 # magic, version, header's size, compatible and incompatible flags, export, identity, generation,
 # time, TPM, contents, salt, generation to get, files to set aside, and their number
 HEADER = Struct(">8sHHHH16s16sQQBB6x32sQII8x")
+LINK = Struct(">16sQ8x")  # chain, number; behind the header of a link
 HEADER_BYTES_MAX = 4096  # with what a later version may add
 ENTRY = Struct(">II")
 DIGEST_BYTES = 32
@@ -35,6 +38,7 @@ SALT_BYTES = 32
 ID_BYTES = 16
 NO_IDENTITY = bytes(ID_BYTES)
 RECIPIENTS_MAX = 32
+LINKS_MAX = 10_000  # of one chain, all of which each backup reads: a year of hours
 # What a seal adds to a body: a tag; age a stanza for each recipient, and a tag for each 64 KiB.
 SEAL_BYTES_MAX = 32 * 1024
 STATES_BYTES_MAX = DIGEST_BYTES + len(StateType) * (ENTRY.size + STATE_BYTES_MAX)
@@ -42,11 +46,21 @@ BODY_BYTES_MAX = STATES_BYTES_MAX + SEAL_BYTES_MAX
 EXPORT_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX + DIGEST_BYTES
 
 
+# The compatible flag: the header says of which chain of backups the export is a link.
+IS_LINK = 1
+TIME_MAX_S = 253402300799  # the end of the year 9999: no later one is known to calendars
+LINK_NUMBER_MAX = (1 << 63) - 1  # it is a delta record's generation, too
+
+
 class ExportFlag(IntFlag):
-    """The incompatible flags of a header: how the body is sealed, if it is."""
+    """The incompatible flags of a header: how the body is sealed, if it is, and what it has."""
 
     KEY = 1
     AGE = 2
+    DELTA = 4  # in place of the permanent state, a delta record that makes it
+
+
+SEALS = ExportFlag.KEY | ExportFlag.AGE
 
 
 class ExportError(VtpmdError):
@@ -68,6 +82,13 @@ class DamagedExport(ExportError):
         super().__init__(f"it is damaged: {what}; take another copy")
 
 
+class Link(NamedTuple):
+    """Where in a chain of backups an export is."""
+
+    chain: bytes  # its name: random
+    number: int  # of the state among those that were backed up, from 1
+
+
 class Header(NamedTuple):
     """What an export says of itself, in the clear."""
 
@@ -84,11 +105,18 @@ class Header(NamedTuple):
     becomes: int = 0
     aside: int = 0
     aside_number: int = 0
+    link: Link | None = None
 
     @property
     def sealing(self) -> str | None:
         """How the body is sealed, in a word; None: it is not."""
-        return self.flags.name.lower() if self.flags and self.flags.name else None
+        seal = self.flags & SEALS
+        return seal.name.lower() if seal and seal.name else None
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it makes its state of the one before it in its chain."""
+        return bool(self.flags & ExportFlag.DELTA)
 
     @property
     def epoch(self) -> int:
@@ -110,12 +138,14 @@ class Export(NamedTuple):
 
 def encode_header(header: Header, magic: bytes = MAGIC) -> bytes:
     """Return a header's bytes."""
-    return HEADER.pack(
-        *(magic, VERSION, HEADER.size, 0, header.flags),
+    link = b"" if header.link is None else LINK.pack(*header.link)
+    fields = HEADER.pack(
+        *(magic, VERSION, HEADER.size + len(link), IS_LINK if link else 0, header.flags),
         *(header.export, header.identity or NO_IDENTITY, header.generation, header.time_s),
         *(header.version, sum(1 << kind - 1 for kind in header.kinds)),
         *(header.salt, header.becomes, header.aside, header.aside_number),
     )
+    return fields + link
 
 
 def encode(head: bytes, body: bytes) -> bytes:
@@ -127,7 +157,7 @@ def decode(content: bytes, magic: bytes = MAGIC) -> Export:
     """Take a file apart; nothing of it is trusted. Raises ExportError."""
     if not content.startswith(magic) or len(content) < HEADER.size + DIGEST_BYTES:
         raise ExportError("it is no export of vtpmd's")
-    _, version, header_bytes, _, flags, *fields = HEADER.unpack_from(content)
+    _, version, header_bytes, compatible, flags, *fields = HEADER.unpack_from(content)
     if version != VERSION or flags & ~sum(ExportFlag):
         raise LaterVersion("it is an export of a later version of vtpmd: update this one")
     if len(content) > EXPORT_BYTES_MAX:
@@ -137,10 +167,22 @@ def decode(content: bytes, magic: bytes = MAGIC) -> Export:
         raise DamagedExport(f"its header has {header_bytes} bytes")
     if not compare_digest(sha256(content[:end]).digest(), content[end:]):
         raise DamagedExport("its checksum is not that of its bytes")
-    return Export(_header(flags, fields), content[:header_bytes], content[header_bytes:end])
+    head = content[:header_bytes]
+    link = _link(head) if compatible & IS_LINK else None
+    return Export(_header(flags, fields, link), head, content[header_bytes:end])
 
 
-def _header(flags: int, fields: list[Any]) -> Header:
+def _link(head: bytes) -> Link:
+    """Return where in a chain an export is. Raises DamagedExport."""
+    if len(head) < HEADER.size + LINK.size:
+        raise DamagedExport("its header ends before it says of which chain it is")
+    link = Link(*LINK.unpack_from(head, HEADER.size))
+    if not 0 < link.number <= LINK_NUMBER_MAX:
+        raise DamagedExport(f"it is link {link.number} of its chain, which is none")
+    return link
+
+
+def _header(flags: int, fields: list[Any], link: Link | None) -> Header:
     """Return what a header's numbers say. Raises DamagedExport."""
     export, identity, generation, time_s, tpm, contents, salt, becomes, *aside = fields
     if tpm not in tuple(TpmVersion):
@@ -150,15 +192,23 @@ def _header(flags: int, fields: list[Any]) -> Header:
         raise DamagedExport(f"it says that it has the states {contents:#x}")
     if max(generation, becomes) > GENERATION_GIVEN_MAX:
         raise DamagedExport(f"it is of generation {generation}, which is none")
-    if flags == sum(ExportFlag):
+    if time_s > TIME_MAX_S:
+        raise DamagedExport(f"it was made {time_s} seconds after 1970, which is no time")
+    if flags & SEALS == SEALS:
         raise DamagedExport("it is sealed in two ways")
+    if flags & ExportFlag.DELTA and (link is None or link.number == 1 or len(kinds) > 1):
+        raise DamagedExport("it is a delta, and of no permanent state before it")
     known = None if identity == NO_IDENTITY else identity
     made = export, known, generation, time_s, TpmVersion(tpm), kinds
-    return Header(*made, ExportFlag(flags), salt, becomes, *aside)
+    header = Header(*made, ExportFlag(flags), salt, becomes, *aside)
+    return header._replace(link=link)
 
 
 def encode_states(head: bytes, states: dict[StateType, bytes]) -> bytes:
-    """Return what a body holds, of the states behind a header of these bytes."""
+    """Return what a body holds, of the states behind a header of these bytes.
+
+    In place of the permanent state it may be a delta record.
+    """
     entries = (ENTRY.pack(kind, len(states[kind])) + states[kind] for kind in sorted(states))
     return sha256(head).digest() + b"".join(entries)
 
