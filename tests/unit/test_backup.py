@@ -18,10 +18,10 @@ from tests.harness.dying import Killed, dying
 from tests.support import states
 from tests.support.cli_run import Run
 from tests.support.file_names import NAMES
-from tests.unit.test_export import key_file, table
+from tests.unit.test_export import TEXT, key_file, table
 from vtpmd import cli
 from vtpmd.store import chain, linear_import
-from vtpmd.store.chain import LOCK_NAME, ChainDamaged
+from vtpmd.store.chain import LOCK_NAME, TEMPORARY_NAME, ChainDamaged
 from vtpmd.store.directory import StateDirectory, lock_file
 from vtpmd.store.export_seal import Seal
 from vtpmd.store.keys import Key
@@ -34,6 +34,7 @@ STATES = states.different(8)
 IDENTITY, OTHER = bytes(range(16)), b"of another vTPM."
 KEY = b"k" * 32
 KEEP = 3
+MADE = KEEP + 2
 STEPS_MAX = 100
 
 Command = Callable[..., Run]
@@ -235,10 +236,10 @@ def test_a_key_seals_it(run: Command, state: Path, dest: Path) -> None:
     assert STATES[3][:64] not in content and b"DDDDDDDD" not in content
     put(state, 4)
     before = contents(dest)
-    for wrong in ((), ("--seal-key", other), ("--seal-key", key, "--keep", "0")):
-        ended = run("backup", state, dest, *wrong) if wrong[-1:] != ("0",) else None
-        assert ended is None or ended.status == 4, ended.error
-        assert contents(dest) == before
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+    for wrong in ((), ("--seal-key", other), ("--recipient", recipient)):
+        ended = run("backup", state, dest, *wrong)
+        assert (ended.status, contents(dest)) == (4, before), ended.error
     assert run("verify", dest, "--seal-key", key).status == 0
     assert run("verify", dest, "--seal-key", other).status == 4
     assert run("verify", dest).status == 4
@@ -613,20 +614,35 @@ def test_a_number_to_keep_is_one(
     assert not dest.exists()
 
 
+def test_a_name_is_not_believed_to_be_a_line(run: Command, state: Path, dest: Path) -> None:
+    """Anybody may have named a file; the links are known by what is in them."""
+    make_chain(run, state, dest, range(1, 4))
+    file_of(dest, 3).rename(dest / "0\n\x1b[2J\udcff")
+    put(state, 4)
+    assert "0??[2J?: passed: generation 3" in run("verify", dest).output
+    assert run("backup", state, dest, "--keep", "2").status == 0
+    assert restored(dest) == {3: STATES[3], 4: STATES[4]}
+    (dest / "\n\udcff").write_text("dear")
+    ended = run("backup", state, dest)
+    assert f"{dest}/?? is no link of a chain" in ended.error
+    assert f"{dest}/?? is no link of a chain" in run("verify", dest).output
+
+
 # Crashes.
 
 
 class Setting:
-    """A chain of as many as are kept, and a vTPM that has gone on; each time a new one."""
+    """A chain of more than are kept, and a vTPM that has gone on; each time a new one."""
 
     def __init__(self, path: Path, seal: Seal, options: list[str]) -> None:
         self.dest = path / "backups"
         self._state, self._seal = path / "state", seal
-        self._words = ["backup", str(self._state), str(self.dest), "--keep", str(KEEP), *options]
-        for generation in range(1, KEEP + 1):
+        self._words = ["backup", str(self._state), str(self.dest), *options]
+        for generation in range(1, MADE + 1):
             put(self._state, generation)
-            self.back_up()
-        put(self._state, KEEP + 1)
+            assert cli.main(self._words) == 0
+        self._words += ["--keep", str(KEEP)]
+        put(self._state, MADE + 1)
 
     def back_up(self) -> None:
         """Back up, and keep the newest."""
@@ -636,14 +652,16 @@ class Setting:
         """See that the newest can be restored; return whether the new one is there."""
         found = restored(self.dest, self._seal)
         assert all(state == STATES[generation] for generation, state in found.items())
-        is_there = KEEP + 1 in found
-        assert found.keys() >= set(range(1 + is_there, KEEP + 1 + is_there)), found.keys()
+        is_there = MADE + 1 in found
+        newest = MADE + is_there
+        assert found.keys() >= set(range(newest - KEEP + 1, newest + 1)), found.keys()
         assert not chain.read(self.dest).problems
         return is_there
 
     def check_done(self) -> None:
         """See that it is as after one backup."""
-        assert restored(self.dest, self._seal).keys() == set(range(2, KEEP + 2))
+        newest = MADE + 1
+        assert restored(self.dest, self._seal).keys() == set(range(newest - KEEP + 1, newest + 1))
         assert len(contents(self.dest)) == KEEP
 
 
@@ -772,6 +790,7 @@ def test_a_link_is_as_documented() -> None:
     ]
     assert int.from_bytes(head[10:12], "big") == len(head) == 160
     assert int.from_bytes(head[12:14], "big") == export_format.IS_LINK
+    assert f"`{LOCK_NAME}`" in TEXT and f"`{TEMPORARY_NAME}`" in TEXT
     assert table("of the one before it in its chain |\n")[0][:2] == ["1", "LINK"]
 
 

@@ -99,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, outcome: Outcome) -> None:
+    from vtpmd.store.chain import shown
+
     newest, taken = outcome.newest, outcome.taken
     told: dict[str, Any] = {
         "path": str(options.path),
@@ -115,12 +117,12 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
         "owner": None if taken.record is None else taken.record.whose.value,
     }
     has = f"{options.destination} has {outcome.n_points} that can be restored"
-    file = options.destination / newest.name
+    file = options.destination / shown(newest.name)
     if outcome.is_new:
         what = "what has changed" if newest.header.is_delta else "the whole state"
         line = f"{file}: {what}, of generation {taken.generation}: {newest.n_bytes} bytes; {has}"
     else:
         line = f"nothing has changed since {file}, of generation {newest.header.generation}; {has}"
-    lines = [line, *(f"removed: {name}" for name in outcome.removed)]
+    lines = [line, *(f"removed: {shown(name)}" for name in outcome.removed)]
     lines += export_options.warnings(options.path, taken)
     print(json.dumps(told) if options.json else "\n".join(lines))

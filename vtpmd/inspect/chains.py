@@ -30,7 +30,7 @@ def _verify_once(path: Path, seal: Seal) -> tuple[Chain, list[Check]]:
             image = chains.image_of(chain, file, image, seal)
         except ChainDamaged as error:
             image = None
-            checks.append(Check(file.name, Finding.FAILED, str(error)))
+            checks.append(Check(chains.shown(file.name), Finding.FAILED, str(error)))
         else:
             checks.append(_state(chain, file, image))
     return chain, checks
@@ -49,7 +49,7 @@ def _whole(chain: Chain) -> Check:
 
 def _state(chain: Chain, file: ChainFile, image: Image) -> Check:
     """Check a state's structure, and ask libtpms; say the first thing that is wrong, if any."""
-    header = file.header
+    header, name = file.header, chains.shown(file.name)
     source = Source(
         path=chain.place(file),
         kind="export",
@@ -60,9 +60,9 @@ def _state(chain: Chain, file: ChainFile, image: Image) -> Check:
     *others, asked = verify(source)
     for check in (*others, asked):
         if check.finding is Finding.FAILED:
-            return check._replace(name=file.name)
+            return check._replace(name=name)
     is_newer = any(check.finding is Finding.NEWER for check in others)
     if is_newer and asked.finding is not Finding.PASSED:
-        return asked._replace(name=file.name)
+        return asked._replace(name=name)
     what = f"generation {header.generation}, a state of {len(image.data)} bytes; {asked.what}"
-    return Check(file.name, asked.finding, what)
+    return Check(name, asked.finding, what)

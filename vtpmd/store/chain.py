@@ -112,7 +112,7 @@ class Chain(NamedTuple):
 
     def place(self, file: ChainFile) -> str:
         """Return where a link is, for people."""
-        return str(self.path / file.name)
+        return _place(self.path, file.name)
 
     def check(self) -> Chain:
         """Return this, if nothing is wrong with it. Raises ForeignFile, ChainDamaged and others."""
@@ -136,6 +136,15 @@ class Chain(NamedTuple):
                 )
             way.append(before)
         return way[::-1]
+
+
+def shown(name: str) -> str:
+    """Return a file's name, which anybody may have given it, for a line."""
+    return "".join(char if char.isprintable() else "?" for char in name)
+
+
+def _place(path: Path, name: str) -> str:
+    return f"{path}/{shown(name)}"
 
 
 def is_chain(path: Path) -> bool:
@@ -305,7 +314,7 @@ def _read_once(path: Path) -> Chain:
 
 def _file_of(path: Path, name: str, fd: int) -> ChainFile:
     """Return a link. Raises _Changed, ChainDamaged, ForeignFile or LaterVersion."""
-    place = path / name
+    place = _place(path, name)
     try:
         export = _read_file(fd, name)
     except FileNotFoundError:
@@ -348,12 +357,9 @@ def _strangers(path: Path, files: list[ChainFile]) -> list[VtpmdError]:
         )
         what = next((what for is_so, what in whats if is_so), None)
         if what is not None:
-            problems.append(
-                ForeignFile(
-                    f"{path / each.name} is of {what} than {path / files[0].name}; move one of "
-                    "them to a directory of its own"
-                )
-            )
+            it, other = _place(path, each.name), _place(path, files[0].name)
+            says = f"{it} is of {what} than {other}; move one of them to a directory of its own"
+            problems.append(ForeignFile(says))
     return problems
 
 
@@ -361,19 +367,21 @@ def _breaks(path: Path, files: list[ChainFile]) -> list[VtpmdError]:
     """Return where links do not continue each other."""
     problems: list[VtpmdError] = []
     if files and all(each.header.is_delta for each in files):
+        first = _place(path, files[0].name)
         problems.append(
             ChainDamaged(
-                f"the whole state that {path / files[0].name} is a delta to is missing: put it "
-                "back from another copy of the chain"
+                f"the whole state that {first} is a delta to is missing: put it back from another "
+                "copy of the chain"
             )
         )
     for before, after in pairwise(files):
         what = _break(before, after)
         if what is not None:
+            it, other = _place(path, after.name), _place(path, before.name)
             problems.append(
                 ChainDamaged(
-                    f"{path / after.name} does not continue {path / before.name}: {what}; put "
-                    "right what is missing or too much, or give another directory"
+                    f"{it} does not continue {other}: {what}; put right what is missing or too "
+                    "much, or give another directory"
                 )
             )
     return problems

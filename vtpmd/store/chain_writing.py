@@ -254,7 +254,7 @@ def _trimmed(
                 os.unlink(each.name, dir_fd=fd)
             os.fsync(fd)
         except OSError as error:
-            raise _failed(chain.path / each.name, error) from error
+            raise _failed(chain.place(each), error) from error
     return chain._replace(files=tuple(files)), [each.name for each in doomed]
 
 
@@ -296,7 +296,7 @@ def _name_of(header: Header, link: Link) -> str:
     return f"{link.number:08}-{when}-g{header.generation}.{kind}"
 
 
-def _failed(path: Path, error: OSError) -> CannotWrite:
+def _failed(path: Path | str, error: OSError) -> CannotWrite:
     return CannotWrite(
         f"cannot write {path}: {error.strerror}; put that right, or give another directory"
     )
