@@ -13,14 +13,18 @@ from threading import Event, Thread
 
 import pyrage
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.harness.dying import Killed, dying
 from tests.support import states
 from tests.support.cli_run import Run
 from tests.support.file_names import NAMES
-from tests.unit.test_export import TEXT, key_file, table
+from tests.unit.test_export import HEADER, TEXT, key_file, made, table
 from vtpmd import cli
-from vtpmd.store import chain, linear_import
+from vtpmd.cli.export_options import outcome_of
+from vtpmd.errors import VtpmdError
+from vtpmd.store import chain, chain_writing, linear_import
 from vtpmd.store.chain import LOCK_NAME, TEMPORARY_NAME, ChainDamaged
 from vtpmd.store.directory import StateDirectory, lock_file
 from vtpmd.store.export_seal import Seal
@@ -628,6 +632,60 @@ def test_a_name_is_not_believed_to_be_a_line(run: Command, state: Path, dest: Pa
     assert f"{dest}/?? is no link of a chain" in run("verify", dest).output
 
 
+def test_numbers_and_files_have_an_end(
+    run: Command, state: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_chain(run, state, dest, range(1, 4))
+    put(state, 4)
+    monkeypatch.setattr(chain_writing, "LINKS_MAX", 3)
+    refused(run, state, dest, 1, f"{dest} has 3 backups, and may have no more; add --keep N")
+    assert run("backup", state, dest, "--keep", "3").status == 0
+    monkeypatch.undo()
+    for path in dest.glob("0*"):
+        path.unlink()
+    last = Link(b"c" * 16, export_format.LINK_NUMBER_MAX)
+    (dest / "last").write_bytes(made(STATES[5], HEADER._replace(link=last)))
+    put(state, 8, STATES[6])
+    refused(run, state, dest, 1, f"{dest} has used up the numbers of a chain")
+    monkeypatch.setattr(chain, "FILES_MAX", 0)
+    assert "has more than 0 files" in run("backup", state, dest).error
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a chain of three."""
+    path = tmp_path_factory.mktemp("three")
+    for generation in range(1, 4):
+        put(path / "state", generation)
+        assert cli.main(["backup", str(path / "state"), str(path / "backups")]) == 0
+    return path / "backups"
+
+
+@given(st.integers(1, 3), st.integers(0, 10_000), st.integers(0, 255), st.booleans())
+def test_whatever_is_in_a_link_is_restored_or_refused(
+    three: Path, number: int, at: int, value: int, is_cut: bool
+) -> None:
+    """Also where somebody has made its checksum fit."""
+    file = file_of(three, number)
+    before = file.read_bytes()
+    content = bytearray(before[: -export_format.DIGEST_BYTES])
+    at %= len(content)
+    content[at] = value
+    if is_cut:
+        del content[at:]
+    file.write_bytes(content + sha256(content).digest())
+    try:
+        for each in chain.read(three).points():
+            try:
+                header, its = chain.restore(three, None, name=each.name)
+            except VtpmdError as error:
+                assert "\n" not in str(error)
+            else:
+                assert its[StateType.PERMANENT] and outcome_of(header)
+    finally:
+        file.write_bytes(before)
+
+
 # Crashes.
 
 
@@ -800,7 +858,7 @@ def test_a_link_is_as_documented() -> None:
         (None, ExportFlag.DELTA, None, "it is a delta, and of no permanent state before it"),
         (Link(b"c" * 16, 1), ExportFlag.DELTA, None, "it is a delta, and of no permanent state"),
         (Link(b"c" * 16, 0), ExportFlag(0), None, "it is link 0 of its chain, which is none"),
-        (Link(b"c" * 16, 1 << 63), ExportFlag(0), None, "which is none"),
+        (Link(b"c" * 16, 100_000_000), ExportFlag(0), None, "which is none"),
         (Link(b"c" * 16, 2), ExportFlag(0), 150, "its header ends before it says of which chain"),
         (Link(b"c" * 16, 2), ExportFlag(7), None, "it is sealed in two ways"),
     ],

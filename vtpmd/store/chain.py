@@ -107,8 +107,8 @@ class Chain(NamedTuple):
 
     def leftovers(self) -> list[ChainFile]:
         """Return what an interrupted removal has left."""
-        points = self.points()
-        return [each for each in self.files if each not in points]
+        names = {each.name for each in self.points()}
+        return [each for each in self.files if each.name not in names]
 
     def place(self, file: ChainFile) -> str:
         """Return where a link is, for people."""

@@ -40,7 +40,14 @@ from vtpmd.store.export_seal import Age, Seal
 from vtpmd.store.exporting import Taken
 from vtpmd.store.keys import Key
 from vtpmd.wire import export_format
-from vtpmd.wire.export_format import ID_BYTES, LINKS_MAX, ExportFlag, Header, Link
+from vtpmd.wire.export_format import (
+    ID_BYTES,
+    LINK_NUMBER_MAX,
+    LINKS_MAX,
+    ExportFlag,
+    Header,
+    Link,
+)
 from vtpmd.wire.tpm import StateType, epoch_of
 
 FILE_MODE: Final = 0o600
@@ -85,11 +92,7 @@ def back_up(
     with _locked(destination) as fd:
         chain, images = chains.again(destination, lambda: _opened(destination, seal, keep))
         taken = take()
-        if keep is None and len(chain.files) >= LINKS_MAX:
-            raise CannotWrite(
-                f"{destination} has {len(chain.files)} backups, and may have no more; add --keep "
-                "N, or give another directory"
-            )
+        _check_room(chain, keep)
         added = _added(chain, path, taken, images, seal, fd)
         if added is not None:
             images[added.number] = Image(StateType.PERMANENT, added.number, _state(taken))
@@ -112,7 +115,6 @@ def _locked(path: Path) -> Iterator[int]:
     try:
         with suppress(FileExistsError):
             path.mkdir(DIRECTORY_MODE)
-            sync_directory(path.parent)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _failed(path, error) from error
@@ -162,6 +164,19 @@ def _opened(path: Path, seal: Seal, keep: int | None) -> tuple[Chain, dict[int, 
     return chain, images
 
 
+def _check_room(chain: Chain, keep: int | None) -> None:
+    """Raise CannotWrite where a chain may not have one more link."""
+    if keep is None and len(chain.files) >= LINKS_MAX:
+        raise CannotWrite(
+            f"{chain.path} has {len(chain.files)} backups, and may have no more; add --keep N, or "
+            "give another directory"
+        )
+    if any(each.number == LINK_NUMBER_MAX for each in chain.files):
+        raise CannotWrite(
+            f"{chain.path} has used up the numbers of a chain; give another directory"
+        )
+
+
 def _flag_of(seal: Seal) -> ExportFlag:
     if isinstance(seal, Key):
         return ExportFlag.KEY
@@ -174,6 +189,7 @@ def _added(
     """Write a link of what was found, if it has changed. Raises NotItsVtpm or CannotWrite."""
     points = chain.points()
     if not points:
+        sync_directory(chain.path.parent)  # in which this one may be new
         link, before = Link(os.urandom(ID_BYTES), 1), None
     else:
         newest = points[-1]

@@ -49,7 +49,7 @@ EXPORT_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX + DIGEST_BYTES
 # The compatible flag: the header says of which chain of backups the export is a link.
 IS_LINK = 1
 TIME_MAX_S = 253402300799  # the end of the year 9999: no later one is known to calendars
-LINK_NUMBER_MAX = (1 << 63) - 1  # it is a delta record's generation, too
+LINK_NUMBER_MAX = 99_999_999  # a name with it sorts by its eight digits; one a second for 3 years
 
 
 class ExportFlag(IntFlag):
