@@ -23,6 +23,8 @@ from tests.support.file_names import NAMES
 from tests.unit.test_export import HEADER, TEXT, key_file, made, table
 from vtpmd import cli
 from vtpmd.cli.export_options import outcome_of
+from vtpmd.core.delta import delta_encode
+from vtpmd.core.image import IMAGE_BYTES_MAX, Image
 from vtpmd.errors import VtpmdError
 from vtpmd.store import chain, chain_writing, linear_import
 from vtpmd.store.chain import LOCK_NAME, TEMPORARY_NAME, ChainDamaged
@@ -649,6 +651,54 @@ def test_numbers_and_files_have_an_end(
     refused(run, state, dest, 1, f"{dest} has used up the numbers of a chain")
     monkeypatch.setattr(chain, "FILES_MAX", 0)
     assert "has more than 0 files" in run("backup", state, dest).error
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "says"),
+    [
+        (states.damaged(states.LEVEL_1), 5, ": failed: 662 of 1298 bytes decoded"),
+        (states.LATER, 8, ": newer: generation 2, "),
+    ],
+)
+def test_each_state_is_looked_at(
+    run: Command, tmp_path: Path, dest: Path, state: bytes, status: int, says: str
+) -> None:
+    """One in the middle that libtpms refuses, or that needs a later one, is not missed."""
+    for generation, content in enumerate((STATES[1], state, STATES[3]), start=1):
+        path = put(tmp_path / "state", generation, content)
+        assert run("backup", path, dest).status == 0
+    ended = run("verify", dest)
+    assert ended.status == status
+    first, second, third = ended.lines[1:4]
+    assert ": passed: generation 1" in first and ": passed: generation 3" in third
+    assert file_of(dest, 2).name in second and says in second
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_delta_that_is_not_what_it_says_is_refused(
+    run: Command, state: Path, dest: Path, is_large: bool
+) -> None:
+    """Of another number, or to a state that no delta is to."""
+    run("backup", state, dest)
+    first, second = (Image(StateType.PERMANENT, 1, STATES[1]), STATES[2])
+    header = header_of(dest, 1)
+    record = delta_encode(first, Image(StateType.PERMANENT, 2 if is_large else 3, second))
+    if is_large:
+        file_of(dest, 1).write_bytes(made(bytes(IMAGE_BYTES_MAX + 1), header))
+    link = Link(link_of(dest, 1).chain, 2)
+    header = header._replace(link=link, generation=2, flags=ExportFlag.DELTA)
+    (dest / "delta").write_bytes(made(record, header))
+    refused(run, state, dest, 5, f"{dest}/delta is damaged: it is not the delta that it says")
+
+
+def test_a_state_too_large_for_a_delta_is_whole(run: Command, state: Path, dest: Path) -> None:
+    """Each of the two, as a record has a limit for both."""
+    large = bytes([1]) * (IMAGE_BYTES_MAX + 1)
+    for generation, content in enumerate((STATES[1], large, STATES[3]), start=1):
+        put(state, generation, content)
+        assert run("backup", state, dest).status == 0
+    assert links(dest) == [f"{number:08}.full" for number in (1, 2, 3)]
+    assert restored(dest) == {1: STATES[1], 2: large, 3: STATES[3]}
 
 
 @pytest.fixture(scope="module")
