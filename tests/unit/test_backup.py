@@ -584,6 +584,19 @@ def test_what_is_no_chain_is_left_as_it_is(
     assert not (dest / LOCK_NAME).exists()
 
 
+def test_of_what_is_no_chain_nothing_is_imported(run: Command, state: Path, tmp_path: Path) -> None:
+    empty, into = tmp_path / "empty", tmp_path / "into"
+    empty.mkdir()
+    for path in (state, empty):
+        ended = run("import", path, into, "--identity", "copy")
+        assert (ended.status, into.exists()) == (9, False)
+        assert ended.error == (
+            f"vtpmd: cannot import {path}: it has no backup; give the directory of a chain, or an "
+            "export\n"
+        )
+    assert run("inspect", empty).status == 9
+
+
 def test_an_empty_directory_is_taken_and_none_is_made_for_nothing(
     run: Command, state: Path, tmp_path: Path, dest: Path
 ) -> None:

@@ -24,7 +24,7 @@ example:
   vtpmd import web1.vtpm /dev/vg0/web2-tpm --identity copy --linear
   vtpmd import /backup/web1 /srv/web2-tpm --identity copy --at 1207
 
-  Makes the state directory of what vtpmd export has written: of the same TPM, with the same keys.
+  Makes the state directory of what was exported or backed up: of the same TPM, with the same keys.
   What it has since forgotten, as an NV index that was removed or a PIN's failed tries, is back. Of
   two copies that run neither knows what the other one writes. So a copy begins the next restore
   epoch of the vTPM: its generations are above all that went before, and the owner record says for
@@ -60,8 +60,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command to the command line."""
     parser = commands.add_parser(
         "import",
-        help="make a state directory of what vtpmd export has written",
-        description="Make a state directory of what vtpmd export has written.",
+        help="make a state directory of an export or a backup",
+        description="Make a state directory of an export or a backup.",
         epilog=EPILOG,
     )
     parser.add_argument(

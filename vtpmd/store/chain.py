@@ -175,8 +175,8 @@ def restore(
 ) -> tuple[Header, dict[StateType, bytes]]:
     """Return the newest state of a chain, the one of a generation, or of a file, and its header.
 
-    The header is that of an export of this state alone. Raises NoSuchLink, StateKeyError,
-    ChainDamaged, another VtpmdError or OSError.
+    The header is that of an export of this state alone. Raises ExportError where there is no
+    backup, NoSuchLink, StateKeyError, ChainDamaged, another VtpmdError or OSError.
     """
 
     def restore_once() -> tuple[Header, dict[StateType, bytes]]:
@@ -250,7 +250,9 @@ def again(path: Path, once: Callable[[], _T]) -> _T:
 
 
 def _chosen(chain: Chain, at: int | None, name: str | None) -> ChainFile:
-    """Return the link that was asked for. Raises NoSuchLink or ChainDamaged."""
+    """Return the link that was asked for. Raises NoSuchLink, ChainDamaged or ExportError."""
+    if all(isinstance(problem, ForeignFile) for problem in chain.problems) and not chain.files:
+        raise ExportError("it has no backup; give the directory of a chain, or an export")
     if name is not None:
         found = [each for each in chain.files if each.name == name]
     elif at is not None:
@@ -262,8 +264,6 @@ def _chosen(chain: Chain, at: int | None, name: str | None) -> ChainFile:
         found = chain.points()[-1:]
     if len(found) == 1 and at in (None, found[0].header.generation):
         return found[0]
-    if not chain.files:
-        raise NoSuchLink(f"{chain.path} has no backup in it; give a chain that vtpmd backup made")
     raise NoSuchLink(
         f"{chain.path} has {len(found) or 'no'} backups of generation {at}; give the file of one: "
         f"`vtpmd verify {chain.path}` lists them"
