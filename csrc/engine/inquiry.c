@@ -2,6 +2,7 @@
 
 #include <libtpms/tpm_error.h>
 #include <libtpms/tpm_library.h>
+#include <libtpms/tpm_nvfilename.h>
 #include <openssl/crypto.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
+#include "image.h"
 #include "library.h"
 #include "message.h"
 #include "sandbox.h"
@@ -19,6 +21,9 @@ enum {
     MESSAGES_MAX = 4, /* a profile, and a state of each type */
     SECONDS_MAX = 10, /* many times what libtpms takes; then SIGALRM ends it */
 };
+
+/* The permanent state of a TPM that is made: libtpms stores it, and loads it at once. */
+static struct image made;
 
 /* All of them, in order: `from` is closed to what comes later. Returns how many, or -1. */
 static int read_messages(int from, struct message messages[MESSAGES_MAX])
@@ -61,25 +66,43 @@ static TPM_RESULT give(const struct message *message)
 }
 
 /* There are no files: without a permanent state a TPM 1.2's others are refused. */
-static TPM_RESULT load_none(unsigned char **data, uint32_t *n_bytes, uint32_t tpm_number,
+static TPM_RESULT load_made(unsigned char **data, uint32_t *n_bytes, uint32_t tpm_number,
                             const char *name)
 {
-    (void)data, (void)n_bytes, (void)tpm_number, (void)name;
-    return TPM_RETRY;
+    (void)tpm_number;
+    if (!made.exists || strcmp(name, TPM_PERMANENT_ALL_NAME) != 0)
+        return TPM_RETRY;
+    *data = malloc(made.n_bytes);
+    if (!*data)
+        return TPM_SIZE;
+    memcpy(*data, made.bytes, made.n_bytes);
+    *n_bytes = (uint32_t)made.n_bytes;
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT store_made(const unsigned char *data, uint32_t n_bytes, uint32_t tpm_number,
+                             const char *name)
+{
+    (void)tpm_number;
+    if (n_bytes == 0 || strcmp(name, TPM_PERMANENT_ALL_NAME) != 0)
+        return TPM_FAIL;
+    return image_set(&made, data, n_bytes) < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
 static bool choose(uint32_t version)
 {
     struct libtpms_callbacks callbacks = {
         .sizeOfStruct = sizeof(callbacks),
-        .tpm_nvram_loaddata = load_none,
+        .tpm_nvram_loaddata = load_made,
+        .tpm_nvram_storedata = store_made,
     };
 
     return version_set(version) && TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS &&
            TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library) == TPM_SUCCESS;
 }
 
-static enum link_inquiry ask(const struct message *messages, int n, uint32_t flags)
+/* Returns false once libtpms has refused one, which is said then. */
+static bool give_all(const struct message *messages, int n)
 {
     uint32_t version = TPMLIB_GetVersion();
 
@@ -90,15 +113,34 @@ static enum link_inquiry ask(const struct message *messages, int n, uint32_t fla
             continue;
         dprintf(STDOUT_FILENO, "%u %u %u\n", messages[i].header.operation,
                 messages[i].header.argument, result);
-        return LINK_INQUIRY_REFUSED;
+        return false;
     }
+    return true;
+}
+
+static enum link_inquiry say_info(uint32_t flags)
+{
     char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)flags);
     bool is_out = info && dprintf(STDOUT_FILENO, "%s\n", info) >= 0;
+
     free(info);
     return is_out ? LINK_INQUIRY_ANSWERED : LINK_INQUIRY_FAILED;
 }
 
-enum link_inquiry inquiry_run(uint32_t version, uint32_t flags)
+/* sandbox: write */
+static enum link_inquiry say_new_state(uint32_t flags)
+{
+    bool is_made = TPMLIB_MainInit() == TPM_SUCCESS && made.exists;
+
+    (void)flags;
+    TPMLIB_Terminate();
+    if (is_made)
+        is_made = write(STDOUT_FILENO, made.bytes, made.n_bytes) == (ssize_t)made.n_bytes;
+    image_deinit(&made);
+    return is_made ? LINK_INQUIRY_ANSWERED : LINK_INQUIRY_FAILED;
+}
+
+static enum link_inquiry run(uint32_t version, enum link_inquiry (*say)(uint32_t), uint32_t flags)
 {
     struct message messages[MESSAGES_MAX] = {MESSAGE_NONE, MESSAGE_NONE, MESSAGE_NONE,
                                              MESSAGE_NONE};
@@ -111,8 +153,18 @@ enum link_inquiry inquiry_run(uint32_t version, uint32_t flags)
     bool is_closed = sandbox_enter() >= 0;
     int n = read_messages(STDIN_FILENO, messages);
     if (is_closed && n >= 0 && choose(version) && sandbox_seal() >= 0)
-        answer = ask(messages, n, flags);
+        answer = give_all(messages, n) ? say(flags) : LINK_INQUIRY_REFUSED;
     for (int i = 0; i < MESSAGES_MAX; i++)
         message_deinit(&messages[i]);
     return answer;
+}
+
+enum link_inquiry inquiry_run(uint32_t version, uint32_t flags)
+{
+    return run(version, say_info, flags);
+}
+
+enum link_inquiry inquiry_make(void)
+{
+    return run(VERSION_2_0, say_new_state, 0);
 }

@@ -438,11 +438,11 @@ def test_header_is_as_documented() -> None:
 
 
 def test_a_pending_import_is_as_documented() -> None:
-    header = HEADER._replace(becomes=1, aside=2, aside_number=3)
+    header = HEADER._replace(becomes=1, aside=2, aside_number=3, is_new=True)
     head = export_format.encode_header(header, export_format.MAGIC_PENDING)
-    fields = [(int(offset), int(size)) for offset, size, _ in table("three fields more")]
+    fields = [(int(offset), int(size)) for offset, size, _ in table("four fields more")]
     values = [int.from_bytes(head[offset : offset + size], "big") for offset, size in fields]
-    assert values == [1, 2, 3, 0]
+    assert values == [1, 2, 3, 1, 0]
     assert '"VTPMIMPT"' in TEXT and export_format.MAGIC_PENDING == b"VTPMIMPT"
     words = [name.removeprefix("tpm2-00.") for name in NAMES]
     assert f"in the order {', '.join(words)} |" in TEXT

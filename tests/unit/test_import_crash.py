@@ -34,6 +34,7 @@ from vtpmd.wire.tpm import EPOCH_GENERATIONS, StateType, TpmVersion
 IDENTITY, OTHER = b"of the old state", b"of the exported."
 IMPORTED = {StateType.PERMANENT: NEW, StateType.VOLATILE: states.BUSY_VOLATILE}
 EXPORTED = Header(b"e" * 16, OTHER, 41, 0, TpmVersion.TPM_2_0, tuple(IMPORTED))
+OF_A_NEW_TPM = EXPORTED._replace(is_new=True)
 KEY = b"k" * 32
 STEPS_MAX = 200
 AFTER_ANCHOR = 10  # steps, of an anchor that is written and the old states' new names
@@ -45,12 +46,13 @@ class Setting(NamedTuple):
     directory: Path
     key: Key | None
     anchor: Path | None = None
+    exported: Header = EXPORTED
 
     def run(self) -> None:
         """Import, as the command does once it has read the export."""
         options = Namespace(directory=self.directory, force=True, anchor=self.anchor)
         with ExitStack() as stack:
-            importing._import(stack, options, EXPORTED, IMPORTED, self.key)
+            importing._import(stack, options, self.exported, IMPORTED, self.key)
 
     def start(self) -> bytes | None:
         """Start a vTPM; return its permanent state."""
@@ -79,7 +81,7 @@ def write(path: Path, states_of: dict[StateType, bytes], lineage: Lineage, key: 
             directory.write_state(kind, state, key, its)
 
 
-@pytest.fixture(params=["empty", "full", "full and sealed"])
+@pytest.fixture(params=["empty", "full", "full and sealed", "full, and a new TPM comes"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Setting]:
     """Give what makes a setting, each time a new one."""
     key = Key(bytearray(KEY)) if request.param.endswith("sealed") else None
@@ -96,7 +98,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Setting
             secret = None if key is None else key.journal_secret()
             journal = write_journal([OLD, NEWER], identity=IDENTITY, secret=secret)
             (directory / NAMES.journal).write_bytes(journal)
-        return Setting(directory, key)
+        is_new = request.param.endswith("comes")
+        return Setting(directory, key, exported=OF_A_NEW_TPM if is_new else EXPORTED)
 
     return new
 
@@ -105,10 +108,14 @@ def assert_imported(setting: Setting, before: dict[str, bytes]) -> None:
     """Look at what an import has left: all of it, and all that was there before."""
     after = setting.contents()
     with StateDirectory.open(setting.directory) as directory:
-        assert directory.read_lineage() == Lineage(OTHER, EPOCH_GENERATIONS)
+        is_new = setting.exported.is_new
+        becomes = 1 if is_new else EPOCH_GENERATIONS
+        assert directory.read_lineage() == Lineage(OTHER, becomes)
         assert directory.read_state(StateType.VOLATILE, setting.key) == states.BUSY_VOLATILE
-        (fork,) = MovingFiles(directory).owner.read().forks
-        assert fork.peer.endswith("of generation 41")
+        record = MovingFiles(directory).owner.read()
+        assert record.generation == becomes
+        forks = [] if is_new else ["of generation 41"]
+        assert [fork.peer[-len("of generation 41") :] for fork in record.forks] == forks
     assert {
         f"{name}.before-1": content for name, content in before.items()
     }.items() <= after.items()
@@ -177,6 +184,8 @@ def test_anchor_hears_of_an_import_before_it_happens(
     make: Callable[[], Setting], tmp_path: Path
 ) -> None:
     """So a start with the anchor takes it up after a crash, and refuses one without its word."""
+    if make().exported.is_new:
+        pytest.skip("an anchor that has begun is refused then: tests/unit/test_replacement.py")
     path = tmp_path / "anchor"
     n_steps = count_steps(make())
     committed = next(at for at in range(n_steps) if commits_before(make(), at))

@@ -81,7 +81,7 @@ def ecc_entry(curve: str, x: str, y: str) -> Node:
 
 
 def test_a_point_of_a_curve_is_a_key() -> None:
-    key = identity._key(ecc_entry("NIST_P256", *BASE_POINT))
+    key = identity.key_in(ecc_entry("NIST_P256", *BASE_POINT))
     assert isinstance(key, Key)
     assert key.type == "ECC NIST_P256"
     public = load_pem_public_key(key.pem.encode())
@@ -94,7 +94,7 @@ def test_a_point_of_a_curve_is_a_key() -> None:
     [("NIST_P256", "01", "02"), ("NIST_P384", *BASE_POINT), ("BN_P256", *BASE_POINT), ("", "", "")],
 )
 def test_one_that_is_not_on_it_is_none(curve: str, x: str, y: str) -> None:
-    assert identity._key(ecc_entry(curve, x, y)) is None
+    assert identity.key_in(ecc_entry(curve, x, y)) is None
 
 
 EC_KEY, NO_KEY = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d027f")

@@ -56,6 +56,7 @@ ACTS: dict[Transition, Act] = {
     Transition.CLAIM: lambda record: record.claim(),
     Transition.CLAIM_LOCK: lambda record: record.claim_lock("host web2, process 7"),
     Transition.RESTORE: lambda record: record.restore(b"e" * 16, "an export", 7),
+    Transition.REPLACE: lambda record: record.replace(1),
 }
 OF_SESSION: dict[Transition, Callable[[OwnerRecord, bytes], object]] = {
     Transition.OFFER: write_offer,

@@ -11,11 +11,13 @@ from vtpmd.cli import at_rest, export_options, state_at
 from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
+    from vtpmd.inspect.replacement import Replaced
     from vtpmd.store.export_seal import Header
     from vtpmd.store.keys import Key
     from vtpmd.store.libtpms import States
 
-IDENTITIES: Final = ("copy",)
+REPLACE: Final = "replace"
+IDENTITIES: Final = ("copy", REPLACE)
 
 EPILOG: Final = """\
 example:
@@ -23,14 +25,23 @@ example:
   vtpmd import web1.vtpm /srv/web2-tpm --identity copy
   vtpmd import web1.vtpm /dev/vg0/web2-tpm --identity copy --linear
   vtpmd import /backup/web1 /srv/web2-tpm --identity copy --at 1207
+  vtpmd import template.vtpm /srv/web3-tpm --identity replace
 
-  Makes the state directory of what was exported or backed up: of the same TPM, with the same keys.
-  What it has since forgotten, as an NV index that was removed or a PIN's failed tries, is back. Of
-  two copies that run neither knows what the other one writes. So a copy begins the next restore
-  epoch of the vTPM: its generations are above all that went before, and the owner record says for
-  ever that there may be a fork (vtpmd owner). FILE - is standard input. Of a chain that vtpmd
-  backup has written FILE is the directory, and the newest backup is taken, or with --at the one of
-  that generation; or it is one of the files, with the others beside it. vtpmd verify lists them.
+  Makes the state directory of what was exported or backed up. FILE - is standard input. Of a chain
+  that vtpmd backup has written FILE is the directory, and the newest backup is taken, or with --at
+  the one of that generation; or it is one of the files, with the others beside it. vtpmd verify
+  lists them.
+
+  copy: of the same TPM, with the same keys. What it has since forgotten, as an NV index that was
+  removed or a PIN's failed tries, is back. Of two copies that run neither knows what the other one
+  writes. So a copy begins the next restore epoch of the vTPM: its generations are above all that
+  went before, and the owner record says for ever that there may be a fork (vtpmd owner).
+
+  replace: of a new TPM 2.0, with other keys, which is no copy. It has the NV indices of the old one
+  that are not bound to its identity. A line for each thing says what is kept and what is lost, as
+  certificates, persistent objects and authorisations are. Nothing unseals there that was sealed by
+  the old TPM: have the recovery keys of encrypted disks at hand. The export is only read: import it
+  into a directory of no use first, to see what would be lost.
 
   A directory that is not empty is refused without --force. With it, what is there gets names that
   end in .before-N, which are printed. Either all of it happens or nothing, also if power is lost;
@@ -69,7 +80,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="state directory, not in use")
     parser.add_argument(
-        "--identity", choices=IDENTITIES, required=True, help="copy: it is to be the same TPM"
+        "--identity",
+        choices=IDENTITIES,
+        required=True,
+        help="copy: it is to be the same TPM; replace: a new one, with the NV memory of that",
     )
     parser.add_argument(
         "--force", action="store_true", help="set aside what is in the directory, and keep it"
@@ -97,17 +111,33 @@ def run(options: argparse.Namespace) -> int:
 
     if options.linear and options.anchor is not None:
         raise UsageError("a vTPM in a linear file has no anchor: leave out --anchor")
+    if options.volatile and options.identity == REPLACE:
+        raise UsageError("the volatile state goes with the old TPM: leave out --volatile")
     forbid_core_dumps()
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         seal = stack.enter_context(export_options.seal_of(options, key))
         options_of = {"with_volatile": options.volatile, "at": options.at}
         source, states = open_file(options.file, seal, **options_of)
+        left_out = [kind.name.lower() for kind in source.kinds if kind not in states]
+        replaced = None
+        if options.identity == REPLACE:
+            source, states, replaced = _replace(options, source, states)
         import_it = _import_linear if options.linear else _import
         header, kept = import_it(stack, options, source, states, key)
-    left_out = [kind.name.lower() for kind in source.kinds if kind not in states]
-    _report(options, header, kept, left_out)
+    _report(options, header, kept, left_out, replaced)
     return 0
+
+
+def _replace(
+    options: argparse.Namespace, source: Header, states: States
+) -> tuple[Header, States, Replaced]:
+    """Return what is imported in place of an export's states. Raises VtpmdError."""
+    from vtpmd.inspect.replacement import replace
+    from vtpmd.store.importing import of_a_new_tpm
+
+    new = replace(str(options.file), source.version, states)
+    return of_a_new_tpm(source), new.states, new
 
 
 def _import(
@@ -132,6 +162,10 @@ def _import(
     if options.anchor is not None:
         is_new = not header.aside
         anchor = stack.enter_context(Anchor.open(options.anchor, path, is_new=is_new))
+        if header.is_new and anchor.mark is not None:
+            raise UsageError(
+                f"anchor {options.anchor} is of the TPM that was there: give an empty file"
+            )
         anchor.expect(identity, importing.digest(states))
     importing.commit(directory, header, states, key)
     kept = importing.finish(directory, files, key)
@@ -157,7 +191,11 @@ def _import_linear(
 
 
 def _report(
-    options: argparse.Namespace, header: Header, kept: dict[str, str], left_out: list[str]
+    options: argparse.Namespace,
+    header: Header,
+    kept: dict[str, str],
+    left_out: list[str],
+    replaced: Replaced | None,
 ) -> None:
     outcome: dict[str, Any] = {
         "directory": str(options.directory),
@@ -167,10 +205,18 @@ def _report(
         "left-out": left_out,
         "originals": kept,
     }
-    lines = [
-        f"{options.directory}: imported generation {header.generation} of the TPM "
-        f"{outcome['tpm']}, as generation {header.becomes}, of restore epoch {outcome['epoch']}"
-    ]
+    if replaced is None:
+        lines = [
+            f"{options.directory}: imported generation {header.generation} of the TPM "
+            f"{outcome['tpm']}, as generation {header.becomes}, of restore epoch {header.epoch}"
+        ]
+    else:
+        outcome["contents"] = [item.outcome for item in replaced.items]
+        lines = [
+            f"{options.directory}: made a new TPM {outcome['tpm']}, with what it can have of "
+            f"generation {header.generation} of the exported one",
+            *(item.line for item in replaced.items),
+        ]
     lines += [f"left out: the {kind} state" for kind in left_out]
     lines += [f"kept: {name}, as {original}" for name, original in kept.items()]
     at_rest.report(outcome, lines, as_json=options.json)

@@ -43,8 +43,12 @@ class Inquired(NamedTuple):
     """What became of an inquiry."""
 
     status: int  # of LinkInquiry, or another one: it has failed
-    output: str
+    output: bytes
     errors: str  # libtpms' own words
+
+    def __repr__(self) -> str:
+        """Leave the output out: it may be a state."""
+        return f"Inquired({self.status})"
 
 
 def environment() -> dict[str, str]:
@@ -63,14 +67,28 @@ def inquire(
 
     Raises OSError.
     """
+    return _inquire(("info", str(int(version)), str(flags)), messages)
+
+
+def make(messages: Sequence[tuple[LinkOperation, int, bytes]]) -> Inquired:
+    """Have an engine make a new TPM 2.0, once it was given what is in the messages.
+
+    The output is a line with libtpms' version, and the TPM's permanent state. Raises OSError.
+    """
+    return _inquire(("make",), messages)
+
+
+def _inquire(
+    asked: Sequence[str], messages: Sequence[tuple[LinkOperation, int, bytes]]
+) -> Inquired:
     given, output, errors = (os.memfd_create("vtpmd-inquiry", os.MFD_CLOEXEC) for _ in range(3))
     try:
         for operation, argument, payload in messages:
             header = LinkHeader(operation, argument=argument, payload_bytes=len(payload))
             os.writev(given, [pack_link_header(header), payload])
         os.lseek(given, 0, os.SEEK_SET)
-        status = _run((str(int(version)), str(flags)), (given, output, errors))
-        return Inquired(status, _content(output), _content(errors))
+        status = _run(asked, (given, output, errors))
+        return Inquired(status, _content(output), _content(errors).decode(errors="replace"))
     finally:
         for fd in (given, output, errors):
             os.close(fd)
@@ -79,7 +97,7 @@ def inquire(
 def _run(asked: Sequence[str], standard: Sequence[int]) -> int:
     copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) for fd in standard]
     actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(copies)]
-    arguments = (*ARGUMENTS, "info", *asked)
+    arguments = (*ARGUMENTS, *asked)
     try:
         with where_it_is():
             pid = os.posix_spawn(EXECUTABLE, arguments, environment(), file_actions=actions)
@@ -89,5 +107,5 @@ def _run(asked: Sequence[str], standard: Sequence[int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _content(fd: int) -> str:
-    return os.pread(fd, _OUTPUT_BYTES_MAX, 0).decode(errors="replace")
+def _content(fd: int) -> bytes:
+    return os.pread(fd, _OUTPUT_BYTES_MAX, 0)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import contents
-from vtpmd.inspect.certificates import load
+from vtpmd.inspect.certificates import Loaded, load
 from vtpmd.inspect.overview import Inspected
 from vtpmd.inspect.tpm12.overview import nv_entries
 from vtpmd.inspect.tree import Node
@@ -93,7 +93,7 @@ def _persistent_keys(found: Inspected) -> list[Key]:
     return [
         key
         for entry in contents.entries(found.permanent, HT_PERSISTENT)
-        if (entry.number("handle") or 0) in ENDORSEMENT_KEYS and (key := _key(entry)) is not None
+        if (entry.number("handle") or 0) in ENDORSEMENT_KEYS and (key := key_in(entry)) is not None
     ]
 
 
@@ -111,7 +111,7 @@ def _key_of_a_tpm_12(found: Inspected) -> list[Key]:
     return [Key(EK_12, type_, key.content("private", "public-data-digest").hex(), pem)]
 
 
-def _key(entry: Node) -> Key | None:
+def key_in(entry: Node) -> Key | None:
     """Return an object that is a key with a public part; None for any other."""
     entity = entry.find("slot", "object") or entry
     public = entity.find("public") or entity
@@ -176,13 +176,18 @@ def _certificate(
     found = load(data) if kind is not None and isinstance(data, bytes) else None
     if kind is None or found is None:
         return None
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    certificate, says = found
+    key = by_public.get(certified_key(found))
+    pem = found.certificate.public_bytes(Encoding.PEM).decode("ascii")
+    return Certificate(entry.name, kind, key, found.says, pem)
+
+
+def certified_key(found: Loaded) -> str:
+    """Return the public key of a certificate, as PEM; nothing for one of an unknown kind."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
-        key = by_public.get(_pem(certificate.public_key()))
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # of a kind that nobody knows
-        key = None
-    pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
-    return Certificate(entry.name, kind, key, says, pem)
+        return _pem(found.certificate.public_key())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return ""

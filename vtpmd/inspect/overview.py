@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from vtpmd.inspect import contents
 from vtpmd.inspect.decoding import Decoded, decode, decode_record
-from vtpmd.inspect.primitives import SU_DA_USED, selected_words
-from vtpmd.inspect.public import banks_of
+from vtpmd.inspect.primitives import SU_DA_USED
+from vtpmd.inspect.public import banks_of, banks_words
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
 from vtpmd.inspect.tpm12 import overview as tpm12
@@ -282,7 +282,7 @@ def _odd_states(found: Inspected) -> list[str]:
         "the lockout authorisation was tried, and is disabled for now": (
             data.at("lockout-auth-enabled") is False
         ),
-        f"other PCRs will be on after a reset: {_banks_words(pending)}": (
+        f"other PCRs will be on after a reset: {banks_words(pending)}": (
             bool(pending) and pending != found.banks
         ),
     }
@@ -290,11 +290,3 @@ def _odd_states(found: Inspected) -> list[str]:
         off = found.clear_data.at(f"{name}-enabled") is False
         odd[f"the {name} hierarchy is off"] = off
     return [what for what, is_so in odd.items() if is_so]
-
-
-def _banks_words(banks: dict[str, list[int]]) -> str:
-    words = []
-    for bank, pcrs in banks.items():
-        raw = sum(1 << pcr for pcr in pcrs).to_bytes(8, "little")
-        words.append(f"{bank} {selected_words(raw)}")
-    return ", ".join(words) or "none"

@@ -145,3 +145,12 @@ def banks_of(selections: Node | None) -> dict[str, list[int]]:
     nodes = [] if selections is None else selections.children
     found = {node.name: selected(node.content("select")) for node in nodes if node.children}
     return {name: pcrs for name, pcrs in found.items() if pcrs}
+
+
+def banks_words(banks: dict[str, list[int]]) -> str:
+    """Say which PCRs of which banks these are."""
+    words = []
+    for bank, pcrs in banks.items():
+        raw = sum(1 << pcr for pcr in pcrs).to_bytes(SELECTION_BYTES_MAX, "little")
+        words.append(f"{bank} {selected_words(raw)}")
+    return ", ".join(words) or "none"

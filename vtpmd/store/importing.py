@@ -8,7 +8,7 @@ the directory what a vTPM starts from (``store/start.py``). Before the rename no
 
     1  the permanent state that is there is copied, to a name of its own
     2  its journal, and the states that go with it, get names of their own
-    3  the owner record says that it was imported, and that it is this host's
+    3  the owner record says that it was imported or replaced, and that it is this host's
     4  the permanent state is written, then the others
     5  tpm2-00.import is removed
 
@@ -45,6 +45,7 @@ from vtpmd.wire.swtpm_format import FILE_BYTES_MAX, Lineage
 from vtpmd.wire.tpm import StateType, next_epoch
 
 STANDARD_INPUT: Final = Path("-")
+FIRST_GENERATION: Final = 1  # of a vTPM
 COPIES_MAX: Final = 1000  # of one directory's files: more imports than that were not made by hand
 
 
@@ -85,7 +86,12 @@ def open_file(
     refusal = libtpms.ask(header.version, states=states).refusal
     if refusal is not None:
         raise RecoveryRefused(f"{place}: {refusal}; take another export")
-    return header, states
+    return header._replace(is_new=False), states
+
+
+def of_a_new_tpm(source: Header) -> Header:
+    """Return an export's header, as one of a vTPM that has no history."""
+    return source._replace(identity=os.urandom(ID_BYTES), is_new=True)
 
 
 def find(path: Path, seal: Seal, at: int | None = None) -> tuple[Header, States]:
@@ -135,7 +141,8 @@ def prepare(
             f"{directory.path} has a state that a peer has sent: do `vtpmd fold {directory.path}` "
             "first, with its --anchor if there is one"
         )
-    files.owner.check_restore()
+    if not source.is_new:
+        files.owner.check_restore()
     content = directory.read(names.permanent, FILE_BYTES_MAX)
     used = max(files.owner.read().generation, generation_of(content, source.identity))
     begun = begin_epoch(directory.path, source, used)
@@ -173,8 +180,11 @@ def finish(directory: StateDirectory, files: MovingFiles, key: Key | None) -> di
         return {}
     header, states = found
     kept = _set_aside(directory, header)
-    name = f"export {header.export.hex()}, of generation {header.generation}"
-    files.owner.restore(header.export, name, header.becomes)
+    if header.is_new:
+        files.owner.replace(header.becomes)
+    else:
+        name = f"export {header.export.hex()}, of generation {header.generation}"
+        files.owner.restore(header.export, name, header.becomes)
     for kind in header.kinds:
         its = lineage_of(header) if kind is StateType.PERMANENT else None
         directory.write_state(kind, states[kind], key, its)
@@ -234,8 +244,10 @@ def _free_number(directory: StateDirectory) -> int:
 def begin_epoch(path: str, source: Header, used: int) -> Header:
     """Return an export's header, as one that begins the epoch after all generations that are used.
 
-    Raises StateDirectoryError.
+    One of a new TPM begins the first epoch. Raises StateDirectoryError.
     """
+    if source.is_new:
+        return source._replace(becomes=FIRST_GENERATION)
     becomes = next_epoch(max(source.generation, used))
     if becomes is None:
         raise StateDirectoryError(

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from vtpmd.core import LinkOperation
 from vtpmd.core.program import LinkInquiry, inquire
+from vtpmd.core.program import make as make_new
 from vtpmd.errors import VtpmdError
-from vtpmd.light_typing import NamedTuple
+from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import StateDirectoryError, names_of
 from vtpmd.wire import state_level
 from vtpmd.wire.state_level import Library
 from vtpmd.wire.tpm import StateType, TpmVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vtpmd.core.program import Inquired
 
 States = dict[StateType, bytes]
 
@@ -31,7 +37,7 @@ TAKEN = {
 }
 
 EXIT_TOO_OLD = 8
-WORDS_MAX = 200  # of libtpms, that a person is shown
+WORDS_MAX = 200  # of libtpms or a profile, that a person is shown
 
 
 class LibtpmsTooOld(StateDirectoryError):
@@ -72,22 +78,46 @@ def ask(
     A state that libtpms never takes of such a TPM is not asked about. Raises VtpmdError if there is
     no answer, as where libtpms has no TPM of that version.
     """
-    messages = [] if profile is None else [(LinkOperation.SET_PROFILE, 0, profile.encode() + b"\0")]
+    messages = _of_profile(profile)
     for kind in TAKEN[tpm]:
         if states and kind in states:
             messages.append((LinkOperation.LOAD_STATE, kind, states[kind]))
+    version, answer, refusal = _answer(lambda: inquire(tpm, flags, messages))
+    return Answer(version, answer.decode(errors="replace").rstrip("\n"), refusal)
+
+
+def make(profile: str | None = None) -> bytes:
+    """Return the permanent state of a new TPM 2.0: of a profile, or of the one that all have.
+
+    It is in no file, and in the memory of no process but this. Raises VtpmdError where libtpms does
+    not take the profile.
+    """
+    _, state, refusal = _answer(lambda: make_new(_of_profile(profile)))
+    if refusal is not None:
+        words = _printable(profile or "")
+        raise VtpmdError(f"cannot make a TPM of the profile {words}: {refusal}; update libtpms")
+    return state
+
+
+def _of_profile(profile: str | None) -> list[tuple[LinkOperation, int, bytes]]:
+    return [] if profile is None else [(LinkOperation.SET_PROFILE, 0, profile.encode() + b"\0")]
+
+
+def _answer(ask_it: Callable[[], Inquired]) -> tuple[str, bytes, Refusal | None]:
+    """Return libtpms' version, and what it answers; nothing with a refusal. Raises VtpmdError."""
     try:
-        status, output, errors = inquire(tpm, flags, messages)
+        status, output, errors = ask_it()
     except OSError as error:
         raise VtpmdError(f"cannot ask libtpms: {error.strerror}; install vtpmd again") from error
-    version, _, info = output.rstrip("\n").partition("\n")
+    line, _, answer = output.partition(b"\n")
+    version = line.decode(errors="replace")
     if status == LinkInquiry.ANSWERED:
-        return Answer(version, info, None)
+        return version, answer, None
     if status == LinkInquiry.REFUSED:
-        operation, argument, result = map(int, info.split())
+        operation, argument, result = map(int, answer.split())
         is_state = operation == LinkOperation.LOAD_STATE
         state = StateType(argument) if is_state else None
-        return Answer(version, "", Refusal(state, result, _last_words(errors)))
+        return version, b"", Refusal(state, result, _last_words(errors))
     raise VtpmdError("cannot ask libtpms: it does not answer; install vtpmd again")
 
 
@@ -134,5 +164,8 @@ def check(path: str, tpm: TpmVersion, states: States) -> None:
 
 
 def _last_words(errors: str) -> str:
-    line = errors.strip().rpartition("\n")[2].strip()
+    return _printable(errors.strip().rpartition("\n")[2].strip())
+
+
+def _printable(line: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)[:WORDS_MAX]

@@ -72,6 +72,7 @@ class Transition(StrEnum):
     CLAIM = "claim"
     CLAIM_LOCK = "claim_lock"
     RESTORE = "restore"
+    REPLACE = "replace"
 
 
 _ANY: Final = tuple(Whose)
@@ -94,6 +95,7 @@ TABLE: Final[dict[tuple[Whose, Transition], Whose]] = {
     (Whose.MOVED, Transition.CLAIM): Whose.OURS,
     **{(whose, Transition.CLAIM_LOCK): whose for whose in _ANY},
     **{(whose, Transition.RESTORE): Whose.OURS for whose in _ANY},
+    **{(whose, Transition.REPLACE): Whose.OURS for whose in _ANY},
 }
 
 
@@ -387,6 +389,13 @@ class OwnerRecord:
             generation=max(known.generation, used),
             forks=_with_import(known, fork),
         )
+
+    def replace(self, used: int) -> None:
+        """An operator has put another vTPM here, a new one, of which ``used`` is the generation.
+
+        Of the one before nothing is said but what became of its sessions: their peers may ask.
+        """
+        self._go(Transition.REPLACE, session="", generation=used, forks=())
 
     def _end(
         self,

@@ -28,8 +28,8 @@ MAGIC = b"VTPMEXPT"
 MAGIC_PENDING = b"VTPMIMPT"  # an import that is under way, in its state directory
 VERSION = 1
 # magic, version, header's size, compatible and incompatible flags, export, identity, generation,
-# time, TPM, contents, salt, generation to get, files to set aside, and their number
-HEADER = Struct(">8sHHHH16s16sQQBB6x32sQII8x")
+# time, TPM, contents, salt, generation to get, files to set aside, their number, and if it is new
+HEADER = Struct(">8sHHHH16s16sQQBB6x32sQIIB7x")
 LINK = Struct(">16sQ8x")  # chain, number; behind the header of a link
 HEADER_BYTES_MAX = 4096  # with what a later version may add
 ENTRY = Struct(">II")
@@ -101,10 +101,12 @@ class Header(NamedTuple):
     flags: ExportFlag = ExportFlag(0)
     salt: bytes = bytes(SALT_BYTES)  # what the key of a sealed body is derived with
     # Of an import that is under way: what the state's generation will be, which files are set aside
-    # (bits, in the order of FileNames), and which number their names end in then.
+    # (bits, in the order of FileNames), which number their names end in then, and whether it is a
+    # new TPM, with seeds of its own.
     becomes: int = 0
     aside: int = 0
     aside_number: int = 0
+    is_new: bool = False
     link: Link | None = None
 
     @property
@@ -143,7 +145,7 @@ def encode_header(header: Header, magic: bytes = MAGIC) -> bytes:
         *(magic, VERSION, HEADER.size + len(link), IS_LINK if link else 0, header.flags),
         *(header.export, header.identity or NO_IDENTITY, header.generation, header.time_s),
         *(header.version, sum(1 << kind - 1 for kind in header.kinds)),
-        *(header.salt, header.becomes, header.aside, header.aside_number),
+        *(header.salt, header.becomes, header.aside, header.aside_number, header.is_new),
     )
     return fields + link
 
@@ -184,7 +186,7 @@ def _link(head: bytes) -> Link:
 
 def _header(flags: int, fields: list[Any], link: Link | None) -> Header:
     """Return what a header's numbers say. Raises DamagedExport."""
-    export, identity, generation, time_s, tpm, contents, salt, becomes, *aside = fields
+    export, identity, generation, time_s, tpm, contents, salt, becomes, *of_import = fields
     if tpm not in tuple(TpmVersion):
         raise DamagedExport(f"it has a TPM of version {tpm}")
     kinds = tuple(kind for kind in StateType if contents & 1 << kind - 1)
@@ -200,8 +202,9 @@ def _header(flags: int, fields: list[Any], link: Link | None) -> Header:
         raise DamagedExport("it is a delta, and of no permanent state before it")
     known = None if identity == NO_IDENTITY else identity
     made = export, known, generation, time_s, TpmVersion(tpm), kinds
+    *aside, is_new = of_import
     header = Header(*made, ExportFlag(flags), salt, becomes, *aside)
-    return header._replace(link=link)
+    return header._replace(link=link, is_new=bool(is_new))
 
 
 def encode_states(head: bytes, states: dict[StateType, bytes]) -> bytes:
