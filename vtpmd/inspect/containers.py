@@ -54,22 +54,33 @@ HINTS: Final = {
 OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}"
 
 
-def open_source(
+def open_with_history(
     path: Path,
     key: Key | None,
     migration_key: Key | None = None,
     at: int | None = None,
     snapshot: str | None = None,
-) -> Source:
+) -> tuple[Source, History | None]:
     """Return what is at a path, now or as it was at a generation, or in a disk image's snapshot.
 
-    What is damaged is told among its problems, as far as there is a state nevertheless. Raises
-    NotAState, StateKeyError where a key is missing or wrong, NoGeneration, VtpmdError or OSError.
+    Of a state directory there is its history, too. What is damaged is told among the source's
+    problems, as far as there is a state nevertheless. Raises NotAState, StateKeyError where a key
+    is missing or wrong, NoGeneration, VtpmdError or OSError.
     """
     if path.is_dir():
-        with look_into(path) as directory:
-            history = directory_history(directory, key)
-        return history.source if at is None else source_at(history, at)
+        history = open_history(path, key)
+        return (history.source if at is None else source_at(history, at)), history
+    return _open_file(path, key, migration_key, at, snapshot), None
+
+
+def _open_file(
+    path: Path,
+    key: Key | None,
+    migration_key: Key | None,
+    at: int | None,
+    snapshot: str | None,
+) -> Source:
+    """Return what is in a file. Raises as ``open_with_history``."""
     source = _file_source(path, key, migration_key, snapshot)
     if snapshot is not None and source.snapshot is None:
         raise not_a_state(path, f"no disk image of QEMU's, and has no snapshot {snapshot!r}")
@@ -80,7 +91,7 @@ def open_source(
 
 
 def open_history(path: Path, key: Key | None) -> History:
-    """Return a state directory's history. Raises as open_source."""
+    """Return a state directory's history. Raises as open_with_history."""
     if not path.is_dir():
         raise NotAState(f"cannot tell the history of {path}: it is no state directory; give one")
     with look_into(path) as directory:
