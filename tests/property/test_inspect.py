@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.page import Page
 from tests.support.states import ALL
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import identity
-from vtpmd.inspect.containers import open_source
+from vtpmd.inspect.containers import open_with_history
 from vtpmd.inspect.decoding import Decoded, decode
 from vtpmd.inspect.difference import differences
+from vtpmd.inspect.html.state import state_page
 from vtpmd.inspect.identity import NothingToEnrol, identity_of
 from vtpmd.inspect.overview import Inspected, inspect, overview
 from vtpmd.inspect.report_json import node_json
@@ -62,6 +64,7 @@ def show(source: Source) -> Inspected:
     assert all(map(tiles, found.states.values()))
     secrets = Secrets(found.states.values())
     known = overview(found, secrets)
+    Page(state_page(known, None, ""))
     lines = screen(known)
     for decoded in found.states.values():
         lines += [*tree_lines(decoded.root, secrets), *fault_lines(decoded)]
@@ -106,7 +109,7 @@ def test_an_altered_file_is_shown_or_refused_in_a_line(
     path: Path = tmp_path_factory.getbasetemp() / "altered"
     path.write_bytes(altered(data, wrap(state)[:4000]))
     try:
-        source = open_source(path, None)
+        source = open_with_history(path, None)[0]
     except VtpmdError as error:
         assert len(str(error).splitlines()) == 1
     else:

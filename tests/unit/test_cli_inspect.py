@@ -568,6 +568,7 @@ def test_the_document_has_each_key(state: Path, tpm12: Path, run: Command) -> No
         "Keys of a state": {key for each in shown["states"].values() for key in each},
         "Keys of a node": keys_of(trees),
         "Keys of a hierarchy": {key for each in shown["hierarchies"].values() for key in each},
+        "Keys of an entry": {key for each in shown["nv"]["entries"] for key in each},
         "Keys of an index": {key for each in shown["nv"]["indices"] for key in each},
         "Keys of an object": {key for each in shown["objects"] for key in each},
         "Keys of a session": {key for each in shown["sessions"] for key in each},
@@ -582,7 +583,8 @@ def test_the_document_has_each_key(state: Path, tpm12: Path, run: Command) -> No
     assert of_12.keys() == shown.keys()
     for parts in ("objects", "sessions"):
         assert of_12[parts][0].keys() == shown[parts][0].keys()
-    assert of_12["nv"]["indices"][0].keys() == shown["nv"]["indices"][0].keys()
+    for parts in ("indices", "entries"):
+        assert of_12["nv"][parts][0].keys() == shown["nv"][parts][0].keys()
 
 
 def test_the_document_has_each_kind() -> None:

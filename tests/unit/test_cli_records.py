@@ -14,11 +14,13 @@ from tests.support import states
 from tests.support.cli_run import QuietRun
 from tests.support.documents import DOCS, tables
 from tests.support.journal import write_journal
+from tests.support.page import Page
 from tests.unit.test_cli_inspect import IDENTITY, KEY, content, key_file
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.errors import VtpmdError
-from vtpmd.inspect.containers import open_source
+from vtpmd.inspect.containers import open_with_history
+from vtpmd.inspect.html.state import state_page
 from vtpmd.inspect.overview import inspect, overview
 from vtpmd.inspect.screen import RECORDS, screen
 from vtpmd.inspect.secrets import Secrets
@@ -245,12 +247,14 @@ def test_an_altered_one_is_shown_or_refused_in_a_line(
     path: Path = tmp_path_factory.getbasetemp() / "altered-record"
     path.write_bytes(changed)
     try:
-        found = inspect(open_source(path, None))
+        found = inspect(open_with_history(path, None)[0])
     except VtpmdError as error:
         assert len(str(error).splitlines()) == 1
         return
     secrets = Secrets(found.parts)
-    lines = screen(overview(found, secrets))
+    known = overview(found, secrets)
+    Page(state_page(known, None, ""))
+    lines = screen(known)
     for decoded in found.parts:
         lines += tree_lines(decoded.root, secrets)
         at = 0

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtpmd.cli import at_rest, export_options
+from vtpmd.cli import at_rest, export_options, new_file
 from vtpmd.errors import UsageError, VtpmdError
 
 if TYPE_CHECKING:
     from vtpmd.store.export_seal import Header
     from vtpmd.store.exporting import Taken
 
-FILE_MODE = 0o600
 SEALINGS = {
     "key": "sealed with a key",
     "age": "sealed with age",
@@ -53,10 +51,6 @@ exit status:
 """
 
 
-class CannotWrite(VtpmdError):
-    """The export cannot be written; there is none."""
-
-
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser(
@@ -89,8 +83,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.out is None and sys.stdout.isatty():
         raise UsageError("an export is not for a terminal: write it to a file, or give --out PATH")
-    if options.out is not None and os.path.lexists(options.out):
-        raise UsageError(f"{options.out} is there already: give another name, or remove it")
+    if options.out is not None:
+        new_file.check_is_new(options.out)
     forbid_core_dumps()
     path = options.path if options.manage is None else _directory_of(options.manage)
     with ExitStack() as stack:
@@ -101,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None:
         _write_out(content)
     else:
-        _make(options.out, content)
+        new_file.make(options.out, content)
     _report(options, path, taken, header, len(content))
     return 0
 
@@ -124,27 +118,9 @@ def _write_out(content: bytes) -> None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise CannotWrite(f"cannot write the export: {error.strerror}; try again") from error
-
-
-def _make(path: Path, content: bytes) -> None:
-    """Make a file, durably. Raises CannotWrite; then it is not there."""
-    from vtpmd.store.directory import sync_directory
-
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, FILE_MODE)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
-            sync_directory(path.parent)
-        except OSError:
-            path.unlink()
-            raise
-    except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror}; give another place") from error
+        raise new_file.CannotWrite(
+            f"cannot write the export: {error.strerror}; try again"
+        ) from error
 
 
 def _report(

@@ -7,10 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from vtpmd.cli import state_at
+from vtpmd.cli import new_file, page, state_at
 from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
+    from vtpmd.inspect.directories import History
     from vtpmd.inspect.overview import Inspected
     from vtpmd.inspect.secrets import Secrets
     from vtpmd.inspect.tree import Node
@@ -26,6 +27,7 @@ example:
   vtpmd inspect /srv/web1-tpm --tree
   vtpmd inspect web1.blob --json
   vtpmd inspect /srv/web1-tpm --section user-nvram
+  vtpmd inspect /srv/web1-tpm --html web1.html
 
   What is at a path is found out by what is in it: a state directory, with its journal, whether it
   is served or not; a state file or state blob of swtpm's; a linear file; a state as libtpms
@@ -37,10 +39,14 @@ example:
   shown as their length and a fingerprint: equal ones of one TPM have the same. --show-secrets
   shows them. JSON's keys are in docs/inspect.md.
 
+  --html makes a page of it, for a browser: a map of NV memory, PCRs, objects, and of a directory
+  its history, as vtpmd log has it. The page is one file that needs no other, fetches nothing and
+  runs nothing. The file is made anew, and never replaced; only who owns it may read it.
+
 exit status:
   0   it was shown, and all of it is decoded
-  1   it cannot be read
-  2   the command line was wrong, or there is no such section
+  1   it cannot be read, or the page cannot be written
+  2   the command line was wrong, there is no such section, or the page's file is there already
   4   the state is encrypted and --key is missing or wrong, or --key is given and it is not
   5   something is damaged; what could be decoded was shown, then what is wrong, from the first on
   8   nothing is wrong, but a later libtpms has written it; what is known was shown
@@ -61,6 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--tree", action="store_true", help="show every byte, with its place")
     how.add_argument("--json", action="store_true", help="print all of it as JSON")
+    page.add_argument(how)
     parser.add_argument(
         "--section", metavar="NAME", help="show this part of the tree, such as user-nvram"
     )
@@ -73,13 +80,18 @@ def run(options: argparse.Namespace) -> int:
     from vtpmd.inspect.overview import inspect
     from vtpmd.inspect.secrets import Secrets
 
-    found = inspect(state_at.opened(options.path, options, options.at))
+    if options.html is not None:
+        _check_page(options)
+    source, history = state_at.opened_with_history(options.path, options, options.at)
+    found = inspect(source)
     if options.show_secrets:
         warning = "secrets follow: who reads them can be this TPM"
         print(f"vtpmd: warning: {warning}", file=sys.stderr)
     secrets = Secrets(found.parts, are_shown=options.show_secrets)
     if options.section is not None:
         _show_section(options, found, secrets)
+    elif options.html is not None:
+        _make_page(options, found, secrets, history)
     elif options.json:
         print(json.dumps(_all_of(found, secrets)))
     elif options.tree:
@@ -87,6 +99,28 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show_screen(found, secrets)
     return _status(found)
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """Raise UsageError for a page that cannot be made."""
+    if options.section is not None:
+        raise UsageError("a page has all sections: leave out --section, or --html")
+    new_file.check_is_new(options.html)
+
+
+def _make_page(
+    options: argparse.Namespace, found: Inspected, secrets: Secrets, history: History | None
+) -> None:
+    """Make the page. Raises CannotWrite or UsageError."""
+    from vtpmd.inspect.history import commits
+    from vtpmd.inspect.html.state import state_page
+    from vtpmd.inspect.html.timeline import COMMITS_MAX
+    from vtpmd.inspect.overview import overview
+
+    told = None if history is None else list(commits(history, COMMITS_MAX))
+    known = overview(found, secrets)
+    content = state_page(known, told, page.now(), has_secrets=options.show_secrets)
+    page.make(options.html, content)
 
 
 def _all_of(found: Inspected, secrets: Secrets) -> dict[str, Any]:

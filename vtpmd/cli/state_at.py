@@ -11,6 +11,7 @@ from vtpmd.cli import at_rest
 if TYPE_CHECKING:
     import argparse
 
+    from vtpmd.inspect.directories import History
     from vtpmd.inspect.source import Source
     from vtpmd.store.export_seal import Seal
 
@@ -64,12 +65,19 @@ def opened(
 
     Raises VtpmdError.
     """
+    return opened_with_history(path, options, at, seal)[0]
+
+
+def opened_with_history(
+    path: Path, options: argparse.Namespace, at: int | None = None, seal: Seal = None
+) -> tuple[Source, History | None]:
+    """Return the state at a path, as ``opened``, and of a directory what led there."""
     from vtpmd.core import forbid_core_dumps
-    from vtpmd.inspect.containers import open_source
+    from vtpmd.inspect.containers import open_with_history
 
     forbid_core_dumps()
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
         snapshot = getattr(options, "snapshot", None)  # of vtpmd diff it is the last
-        return open_source(path, key, migration_key, at, snapshot, seal)
+        return open_with_history(path, key, migration_key, at, snapshot, seal)

@@ -13,7 +13,7 @@
     difference, history   what a state has that another has not, or the one before it
     overview, contents, certificates   what a person or a program wants to know of all that
     secrets      what is shown in a secret's place
-    screen, tree_text, report_json   the ways to show it
+    screen, tree_text, report_json, html/   the ways to show it
     verification   whether it is right
 
 A vTPM's start imports none of it.

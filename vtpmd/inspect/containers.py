@@ -56,24 +56,30 @@ HINTS: Final = {
 OTHER_STATE: Final = f"in swtpm's format, and {NOTHING_KNOWN}"
 
 
-def open_source(
+def open_with_history(
     path: Path,
     key: Key | None,
     migration_key: Key | None = None,
     at: int | None = None,
     snapshot: str | None = None,
     seal: Seal = None,
-) -> Source:
+) -> tuple[Source, History | None]:
     """Return what is at a path, now or as it was at a generation, or in a disk image's snapshot.
 
-    An export is opened with ``seal``, without one with the key. What is damaged is told among its
-    problems, as far as there is a state nevertheless. Raises NotAState, StateKeyError where a key
-    is missing or wrong, NoGeneration, VtpmdError or OSError.
+    Of a state directory there is its history, too. An export is opened with ``seal``, without one
+    with the key. What is damaged is told among the source's problems, as far as there is a state
+    nevertheless. Raises NotAState, StateKeyError where a key is missing or wrong, NoGeneration,
+    VtpmdError or OSError.
     """
     if path.is_dir():
         history = _history(path, key)
-        return history.source if at is None else source_at(history, at)
+        return (history.source if at is None else source_at(history, at)), history
     source = _file_source(path, key, migration_key, snapshot, seal or key)
+    return _checked(path, source, at, snapshot), None
+
+
+def _checked(path: Path, source: Source, at: int | None, snapshot: str | None) -> Source:
+    """Return what is in a file, if it is what was asked for. Raises NotAState or NoGeneration."""
     if snapshot is not None and source.snapshot is None:
         raise not_a_state(path, f"no disk image of QEMU's, and has no snapshot {snapshot!r}")
     if at is not None and at != source.generation:
@@ -83,7 +89,7 @@ def open_source(
 
 
 def open_history(path: Path, key: Key | None) -> History:
-    """Return a state directory's history. Raises as open_source."""
+    """Return a state directory's history. Raises as open_with_history."""
     if not path.is_dir():
         raise NotAState(f"cannot tell the history of {path}: it is no state directory; give one")
     return _history(path, key)

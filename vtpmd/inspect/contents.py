@@ -31,6 +31,22 @@ def entries(permanent: Node, kind: int) -> Iterator[Node]:
             yield entry
 
 
+def memory_map(memory: Node) -> list[dict[str, Any]]:
+    """Return what lies where in NV memory: entries have no gap between them, what is free is last.
+
+    An entry begins where the one before it ends (libtpms' USER_NVRAM_Marshal(), NVMarshal.c).
+    """
+    found: list[dict[str, Any]] = []
+    offset = 0
+    listed = memory.find("entries")
+    for entry in listed.children if listed is not None else ():
+        n_bytes = entry.number("entry-bytes")
+        if n_bytes is not None:
+            found.append({"what": entry.name, "offset": offset, "bytes": n_bytes})
+            offset += n_bytes
+    return found
+
+
 def nv_indices(permanent: Node, secrets: Secrets) -> list[dict[str, Any]]:
     """Return the NV indices."""
     return [_nv_index(permanent, entry, secrets) for entry in entries(permanent, HT_NV_INDEX)]

@@ -99,7 +99,7 @@ def overview(found: Inspected, secrets: Secrets) -> dict[str, Any]:
 def _of_a_tpm_2(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     """Return each key. Of a TPM 1.2, which has none of these parts, that is what its files say."""
     return {
-        **_container(found.source),
+        **container(found.source),
         "states": {kind.name.lower(): _state(each) for kind, each in found.states.items()},
         "profile": _profile(found.permanent),
         "hierarchies": {name: _hierarchy(found, name, secrets) for name in HIERARCHIES},
@@ -121,7 +121,8 @@ def _of_a_tpm_2(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     }
 
 
-def _container(source: Source) -> dict[str, Any]:
+def container(source: Source) -> dict[str, Any]:
+    """Return what is known of what a TPM's states are in."""
     record = source.record
     return {
         "path": source.path,
@@ -232,6 +233,7 @@ def _nv(found: Inspected, secrets: Secrets) -> dict[str, Any]:
     return {
         "bytes": memory.number("memory-bytes"),
         "used-bytes": _used_bytes(memory),
+        "entries": contents.memory_map(memory),
         "indices": contents.nv_indices(found.permanent, secrets),
     }
 

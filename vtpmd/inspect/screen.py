@@ -10,6 +10,9 @@ from vtpmd.inspect.certificates import printable
 INDICES_SHOWN: Final = 60  # JSON has all of them
 LABEL_WIDTH: Final = 14
 ITEMS_SHOWN: Final = 60  # of a list
+AUTHORISATIONS: Final = {None: "-", True: "set", False: "empty"}
+ENABLED: Final = {None: "-", True: "on", False: "off"}
+OTHER_PCRS: Final = "all others are zeros, or ones where they begin so"
 RECORDS: Final = {
     "journal": "a journal of vtpmd's: what was committed since a checkpoint",
     "delta-record": "a delta record of vtpmd's: it says what has changed between two generations",
@@ -20,7 +23,7 @@ RECORDS: Final = {
 
 def screen(known: dict[str, Any]) -> list[str]:
     """Return the lines, of what ``overview`` has told."""
-    lines = [_title(known), *_identity(known)]
+    lines = [f"{known['path']}: {container_words(known)}", *_identity(known)]
     if known["record"] is not None:
         return [*lines, *_record(known), "", *_decoded(known)]
     for make in (_hierarchies, _tpm12, _lockout, _clock, _pcrs, _nv, _objects, _sessions):
@@ -30,7 +33,8 @@ def screen(known: dict[str, Any]) -> list[str]:
     return [*lines, "", *_decoded(known)]
 
 
-def _title(known: dict[str, Any]) -> str:
+def container_words(known: dict[str, Any]) -> str:
+    """Return what a TPM's states are in, in words for a person."""
     kinds = {"directory": "a state directory", "linear-file": "a linear file"}
     kinds["export"] = "an export"
     kinds["migration-stream"] = "a migration stream of QEMU's"
@@ -38,10 +42,10 @@ def _title(known: dict[str, Any]) -> str:
     kinds["snapshot"] = f"the snapshot {snapshot} in a disk image of QEMU's"
     wrapped = {"file": "a state file", "blob": "a state blob", "state": "a state of libtpms'"}
     if known["record"] is not None:
-        return f"{known['path']}: {RECORDS[known['kind']]}"
+        return RECORDS[known["kind"]]
     what = (kinds | wrapped)[known["kind"]]
     encrypted = ", encrypted" if known["encrypted"] else ""
-    return f"{known['path']}: {what}{encrypted}, of a TPM {known['tpm']}"
+    return f"{what}{encrypted}, of a TPM {known['tpm']}"
 
 
 def _label(name: str, text: str) -> str:
@@ -89,9 +93,9 @@ def _hierarchies(known: dict[str, Any]) -> Iterator[str]:
         return
     yield from ("", "hierarchy    authorisation  policy     state    seed")
     for name, each in known["hierarchies"].items():
-        auth = {None: "-", True: "set", False: "empty"}[each["auth-set"]]
+        auth = AUTHORISATIONS[each["auth-set"]]
         policy = each["policy-algorithm"] or "-"
-        enabled = {None: "-", True: "on", False: "off"}[each["enabled"]]
+        enabled = ENABLED[each["enabled"]]
         seed = (each["seed"] or {}).get("fingerprint", "-")
         yield f"{name:<12} {auth:<14} {policy:<10} {enabled:<8} {seed}"
     yield ""
@@ -114,31 +118,44 @@ def _tpm12(known: dict[str, Any]) -> Iterator[str]:
 
 
 def _lockout(known: dict[str, Any]) -> Iterator[str]:
-    lockout = known["lockout"]
-    if lockout["failed-tries"] is not None:
-        tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
-        words = {None: "locked out for a time", True: "locked out", False: "not locked out"}
-        state = words[lockout["locked-out"]]
-        if lockout["recovery-time-s"] is None:
-            yield _label("lockout", f"{state}: {tries}")
-            return
-        times = (
-            f"one is forgotten in {lockout['recovery-time-s']} s, "
-            f"the lockout authorisation recovers in {lockout['lockout-recovery-s']} s"
-        )
-        yield _label("lockout", f"{state}: {tries}; {times}")
+    words = lockout_words(known["lockout"])
+    if words:
+        yield _label("lockout", words)
+
+
+def lockout_words(lockout: dict[str, Any]) -> str:
+    """Return how near to lockout a TPM is, in words for a person; none where that is not known."""
+    if lockout["failed-tries"] is None:
+        return ""
+    tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
+    words = {None: "locked out for a time", True: "locked out", False: "not locked out"}
+    state = words[lockout["locked-out"]]
+    if lockout["recovery-time-s"] is None:
+        return f"{state}: {tries}"
+    times = (
+        f"one is forgotten in {lockout['recovery-time-s']} s, "
+        f"the lockout authorisation recovers in {lockout['lockout-recovery-s']} s"
+    )
+    return f"{state}: {tries}; {times}"
 
 
 def _clock(known: dict[str, Any]) -> Iterator[str]:
-    clock = known["clock"]
-    if clock["clock-ms"] is not None:
-        safe = "safe" if clock["safe"] else "not safe"
-        names = ("resets", "restarts")
-        counts = [(clock[f"{name[:-1]}-count"], name) for name in names]
-        words = [f", {count} {name}" for count, name in counts if count is not None]
-        yield _label("clock", f"{clock['clock-ms']} ms, {safe}{''.join(words)}")
-    if clock["shutdown"]:
-        yield _label("shutdown", clock["shutdown"])
+    words = clock_words(known["clock"])
+    if words:
+        yield _label("clock", words)
+    if known["clock"]["shutdown"]:
+        yield _label("shutdown", known["clock"]["shutdown"])
+
+
+def clock_words(clock: dict[str, Any]) -> str:
+    """Return what a TPM's clock says, in words for a person; none where that is not known."""
+    if clock["clock-ms"] is None:
+        return ""
+    safe = "safe" if clock["safe"] else "not safe"
+    names = ("resets", "restarts")
+    counts = [(clock[f"{name[:-1]}-count"], name) for name in names]
+    words = [f", {count} {name}" for count, name in counts if count is not None]
+    return f"{clock['clock-ms']} ms, {safe}{''.join(words)}"
 
 
 def _pcrs(known: dict[str, Any]) -> Iterator[str]:
@@ -147,10 +164,15 @@ def _pcrs(known: dict[str, Any]) -> Iterator[str]:
         yield from ("", _label("PCR banks", ", ".join(pcrs["banks"])))
     for bank, values in pcrs["values"].items():
         for number, value in values.items():
-            if value.strip("0") and value.strip("f"):
+            if is_told(value):
                 yield f"  {bank:<8} {number:>2}  {value}"
     if pcrs["values"]:
-        yield "  all others are zeros, or ones where they begin so"
+        yield f"  {OTHER_PCRS}"
+
+
+def is_told(pcr: str) -> bool:
+    """Return whether a PCR's value says something: not where it is as it began."""
+    return bool(pcr.strip("0") and pcr.strip("f"))
 
 
 def _nv(known: dict[str, Any]) -> Iterator[str]:
@@ -169,12 +191,13 @@ def _nv(known: dict[str, Any]) -> Iterator[str]:
         auth = "set" if each["auth-set"] else "empty"
         policy = "yes" if each["policy"] else "-"
         line = f"  {each['handle']}  {each['type']:<9} {each['bytes']:>5}  {auth:<6} {policy:<7} "
-        yield (line + _nv_words(each, says_written=known["tpm12"] is None)).rstrip()
+        yield (line + index_words(each, says_written=known["tpm12"] is None)).rstrip()
     if len(indices) > INDICES_SHOWN:
         yield f"  and {len(indices) - INDICES_SHOWN} more: --json"
 
 
-def _nv_words(index: dict[str, Any], *, says_written: bool) -> str:
+def index_words(index: dict[str, Any], *, says_written: bool) -> str:
+    """Return what is to be said of an index, in words for a person."""
     if index["certificate"] is not None:
         return f"certificate: {index['certificate']['subject'] or index['certificate']['issuer']}"
     return "" if "WRITTEN" in index["attributes"] or not says_written else "not written yet"

@@ -40,6 +40,7 @@ class Trees:
     def __init__(self, found: Inspected) -> None:
         decoded = found.states.get(StateType.SAVESTATE)
         permanent = found.permanent.find("permanent-all") or NOTHING
+        self.permanent = permanent
         self.data = permanent.find("permanent-data") or NOTHING
         self.flags = permanent.number("permanent-flags", "flags")
         self.evict_keys = permanent.find("owner-evict-keys", "keys") or NOTHING
@@ -97,8 +98,22 @@ def _nv(trees: Trees, secrets: Secrets) -> dict[str, Any]:
     return {
         "bytes": trees.memory.number("parameters", "nv-bytes-max"),
         "used-bytes": trees.n_bytes,
+        "entries": _memory_map(trees),
         "indices": [_index(entry, secrets) for entry in nv_entries(trees.nv)],
     }
+
+
+def _memory_map(trees: Trees) -> list[dict[str, Any]]:
+    """Return what lies where in the permanent state, which is all of a TPM 1.2's memory."""
+    found: list[dict[str, Any]] = []
+    for part in trees.permanent.children:
+        entries = list(nv_entries(part)) if part is trees.nv else [part]
+        found += [
+            {"what": each.name, "offset": each.offset, "bytes": each.length}
+            for each in entries
+            if each.children
+        ]
+    return found
 
 
 def nv_entries(nv: Node) -> Iterator[Node]:

@@ -1,0 +1,98 @@
+"""A vTPM's history: its commits in their order, by what each has changed, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from xml.etree.ElementTree import Element
+
+from vtpmd.inspect.difference import Change
+from vtpmd.inspect.history import Commit
+from vtpmd.inspect.html.elements import Child, Column, element, mark, part, table
+
+COMMITS_MAX: Final = 256  # that a page has, the last ones: a journal may have some thousand
+CHANGES_MAX: Final = 16  # of a commit that are told
+ROW_COMMITS: Final = 48  # beside each other: the stylesheet has that number, too
+NOTHING: Final = "nothing"
+UNTOLD: Final = "untold"
+COLUMNS: Final = (
+    *(Column("generation", "number"), Column("bytes", "number")),
+    *(Column("of", "kinds"), Column("what it changed", "rest")),
+)
+Numbered = tuple[int, Commit]
+
+
+def timeline(commits: Sequence[Commit], generation: int | None) -> Element:
+    """Return the part: of a directory, of which the page shows a generation."""
+    told = [(number, each) for number, each in enumerate(commits) if not each.is_checkpoint]
+    kinds = sorted({kind for _, each in told for kind in _kinds(each.changes)})
+    rows = [(_id(number), _row(each, generation)) for number, each in enumerate(commits)]
+    return part(
+        "history",
+        "History",
+        element("p", _summary(len(told), is_cut=len(commits) == COMMITS_MAX)),
+        *(_lanes(told[at : at + ROW_COMMITS], kinds) for at in range(0, len(told), ROW_COMMITS)),
+        table("Commits", COLUMNS, rows),
+    )
+
+
+def _summary(n_commits: int, *, is_cut: bool) -> str:
+    if is_cut:
+        return f"The last {COMMITS_MAX} generations; vtpmd log has all of them."
+    if not n_commits:
+        return "There is a checkpoint alone: a journal is folded when a vTPM stops."
+    return f"{n_commits} commits since the checkpoint, in their order: no journal says when."
+
+
+def _id(number: int) -> str:
+    return f"commit-{number}"
+
+
+def _kinds(changes: list[Change] | None) -> list[str]:
+    """Return what a commit has changed, by part."""
+    if changes is None:
+        return [UNTOLD]
+    return sorted({change.part for change in changes}) or [NOTHING]
+
+
+def _name(commit: Commit) -> str:
+    return "-" if commit.generation is None else str(commit.generation)
+
+
+def _lanes(commits: Sequence[Numbered], kinds: Sequence[str]) -> Element:
+    """Return commits beside each other, with a lane for each part of a TPM."""
+    first, last = _name(commits[0][1]), _name(commits[-1][1])
+    return element(
+        "figure",
+        element("figcaption", f"generations {first} to {last}"),
+        element("ul", *(element("li", kind) for kind in kinds), aria_hidden="true"),
+        element("ol", *(_column(each, kinds) for each in commits)),
+        class_="lanes",
+    )
+
+
+def _column(numbered: Numbered, kinds: Sequence[str]) -> Element:
+    number, commit = numbered
+    changed = _kinds(commit.changes)
+    says = f"generation {_name(commit)}: {', '.join(changed)}"
+    signs = [element("span", class_=f"kind {kind}" if kind in changed else None) for kind in kinds]
+    return element("li", element("a", *signs, href=f"#{_id(number)}", title=says, aria_label=says))
+
+
+def _row(commit: Commit, generation: int | None) -> tuple[Child, ...]:
+    is_here = generation is not None and commit.generation == generation
+    kinds = [] if commit.is_checkpoint else _kinds(commit.changes)
+    return (
+        element("span", mark("this page") if is_here else None, _name(commit)),
+        f"{commit.journal_bytes:,}",
+        element("span", *(mark(kind, f"kind {kind}") for kind in kinds)) if kinds else None,
+        _lines(commit.lines()),
+    )
+
+
+def _lines(texts: Sequence[str]) -> Element:
+    """Return lines, CHANGES_MAX at most."""
+    items = [element("li", text) for text in texts[:CHANGES_MAX]]
+    if len(texts) > CHANGES_MAX:
+        items.append(element("li", f"and {len(texts) - CHANGES_MAX:,} more: vtpmd log --json"))
+    return element("ul", *items, class_="lines")
