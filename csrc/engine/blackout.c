@@ -410,10 +410,11 @@ TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *bef
 }
 
 /* While INIT waits, the lane is that thread's: of two that wait for a frame the one that does not
- * need it may be first, and would not wake the other. */
+ * need it may be first, and would not wake the other. And what is granted is heard once the TPM is
+ * there. */
 static bool is_lane_in_use(const struct blackout *blackout)
 {
-    return blackout->state == HANDOVER_WAITING;
+    return blackout->state == HANDOVER_WAITING || blackout->state == HANDOVER_STARTING;
 }
 
 int blackout_lane_fd(struct blackout *blackout)
@@ -531,7 +532,7 @@ bool blackout_give_tail(struct blackout *blackout, struct message *answer)
     return true;
 }
 
-/* Have the TPM on standby be what the tail ends at. Returns 0 or an enum link_tail. */
+/* Have what has come be what the tail ends at. Returns 0 or an enum link_tail. */
 static int follow(struct blackout *blackout, const uint8_t *bytes, size_t n_bytes)
 {
     cleanup(tail_deinit) struct tail tail = {0};
@@ -544,7 +545,7 @@ static int follow(struct blackout *blackout, const uint8_t *bytes, size_t n_byte
         return LINK_TAIL_NOT_NEXT;
     blackout->digests = incoming->digests;
     blackout->told = (struct link_handover){
-        .start_us = incoming->start_us,
+        .start_us = incoming->is_held ? incoming->start_us : 0,
         .permanent_generation = tail.permanent_to,
         .volatile_generation = tail.volatile_to,
     };
@@ -565,6 +566,20 @@ int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t ta
     blackout->told.apply_us = us_since(began_ns);
     take(blackout, HANDOVER_TAIL);
     return 0;
+}
+
+void blackout_start_tail(struct blackout *blackout)
+{
+    locked(blackout);
+    if (blackout->state != HANDOVER_STARTING)
+        return;
+    TPM_RESULT result = incoming_start(&blackout->incoming, blackout->tpm);
+    if (result != TPM_SUCCESS)
+        error_report("the tail is refused: libtpms does not start from it (%#x); the guest goes on "
+                     "at the source: migrate again",
+                     result);
+    blackout->told.start_us = blackout->incoming.start_us;
+    take(blackout, result == TPM_SUCCESS ? HANDOVER_READY : HANDOVER_NOT_READY);
 }
 
 /* Wait for the other engine's word, here rather than in the link's thread, which would have to wake

@@ -115,9 +115,14 @@ bool blackout_is_armed(struct blackout *blackout);
 /* Put the tail into `answer`, which is MESSAGE_NONE. Returns false if there is none to give. */
 bool blackout_give_tail(struct blackout *blackout, struct message *answer);
 
-/* Take the tail of the session that has the lane: the TPM is on standby then, from what that ends
- * at. Returns 0, or why it is of no use: enum link_tail. */
+/* Take the tail of the session that has the lane, and ask for the vTPM. Returns 0, or why the tail
+ * is of no use: enum link_tail. */
 int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t tail_bytes);
+
+/* Have the TPM be on standby from what a tail that was taken ends at, or end the session; nothing
+ * where none was. Of a tail that continues what libtpms took libtpms hardly ever refuses the end:
+ * so QEMU, and the source, need not wait for that. */
+void blackout_start_tail(struct blackout *blackout);
 
 /* Wait for the Grant. Returns false if no tail was taken: it is not for the blackout to say. Else
  * `*result` is INIT's. */

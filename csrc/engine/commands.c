@@ -677,6 +677,8 @@ void commands_answered(struct commands *commands)
 {
     bool runs = tpm_is_running(commands->tpm);
 
+    if (commands->number == CONTROL_SET_STATEBLOB)
+        blackout_start_tail(commands->blackout);
     free_answer(commands);
     if (runs != commands->told_running)
         asker_tell(commands->asker, LINK_TELL_RUNNING, runs, NULL, 0);

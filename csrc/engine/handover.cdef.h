@@ -10,8 +10,10 @@ enum handover_state {
     HANDOVER_FROZEN,   /* source: the tail is QEMU's; the destination has not asked for the vTPM */
     HANDOVER_RETIRING, /* source: it has; the TPM is fenced if nothing ran since */
     HANDOVER_GRANTED,  /* source: fenced; the vTPM is the destination's, or may be */
-    HANDOVER_TAKING,   /* destination: QEMU has brought the tail, and the TPM is on standby from it;
-                          the source has not granted the vTPM yet */
+    HANDOVER_STARTING, /* destination: QEMU has brought the tail, and the source is asked for the
+                          vTPM; the TPM is not on standby from it yet */
+    HANDOVER_TAKING,   /* destination: it is; the source has not granted the vTPM, or that is not
+                          heard yet */
     HANDOVER_WAITING,  /* destination: as TAKING, and QEMU's INIT waits */
     HANDOVER_ENTITLED, /* destination: granted; QEMU has not sent INIT yet */
     HANDOVER_STARTED,  /* destination: granted, and INIT is answered; vtpmd is to admit the TPM */
@@ -28,17 +30,19 @@ enum handover_event {
     /* Of QEMU. */
     HANDOVER_ASKED, /* it asks for the permanent state; nothing ran since the tail was made */
     HANDOVER_RUNS,  /* its guest runs here, or something ran since */
-    HANDOVER_TAIL,  /* it has brought the session's tail, and the TPM is on standby from it */
+    HANDOVER_TAIL,  /* it has brought the session's tail, which continues what has come */
     HANDOVER_INIT,  /* it starts the TPM of a guest that came */
     /* Of the lane. */
-    HANDOVER_TAKE,       /* the destination has started from what was offered */
-    HANDOVER_TAKE_OTHER, /* it has started from something else */
+    HANDOVER_TAKE,       /* the destination starts from what was offered */
+    HANDOVER_TAKE_OTHER, /* it starts from something else */
     HANDOVER_GRANT,
     HANDOVER_END,  /* the other side has ended the session */
     HANDOVER_LOST, /* the lane broke, or said what it must not */
     /* Of what was done. */
     HANDOVER_RETIRED,
     HANDOVER_NOT_RETIRED, /* something ran */
+    HANDOVER_READY,       /* the TPM is on standby from the tail */
+    HANDOVER_NOT_READY,   /* libtpms refuses it */
     HANDOVER_TIMED_OUT,   /* INIT has waited long enough */
 };
 

@@ -34,6 +34,14 @@ static bool part_saved(struct nvram_states *states)
     return true;
 }
 
+static void note(struct incoming *incoming, const struct nvram_states *states,
+                 enum link_shutdown said)
+{
+    memcpy(incoming->digests.permanent_digest, states->permanent_digest, DIGEST_BYTES);
+    memcpy(incoming->digests.volatile_digest, states->volatile_digest, DIGEST_BYTES);
+    incoming->said = said;
+}
+
 static TPM_RESULT stand_by(struct incoming *incoming, struct tpm *tpm,
                            const struct nvram_states *states, enum link_shutdown said)
 {
@@ -42,12 +50,17 @@ static TPM_RESULT stand_by(struct incoming *incoming, struct tpm *tpm,
     TPM_RESULT result = tpm_init_standby(tpm, said, states);
     if (result != TPM_SUCCESS)
         return result;
-    memcpy(incoming->digests.permanent_digest, states->permanent_digest, DIGEST_BYTES);
-    memcpy(incoming->digests.volatile_digest, states->volatile_digest, DIGEST_BYTES);
-    incoming->said = said;
+    note(incoming, states, said);
     incoming->start_us = (uint32_t)((clock_ns() - began_ns) / NS_PER_US);
     incoming->is_held = true;
     return TPM_SUCCESS;
+}
+
+/* Returns false if there are no two states, or a TPM 1.2's is none. */
+static bool get_states(const struct incoming *incoming, struct nvram_states *states)
+{
+    return staged_get(&incoming->staged, states) == 0 &&
+           (version_now()->has_shutdown || part_saved(states));
 }
 
 static TPM_RESULT start(struct incoming *incoming, struct tpm *tpm, const enum link_shutdown *said)
@@ -55,8 +68,7 @@ static TPM_RESULT start(struct incoming *incoming, struct tpm *tpm, const enum l
     struct nvram_states states;
 
     incoming->is_held = false;
-    int r = staged_get(&incoming->staged, &states);
-    if (r < 0 || (!version_now()->has_shutdown && !part_saved(&states)))
+    if (!get_states(incoming, &states))
         return TPM_BAD_PARAMETER;
     return said ? stand_by(incoming, tpm, &states, *said) : set_both_states(tpm, &states);
 }
@@ -116,8 +128,22 @@ TPM_RESULT incoming_follow(struct incoming *incoming, struct tpm *tpm, const str
         return TPM_SUCCESS;
     if (is_on(tpm, false) || !tail_is_consistent(tail))
         return TPM_BAD_ORDINAL;
+    struct nvram_states states;
     int r = is_there ? 0 : take_records(&incoming->staged, tail);
-    return r < 0 ? result_of(r) : start(incoming, tpm, &said);
+    if (r < 0)
+        return result_of(r);
+    incoming->is_held = false;
+    if (!get_states(incoming, &states))
+        return TPM_BAD_PARAMETER;
+    note(incoming, &states, said);
+    return TPM_SUCCESS;
+}
+
+TPM_RESULT incoming_start(struct incoming *incoming, struct tpm *tpm)
+{
+    enum link_shutdown said = incoming->said;
+
+    return incoming->is_held ? TPM_SUCCESS : start(incoming, tpm, &said);
 }
 
 void incoming_deinit(struct incoming *incoming)

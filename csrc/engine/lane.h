@@ -23,7 +23,7 @@ enum {
 
 enum lane_kind {
     LANE_HELLO = 1,  /* the first one each way, and no other: the other side has the key */
-    LANE_TAKE = 2,   /* the destination has started the state; digests, apply_us, start_us */
+    LANE_TAKE = 2,   /* the destination starts the state, or has; digests, apply_us, start_us */
     LANE_GRANT = 3,  /* the source serves no more */
     LANE_REFUSE = 4, /* no: reason */
     LANE_GO_ON = 5,  /* the guest goes on at the source */

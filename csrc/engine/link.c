@@ -180,7 +180,7 @@ static TPM_RESULT do_capture(struct link *link, struct message *request, struct 
     uint32_t how = request->header.argument;
     struct blackout_captured captured;
 
-    if (how & ~(LINK_CAPTURING_STOPPED | LINK_CAPTURING_OFFERS))
+    if (how & ~(LINK_CAPTURING_STOPPED | LINK_CAPTURING_OFFERS | LINK_CAPTURING_RECORDED))
         return TPM_BAD_PARAMETER;
     struct link_digests *digests = calloc(1, sizeof(*digests));
     if (!digests)
@@ -197,6 +197,8 @@ static TPM_RESULT do_capture(struct link *link, struct message *request, struct 
                                 (request->header.payload_bytes > 0 ? LINK_CAPTURE_RECORDS : 0) |
                                 captured.said << LINK_SAID_SHIFT;
     if (captured.is_offered) {
+        if (how & LINK_CAPTURING_RECORDED)
+            blackout_say(link->blackout, HANDOVER_RECORDED);
         asker_settle(link->asker, LINK_ASK_STATE);
         *digests = captured.digests;
         response->header.payload_bytes = sizeof(*digests);

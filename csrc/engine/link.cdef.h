@@ -208,6 +208,8 @@ enum link_capturing {
     LINK_CAPTURING_OFFERS = 2,  /* QEMU gets the tail that makes it of the base (LINK_KEEP_BASE),
                                    for a second without a question, while nothing runs; if there is
                                    a base, and that may be */
+    LINK_CAPTURING_RECORDED = 4, /* the owner record says offered, durably, since before: the vTPM
+                                    may be granted of what is offered now */
 };
 
 /* What it answers. */

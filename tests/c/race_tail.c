@@ -56,6 +56,7 @@ static void *take_tail(void *unused)
     pthread_barrier_wait(&barrier);
     wait_ns(tail.delay_ns);
     tail.is_taken = blackout_take_tail(blackout, tail.bytes.bytes, tail.bytes.n_bytes) == 0;
+    blackout_start_tail(blackout);
     return NULL;
 }
 

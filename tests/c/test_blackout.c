@@ -210,6 +210,14 @@ static bool do_tail(void)
     return is_taken;
 }
 
+static bool do_start(void)
+{
+    bool is_its_turn = blackout_state(blackout) == HANDOVER_STARTING;
+
+    blackout_start_tail(blackout);
+    return is_its_turn;
+}
+
 static bool do_init(void)
 {
     TPM_RESULT result;
@@ -310,8 +318,10 @@ static void enter_as_destination(enum handover_state state)
         begin(false);
     }
     stage();
-    if (state >= HANDOVER_TAKING)
+    if (state >= HANDOVER_STARTING)
         assert_true(do_tail());
+    if (state >= HANDOVER_TAKING)
+        assert_true(do_start());
     if (state >= HANDOVER_ENTITLED)
         do_grant();
     if (state == HANDOVER_STARTED)
@@ -343,6 +353,7 @@ static const struct deed deeds[] = {
     {HANDOVER_ASKED, do_ask, false},
     {HANDOVER_RUNS, do_run, false},
     {HANDOVER_TAIL, do_tail, false},
+    {HANDOVER_READY, do_start, false},
     {HANDOVER_INIT, do_init, false},
     {HANDOVER_TAKE, do_take, true},
     {HANDOVER_TAKE_OTHER, do_take_other, true},
@@ -366,6 +377,8 @@ static struct handover_step expected(enum handover_state state, bool is_source,
         return (struct handover_step){false, state, 0};
     if (deed->event == HANDOVER_WITHDRAW && state == HANDOVER_GRANTED && !is_source)
         return (struct handover_step){true, state, HANDOVER_DO_CLOSE};
+    if (deed->is_of_lane && state == HANDOVER_STARTING)
+        return (struct handover_step){false, state, 0}; /* it is heard later */
     if (!step.is_possible && deed->is_of_lane)
         step = handover_step(state, HANDOVER_LOST);
     if (step.is_possible && step.state == HANDOVER_RETIRING) {
@@ -599,7 +612,8 @@ static void test_invariant_3_a_lane_ends_the_session_before(void **state)
         assert_int_equal(blackout_state(blackout), is_granted || each == HANDOVER_GRANTED
                                                        ? (enum handover_state)each
                                                        : HANDOVER_NONE);
-        bool is_told = each == HANDOVER_TAKING || handover_has_given((enum handover_state)each);
+        bool is_told = each == HANDOVER_STARTING || each == HANDOVER_TAKING ||
+                       handover_has_given((enum handover_state)each);
         assert_int_equal(hear(kinds), is_told);
         if (is_told)
             assert_int_equal(kinds[0], is_source ? LANE_GO_ON : LANE_REFUSE);

@@ -171,6 +171,8 @@ def _source_does(project: Project, world: World, action: Do) -> World:
             return _has_offered(project, world)
         case Do.WIND_UP:
             return _winds_up(project, world)
+        case Do.RECORD_AHEAD:
+            return _records_ahead(project, world)
         case Do.START_ROUND:
             return _starts_round(project, world)
         case Do.KEEP_BASE:
@@ -198,6 +200,15 @@ def _source_does(project: Project, world: World, action: Do) -> World:
 def is_waiting(host: SourceHost) -> bool:
     """Return whether what the source has to do next waits for the disk."""
     return host.records == "writes" and bool(host.todo) and host.todo[0].value is Do.OFFER
+
+
+def _records_ahead(project: Project, world: World) -> World:
+    """In one go: if the guest stops meanwhile, that is as if it were written from then on.
+
+    It is captured, too; where that cannot be, no more comes of it.
+    """
+    begun = _begins_record(project, world) if _captures(world) else world
+    return writes_record(project, begun) if begun.s.records == "writes" else begun
 
 
 def _begins_record(project: Project, world: World) -> World:
@@ -452,8 +463,11 @@ def _off(world: World) -> World:
     return world.destination(tpm="fenced" if world.d.tpm == "fenced" else "off")
 
 
-def takes_tail(project: Project, world: World) -> World | None:
-    """blackout_take_tail(): None for a tail that is not the next of the session's."""
+def takes_tail(project: Project, world: World, *, is_refused: bool = False) -> World | None:
+    """blackout_take_tail(), and blackout_start_tail(), where libtpms may refuse it.
+
+    None for a tail that is not the next of the session's.
+    """
     host = world.d
     if not world.d_lane or host.tpm not in ("off", "held"):
         return None
@@ -462,8 +476,12 @@ def takes_tail(project: Project, world: World) -> World | None:
         value = host.value  # it is taken for the one that says no more than this
     if host.staged == FOREIGN:
         value = FOREIGN  # for a canary: another session's images are the engine's
-    held = world.destination(tpm="held", value=value)
-    return engine_takes(project, held, "d", HandoverEvent.TAIL)
+    taken = engine_takes(project, world.destination(value=value), "d", HandoverEvent.TAIL)
+    if taken is None:
+        return None
+    started = taken.destination(tpm="off" if is_refused else "held")
+    how = HandoverEvent.NOT_READY if is_refused else HandoverEvent.READY
+    return engine_takes(project, started, "d", how) or started
 
 
 def _answers_tail(_: Project, world: World) -> World:

@@ -14,6 +14,7 @@ from tests.model.actions import (
     is_keeping,
     source_acts,
     source_fails,
+    takes_tail,
 )
 from tests.model.engine import close_lane, engine_takes
 from tests.model.moves import Move, destination_engine_moves, source_engine_moves, took
@@ -213,6 +214,10 @@ def _at_destination(project: Project, world: World) -> Iterator[Move]:
     host = world.d
     if not host.up:
         return
+    if host.qemu == "wait" and world.tail != NOTHING:
+        brought = world.destination(qemu="tail")
+        refused = takes_tail(project, brought, is_refused=True)
+        yield from took("REFUSED by libtpms: the tail", refused)
     if host.engine is Handover.WAITING:
         late = engine_takes(project, world, "d", HandoverEvent.TIMED_OUT)
         yield from took("SILENCE: no Grant in time", late)

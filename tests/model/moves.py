@@ -50,7 +50,7 @@ from vtpmd.migration.source import Source
 from vtpmd.migration.states import BEFORE_ACK, GIVEN_AWAY, ON_APPROVAL, OWNING, State
 from vtpmd.store import moving
 from vtpmd.store.incoming import Found
-from vtpmd.store.owner import Outcome
+from vtpmd.store.owner import Outcome, Whose
 from vtpmd.wire import peer
 
 Move = tuple[str, World]
@@ -189,8 +189,22 @@ def _source_session(project: Project, world: World) -> Iterator[Move]:
         answered = world._replace(answer=None)
         label = f"source is answered {world.answer.kind}"
         yield label, source_takes(project, answered, world.answer.value) or answered
+    if host.state in (State.ARMED, State.ROUND):
+        yield from _hears_of_stream(project, world)
     if host.state is State.ARMED:
         yield from took("a round is due", source_takes(project, world, events.RoundDue()))
+
+
+def _hears_of_stream(project: Project, world: World) -> Iterator[Move]:
+    """A stream begins, or ends, of which the record does not say so already."""
+    if not world.s_link or world.s.records == "writes" or world.s.withdraws:
+        return
+    if world.s.record.value.whose is Whose.OFFERED:
+        ended = source_takes(project, world, events.MigrationEnded())
+        yield from took("QEMU's migration ends", ended)
+    else:
+        heard = source_takes(project, world, peer.Receiving(SESSION, 1))
+        yield from took("source: Receiving", heard)
 
 
 def lane_opens(project: Project, world: World) -> Iterator[Move]:

@@ -112,9 +112,9 @@ class _Search:
             self.worlds.append(world)
             self.parents.append(parent)
             self.labels.append(label)
-            if label.endswith(IMPOSSIBLE):
-                self._note("RUDE", number)
             self._judge(*self.space.hosts(world), number)
+        if label.endswith(IMPOSSIBLE):  # whatever else leads to that world
+            self._note_way("RUDE", f"{self._way(parent)} · {label}")
         return number
 
     def _judge(self, s: SourceHost, d: DestinationHost, number: int) -> None:
@@ -134,9 +134,12 @@ class _Search:
             self._note("LOST", number)
 
     def _note(self, kind: str, number: int) -> None:
+        self._note_way(kind, self._way(number))
+
+    def _note_way(self, kind: str, way: str) -> None:
         ways = self.ways.setdefault(kind, [])
         if len(ways) < WAYS_MAX:
-            ways.append(self._way(number))
+            ways.append(way)
 
     def found(self, n_faults: int) -> Found:
         """Return what was found, and worlds from which nobody will ever serve without a fault."""

@@ -159,6 +159,11 @@ class Blackout:
         self._take(HandoverEvent.TAIL)
         return None
 
+    def start_tail(self) -> None:
+        """blackout_start_tail(): libtpms takes it."""
+        if self.state is Handover.STARTING:
+            self._take(HandoverEvent.READY)
+
     async def init(self) -> int | None:
         """blackout_init(): INIT's result, or None: that is not for the hand-over to say."""
         if not self._may(HandoverEvent.INIT):

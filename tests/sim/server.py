@@ -487,6 +487,7 @@ class ControlServer:
             return Result.BAD_PARAMETER
         refusal = self._tpm.blackout.take_tail(blob)
         if refusal is None:
+            self._tpm.blackout.start_tail()
             return Result.SUCCESS
         _, answer = await self._ask(lib.UNASKED_TAIL, LinkQuestion.ASK_TAIL, refusal)
         return answer.result or Result.BAD_PARAMETER

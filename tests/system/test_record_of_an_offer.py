@@ -26,7 +26,9 @@ from tests.harness.handover import (
     assert_serves,
     assert_serves_nothing,
     assert_tail,
+    killed,
     make_armed_pair,
+    restarted,
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import incoming, outgoing, record_of, record_stands_still
@@ -68,6 +70,27 @@ class Move(NamedTuple):
         wait_until(lambda: record_of(self.source).whose is Whose.OURS)
 
 
+class Migration(NamedTuple):
+    """What both QEMUs say of it."""
+
+    source: Monitor
+    destination: Monitor
+
+    def begin(self, move: Move) -> None:
+        """Begin, and wait until the source's vtpmd knows that the destination's takes a stream."""
+        for host, each in ((move.destination, self.destination), (move.source, self.source)):
+            each.migration("setup")
+            each.migration("active")
+            host.vtpmd.program.wait_for_output("MigrationState.ACTIVE")
+        # What the destination has said of a stream that comes in, the source knows with an Ack.
+        wait_for_silence(move.source)
+
+    def say(self, status: str) -> None:
+        """Have both say it."""
+        self.destination.migration(status)
+        self.source.migration(status)
+
+
 def wait_for_silence(source: Host) -> None:
     """Wait until a round was sent and acknowledged, and the next ones have nothing to send."""
     source.manage.wait_for("VTPM_ROUND")
@@ -86,8 +109,10 @@ def hold(patch: pytest.MonkeyPatch, step: str, held: Path) -> None:
     patch.setenv("VTPMD_HELD", str(held))
 
 
-def armed(lab: Lab, *, held: Path | None, monkeypatch: pytest.MonkeyPatch) -> tuple[Move, Monitor]:
-    """Return a move before the guest stops; its source's vtpmd is to stand still where it is told.
+def armed(
+    lab: Lab, *, held: Path | None = None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Move, Migration]:
+    """Return a move before QEMU migrates; its source's vtpmd is to stand still where it is told.
 
     That is once its engine has written the owner record.
     """
@@ -98,15 +123,15 @@ def armed(lab: Lab, *, held: Path | None, monkeypatch: pytest.MonkeyPatch) -> tu
     destination, incoming_monitor = followed(lab, is_incoming=True)
     source.guest.boot()
     assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
-    for host, each in ((destination, incoming_monitor), (source, monitor)):
-        each.migration("setup")
-        each.migration("active")
-        host.vtpmd.program.wait_for_output("MigrationState.ACTIVE")
-    # What the destination has said of a stream that comes in, the source knows with an Ack.
     source.guest.work()
     facts = source.guest.facts()
-    wait_for_silence(source)
-    return Move(source, destination, facts), monitor
+    return Move(source, destination, facts), Migration(monitor, incoming_monitor)
+
+
+def offered(move: Move, migration: Migration) -> None:
+    """Have QEMU migrate; the guest works on, and the record says offered."""
+    migration.begin(move)
+    wait_until(lambda: record_of(move.source).whose is Whose.OFFERED)
 
 
 @pytest.mark.parametrize("is_attached_early", [False, True])
@@ -114,10 +139,11 @@ def test_invariant_3_killed_before_the_disk_has_it_stays(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, *, is_attached_early: bool
 ) -> None:
     """Who attaches next finds what the engine was still writing, and strikes it out."""
-    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    move, migration = armed(lab, monkeypatch=monkeypatch)
     with ThreadPoolExecutor(2) as executor:
         with record_stands_still(move.source):
-            monitor.stop()
+            migration.begin(move)
+            migration.source.stop()
             blobs = move.source.guest.save()
             assert_tail(blobs)
             started = move.bring(executor, blobs)
@@ -138,13 +164,77 @@ def test_invariant_3_killed_before_the_disk_has_it_stays(
     move.assert_stays()
 
 
+def test_no_disk_is_waited_for_while_the_guest_stands_still(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record says offered by then: the source's disk may stand still from the stop on."""
+    move, migration = armed(lab, monkeypatch=monkeypatch)
+    offered(move, migration)
+    with record_stands_still(move.source), ThreadPoolExecutor(1) as executor:
+        migration.source.stop()
+        wait_until(lambda: outgoing(move.source) == "offered")
+        blobs = move.source.guest.save()
+        assert_tail(blobs)
+        move.bring(executor, blobs).result(WAIT_TIMEOUT_S)
+    assert move.destination.guest.facts() == move.facts
+    assert_serves_nothing(move.source.guest)
+    wait_until(lambda: record_of(move.source).whose is Whose.MOVED)
+
+
+def test_offer_is_struck_out_when_the_migration_ends(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session stays armed, and what a power loss leaves then asks nobody."""
+    move, migration = armed(lab, monkeypatch=monkeypatch)
+    offered(move, migration)
+    migration.say("cancelled")
+    wait_until(lambda: record_of(move.source).whose is Whose.OURS)
+    assert outgoing(move.source) == "armed"
+    assert_serves(move.source.guest)
+    assert_serves_nothing(move.destination.guest)
+
+
+def test_invariant_3_source_that_was_killed_while_its_guest_migrated_asks_first(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest starts there again once the destination has said that it has nothing."""
+    move, migration = armed(lab, monkeypatch=monkeypatch)
+    offered(move, migration)
+    move.source.guest.work()  # and it commits on
+    written = move.source.guest.facts().nv
+    again = restarted(lab, killed(move.source))
+    again.guest.control.init()
+    again.guest.tpm.startup()
+    assert again.guest.facts().nv == written
+    assert_serves(again.guest)
+    assert_serves_nothing(move.destination.guest)
+    wait_until(lambda: record_of(again).whose is Whose.OURS)
+
+
+def test_vtpmd_that_was_killed_while_its_guest_migrates_strikes_the_offer_out(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine serves on, and who attaches next finds that nothing was granted."""
+    move, migration = armed(lab, monkeypatch=monkeypatch)
+    offered(move, migration)
+    move.kill()
+    assert_serves(move.source.guest)
+    move.source.vtpmd.attach()
+    wait_until(lambda: record_of(move.source).whose is Whose.OURS)
+    assert_serves(move.source.guest)
+    assert_serves_nothing(move.destination.guest)
+
+
 def test_invariant_11_killed_once_the_disk_has_it_moves(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine grants by itself; who attaches next finds that, and asks nobody to go back."""
     held = lab.new_path("held")
-    move, monitor = armed(lab, held=held, monkeypatch=monkeypatch)
-    monitor.stop()
+    move, migration = armed(lab, held=held, monkeypatch=monkeypatch)
+    with record_stands_still(move.source):
+        migration.begin(move)
+        migration.source.stop()
+        wait_until(lambda: outgoing(move.source) == "offered")
     wait_until(held.exists)
     assert record_of(move.source).whose is Whose.OFFERED
     blobs = move.source.guest.save()
@@ -172,11 +262,12 @@ def test_guest_that_runs_on_and_stops_again_before_the_disk_has_it_moves(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The offer is another one then, of what it has done since; the record is of the session."""
-    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    move, migration = armed(lab, monkeypatch=monkeypatch)
     with record_stands_still(move.source):
-        stop_and_run_on(move, monitor)
+        migration.begin(move)
+        stop_and_run_on(move, migration.source)
         facts = move.source.guest.facts()
-        monitor.stop()
+        migration.source.stop()
         time.sleep(ROUND_INTERVAL_S)
         assert record_of(move.source).whose is Whose.OURS
     wait_until(lambda: outgoing(move.source) == "offered")
@@ -207,9 +298,10 @@ def test_guest_that_runs_on_before_the_disk_has_it_stays(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the disk says late is struck out."""
-    move, monitor = armed(lab, held=None, monkeypatch=monkeypatch)
+    move, migration = armed(lab, monkeypatch=monkeypatch)
     with record_stands_still(move.source):
-        stop_and_run_on(move, monitor)
+        migration.begin(move)
+        stop_and_run_on(move, migration.source)
         assert record_of(move.source).whose is Whose.OURS
     wait_until(lambda: outgoing(move.source) == "armed")
     wait_until(lambda: record_of(move.source).whose is Whose.OURS)

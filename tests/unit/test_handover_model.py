@@ -164,7 +164,7 @@ CANARIES: dict[str, Canary] = {
         1, "STUCK", tuple(row(state, peer.Refuse, State.ENDED) for state in GIVEN_AWAY)
     ),
     "reclaim: not asked for, the guest just runs": Canary(
-        1, "TWO", (row(State.GRANTED, events.GuestResumed, State.ENDED),)
+        0, "TWO", (row(State.GRANTED, events.GuestResumed, State.ENDED),)
     ),
     "release: the engine is not fenced, nothing is written": Canary(
         0, "STUCK", (without(Destination, Theirs.RELEASE),)
@@ -279,6 +279,7 @@ ENGINE_UNREACHED: dict[EngineRow, str] = {
         (state, HandoverEvent.DETACHED): "an engine of the model dies with its vtpmd"
         for state in (Handover.PREPARED, Handover.GIVEN, Handover.WANTED)
     },
+    (Handover.STARTING, HandoverEvent.WITHDRAW): "a TPM of the model starts in one go",
 }
 
 

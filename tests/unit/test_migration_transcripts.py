@@ -133,7 +133,7 @@ SOURCE = {
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
     Ack                     ARMED       KEEP_BASE
-    Receiving               ARMED
+    Receiving               ARMED       RECORD_AHEAD
     GuestStopped            CAPTURING   WIND_UP, START_ROUND
     RoundSent               LAST_ROUND  MAKE_TAIL, OFFER
     TailMade                LAST_ROUND
@@ -195,6 +195,49 @@ SOURCE = {
     Released                REVOKING    REVOKE
     Granted                 GRANTED     TELL_GRANTED, repeat
     Released                RELEASED    RECORD_RELEASED
+    """,
+    "a stream comes in before there is a base": """
+    Connected               GREETING    send Hello
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
+    RoundSent               SYNCING
+    Receiving               SYNCING
+    Ack                     ARMED       KEEP_BASE, TELL_ARMED, RECORD_AHEAD
+    """,
+    "the destination ends the session before it has a base": """
+    Connected               GREETING    send Hello
+    Welcome                 OPENING     send Key, OPEN_LANE
+    LaneOpened              SYNCING     START_ROUND
+    Released                ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination ends the session": f"""{TO_ARMED}
+    Released                ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination ends the session in a round": f"""{TO_ARMED}
+    RoundDue                ROUND       START_ROUND
+    Released                ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination ends the session while it stops": f"""{TO_ARMED}
+    RoundDue                ROUND       START_ROUND
+    GuestStopped            STOPPING
+    Released                ENDED       fall back, WITHDRAW, CLOSE
+    """,
+    "the destination says that it runs before the engine says that it may": f"""{TO_FROZEN}
+    Running                 REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    Running                 MOVED       RECORD_MOVED
+    """,
+    "it says so before it is known that QEMU has the tail": f"""{TO_OFFERED}
+    Running                 REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    """,
+    "it says so in the last round": f"""{TO_LAST_ROUND}
+    Running                 REVOKING    REVOKE
+    Granted                 GRANTED     TELL_GRANTED, repeat
+    """,
+    "the destination says that it runs, and was granted nothing": f"""{TO_FROZEN}
+    Running                 REVOKING    REVOKE
+    Revoked                 ENDED       go on, WITHDRAW, CLOSE
     """,
     "nothing has changed": f"""{TO_ARMED}
     RoundDue                ROUND       START_ROUND
@@ -266,13 +309,13 @@ SOURCE = {
     RoundSent               SYNCING
     Ack                     ARMED       KEEP_BASE, TELL_ARMED
     Pong                    ARMED
-    Receiving               ARMED
-    MigrationEnded          ARMED
+    Receiving               ARMED       RECORD_AHEAD
+    MigrationEnded          ARMED       WITHDRAW
     RoundDue                ROUND       START_ROUND
     RoundSent               ROUND
     Pong                    ROUND
-    Receiving               ROUND
-    MigrationEnded          ROUND
+    Receiving               ROUND       RECORD_AHEAD
+    MigrationEnded          ROUND       WITHDRAW
     GuestStopped            STOPPING
     Pong                    STOPPING
     Receiving               STOPPING
@@ -403,7 +446,7 @@ SOURCE = {
     LinkLost                ENDED       fall back, WITHDRAW, CLOSE
     """,
     "disarmed before the peer answers": """
-    Disarmed                ENDED       fall back, send Disarm, WITHDRAW, CLOSE
+    Disarmed                ENDED       fall back, WITHDRAW, CLOSE
     """,
     "the destination refuses the vTPM": """
     Connected               GREETING    send Hello

@@ -17,6 +17,7 @@ class Handover(IntEnum):
     FROZEN = lib.HANDOVER_FROZEN
     RETIRING = lib.HANDOVER_RETIRING
     GRANTED = lib.HANDOVER_GRANTED
+    STARTING = lib.HANDOVER_STARTING
     TAKING = lib.HANDOVER_TAKING
     WAITING = lib.HANDOVER_WAITING
     ENTITLED = lib.HANDOVER_ENTITLED
@@ -27,8 +28,14 @@ class Handover(IntEnum):
 WITH_TAIL: Final = (Handover.PREPARED, Handover.OFFERED)
 # It has got one, and the vTPM has not been granted for it.
 WITHOUT_GRANT: Final = (Handover.GIVEN, Handover.WANTED, Handover.FROZEN)
-# QEMU has brought one, and the TPM was started from what it ends at.
-TAIL_TAKEN: Final = (Handover.TAKING, Handover.WAITING, Handover.ENTITLED, Handover.STARTED)
+# QEMU has brought one, and the TPM starts, or has started, from what it ends at.
+TAIL_TAKEN: Final = (
+    Handover.STARTING,
+    Handover.TAKING,
+    Handover.WAITING,
+    Handover.ENTITLED,
+    Handover.STARTED,
+)
 
 
 class HandoverEvent(IntEnum):
@@ -51,6 +58,8 @@ class HandoverEvent(IntEnum):
     LOST = lib.HANDOVER_LOST
     RETIRED = lib.HANDOVER_RETIRED
     NOT_RETIRED = lib.HANDOVER_NOT_RETIRED
+    READY = lib.HANDOVER_READY
+    NOT_READY = lib.HANDOVER_NOT_READY
     TIMED_OUT = lib.HANDOVER_TIMED_OUT
 
 

@@ -103,6 +103,7 @@ class LinkCapturing(IntFlag):
 
     STOPPED = lib.LINK_CAPTURING_STOPPED
     OFFERS = lib.LINK_CAPTURING_OFFERS
+    RECORDED = lib.LINK_CAPTURING_RECORDED
 
 
 class LinkCapture(IntFlag):

@@ -712,6 +712,7 @@ _GRANTED: Final[dict[Handover, events.LocalEvent]] = {
 _REASONS: Final = {
     HandoverEvent.END: "the guest goes on at the source",
     HandoverEvent.LOST: "the lane to the source broke",
+    HandoverEvent.NOT_READY: "libtpms does not start from the tail that QEMU has brought",
     HandoverEvent.TIMED_OUT: "the source did not grant the vTPM in time",
 }
 

@@ -51,6 +51,7 @@ from vtpmd.migration.states import (
     ImpossibleEvent,
     State,
 )
+from vtpmd.store.directory import StateDirectoryError
 from vtpmd.store.owner import OwnerRecord, OwnerRecordError
 from vtpmd.wire import peer
 from vtpmd.wire.state_level import Needs
@@ -315,7 +316,6 @@ class Outgoing:
             case Handover.GRANTED:
                 self.phases_us["source: retire"] = told.retire_us
                 self.phases_us["destination: apply the tail"] = told.apply_us
-                self.phases_us["destination: start the TPM"] = told.start_us
                 self._owner.wakefulness.take_back()
                 await self._happened(events.Granted())
             case Handover.NONE:
@@ -432,6 +432,7 @@ class Outgoing:
             took_us = (now_ns - self._round_began_ns) // 1000
             self.rounds[-1] = self.rounds[-1]._replace(acknowledged_us=took_us)
         elif isinstance(message, peer.Running):
+            self.phases_us["destination: start the TPM"] = message.init_us
             self.phases_us["destination: wait for the grant"] = message.wait_us
 
     def _send(self, *messages: peer.Message) -> None:
@@ -485,8 +486,8 @@ class Outgoing:
     async def _capture(self, how: LinkCapturing | None = None) -> None:
         """Have what was captured last be the state as it is now, or after the command that runs.
 
-        Of a guest that is to leave (``how``) the owner record says offered, or is to. Raises
-        VtpmdError.
+        Of a guest that is to leave (``how``, 0 while it works) the owner record says offered, or is
+        to. Raises VtpmdError.
         """
         began_ns = time.perf_counter_ns()
         if how is None:
@@ -502,7 +503,9 @@ class Outgoing:
         From then on QEMU waits for the engines alone.
         """
         engine, record = self._owner.engine, self._owner.record
-        meanwhile = Meanwhile(self._owner.wakefulness.give_way)
+        meanwhile = Meanwhile(self._owner.wakefulness.give_way) if how else None
+        if record.is_offered(self.session):
+            how |= LinkCapturing.RECORDED
         with record.offering(self.session) as sector:
             if sector is None:
                 return await engine.request(LinkOperation.CAPTURE, how, meanwhile=meanwhile)
@@ -559,6 +562,12 @@ class Outgoing:
             await self._owner.engine.request(LinkOperation.ARM, 0)
         except EngineDied as error:
             log.debug("it need not be told that the session has ended: %s", error)
+
+    async def _record_ahead(self) -> None:
+        try:
+            await self._capture(LinkCapturing(0))
+        except StateDirectoryError as error:
+            log.warning("%s; trying again when the guest stops", error)
 
     async def _wind_up(self) -> None:
         how = LinkCapturing.STOPPED
@@ -731,6 +740,7 @@ _DO: Final[dict[Do, Callable[[Outgoing], Awaitable[None]]]] = {
     Do.KEEP_BASE: Outgoing._keep_base,
     Do.TELL_ARMED: Outgoing._tell_armed,
     Do.WIND_UP: Outgoing._wind_up,
+    Do.RECORD_AHEAD: Outgoing._record_ahead,
     Do.OFFER: Outgoing._offer,
     Do.WITHDRAW: Outgoing._withdraw,
     Do.MAKE_TAIL: Outgoing._make_tail,

@@ -57,6 +57,7 @@ class Do(Enum):
     START_ROUND = "capture, unless that is done, and send it; then RoundSent or NothingChanged"
     KEEP_BASE = "the images of the round are the destination's now; the engine is to know"
     TELL_ARMED = "tell people, and the engine, that a tail will do from now on"
+    RECORD_AHEAD = "have the owner record say offered, while the guest works: nobody waits for it"
     OFFER = "wait until the owner record says offered, durably; the engine may grant then"
     WITHDRAW = "have it say ours again, if it says offered; the guest need not wait for that"
     WIND_UP = "capture what the guest has left, once its command is done; offer it; write that down"
@@ -170,7 +171,7 @@ class Source:
             case events.NothingChanged():
                 return [Send(peer.Stopped(self.session)), *self._offer()]
             case events.MigrationEnded():
-                self.is_received = False
+                return self._received(now=False, before=before)
             case events.TailMade(was_sent=was_sent) if before is State.FREEZING and was_sent:
                 return [Send(peer.Stopped(self.session))]
             case events.CameBack():
@@ -184,7 +185,7 @@ class Source:
             case events.LinkLost(reason=reason):
                 return self._lost(reason, before)
             case events.Disarmed(reason=reason):
-                return [*self._parting(reason, before), Send(peer.Disarm(self.session)), *_GOODBYE]
+                return self._disarm(reason, before)
             case events.GuestStopped() | events.GuestResumed() | events.Freeze():
                 return self._guest(event, before)
         return self._handover(event, before)
@@ -222,8 +223,10 @@ class Source:
                 return self._refused(event, before)
             case peer.Released():
                 return [GoOn("the destination has let go of it"), *_GOODBYE]
+            case peer.Running():
+                return [GoOn("the destination runs what it was not granted"), *_GOODBYE]
             case events.Disarmed(reason=reason):
-                return [*self._parting(reason, before), Send(peer.Disarm(self.session)), *_GOODBYE]
+                return self._disarm(reason, before)
             case events.LinkLost(reason=reason):
                 return [*self._parting(reason, before), *_GOODBYE]
         return self._give_up("the guest runs here again")
@@ -251,13 +254,15 @@ class Source:
             case peer.Welcome():
                 return self._welcome(event)
             case peer.Receiving():
-                self.is_received = bool(event.is_receiving)
+                return self._received(now=bool(event.is_receiving), before=before)
             case peer.Ack() if before not in (State.FROZEN, *GIVEN_AWAY):
                 return self._acknowledged(event, before)
-            case peer.Refuse() | peer.Released() if before in REVOCABLE:
+            case peer.Refuse() | peer.Released() | peer.Running() if before in REVOCABLE:
                 return self._revoke(event, before)
             case peer.Refuse() if before not in GIVEN_AWAY:
                 return self._refused(event, before)
+            case peer.Released() if before not in GIVEN_AWAY:
+                return [FallBack("the destination has ended the session"), *_GOODBYE]
             case peer.Released():
                 return [Do.RECORD_RELEASED]
             case peer.Running() | peer.Kept() if before in (State.GRANTED, State.LEFT):
@@ -278,10 +283,21 @@ class Source:
             return self._wrong(f"it acknowledged {tuple(ack)}, not {self.round}")
         match before:
             case State.SYNCING:
-                return [Do.KEEP_BASE, Do.TELL_ARMED]
+                ahead = [Do.RECORD_AHEAD] if self.is_received else []
+                return [Do.KEEP_BASE, Do.TELL_ARMED, *ahead]
             case State.STOPPING:
                 return [Do.KEEP_BASE, Do.WIND_UP, Do.START_ROUND]
         return [Do.KEEP_BASE]
+
+    def _received(self, *, now: bool, before: State) -> list[Action]:
+        """The destination's QEMU takes a stream, or does so no more: the guest may soon leave.
+
+        A disk may take longer than QEMU, from its STOP to its question.
+        """
+        self.is_received = now
+        if before not in (State.ARMED, State.ROUND):
+            return []
+        return [Do.RECORD_AHEAD if now else Do.WITHDRAW]
 
     def _offer(self) -> list[Action]:
         """Have the engine give QEMU the tail by itself, and the record written meanwhile."""
@@ -308,6 +324,10 @@ class Source:
         if before in GIVEN_AWAY:
             return [Do.CLOSE, Do.ASK]
         return [*self._parting(reason, before), *_GOODBYE]
+
+    def _disarm(self, reason: str, before: State) -> list[Action]:
+        said = [] if before is State.CONNECTING else [Send(peer.Disarm(self.session))]
+        return [*self._parting(reason, before), *said, *_GOODBYE]
 
     def _parting(self, reason: str, before: State) -> list[Action]:
         if before in (*BEFORE_BASE, *WITH_BASE, *PASSING):

@@ -135,7 +135,7 @@ class Ack(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The destination's TPM runs: how long QEMU's INIT waited for the Grant, and took, in µs."""
+    """The destination's TPM runs: how long the Grant took to come, and its start, in µs."""
 
     session: bytes
     wait_us: int
