@@ -1,6 +1,8 @@
 """What all tests share: a lab for real programs."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says how busy the machine is, not whether the property holds.
 settings.register_profile("vtpmd", deadline=None)
 settings.load_profile("vtpmd")
+
+
+# An installation has its modules compiled; without that, a start of vtpmd takes thrice as long.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure() -> None:
