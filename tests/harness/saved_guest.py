@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.harness.lab import Lab
 from vtpmd.testing import migration
-from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.testing.facts import Facts
 from vtpmd.testing.guest import Guest, Machine
 
@@ -40,3 +40,10 @@ def load(saved: SavedGuest, guest: Guest) -> None:
     guest.qmp("migrate-incoming", uri=f"exec:cat {saved.path}")
     migration.wait_until(guest, "paused")
     guest.resume()
+
+
+def go_on(saved: SavedGuest, emulator: Emulator, lab: Lab) -> Guest:
+    """Have a new QEMU, with an emulator's TPM, go on with the guest."""
+    guest = lab.guest(emulator, MACHINE, migration.INCOMING)
+    load(saved, guest)
+    return guest

@@ -285,7 +285,6 @@ class Daemon(Running):
         mobility = self.mobility = Mobility(
             engine, engine, files, host.uuid, follows_qemu=host.follows_qemu
         )
-        mobility._wakefulness = NoWakefulness()  # type: ignore[assignment]
         mobility.tell = lambda event, data: self.world.log(f"{host.name}: {event} {data}")
         try:
             await settle(mobility, engine, files, CONFIG)

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.sim.host import Host
+from tests.sim.host import Host, NoWakefulness
 from tests.sim.loop import PowerLoss, Process, Scheduler
 from tests.sim.network import Connection, Network, PlainSocket, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
-from vtpmd.daemon import incoming, lineage, outgoing, tls
+from vtpmd.daemon import incoming, lineage, mobility, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
@@ -317,6 +317,8 @@ def inside(world: World) -> Iterator[None]:
         patch.setattr(outgoing, "time", _Time(world))
         patch.setattr(incoming, "time", _Time(world))
         patch.setattr(lineage, "time", _Time(world))
+        # Each vtpmd that starts would have a thread find out what it may have.
+        patch.setattr(mobility, "Wakefulness", NoWakefulness)
         patch.setattr(incoming_states, "INCOMING_BYTES", INCOMING_BYTES)
         patch.setattr(tls, "connect", connect)
         patch.setattr(tls, "connect_without", connect_lane)

@@ -2,6 +2,7 @@
 
 Invariant of the design that is checked: 3 (after a failed migration exactly one side can execute
 commands): the destination's TPM is gone or never ran, the source's works and has lost nothing.
+The guest has booted once, for all of them.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,15 @@ import pytest
 
 from tests.harness.lab import Lab
 from tests.harness.proxy import Trigger
+from tests.harness.saved_guest import MACHINE, SavedGuest, go_on
 from tests.support.emulator_client import Control
 from vtpmd.testing import migration
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.testing.facts import differences
-from vtpmd.testing.guest import Guest, Machine
+from vtpmd.testing.guest import Guest
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
 PAIRS = [(SWTPM, SWTPM), (VTPMD, VTPMD), (VTPMD, SWTPM), (SWTPM, VTPMD)]
-MACHINE = Machine()
 PROXY_TIMEOUT_S = 10.0
 
 
@@ -68,13 +69,16 @@ def migrate_into_failure(source: Guest, destination: Guest, lab: Lab, *, return_
 @pytest.mark.parametrize("return_path", [True, False], ids=["return-path", "one-way"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)
 def test_source_goes_on_when_destination_emulator_died_before(
-    lab: Lab, pair: tuple[EmulatorKind, EmulatorKind], return_path: bool
+    lab: Lab,
+    saved_guest: SavedGuest,
+    pair: tuple[EmulatorKind, EmulatorKind],
+    return_path: bool,
 ) -> None:
     """The destination's emulator is killed before the migration begins.
 
     Without a return path the source may take the migration for completed, or see the stream break.
     """
-    source = lab.booted_guest(lab.emulator(pair[0]), MACHINE)
+    source = go_on(saved_guest, lab.emulator(pair[0]), lab)
     emulator = lab.emulator(pair[1])
     destination = lab.guest(emulator, MACHINE, migration.INCOMING)
     before = source.check()
@@ -90,12 +94,15 @@ def test_source_goes_on_when_destination_emulator_died_before(
 @pytest.mark.parametrize("failure", WHILE_LOADING, ids=str)
 @pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)
 def test_source_goes_on_when_destination_emulator_dies_while_loading(
-    lab: Lab, pair: tuple[EmulatorKind, EmulatorKind], failure: Failure
+    lab: Lab,
+    saved_guest: SavedGuest,
+    pair: tuple[EmulatorKind, EmulatorKind],
+    failure: Failure,
 ) -> None:
     """The destination's emulator is killed while QEMU gives it the state, or at its start."""
     emulator = lab.emulator(pair[1])
     proxy = lab.proxy(emulator, kill_at(failure, emulator.kill))
-    source = lab.booted_guest(lab.emulator(pair[0]), MACHINE)
+    source = go_on(saved_guest, lab.emulator(pair[0]), lab)
     destination = lab.guest(proxy, MACHINE, migration.INCOMING)
     before = source.check()
 
@@ -119,7 +126,7 @@ def kill_at(failure: Failure, action: Callable[[], None]) -> Trigger:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)
 def test_source_goes_on_when_destination_dies_once_its_tpm_has_started(
-    lab: Lab, pair: tuple[EmulatorKind, EmulatorKind]
+    lab: Lab, saved_guest: SavedGuest, pair: tuple[EmulatorKind, EmulatorKind]
 ) -> None:
     """The destination's host fails when its TPM has the state and has answered INIT."""
     emulator = lab.emulator(pair[1])
@@ -130,7 +137,7 @@ def test_source_goes_on_when_destination_dies_once_its_tpm_has_started(
         emulator.kill()
 
     proxy = lab.proxy(emulator, Trigger(control=Control.INIT, answered=True, action=host_fails))
-    source = lab.booted_guest(lab.emulator(pair[0]), MACHINE)
+    source = go_on(saved_guest, lab.emulator(pair[0]), lab)
     guests.append(lab.guest(proxy, MACHINE, migration.INCOMING))
     before = source.check()
 
@@ -143,11 +150,11 @@ def test_source_goes_on_when_destination_dies_once_its_tpm_has_started(
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-to-".join)
 def test_source_goes_on_when_destination_dies_before_its_guest_runs(
-    lab: Lab, pair: tuple[EmulatorKind, EmulatorKind]
+    lab: Lab, saved_guest: SavedGuest, pair: tuple[EmulatorKind, EmulatorKind]
 ) -> None:
     """All has arrived at a paused destination; its host fails before the guest runs there."""
     emulator: Emulator = lab.emulator(pair[1])
-    source = lab.booted_guest(lab.emulator(pair[0]), MACHINE)
+    source = go_on(saved_guest, lab.emulator(pair[0]), lab)
     destination = lab.guest(emulator, MACHINE, (*migration.INCOMING, "-S"))
     before = source.check()
 
