@@ -17,9 +17,13 @@ from vtpmd.wire import export_format
 from vtpmd.wire.export_format import (
     DIGEST_BYTES,
     EXPORT_BYTES_MAX,
+    ID_BYTES,
+    LINK_NUMBER_MAX,
     SALT_BYTES,
+    TIME_MAX_S,
     ExportFlag,
     Header,
+    Link,
 )
 from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType, TpmVersion
 
@@ -33,7 +37,7 @@ headers = st.builds(
     export=st.binary(min_size=16, max_size=16),
     identity=st.none() | st.binary(min_size=16, max_size=16).filter(any),
     generation=st.integers(0, GENERATION_GIVEN_MAX),
-    time_s=st.integers(0, (1 << 64) - 1),
+    time_s=st.integers(0, TIME_MAX_S),
     version=st.sampled_from(TpmVersion),
     kinds=st.sampled_from([(StateType.PERMANENT,), tuple(StateType)]),
     flags=st.just(ExportFlag(0)),
@@ -41,6 +45,13 @@ headers = st.builds(
     becomes=st.integers(0, GENERATION_GIVEN_MAX),
     aside=st.integers(0, (1 << 32) - 1),
     aside_number=st.integers(0, (1 << 32) - 1),
+    is_new=st.booleans(),
+    link=st.none()
+    | st.builds(
+        Link,
+        chain=st.binary(min_size=ID_BYTES, max_size=ID_BYTES),
+        number=st.integers(1, LINK_NUMBER_MAX),
+    ),
 )
 
 
