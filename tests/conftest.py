@@ -1,5 +1,6 @@
 """What all tests share: a lab for real programs."""
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,9 @@ settings.register_profile("vtpmd", deadline=None)
 settings.load_profile("vtpmd")
 
 
+# Objects that come, and stay, before the youngest are looked at: simulator and model make millions.
+GC_THRESHOLD = 20_000
+
 # An installation has its modules compiled; without that, a start of vtpmd takes thrice as long.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -32,6 +36,13 @@ def pytest_configure() -> None:
     newest = max(sources, key=lambda source: source.stat().st_mtime)
     if not stamp.exists() or stamp.stat().st_mtime < newest.stat().st_mtime:
         pytest.exit(f"{newest.relative_to(ROOT)} is newer than the build; run scripts/setup", 2)
+
+
+def pytest_collection_finish() -> None:
+    """Have no collection look at what is there for good: modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
 
 @pytest.fixture
