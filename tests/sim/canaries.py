@@ -281,7 +281,9 @@ CANARIES: Final[dict[str, Canary]] = {
         schedule.HAND_OVER,
         range(5000, 12_000),  # one in some thousands
     ),
-    "a restarted source does not ask": Canary(_restarted_source_does_not_ask),
+    "a restarted source does not ask": Canary(
+        _restarted_source_does_not_ask, seeds=range(350, 1350)
+    ),
     "a fenced vTPM is taken back unasked": Canary(
         _fenced_vtpm_is_taken_back_unasked, (schedule.vtpmd_dies, schedule.vtpmd_detaches)
     ),
