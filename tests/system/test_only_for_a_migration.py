@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.harness.handover import assert_serves, assert_whole, make_pair
 from tests.harness.lab import Lab
+from tests.harness.saved_guest import MACHINE
 from tests.system.test_stream_guest import (
-    MACHINE,
     Host,
     arm,
     assert_used_a_tail,

@@ -18,6 +18,7 @@ import pytest
 from tests.harness.fake_peer import FakeDestination
 from tests.harness.lab import Lab
 from tests.harness.proxy import Trigger
+from tests.harness.saved_guest import MACHINE, SavedGuest, go_on
 from tests.support import tail
 from tests.support.emulator_client import Control, ControlClient, ControlError
 from tests.support.image_digest import whole_digest
@@ -31,7 +32,6 @@ from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 from vtpmd.testing.workload import WorkloadFailedError
 from vtpmd.wire import peer, swtpm_format
 
-MACHINE = Machine()
 FOLLOWING = Peering(credentials=credentials(), follows_qemu=True)
 BLOB_HEADER_BYTES = 16  # of the answer to GET_STATEBLOB
 GET_STATEBLOB = re.compile(r"GET_STATEBLOB: result 0x\w+, (\d+) bytes")
@@ -59,6 +59,15 @@ def make_source(lab: Lab, machine: Machine = MACHINE) -> Host:
     """Boot a guest that has used its TPM."""
     vtpmd = lab.peer(FOLLOWING)
     host = Host(vtpmd, lab.management(vtpmd), lab.booted_guest(vtpmd, machine))
+    wait_until(host.is_followed)
+    return host
+
+
+@pytest.fixture
+def source(lab: Lab, saved_guest: SavedGuest) -> Host:
+    """Have the guest that was booted once, and has used its TPM, go on."""
+    vtpmd = lab.peer(FOLLOWING)
+    host = Host(vtpmd, lab.management(vtpmd), go_on(saved_guest, vtpmd, lab))
     wait_until(host.is_followed)
     return host
 
@@ -177,9 +186,8 @@ def test_guest_migrates_there_and_back_with_a_tail_under_load(
     assert max(tails) < PERMANENT_BYTES_MIN
 
 
-def test_state_that_arrives_is_the_state_at_the_freeze(lab: Lab) -> None:
+def test_state_that_arrives_is_the_state_at_the_freeze(lab: Lab, source: Host) -> None:
     """The destination's guest does not run yet: what its vtpmd has is what was loaded."""
-    source = make_source(lab)
     destination = make_destination(lab, "-S")
     arm(source, destination)
     before = source.guest.check()
@@ -217,8 +225,7 @@ def test_source_refuses_after_the_guest_has_left(lab: Lab) -> None:
     assert destination.vtpmd.address in again.program.output
 
 
-def test_invariant_6_whole_blobs_when_nobody_armed(lab: Lab) -> None:
-    source = make_source(lab)
+def test_invariant_6_whole_blobs_when_nobody_armed(lab: Lab, source: Host) -> None:
     destination = make_destination(lab)
     before = source.guest.check()
     migrate(lab, source, destination)
@@ -227,9 +234,10 @@ def test_invariant_6_whole_blobs_when_nobody_armed(lab: Lab) -> None:
     assert source.manage.migration() == {"state": "none"}
 
 
-def test_guest_migrates_with_whole_blobs_when_the_peer_goes_meanwhile(lab: Lab) -> None:
+def test_guest_migrates_with_whole_blobs_when_the_peer_goes_meanwhile(
+    lab: Lab, source: Host
+) -> None:
     """The link breaks between arming and the freeze; QEMU notices nothing."""
-    source = make_source(lab)
     destination = make_destination(lab)
     link = lab.link(destination.vtpmd)
     assert source.manage.arm(link.address)["event"] == "VTPM_ARMED"
@@ -244,12 +252,11 @@ def test_guest_migrates_with_whole_blobs_when_the_peer_goes_meanwhile(lab: Lab) 
     assert source.manage.migration()["outcome"] == "fall-back"
 
 
-def test_invariant_6_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab) -> None:
+def test_invariant_6_armed_guest_migrates_to_swtpm_with_whole_blobs(lab: Lab, source: Host) -> None:
     """Armed for one host, migrated to another, which has swtpm: the operator's mistake.
 
     QEMU really migrates, and vtpmd cannot see where to. So it has to be disarmed; then it works.
     """
-    source = make_source(lab)
     peer = lab.peer()
     assert source.manage.arm(peer.address)["event"] == "VTPM_ARMED"
     source.manage.command("migrate-disarm")
@@ -304,13 +311,12 @@ def test_guest_migrates_with_a_tail_after_a_snapshot_and_a_pause(lab: Lab) -> No
 
 @pytest.mark.parametrize("vtpmd_lives", [True, False], ids=["qemu-dies", "host-dies"])
 def test_guest_goes_on_at_the_source_when_the_destination_dies_before_it_runs(
-    lab: Lab, vtpmd_lives: bool
+    lab: Lab, source: Host, vtpmd_lives: bool
 ) -> None:
     """All has arrived and was granted; no guest's command was served there.
 
     A vtpmd that lives lets go of the vTPM. One that is gone cannot say that it served nobody.
     """
-    source = make_source(lab)
     destination = make_destination(lab, "-S")
     arm(source, destination)
     before = source.guest.check()
@@ -328,13 +334,12 @@ def test_guest_goes_on_at_the_source_when_the_destination_dies_before_it_runs(
 
 @pytest.mark.parametrize("answered", [False, True], ids=["at-init", "after-init"])
 def test_guest_goes_on_at_the_source_when_qemu_dies_while_it_loads(
-    lab: Lab, answered: bool
+    lab: Lab, source: Host, answered: bool
 ) -> None:
     """The tail is applied and granted; the destination's QEMU dies at or after INIT.
 
     After it, QEMU may have told the source that all is well before it dies.
     """
-    source = make_source(lab)
     vtpmd = lab.peer(FOLLOWING)
     guests: list[Guest] = []
 
@@ -357,9 +362,8 @@ def test_guest_goes_on_at_the_source_when_qemu_dies_while_it_loads(
     assert_goes_on(source, before)
 
 
-def test_migration_can_be_repeated_after_the_destination_has_died(lab: Lab) -> None:
+def test_migration_can_be_repeated_after_the_destination_has_died(lab: Lab, source: Host) -> None:
     """The second time it succeeds, with a tail, to the same vtpmd."""
-    source = make_source(lab)
     first = make_destination(lab, "-S")
     arm(source, first)
     before = source.guest.check()
@@ -375,9 +379,10 @@ def test_migration_can_be_repeated_after_the_destination_has_died(lab: Lab) -> N
     assert differences(before, second.guest.check(), worked=True) == []
 
 
-def test_guest_keeps_its_tpm_at_the_destination_when_the_source_is_resumed(lab: Lab) -> None:
+def test_guest_keeps_its_tpm_at_the_destination_when_the_source_is_resumed(
+    lab: Lab, source: Host
+) -> None:
     """Somebody lets the source's guest run although the migration has succeeded."""
-    source = make_source(lab)
     destination = make_destination(lab)
     arm(source, destination)
     before = source.guest.check()
@@ -439,9 +444,8 @@ class TamperingProxy:
         target.sendall(pending)
 
 
-def test_guest_goes_on_at_the_source_when_its_tail_was_altered(lab: Lab) -> None:
+def test_guest_goes_on_at_the_source_when_its_tail_was_altered(lab: Lab, source: Host) -> None:
     """QEMU's stream is not encrypted, and somebody is in between."""
-    source = make_source(lab)
     destination = make_destination(lab)
     arm(source, destination)
     before = source.guest.check()
@@ -491,9 +495,8 @@ def test_last_round_waits_for_the_one_that_is_under_way(lab: Lab) -> None:
     stream.receive(peer.Stopped)
 
 
-def test_guest_goes_on_when_its_migration_is_cancelled(lab: Lab) -> None:
+def test_guest_goes_on_when_its_migration_is_cancelled(lab: Lab, source: Host) -> None:
     """While armed, before the freeze: the session stays, for the next attempt."""
-    source = make_source(lab)
     destination = make_destination(lab)
     arm(source, destination)
     before = source.guest.check()
