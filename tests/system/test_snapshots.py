@@ -7,6 +7,7 @@ import pytest
 
 from tests.harness import versions
 from tests.harness.lab import Lab
+from tests.harness.saved_guest import SavedGuest, go_on
 from vtpmd.testing import migration
 from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.facts import differences
@@ -55,11 +56,11 @@ def test_loadvm_restores_the_tpm_in_another_process(lab: Lab, kind: EmulatorKind
     ids="-to-".join,
 )
 def test_guest_saved_to_a_file_is_restored_from_it(
-    lab: Lab, pair: tuple[EmulatorKind, EmulatorKind]
+    lab: Lab, saved_guest: SavedGuest, pair: tuple[EmulatorKind, EmulatorKind]
 ) -> None:
     """What `virsh save` does: migrate into a file, end QEMU, and start from the file later."""
     saved = lab.directory / "saved"
-    guest = lab.booted_guest(lab.emulator(pair[0]), Machine())
+    guest = go_on(saved_guest, lab.emulator(pair[0]), lab)
     before = guest.check()
     migration.set_capabilities(guest, return_path=False)
     guest.pause()
@@ -101,9 +102,11 @@ def test_guest_sees_one_changed_byte_of_its_tpm(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pause_and_resume_change_nothing(lab: Lab, kind: EmulatorKind) -> None:
+def test_pause_and_resume_change_nothing(
+    lab: Lab, saved_guest: SavedGuest, kind: EmulatorKind
+) -> None:
     """stop and cont, also in the middle of the guest's commands."""
-    guest = lab.booted_guest(lab.emulator(kind), Machine())
+    guest = go_on(saved_guest, lab.emulator(kind), lab)
     before = guest.check()
     guest.command("start")
     for _ in range(20):
