@@ -305,6 +305,12 @@ static TPM_RESULT do_let_go(struct link *link, struct message *request, struct m
     return blackout_say(link->blackout, HANDOVER_LET_GO);
 }
 
+static TPM_RESULT do_record(struct link *link, struct message *request, struct message *response)
+{
+    (void)response;
+    return request->header.payload_bytes > 0 ? record(link, request) : TPM_BAD_PARAMETER;
+}
+
 static TPM_RESULT do_recorded(struct link *link, struct message *request, struct message *response)
 {
     (void)request, (void)response;
@@ -606,6 +612,7 @@ static const operation operations[] = {
     [LINK_ARM] = do_arm,
     [LINK_SET_LANE] = do_set_lane,
     [LINK_GET_STAGED] = do_get_staged,
+    [LINK_RECORD] = do_record,
     [LINK_LET_GO] = do_let_go,
     [LINK_WITHDRAW] = do_withdraw,
     [LINK_RECORDED] = do_recorded,

@@ -106,6 +106,8 @@ enum link_operation {
     /* The hand-over (handover.h), after LINK_SET_LANE. Refused where its table does not have it. */
     LINK_SET_LANE = 57, /* payload: struct link_lane; with a connected socket, which both sides have
                            greeted each other on */
+    LINK_RECORD = 58,   /* have the owner record say offered, as LINK_CAPTURE does, before there is
+                           a tail; payload, descriptor and news as there */
     LINK_LET_GO = 60,   /* what was offered has changed, unless QEMU has got the tail */
     LINK_WITHDRAW = 61, /* the session ends, unless it was granted; answer, also of a refusal:
                            argument, enum handover_state, as it was */

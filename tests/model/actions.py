@@ -203,11 +203,8 @@ def is_waiting(host: SourceHost) -> bool:
 
 
 def _records_ahead(project: Project, world: World) -> World:
-    """In one go: if the guest stops meanwhile, that is as if it were written from then on.
-
-    It is captured, too; where that cannot be, no more comes of it.
-    """
-    begun = _begins_record(project, world) if _captures(world) else world
+    """In one go: if the guest stops meanwhile, that is as if it were written from then on."""
+    begun = _begins_record(project, world)
     return writes_record(project, begun) if begun.s.records == "writes" else begun
 
 

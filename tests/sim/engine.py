@@ -260,6 +260,8 @@ class SimEngine:
                 return Reply(0, self._condition(), bytearray())
             case LinkOperation.CAPTURE:
                 return self._capture(LinkCapturing(argument), payload, descriptor)
+            case LinkOperation.RECORD:
+                return Reply(self._record(payload, descriptor), 0, bytearray())
             case LinkOperation.WITHDRAW:
                 before = self.blackout.state
                 return Reply(self.blackout.withdraw(), before, bytearray())
@@ -455,13 +457,21 @@ class SimEngine:
         """do_capture()."""
         if descriptor is None:
             return self._capture_now(how)
+        refusal = self._record(sector, descriptor)
+        if refusal:
+            return Reply(refusal, 0, bytearray())
+        reply = self._capture_now(how)
+        return reply._replace(argument=reply.argument | LinkCapture.RECORDS)
+
+    def _record(self, sector: bytes, descriptor: int | None) -> int:
+        """blackout_record()."""
+        assert descriptor is not None
         if self.is_recording:
-            return Reply(Result.BAD_ORDINAL, 0, bytearray())
+            return Result.BAD_ORDINAL
         self.is_recording = True
         write = partial(self._write_record, self.blackout.session, sector, descriptor)
         self._process.call_later(self._rng.choice(DISK_S), write)
-        reply = self._capture_now(how)
-        return reply._replace(argument=reply.argument | LinkCapture.RECORDS)
+        return Result.SUCCESS
 
     def _write_record(self, session: bytes, sector: bytes, descriptor: int) -> None:
         """recorder.c, and blackout.c's recorded()."""
@@ -482,6 +492,8 @@ class SimEngine:
             return Reply(Result.FAIL, 0, bytearray())
         found = self._capture_new() if self.worked else LinkCapture(0)
         digests = self.blackout.offer() if LinkCapturing.OFFERS in how else None
+        if digests is not None and LinkCapturing.RECORDED in how:
+            self.blackout.say(HandoverEvent.RECORDED)
         if digests is not None:
             found |= LinkCapture.OFFERED
             if self.link is not None:

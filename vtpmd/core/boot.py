@@ -58,6 +58,7 @@ class LinkOperation(IntEnum):
     ADMIT = lib.LINK_ADMIT
     ARM = lib.LINK_ARM
     SET_LANE = lib.LINK_SET_LANE
+    RECORD = lib.LINK_RECORD
     LET_GO = lib.LINK_LET_GO
     WITHDRAW = lib.LINK_WITHDRAW
     RECORDED = lib.LINK_RECORDED

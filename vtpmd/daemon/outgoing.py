@@ -486,8 +486,8 @@ class Outgoing:
     async def _capture(self, how: LinkCapturing | None = None) -> None:
         """Have what was captured last be the state as it is now, or after the command that runs.
 
-        Of a guest that is to leave (``how``, 0 while it works) the owner record says offered, or is
-        to. Raises VtpmdError.
+        Of a guest that is to leave (``how``) the owner record says offered, or is to. Raises
+        VtpmdError.
         """
         began_ns = time.perf_counter_ns()
         if how is None:
@@ -503,7 +503,7 @@ class Outgoing:
         From then on QEMU waits for the engines alone.
         """
         engine, record = self._owner.engine, self._owner.record
-        meanwhile = Meanwhile(self._owner.wakefulness.give_way) if how else None
+        meanwhile = Meanwhile(self._owner.wakefulness.give_way)
         if record.is_offered(self.session):
             how |= LinkCapturing.RECORDED
         with record.offering(self.session) as sector:
@@ -514,11 +514,15 @@ class Outgoing:
             reply = await engine.request(
                 LinkOperation.CAPTURE, how, given, meanwhile, descriptor=file
             )
-        if reply.argument & LinkCapture.RECORDS:
+        self._note_recording(news, is_so=bool(reply.argument & LinkCapture.RECORDS))
+        return reply
+
+    def _note_recording(self, news: asyncio.Future[bytes], *, is_so: bool) -> None:
+        """Note that the engine writes the record, or has refused to."""
+        if is_so:
             self._recording = asyncio.create_task(self._note_recorded(news))
         else:
-            record.end_offering(is_durable=False)
-        return reply
+            self._owner.record.end_offering(is_durable=False)
 
     def _take_captured(self, reply: Reply) -> None:
         is_first = self._images.captured is NOTHING
@@ -564,10 +568,18 @@ class Outgoing:
             log.debug("it need not be told that the session has ended: %s", error)
 
     async def _record_ahead(self) -> None:
+        engine, record = self._owner.engine, self._owner.record
         try:
-            await self._capture(LinkCapturing(0))
+            with record.offering(self.session) as sector:
+                if sector is None:
+                    return
+                news = engine.promise(LinkQuestion.TELL_RECORDED)
+                given, file = sector
+                reply = await engine.request(LinkOperation.RECORD, payload=given, descriptor=file)
         except StateDirectoryError as error:
             log.warning("%s; trying again when the guest stops", error)
+        else:
+            self._note_recording(news, is_so=reply.result == 0)
 
     async def _wind_up(self) -> None:
         how = LinkCapturing.STOPPED
