@@ -341,9 +341,6 @@ def test_invariant_3_nothing_is_granted_while_the_record_is_not_durable(
     destination, incoming = followed(lab, None, is_incoming=True)
     source.guest.boot()
     assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
-    for each in (incoming, monitor):
-        each.migration("setup")
-        each.migration("active")
     source.guest.work()
     facts = source.guest.facts()
 
@@ -354,6 +351,10 @@ def test_invariant_3_nothing_is_granted_while_the_record_is_not_durable(
 
     with ThreadPoolExecutor(1) as executor:
         with disk.stalled():
+            for each in (incoming, monitor):
+                each.migration("setup")
+                each.migration("active")
+            time.sleep(STALLED_S)  # the record is to be written by then
             monitor.stop()
             time.sleep(STALLED_S)  # the tail is made; if it is not, QEMU waits for vtpmd instead
             moved = executor.submit(move)

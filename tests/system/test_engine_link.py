@@ -303,6 +303,7 @@ def test_invariant_2_what_a_tail_was_taken_for_changes_no_more(tmp_path: Path) -
             await vtpm.ask(LinkOperation.STAGE, 0, whole(await sleeping(vtpm)))
             tail = tail_of((1, 1), (1, 1))
             await asyncio.to_thread(vtpm.control.set_state_blob, Blob.PERMANENT, tail)
+            await asyncio.to_thread(vtpm.control.get_capability)  # it has started by then
             nothing, held = pack_link_records(b"", b""), link_held(LinkShutdown.NONE)
             for operation, argument, payload in (
                 (LinkOperation.STAGE, held, nothing),
