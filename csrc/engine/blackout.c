@@ -410,11 +410,10 @@ TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *bef
 }
 
 /* While INIT waits, the lane is that thread's: of two that wait for a frame the one that does not
- * need it may be first, and would not wake the other. And what is granted is heard once the TPM is
- * there. */
+ * need it may be first, and would not wake the other. */
 static bool is_lane_in_use(const struct blackout *blackout)
 {
-    return blackout->state == HANDOVER_WAITING || blackout->state == HANDOVER_STARTING;
+    return blackout->state == HANDOVER_WAITING;
 }
 
 int blackout_lane_fd(struct blackout *blackout)
@@ -494,9 +493,29 @@ static void receive(struct blackout *blackout)
     take(blackout, event);
 }
 
+static void start_tail(struct blackout *blackout)
+{
+    if (blackout->state != HANDOVER_STARTING)
+        return;
+    TPM_RESULT result = incoming_start(&blackout->incoming, blackout->tpm);
+    if (result != TPM_SUCCESS)
+        error_report("the tail is refused: libtpms does not start from it (%#x); the guest goes on "
+                     "at the source: migrate again",
+                     result);
+    blackout->told.start_us = blackout->incoming.start_us;
+    take(blackout, result == TPM_SUCCESS ? HANDOVER_READY : HANDOVER_NOT_READY);
+}
+
+void blackout_start_tail(struct blackout *blackout)
+{
+    locked(blackout);
+    start_tail(blackout);
+}
+
 void blackout_receive(struct blackout *blackout)
 {
     locked(blackout);
+    start_tail(blackout); /* what is granted is a TPM that is there */
     if (!is_lane_in_use(blackout))
         receive(blackout);
 }
@@ -566,20 +585,6 @@ int blackout_take_tail(struct blackout *blackout, const uint8_t *tail, size_t ta
     blackout->told.apply_us = us_since(began_ns);
     take(blackout, HANDOVER_TAIL);
     return 0;
-}
-
-void blackout_start_tail(struct blackout *blackout)
-{
-    locked(blackout);
-    if (blackout->state != HANDOVER_STARTING)
-        return;
-    TPM_RESULT result = incoming_start(&blackout->incoming, blackout->tpm);
-    if (result != TPM_SUCCESS)
-        error_report("the tail is refused: libtpms does not start from it (%#x); the guest goes on "
-                     "at the source: migrate again",
-                     result);
-    blackout->told.start_us = blackout->incoming.start_us;
-    take(blackout, result == TPM_SUCCESS ? HANDOVER_READY : HANDOVER_NOT_READY);
 }
 
 /* Wait for the other engine's word, here rather than in the link's thread, which would have to wake

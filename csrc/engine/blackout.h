@@ -101,7 +101,7 @@ TPM_RESULT blackout_say(struct blackout *blackout, enum handover_event event);
 TPM_RESULT blackout_withdraw(struct blackout *blackout, enum handover_state *before);
 
 /* What the lane has to be polled for, or BLACKOUT_NO_LANE: there is none, or INIT waits for what
- * comes there; and take what has come there. */
+ * comes there; and take what has come there, when the TPM of a tail has started. */
 int blackout_lane_fd(struct blackout *blackout);
 void blackout_receive(struct blackout *blackout);
 

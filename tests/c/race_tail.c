@@ -155,23 +155,14 @@ static bool is_right_after_look(void)
     return tail.is_taken && is_in(HANDOVER_TAKING);
 }
 
-/* The link's thread looks once more at what it found no turn for: the TPM was being started. */
-static void receive_rest(void)
-{
-    if (is_in(HANDOVER_TAKING))
-        blackout_receive(blackout);
-}
-
 static bool is_right_after_grant(void)
 {
-    receive_rest();
     /* Before it was asked for it ends the lane. */
     return is_in(tail.is_taken ? HANDOVER_ENTITLED : HANDOVER_NONE);
 }
 
 static bool is_right_after_end(void)
 {
-    receive_rest();
     return is_in(HANDOVER_NONE);
 }
 

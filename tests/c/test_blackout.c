@@ -370,6 +370,8 @@ static const struct deed deeds[] = {
 static struct handover_step expected(enum handover_state state, bool is_source,
                                      const struct deed *deed)
 {
+    if (deed->is_of_lane && state == HANDOVER_STARTING)
+        state = HANDOVER_TAKING; /* it has started before that is heard */
     struct handover_step step = handover_step(state, deed->event);
 
     if ((deed->event == HANDOVER_OFFER && !is_source) ||
@@ -377,8 +379,6 @@ static struct handover_step expected(enum handover_state state, bool is_source,
         return (struct handover_step){false, state, 0};
     if (deed->event == HANDOVER_WITHDRAW && state == HANDOVER_GRANTED && !is_source)
         return (struct handover_step){true, state, HANDOVER_DO_CLOSE};
-    if (deed->is_of_lane && state == HANDOVER_STARTING)
-        return (struct handover_step){false, state, 0}; /* it is heard later */
     if (!step.is_possible && deed->is_of_lane)
         step = handover_step(state, HANDOVER_LOST);
     if (step.is_possible && step.state == HANDOVER_RETIRING) {

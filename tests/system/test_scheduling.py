@@ -6,6 +6,7 @@ import platform
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -14,7 +15,7 @@ import pytest
 
 from tests.harness.handover import make_armed_pair
 from tests.harness.lab import Lab
-from tests.harness.owners import hand_over
+from tests.harness.owners import hand_over, record_stands_still
 from vtpmd.daemon.precedence import NICENESS, NICENESS_MAX
 from vtpmd.testing.emulator import EmulatorKind
 
@@ -23,6 +24,7 @@ ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # struct sched_attr, linux/sched/types.
 SLICE_NS = 100_000  # csrc/engine/thread.c
 FIRST_WITH_SLICES = (6, 12)
 LOOK_S = 0.0005
+STILL_S = 0.2  # less than an INIT waits for its Grant
 TAKEN_BACK_TIMEOUT_S = 20.0
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -85,8 +87,11 @@ def test_vtpmd_gives_way_while_the_guest_stands_still(lab: Lab) -> None:
     pair = make_armed_pair(lab)
     pids = [host.vtpmd.program.pid for host in (pair.source, pair.destination)]
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    with watched(*pids) as seen:
-        hand_over(pair)
+    with watched(*pids) as seen, ThreadPoolExecutor(1) as executor:
+        with record_stands_still(pair.source):  # so that the guest stands still for a while
+            moved = executor.submit(hand_over, pair)
+            time.sleep(STILL_S)
+        moved.result(TAKEN_BACK_TIMEOUT_S)
     assert seen == [{usual, min(usual + NICENESS, NICENESS_MAX)}] * 2
     deadline = time.monotonic() + TAKEN_BACK_TIMEOUT_S
     while any(os.getpriority(os.PRIO_PROCESS, pid) != usual for pid in pids):
