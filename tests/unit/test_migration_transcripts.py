@@ -204,12 +204,6 @@ SOURCE = {
     Receiving               SYNCING
     Ack                     ARMED       KEEP_BASE, TELL_ARMED, RECORD_AHEAD
     """,
-    "the destination ends the session before it has a base": """
-    Connected               GREETING    send Hello
-    Welcome                 OPENING     send Key, OPEN_LANE
-    LaneOpened              SYNCING     START_ROUND
-    Released                ENDED       fall back, WITHDRAW, CLOSE
-    """,
     "the destination ends the session": f"""{TO_ARMED}
     Released                ENDED       fall back, WITHDRAW, CLOSE
     """,

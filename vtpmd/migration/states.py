@@ -81,7 +81,7 @@ _SOURCE: Final[dict[tuple[State, Event], State]] = {
     **{(state, events.GuestStopped): state for state in BEFORE_BASE},
     **{(state, events.GuestResumed): state for state in BEFORE_BASE},
     **{(state, peer.Refuse): State.ENDED for state in (*BEFORE_BASE[1:], *UNOFFERED)},
-    **{(state, peer.Released): State.ENDED for state in (*BEFORE_BASE[3:], *UNOFFERED)},
+    **{(state, peer.Released): State.ENDED for state in UNOFFERED},
     **{(state, events.LinkLost): State.ENDED for state in (*BEFORE_BASE, *UNOFFERED)},
     **{(state, events.Disarmed): State.ENDED for state in (*BEFORE_BASE, *UNOFFERED)},
     **{(state, peer.Receiving): state for state in (State.OPENING, State.SYNCING, *WITH_BASE)},
