@@ -1,6 +1,7 @@
 """Runs of vtpmd's commands in this process, as a person and a program meet them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class Run:
         """What it printed with --json."""
         outcome: dict[str, Any] = json.loads(self.output)
         return outcome
+
+
+Command = Callable[..., Run]  # with the arguments of a command line
 
 
 class QuietRun(Run):

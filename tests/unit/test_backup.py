@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.harness.dying import Killed, dying
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command, Run
 from tests.support.file_names import NAMES
 from tests.unit.test_export import HEADER, TEXT, key_file, made, table
 from vtpmd import cli
@@ -43,7 +43,6 @@ KEEP = 3
 MADE = KEEP + 2
 STEPS_MAX = 100
 
-Command = Callable[..., Run]
 Contents = dict[str, bytes]
 
 

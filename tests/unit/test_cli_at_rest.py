@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command
 from tests.support.journal import SECTOR, digest, write_journal
 from vtpmd import cli
 from vtpmd.store.anchor import Anchor, Mark
@@ -21,14 +20,6 @@ IMAGES = states.different(4)
 PROBLEM = "tpm2-00.journal is damaged: a sector is altered, at byte 1024 (K)"
 TIMEOUT_S = 20
 COMMANDS = ["fold", "recover", "rekey"]
-
-
-Command = Callable[..., Run]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: Run(capsys, *arguments)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ tests/system/test_inspect_live.py.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command, Run
 from tests.support.documents import tables
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
@@ -40,8 +40,6 @@ LEAF = re.compile(r" *\d+ +(\d+) +\S+: ")  # offset, length, name
 NEWER = states.LEVEL_1.replace(
     pack(">HIH", 2, USER_NVRAM.magic, 1), pack(">HIH", 9, USER_NVRAM.magic, 8)
 )
-
-Command = Callable[..., Run]
 
 
 def content(place: Path) -> dict[str, bytes]:

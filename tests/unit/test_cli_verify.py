@@ -3,14 +3,13 @@
 libtpms is asked by the real engine.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command, Run
 from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
@@ -26,8 +25,6 @@ KEY, IV = b"k" * 32, b"v" * 32
 NEWER = states.LEVEL_1.replace(
     pack(">HIH", 2, USER_NVRAM.magic, 1), pack(">HIH", 9, USER_NVRAM.magic, 8)
 )
-
-Command = Callable[..., Run]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -14,7 +13,7 @@ import pyrage
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command
 from tests.support.file_names import NAMES
 from tests.support.journal import write_journal
 from vtpmd import cli
@@ -31,13 +30,6 @@ BASE, NEWER = states.different(2)
 IDENTITY = bytes(range(16))
 KEY, OTHER_KEY = b"k" * 32, b"o" * 16
 HEADER = Header(b"e" * 16, IDENTITY, 7, 0, TpmVersion.TPM_2_0, (StateType.PERMANENT,))
-
-Command = Callable[..., Run]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: Run(capsys, *arguments)
 
 
 def make_directory(path: Path, key: Key | None = None) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command, Run
 from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.page import Page
@@ -44,12 +44,6 @@ INVISIBLE = set("\0\n\r\x1b\u202e\u2066\udcff\ufffe") - {"\n"}
 MIX = {StateType.PERMANENT: states.BUSY, StateType.VOLATILE: states.BUSY_VOLATILE}
 
 Known = dict[str, Any]
-Command = Callable[..., Run]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: Run(capsys, *arguments)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ What the new TPM has is looked for in one that runs, by tests/system/test_replac
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.support import states
-from tests.support.cli_run import Run
+from tests.support.cli_run import Command
 from tests.support.documents import DOCS, tables
 from tests.unit.test_profile import CUSTOM
 from vtpmd.errors import VtpmdError
@@ -31,13 +30,6 @@ DOCUMENT = tables((DOCS / "export-format.md").read_text())
 IDENTITY = bytes(range(16))
 ALTERED = 60  # states: each is taken apart by a process of its own
 UNKNOWN_TYPE = 3 << 4  # of TPMA_NV
-
-Command = Callable[..., Run]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: Run(capsys, *arguments)
 
 
 @pytest.fixture
