@@ -25,17 +25,12 @@ def check_is_new(path: Path) -> None:
 
 def make(path: Path, content: bytes) -> None:
     """Make a file, durably; nobody ever finds a part of it. Raises CannotWrite, or UsageError."""
-    from vtpmd.store.directory import sync_directory
+    from vtpmd.store.directory import sync_directory, write_new
 
     unfinished = path.with_name(f".vtpmd-{os.urandom(8).hex()}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(unfinished, flags, FILE_MODE)
         try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
+            write_new(unfinished, content, FILE_MODE)
             _name(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from vtpmd.store.directory import (
     StateKeyError,
     lock_file,
     sync_directory,
+    write_new,
 )
 from vtpmd.store.export_seal import Age, Seal
 from vtpmd.store.exporting import Taken
@@ -289,13 +290,7 @@ def _write(
     try:
         with suppress(FileNotFoundError):
             os.unlink(TEMPORARY_NAME, dir_fd=fd)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        temporary_fd = os.open(TEMPORARY_NAME, flags, FILE_MODE, dir_fd=fd)
-        with os.fdopen(temporary_fd, "wb") as made:
-            os.fchmod(temporary_fd, FILE_MODE)
-            made.write(file)
-            made.flush()
-            os.fsync(temporary_fd)
+        write_new(TEMPORARY_NAME, file, FILE_MODE, fd)
         os.rename(TEMPORARY_NAME, name, src_dir_fd=fd, dst_dir_fd=fd)
         os.fsync(fd)
     except OSError as error:

@@ -179,6 +179,23 @@ class OpenDirectory(Closing):
             ) from error
 
 
+def write_new(
+    path: str | os.PathLike[str], content: bytes, mode: int, directory_fd: int | None = None
+) -> None:
+    """Make a file, and return once its content is on the disk; its name may not be yet.
+
+    ``path`` is relative to ``directory_fd``, if there is one. Raises OSError; then a part of it may
+    be there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, mode, dir_fd=directory_fd)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
+
+
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Return once renames and removals in a directory are on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -382,15 +399,9 @@ class StateDirectory(OpenDirectory):
         Raises StateDirectoryError; then it may be either one, too.
         """
         temporary = _temporary(name)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._unlink(temporary)
-            fd = os.open(temporary, flags, self.file_mode, dir_fd=self.directory_fd)
-            with os.fdopen(fd, "wb") as file:
-                os.fchmod(fd, self.file_mode)
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
+            write_new(temporary, content, self.file_mode, self.directory_fd)
             os.rename(temporary, name, src_dir_fd=self.directory_fd, dst_dir_fd=self.directory_fd)
             os.fsync(self.directory_fd)
         except OSError as error:

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from vtpmd.store import importing
-from vtpmd.store.directory import FILE_MODE, sync_directory
+from vtpmd.store.directory import FILE_MODE, sync_directory, write_new
 from vtpmd.store.importing import COPIES_MAX, NotEmpty
 from vtpmd.store.keys import Key
 from vtpmd.store.libtpms import States
@@ -118,13 +118,7 @@ def _make(path: Path, content: bytes, kept: Path | None) -> None:
     """Make a file, in place of one that gets the name ``kept``."""
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, FILE_MODE)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, FILE_MODE)
-        file.write(content)
-        file.flush()
-        os.fsync(fd)
+    write_new(temporary, content, FILE_MODE)
     if kept is not None:
         os.link(path, kept)
     temporary.rename(path)
