@@ -374,6 +374,7 @@ class _Mover:
                 wanted = {"handed-over", "go-on"} if moved else {"go-on"}
                 await self._until(lambda session: session.outcome in wanted, OUTCOME_TIMEOUT_S)
             self._session = await vtpmd.query_migration()
+            self._step(tail_bytes=self._session.tail_bytes)  # events may come after the answer
         except ManagementError as error:
             self._see(vtpmd_lost=str(error))
         self._see(vtpm=self._session)
