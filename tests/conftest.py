@@ -29,8 +29,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 def pytest_configure() -> None:
     """Refuse to test a native build that is older than its sources."""
-    # Programs inherit what is ignored, as under nohup, and keep it so.
+    # Programs inherit what is ignored, as under nohup or in a shell's background, and keep it so.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stamp = ROOT / "build/stamps/native"
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[ch]")]
     newest = max(sources, key=lambda source: source.stat().st_mtime)
