@@ -7,23 +7,17 @@ https://chromedevtools.github.io/devtools-protocol/
 import base64
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
 
 from vtpmd.closing import Closing
 
-PROGRAM: Final = "chromium"
+PROGRAM: Final = "chromium-headless-shell"
 TIMEOUT_S: Final = 60
 READ_BYTES: Final = 1 << 16
 # --remote-debugging-pipe reads and writes these.
 COMMANDS_FD, ANSWERS_FD = 3, 4
-
-
-def is_there() -> bool:
-    """Return whether this machine has it."""
-    return shutil.which(PROGRAM) is not None
 
 
 class Browser(Closing):
@@ -34,7 +28,6 @@ class Browser(Closing):
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
         options = [
-            "--headless",
             "--disable-gpu",
             "--disable-background-networking",
             "--hide-scrollbars",
