@@ -1,12 +1,22 @@
 """What a vtpmd answers to export-states is another program's: nothing of it is trusted."""
 
+import asyncio
+import json
+import socket
 from binascii import b2a_base64
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
 from tests.support.file_names import PERMANENT_NAME
+from vtpmd.cli import export_served
+from vtpmd.cli.management_client import ManagementError
+from vtpmd.daemon.listener import listen
+from vtpmd.daemon.management import Arguments, Handler, ManagementServer
 from vtpmd.errors import VtpmdError
 from vtpmd.store import exporting_live
 from vtpmd.store.exporting_live import Copied, decode, take
@@ -14,6 +24,13 @@ from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import STATE_BYTES_MAX, Lineage
 from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType
 
+TIMEOUT_S = 60.0
+GREETING = {
+    "QMP": {
+        "version": {"qemu": {"major": 0, "minor": 1, "micro": 0}, "package": "vtpmd"},
+        "capabilities": [],
+    }
+}
 IDENTITY = b"i" * 16
 IMAGE = bytes([65]) * 8 + bytes(range(256)) * 4
 STATES = {StateType.PERMANENT: IMAGE, StateType.VOLATILE: b"volatile"}
@@ -91,3 +108,66 @@ def test_a_state_of_the_largest_size_is_taken() -> None:
     largest = bytes(STATE_BYTES_MAX)
     assert len(text(largest)) == exporting_live.TEXT_LENGTH_MAX
     assert decode(with_state("volatile", text(largest))).states[StateType.VOLATILE] == largest
+
+
+@contextmanager
+def answering(path: Path, export_states: Handler) -> Iterator[None]:
+    """Serve a real management server, whose export-states is another's, while the block runs."""
+
+    async def serve(listening: socket.socket) -> None:
+        server = ManagementServer(listening, on_quit=lambda: None)
+        server.register("export-states", {}, export_states)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                serving = asyncio.create_task(server.serve())
+                await asyncio.to_thread(ends.wait, TIMEOUT_S)
+                serving.cancel()
+
+    ends = Event()
+    with listen(path) as listening:
+        thread = Thread(target=lambda: asyncio.run(serve(listening)))
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+
+def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Path) -> None:
+    async def something_else(_: Arguments) -> object:
+        return answer(generation="7")
+
+    async def refuse(_: Arguments) -> object:
+        raise VtpmdError("the vTPM's TPM does not run here")
+
+    manage = tmp_path / "manage"
+    with (
+        answering(manage, something_else),
+        pytest.raises(ManagementError, match="cannot read: its generation is none; use the same"),
+    ):
+        export_served.take(manage, tmp_path, None)
+    with answering(manage, refuse), pytest.raises(ManagementError, match="does not run here"):
+        export_served.take(manage, tmp_path, None)
+
+
+def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    """In the middle of its answer; what it has said of it is not kept."""
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            client.sendall(json.dumps(GREETING).encode() + b"\r\n")
+            client.recv(4096)  # less than that, in one piece, as each command is
+            client.sendall(b'{"return": {}}\r\n')
+            client.recv(4096)
+            client.sendall(json.dumps({"return": answer()}).encode()[:-9])
+
+    manage = tmp_path / "manage"
+    with listen(manage) as listening:
+        listening.setblocking(True)
+        thread = Thread(target=serve, args=(listening,))
+        thread.start()
+        with pytest.raises(ManagementError, match="went away before it answered export-states"):
+            export_served.take(manage, tmp_path, None)
+        thread.join()

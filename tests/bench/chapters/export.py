@@ -1,10 +1,10 @@
 """Chapter: what a guest's TPM commands wait for because its vTPM is exported.
 
 A client works the TPM in a guest's place: it extends a PCR, which waits for no disk, and counts in
-NV, which waits for one. First nothing is exported; then `vtpmd export` is run, one after another:
-of the state directory, and of the TPM that runs, with its volatile state. These processes need a
-processor themselves. So the states are then asked for over the management socket alone, as often as
-they are answered: that is what the engine's lock costs, at its worst.
+NV, which waits for one. In turn `vtpmd export` is run of the state directory, and of the TPM that
+runs, with its volatile state; nothing is exported; and, as the processes before need a processor
+themselves, the states are asked for over the management socket alone, as often as they are
+answered: that is what the engine's lock costs, at its worst.
 """
 
 import subprocess
@@ -24,6 +24,7 @@ from tests.support.tpm2 import NV_COUNTER, Tpm
 
 if TYPE_CHECKING:
     from tests.harness.lab import Lab
+    from vtpmd.testing.management import Management
 
 NAME = "export"
 SUMMARY = "what a guest's TPM commands wait for because its vTPM is exported"
@@ -56,9 +57,9 @@ Times = dict[What, list[float]]
 
 
 @contextmanager
-def working(tpm: Tpm) -> Iterator[Times]:
-    """Work a TPM while the block runs, on a thread; yield the ms that each answer takes."""
-    ends, times = threading.Event(), {what: list[float]() for what in What}
+def working(tpm: Tpm, times: Times) -> Iterator[None]:
+    """Work a TPM while the block runs, on a thread; keep the ms that each answer takes."""
+    ends = threading.Event()
     actions: dict[What, Callable[[], None]] = {
         What.EXTEND: lambda: tpm.extend(PCR, DIGEST),
         What.COUNT: lambda: tpm.nv_increment(COUNTER),
@@ -74,7 +75,7 @@ def working(tpm: Tpm) -> Iterator[Times]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield times
+        yield
     finally:
         ends.set()
         thread.join()
@@ -93,30 +94,35 @@ def export(*options: str | Path) -> None:
         raise BenchError(ended.stderr.decode(errors="replace").strip())
 
 
+def ask_for(management: "Management", duration_s: float) -> None:
+    """Ask for the states for so long, as often as they are answered."""
+    until_s = time.monotonic() + duration_s
+    while time.monotonic() < until_s:
+        management.command("export-states")
+
+
 def measure_in(lab: "Lab", exports: int) -> dict[When, Times]:
-    """Work beside each, in turn; beside nothing, and beside questions, for as long as an export."""
-    emulator = lab.daemon()
-    management, found = lab.management(emulator), dict[When, Times]()
+    """Work beside each in turn, so many times, and for as long as the last export took."""
+    emulator = lab.peer()
+    management = lab.management(emulator)
+    found = {when: {what: list[float]() for what in What} for when in When}
     with ControlClient(emulator.control_path) as control:
         tpm = Tpm(control.attach_data().transact)
         control.init()
         tpm.startup()
         tpm.nv_define(COUNTER, 8, NV_COUNTER)
         tpm.nv_increment(COUNTER)
-        with working(tpm) as found[When.PERMANENT]:
+        for _ in range(exports):
             began_s = time.monotonic()
-            for _ in range(exports):
+            with working(tpm, found[When.PERMANENT]):
                 export(emulator.state)
             took_s = time.monotonic() - began_s
-        with working(tpm) as found[When.VOLATILE]:
-            for _ in range(exports):
+            with working(tpm, found[When.VOLATILE]):
                 export("--manage", emulator.manage_path, "--volatile")
-        with working(tpm) as found[When.ALONE]:
-            time.sleep(took_s)
-        with working(tpm) as found[When.ASKED]:
-            until_s = time.monotonic() + took_s
-            while time.monotonic() < until_s:
-                management.command("export-states")
+            with working(tpm, found[When.ALONE]):
+                time.sleep(took_s)
+            with working(tpm, found[When.ASKED]):
+                ask_for(management, took_s)
     return found
 
 
@@ -146,7 +152,8 @@ def run(settings: Settings) -> Result:
             measured=found[when][what].p99 - found[When.ALONE][what].p99,
             limit=WAIT_MS_MAX,
         )
-        for when in (When.PERMANENT, When.VOLATILE)
+        for when in When
+        if when is not When.ALONE
         for what in What
     ]
     answers = {
