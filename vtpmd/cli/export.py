@@ -34,8 +34,8 @@ example:
   state, of a generation that its guest was or is about to be answered of, and nothing older than
   when the command began. One that is served may be written to meanwhile; nobody waits for it, and
   nothing is locked. --volatile adds the volatile state: of one that is stopped, what is stored of
-  it; with --manage, of a TPM that runs, all of it and the permanent state of that moment, which the
-  guest's commands wait for less than a millisecond.
+  it; with --manage, of a TPM that runs, all of it and the permanent state of that moment. The
+  guest's commands wait for no more than a copy in memory.
 
   With --key, which the state is encrypted with, the export is sealed with it, too; --seal-key,
   --recipient and --passphrase-file seal it otherwise, the latter two in age's format (Python
