@@ -37,6 +37,7 @@ static const struct row rows[] = {
     [OP_GET_OTHER] = {"nnn", "ddffnn", "......"},
     [OP_SET_STATE] = {"ddd", "nnnnnn", "......"},
     [OP_CAPTURE] = {"nnn", "ddnnnn", "......"},
+    [OP_COPY] = {"nnn", "ddnnnn", "......"},
     [OP_STORE_PERMANENT] = {"dff", "dfffff", "......"},
     [OP_SET_UP] = {"ddd", "nnnnnn", "......"},
     [OP_SET_BUFFER_SIZE] = {"ddd", "nnnndn", "......"},

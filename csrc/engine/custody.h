@@ -59,6 +59,7 @@ enum tpm_operation {
     OP_GET_OTHER,
     OP_SET_STATE,
     OP_CAPTURE,
+    OP_COPY,
     OP_STORE_PERMANENT,
     OP_SET_UP,
     OP_SET_BUFFER_SIZE,

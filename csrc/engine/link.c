@@ -344,6 +344,46 @@ static TPM_RESULT do_get_lineage(struct link *link, struct message *request,
     return TPM_SUCCESS;
 }
 
+/* Put a copy of the states into `response`. */
+static TPM_RESULT answer_copy(const struct tpm_copy *copy, struct message *response)
+{
+    const struct image *states = copy->states;
+    struct link_copy says = {
+        .lineage.generation = copy->lineage.generation,
+        .permanent_bytes = (uint32_t)states[LINK_STATE_PERMANENT].n_bytes,
+        .volatile_bytes = (uint32_t)states[LINK_STATE_VOLATILE].n_bytes,
+        .savestate_bytes = (uint32_t)states[LINK_STATE_SAVESTATE].n_bytes,
+    };
+    size_t n_bytes = sizeof(says);
+
+    memcpy(says.lineage.identity, copy->lineage.identity, sizeof(says.lineage.identity));
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_SAVESTATE; type++)
+        n_bytes += states[type].n_bytes;
+    if (n_bytes > LINK_PAYLOAD_BYTES_MAX || !(response->payload = malloc(n_bytes)))
+        return TPM_SIZE;
+    response->header.payload_bytes = (uint32_t)n_bytes;
+    memcpy(response->payload, &says, sizeof(says));
+    uint8_t *next = response->payload + sizeof(says);
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_SAVESTATE; type++) {
+        if (states[type].n_bytes > 0)
+            memcpy(next, states[type].bytes, states[type].n_bytes);
+        next += states[type].n_bytes;
+    }
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT do_copy(struct link *link, struct message *request, struct message *response)
+{
+    struct tpm_copy copy;
+
+    (void)request;
+    TPM_RESULT result = tpm_copy(link->tpm, &copy);
+    if (result == TPM_SUCCESS)
+        result = answer_copy(&copy, response);
+    tpm_copy_deinit(&copy);
+    return result;
+}
+
 static TPM_RESULT do_take_blob(struct link *link, struct message *request, struct message *response)
 {
     (void)request, (void)response;
@@ -604,6 +644,7 @@ static const operation operations[] = {
     [LINK_STORE_PERMANENT] = do_store_permanent,
     [LINK_RAISE_GENERATION] = do_raise_generation,
     [LINK_GET_LINEAGE] = do_get_lineage,
+    [LINK_COPY] = do_copy,
     [LINK_GET_INFO] = do_get_info,
     [LINK_RETIRE] = do_retire,
     [LINK_UNRETIRE] = do_unretire,

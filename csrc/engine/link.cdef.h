@@ -89,6 +89,8 @@ enum link_operation {
                                    it is durable */
     LINK_GET_INFO = 40,         /* argument: enum TPMLIB_InfoFlags, added up; answer: payload, JSON
                                    without a NUL */
+    LINK_COPY = 41,             /* answer: payload, struct link_copy and the states that it says, of
+                                   one moment; a session notices nothing of it */
 
     /* Custody (custody.h). */
     LINK_RETIRE = 48,   /* serve no more, and write nothing; refused if a command was executed since
@@ -341,6 +343,16 @@ struct link_journal {
 struct link_lineage {
     uint64_t generation;
     uint8_t identity[16];
+};
+
+/* What LINK_COPY answers, before the states: in the order of their types, with no bytes where there
+ * is none. */
+struct link_copy {
+    struct link_lineage lineage; /* of the permanent state; all 0: it is not known whose it is */
+    uint32_t permanent_bytes;
+    uint32_t volatile_bytes;
+    uint32_t savestate_bytes;
+    uint32_t unused;
 };
 
 /* A state that runs, and the newest that there was of the same vTPM. */

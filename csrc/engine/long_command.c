@@ -36,6 +36,7 @@ static const char verdicts[][LONG_PHASES + 1] = {
     [OP_GET_PERMANENT] = "dwwss",
     [OP_GET_OTHER] = "dwwss",
     [OP_CAPTURE] = "dswss",
+    [OP_COPY] = "dswss",
     [OP_STORE_PERMANENT] = "ddwdd",
     [OP_HAS_STATE] = "ddwdd",
     [OP_GET_LINEAGE] = "ddwdd",

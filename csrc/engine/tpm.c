@@ -1295,6 +1295,42 @@ TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked, enum 
     return result;
 }
 
+static TPM_RESULT copy_kept(enum link_state_type type, struct image *image)
+{
+    const uint8_t *kept;
+    size_t n_bytes;
+
+    if (!nvram_get(type, &kept, &n_bytes))
+        return TPM_SUCCESS;
+    return image_set(image, kept, n_bytes) < 0 ? TPM_SIZE : TPM_SUCCESS;
+}
+
+TPM_RESULT tpm_copy(struct tpm *tpm, struct tpm_copy *copy)
+{
+    struct image *states = copy->states, *following = &states[LINK_STATE_VOLATILE];
+    TPM_RESULT result;
+
+    *copy = (struct tpm_copy){0};
+    locked(tpm);
+    if (!may(tpm, OP_COPY, &result))
+        return result;
+    if (!nvram_get_lineage(&copy->lineage))
+        copy->lineage = (struct checkpoint_lineage){0};
+    /* Not libtpms' own: the lineage is of what was committed, and that is all that libtpms has. */
+    result = copy_kept(LINK_STATE_PERMANENT, &states[LINK_STATE_PERMANENT]);
+    if (result == TPM_SUCCESS)
+        result = current_state(LINK_STATE_VOLATILE, &following->bytes, &following->n_bytes);
+    if (result == TPM_SUCCESS && !version_now()->has_shutdown)
+        result = copy_kept(LINK_STATE_SAVESTATE, &states[LINK_STATE_SAVESTATE]);
+    return result;
+}
+
+void tpm_copy_deinit(struct tpm_copy *copy)
+{
+    for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_SAVESTATE; type++)
+        image_deinit(&copy->states[type]);
+}
+
 bool tpm_has_worked(struct tpm *tpm)
 {
     locked(tpm);

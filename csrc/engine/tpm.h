@@ -26,7 +26,9 @@
 
 #include <libtpms/tpm_library.h>
 
+#include "checkpoint.h"
 #include "custody.h"
+#include "image.h"
 #include "link_types.h"
 
 enum {
@@ -43,7 +45,6 @@ enum {
 };
 
 struct anchor;
-struct checkpoint_lineage;
 struct cipher_key;
 struct io;
 struct journal_settings;
@@ -252,6 +253,20 @@ TPM_RESULT tpm_forget_state(struct tpm *tpm);
  * TPM 1.2, whether there is a saved state. */
 TPM_RESULT tpm_capture(struct tpm *tpm, struct store *store, bool *worked,
                        enum link_shutdown *said);
+
+/* A running TPM's states at one moment, each without bytes if there is none. */
+struct tpm_copy {
+    struct image states[LINK_STATE_SAVESTATE + 1];
+    struct checkpoint_lineage
+        lineage; /* of the permanent one; all 0: it is not known whose it is */
+};
+
+/* Copy them, where a session's captures know nothing of it: the permanent state as it was committed
+ * last, and what goes with it. The guest's next command waits for no more than that. The caller
+ * ends `copy` in any case. */
+TPM_RESULT tpm_copy(struct tpm *tpm, struct tpm_copy *copy);
+
+void tpm_copy_deinit(struct tpm_copy *copy);
 
 /* Return true if something ran since the last capture. */
 bool tpm_has_worked(struct tpm *tpm);

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench.chapters import CHAPTERS, Chapter, keys, round_trip, survive
+from tests.bench.chapters import CHAPTERS, Chapter, export, keys, round_trip, survive
 from tests.bench.chapters.reset import Step as ResetStep
 from tests.bench.chapters.round_trip import Operation, Placement
 from tests.bench.durable import device, library
@@ -317,6 +317,16 @@ def check_survive(measured: dict[str, Any]) -> None:
         )
 
 
+def check_export(measured: dict[str, Any]) -> None:
+    """All that is timed was answered, beside exports of each kind and beside none."""
+    answers = measured["answers_ms"]
+    assert set(answers) == set(export.When)
+    for answered in answers.values():
+        assert {what: each["count"] > 0 for what, each in answered.items()} == dict.fromkeys(
+            export.What, True
+        )
+
+
 CHECKS = {
     "round-trip": check_round_trip,
     "start-up": check_start_up,
@@ -326,6 +336,7 @@ CHECKS = {
     "keys": check_keys,
     "durable-writes": check_durable_writes,
     "survive": check_survive,
+    "export": check_export,
 }
 
 

@@ -52,6 +52,16 @@ static TPM_RESULT do_capture(void)
     return tpm_capture(tpm, store, &worked, &said);
 }
 
+static TPM_RESULT do_copy(void)
+{
+    struct tpm_copy copy;
+
+    TPM_RESULT result = tpm_copy(tpm, &copy);
+    assert_int_equal(copy.states[LINK_STATE_PERMANENT].exists, result == TPM_SUCCESS);
+    tpm_copy_deinit(&copy);
+    return result;
+}
+
 static TPM_RESULT get(enum link_state_type type)
 {
     uint8_t *bytes = NULL;
@@ -278,6 +288,7 @@ static const struct operation {
     {"GET_STATE, other", do_get_volatile},
     {"SET_STATE", do_set_state},
     {"CAPTURE", do_capture},
+    {"COPY", do_copy},
     {"STORE_PERMANENT", do_store_permanent},
     {"LOAD_STATE", do_load_state},
     {"SET_KEY", do_set_key},

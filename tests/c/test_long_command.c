@@ -454,6 +454,15 @@ static TPM_RESULT do_get_states(void)
     return result;
 }
 
+static TPM_RESULT do_copy(void)
+{
+    struct tpm_copy copy;
+
+    TPM_RESULT result = tpm_copy(tpm, &copy);
+    tpm_copy_deinit(&copy);
+    return result;
+}
+
 static TPM_RESULT do_store_permanent(void)
 {
     return tpm_store_permanent(tpm);
@@ -521,6 +530,7 @@ static const struct operation {
     {"STORE_VOLATILE", do_store_volatile},
     {"GET_STATE", do_get_states, .get_states = 3},
     {"CAPTURE", do_capture, .get_states = 2},
+    {"COPY", do_copy, .get_states = 1},
     {"STORE_PERMANENT", do_store_permanent},
     {"GET_LINEAGE", do_get_lineage},
     {"RAISE_GENERATION", do_raise_generation},

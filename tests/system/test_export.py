@@ -234,7 +234,7 @@ def test_the_volatile_state_of_a_served_vtpm_is_refused(lab: Lab) -> None:
     emulator = lab.emulator(VTPMD)
     ended = vtpmd("export", emulator.state, "--volatile", "--out", lab.new_path("export"))
     assert ended.status == 3
-    assert "the vTPM is served; stop it, or leave out --volatile" in ended.error
+    assert "the vTPM is served; give --manage, the management socket of its" in ended.error
 
 
 def test_a_vtpmd_says_where_its_state_is(lab: Lab) -> None:

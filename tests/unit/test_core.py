@@ -16,6 +16,7 @@ from vtpmd.core.link import (
     LinkCapture,
     LinkCapturing,
     LinkCondition,
+    LinkCopy,
     LinkCustody,
     LinkQuestion,
     LinkRecorded,
@@ -25,6 +26,7 @@ from vtpmd.core.link import (
     link_held,
     link_said,
     pack_link_lineage,
+    unpack_link_copy,
     unpack_link_digests,
     unpack_link_lineage,
     unpack_link_recorded,
@@ -185,6 +187,15 @@ def test_what_has_another_size_is_not_packed() -> None:
         pack_link_lineage(bytes(15), 1)
     with pytest.raises(ValueError, match="bytes, not"):
         unpack_link_lineage(bytes(23))
+
+
+def test_a_copy_of_states_is_as_long_as_it_says() -> None:
+    lengths = b"".join(n.to_bytes(4, sys.byteorder) for n in (3, 2, 0, 0))
+    packed = pack_link_lineage(b"i" * 16, 7) + lengths + b"perma"
+    assert unpack_link_copy(packed) == LinkCopy(b"i" * 16, 7, b"per", b"ma", b"")
+    for wrong in (packed[:-1], packed + b"x", packed[:39], b""):
+        with pytest.raises(ValueError, match="answer to COPY"):
+            unpack_link_copy(wrong)
 
 
 def test_a_lineage_comes_back_as_it_was_packed() -> None:

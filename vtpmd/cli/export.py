@@ -27,12 +27,15 @@ example:
   vtpmd export /srv/web1-tpm > web1.vtpm
   vtpmd export /srv/web1-tpm --key file=/etc/vtpmd/web1.key,mode=aes-256-cbc --out web1.vtpm
   vtpmd export --manage /run/web1.manage --recipient "$PUBLIC_KEY" --out web1.vtpm
+  vtpmd export --manage /run/web1.manage --volatile --out web1.vtpm
   vtpmd import web1.vtpm /srv/web2-tpm --identity copy
 
   Exports the vTPM in a state directory, of vtpmd's or swtpm's, or in a linear file: its permanent
   state, of a generation that its guest was or is about to be answered of, and nothing older than
   when the command began. One that is served may be written to meanwhile; nobody waits for it, and
-  nothing is locked. --volatile adds what is stored of its volatile state, of one that is stopped.
+  nothing is locked. --volatile adds the volatile state: of one that is stopped, what is stored of
+  it; with --manage, of a TPM that runs, all of it and the permanent state of that moment. The
+  guest's commands wait for no more than a copy in memory.
 
   With --key, which the state is encrypted with, the export is sealed with it, too; --seal-key,
   --recipient and --passphrase-file seal it otherwise, the latter two in age's format (Python
@@ -42,9 +45,9 @@ example:
 
 exit status:
   0  exported
-  1  it cannot be read, or the export cannot be written
+  1  it cannot be read, or does not run behind --manage, or the export cannot be written
   2  the command line was wrong, or standard output is a terminal
-  3  --volatile: the vTPM is served
+  3  --volatile without --manage: the vTPM is served
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given
   5  what is there is damaged: see vtpmd recover
   9  there is no vTPM
@@ -78,6 +81,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Export; return the exit status. Raises VtpmdError."""
+    from vtpmd.cli import export_served
     from vtpmd.core import forbid_core_dumps
     from vtpmd.store import exporting
 
@@ -90,7 +94,10 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         seal = stack.enter_context(export_options.seal_of(options, key))
-        taken = exporting.take(path, key, with_volatile=options.volatile)
+        if options.manage is not None and options.volatile:
+            taken = export_served.take(options.manage, path, key)
+        else:
+            taken = exporting.take(path, key, with_volatile=options.volatile)
         header, content = exporting.export(taken, seal)
     if options.out is None:
         _write_out(content)

@@ -137,6 +137,20 @@ class LinkDigests(NamedTuple):
     volatile: bytes
 
 
+class LinkCopy(NamedTuple):
+    """A running TPM's states at one moment, as COPY answers (``struct link_copy``)."""
+
+    identity: bytes
+    generation: int  # of the permanent state; 0, with an identity of zeros: it is not known
+    permanent: bytes
+    volatile: bytes
+    savestate: bytes  # empty: there is none
+
+    def __repr__(self) -> str:
+        """Leave the states out."""
+        return f"LinkCopy(generation={self.generation})"
+
+
 class LinkHandover(NamedTuple):
     """How a hand-over came to the state that it is in (``struct link_handover``)."""
 
@@ -244,6 +258,23 @@ def unpack_link_lineage(payload: bytes | bytearray) -> tuple[bytes, int]:
     lineage = ffi.new("struct link_lineage *")
     ffi.memmove(lineage, payload, LINK_LINEAGE_BYTES)
     return bytes(ffi.buffer(lineage.identity)), lineage.generation
+
+
+def unpack_link_copy(payload: bytes | bytearray) -> LinkCopy:
+    """Return what COPY answers. Raises ValueError for another length than it says."""
+    head_bytes = ffi.sizeof("struct link_copy")
+    if len(payload) < head_bytes:
+        raise ValueError(f"an answer to COPY of {len(payload)} bytes")
+    says = ffi.new("struct link_copy *")
+    ffi.memmove(says, payload, head_bytes)
+    lengths = (says.permanent_bytes, says.volatile_bytes, says.savestate_bytes)
+    check_length("answer to COPY", payload, head_bytes + sum(lengths))
+    states, at = [], head_bytes
+    for n_bytes in lengths:
+        states.append(bytes(payload[at : at + n_bytes]))
+        at += n_bytes
+    identity = bytes(ffi.buffer(says.lineage.identity))
+    return LinkCopy(identity, says.lineage.generation, *states)
 
 
 def unpack_link_recorded(payload: bytes | bytearray) -> LinkRecorded:

@@ -14,7 +14,7 @@ def check_error(result: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
-def check_length(name: str, data: bytes, n_bytes: int) -> None:
+def check_length(name: str, data: bytes | bytearray, n_bytes: int) -> None:
     """Raise ValueError for data of another length: C would read past its end."""
     if len(data) != n_bytes:
         raise ValueError(f"the {name} has {n_bytes} bytes, not {len(data)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from binascii import b2a_base64
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from vtpmd.daemon.engine import EngineDied
 from vtpmd.daemon.management import Argument, ManagementServer
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.errors import VtpmdError
+from vtpmd.wire.tpm import StateType
 
 if TYPE_CHECKING:
     from vtpmd.daemon.outgoing import Outgoing
@@ -31,6 +33,7 @@ async def serve_management(
     commands = _Commands(mobility, config, directory)
     server.register("query-status", {}, commands.query_status)
     server.register("query-vtpms", {}, commands.query_vtpms)
+    server.register("export-states", {}, commands.export_states)
     server.register("migrate-arm", {"to": Argument(str)}, commands.migrate_arm)
     server.register("migrate-disarm", {}, commands.migrate_disarm)
     server.register("query-migration", {}, commands.query_migration)
@@ -65,6 +68,23 @@ class _Commands:
         except EngineDied:
             return None
         return {"identity": own.identity.hex(), "generation": own.generation}
+
+    async def export_states(self, _: Arguments) -> object:
+        copy = await self._mobility.copy_states()
+        states = {
+            StateType.PERMANENT: copy.permanent,
+            StateType.VOLATILE: copy.volatile,
+            StateType.SAVESTATE: copy.savestate,
+        }
+        return {
+            "identity": copy.identity.hex() if any(copy.identity) else None,
+            "generation": copy.generation,
+            "states": {
+                kind.name.lower(): b2a_base64(state, newline=False).decode()
+                for kind, state in states.items()
+                if state
+            },
+        }
 
     async def query_vtpms(self, _: Arguments) -> object:
         outgoing, incoming = self._mobility.outgoing, self._mobility.incoming

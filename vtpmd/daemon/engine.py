@@ -20,14 +20,17 @@ from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation
 from vtpmd.core.link import (
     LinkCondition,
+    LinkCopy,
     LinkCustody,
     LinkQuestion,
     link_condition,
     pack_link_lane,
+    unpack_link_copy,
     unpack_link_staged,
 )
 from vtpmd.daemon.attachment import Attachment
 from vtpmd.errors import VtpmdError
+from vtpmd.wire.tpm import Result
 
 if TYPE_CHECKING:
     from vtpmd.core.lane import LaneKeying
@@ -263,6 +266,20 @@ class Engine:
         if reply.result:
             raise VtpmdError(f"the engine has no state that came: it says {reply.result:#x}")
         return unpack_link_staged(reply.payload)
+
+    async def copy(self) -> LinkCopy:
+        """Return the states of the TPM that runs, of one moment. Raises VtpmdError: it does not."""
+        reply = await self.request(LinkOperation.COPY)
+        if reply.result == Result.BAD_ORDINAL:
+            raise VtpmdError(
+                "the vTPM's TPM does not run here, so it has no volatile state to copy: leave out "
+                "--volatile, or boot its guest"
+            )
+        if reply.result:
+            raise VtpmdError(f"the engine cannot copy its states: it says {reply.result:#x}")
+        copy = unpack_link_copy(reply.payload)
+        reply.payload[:] = bytes(len(reply.payload))
+        return copy
 
     async def condition(self) -> tuple[LinkCondition, LinkCustody]:
         """Return what QEMU has made of the TPM, and whose that is. Raises EngineDied."""

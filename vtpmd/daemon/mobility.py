@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final
 from vtpmd import core
 from vtpmd.core import LinkOperation, Store
 from vtpmd.core.handover import Handover
-from vtpmd.core.link import LinkAskedInit, LinkCondition, LinkHandover, TailRefusal
+from vtpmd.core.link import (
+    LinkAskedInit,
+    LinkCondition,
+    LinkCopy,
+    LinkHandover,
+    TailRefusal,
+)
 from vtpmd.daemon.engine import Engine
 from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.lineage import Lineages
@@ -138,6 +144,10 @@ class Mobility:
         """Whether the TPM is on and this host's, for people. Raises VtpmdError."""
         # Where it was given away it stays on, fenced, for as long as its QEMU does.
         return self.runs and not self._is_fenced
+
+    async def copy_states(self) -> LinkCopy:
+        """Return the TPM's states of one moment, of which no session knows. Raises VtpmdError."""
+        return await self._engine.copy()
 
     # The source's side.
 

@@ -14,7 +14,7 @@ acknowledged, or is about to be, because
 
 A stop, a start or a peer's state that comes meanwhile is told by what else lies there: then all is
 read again, too. A volatile state goes with one permanent state, so it is read of a vTPM that is
-stopped, and only as nothing changes.
+stopped, and only as nothing changes; one that runs is asked (``exporting_live``).
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def _check_settled(directory: OpenDirectory) -> None:
 def _check_stopped(path: str, is_served: bool) -> None:
     if is_served:
         raise StateDirectoryInUse(
-            f"cannot export the volatile state of {path}: the vTPM is served; stop it, or leave "
-            "out --volatile"
+            f"cannot export the volatile state of {path}: the vTPM is served; give --manage, the "
+            "management socket of its vtpmd, or stop it, or leave out --volatile"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.bench.chapters import (
     durable_writes,
+    export,
     keys,
     moving,
     reset,
@@ -31,5 +32,15 @@ class Chapter:
 
 CHAPTERS = tuple(
     Chapter(name=module.NAME, summary=module.SUMMARY, run=module.run)
-    for module in (round_trip, start_up, reset, store, moving, keys, durable_writes, survive)
+    for module in (
+        round_trip,
+        start_up,
+        reset,
+        store,
+        moving,
+        keys,
+        durable_writes,
+        survive,
+        export,
+    )
 )

@@ -1,0 +1,218 @@
+"""A vTPM that runs is exported with its volatile state, and its guest goes on.
+
+Invariants that are checked: what is exported is one moment's, between two of the guest's commands,
+and of a generation that was acknowledged; a session to another host notices nothing of it; what is
+not this host's TPM, or does not run, is refused in a line.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import NamedTuple
+
+import pytest
+
+from tests.harness.command import vtpmd
+from tests.harness.handover import (
+    assert_serves,
+    assert_tail,
+    make_armed_pair,
+)
+from tests.harness.lab import Lab
+from tests.harness.raw_guest import RawGuest12
+from tests.support import sealed_object, tpm2, tpm2_rare
+from tests.support.tpm2 import Handle, Tpm
+from tests.system.test_state_directory import contents, fill, powered
+from vtpmd.store.exporting import take
+from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.wire.tpm import StateType, TpmVersion
+
+VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
+EXPORTS = 12
+PCR = 16
+COUNTER = Handle.NV_FIRST + 9
+DIGEST = bytes(range(32))
+SECRET = b"the key of a disk"
+
+
+class Served(NamedTuple):
+    """A vTPM that is served, and where it is managed."""
+
+    emulator: Emulator
+    manage: Path
+
+
+def serve(lab: Lab, *options: str, version: TpmVersion = TpmVersion.TPM_2_0) -> Served:
+    """Start a vtpmd with a management socket."""
+    manage = lab.new_path("manage")
+    options = ("--manage", str(manage), *options)
+    return Served(lab.emulator(VTPMD, options=options, version=version), manage)
+
+
+def export(lab: Lab, manage: Path, *options: str) -> tuple[Path, int]:
+    """Export a vTPM that runs, with its volatile state; return also of which generation it is."""
+    out = lab.new_path("export")
+    ended = vtpmd("export", "--manage", manage, "--volatile", "--out", out, "--json", *options)
+    assert ended.status == 0, ended.error
+    assert ended.outcome["served"] and ended.outcome["states"][:2] == ["permanent", "volatile"]
+    return out, ended.outcome["generation"]
+
+
+def restore(lab: Lab, file: Path, *options: str) -> Path:
+    """Import an export with its volatile state into a new directory."""
+    directory = lab.new_path("restored")
+    ended = vtpmd("import", file, directory, "--identity", "copy", "--volatile", *options)
+    assert ended.status == 0, ended.error
+    return directory
+
+
+class Steps:
+    """A guest that extends a PCR, then counts it, again and again."""
+
+    def __init__(self, tpm: Tpm) -> None:
+        self.done = 0  # steps that were acknowledged
+        self._tpm, self._end = tpm, Event()
+        self._thread = Thread(target=self._run)
+        tpm.nv_define(COUNTER, 8, tpm2.NV_COUNTER)
+        tpm.nv_increment(COUNTER)
+        self._first = tpm.nv_counter(COUNTER)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Take steps while the block runs."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            self._tpm.extend(PCR, DIGEST)
+            self._tpm.nv_increment(COUNTER)
+            self.done += 1
+
+    def taken(self, tpm: Tpm) -> int:
+        """Return how many a TPM has counted; its PCR must have as many, or the one before it."""
+        counted = tpm.nv_counter(COUNTER) - self._first
+        pcr = bytes(32)
+        for _ in range(counted):
+            pcr = hashlib.sha256(pcr + DIGEST).digest()
+        assert tpm.pcr(PCR) in (pcr, hashlib.sha256(pcr + DIGEST).digest())
+        return counted
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["in the clear", "sealed"])
+def test_an_export_under_load_is_of_one_moment(lab: Lab, is_sealed: bool) -> None:
+    """Each of them, which goes on as the guest's TPM was between two commands."""
+    options: tuple[str, ...] = ()
+    if is_sealed:
+        options = ("--key", f"file={lab.key_file('17' * 32)},mode=aes-256-cbc")
+    emulator, manage = serve(lab, *options)
+    guest = lab.raw_guest(emulator)
+    guest.control.init()
+    guest.tpm.startup()
+    steps, exports = Steps(guest.tpm), []
+    with steps.going_on():
+        for _ in range(EXPORTS):
+            before = steps.done
+            file, generation = export(lab, manage, *options)
+            exports.append((before, file, generation, steps.done + 1))
+    found = []
+    for before, file, generation, after in exports:
+        copy = lab.emulator(VTPMD, restore(lab, file, *options), options=options)
+        with powered(copy) as (_, tpm):
+            found.append((steps.taken(tpm), generation))
+            assert before <= found[-1][0] <= after
+        copy.kill()
+    assert found == sorted(found) and len(set(found)) > EXPORTS // 2
+
+
+@pytest.mark.parametrize("kind", EmulatorKind)
+def test_what_the_tpm_had_is_had_by_the_one_that_is_restored(lab: Lab, kind: EmulatorKind) -> None:
+    """PCRs, NV memory, a session, a transient key; vtpmd and swtpm both go on from it."""
+    emulator, manage = serve(lab)
+    guest = lab.raw_guest(emulator)
+    guest.control.init()
+    fill(guest.tpm)
+    sealed = sealed_object.seal(guest.tpm, SECRET)
+    session = tpm2.Reader(
+        guest.tpm.execute(tpm2_rare.start_session(tpm2_rare.SessionType.POLICY, cipher=False))
+    ).unsigned(4)
+    guest.tpm.execute(tpm2_rare.policy_command_code(session, tpm2.CommandCode.NV_READ))
+    key = guest.tpm.create_primary(tpm2.ecc_signing_template())
+    before = contents(guest.tpm), guest.tpm.ecc_public(key)
+    file, generation = export(lab, manage)
+    stored = take(emulator.state, None)
+    assert stored.generation == generation
+    guest.tpm.extend(PCR, DIGEST)
+    restored = lab.emulator(kind, restore(lab, file))
+    with powered(restored) as (_, tpm):
+        assert (contents(tpm), tpm.ecc_public(key)) == before
+        assert sealed_object.unseal(tpm, sealed) == SECRET
+        tpm.execute(tpm2_rare.context_save(session))
+    assert_serves(guest)
+
+
+def test_the_permanent_state_is_that_of_its_generation(lab: Lab) -> None:
+    """As it is in the state directory, byte for byte, with and without a change since."""
+    emulator, manage = serve(lab)
+    guest = lab.raw_guest(emulator)
+    guest.boot()
+    for _ in range(3):
+        guest.work()
+        file, _ = export(lab, manage)
+        directory = lab.new_path("restored")
+        assert vtpmd("import", file, directory, "--identity", "copy").status == 0
+        stored, copied = take(emulator.state, None), take(directory, None)
+        assert copied.states[StateType.PERMANENT] == stored.states[StateType.PERMANENT]
+
+
+def test_a_tpm_12_goes_on_from_its_export(lab: Lab) -> None:
+    emulator, manage = serve(lab, version=TpmVersion.TPM_1_2)
+    guest = RawGuest12(emulator.control_path)
+    guest.boot()
+    before = guest.facts()
+    file, _ = export(lab, manage)
+    guest.work()
+    guest.close()
+    restored = lab.emulator(VTPMD, restore(lab, file), version=TpmVersion.TPM_1_2)
+    again = RawGuest12(restored.control_path)
+    again.control.init()
+    assert again.facts() == before
+    again.close()
+
+
+def test_a_session_notices_nothing_of_an_export(lab: Lab) -> None:
+    """What was not captured yet is not taken for captured: the destination has all of it."""
+    pair = make_armed_pair(lab)
+    source, destination = pair.source, pair.destination
+    export(lab, source.vtpmd.manage_path)
+    source.guest.work()
+    before = source.guest.facts()
+    source.manage.command("export-states")  # sooner than the next round
+    blobs = source.guest.save()
+    assert_tail(blobs)
+    export(lab, source.vtpmd.manage_path)
+    destination.guest.load(blobs)
+    assert destination.guest.facts() == before
+    ended = vtpmd("export", "--manage", source.vtpmd.manage_path, "--volatile", "--out", "/x/x")
+    assert ended.status == 1 and "does not run here" in ended.error
+
+
+def test_what_does_not_run_is_refused_in_a_line(lab: Lab) -> None:
+    """A TPM that is off, and a vtpmd that has gone; nothing is made."""
+    emulator, manage = serve(lab)
+    guest, out = lab.raw_guest(emulator), lab.new_path("export")
+    guest.boot()
+    guest.control.stop()
+    ended = vtpmd("export", "--manage", manage, "--volatile", "--out", out)
+    assert ended.status == 1
+    assert "the vTPM's TPM does not run here, so it has no volatile state" in ended.error
+    emulator.kill()
+    ended = vtpmd("export", "--manage", manage, "--volatile", "--out", out)
+    assert ended.status == 1 and "cannot manage vtpmd" in ended.error
+    assert not out.exists()

@@ -1,0 +1,173 @@
+"""What a vtpmd answers to export-states is another program's: nothing of it is trusted."""
+
+import asyncio
+import json
+import socket
+from binascii import b2a_base64
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from tests.support.file_names import PERMANENT_NAME
+from vtpmd.cli import export_served
+from vtpmd.cli.management_client import ManagementError
+from vtpmd.daemon.listener import listen
+from vtpmd.daemon.management import Arguments, Handler, ManagementServer
+from vtpmd.errors import VtpmdError
+from vtpmd.store import exporting_live
+from vtpmd.store.exporting_live import Copied, decode, take
+from vtpmd.wire import swtpm_format
+from vtpmd.wire.swtpm_format import STATE_BYTES_MAX, Lineage
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType
+
+TIMEOUT_S = 60.0
+GREETING = {
+    "QMP": {
+        "version": {"qemu": {"major": 0, "minor": 1, "micro": 0}, "package": "vtpmd"},
+        "capabilities": [],
+    }
+}
+IDENTITY = b"i" * 16
+IMAGE = bytes([65]) * 8 + bytes(range(256)) * 4
+STATES = {StateType.PERMANENT: IMAGE, StateType.VOLATILE: b"volatile"}
+
+
+def text(state: bytes) -> str:
+    return b2a_base64(state, newline=False).decode()
+
+
+def answer(**members: Any) -> dict[str, Any]:
+    """Return a good answer, but for some members."""
+    states = {kind.name.lower(): text(state) for kind, state in STATES.items()}
+    return {"identity": IDENTITY.hex(), "generation": 7, "states": states, **members}
+
+
+def with_state(name: str, content: Any) -> dict[str, Any]:
+    return answer(states={**answer()["states"], name: content})
+
+
+def test_a_good_answer_is_taken() -> None:
+    assert decode(answer()) == Copied(IDENTITY, 7, STATES)
+    assert decode(answer(identity=None)).identity is None
+    assert "volatile" not in repr(decode(answer()))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        None,
+        [],
+        "states",
+        {},
+        answer(identity=7),
+        answer(identity=["69"] * 32),
+        answer(identity="69" * 15),
+        answer(identity="6 " * 16),
+        answer(generation=None),
+        answer(generation=True),
+        answer(generation=7.0),
+        answer(generation=-1),
+        answer(generation=GENERATION_GIVEN_MAX + 1),
+        answer(states=[]),
+        answer(states={}),
+        answer(states={"permanent": text(IMAGE)}),
+        with_state("volatile", ""),
+        with_state("volatile", 7),
+        with_state("volatile", "not base64"),
+        with_state("volatile", "ä" * 8),
+        with_state("volatile", text(bytes(STATE_BYTES_MAX + 1))),
+        with_state("other", text(b"other")),
+        with_state("PERMANENT", text(b"other")),
+    ],
+)
+def test_what_is_no_answer_is_refused(hostile: object) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        decode(hostile)
+
+
+@pytest.mark.parametrize(
+    ("identity", "generation"), [(b"j" * 16, 7), (None, 7), (IDENTITY, 8)], ids=str
+)
+def test_a_directory_that_is_not_what_runs_is_refused(
+    tmp_path: Path, identity: bytes | None, generation: int
+) -> None:
+    """Another vTPM's, or of an older generation: what was copied is not durable there."""
+    content = swtpm_format.encode_file(IMAGE, Lineage(IDENTITY, 7))
+    (tmp_path / PERMANENT_NAME).write_bytes(content)
+    taken = take(Copied(IDENTITY, 6, STATES), tmp_path, None)
+    assert (taken.generation, taken.states, taken.is_served) == (6, STATES, True)
+    with pytest.raises(VtpmdError, match="is not what the vtpmd that was asked runs"):
+        take(Copied(identity, generation, STATES), tmp_path, None)
+
+
+def test_a_state_of_the_largest_size_is_taken() -> None:
+    largest = bytes(STATE_BYTES_MAX)
+    assert len(text(largest)) == exporting_live.TEXT_LENGTH_MAX
+    assert decode(with_state("volatile", text(largest))).states[StateType.VOLATILE] == largest
+
+
+@contextmanager
+def answering(path: Path, export_states: Handler) -> Iterator[None]:
+    """Serve a real management server, whose export-states is another's, while the block runs."""
+
+    async def serve(listening: socket.socket) -> None:
+        server = ManagementServer(listening, on_quit=lambda: None)
+        server.register("export-states", {}, export_states)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                serving = asyncio.create_task(server.serve())
+                await asyncio.to_thread(ends.wait, TIMEOUT_S)
+                serving.cancel()
+
+    ends = Event()
+    with listen(path) as listening:
+        thread = Thread(target=lambda: asyncio.run(serve(listening)))
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+
+def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Path) -> None:
+    async def something_else(_: Arguments) -> object:
+        return answer(generation="7")
+
+    async def refuse(_: Arguments) -> object:
+        raise VtpmdError("the vTPM's TPM does not run here")
+
+    manage = tmp_path / "manage"
+    with (
+        answering(manage, something_else),
+        pytest.raises(ManagementError, match="cannot read: its generation is none; use the same"),
+    ):
+        export_served.take(manage, tmp_path, None)
+    with answering(manage, refuse), pytest.raises(ManagementError, match="does not run here"):
+        export_served.take(manage, tmp_path, None)
+
+
+def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    """In the middle of its answer; what it has said of it is not kept."""
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            client.sendall(json.dumps(GREETING).encode() + b"\r\n")
+            client.recv(4096)  # less than that, in one piece, as each command is
+            client.sendall(b'{"return": {}}\r\n')
+            client.recv(4096)
+            client.sendall(json.dumps({"return": answer()}).encode()[:-9])
+
+    manage = tmp_path / "manage"
+    with listen(manage) as listening:
+        listening.setblocking(True)
+        thread = Thread(target=serve, args=(listening,))
+        thread.start()
+        with pytest.raises(ManagementError, match="went away before it answered export-states"):
+            export_served.take(manage, tmp_path, None)
+        thread.join()
