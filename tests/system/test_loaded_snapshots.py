@@ -104,6 +104,8 @@ def test_each_time_that_it_is_loaded_begins_an_epoch(lab: Lab) -> None:
         host.guest.load(snapshot)
         assert told(host).generation == epoch * EPOCH_GENERATIONS
         assert host.guest.facts() == facts
+        asked = vtpmd("status", "--manage", host.vtpmd.manage_path).output
+        assert f"restore epoch: {epoch}: {BY_A_SNAPSHOT}" in asked
     host = restarted(lab, killed(host))
     assert epoch_of(told(host).generation) == 3
 
