@@ -18,8 +18,8 @@ from tests.harness.handover import (
     restarted,
 )
 from tests.harness.lab import Lab
-from tests.harness.owners import hand_over, reconnected
-from tests.system.test_lineage import by_blobs, by_session, told
+from tests.harness.owners import boot, hand_over, reconnected
+from tests.system.test_lineage import anchored, by_blobs, by_session, told
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.facts import differences
@@ -123,6 +123,20 @@ def test_invariant_1_the_epoch_survives_a_loss_of_power(lab: Lab, disk: Disk) ->
     guest.close()
     disk.repair()
     assert epoch_at(emulator.state) == 1
+
+
+def test_an_anchor_follows_it(lab: Lab) -> None:
+    """The vTPM starts again after a crash: what was put back is the newest that it has seen."""
+    anchor = lab.new_path("anchor")
+    host = anchored(lab, anchor)
+    host.guest.boot()
+    snapshot = host.guest.save()
+    host.guest.work()
+    host.guest.load(snapshot)
+    host = anchored(lab, anchor, killed(host).vtpmd.state)
+    assert epoch_of(told(host).generation) == 1
+    boot(host)
+    assert_serves(host.guest)
 
 
 def test_a_vtpm_moves_by_a_tail_right_after_it(lab: Lab) -> None:
