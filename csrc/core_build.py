@@ -41,6 +41,7 @@ HEADERS = [
     "engine/staged.h",
     "engine/tail.h",
     "engine/unasked.h",
+    "epoch.h",
     "image_digest.h",
     "journal_format.h",
     "journal_recover.h",
@@ -82,6 +83,7 @@ ffibuilder.set_source(
     #include "engine/link_types.h"
     #include "engine/tail.h"
     #include "engine/unasked.h"
+    #include "epoch.h"
     #include "journal_recover.h"
     #include "linear_format.h"
     #include "pages.h"

@@ -3,6 +3,7 @@
 #include <libtpms/tpm_error.h>
 #include <string.h>
 
+#include "epoch.h"
 #include "error.h"
 #include "version.h"
 
@@ -10,7 +11,7 @@ static void set(struct arrival *arrival, enum arrived what)
 {
     arrival->what = what;
     arrival->has_given = false;
-    arrival->has_lineage = false;
+    arrival->has_lineage = arrival->is_another = false;
     arrival->newest = 0;
 }
 
@@ -38,6 +39,16 @@ bool arrival_take_tail(struct arrival *arrival, struct tpm *tpm)
     return true;
 }
 
+/* What swtpm has saved, or has served since, is taken as this vTPM's, and as older than all. */
+static void take_nameless_snapshot(struct arrival *arrival, const struct checkpoint_lineage *own)
+{
+    arrival->has_lineage = true;
+    arrival->lineage = *own;
+    arrival->lineage.generation = 0;
+    arrival->lineage.sleeps = false;
+    arrival->newest = own->generation;
+}
+
 /* Compare whose permanent state has come with whose is here. Returns false if it is refused. */
 static bool take_lineage(struct arrival *arrival, struct tpm *tpm,
                          const struct blob_content *content)
@@ -46,14 +57,21 @@ static bool take_lineage(struct arrival *arrival, struct tpm *tpm,
 
     arrival->has_lineage = content->has_lineage;
     arrival->lineage = content->lineage;
+    arrival->is_another = false;
     arrival->newest = 0;
-    if (!content->has_lineage || !tpm_get_lineage(tpm, &own))
+    if (!tpm_get_lineage(tpm, &own))
         return true;
-    if (memcmp(own.identity, content->lineage.identity, sizeof(own.identity)) == 0) {
-        if (content->lineage.generation < own.generation)
-            arrival->newest = own.generation;
+    if (!content->has_lineage) {
+        if (arrival->has_started)
+            take_nameless_snapshot(arrival, &own);
         return true;
     }
+    arrival->is_another =
+        memcmp(own.identity, content->lineage.identity, sizeof(own.identity)) != 0;
+    if (arrival->is_another || content->lineage.generation <= own.generation)
+        arrival->newest = own.generation;
+    if (!arrival->is_another)
+        return true;
     if (arrival->has_started) {
         error_report("the snapshot is of another vTPM, which takes the place of this one's");
         return true;
@@ -73,7 +91,7 @@ TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t 
     if (!is_permanent)
         result = tpm_set_state(tpm, type, content->state, content->state_bytes);
     else if (take_lineage(arrival, tpm, content))
-        result = tpm_set_come(tpm, content->has_lineage ? &content->lineage : NULL, content->state,
+        result = tpm_set_come(tpm, arrival->has_lineage ? &arrival->lineage : NULL, content->state,
                               content->state_bytes);
     if (result != TPM_SUCCESS)
         return result;
@@ -107,6 +125,41 @@ TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store 
     return result;
 }
 
+/* Return the restore epoch that what has arrived has begun, or 0. */
+static uint64_t begun_epoch(const struct arrival *arrival, struct tpm *tpm)
+{
+    struct checkpoint_lineage now;
+
+    tpm_get_lineage(tpm, &now);
+    uint64_t epoch = epoch_of(now.generation);
+    bool is_later =
+        epoch > epoch_of(arrival->newest) && epoch > epoch_of(arrival->lineage.generation);
+    return is_later ? epoch : 0;
+}
+
+/* Say what has been put back in time. Returns true if it is the vTPM's own state. */
+static bool say_restored(const struct arrival *arrival, struct tpm *tpm)
+{
+    unsigned long long generation = arrival->lineage.generation, newest = arrival->newest;
+    unsigned long long epoch = newest > 0 ? begun_epoch(arrival, tpm) : 0;
+
+    if (arrival->is_another) {
+        if (epoch > 0)
+            error_report("restore epoch %llu of the vTPM that has come begins", epoch);
+        return false;
+    }
+    if (epoch > 0)
+        error_report("an older state of the vTPM was restored: generation %llu, and there was "
+                     "%llu; restore epoch %llu begins",
+                     generation, newest, epoch);
+    else if (generation < newest)
+        error_report("an older state of the vTPM was restored: generation %llu, and there was "
+                     "%llu; no restore epoch begins: %s",
+                     generation, newest,
+                     epoch_begin(newest) > newest + 1 ? "nothing differs" : "none is left");
+    return epoch > 0 || generation < newest;
+}
+
 bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bool is_incoming,
                  struct link_restored *restored)
 {
@@ -121,6 +174,7 @@ bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bo
     if (!was_brought && !is_incoming)
         return false;
     *restored = (struct link_restored){arrival->lineage.generation, arrival->newest};
+    bool is_older = say_restored(arrival, tpm);
     set(arrival, ARRIVED_NOTHING);
-    return restored->newest > 0;
+    return is_older;
 }

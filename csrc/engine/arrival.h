@@ -37,7 +37,8 @@ struct arrival {
     _Atomic bool has_given;    /* libtpms has states from QEMU for the next INIT; the same */
     bool has_lineage;          /* of the blobs: which vTPM's they are */
     struct checkpoint_lineage lineage;
-    uint64_t newest; /* of the vTPM's own generations, if what has arrived is older; or 0 */
+    bool is_another; /* than the vTPM that is here */
+    uint64_t newest; /* the generation that is here, if what has arrived is no later one; or 0 */
     _Atomic bool has_started; /* the TPM, for the QEMU that uses it; others look at it */
 };
 
@@ -61,7 +62,7 @@ TPM_RESULT arrival_take_blob(struct arrival *arrival, struct tpm *tpm, uint32_t 
 TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store *store);
 
 /* An INIT was carried out, by arrival_start() or by a session, for a guest that came with a stream
- * or did not. Returns true if what runs now is an older state than there was: `restored` has the
- * two generations. */
+ * or did not. Returns true if what runs now is an older state than there was, which is said:
+ * `restored` has the two generations. */
 bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bool is_incoming,
                  struct link_restored *restored);

@@ -259,11 +259,8 @@ static void do_init(struct context *context)
 
     commands->gave_tail = false;
     TPM_RESULT result = start(commands, is_incoming);
-    if (arrival_end(&commands->arrival, commands->tpm, result, is_incoming, &restored)) {
-        error_report("an older state of the vTPM was restored: generation %llu, and there was %llu",
-                     (unsigned long long)restored.generation, (unsigned long long)restored.newest);
+    if (arrival_end(&commands->arrival, commands->tpm, result, is_incoming, &restored))
         asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
-    }
     answer(context, result);
 }
 

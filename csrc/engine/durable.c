@@ -9,6 +9,7 @@
 #include "ahead.h"
 #include "bytes.h"
 #include "check.h"
+#include "epoch.h"
 #include "error.h"
 #include "fold.h"
 #include "image.h"
@@ -23,6 +24,7 @@ _Static_assert(JOURNAL_IMAGE_TYPE == (int)LINK_STATE_PERMANENT, "types are the l
 struct coming {
     bool is_expected;
     bool must_be_written;                      /* also if the image is the same */
+    bool begins_epoch;                         /* if the image is another */
     uint8_t before[CHECKPOINT_IDENTITY_BYTES]; /* the identity, should it not be committed */
 };
 
@@ -613,11 +615,21 @@ static int replace_file(struct durable *durable)
     return r < 0 ? r : publish_file(durable);
 }
 
+/* What is numbered next begins a restore epoch. */
+static void begin_epoch(struct durable *durable)
+{
+    uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT, 0);
+
+    store_raise_generation(durable->store, LINK_STATE_PERMANENT, epoch_begin(next - 1) - 1);
+}
+
 /* In this order: a later image has the higher number. */
 static int number_both(struct durable *durable)
 {
     int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
 
+    if (r >= 0 && durable->coming.begins_epoch)
+        begin_epoch(durable);
     return r < 0 ? r : image_number(&durable->next, durable->store);
 }
 
@@ -726,15 +738,29 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
     return r;
 }
 
+/* What comes is of no later generation than what is here, or of another vTPM, in place of a known
+ * one: what was written here is not all in it. So it is a snapshot: a vTPM that moves comes back
+ * with a later one. */
+static bool goes_back(const struct durable *durable, const struct checkpoint_lineage *lineage)
+{
+    struct checkpoint_lineage ours = durable_lineage(durable);
+    bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
+
+    return durable_is_known(durable) && !(is_same && lineage->generation > ours.generation);
+}
+
 /* The number that a commit will give the image, and with it its file, is known: one after that of
  * the image that is there now, in the order of see_to_journal(). If something else has taken it
  * until then, the file is not the image's. */
-static uint64_t next_generation(const struct durable *durable, uint64_t floor)
+static uint64_t next_generation(const struct durable *durable,
+                                const struct checkpoint_lineage *lineage)
 {
     const struct image *current = &durable->current;
-    uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT, floor);
+    uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT,
+                                          lineage ? lineage->generation : 0);
 
-    return next + (current->exists && !current->is_numbered);
+    next += current->exists && !current->is_numbered;
+    return lineage && goes_back(durable, lineage) ? epoch_begin(next - 1) : next;
 }
 
 static bool may_prepare(const struct durable *durable)
@@ -751,7 +777,7 @@ static bool may_use_room(const struct durable *durable, const struct checkpoint_
         return false;
     return !durable->current.exists ||
            (memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0 &&
-            lineage->generation >= ours.generation);
+            lineage->generation > ours.generation);
 }
 
 void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
@@ -760,7 +786,7 @@ void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_byt
     pthread_mutex_lock(&durable->lock);
     if (may_prepare(durable)) {
         struct checkpoint_lineage wanted = lineage ? *lineage : durable_lineage(durable);
-        wanted.generation = next_generation(durable, lineage ? lineage->generation : 0);
+        wanted.generation = next_generation(durable, lineage);
         ahead_want(&durable->ahead, bytes, n_bytes, &wanted, may_use_room(durable, lineage));
     }
     pthread_mutex_unlock(&durable->lock);
@@ -917,6 +943,7 @@ int durable_expect(struct durable *durable, const struct checkpoint_lineage *lin
     if (r >= 0) {
         coming->is_expected = true;
         coming->must_be_written = !is_same || lineage->generation > ours.generation;
+        coming->begins_epoch = goes_back(durable, lineage);
         memcpy(coming->before, ours.identity, sizeof(coming->before));
         set_identity(durable, lineage->identity);
     }

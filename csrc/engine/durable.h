@@ -91,8 +91,9 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
 bool durable_is_adopting(const struct durable *durable);
 
 /* What is committed next has come from elsewhere, and is this lineage's: it is written even if it
- * is what the image holds, where that would lose what the lineage says. Only while off. Returns 0
- * or a negative errno: a journal could not be closed. */
+ * is what the image holds, where that would lose what the lineage says. If it takes the place of
+ * another image that is known, and is no later one of the same vTPM, it begins the next restore
+ * epoch (epoch.h). Only while off. Returns 0 or a negative errno: a journal could not be closed. */
 int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage);
 
 /* Return true if it has been committed; else it is not expected any more, and the image is whose it

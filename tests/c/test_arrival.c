@@ -22,6 +22,7 @@
 #include "bytes.h"
 #include "commands.h"
 #include "data.h"
+#include "epoch.h"
 #include "pages.h"
 #include "swtpm_format.h"
 #include "tpm_in_memory.h"
@@ -431,6 +432,8 @@ static void what_has_come_is_of_its_own_lineage_from_then_on(void **state)
         assert_memory_equal(after.identity, lineages[i]->identity, sizeof(after.identity));
         assert_true(after.generation > lineages[i]->generation);
         assert_true(after.generation > before.generation);
+        /* What is not later than what was here begins the next restore epoch. */
+        assert_int_equal(epoch_of(after.generation), lineages[i] != &later);
         end();
     }
 }
@@ -446,16 +449,15 @@ static void an_older_state_is_told_if_it_runs(void **state)
     content.state_bytes = permanent.n_bytes;
     enter(ARRIVED_NOTHING, true);
     assert_true(tpm_get_lineage(tpm, &before));
+    /* The same one is older if it differs. */
     for (uint64_t back = 0; back < 2; back++) {
         content.lineage = before;
         content.lineage.generation -= back;
         assert_int_equal(arrival_take_blob(arrival, tpm, LINK_STATE_PERMANENT, &content), 0);
         assert_int_equal(arrival_start(arrival, tpm, store), TPM_SUCCESS);
-        assert_int_equal(arrival_end(arrival, tpm, TPM_SUCCESS, true, &restored), back);
-        if (back) {
-            assert_int_equal(restored.generation, content.lineage.generation);
-            assert_int_equal(restored.newest, before.generation);
-        }
+        assert_true(arrival_end(arrival, tpm, TPM_SUCCESS, true, &restored));
+        assert_int_equal(restored.generation, content.lineage.generation);
+        assert_int_equal(restored.newest, before.generation);
         assert_int_equal(do_stop(), TPM_SUCCESS);
         assert_true(tpm_get_lineage(tpm, &before));
     }
@@ -465,6 +467,48 @@ static void an_older_state_is_told_if_it_runs(void **state)
     assert_int_equal(arrival_start(arrival, tpm, store), TPM_SUCCESS);
     assert_false(arrival_end(arrival, tpm, TPM_SUCCESS, false, &restored));
     end();
+}
+
+/* What is here comes once more: nothing is put back. */
+static void the_same_state_is_not_told_as_older(void **state)
+{
+    static struct state own;
+    struct checkpoint_lineage before, after;
+    struct blob_content content = {.state = own.bytes, .has_lineage = true};
+    struct link_restored restored;
+
+    (void)state;
+    enter(ARRIVED_NOTHING, true);
+    assert_int_equal(do_init(), TPM_SUCCESS);
+    take(LINK_STATE_PERMANENT, &own);
+    content.state_bytes = own.n_bytes;
+    assert_true(tpm_get_lineage(tpm, &before));
+    assert_int_equal(do_stop(), TPM_SUCCESS);
+    content.lineage = before;
+    assert_int_equal(arrival_take_blob(&commands.arrival, tpm, LINK_STATE_PERMANENT, &content), 0);
+    assert_int_equal(arrival_start(&commands.arrival, tpm, store), TPM_SUCCESS);
+    assert_false(arrival_end(&commands.arrival, tpm, TPM_SUCCESS, true, &restored));
+    assert_true(tpm_get_lineage(tpm, &after));
+    assert_int_equal(after.generation, before.generation);
+    end();
+}
+
+/* swtpm's, or of when swtpm served: only a QEMU that has started the TPM loads a snapshot. */
+static void a_snapshot_of_nobody_knows_whom_begins_an_epoch(void **state)
+{
+    struct checkpoint_lineage before, after;
+
+    (void)state;
+    for (int has_started = 0; has_started <= 1; has_started++) {
+        enter(ARRIVED_NOTHING, has_started);
+        assert_true(tpm_get_lineage(tpm, &before));
+        assert_int_equal(set_permanent(NULL), TPM_SUCCESS);
+        assert_int_equal(do_init_incoming(), TPM_SUCCESS);
+        assert_true(tpm_get_lineage(tpm, &after));
+        assert_memory_equal(after.identity, before.identity, sizeof(after.identity));
+        assert_int_equal(epoch_of(after.generation), has_started);
+        end();
+    }
 }
 
 enum {
@@ -578,6 +622,8 @@ int main(void)
         cmocka_unit_test(a_volatile_blob_goes_with_the_rest),
         cmocka_unit_test(what_has_come_is_of_its_own_lineage_from_then_on),
         cmocka_unit_test(an_older_state_is_told_if_it_runs),
+        cmocka_unit_test(the_same_state_is_not_told_as_older),
+        cmocka_unit_test(a_snapshot_of_nobody_knows_whom_begins_an_epoch),
         cmocka_unit_test(what_is_brought_is_written_before_its_init),
         cmocka_unit_test(what_is_brought_in_vain_leaves_no_file),
         cmocka_unit_test(what_is_brought_and_fails_leaves_no_file),

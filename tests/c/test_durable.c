@@ -30,6 +30,7 @@
 #include "bytes.h"
 #include "checkpoint.h"
 #include "durable.h"
+#include "epoch.h"
 #include "io_memory.h"
 #include "pages.h"
 #include "state_directory.h"
@@ -194,9 +195,29 @@ static int end(struct world *world)
     return r;
 }
 
+/* A snapshot of the image that is here is loaded over it, as by tpm_init_come(); the TPM is off. */
+static int commit_restored(struct world *world, const struct checkpoint_lineage *lineage)
+{
+    durable_pause(world->durable);
+    world->on = false;
+    store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, lineage->generation);
+    int r = durable_expect(world->durable, lineage);
+    if (r >= 0)
+        r = commit(world);
+    assert_int_equal(durable_has_come(world->durable), r == 0);
+    return r;
+}
+
+static int restore(struct world *world)
+{
+    struct checkpoint_lineage lineage = durable_lineage(world->durable);
+
+    return commit_restored(world, &lineage);
+}
+
 /* One step of a life: (b)egin, (c)ommit, commit (d)eferred, (e)nd; the parts of folding: (f),
- * (w)rite, (s)witch; and the next commit's file: (p)repare it, or (o)ther's, (u)nprepare, and what
- * is to be done (a)head for that. */
+ * (w)rite, (s)witch; (r)estore a snapshot; and the next commit's file: (p)repare it, or (o)ther's,
+ * (u)nprepare, and what is to be done (a)head for that. */
 static int take_step(struct world *world, char step)
 {
     switch (step) {
@@ -219,6 +240,8 @@ static int take_step(struct world *world, char step)
     case 'o':
         prepare(world, OTHER, NULL);
         return 0;
+    case 'r':
+        return restore(world);
     case 'u':
         durable_unprepare(world->durable);
         return 0;
@@ -318,6 +341,10 @@ static const char *const lives[] = {
     "pabcce",
     "paece",
     "pabcebce",
+    "bccrbcce",
+    "crbccrrebcce",
+    "bcdrebce",
+    "bcfwrscbcrfwsce",
 };
 static const char *const lives_from_elsewhere[] = {"bcccebce", "cbcce", "bccfcwcsce", "pacbcce",
                                                    "pabcce"};
@@ -356,7 +383,8 @@ static int count_calls(const char *life, int *n_syncs)
  * synced may be there again, with nothing in it that the file does not have. */
 static void canary_every_sync_that_is_left_out_is_missed(void **state)
 {
-    static const char *const some[] = {"bccfwsce", "bccce", "bcdce", "bcdfwsce", "bcde", "pacbce"};
+    static const char *const some[] = {"bccfwsce", "bccce",  "bcdce", "bcdfwsce",
+                                       "bcde",     "pacbce", "bcrbce"};
 
     (void)state;
     for (size_t i = 0; i < COUNT(some); i++) {
@@ -941,6 +969,128 @@ static void what_was_made_ahead_of_something_else_is_not_used(void **state)
     }
 }
 
+/* Returns the generation of what a start makes of the directory. */
+static uint64_t recovered_generation(const struct world *world)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+
+    assert_true(state_directory_read(&world->io, world->settings, &evidence));
+    state_directory_recover(&evidence, image, &recovery);
+    assert_true(journal_may_start(&recovery));
+    return recovery.generation;
+}
+
+static uint64_t generation_now(const struct world *world)
+{
+    return durable_lineage(world->durable).generation;
+}
+
+/* Three in a row, older by this much: each the first of the next epoch, where a start finds it. */
+static void check_epochs(struct world *world, uint64_t back)
+{
+    for (uint64_t epoch = 1; epoch <= 3; epoch++) {
+        struct checkpoint_lineage lineage = durable_lineage(world->durable);
+        lineage.generation -= back;
+        assert_int_equal(commit_restored(world, &lineage), 0);
+        assert_int_equal(generation_now(world), epoch * EPOCH_GENERATIONS);
+        if (durable_has_journal(world->durable))
+            assert_int_equal(recovered_generation(world), epoch * EPOCH_GENERATIONS);
+        check_every_power_loss(world);
+        begin(world);
+        assert_int_equal(commit(world), 0);
+        /* Where there was no journal, it begins with the number of its base. */
+        assert_int_equal(generation_now(world), epoch * EPOCH_GENERATIONS + 1);
+        assert_int_equal(recovered_generation(world), epoch * EPOCH_GENERATIONS + 1);
+        check_every_power_loss(world);
+    }
+}
+
+static void a_state_that_is_put_back_begins_the_next_epoch(void **state)
+{
+    (void)state;
+    for (int sealed = PLAIN; sealed <= SEALED; sealed++) {
+        for (uint64_t back = 0; back < 2; back++) {
+            for (int has_journal = 0; has_journal <= 1; has_journal++) {
+                struct world world;
+                world_init(&world, sealed, true);
+                begin(&world);
+                assert_int_equal(commit(&world), 0);
+                if (!has_journal)
+                    assert_int_equal(end(&world), 0);
+                check_epochs(&world, back);
+                world_deinit(&world);
+            }
+        }
+    }
+}
+
+/* A later one is of a vTPM that comes back; the same is here; and of what nobody knows whose it is,
+ * nobody knows what it was. */
+static void what_puts_nothing_back_begins_no_epoch(void **state)
+{
+    uint8_t image[IMAGE_BYTES];
+    struct world world;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    struct checkpoint_lineage lineage = durable_lineage(world.durable);
+    assert_int_equal(commit_restored(&world, &lineage), 0);
+    assert_int_equal(epoch_of(generation_now(&world)), 0);
+    lineage = durable_lineage(world.durable);
+    assert_int_equal(durable_expect(world.durable, &lineage), 0);
+    make_image(world.acknowledged, image);
+    assert_int_equal(durable_commit(world.durable, image, IMAGE_BYTES), 0);
+    assert_true(durable_has_come(world.durable));
+    lineage.generation++;
+    assert_int_equal(commit_restored(&world, &lineage), 0);
+    assert_int_equal(generation_now(&world), lineage.generation + 1);
+    world_deinit(&world);
+}
+
+/* The last ones are for imports. */
+static void a_state_is_put_back_when_no_epoch_is_left(void **state)
+{
+    const uint64_t last = GENERATION_GIVEN_MAX - EPOCHS_OF_IMPORTS * EPOCH_GENERATIONS;
+    struct world world;
+
+    (void)state;
+    world_init(&world, PLAIN, true);
+    assert_int_equal(commit(&world), 0);
+    store_raise_generation(world.writable, JOURNAL_IMAGE_TYPE, last - EPOCH_GENERATIONS - 1);
+    assert_int_equal(commit(&world), 0);
+    assert_int_equal(restore(&world), 0);
+    assert_int_equal(generation_now(&world), last - EPOCH_GENERATIONS + 1);
+    check_every_power_loss(&world);
+    store_raise_generation(world.writable, JOURNAL_IMAGE_TYPE, GENERATION_GIVEN_MAX);
+    assert_int_equal(commit(&world), 0);
+    assert_int_equal(restore(&world), 0);
+    assert_int_equal(generation_now(&world), GENERATION_GIVEN_MAX + 2);
+    world_deinit(&world);
+}
+
+/* Over a state that was made ahead: its file is of the epoch that it begins. */
+static void a_snapshot_that_was_made_ahead_is_only_published(void **state)
+{
+    struct world world;
+
+    (void)state;
+    for (int is_numbered = 0; is_numbered <= 1; is_numbered++) {
+        world_init(&world, PLAIN, true);
+        if (is_numbered)
+            assert_int_equal(commit(&world), 0);
+        durable_set_loaded(world.durable, 1, true);
+        struct checkpoint_lineage lineage = durable_lineage(world.durable);
+        prepare(&world, world.under_way + 1, &lineage);
+        durable_work_ahead(world.durable);
+        world.io.calls = 0;
+        assert_int_equal(commit_what_came(&world, &lineage), PUBLISH_CALLS);
+        assert_int_equal(epoch_of(generation_now(&world)), 1);
+        world_deinit(&world);
+    }
+}
+
 static void a_key_that_comes_later_encrypts_the_file(void **state)
 {
     struct cipher_key key = {.n_bytes = 16, .bytes = "a key of sixteen"};
@@ -1441,6 +1591,10 @@ int main(void)
         cmocka_unit_test(a_commit_after_a_failed_one_waits_for_the_fold),
         cmocka_unit_test(what_was_made_ahead_is_only_published),
         cmocka_unit_test(what_was_made_ahead_of_something_else_is_not_used),
+        cmocka_unit_test(a_state_that_is_put_back_begins_the_next_epoch),
+        cmocka_unit_test(what_puts_nothing_back_begins_no_epoch),
+        cmocka_unit_test(a_state_is_put_back_when_no_epoch_is_left),
+        cmocka_unit_test(a_snapshot_that_was_made_ahead_is_only_published),
         cmocka_unit_test(a_key_that_comes_later_encrypts_the_file),
         cmocka_unit_test(what_was_made_ahead_is_gone_once_something_else_is_done),
         cmocka_unit_test(what_is_of_no_use_is_removed_later),

@@ -24,9 +24,10 @@ from vtpmd.store.directory import StateDirectory, look_into
 from vtpmd.store.holders import holders
 from vtpmd.store.in_place import InPlace
 from vtpmd.store.owner import OwnerRecord
-from vtpmd.store.status import StateStatus, _state, status_of
+from vtpmd.store.status import StateStatus, state_of, status_of
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import EPOCH_GENERATIONS
 
 SESSION = b"s" * 16
 TO = "host2.example.org:4433"
@@ -134,6 +135,12 @@ def test_a_vtpm_that_was_stopped(run: Command, state: Path) -> None:
         "generation: 7",
         "journal: none",
     ]
+
+
+def test_an_older_state_was_put_back(run: Command, state: Path) -> None:
+    write_state(state, generation=3 * EPOCH_GENERATIONS + 7)
+    says = "3: an older state was put back, by an import (see vtpmd owner) or by a snapshot that"
+    assert f"restore epoch: {says} QEMU loaded" in run(state).lines
 
 
 def test_swtpms_directory(run: Command, state: Path) -> None:
@@ -351,7 +358,7 @@ class Folded:
 def test_what_is_read_is_of_one_moment(state: Path) -> None:
     """The old checkpoint and the new journal would be damage, which is not there."""
     with_journal(state)
-    found = _state(Folded(state))  # type: ignore[arg-type]
+    found = state_of(Folded(state))  # type: ignore[arg-type]
     assert found == StateStatus(True, False, IDENTITY, 10, False, True)
 
 

@@ -17,7 +17,13 @@ from tests.support.file_names import JOURNAL_NAME, NAMES
 from vtpmd._core import ffi, lib
 from vtpmd.store import directory
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import EPOCH_GENERATIONS, GENERATION_GIVEN_MAX, Result, StateType
+from vtpmd.wire.tpm import (
+    EPOCH_GENERATIONS,
+    EPOCHS_OF_IMPORTS,
+    GENERATION_GIVEN_MAX,
+    Result,
+    StateType,
+)
 
 SERVER = Path(__file__).resolve().parents[2] / "csrc/engine/server.h"
 FORMAT = (DOCS / "state-format.md").read_text()
@@ -66,9 +72,12 @@ def test_limits() -> None:
     assert in_code == LIMITS
     rows = {row["name"].strip("`"): float(row["value"]) for row in FORMAT_TABLES["Limits"]}
     assert lib.GENERATION_GIVEN_MAX == GENERATION_GIVEN_MAX
+    assert lib.EPOCH_GENERATIONS == EPOCH_GENERATIONS
+    assert lib.EPOCHS_OF_IMPORTS == EPOCHS_OF_IMPORTS
     assert rows == {
         "GENERATION_GIVEN_MAX": GENERATION_GIVEN_MAX,
         "EPOCH_GENERATIONS": EPOCH_GENERATIONS,
+        "EPOCHS_OF_IMPORTS": EPOCHS_OF_IMPORTS,
         "STATE_BYTES_MAX": swtpm_format.STATE_BYTES_MAX,
         "FILE_BYTES_MAX": swtpm_format.FILE_BYTES_MAX,
     }

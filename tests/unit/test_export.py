@@ -32,16 +32,17 @@ KEY, OTHER_KEY = b"k" * 32, b"o" * 16
 HEADER = Header(b"e" * 16, IDENTITY, 7, 0, TpmVersion.TPM_2_0, (StateType.PERMANENT,))
 
 
-def make_directory(path: Path, key: Key | None = None) -> Path:
+def make_directory(path: Path, key: Key | None = None, *, first: int = 1) -> Path:
     """Make a directory with a checkpoint, a journal of one commit, and a volatile state."""
     with StateDirectory.open(path) as directory:
-        lineage = Lineage(IDENTITY, 1, continued=True)
+        lineage = Lineage(IDENTITY, first, continued=True)
         directory.write_state(StateType.PERMANENT, BASE, key, lineage)
         directory.write_state(StateType.VOLATILE, states.BUSY_VOLATILE, key)
         secret = None if key is None else key.journal_secret()
-        directory.replace(
-            NAMES.journal, bytes(write_journal([BASE, NEWER], identity=IDENTITY, secret=secret))
+        journal = write_journal(
+            [BASE, NEWER], identity=IDENTITY, secret=secret, first_generation=first
         )
+        directory.replace(NAMES.journal, bytes(journal))
     return path
 
 
@@ -131,6 +132,19 @@ def test_a_copy_of_a_copy_is_of_the_epoch_after(run: Command, state: Path, out: 
     other = out.with_name("other")
     ended = run("import", again, other, "--identity", "copy", "--json").outcome
     assert (ended["generation"], ended["epoch"]) == (3 * EPOCH_GENERATIONS, 4)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["in the clear", "sealed"])
+def test_a_copy_is_of_a_later_epoch_than_the_journal(
+    run: Command, state: Path, out: Path, tmp_path: Path, key: bytes | None
+) -> None:
+    """A snapshot that was loaded has begun one, of which no file tells until it is folded."""
+    run("export", state, "--out", out)
+    material = None if key is None else Key(bytearray(key))
+    into = make_directory(tmp_path / "into", material, first=EPOCH_GENERATIONS - 1)
+    keys = [] if key is None else ["--key", key_file(tmp_path / "key", key), "--unsealed"]
+    ended = run("import", out, into, "--identity", "copy", "--force", "--json", *keys)
+    assert ended.outcome["epoch"] == 2, ended.error
 
 
 def test_what_is_there_is_kept_when_that_is_asked_for(run: Command, state: Path, out: Path) -> None:

@@ -33,10 +33,10 @@ example:
   interrupted has happened or not, and the next one tidies up. All of the chain is read each time,
   and nothing is removed while something is wrong with it.
 
-  A chain is of one vTPM, and of one line of it: after an import, which begins a restore epoch,
-  give another DEST. It is sealed as an export is, and always alike. What is sealed with age cannot
-  be opened by who makes it, so there each backup is a whole one, and only the vTPM's generation
-  tells whether anything has changed.
+  A chain is of one vTPM, and of one line of it: after an import, or a snapshot that QEMU has
+  loaded, which begin a restore epoch, give another DEST. It is sealed as an export is, and always
+  alike. What is sealed with age cannot be opened by who makes it, so there each backup is a whole
+  one, and only the vTPM's generation tells whether anything has changed.
 
 exit status:
   0   backed up; or nothing has changed, which is said

@@ -11,6 +11,7 @@ from vtpmd.cli import at_rest, new_file, page, state_at
 if TYPE_CHECKING:
     from vtpmd.inspect.difference import Change
     from vtpmd.inspect.overview import Inspected
+    from vtpmd.inspect.source import Source
 
 EXIT_SAME: Final = 0
 EXIT_DIFFERENT: Final = 11
@@ -81,8 +82,21 @@ def run(options: argparse.Namespace) -> int:
         "changes": [change._asdict() for change in changes],
     }
     lines = [change.text for change in changes] or ["nothing differs"]
+    lines += _epochs(before.source, after.source)
     at_rest.report(outcome, lines, as_json=options.json)
     return EXIT_DIFFERENT if changes else EXIT_SAME
+
+
+def _epochs(before: Source, after: Source) -> list[str]:
+    """Return a line if of two states of a vTPM one is from after an older one was put back."""
+    if before.lineage is None or after.lineage is None or before.epoch == after.epoch:
+        return []
+    if before.lineage.identity != after.lineage.identity:
+        return []
+    return [
+        f"A is of restore epoch {before.epoch}, B of {after.epoch}: an older state was put back "
+        "between them, by an import or by a snapshot that QEMU loaded"
+    ]
 
 
 def _make_page(path: Path, before: Inspected, after: Inspected, changes: list[Change]) -> None:

@@ -157,7 +157,7 @@ def _import(
     directory = stack.enter_context(StateDirectory.open(path, version=source.version))
     files = MovingFiles(directory, key)
     stack.callback(files.close)
-    header = importing.prepare(directory, files, source, states, force=options.force)
+    header = importing.prepare(directory, files, source, states, key, force=options.force)
     identity = header.identity or b""
     if options.anchor is not None:
         is_new = not header.aside

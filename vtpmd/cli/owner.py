@@ -10,7 +10,9 @@ from vtpmd.cli import at_rest
 from vtpmd.errors import UsageError, VtpmdError
 
 if TYPE_CHECKING:
+    from vtpmd.store.directory import OpenDirectory
     from vtpmd.store.owner import Record, Session
+    from vtpmd.store.status import StateStatus
 
 EXIT_STATUS: Final = {"ours": 0, "offered": 6, "moved": 7}
 
@@ -33,6 +35,9 @@ example:
   is not, there are two vTPMs with the same keys, which know nothing of what the other one writes:
   PCRs, counters and NV indices then differ from what one of the guests remembers. So it stays in
   the record for ever, as a possible fork: here, in the log of vtpmd run, and in query-status.
+
+  A snapshot that QEMU loads puts the vTPM back in time without an operator's word here: of that the
+  restore epoch tells, which is the state's own.
 
 exit status:
   0  the vTPM is this host's
@@ -59,6 +64,7 @@ class Seen(NamedTuple):
     record: Record
     is_in_use: bool
     has_incoming: bool
+    state: StateStatus | None  # None: it cannot be read
     answer: str | None = None  # to --ask: released or kept
 
 
@@ -112,7 +118,17 @@ def _look(path: Path) -> Seen:
 
     with look_into(path) as directory:
         has_incoming = directory.exists(directory.names.incoming)
-        return Seen(look(directory), directory.is_in_use(), has_incoming)
+        return Seen(look(directory), directory.is_in_use(), has_incoming, _state_in(directory))
+
+
+def _state_in(directory: OpenDirectory) -> StateStatus | None:
+    """Return what the state says of itself; that it is damaged is vtpmd status's to tell."""
+    from vtpmd.store.status import state_of
+
+    try:
+        return state_of(directory)
+    except VtpmdError:
+        return None
 
 
 def _claim(path: Path) -> None:
@@ -173,6 +189,7 @@ def _outcome(options: argparse.Namespace, seen: Seen) -> dict[str, Any]:
         "peer": record.peer or None,
         "since": record.since or None,
         "generation": record.generation,
+        "restore-epoch": None if seen.state is None else seen.state.epoch,
         "in-use": seen.is_in_use,
         "incoming": seen.has_incoming,
         "answer": seen.answer,
@@ -192,6 +209,8 @@ def _lines(options: argparse.Namespace, seen: Seen) -> list[str]:
         lines.append("in use: a vtpmd or swtpm runs on the directory")
     if seen.has_incoming:
         lines.append(INCOMING_TEXT)
+    if seen.state is not None and seen.state.epoch:
+        lines.append(epoch_line(seen.state))
     return lines + fork_lines(record) + [session_text(line) for line in reversed(record.sessions)]
 
 
@@ -199,6 +218,14 @@ INCOMING_TEXT: Final = (
     "on its way in: what a peer has sent is there, and is taken up by vtpmd run or vtpmd fold if "
     "the peer has granted it"
 )
+
+
+def epoch_line(state: StateStatus) -> str:
+    """Return of which restore epoch a vTPM is: not the first."""
+    from vtpmd.store.status import epoch_text
+
+    at_least = "at least " if state.may_be_newer else ""
+    return f"restore epoch: {at_least}{epoch_text(state.generation or 0)}"
 
 
 def fork_lines(record: Record) -> list[str]:

@@ -159,6 +159,8 @@ def _served_text(status: Status) -> str:
 
 
 def _state_lines(status: Status) -> list[str]:
+    from vtpmd.cli.owner import epoch_line
+
     state = status.state
     if state is None:
         return ["state: not known"]
@@ -174,7 +176,7 @@ def _state_lines(status: Status) -> list[str]:
         at_least = "at least " if state.may_be_newer else ""
         lines.append(f"generation: {at_least}{state.generation}")
         if state.epoch:
-            lines.append(f"restore epoch: {state.epoch}, as it was imported; see vtpmd owner")
+            lines.append(epoch_line(state))
     elif state.problem is None:
         lines.append("identity: none yet; it gets one at the first change under vtpmd")
     return [*lines, journal]

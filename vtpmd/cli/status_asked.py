@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vtpmd.cli.management_client import ManagementError, connect, line
+from vtpmd.store.status import epoch_text
 
 # Answers are another program's: each member may be missing, and of any kind.
 Members = Mapping[str, Any]
@@ -75,7 +76,10 @@ def _lineage(status: Members) -> list[str]:
     told = []
     if isinstance(lineage, dict):
         told.append(f"identity: {lineage.get('identity')}")
-        told.append(f"generation: {lineage.get('generation')}")
+        generation = lineage.get("generation")
+        told.append(f"generation: {generation}")
+        if isinstance(generation, int) and (text := epoch_text(generation)):
+            told.append(f"restore epoch: {text}")
     if isinstance(restored, dict):
         told.append(
             f"restored: generation {restored.get('generation')} took the place of "

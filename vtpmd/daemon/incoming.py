@@ -409,7 +409,7 @@ class Incoming:
             raise
 
     def _warn_of_fork(self, generation: int) -> None:
-        """Say so where the state that comes, or the one here, was imported, and the other was not.
+        """Say so where the state that comes, or the one here, was put back, and the other was not.
 
         Raises StateDirectoryError.
         """
@@ -419,8 +419,9 @@ class Incoming:
         theirs, ours = epoch_of(generation), epoch_of(own.generation)
         if theirs != ours:
             log.warning(
-                "possible fork: the vTPM of %s is of restore epoch %d, the one here of %d: what "
-                "either has written since is not in the other",
+                "possible fork: the vTPM of %s is of restore epoch %d, the one here of %d: one was "
+                "imported, or a snapshot was loaded, and what either has written may not be in the "
+                "other",
                 *(self.peer, theirs, ours),
             )
 

@@ -14,7 +14,7 @@ from vtpmd.inspect.directories import History
 from vtpmd.inspect.overview import inspect
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, epoch_of
 
 EXIT_NO_GENERATION: Final = 12
 NOTHING_TOLD: Final = "nothing that is told: only what the TPM counts for itself"
@@ -37,6 +37,11 @@ class Commit(NamedTuple):
     state_bytes: int  # of the permanent state that it has made
     changes: list[Change] | None  # None: of the checkpoint, or of what it has already
 
+    @property
+    def epoch(self) -> int | None:
+        """The restore epoch that it is of; None: it has no generation."""
+        return None if self.generation is None else epoch_of(self.generation)
+
     def lines(self) -> list[str]:
         """Return what it changed, in words for a person."""
         if self.is_checkpoint:
@@ -50,6 +55,7 @@ class Commit(NamedTuple):
         changes = self.changes
         return {
             "generation": self.generation,
+            "restore-epoch": self.epoch,
             "time": None,  # no journal has it
             "checkpoint": self.is_checkpoint,
             "offset": self.offset,

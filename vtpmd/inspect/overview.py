@@ -132,6 +132,7 @@ def container(source: Source) -> dict[str, Any]:
         "encrypted": source.is_encrypted,
         "identity": None if source.lineage is None else source.lineage.identity.hex(),
         "generation": source.generation,
+        "restore-epoch": source.epoch,
         "journal-commits": source.journal_commits,
         "owner": None if record is None else record.whose.value,
         "possible-fork": bool(record and record.forks),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from vtpmd.inspect.certificates import printable
+from vtpmd.store.status import epoch_text
 
 INDICES_SHOWN: Final = 60  # JSON has all of them
 LABEL_WIDTH: Final = 14
@@ -55,6 +56,8 @@ def _label(name: str, text: str) -> str:
 def _identity(known: dict[str, Any]) -> Iterator[str]:
     if known["identity"] is not None:
         yield _label("identity", f"{known['identity']}, generation {known['generation']}")
+    if known["restore-epoch"]:
+        yield _label("restore epoch", epoch_text(known["generation"]))
     if known["owner"] is not None:
         yield _label("ownership", known["owner"])
     if known["in-use"] is not None:

@@ -12,7 +12,7 @@ from vtpmd.store.directory import KEY_REMEDIES, StateDirectoryError, StateKeyErr
 from vtpmd.store.owner import Record
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import StateType, TpmVersion, epoch_of
 
 NOTHING_KNOWN: Final = "no state of a TPM"
 EXIT_DAMAGED: Final = 5
@@ -47,6 +47,11 @@ class Source(NamedTuple):
     problems: tuple[str, ...] = ()  # a line each
     snapshot: str | None = None  # of a disk image: which one it is of
     written: Written | None = None  # what vtpmd writes beside a state, alone: then there is none
+
+    @property
+    def epoch(self) -> int | None:
+        """The restore epoch that it is of; None: no generation is known."""
+        return None if self.generation is None else epoch_of(self.generation)
 
     def check_has_state(self) -> Source:
         """Return this, if there is a state in it. Raises NotAState."""

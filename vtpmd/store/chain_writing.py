@@ -219,7 +219,8 @@ def _check_is_its(chain: Chain, newest: ChainFile, path: Path, taken: Taken) -> 
     elif epoch_of(taken.generation) != epoch_of(was.generation):
         what = (
             f"of restore epoch {epoch_of(taken.generation)}, and {place} of "
-            f"{epoch_of(was.generation)}: it was imported in between, and is a line of its own"
+            f"{epoch_of(was.generation)}: it was imported, or QEMU has loaded a snapshot, in "
+            "between, and it is a line of its own"
         )
     elif taken.generation < was.generation:
         what = (

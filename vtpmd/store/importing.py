@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from vtpmd.errors import VtpmdError
-from vtpmd.store import export_seal, libtpms
+from vtpmd.store import export_seal, libtpms, recovery
 from vtpmd.store.directory import StateDirectory, StateDirectoryError, StateKeyError
 from vtpmd.store.export_seal import Seal
 from vtpmd.store.keys import Key
@@ -122,10 +122,13 @@ def prepare(
     files: MovingFiles,
     source: Header,
     states: States,
+    key: Key | None,
     *,
     force: bool,
 ) -> Header:
     """Return what an import of these of an export's states will be; nothing is written.
+
+    With the ``key`` it is known how far a sealed journal has come.
 
     Raises NotEmpty, StateDirectoryError or OwnerRecordError.
     """
@@ -143,8 +146,7 @@ def prepare(
         )
     if not source.is_new:
         files.owner.check_restore()
-    content = directory.read(names.permanent, FILE_BYTES_MAX)
-    used = max(files.owner.read().generation, generation_of(content, source.identity))
+    used = max(files.owner.read().generation, _used_there(directory, source.identity, key))
     begun = begin_epoch(directory.path, source, used)
     set_aside = [name in there and name not in (names.owner, names.importing) for name in names]
     return begun._replace(
@@ -254,6 +256,19 @@ def begin_epoch(path: str, source: Header, used: int) -> Header:
             f"cannot import into {path}: the vTPM's generation numbers are used up"
         )
     return source._replace(identity=source.identity or os.urandom(ID_BYTES), becomes=becomes)
+
+
+def _used_there(directory: StateDirectory, identity: bytes | None, key: Key | None) -> int:
+    """Return how far a vTPM has come in a directory, as far as that can be read.
+
+    A snapshot that was loaded has begun an epoch that only the journal tells of.
+    """
+    used = generation_of(directory.read(directory.names.permanent, FILE_BYTES_MAX), identity)
+    try:
+        found = recovery.examine(directory, key)
+    except VtpmdError:
+        return used  # it is damaged, or sealed with another key, and set aside
+    return max(used, found.generation) if found.identity == identity else used
 
 
 def generation_of(file: bytes | None, identity: bytes | None) -> int:

@@ -49,7 +49,7 @@ class StateStatus(NamedTuple):
 
     @property
     def epoch(self) -> int:
-        """How often the vTPM was imported."""
+        """The restore epoch of what is known of the vTPM; 0: no older state was put back."""
         return epoch_of(self.generation or 0)
 
 
@@ -66,6 +66,17 @@ class Status(NamedTuple):
     problems: list[str]
 
 
+def epoch_text(generation: int) -> str:
+    """Return of which restore epoch a generation is, for people, and why; "" in the first one."""
+    epoch = epoch_of(generation)
+    if epoch == 0:
+        return ""
+    return (
+        f"{epoch}: an older state was put back, by an import (see vtpmd owner) or by a snapshot "
+        "that QEMU loaded"
+    )
+
+
 def status_of(directory: OpenDirectory) -> Status:
     """Return what there is to be told of a state directory."""
     problems: list[str] = []
@@ -77,7 +88,7 @@ def status_of(directory: OpenDirectory) -> Status:
             problems.append(str(error))
             return None
 
-    record, state = told(look), told(_state)
+    record, state = told(look), told(state_of)
     if state is not None and state.problem is not None:
         problems.append(state.problem)
     is_served = told(OpenDirectory.is_in_use)
@@ -112,8 +123,8 @@ def _other_host(directory: OpenDirectory) -> str | None:
     return None if holder is None or found is not Found.ELSEWHERE else describe(holder)
 
 
-def _state(directory: OpenDirectory) -> StateStatus:
-    """Return what the state's files say. Raises StateDirectoryError."""
+def state_of(directory: OpenDirectory) -> StateStatus:
+    """Return what the files of the permanent state say. Raises StateDirectoryError."""
     permanent, journal = read_together(directory)
     lineage, states = None, {}
     if permanent is not None:

@@ -9,13 +9,15 @@ from vtpmd.light_typing import NamedTuple
 # That another host may give, or QEMU: beyond it a vTPM would soon have no numbers left, of which a
 # session takes 2^32. csrc/pages.h has the same.
 GENERATION_GIVEN_MAX = 1 << 62
-# Of one epoch of a vTPM's: a state that is imported begins the next one. There is room for 4096,
-# each with 262144 sessions.
+# Of one epoch of a vTPM's: a state that is imported begins the next one, and so does a snapshot
+# that QEMU loads, in C (csrc/epoch.h has the same). There is room for 4096, each with 262144
+# sessions; the last EPOCHS_OF_IMPORTS are begun by imports alone.
 EPOCH_GENERATIONS = 1 << 50
+EPOCHS_OF_IMPORTS = 256
 
 
 def epoch_of(generation: int) -> int:
-    """Return how often the vTPM had been imported when its state was of a generation."""
+    """Return of which restore epoch a generation is: 0 until an older state was put back."""
     return generation // EPOCH_GENERATIONS
 
 

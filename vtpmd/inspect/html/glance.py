@@ -16,6 +16,7 @@ from vtpmd.inspect.html.elements import (
     table,
 )
 from vtpmd.inspect.screen import clock_words, lockout_words
+from vtpmd.store.status import epoch_text
 
 SURPRISES_MAX: Final = 64  # that are told
 NOTHING: Final = "Nothing would surprise."
@@ -43,6 +44,7 @@ def glance(known: dict[str, Any]) -> Iterator[Element]:
     pairs: list[tuple[str, Child]] = [
         ("identity", None if known["identity"] is None else element("code", known["identity"])),
         ("generation", known["generation"]),
+        ("restore epoch", epoch_text(known["generation"]) if known["restore-epoch"] else None),
         ("ownership", known["owner"]),
         ("served", served),
         ("journal", None if commits is None else f"{commits} commits since the checkpoint"),
