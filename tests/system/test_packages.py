@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.confined import check_profile
 from tests.harness.fresh_root import FreshRoot
 from tests.harness.lab import Lab
 from tests.harness.libvirt import Domain, Libvirt
@@ -148,6 +149,7 @@ def test_the_debian_packages_are_built_and_installed(lab: Lab) -> None:
     check_libraries(root, lab)
     check_what_is_beside_the_programs(root)
     check_libvirt(root, lab)
+    check_profile(root, lab)
     check_swtpm(place, lab)
 
 

@@ -21,6 +21,7 @@ from tests.support.emulator_client import (
     ControlError,
 )
 from tests.support.tpm2 import Handle, ReturnCode, Tpm, TpmError
+from tests.system.test_run import run_to_its_end
 from vtpmd.store.directory import FLOCK
 from vtpmd.testing import migration
 from vtpmd.testing.facts import differences
@@ -364,6 +365,37 @@ def test_changes_outlive_what_swtpm_writes_without_the_lock(shared: Shared, ends
     else:
         there.stop()
     assert_is_served(shared, THIRD if ends == "killed" else SECOND)
+
+
+def test_nothing_is_attached_there_and_what_looks_into_it_needs_nothing(directory: Shared) -> None:
+    """The line names who serves, at the source and where the state is to come."""
+    source = started(directory, *RELEASES)
+    directory.host(*BOTH).connect()
+    done = run_to_its_end(directory.state, command="attach")
+    assert done.returncode == 1
+    assert f"process {source.process.pid}, since" in done.stderr
+    assert "with --migration, for storage that hosts share: nothing can be attached" in done.stderr
+    assert done.stderr.count("\n") == 1
+    for command in ("status", "inspect", "log", "verify"):
+        assert run_to_its_end(directory.state, command=command).returncode == 0
+    for command in ("export", "backup"):
+        to = directory.directory / command
+        words = ("--out", to) if command == "export" else (to,)
+        assert run_to_its_end(directory.state, *words, command=command).returncode == 0
+    store(source.tpm, SECOND)
+    source.stop()
+    assert_is_served_by_both_programs(directory, SECOND)
+
+
+def test_nothing_is_attached_to_swtpm_or_a_file(shared: Shared) -> None:
+    """It is said what it is, and not that there is nobody."""
+    swtpm = started(shared, program=PROGRAMS["swtpm"])
+    done = run_to_its_end(shared.state, command="attach")
+    assert done.returncode == 1
+    wanted = "moves by QEMU's own migration" if shared.state.is_file() else "as swtpm has none"
+    assert wanted in done.stderr
+    assert done.stderr.count("\n") == 1
+    swtpm.stop()
 
 
 def test_tpm_that_is_to_start_at_once_has_no_state_to_come(tmp_path: Path) -> None:

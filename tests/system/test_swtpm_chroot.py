@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.handover import assert_tail, make_host
+from tests.harness.lab import Lab
+from tests.harness.raw_guest import RawGuest
 from tests.harness.swtpm_program import OURS, TIMEOUT_S
 from tests.support import states
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import Handle, Tpm
+from vtpmd.store.directory import LINK_NAME
 from vtpmd.store.libtpms import library
+from vtpmd.testing.credentials import HOST, credentials
+from vtpmd.testing.emulator import ATTACHED, VTPMD
+from vtpmd.testing.monitor import Monitor
+from vtpmd.testing.program import Program
+from vtpmd.testing.sockets import connect
 from vtpmd.testing.waiting import wait_until
 from vtpmd.wire import swtpm_format
 
@@ -142,6 +151,80 @@ def test_what_a_crash_has_left_is_taken_up_below_it(jail: Jail) -> None:
     process = jail.start(*IN_DIRECTORY, *RUNAS)
     work(jail, is_new=False)
     assert process.wait(TIMEOUT_S) == 0
+
+
+def attached(jail: Jail, lab: Lab, uid: int, *options: str | Path) -> Program:
+    """Start a vtpmd out here for the engine below, as the user that this runs as."""
+    here = lab.new_path("attach")
+    here.mkdir()
+    # The way to the directory is root's alone: what is started is there already.
+    there = ("sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", jail.state)
+    user = ("setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups")
+    program = Program("attach", (*there, *user, VTPMD, "attach", ".", *options), here)
+    lab.kill_at_end(program)
+    program.wait_for_output(ATTACHED)
+    return program
+
+
+@pytest.mark.parametrize("uid", [0, UID])
+def test_invariant_11_vtpmd_is_attached_to_an_engine_below_it(
+    jail: Jail, lab: Lab, uid: int
+) -> None:
+    """And is killed, and attached again: the guest sees nothing. The link is the engine's own."""
+    process = jail.start(*IN_DIRECTORY, *(RUNAS if uid else []))
+    assert (jail.state / LINK_NAME).stat().st_uid == uid
+    with ControlClient(jail.control) as control, closing(control.attach_data()) as data:
+        control.init()
+        tpm = Tpm(data.transact)
+        tpm.startup()
+        tpm.nv_define(INDEX, len(CONTENT))
+        for _ in range(3):
+            attached(jail, lab, uid).kill()
+            control.lock_storage()
+            tpm.nv_write(INDEX, CONTENT)
+        last = attached(jail, lab, uid)
+        assert tpm.nv_read(INDEX, len(CONTENT)) == CONTENT
+        control.shutdown()
+    assert last.wait() == 0
+    assert process.wait(TIMEOUT_S) == 0
+    assert not (jail.state / LINK_NAME).exists()
+    assert {path.stat().st_uid for path in jail.state.iterdir()} == {uid}
+
+
+def test_vtpm_moves_from_below_it_with_a_tail(jail: Jail, lab: Lab) -> None:
+    """To a vtpmd run, as one that was started without another root does."""
+    process = jail.start(*IN_DIRECTORY)
+    there = make_host(lab)
+    manage = lab.new_path("manage")
+    options = ("--tls-creds", credentials(), "--allow", HOST, "--manage", manage)
+    source = attached(jail, lab, 0, *options)
+    guest = RawGuest(jail.control)
+    lab.close_at_end(guest)
+    guest.boot()
+    monitor = Monitor(connect(manage))
+    monitor.connect()
+    with closing(monitor):
+        monitor.cmd("migrate-arm", to=there.vtpmd.address)
+        wait_for(monitor, "VTPM_ARMED")
+        guest.work()
+        wanted = guest.facts()
+        blobs = guest.save()
+        assert_tail(blobs)
+        there.guest.load(blobs)
+        wait_for(monitor, "VTPM_HANDED_OVER")
+    assert there.guest.facts() == wanted
+    guest.control.shutdown()
+    assert source.wait() == process.wait(TIMEOUT_S) == 0
+
+
+def wait_for(monitor: Monitor, name: str) -> None:
+    """Wait for an event of vtpmd's."""
+    told = ""
+    while told != name:
+        event = monitor.pull_event(wait=TIMEOUT_S)
+        assert event is not None
+        told = event["event"]
+        assert told != "VTPM_FALL_BACK", event
 
 
 def test_links_lead_nowhere_else(jail: Jail, tmp_path: Path) -> None:

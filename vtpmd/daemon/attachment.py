@@ -79,9 +79,9 @@ def _connect(directory_fd: int) -> socket.socket:
                 "its state directory was removed; stop it, and start it on one that is there"
             ) from None
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-            raise NotAttached(
-                "no engine serves the state directory; start it: vtpmd run DIR"
-            ) from None
+            from vtpmd.daemon.not_served import why_not
+
+            raise NotAttached(why_not(directory_fd)) from None
         raise NotAttached(
             f"cannot connect to the engine: {error.strerror}; be the user that it runs as"
         ) from error

@@ -68,7 +68,8 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --migration incoming,release-lock-outgoing
                               the state is on storage that hosts share: with incoming it is locked
                               when QEMU has brought it, and with release-lock-outgoing let go of
-                              once QEMU was given it. It moves by QEMU's own migration alone
+                              once QEMU was given it. It moves by QEMU's own migration alone, and
+                              no vtpmd can be attached
   --flags not-need-init,startup-clear|startup-state|startup-none|startup-deactivated
                               be powered on from the start, and started up
   --profile name=NAME|profile=JSON|file=PATH|fd=N[,remove-disabled=check|fips-host]
@@ -82,7 +83,7 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   -d, --daemon                return once the sockets listen
   -r, --runas USER            run as another user, by name or number
   -R, --chroot DIR            have this as the root directory, below which all paths are; a user's
-                              name is looked up before. No vtpmd can be attached then
+                              name is looked up before
   --seccomp action=kill       how system calls are kept to an allow-list
   --print-capabilities        say what this program can do
   --print-states              say which states there are

@@ -181,8 +181,6 @@ class _Starting:
         shared = sharing(given.lists.get("migration", {}))
         state = given.lists.get("tpmstate", {})
         place = open_place(stack, state, version_of(given), key, shared)
-        if self._root is not None:  # in there the link's socket could not be named
-            place = place._replace(link_name="")
         if place.news:
             self._say(place.news)
         if profile is not None and not place.begun.is_new:
@@ -195,7 +193,7 @@ class _Starting:
             self._say(NO_JOURNAL)
             place = place._replace(begun=store.limited(place.begun))
         self._descriptors |= {
-            LinkDescriptor.SOCKET: place.listen(stack),
+            LinkDescriptor.SOCKET: self._listen(place),
             LinkDescriptor.DIRECTORY: place.fd,
             LinkDescriptor.LOCK: place.lock_fd,
             LinkDescriptor.STORE: store.fd,
@@ -215,6 +213,16 @@ class _Starting:
         self._descriptors[LinkDescriptor.ROOT] = self._root.fd
         uid = 0 if self._user is None else self._user.uid
         return (*ARGUMENTS, "chroot", str(uid))
+
+    def _listen(self, place: Place) -> int:
+        """Return a descriptor of the engine's own socket, which is to be the engine's user's."""
+        if self._root is None or self._user is None:
+            return place.listen(self._stack)
+        os.seteuid(self._user.uid)  # it has the group already
+        try:
+            return place.listen(self._stack)
+        finally:
+            os.seteuid(0)
 
     def _say(self, news: str) -> None:
         """Say something where the engine will say what it has to."""

@@ -1,0 +1,47 @@
+"""What a person is told where there is no engine to attach to."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_holder import MINE, OTHER, ended
+from vtpmd.daemon.not_served import NO_ENGINE, NOBODY, why_not
+from vtpmd.store import holder
+from vtpmd.store.directory import LOCK_NAME, StateDirectory
+
+RECORDS = {
+    "empty": (b"", NOBODY),
+    "given back": (holder.encode(OTHER._replace(is_held=False)), NOBODY),
+    "over": (holder.encode(ended()), NOBODY),
+    "damaged": (b"none of ours", NOBODY),
+    "another host's": (holder.encode(OTHER), "host web2, process 7, since "),
+}
+
+
+def told(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return why_not(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("content", "wanted"), RECORDS.values(), ids=RECORDS)
+def test_by_the_record(tmp_path: Path, content: bytes, wanted: str) -> None:
+    (tmp_path / LOCK_NAME).write_bytes(content)
+    assert told(tmp_path).startswith(wanted)
+
+
+@pytest.mark.parametrize("content", [b"", holder.encode(MINE._replace(is_held=False))])
+def test_what_has_the_lock_and_no_link_is_there(tmp_path: Path, content: bytes) -> None:
+    with StateDirectory.open(tmp_path):
+        (tmp_path / LOCK_NAME).write_bytes(content)
+        assert told(tmp_path) == NO_ENGINE
+    assert told(tmp_path) == NOBODY
+
+
+def test_a_lock_that_cannot_be_read_is_left_to_a_start(tmp_path: Path) -> None:
+    assert told(tmp_path) == NOBODY
+    (tmp_path / LOCK_NAME).symlink_to("/dev/zero")
+    assert told(tmp_path) == NOBODY
