@@ -1,5 +1,6 @@
 """Compile the C programs of the bench."""
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +22,12 @@ def build(
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / name
     source = ROOT / f"tests/bench/{name}.c"
-    command: list[str | Path] = ["gcc", *OPTIONS, "-o", program, source]
+    command: list[str | Path] = ["gcc", *OPTIONS, source]
     if core:
         files = [ROOT / "csrc" / file for file in core]
         command += [*files, f"-I{ROOT / 'csrc'}", "-lcrypto"]
     command += [f"-l{library}" for library in libraries]
-    _compile(command, source)
+    _compile(command, source, program)
     return program
 
 
@@ -35,10 +36,13 @@ def build_preload(name: str, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     library = directory / f"{name}.so"
     source = ROOT / f"tests/bench/{name}.c"
-    _compile(["gcc", *OPTIONS, "-shared", "-fPIC", "-o", library, source], source)
+    _compile(["gcc", *OPTIONS, "-shared", "-fPIC", source], source, library)
     return library
 
 
-def _compile(command: list[str | Path], source: Path) -> None:
-    if subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode != 0:
+def _compile(command: list[str | Path], source: Path, made: Path) -> None:
+    """Make it in one step: another bench may run what is there, or make it, too."""
+    new = made.with_name(f"{made.name}.{os.getpid()}")
+    if subprocess.run([*command, "-o", new], timeout=TIMEOUT_S, check=False).returncode != 0:
         raise BenchError(f"gcc could not compile {source.relative_to(ROOT)}; see above")
+    new.replace(made)

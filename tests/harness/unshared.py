@@ -47,8 +47,7 @@ class UnsharedHost(Closing):
     @property
     def enter(self) -> tuple[str, ...]:
         """What a command line begins with, to run on this host; it replaces itself."""
-        of = f"/proc/{self._process.pid}/ns"
-        return ("nsenter", f"--mount={of}/mnt", f"--uts={of}/uts", "--")
+        return ("nsenter", f"--target={self._process.pid}", "--mount", "--uts", "--root", "--")
 
     def close(self) -> None:
         """End it; what runs on it still keeps its namespace."""
