@@ -54,7 +54,9 @@ class Profile:
         _, *self._rules = [_rule(each) for each in found if not _OF_OTHERS.search(each[1])]
         text = _dump(root, path, "--debug")
         self.capabilities = _line(text, "Capabilities").split()
-        families = re.findall(r"(\w+) \{ ([^}]*) \}", _line(text, "Network"))
+        # In one line, or, by the parser of AppArmor 4, in one for each.
+        lines = "\n".join(re.findall(r"^[Nn]etwork\b.*$", text, re.M))
+        families = re.findall(r"(\w+) \{ ([^}]*) \}", lines)
         self._sockets = {(family, kind) for family, kinds in families for kind in kinds.split()}
 
     def refused(self, accesses: Iterable[Access]) -> list[Access]:
