@@ -738,15 +738,21 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
     return r;
 }
 
+static bool is_later(const struct checkpoint_lineage *lineage,
+                     const struct checkpoint_lineage *ours)
+{
+    return memcmp(ours->identity, lineage->identity, sizeof(ours->identity)) == 0 &&
+           lineage->generation > ours->generation;
+}
+
 /* What comes is of no later generation than what is here, or of another vTPM, in place of a known
  * one: what was written here is not all in it. So it is a snapshot: a vTPM that moves comes back
  * with a later one. */
 static bool goes_back(const struct durable *durable, const struct checkpoint_lineage *lineage)
 {
     struct checkpoint_lineage ours = durable_lineage(durable);
-    bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
 
-    return durable_is_known(durable) && !(is_same && lineage->generation > ours.generation);
+    return durable_is_known(durable) && !is_later(lineage, &ours);
 }
 
 /* The number that a commit will give the image, and with it its file, is known: one after that of
@@ -775,9 +781,7 @@ static bool may_use_room(const struct durable *durable, const struct checkpoint_
 
     if (!lineage || durable_has_anchor(durable) || durable->has_others)
         return false;
-    return !durable->current.exists ||
-           (memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0 &&
-            lineage->generation > ours.generation);
+    return !durable->current.exists || is_later(lineage, &ours);
 }
 
 void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
