@@ -20,6 +20,7 @@ from tests.harness.nv_load import Contents, NvLoad, contents
 from tests.harness.raw_guest import RawGuest, RawGuest12
 from tests.harness.swtpm_program import OURS
 from tests.support import sealed_object
+from tests.support.beside import repeating
 from tests.support.tpm2 import Tpm
 from tests.system.test_export import COMMAND_TIMEOUT_S, SECRET, Writing, import_into
 from tests.system.test_state_directory import powered
@@ -98,7 +99,7 @@ def test_backups_under_load_are_generations_that_were_acknowledged(
     load.define(guest.tpm)
     load.weights = (0, 95, 1, 1, 3)  # a journal is full after some hundred of them
     writing, journals = Writing(load, guest.tpm), set()
-    with writing.going_on():
+    with repeating(writing.write):
         for _ in range(BACKUPS * 2):
             back_up(emulator.state, dest, "--keep", str(BACKUPS))
             journals.add((emulator.state / "tpm2-00.journal").stat().st_ino)

@@ -8,8 +8,7 @@ directory that is imported into is the old one or the imported one after any los
 import json
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.harness.nv_load import Contents, NvLoad, contents
 from tests.harness.raw_guest import RawGuest, RawGuest12
 from tests.harness.swtpm_program import OURS
 from tests.support import sealed_object
+from tests.support.beside import repeating
 from tests.support.tpm2 import Handle, Tpm, TpmError
 from tests.system.test_linear_file import DEVICE_BYTES, loop_device
 from tests.system.test_state_directory import change, fill, powered
@@ -62,23 +62,12 @@ class Writing:
 
     def __init__(self, load: NvLoad, tpm: Tpm) -> None:
         self.acknowledged: list[Contents] = [load.owed]
-        self._load, self._tpm, self._end = load, tpm, Event()
-        self._thread = Thread(target=self._run)
+        self._load, self._tpm = load, tpm
 
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Write while the block runs."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._end.set()
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            self._load.step(self._tpm)
-            self.acknowledged.append(self._load.owed)
+    def write(self) -> None:
+        """Write once."""
+        self._load.step(self._tpm)
+        self.acknowledged.append(self._load.owed)
 
 
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["in the clear", "sealed"])
@@ -97,7 +86,7 @@ def test_an_export_under_load_is_a_generation_that_was_acknowledged(
     load.define(guest.tpm)
     load.weights = (0, 95, 1, 1, 3)  # a journal is full after some hundred of them
     writing, exports, journals = Writing(load, guest.tpm), [], set()
-    with writing.going_on():
+    with repeating(writing.write):
         for _ in range(EXPORTS):
             n_before = len(writing.acknowledged)
             exports.append((n_before, export(lab, emulator.state, *options)))

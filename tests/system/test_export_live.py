@@ -6,10 +6,7 @@ not this host's TPM, or does not run, is refused in a line.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 from typing import NamedTuple
 
 import pytest
@@ -23,6 +20,7 @@ from tests.harness.handover import (
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest12
 from tests.support import sealed_object, tpm2, tpm2_rare
+from tests.support.beside import repeating
 from tests.support.tpm2 import Handle, Tpm
 from tests.system.test_state_directory import contents, fill, powered
 from vtpmd.store.exporting import take
@@ -73,27 +71,16 @@ class Steps:
 
     def __init__(self, tpm: Tpm) -> None:
         self.done = 0  # steps that were acknowledged
-        self._tpm, self._end = tpm, Event()
-        self._thread = Thread(target=self._run)
+        self._tpm = tpm
         tpm.nv_define(COUNTER, 8, tpm2.NV_COUNTER)
         tpm.nv_increment(COUNTER)
         self._first = tpm.nv_counter(COUNTER)
 
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Take steps while the block runs."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._end.set()
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            self._tpm.extend(PCR, DIGEST)
-            self._tpm.nv_increment(COUNTER)
-            self.done += 1
+    def take(self) -> None:
+        """Take one."""
+        self._tpm.extend(PCR, DIGEST)
+        self._tpm.nv_increment(COUNTER)
+        self.done += 1
 
     def taken(self, tpm: Tpm) -> int:
         """Return how many a TPM has counted; its PCR must have as many, or the one before it."""
@@ -116,7 +103,7 @@ def test_an_export_under_load_is_of_one_moment(lab: Lab, is_sealed: bool) -> Non
     guest.control.init()
     guest.tpm.startup()
     steps, exports = Steps(guest.tpm), []
-    with steps.going_on():
+    with repeating(steps.take):
         for _ in range(EXPORTS):
             before = steps.done
             file, generation = export(lab, manage, *options)

@@ -10,10 +10,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event
 from typing import NamedTuple
 
 import pytest
@@ -31,6 +29,7 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import Blobs, Facts
 from tests.harness.state_files import lineage
 from tests.support import tail
+from tests.support.beside import repeating
 from tests.support.emulator_client import ControlError
 from vtpmd.core import GENERATION_MAX, IMAGE_BYTES_MAX, Image
 from vtpmd.core.delta import delta_encode
@@ -821,20 +820,13 @@ def test_secrets_are_in_no_log(lab: Lab, fake: FakeDestination) -> None:
 def flood(stream: Stream, message: peer.Message) -> Iterator[None]:
     """Say the same all the time while the block runs, and throw away what comes."""
     many = peer.encode(message) * MESSAGES_AT_ONCE
-    is_over = Event()
 
     def talk() -> None:
-        while not is_over.is_set():
-            stream.send_bytes(many)
-            stream.discard()
+        stream.send_bytes(many)
+        stream.discard()
 
-    with ThreadPoolExecutor(1) as executor:
-        talking = executor.submit(talk)
-        try:
-            yield
-        finally:
-            is_over.set()
-        talking.result()
+    with repeating(talk):
+        yield
     stream.close()
 
 

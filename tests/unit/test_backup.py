@@ -9,7 +9,6 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from shutil import copy, copytree
-from threading import Event, Thread
 
 import pyrage
 import pytest
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.harness.dying import Killed, dying
 from tests.support import states
+from tests.support.beside import repeating
 from tests.support.cli_run import Command, Run
 from tests.support.file_names import NAMES
 from tests.unit.test_export import HEADER, TEXT, key_file, made, table
@@ -874,24 +874,17 @@ def test_a_reader_does_not_mind_what_is_removed_meanwhile(
 ) -> None:
     """It looks again: each time there is a whole chain, and its newest can be restored."""
     make_chain(run, state, dest, range(1, 3))
-    ends = Event()
     newest: list[int] = []
 
-    def keep_reading() -> None:
-        while not ends.is_set():
-            found, its = chain.restore(dest, None)
-            assert its[StateType.PERMANENT] == STATES[found.generation % 8]
-            newest.append(found.generation)
+    def read() -> None:
+        found, its = chain.restore(dest, None)
+        assert its[StateType.PERMANENT] == STATES[found.generation % 8]
+        newest.append(found.generation)
 
-    thread = Thread(target=keep_reading)
-    thread.start()
-    try:
+    with repeating(read):
         for generation in range(3, 150):
             put(state, generation, STATES[generation % 8])
             assert run("backup", state, dest, "--keep", "2").status == 0
-    finally:
-        ends.set()
-        thread.join()
     assert newest == sorted(newest) and len(set(newest)) > 10
 
 

@@ -8,10 +8,8 @@ answered: that is what the engine's lock costs, at its worst.
 """
 
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 from tests.bench.emulators import ROOT, BenchError
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution
+from tests.bench.working import working
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import NV_COUNTER, Tpm
 
@@ -56,31 +55,6 @@ class When(StrEnum):
 Times = dict[What, list[float]]
 
 
-@contextmanager
-def working(tpm: Tpm, times: Times) -> Iterator[None]:
-    """Work a TPM while the block runs, on a thread; keep the ms that each answer takes."""
-    ends = threading.Event()
-    actions: dict[What, Callable[[], None]] = {
-        What.EXTEND: lambda: tpm.extend(PCR, DIGEST),
-        What.COUNT: lambda: tpm.nv_increment(COUNTER),
-    }
-
-    def work() -> None:
-        while not ends.is_set():
-            for what, action in actions.items():
-                before_ns = time.perf_counter_ns()
-                action()
-                times[what].append((time.perf_counter_ns() - before_ns) / 1e6)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
-
-
 def export(*options: str | Path) -> None:
     """Export a vTPM as a person does, to nowhere; BenchError unless it succeeds."""
     command = [ROOT / ".venv/bin/vtpmd", "export", *options]
@@ -112,16 +86,20 @@ def measure_in(lab: "Lab", exports: int) -> dict[When, Times]:
         tpm.startup()
         tpm.nv_define(COUNTER, 8, NV_COUNTER)
         tpm.nv_increment(COUNTER)
+        actions: dict[What, Callable[[], None]] = {
+            What.EXTEND: lambda: tpm.extend(PCR, DIGEST),
+            What.COUNT: lambda: tpm.nv_increment(COUNTER),
+        }
         for _ in range(exports):
             began_s = time.monotonic()
-            with working(tpm, found[When.PERMANENT]):
+            with working(actions, found[When.PERMANENT]):
                 export(emulator.state)
             took_s = time.monotonic() - began_s
-            with working(tpm, found[When.VOLATILE]):
+            with working(actions, found[When.VOLATILE]):
                 export("--manage", emulator.manage_path, "--volatile")
-            with working(tpm, found[When.ALONE]):
+            with working(actions, found[When.ALONE]):
                 time.sleep(took_s)
-            with working(tpm, found[When.ASKED]):
+            with working(actions, found[When.ASKED]):
                 ask_for(management, took_s)
     return found
 

@@ -5,7 +5,6 @@ NV, which waits for one. First with a vtpmd that is left alone, for as long as i
 it with SIGKILL, and to attach another one, many times.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.report import Result, Settings, Table, Target
 from tests.bench.stats import Distribution
+from tests.bench.working import working
 from tests.support.emulator_client import ControlClient
 from tests.support.tpm2 import NV_COUNTER, Tpm
 
@@ -59,29 +59,17 @@ class Client:
         self._tpm.nv_define(COUNTER, 8, NV_COUNTER)
         self._tpm.nv_increment(COUNTER)
 
-    def _work(self, ends: threading.Event, times: Times) -> None:
+    @contextmanager
+    def working(self) -> Iterator[Times]:
+        """Work while the block runs, on a thread."""
         actions: dict[What, Callable[[], object]] = {
             What.EXTEND: lambda: self._tpm.extend(PCR, DIGEST),
             What.COUNT: lambda: self._tpm.nv_increment(COUNTER),
             What.CONTROL: self._control.lock_storage,
         }
-        while not ends.is_set():
-            for what, action in actions.items():
-                before_ns = time.perf_counter_ns()
-                action()
-                times[what].append((time.perf_counter_ns() - before_ns) / 1e6)
-
-    @contextmanager
-    def working(self) -> Iterator[Times]:
-        """Work while the block runs, on a thread."""
-        ends, times = threading.Event(), {what: list[float]() for what in What}
-        thread = threading.Thread(target=self._work, args=(ends, times))
-        thread.start()
-        try:
+        times = {what: list[float]() for what in What}
+        with working(actions, times):
             yield times
-        finally:
-            ends.set()
-            thread.join()
 
 
 def disturb(emulator: "Emulator", kills: int) -> float:
