@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
+from tests.harness.followed import followed
 from tests.harness.handover import make_armed_pair
 from tests.harness.lab import Lab
 from tests.harness.owners import hand_over, record_stands_still
@@ -25,7 +26,7 @@ SLICE_NS = 100_000  # csrc/engine/thread.c
 FIRST_WITH_SLICES = (6, 12)
 LOOK_S = 0.0005
 STILL_S = 0.2  # less than an INIT waits for its Grant
-TAKEN_BACK_TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
@@ -91,9 +92,29 @@ def test_vtpmd_gives_way_while_the_guest_stands_still(lab: Lab) -> None:
         with record_stands_still(pair.source):  # so that the guest stands still for a while
             moved = executor.submit(hand_over, pair)
             time.sleep(STILL_S)
-        moved.result(TAKEN_BACK_TIMEOUT_S)
+        moved.result(TIMEOUT_S)
     assert seen == [{usual, min(usual + NICENESS, NICENESS_MAX)}] * 2
-    deadline = time.monotonic() + TAKEN_BACK_TIMEOUT_S
-    while any(os.getpriority(os.PRIO_PROCESS, pid) != usual for pid in pids):
-        assert time.monotonic() < deadline
+    for pid in pids:
+        wait_for_niceness(pid, usual)
+
+
+def wait_for_niceness(process: int, wanted: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while (niceness := os.getpriority(os.PRIO_PROCESS, process)) != wanted:
+        assert time.monotonic() < deadline, niceness
         time.sleep(LOOK_S)
+
+
+def test_the_destination_gives_way_before_its_qemu_has_the_tail(lab: Lab) -> None:
+    """From what the source says: else it runs for the first time when its engine has to."""
+    source, monitor = followed(lab, is_incoming=False)
+    destination, incoming_monitor = followed(lab, is_incoming=True)
+    process, usual = destination.vtpmd.program.pid, os.getpriority(os.PRIO_PROCESS, 0)
+    source.guest.boot()
+    assert source.manage.arm(destination.vtpmd.address)["event"] == "VTPM_ARMED"
+    for each in (incoming_monitor, monitor):
+        each.migration("active")
+    wait_for_niceness(process, usual)
+    monitor.stop()
+    wait_for_niceness(process, min(usual + NICENESS, NICENESS_MAX))
+    wait_for_niceness(process, usual)  # not for ever, if nothing comes

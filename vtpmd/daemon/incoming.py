@@ -313,6 +313,8 @@ class Incoming:
             self._retrying.cancel()
 
     async def _take_message(self, message: peer.Message) -> None:
+        if _says_that_guest_stands_still(message):
+            self._owner.wakefulness.give_way()
         await self._events.run(message)
         if isinstance(message, peer.Hello) and self._owner.is_receiving():
             await self.receiving(True)
@@ -388,8 +390,6 @@ class Incoming:
         if wanted[:2] != after.generations:
             raise VtpmdError("the round does not end at the generations that it says")
         starts = LinkShutdown(wanted.power) if wanted.is_last else None
-        if wanted.is_last:
-            self._owner.wakefulness.give_way()
         to_send = records
         if self._staged is _NOTHING_STAGED:
             self._warn_of_fork(wanted.permanent_generation)
@@ -726,6 +726,15 @@ _DO: Final[dict[Do, Callable[[Incoming], Awaitable[None]]]] = {
     Do.SERVE_ON: Incoming._serve_on,
     Do.CLOSE: Incoming._close_link,
 }
+
+
+def _says_that_guest_stands_still(message: peer.Message) -> bool:
+    match message:
+        case peer.Stopped():
+            return True
+        case peer.Commit(is_last=is_last):
+            return bool(is_last)
+    return False
 
 
 def _refusal(error: Exception) -> peer.Reason:
