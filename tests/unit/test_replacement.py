@@ -183,7 +183,7 @@ def test_a_profile_of_somebodys_own_stays_as_it_is() -> None:
     """Its algorithms and commands are in the state, and nowhere else."""
     if not libtpms.library().profiles:
         pytest.skip("this libtpms has no profiles")
-    old = libtpms.make(CUSTOM.replace("rsa-min-size=1024", "rsa-min-size=2048"))
+    old = libtpms.make(TpmVersion.TPM_2_0, CUSTOM.replace("rsa-min-size=1024", "rsa-min-size=2048"))
     made, _ = replaced(old)
     profiles = [
         libtpms.ask(
@@ -197,11 +197,11 @@ def test_a_profile_of_somebodys_own_stays_as_it_is() -> None:
 
 def test_a_tpm_without_seeds_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """As libtpms gives one that it has made, and not yet loaded again."""
-    made = libtpms.make()
+    made = libtpms.make(TpmVersion.TPM_2_0)
     for name in ("endorsement-seed", "owner-seed", "platform-seed"):
         seed = permanent(made).content("persistent-data", name)
         without = made.replace(seed, bytes(len(seed)))
-        monkeypatch.setattr(libtpms, "make", lambda _, state=without: state)
+        monkeypatch.setattr(libtpms, "make", lambda *_, state=without: state)
         with pytest.raises(VtpmdError, match="libtpms has made a TPM without seeds"):
             replaced(states.BUSY)
 

@@ -80,7 +80,7 @@ def replace(path: str, version: TpmVersion, old_states: States) -> Replaced:
         )
     old = old_states[StateType.PERMANENT]
     before = _decoded(place, old)
-    new = libtpms.make(_profile_of(old, before))
+    new = libtpms.make(TpmVersion.TPM_2_0, _profile_of(old, before))
     fresh = _decoded(place, new)
     _check_seeds(place, fresh)
     indices = [(_index(before, entry), entry) for entry in contents.entries(before, HT_NV_INDEX)]
