@@ -406,7 +406,7 @@ def test_an_orderly_counter_never_goes_back(lab: Lab) -> None:
         assert tpm.nv_counter(handle) > value
 
 
-@pytest.mark.parametrize("version", TpmVersion)
+@pytest.mark.parametrize("version", TpmVersion, ids=lambda version: version.facts.word)
 def test_a_loss_of_power_at_any_step_leaves_the_old_vtpm_or_a_new_one(
     lab: Lab, version: TpmVersion
 ) -> None:

@@ -122,6 +122,7 @@ def define_all(tpm: Tpm12) -> None:
             continue
         tpm.nv_write(handle, index.content)
     tpm.nv_write(0x0001_1104, b"")  # is locked with that
+    tpm.nv_read(0x0001_1105, 0)  # so is that, until a reset
     tpm.nv_write(DATA_REGISTER, REGISTER)
     certificate = certificate_of(tpm.endorsement_key())
     tpm.nv_define(CERTIFICATE_INDEX, len(certificate))

@@ -4,6 +4,8 @@ The new TPM is libtpms' own, with seeds of its own. Into its permanent state go 
 are kept, byte for byte as libtpms has written them: so a counter keeps its value, and an index its
 name, locks and authorisation, which no command of a TPM could set. What is not named here stays
 behind. libtpms has to take the result before it counts.
+
+All of this is of a TPM 2.0; ``tpm12/replacement.py`` has a TPM 1.2's.
 """
 
 from __future__ import annotations

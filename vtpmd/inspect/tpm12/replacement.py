@@ -27,7 +27,8 @@ from vtpmd.wire.tpm import TpmVersion
 
 DATA_REGISTER: Final = 0x1000_0001  # TPM_NV_INDEX_DIR: TPM Main, part 2, 19.1.1
 NUMBER_BYTES: Final = 4
-# What the platform, and not the owner, has set: TPM_OwnerClear leaves it, or is followed by it.
+# What the platform has set, and not the owner: what TPM_OwnerClear does not touch (TPM Main, part
+# 3, 6.2), and whether the TPM is on.
 PLATFORM_FLAGS: Final = frozenset(
     {
         *("disable", "deactivated", "nvLocked", "tpmEstablished"),
