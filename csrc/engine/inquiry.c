@@ -15,11 +15,12 @@
 #include "library.h"
 #include "message.h"
 #include "sandbox.h"
+#include "tpm.h"
 #include "version.h"
 
 enum {
     MESSAGES_MAX = 4, /* a profile, and a state of each type */
-    SECONDS_MAX = 10, /* many times what libtpms takes; then SIGALRM ends it */
+    SECONDS_MAX = 20, /* many times what libtpms takes, also for keys; then SIGALRM ends it */
 };
 
 /* The permanent state of a TPM that is made: libtpms stores it, and loads it at once. */
@@ -89,12 +90,28 @@ static TPM_RESULT store_made(const unsigned char *data, uint32_t n_bytes, uint32
     return image_set(&made, data, n_bytes) < 0 ? TPM_SIZE : TPM_SUCCESS;
 }
 
+/* A TPM 1.2 asks at its start, and removes what it has saved. */
+static TPM_RESULT begin(void)
+{
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT delete_made(uint32_t tpm_number, const char *name, TPM_BOOL must_exist)
+{
+    (void)tpm_number;
+    (void)name;
+    return must_exist ? TPM_FAIL : TPM_SUCCESS;
+}
+
 static bool choose(uint32_t version)
 {
     struct libtpms_callbacks callbacks = {
         .sizeOfStruct = sizeof(callbacks),
+        .tpm_nvram_init = begin,
         .tpm_nvram_loaddata = load_made,
         .tpm_nvram_storedata = store_made,
+        .tpm_nvram_deletename = delete_made,
+        .tpm_io_init = begin,
     };
 
     return version_set(version) && TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS &&
@@ -127,12 +144,43 @@ static enum link_inquiry say_info(uint32_t flags)
     return is_out ? LINK_INQUIRY_ANSWERED : LINK_INQUIRY_FAILED;
 }
 
+static bool execute(uint8_t *command, size_t n_bytes)
+{
+    struct tpm_response response;
+
+    tpm_response_init(&response);
+    tpm_process(command, n_bytes, &response);
+    bool is_done = get_be32(response.bytes + TPM_AT_CODE) == 0;
+    tpm_response_deinit(&response);
+    return is_done;
+}
+
+/* What a TPM 1.2 has of its maker: the endorsement key, with which libtpms makes the secrets of
+ * DAA. All others are made with its owner. TPM main part 3, 3.2 and 14.1; part 2, 10.1. */
+static bool make_endorsement_key(void)
+{
+    uint8_t startup[] = {0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1};
+    uint8_t create[54] = {0, 0xc1, 0, 0, 0, sizeof(create), 0, 0, 0, 0x78};
+    uint8_t *parameters = create + TPM_HEADER_BYTES + 20; /* behind a nonce, of zeros */
+
+    put_be32(parameters, 1);         /* RSA, */
+    put_be16(parameters + 4, 3);     /* to encrypt by OAEP, */
+    put_be16(parameters + 6, 1);     /* and not to sign; */
+    put_be32(parameters + 8, 12);    /* bytes of what follows: */
+    put_be32(parameters + 12, 2048); /* bits, */
+    put_be32(parameters + 16, 2);    /* primes, and the exponent that all have */
+    return execute(startup, sizeof(startup)) && execute(create, sizeof(create));
+}
+
 /* sandbox: write */
 static enum link_inquiry say_new_state(uint32_t flags)
 {
-    bool is_made = TPMLIB_MainInit() == TPM_SUCCESS && made.exists;
+    bool is_made = TPMLIB_MainInit() == TPM_SUCCESS;
 
     (void)flags;
+    if (is_made && version_now()->number == VERSION_1_2)
+        is_made = make_endorsement_key();
+    is_made = is_made && made.exists;
     TPMLIB_Terminate();
     if (is_made)
         is_made = write(STDOUT_FILENO, made.bytes, made.n_bytes) == (ssize_t)made.n_bytes;
@@ -164,7 +212,7 @@ enum link_inquiry inquiry_run(uint32_t version, uint32_t flags)
     return run(version, say_info, flags);
 }
 
-enum link_inquiry inquiry_make(void)
+enum link_inquiry inquiry_make(uint32_t version)
 {
-    return run(VERSION_2_0, say_new_state, 0);
+    return run(version, say_new_state, 0);
 }

@@ -5,8 +5,8 @@
  * LINK_LOAD_STATE, the permanent state first. Standard output gets libtpms' version, and from the
  * second line on the JSON that TPMLIB_GetInfo() returns, or the state; or of the first message that
  * libtpms refuses its operation and argument, and the result, in decimal. Standard error gets
- * libtpms' own words, in which there is nothing secret: it logs bytes of commands, and there is
- * none.
+ * libtpms' own words, in which there is nothing secret: it logs bytes of commands, and there are
+ * none but those that make a key.
  */
 #pragma once
 
@@ -18,5 +18,6 @@
  * the states make if there are any. */
 enum link_inquiry inquiry_run(uint32_t version, uint32_t flags);
 
-/* Make a TPM 2.0, as its first start would, and give its permanent state away: it is in no file. */
-enum link_inquiry inquiry_make(void);
+/* Make a TPM of that enum version_number, as its first start would, and give its permanent state
+ * away: it is in no file. A TPM 1.2's has an endorsement key, and no owner. */
+enum link_inquiry inquiry_make(uint32_t version);

@@ -5,9 +5,9 @@
  * (server.c). Other threads serve the guest (data.c), execute what may be long (long_command.c),
  * fold the journal (fold.c), and see whether the storage stalls (watchdog.c).
  *
- * `vtpmd-engine info VERSION FLAGS` and `vtpmd-engine make` serve nothing: they ask libtpms
- * (inquiry.h). `vtpmd-engine chroot UID` has LINK_FD_ROOT as its root directory, and is that user,
- * before it does anything.
+ * `vtpmd-engine info VERSION FLAGS` and `vtpmd-engine make VERSION` serve nothing: they ask
+ * libtpms (inquiry.h). `vtpmd-engine chroot UID` has LINK_FD_ROOT as its root directory, and is
+ * that user, before it does anything.
  *
  * Exit status: enum exit_status.
  */
@@ -322,8 +322,8 @@ int main(int argc, char **argv)
     if (argc == 4 && strcmp(argv[1], "info") == 0)
         return inquiry_run((uint32_t)strtoul(argv[2], NULL, 10),
                            (uint32_t)strtoul(argv[3], NULL, 10));
-    if (argc == 2 && strcmp(argv[1], "make") == 0)
-        return inquiry_make();
+    if (argc == 3 && strcmp(argv[1], "make") == 0)
+        return inquiry_make((uint32_t)strtoul(argv[2], NULL, 10));
     if (!is_started_by_vtpmd()) {
         error_report("this is a part of vtpmd; run `vtpmd run DIR` instead");
         return EXIT_USAGE;

@@ -3,6 +3,7 @@
 ``states/README.md`` says how the files were made.
 """
 
+from hashlib import sha1
 from operator import itemgetter
 from pathlib import Path
 
@@ -57,12 +58,31 @@ LATER = LEVEL_7.replace(b'"StateFormatLevel":7', b'"StateFormatLevel":9')
 # Where the seed of the endorsement hierarchy is in LEVEL_1: 64 bytes, which may be any.
 SEED_AT = 532
 MARK_BYTES = 8
+# Where the data integrity register is in BUSY_12.
+REGISTER_AT = 84
+DIGEST_BYTES = 20
 
 
 def different(n: int) -> list[bytes]:
     """Return states that are right, and differ in a few bytes: a sector of a journal for each."""
     marks = [bytes([number + ord("A")]) * MARK_BYTES for number in range(n)]
     return [LEVEL_1[:SEED_AT] + mark + LEVEL_1[SEED_AT + MARK_BYTES :] for mark in marks]
+
+
+def different_12(n: int) -> list[bytes]:
+    """Return such states of a TPM 1.2: the data integrity register differs, and the checksum."""
+    return [
+        with_checksum(
+            BUSY_12[:REGISTER_AT] + mark * DIGEST_BYTES + BUSY_12[REGISTER_AT + DIGEST_BYTES :]
+        )
+        for mark in (bytes([number + ord("A")]) for number in range(n))
+    ]
+
+
+def with_checksum(state: bytes) -> bytes:
+    """Return a TPM 1.2's state with the checksum of its bytes."""
+    body = state[:-DIGEST_BYTES]
+    return body + sha1(body, usedforsecurity=False).digest()
 
 
 def damaged(state: bytes) -> bytes:

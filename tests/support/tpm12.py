@@ -20,7 +20,9 @@ HEADER = struct.Struct(">HII")
 Transport = Callable[[bytes], bytes]
 
 DIGEST_BYTES = 20
+ANSWER_BYTES = DIGEST_BYTES + 1 + DIGEST_BYTES  # of a session, in a response
 NV_INDEX = 0x0001_1101
+NV_LOCK = 0xFFFF_FFFF  # an index that is none: who defines it has all guards of NV memory count
 SRK, OWNER, TRANSPORT = 0x4000_0000, 0x4000_0001, 0x4000_0003
 RSA_BITS = 2048
 RSA_EXPONENT = 65537
@@ -31,6 +33,7 @@ class Tag(IntEnum):
 
     COMMAND = 0x00C1
     AUTH1_COMMAND = 0x00C2
+    AUTH2_COMMAND = 0x00C3
     RESPONSE = 0x00C4
 
 
@@ -42,6 +45,8 @@ class Ordinal(IntEnum):
     TAKE_OWNERSHIP = 0x0D
     EXTEND = 0x14
     PCR_READ = 0x15
+    SEAL = 0x17
+    UNSEAL = 0x18
     KEY_CONTROL_OWNER = 0x23
     CREATE_WRAP_KEY = 0x1F
     SIGN = 0x3C
@@ -52,6 +57,7 @@ class Ordinal(IntEnum):
     GET_CAPABILITY = 0x65
     PHYSICAL_ENABLE = 0x6F
     PHYSICAL_SET_DEACTIVATED = 0x72
+    SET_OPERATOR_AUTH = 0x74
     CREATE_ENDORSEMENT_KEY_PAIR = 0x78
     READ_PUBEK = 0x7C
     SET_ORDINAL_AUDIT_STATUS = 0x8D
@@ -62,8 +68,10 @@ class Ordinal(IntEnum):
     NV_DEFINE_SPACE = 0xCC
     NV_WRITE_VALUE = 0xCD
     NV_READ_VALUE = 0xCF
+    NV_READ_VALUE_AUTH = 0xD0
     DELEGATE_MANAGE = 0xD2
     CREATE_COUNTER = 0xDC
+    INCREMENT_COUNTER = 0xDD
     READ_COUNTER = 0xDE
     ESTABLISH_TRANSPORT = 0xE6
     PHYSICAL_PRESENCE = 0x4000_000A
@@ -226,6 +234,24 @@ class Tpm12:
         """Read an NV index from its start."""
         return _unsized(self.execute(nv_read(index, size)))
 
+    def nv_lock(self) -> None:
+        """Have all that guards NV memory count from now on."""
+        self.execute(nv_define(NV_LOCK, 0))
+
+    def nv_read_auth(self, index: int, size: int, auth: bytes) -> bytes:
+        """Read an NV index from its start, with its own authorisation."""
+        parameters = struct.pack(">III", index, 0, size)
+        return _unsized(self._authorised(Ordinal.NV_READ_VALUE_AUTH, b"", parameters, auth))
+
+    def nv_write_by_owner(self, index: int, data: bytes, owner_auth: bytes) -> None:
+        """Write an NV index from its start, with the owner's authorisation."""
+        parameters = struct.pack(">II", index, 0) + _sized(data)
+        self._authorised(Ordinal.NV_WRITE_VALUE, b"", parameters, owner_auth)
+
+    def set_operator_auth(self, auth: bytes) -> None:
+        """Set the operator's authorisation; somebody is physically there."""
+        self.execute(command(Ordinal.SET_OPERATOR_AUTH, auth))
+
     def enable(self) -> None:
         """Enable and activate the TPM, as firmware does; it is active from its next start on."""
         for flags in (0x0020, 0x0008):  # may be said by software; is there
@@ -254,7 +280,7 @@ class Tpm12:
     def create_key(self, srk_auth: bytes, auth: bytes) -> Key:
         """Make a signing key under the storage root key."""
         session = self._osap(0x0004, SRK, srk_auth)
-        parameters = session.hide(auth) + _xor(auth, _sha1(session.auth + session.odd))
+        parameters = session.hide(auth) + _xor(auth, sha1(session.auth + session.odd))
         parameters += _key(0x0010, 0x0001, 0x0002)
         handles = struct.pack(">I", SRK)
         return Key(self._finish(Ordinal.CREATE_WRAP_KEY, handles, parameters, session), auth)
@@ -271,6 +297,23 @@ class Tpm12:
         answer = self.execute(command(Ordinal.READ_COUNTER, struct.pack(">I", handle)))
         label, value = struct.unpack(">4sI", answer[2:])
         return label, value
+
+    def increment(self, handle: int, auth: bytes) -> int:
+        """Increment a monotonic counter, of its authorisation; return its value."""
+        parameters = struct.pack(">I", handle)
+        answer = self._authorised(Ordinal.INCREMENT_COUNTER, b"", parameters, auth)
+        return int.from_bytes(answer[6:10], "big")
+
+    def seal(self, secret: bytes, srk_auth: bytes, auth: bytes) -> bytes:
+        """Seal a secret under the storage root key, to no PCR; return the sealed blob."""
+        session = self._osap(0x0004, SRK, srk_auth)
+        parameters = session.hide(auth) + _sized(b"") + _sized(secret)
+        return self._finish(Ordinal.SEAL, struct.pack(">I", SRK), parameters, session)
+
+    def unseal(self, blob: bytes, srk_auth: bytes, auth: bytes) -> bytes:
+        """Return what is in a sealed blob."""
+        sessions = [self._oiap(each) for each in (srk_auth, auth)]
+        return _unsized(self._finish(Ordinal.UNSEAL, struct.pack(">I", SRK), blob, *sessions))
 
     def keep_key(self, handle: int, key: Key, owner_auth: bytes) -> None:
         """Have the owner alone evict a loaded key: it is in the permanent state then."""
@@ -345,28 +388,31 @@ class Tpm12:
         modulus = _unsized(answer[len(_key_parameters(0, 0)) :])
         return rsa.RSAPublicNumbers(RSA_EXPONENT, int.from_bytes(modulus, "big")).public_key()
 
+    def _oiap(self, auth: bytes) -> "_Session":
+        answer = self.execute(command(Ordinal.OIAP))
+        return _Session(answer[:4], answer[4:24], os.urandom(DIGEST_BYTES), auth)
+
     def _authorised(self, ordinal: int, handles: bytes, parameters: bytes, auth: bytes) -> bytes:
         """Run a command in a session of its own; return the response's parameters."""
-        answer = self.execute(command(Ordinal.OIAP))
-        session = _Session(answer[:4], answer[4:24], os.urandom(DIGEST_BYTES), auth)
-        return self._finish(ordinal, handles, parameters, session)
+        return self._finish(ordinal, handles, parameters, self._oiap(auth))
 
     def _finish(
-        self, ordinal: int, handles: bytes, parameters: bytes, session: "_Session"
+        self, ordinal: int, handles: bytes, parameters: bytes, *sessions: "_Session"
     ) -> bytes:
-        covered = _sha1(struct.pack(">I", ordinal) + parameters)
-        mac = _hmac(session.auth, covered + session.even + session.odd + b"\0")
-        body = handles + parameters + session.handle + session.odd + b"\0" + mac
-        answer = self.execute(command(ordinal, body, Tag.AUTH1_COMMAND))
-        found, rest = answer[:-41], answer[-41:]
-        even, goes_on, theirs = rest[:20], rest[20:21], rest[21:]
+        covered = sha1(struct.pack(">I", ordinal) + parameters)
+        body = handles + parameters
+        for session in sessions:
+            mac = _hmac(session.auth, covered + session.even + session.odd + b"\0")
+            body += session.handle + session.odd + b"\0" + mac
+        tag = Tag.AUTH1_COMMAND if len(sessions) == 1 else Tag.AUTH2_COMMAND
+        answer = self.execute(command(ordinal, body, tag))
+        end = len(answer) - len(sessions) * ANSWER_BYTES
+        found = answer[:end]
         # A handle is not covered.
         covers = found[4:] if ordinal in (Ordinal.LOAD_KEY_2, Ordinal.KEY_CONTROL_OWNER) else found
-        covered = _sha1(struct.pack(">II", 0, ordinal) + covers)
-        if not hmac.compare_digest(
-            theirs, _hmac(session.auth, covered + even + session.odd + goes_on)
-        ):
-            raise ValueError("the response is not authorised")
+        covered = sha1(struct.pack(">II", 0, ordinal) + covers)
+        for number, session in enumerate(sessions):
+            session.check(answer[end + number * ANSWER_BYTES :][:ANSWER_BYTES], covered)
         return found
 
 
@@ -378,7 +424,14 @@ class _Session(NamedTuple):
 
     def hide(self, secret: bytes) -> bytes:
         """Return a secret as it goes in, of a session that was made with another one."""
-        return _xor(secret, _sha1(self.auth + self.even))
+        return _xor(secret, sha1(self.auth + self.even))
+
+    def check(self, answer: bytes, covered: bytes) -> None:
+        """Raise ValueError unless what a response ends with is authorised."""
+        even, goes_on, theirs = answer[:20], answer[20:21], answer[21:]
+        ours = _hmac(self.auth, covered + even + self.odd + goes_on)
+        if not hmac.compare_digest(theirs, ours):
+            raise ValueError("the response is not authorised")
 
 
 # As a TPM 1.2 has it.
@@ -408,7 +461,8 @@ def _unsized(data: bytes) -> bytes:
     return data[4 : 4 + size]
 
 
-def _sha1(data: bytes) -> bytes:
+def sha1(data: bytes) -> bytes:
+    """Return what a TPM 1.2 has for all digests."""
     return hashlib.sha1(data, usedforsecurity=False).digest()
 
 

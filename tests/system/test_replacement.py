@@ -19,6 +19,7 @@ from tests.harness.busy_tpm import handle_of
 from tests.harness.command import vtpmd
 from tests.harness.dying import Killed, dying
 from tests.harness.lab import Lab
+from tests.harness.raw_guest import RawGuest, RawGuest12
 from tests.harness.swtpm_program import Place
 from tests.support import sealed_object, tpm2, tpm2_rare
 from tests.support.certificate import certificate_of
@@ -44,12 +45,13 @@ from tests.system.test_swtpm_clients import (
 )
 from vtpmd import cli
 from vtpmd.inspect.decoding import decode
-from vtpmd.inspect.fates import ALWAYS, FATES, Fate, Kind
+from vtpmd.inspect.fates import ALWAYS, FATES, KINDS, Fate, Kind
 from vtpmd.store.exporting import take
 from vtpmd.testing.emulator import Emulator, EmulatorKind
-from vtpmd.wire.tpm import StateType
+from vtpmd.wire.tpm import StateType, TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
+TPM_2_0 = TpmVersion.TPM_2_0
 SECRET = b"the key of a disk"
 ORDERLY, CLEAR_AT_STARTUP, PLATFORM_CREATE = 1 << 26, 1 << 27, 1 << 30
 PLATFORM_WRITE, WRITE_DEFINE, POLICY_READ = 1, 1 << 13, 1 << 19
@@ -318,8 +320,8 @@ def test_each_kind_of_thing_has_the_fate_that_the_table_says(
     emulator, remembered = old
     into, said = replace(lab, emulator.state)
     fates = {(each["kind"], each["handle"]): each["fate"] for each in said["contents"]}
-    kinds = {index.kind for index in INDICES.values()} | OTHER_KINDS | set(ALWAYS)
-    assert {kind for kind, _ in fates} == kinds == set(FATES) - NOT_MADE_HERE
+    kinds = {index.kind for index in INDICES.values()} | OTHER_KINDS | set(ALWAYS[TPM_2_0])
+    assert {kind for kind, _ in fates} == kinds == KINDS[TPM_2_0] - NOT_MADE_HERE
     assert all(fate == FATES[Kind(kind)][0] for (kind, _), fate in fates.items())
     for handle, index in INDICES.items():
         assert (index.kind, f"{handle:#010x}") in fates
@@ -404,13 +406,16 @@ def test_an_orderly_counter_never_goes_back(lab: Lab) -> None:
         assert tpm.nv_counter(handle) > value
 
 
-def test_a_loss_of_power_at_any_step_leaves_the_old_vtpm_or_a_new_one(lab: Lab) -> None:
+@pytest.mark.parametrize("version", TpmVersion, ids=lambda version: version.facts.word)
+def test_a_loss_of_power_at_any_step_leaves_the_old_vtpm_or_a_new_one(
+    lab: Lab, version: TpmVersion
+) -> None:
     """On a real disk, which forgets what was not synced: with the one's identity and epoch, or not.
 
     The old one is a copy, of a restore epoch, and may be a fork.
     """
-    emulator, out = lab.emulator(VTPMD), lab.new_path("export")
-    lab.raw_guest(emulator).boot()
+    emulator, out = lab.emulator(VTPMD, version=version), lab.new_path("export")
+    lab.raw_guest(emulator, RawGuest if version is TPM_2_0 else RawGuest12).boot()
     assert vtpmd("export", emulator.state, "--out", out).status == 0
     disk = lab.new_power_disk()
     directory = disk.path / "state"
@@ -430,7 +435,7 @@ def test_a_loss_of_power_at_any_step_leaves_the_old_vtpm_or_a_new_one(lab: Lab) 
         found = take(directory, None)
         is_new = found.identity != old.identity
         have_happened.append(is_new)
-        assert found.record is not None
+        assert found.record is not None and found.version is version
         assert (found.generation, bool(found.record.forks)) == (
             (1, False) if is_new else (old.generation, True)
         )

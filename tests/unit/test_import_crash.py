@@ -16,13 +16,13 @@ import pytest
 
 from tests.harness.dying import Killed, dying
 from tests.support import states
-from tests.support.file_names import NAMES
 from tests.support.journal import write_journal
 from vtpmd import cli
 from vtpmd.cli import importing
 from vtpmd.store.anchor import Anchor, Mark
-from vtpmd.store.directory import StateDirectory
+from vtpmd.store.directory import FileNames, StateDirectory, names_of
 from vtpmd.store.keys import Key
+from vtpmd.store.libtpms import States
 from vtpmd.store.moving import MovingFiles
 from vtpmd.store.recovery import RecoveryRefused, recover
 from vtpmd.store.start import anchor_of, start
@@ -30,10 +30,27 @@ from vtpmd.wire.export_format import Header
 from vtpmd.wire.swtpm_format import Lineage
 from vtpmd.wire.tpm import EPOCH_GENERATIONS, StateType, TpmVersion
 
-(OLD, NEWER), NEW = states.different(2), states.BUSY
 IDENTITY, OTHER = b"of the old state", b"of the exported."
-IMPORTED = {StateType.PERMANENT: NEW, StateType.VOLATILE: states.BUSY_VOLATILE}
-EXPORTED = Header(b"e" * 16, OTHER, 41, 0, TpmVersion.TPM_2_0, tuple(IMPORTED))
+
+
+class Of(NamedTuple):
+    """Permanent states of a TPM of one version, and its volatile one."""
+
+    before: list[bytes]  # of what is imported into: in its file, and on top of that in its journal
+    new: bytes
+    volatile: bytes
+
+    @property
+    def imported(self) -> States:
+        """What is imported."""
+        return {StateType.PERMANENT: self.new, StateType.VOLATILE: self.volatile}
+
+
+STATES_OF = {
+    TpmVersion.TPM_1_2: Of(states.different_12(2), states.BUSY_12, states.BUSY_12_VOLATILE),
+    TpmVersion.TPM_2_0: Of(states.different(2), states.BUSY, states.BUSY_VOLATILE),
+}
+EXPORTED = Header(b"e" * 16, OTHER, 41, 0, TpmVersion.TPM_2_0, tuple(StateType)[:2])
 OF_A_NEW_TPM = EXPORTED._replace(is_new=True)
 KEY = b"k" * 32
 STEPS_MAX = 200
@@ -48,15 +65,29 @@ class Setting(NamedTuple):
     anchor: Path | None = None
     exported: Header = EXPORTED
 
+    @property
+    def names(self) -> FileNames:
+        """What the files are called."""
+        return names_of(self.exported.version)
+
+    @property
+    def states(self) -> Of:
+        """The states of the TPMs there."""
+        return STATES_OF[self.exported.version]
+
+    def open(self) -> StateDirectory:
+        """Open the directory."""
+        return StateDirectory.open(self.directory, version=self.exported.version)
+
     def run(self) -> None:
         """Import, as the command does once it has read the export."""
         options = Namespace(directory=self.directory, force=True, anchor=self.anchor)
         with ExitStack() as stack:
-            importing._import(stack, options, self.exported, IMPORTED, self.key)
+            importing._import(stack, options, self.exported, self.states.imported, self.key)
 
     def start(self) -> bytes | None:
         """Start a vTPM; return its permanent state."""
-        with StateDirectory.open(self.directory) as directory:
+        with self.open() as directory:
             files = MovingFiles(directory, self.key)
             try:
                 with anchor_of(None, directory, files, self.key) as anchor:
@@ -73,18 +104,28 @@ class Setting(NamedTuple):
         }
 
 
-def write(path: Path, states_of: dict[StateType, bytes], lineage: Lineage, key: Key | None) -> None:
-    """Make a state directory."""
-    with StateDirectory.open(path) as directory:
-        for kind, state in states_of.items():
-            its = lineage if kind is StateType.PERMANENT else None
-            directory.write_state(kind, state, key, its)
+def write(setting: Setting, lineage: Lineage) -> None:
+    """Have a vTPM in a state directory, with a journal on top, and a volatile state."""
+    before = setting.states.before
+    with setting.open() as directory:
+        directory.write_state(StateType.PERMANENT, before[0], setting.key, lineage)
+        directory.write_state(StateType.VOLATILE, b"of then", setting.key, None)
+    secret = None if setting.key is None else setting.key.journal_secret()
+    journal = write_journal(before, identity=lineage.identity, secret=secret)
+    (setting.directory / setting.names.journal).write_bytes(journal)
 
 
-@pytest.fixture(params=["empty", "full", "full and sealed", "full, and a new TPM comes"])
+COPIES = ("empty", "full", "full and sealed")
+NEW_TPMS = (
+    *("full, and a new TPM comes", "empty, and a new TPM 1.2 comes"),
+    *("full, and a new TPM 1.2 comes", "full, and a new TPM 1.2 comes, sealed"),
+)
+
+
+@pytest.fixture(params=[*COPIES, *NEW_TPMS])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Setting]:
     """Give what makes a setting, each time a new one."""
-    key = Key(bytearray(KEY)) if request.param.endswith("sealed") else None
+    key = Key(bytearray(KEY)) if "sealed" in request.param else None
     made = 0
 
     def new() -> Setting:
@@ -92,26 +133,31 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Setting
         made += 1
         directory = tmp_path / f"into-{made}"
         directory.mkdir()
-        if request.param != "empty":
-            old = {StateType.PERMANENT: OLD, StateType.VOLATILE: b"of then"}
-            write(directory, old, Lineage(IDENTITY, 1, continued=True), key)
-            secret = None if key is None else key.journal_secret()
-            journal = write_journal([OLD, NEWER], identity=IDENTITY, secret=secret)
-            (directory / NAMES.journal).write_bytes(journal)
-        is_new = request.param.endswith("comes")
-        return Setting(directory, key, exported=OF_A_NEW_TPM if is_new else EXPORTED)
+        exported = OF_A_NEW_TPM if "comes" in request.param else EXPORTED
+        if "1.2" in request.param:
+            exported = exported._replace(version=TpmVersion.TPM_1_2)
+        setting = Setting(directory, key, exported=exported)
+        if not request.param.startswith("empty"):
+            write(setting, Lineage(IDENTITY, 1, continued=True))
+        return setting
 
     return new
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have all modules loaded that an import needs: pytest makes directories for them, as steps."""
+    Setting(tmp_path_factory.mktemp("first"), None).run()
 
 
 def assert_imported(setting: Setting, before: dict[str, bytes]) -> None:
     """Look at what an import has left: all of it, and all that was there before."""
     after = setting.contents()
-    with StateDirectory.open(setting.directory) as directory:
+    with setting.open() as directory:
         is_new = setting.exported.is_new
         becomes = 1 if is_new else EPOCH_GENERATIONS
         assert directory.read_lineage() == Lineage(OTHER, becomes)
-        assert directory.read_state(StateType.VOLATILE, setting.key) == states.BUSY_VOLATILE
+        assert directory.read_state(StateType.VOLATILE, setting.key) == setting.states.volatile
         record = MovingFiles(directory).owner.read()
         assert record.generation == becomes
         forks = [] if is_new else ["of generation 41"]
@@ -140,14 +186,14 @@ def test_import_that_dies_at_any_step(make: Callable[[], Setting]) -> None:
         before = setting.contents()
         with pytest.raises(Killed), dying(at):
             setting.run()
-        assert not before or (setting.directory / NAMES.permanent).exists(), at
+        assert not before or (setting.directory / setting.names.permanent).exists(), at
         found = setting.start()
         outcomes.add(found)
-        if found == NEW:
+        if found == setting.states.new:
             assert_imported(setting, before)
         else:
-            assert found == (NEWER if before else None), at
-    assert outcomes == {NEW, NEWER if before else None}
+            assert found == (setting.states.before[-1] if before else None), at
+    assert outcomes == {setting.states.new, setting.states.before[-1] if before else None}
 
 
 def test_start_after_it_that_dies_at_any_step(make: Callable[[], Setting]) -> None:
@@ -164,11 +210,11 @@ def test_start_after_it_that_dies_at_any_step(make: Callable[[], Setting]) -> No
             setting.run()
         try:
             with dying(at):
-                assert setting.start() == NEW
+                assert setting.start() == setting.states.new
             n_start = at
         except Killed:
-            assert not before or (setting.directory / NAMES.permanent).exists(), at
-            assert setting.start() == NEW
+            assert not before or (setting.directory / setting.names.permanent).exists(), at
+            assert setting.start() == setting.states.new
         assert_imported(setting, before)
     assert 5 < n_start < STEPS_MAX
 
@@ -177,15 +223,17 @@ def commits_before(setting: Setting, at: int) -> bool:
     """Return whether an import that dies at a step has happened."""
     with pytest.raises(Killed), dying(at):
         setting.run()
-    return (setting.directory / NAMES.importing).exists()
+    return (setting.directory / setting.names.importing).exists()
 
 
+@pytest.mark.parametrize("make", COPIES, indirect=True)
 def test_anchor_hears_of_an_import_before_it_happens(
     make: Callable[[], Setting], tmp_path: Path
 ) -> None:
-    """So a start with the anchor takes it up after a crash, and refuses one without its word."""
-    if make().exported.is_new:
-        pytest.skip("an anchor that has begun is refused then: tests/unit/test_replacement.py")
+    """So a start with the anchor takes it up after a crash, and refuses one without its word.
+
+    Of a new TPM an anchor that has begun is refused: tests/unit/test_replacement.py.
+    """
     path = tmp_path / "anchor"
     n_steps = count_steps(make())
     committed = next(at for at in range(n_steps) if commits_before(make(), at))
@@ -214,7 +262,7 @@ def key_words(setting: Setting) -> list[str]:
 
 def recovered(setting: Setting) -> bytes:
     """Return the digest of what is there."""
-    with StateDirectory.open(setting.directory) as directory:
+    with setting.open() as directory:
         return recover(directory, setting.key).found.digest or bytes(32)
 
 
@@ -236,7 +284,7 @@ def test_interrupted_import_is_told_of(
         assert (cli.main(words) == 0) == (command == "fold")
         said = capsys.readouterr()
         assert command == "fold" or "import" in said.out + said.err
-    assert setting.start() == NEW
+    assert setting.start() == setting.states.new
 
 
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
@@ -251,12 +299,12 @@ def test_another_import_takes_an_interrupted_ones_place(
     with pytest.raises(Killed), dying(committed + 2):
         setting.run()
     if is_damaged:
-        file = setting.directory / NAMES.importing
+        file = setting.directory / setting.names.importing
         file.write_bytes(file.read_bytes()[:-1])
         with pytest.raises(RecoveryRefused, match="cannot finish the import of"):
             setting.start()
     setting.run()
-    assert setting.start() == NEW
+    assert setting.start() == setting.states.new
     after = setting.contents()
     for name, content in before.items():
         kept = {after.get(f"{name}.before-{number}") for number in (1, 2)}

@@ -37,11 +37,11 @@ example:
   writes. So a copy begins the next restore epoch of the vTPM: its generations are above all that
   went before, and the owner record says for ever that there may be a fork (vtpmd owner).
 
-  replace: of a new TPM 2.0, with other keys, which is no copy. It has the NV indices of the old one
+  replace: of a new TPM, with other keys, which is no copy. It has the NV indices of the old one
   that are not bound to its identity. A line for each thing says what is kept and what is lost, as
-  certificates, persistent objects and authorisations are. Nothing unseals there that was sealed by
-  the old TPM: have the recovery keys of encrypted disks at hand. The export is only read: import it
-  into a directory of no use first, to see what would be lost.
+  certificates, persistent objects and authorisations are, and of a TPM 1.2 its owner. Nothing
+  unseals there that was sealed by the old TPM: have the recovery keys of encrypted disks at hand.
+  The export is only read: import it into a directory of no use first, to see what would be lost.
 
   A directory that is not empty is refused without --force. With it, what is there gets names that
   end in .before-N, which are printed. Either all of it happens or nothing, also if power is lost;

@@ -70,12 +70,12 @@ def inquire(
     return _inquire(("info", str(int(version)), str(flags)), messages)
 
 
-def make(messages: Sequence[tuple[LinkOperation, int, bytes]]) -> Inquired:
-    """Have an engine make a new TPM 2.0, once it was given what is in the messages.
+def make(version: int, messages: Sequence[tuple[LinkOperation, int, bytes]]) -> Inquired:
+    """Have an engine make a new TPM of a version, once it was given what is in the messages.
 
     The output is a line with libtpms' version, and the TPM's permanent state. Raises OSError.
     """
-    return _inquire(("make",), messages)
+    return _inquire(("make", str(int(version))), messages)
 
 
 def _inquire(

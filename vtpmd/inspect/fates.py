@@ -1,12 +1,14 @@
 """What becomes of each kind of thing where a new TPM takes the place of another, in one table.
 
-``docs/export-format.md`` has it, too; a test walks it whole.
+``docs/export-format.md`` has it, too; tests walk it whole, for a TPM 1.2 and a TPM 2.0.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
+
+from vtpmd.wire.tpm import TpmVersion
 
 
 class Fate(StrEnum):
@@ -52,6 +54,22 @@ class Kind(StrEnum):
     SEALED_DATA = "sealed-data"
     WRAPPED_KEYS = "wrapped-keys"
     ATTESTATION = "attestation"
+    # Of a TPM 1.2 alone.
+    DATA_REGISTER = "data-register"
+    MONOTONIC_COUNTER = "monotonic-counter"
+    GPIO_INDEX = "gpio-index"
+    PLATFORM_FLAGS = "platform-flags"
+    OTHER_FLAGS = "other-flags"
+    OWNER = "owner"
+    OPERATOR = "operator"
+    ENDORSEMENT_KEY = "endorsement-key"
+    STORAGE_ROOT_KEY = "storage-root-key"
+    OWNER_EVICT_KEY = "owner-evict-key"
+    DELEGATIONS = "delegations"
+    DAA = "daa"
+    AUDIT_COUNTER = "audit-counter"
+    UNOWNED_WRITES = "unowned-writes"
+    MAINTENANCE_KEY = "maintenance-key"
 
 
 FATES: Final[dict[Kind, tuple[Fate, str]]] = {
@@ -86,8 +104,8 @@ FATES: Final[dict[Kind, tuple[Fate, str]]] = {
     Kind.CLEAR_CONTROL: (Fate.LOST, "TPM2_Clear is allowed again"),
     Kind.SEALED_DATA: (
         Fate.LOST,
-        "will not unseal: BitLocker asks for its recovery key, LUKS by systemd-cryptenroll or "
-        "Clevis for a passphrase; have that at hand, then enrol again",
+        "will not unseal: BitLocker asks for its recovery key, LUKS by systemd-cryptenroll, Clevis "
+        "or tpm-luks for a passphrase; have that at hand, then enrol again",
     ),
     Kind.WRAPPED_KEYS: (
         Fate.LOST,
@@ -97,19 +115,80 @@ FATES: Final[dict[Kind, tuple[Fate, str]]] = {
         Fate.LOST,
         "the endorsement key is another one, without a certificate: enrol the TPM again",
     ),
+    Kind.DATA_REGISTER: (Fate.KEPT, "with its content"),
+    Kind.MONOTONIC_COUNTER: (Fate.KEPT, "with its value; it counts on once there is an owner"),
+    Kind.GPIO_INDEX: (Fate.LOST, "it has no content, and is there with an owner alone"),
+    Kind.PLATFORM_FLAGS: (Fate.KEPT, "the same ones are set"),
+    Kind.OTHER_FLAGS: (Fate.LOST, "they are a new TPM's"),
+    Kind.OWNER: (Fate.LOST, "there is none now: take ownership again"),
+    Kind.OPERATOR: (Fate.LOST, "it is empty now: set it again"),
+    Kind.ENDORSEMENT_KEY: (Fate.LOST, "the TPM has a new one"),
+    Kind.STORAGE_ROOT_KEY: (Fate.LOST, "the TPM makes a new one with its next owner"),
+    Kind.OWNER_EVICT_KEY: (Fate.LOST, "it belongs to the old storage root key"),
+    Kind.DELEGATIONS: (Fate.LOST, "they are of the owner, who is gone: make them again"),
+    Kind.DAA: (Fate.LOST, "the TPM has new ones: join again"),
+    Kind.AUDIT_COUNTER: (Fate.LOST, "it begins at 0"),
+    Kind.UNOWNED_WRITES: (Fate.LOST, "they are counted from 0"),
+    Kind.MAINTENANCE_KEY: (Fate.LOST, "it is a new TPM's"),
+}
+_ONLY_12: Final = frozenset(
+    {
+        *(Kind.DATA_REGISTER, Kind.MONOTONIC_COUNTER, Kind.GPIO_INDEX, Kind.PLATFORM_FLAGS),
+        *(Kind.OTHER_FLAGS, Kind.OWNER, Kind.OPERATOR, Kind.ENDORSEMENT_KEY),
+        *(Kind.STORAGE_ROOT_KEY, Kind.OWNER_EVICT_KEY, Kind.DELEGATIONS, Kind.DAA),
+        *(Kind.AUDIT_COUNTER, Kind.UNOWNED_WRITES, Kind.MAINTENANCE_KEY),
+    }
+)
+# What there is in either TPM.
+_EITHER: Final = frozenset(
+    {
+        *(Kind.ORDINARY, Kind.ENDORSEMENT_INDEX, Kind.PLATFORM_INDEX, Kind.KEY_CERTIFICATE),
+        *(Kind.OWNER_GUARDED, Kind.PROOFS, Kind.COMMAND_AUDIT),
+        *(Kind.SEALED_DATA, Kind.WRAPPED_KEYS, Kind.ATTESTATION),
+    }
+)
+KINDS: Final = {
+    TpmVersion.TPM_1_2: _ONLY_12 | _EITHER,
+    TpmVersion.TPM_2_0: frozenset(Kind) - _ONLY_12,
 }
 
 # What is lost in any case: of each TPM there is that.
-ALWAYS: Final = {
-    Kind.SEEDS: "the seeds",
-    Kind.PROOFS: "the proofs",
-    Kind.CLOCK: "the clock",
+_OUTSIDE: Final = {
     Kind.SEALED_DATA: "data sealed by the old TPM",
     Kind.WRAPPED_KEYS: "keys that the old TPM protects outside of it",
     Kind.ATTESTATION: "attestation",
 }
-# What is lost where it differs from a new TPM's: parts of its persistent data.
-SETTINGS: Final = {
+ALWAYS: Final[dict[TpmVersion, dict[Kind, str]]] = {
+    TpmVersion.TPM_1_2: {
+        Kind.PROOFS: "the proof, and the keys of contexts and delegations",
+        Kind.DAA: "the secrets of DAA",
+        **_OUTSIDE,
+    },
+    TpmVersion.TPM_2_0: {
+        Kind.SEEDS: "the seeds",
+        Kind.PROOFS: "the proofs",
+        Kind.CLOCK: "the clock",
+        **_OUTSIDE,
+    },
+}
+# What is lost where it differs from a new TPM's: parts of its persistent, or permanent data.
+Settings = dict[Kind, tuple[str, tuple[str, ...]]]
+SETTINGS_12: Final[Settings] = {
+    Kind.OWNER: ("the owner", ("owner-installed", "owner-auth")),
+    Kind.OPERATOR: ("the operator's authorisation", ("operator-auth",)),
+    Kind.DELEGATIONS: (
+        "families of delegations",
+        ("families", "delegations", "last-family-id", "restrict-delegate"),
+    ),
+    Kind.COMMAND_AUDIT: ("what is audited", ("audited-ordinals", "tsc-audit-status")),
+    Kind.AUDIT_COUNTER: ("the counter of audits", ("audit-counter",)),
+    Kind.UNOWNED_WRITES: ("writes of NV memory without an owner", ("no-owner-nv-writes",)),
+    Kind.MAINTENANCE_KEY: (
+        "the key of maintenance",
+        ("has-maintenance-key", "maintenance-key", "allow-load-maintenance-key"),
+    ),
+}
+SETTINGS: Final[Settings] = {
     Kind.OWNER_AUTHORISATION: (
         "the owner's authorisation, or policy",
         ("owner-auth", "owner-policy-algorithm", "owner-policy"),

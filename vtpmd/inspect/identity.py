@@ -100,15 +100,18 @@ def _persistent_keys(found: Inspected) -> list[Key]:
 def _key_of_a_tpm_12(found: Inspected) -> list[Key]:
     """Return its endorsement key, if any; the name is the TPM's digest of the public part."""
     key = found.permanent.find("permanent-all", "permanent-data", "endorsement-key")
-    if key is None:
-        return []
-    modulus = int.from_bytes(key.content("public-key"), "big")
-    exponent = int.from_bytes(key.content("parameters", "exponent"), "big")
-    pem = _rsa_pem(modulus, exponent)
-    if pem is None:
+    pem = None if key is None else pem_of_a_tpm_12(key)
+    if key is None or pem is None:
         return []
     type_ = f"RSA {key.number('parameters', 'key-bits')}"
     return [Key(EK_12, type_, key.content("private", "public-data-digest").hex(), pem)]
+
+
+def pem_of_a_tpm_12(key: Node) -> str | None:
+    """Return the public part of a TPM 1.2's key, as PEM; None for one that is not there."""
+    modulus = int.from_bytes(key.content("public-key"), "big")
+    exponent = int.from_bytes(key.content("parameters", "exponent"), "big")
+    return _rsa_pem(modulus, exponent)
 
 
 def key_in(entry: Node) -> Key | None:

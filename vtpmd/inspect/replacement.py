@@ -4,6 +4,8 @@ The new TPM is libtpms' own, with seeds of its own. Into its permanent state go 
 are kept, byte for byte as libtpms has written them: so a counter keeps its value, and an index its
 name, locks and authorisation, which no command of a TPM could set. What is not named here stays
 behind. libtpms has to take the result before it counts.
+
+All of this is of a TPM 2.0; ``tpm12/replacement.py`` has a TPM 1.2's.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.errors import VtpmdError
 from vtpmd.inspect import contents
 from vtpmd.inspect.certificates import load
-from vtpmd.inspect.decoding import decode
 from vtpmd.inspect.fates import ALWAYS, SETTINGS, Fate, Item, Kind
 from vtpmd.inspect.identity import CERTIFICATES, certified_key, key_in
 from vtpmd.inspect.nv import OWNER_READ, RAM_HEADER_BYTES
 from vtpmd.inspect.primitives import SU_DA_USED, SU_NONE, nv_type
 from vtpmd.inspect.public import banks_of, banks_words
+from vtpmd.inspect.renewal import Piece, bytes_of, decoded, part, settings, spliced
+from vtpmd.inspect.tpm12 import replacement as tpm12
 from vtpmd.inspect.tree import Node
 from vtpmd.inspect.words.handles import HT_NV_INDEX, HT_PERSISTENT
 from vtpmd.store import libtpms
@@ -60,48 +63,33 @@ class Replaced(NamedTuple):
         return f"Replaced({self.items})"
 
 
-class Piece(NamedTuple):
-    """What takes the place of a part of a state."""
-
-    part: Node
-    content: bytes
-
-
 def replace(path: str, version: TpmVersion, old_states: States) -> Replaced:
-    """Make a new TPM 2.0 with what can be kept of the permanent state of another, from a path.
+    """Make a new TPM with what can be kept of the permanent state of another one, from a path.
 
-    libtpms takes the old state, and the new one. Raises UsageError for a TPM 1.2, or VtpmdError.
+    libtpms takes the old state, and the new one. Raises VtpmdError.
     """
     place = f"cannot replace the TPM in {path}"
-    if version is TpmVersion.TPM_1_2:
-        raise UsageError(
-            f"{place}: the NV memory of a TPM 1.2 is its owner's, and of no use to another; import "
-            "it with --identity copy, or make a new TPM"
-        )
-    old = old_states[StateType.PERMANENT]
-    before = _decoded(place, old)
-    new = libtpms.make(_profile_of(old, before))
-    fresh = _decoded(place, new)
-    _check_seeds(place, fresh)
-    indices = [(_index(before, entry), entry) for entry in contents.entries(before, HT_NV_INDEX)]
-    kept = [entry for item, entry in indices if item.fate is not Fate.LOST]
-    states = {StateType.PERMANENT: _spliced(new, _pieces(old, before, fresh, kept))}
+    renew = tpm12.renew if version is TpmVersion.TPM_1_2 else _renew
+    new, items = renew(place, old_states[StateType.PERMANENT])
+    states = {StateType.PERMANENT: new}
     refusal = libtpms.ask(version, states=states).refusal
     if refusal is not None:
         raise VtpmdError(f"{place}: {refusal}; import it with --identity copy")
-    items = [item for item, _ in indices]
-    items += [*_settings(before, fresh), *_objects(before)]
-    items += [Item(kind, what) for kind, what in ALWAYS.items()]
+    items += [Item(kind, what) for kind, what in ALWAYS[version].items()]
     return Replaced(states, tuple(sorted(items, key=lambda item: list(Fate).index(item.fate))))
 
 
-def _decoded(place: str, state: bytes) -> Node:
-    """Return a permanent state taken apart, of which nothing is unknown. Raises VtpmdError."""
-    decoded = decode(state, StateType.PERMANENT)
-    if decoded.faults:
-        found = decoded.faults[0]
-        raise VtpmdError(f"{place}: byte {found.offset}: {found.what}; update vtpmd")
-    return decoded.root
+def _renew(place: str, old: bytes) -> tuple[bytes, list[Item]]:
+    """Return the state of a new TPM 2.0, and what became of the old one's things."""
+    before = decoded(place, old, TpmVersion.TPM_2_0)
+    new = libtpms.make(TpmVersion.TPM_2_0, _profile_of(old, before))
+    fresh = decoded(place, new, TpmVersion.TPM_2_0)
+    _check_seeds(place, fresh)
+    indices = [(_index(before, entry), entry) for entry in contents.entries(before, HT_NV_INDEX)]
+    kept = [entry for item, entry in indices if item.fate is not Fate.LOST]
+    items = [item for item, _ in indices]
+    items += [*_banks_and_settings(before, fresh), *_objects(before)]
+    return spliced(new, _pieces(old, before, fresh, kept)), items
 
 
 def _check_seeds(place: str, fresh: Node) -> None:
@@ -170,24 +158,11 @@ def _is_owners_secret(before: Node, entry: Node, attributes: int) -> bool:
 # What becomes of all else.
 
 
-def _settings(before: Node, fresh: Node) -> Iterator[Item]:
-    """Yield what a TPM had been told, and a new one does not know."""
+def _banks_and_settings(before: Node, fresh: Node) -> Iterator[Item]:
     data, new = (_part(root, "persistent-data") for root in (before, fresh))
     banks = banks_of(data.find("pcr-allocated"))
     yield Item(Kind.PCR_BANKS, f"PCRs that are on, {banks_words(banks)}")
-    for kind, (what, names) in SETTINGS.items():
-        if any(_says(data.find(name)) != _says(new.find(name)) for name in names):
-            yield Item(kind, what)
-
-
-def _says(node: Node | None) -> list[object]:
-    """Return what a part says, in whichever version it is written."""
-    leaves = () if node is None else node.leaves()
-    return [
-        leaf.meaning if leaf.type == "COMMANDS" else leaf.value
-        for leaf in leaves
-        if leaf.type != "NV_HEADER"
-    ]
+    yield from settings(SETTINGS, data, new)
 
 
 def _objects(before: Node) -> Iterator[Item]:
@@ -207,7 +182,7 @@ def _pieces(old: bytes, before: Node, fresh: Node, kept: list[Node]) -> Iterator
     """Yield what the new TPM's state gets of the old one's."""
     yield Piece(
         _part(fresh, "persistent-data", "pcr-allocated"),
-        _bytes(old, _part(before, "persistent-data", "pcr-allocated")),
+        bytes_of(old, _part(before, "persistent-data", "pcr-allocated")),
     )
     handles = {entry.name for entry in kept}
     in_ram = _part(before, "orderly-ram", "entries")
@@ -217,11 +192,11 @@ def _pieces(old: bytes, before: Node, fresh: Node, kept: list[Node]) -> Iterator
     if orderly and before.number("persistent-all", "persistent-data", "orderly-state") in (
         *(SU_NONE, SU_DA_USED),
     ):
-        part = _part(fresh, "persistent-data", "orderly-state")
-        yield Piece(part, SU_NONE.to_bytes(SU_BYTES, "big"))
+        state = _part(fresh, "persistent-data", "orderly-state")
+        yield Piece(state, SU_NONE.to_bytes(SU_BYTES, "big"))
     ram_bytes = fresh.number("persistent-all", "orderly-ram", "ram-bytes") or 0
     yield Piece(_part(fresh, "orderly-ram", "entries"), _ram(old, orderly, ram_bytes))
-    entries = b"".join(_bytes(old, entry) for entry in kept)
+    entries = b"".join(bytes_of(old, entry) for entry in kept)
     yield Piece(_part(fresh, "user-nvram", "entries"), entries + bytes(4))
     # A counter that is defined anew begins above all that there have been.
     counters = (
@@ -235,25 +210,8 @@ def _ram(old: bytes, entries: list[Node], ram_bytes: int) -> bytes:
     """Return orderly indices as a permanent state has them; an end only where there is room."""
     used = sum(RAM_HEADER_BYTES + len(entry.content("data")) for entry in entries)
     end = bytes(4) if used + RAM_HEADER_BYTES <= ram_bytes else b""
-    return b"".join(_bytes(old, entry) for entry in entries) + end
+    return b"".join(bytes_of(old, entry) for entry in entries) + end
 
 
 def _part(root: Node, *path: str) -> Node:
-    """Return a part that is in each state that could be decoded."""
-    found = root.find("persistent-all", *path)
-    if found is None:
-        raise ValueError(f"a permanent state without {path}")
-    return found
-
-
-def _bytes(state: bytes, node: Node) -> bytes:
-    return state[node.offset : node.offset + node.length]
-
-
-def _spliced(state: bytes, pieces: Iterator[Piece]) -> bytes:
-    """Return a state in which pieces have taken the place of parts."""
-    spliced, at = b"", 0
-    for part, content in sorted(pieces, key=lambda piece: piece.part.offset):
-        spliced += state[at : part.offset] + content
-        at = part.offset + part.length
-    return spliced + state[at:]
+    return part(root, "persistent-all", *path)

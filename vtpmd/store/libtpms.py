@@ -86,13 +86,13 @@ def ask(
     return Answer(version, answer.decode(errors="replace").rstrip("\n"), refusal)
 
 
-def make(profile: str | None = None) -> bytes:
-    """Return the permanent state of a new TPM 2.0: of a profile, or of the one that all have.
+def make(tpm: TpmVersion, profile: str | None = None) -> bytes:
+    """Return the permanent state of a new TPM: a TPM 2.0 of a profile, or of the one that all have.
 
-    It is in no file, and in the memory of no process but this. Raises VtpmdError where libtpms does
-    not take the profile.
+    A TPM 1.2 has an endorsement key, and no owner. The state is in no file, and in the memory of no
+    process but this. Raises VtpmdError where libtpms does not take the profile.
     """
-    _, state, refusal = _answer(lambda: make_new(_of_profile(profile)))
+    _, state, refusal = _answer(lambda: make_new(tpm, _of_profile(profile)))
     if refusal is not None:
         words = _printable(profile or "")
         raise VtpmdError(f"cannot make a TPM of the profile {words}: {refusal}; update libtpms")

@@ -5,6 +5,7 @@
     keys         keys, with their private parts
     permanent, volatile   the three states
     overview     what a person or a program wants to know of them
+    replacement  what a new TPM gets of another one's
 
 There are no blocks here that could be skipped: behind a fault nothing more is decoded, but for what
 has a length of its own.
