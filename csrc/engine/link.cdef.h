@@ -139,7 +139,8 @@ enum link_question {
     LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
-    LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
+    LINK_TELL_RESTORED = 73, /* news: an older state runs; argument: the restore epoch that begins
+                                with it, or 0; payload: struct link_restored */
     LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
     LINK_TELL_SIGNAL = 75,   /* news: a signal is to stop the vTPM; without LINK_END in
                                 LINK_END_TIMEOUT_MS the engine stops */

@@ -59,7 +59,7 @@ class _Commands:
             "since": record.since or None,
             "possible-fork": [fork._asdict() for fork in record.forks],
             "lineage": await self._lineage(),
-            "restored": None if restored is None else restored._asdict(),
+            "restored": None if restored is None else restored.json(),
         }
 
     async def _lineage(self) -> object:
