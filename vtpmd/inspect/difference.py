@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
+from vtpmd.inspect.source import Source
 from vtpmd.inspect.tree import Node, Value
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -62,6 +63,18 @@ def differences(before: Inspected, after: Inspected) -> list[Change]:
     """Return what differs; nothing that is a secret is in it."""
     secrets = Secrets([*before.states.values(), *after.states.values()])
     return compare(see(before, secrets), see(after, secrets))
+
+
+def put_back(before: Source, after: Source) -> str | None:
+    """Return a line if an older state of a vTPM was put back between two of its states."""
+    if before.lineage is None or after.lineage is None or before.epoch == after.epoch:
+        return None
+    if before.lineage.identity != after.lineage.identity:
+        return None
+    return (
+        f"A is of restore epoch {before.epoch}, B of {after.epoch}: an older state was put back "
+        "between them, by an import or by a snapshot that QEMU loaded"
+    )
 
 
 def compare(before: Seen, after: Seen) -> list[Change]:
