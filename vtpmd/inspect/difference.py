@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
@@ -128,7 +129,7 @@ def _nv(old: Known, new: Known) -> Iterator[tuple[str, str]]:
 def _kind(index: Known) -> str:
     if index["bytes"] is None:
         return "not decoded whole"
-    return f"{index['type']}, {index['bytes']} bytes"
+    return f"{index['type']}, {counted(index['bytes'], 'byte')}"
 
 
 def _index(was: Known, now: Known) -> Iterator[str]:
@@ -174,7 +175,7 @@ def _runs_words(before: bytes, after: bytes) -> str:
     ]
     if len(runs) > RUNS_MAX:
         return f"{len(places)} bytes in {len(runs)} places"
-    return ", ".join(f"{len(run)} bytes at {run[0]}" for run in runs)
+    return ", ".join(f"{counted(len(run), 'byte')} at {run[0]}" for run in runs)
 
 
 def _objects(old: Known, new: Known) -> Iterator[tuple[str, str]]:

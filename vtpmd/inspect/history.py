@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect.difference import Change, Seen, compare, see
 from vtpmd.inspect.directories import History
@@ -46,7 +47,7 @@ class Commit(NamedTuple):
     def lines(self) -> list[str]:
         """Return what it changed, in words for a person."""
         if self.is_checkpoint:
-            return [f"the checkpoint: a state of {self.state_bytes} bytes"]
+            return [f"the checkpoint: a state of {counted(self.state_bytes, 'byte')}"]
         if self.changes is None:
             return [FOLDED]
         return [change.text for change in self.changes] or [NOTHING_TOLD]

@@ -12,6 +12,7 @@ import string
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.store import exporting
 from vtpmd.store.exporting import Taken
@@ -79,5 +80,5 @@ def _state(text: str) -> bytes:
         raise ValueError("a state is too long")
     state = binascii.a2b_base64(text, strict_mode=True)
     if not 0 < len(state) <= STATE_BYTES_MAX:
-        raise ValueError(f"a state has {len(state)} bytes")
+        raise ValueError(f"a state has {counted(len(state), 'byte')}")
     return state

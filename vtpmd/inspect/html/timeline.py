@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element
 
+from vtpmd.counted import counted
 from vtpmd.inspect.difference import Change
 from vtpmd.inspect.history import Commit, with_epochs
 from vtpmd.inspect.html.elements import Child, Column, element, mark, part, table
@@ -57,7 +58,8 @@ def _summary(n_commits: int, *, is_cut: bool) -> str:
         return f"The last {COMMITS_MAX} generations; vtpmd log has all of them."
     if not n_commits:
         return "There is a checkpoint alone: a journal is folded when a vTPM stops."
-    return f"{n_commits} commits since the checkpoint, in their order: no journal says when."
+    commits = counted(n_commits, "commit")
+    return f"{commits} since the checkpoint, in their order: no journal says when."
 
 
 def _id(number: int) -> str:
@@ -78,9 +80,10 @@ def _name(commit: Commit) -> str:
 def _lanes(told: Sequence[_Told], kinds: Sequence[str]) -> Element:
     """Return commits beside each other, with a lane for each part of a TPM."""
     first, last = _name(told[0].commit), _name(told[-1].commit)
+    caption = f"generation {first}" if len(told) == 1 else f"generations {first} to {last}"
     return element(
         "figure",
-        element("figcaption", f"generations {first} to {last}"),
+        element("figcaption", caption),
         element("ul", *(element("li", kind) for kind in kinds), aria_hidden="true"),
         element("ol", *(_column(one, kinds) for one in told)),
         class_="lanes",
