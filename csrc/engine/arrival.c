@@ -126,7 +126,7 @@ TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store 
 }
 
 /* Return the restore epoch that what has arrived has begun, or 0. */
-static uint64_t begun_epoch(const struct arrival *arrival, struct tpm *tpm)
+static uint32_t begun_epoch(const struct arrival *arrival, struct tpm *tpm)
 {
     struct checkpoint_lineage now;
 
@@ -134,23 +134,22 @@ static uint64_t begun_epoch(const struct arrival *arrival, struct tpm *tpm)
     uint64_t epoch = epoch_of(now.generation);
     bool is_later =
         epoch > epoch_of(arrival->newest) && epoch > epoch_of(arrival->lineage.generation);
-    return is_later ? epoch : 0;
+    return is_later ? (uint32_t)epoch : 0; /* there are few */
 }
 
 /* Say what has been put back in time. Returns true if it is the vTPM's own state. */
-static bool say_restored(const struct arrival *arrival, struct tpm *tpm)
+static bool say_restored(const struct arrival *arrival, uint32_t epoch)
 {
     unsigned long long generation = arrival->lineage.generation, newest = arrival->newest;
-    unsigned long long epoch = newest > 0 ? begun_epoch(arrival, tpm) : 0;
 
     if (arrival->is_another) {
         if (epoch > 0)
-            error_report("restore epoch %llu of the vTPM that has come begins", epoch);
+            error_report("restore epoch %u of the vTPM that has come begins", epoch);
         return false;
     }
     if (epoch > 0)
         error_report("an older state of the vTPM was restored: generation %llu, and there was "
-                     "%llu; restore epoch %llu begins",
+                     "%llu; restore epoch %u begins",
                      generation, newest, epoch);
     else if (generation < newest)
         error_report("an older state of the vTPM was restored: generation %llu, and there was "
@@ -161,7 +160,7 @@ static bool say_restored(const struct arrival *arrival, struct tpm *tpm)
 }
 
 bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bool is_incoming,
-                 struct link_restored *restored)
+                 struct link_restored *restored, uint32_t *epoch)
 {
     bool was_brought = arrival->what == ARRIVED_BLOBS;
 
@@ -174,7 +173,8 @@ bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bo
     if (!was_brought && !is_incoming)
         return false;
     *restored = (struct link_restored){arrival->lineage.generation, arrival->newest};
-    bool is_older = say_restored(arrival, tpm);
+    *epoch = arrival->newest > 0 ? begun_epoch(arrival, tpm) : 0;
+    bool is_older = say_restored(arrival, *epoch);
     set(arrival, ARRIVED_NOTHING);
     return is_older;
 }

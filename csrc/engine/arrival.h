@@ -63,6 +63,6 @@ TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store 
 
 /* An INIT was carried out, by arrival_start() or by a session, for a guest that came with a stream
  * or did not. Returns true if what runs now is an older state than there was, which is said:
- * `restored` has the two generations. */
+ * `restored` has the two generations, `epoch` the restore epoch that began, or 0. */
 bool arrival_end(struct arrival *arrival, struct tpm *tpm, TPM_RESULT result, bool is_incoming,
-                 struct link_restored *restored);
+                 struct link_restored *restored, uint32_t *epoch);

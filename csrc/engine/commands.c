@@ -256,11 +256,12 @@ static void do_init(struct context *context)
     struct commands *commands = context->commands;
     bool is_incoming = context->event->flags & CONTROL_INIT_DELETE_VOLATILE;
     struct link_restored restored;
+    uint32_t epoch;
 
     commands->gave_tail = false;
     TPM_RESULT result = start(commands, is_incoming);
-    if (arrival_end(&commands->arrival, commands->tpm, result, is_incoming, &restored))
-        asker_tell(commands->asker, LINK_TELL_RESTORED, 0, &restored, sizeof(restored));
+    if (arrival_end(&commands->arrival, commands->tpm, result, is_incoming, &restored, &epoch))
+        asker_tell(commands->asker, LINK_TELL_RESTORED, epoch, &restored, sizeof(restored));
     answer(context, result);
 }
 

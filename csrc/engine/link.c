@@ -711,7 +711,7 @@ int link_greet(int fd)
         char bytes[CMSG_SPACE(sizeof(shared))];
     } control = {0};
     struct link_ready ready = {TPMLIB_GetVersion(), version_now()->number};
-    struct link_header says = {.operation = LINK_READY};
+    struct link_header says = {.operation = LINK_READY, .argument = LINK_VERSION};
     char *info = TPMLIB_GetInfo((enum TPMLIB_InfoFlags)LIBRARY_INFO_AVAILABLE_PROFILES);
     size_t info_bytes = info ? strlen(info) : 0;
     struct iovec vectors[] = {{&says, sizeof(says)}, {&ready, sizeof(ready)}, {info, info_bytes}};

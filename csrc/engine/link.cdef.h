@@ -5,7 +5,12 @@
  *
  * Declared once: C includes this file by way of link_types.h, Python reads it through cffi, which
  * is why it holds nothing but declarations. Numbers are in the machine's own order: both ends are
- * one build on one machine.
+ * on one machine.
+ *
+ * They may be two versions: an engine runs for as long as its guest, and vtpmd is upgraded. So what
+ * is here once is never changed, nor is its number used again. What is new has a new number, and
+ * begins the next enum link_version, which the engine says; vtpmd asks no engine what that does not
+ * know, and attaches to none of a later version than its own. The boot record is of one build.
  *
  * What the TPM starts from, and how it keeps it, is in the boot record: requests, one after
  * another, in a memfd that is sealed. The engine carries them out before it serves anybody, and
@@ -19,11 +24,17 @@
  * no answer.
  */
 
+enum link_version {
+    LINK_VERSION_FIRST = 0,  /* of engines that say none */
+    LINK_VERSION_COPIES = 1, /* LINK_COPY; the epoch in LINK_TELL_RESTORED */
+    LINK_VERSION = LINK_VERSION_COPIES,
+};
+
 enum link_operation {
-    LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; payload: struct
-                       link_ready, and JSON without a NUL: the profiles that TPMLIB_GetInfo()
-                       knows; with descriptors, enum link_shared, and, if that is
-                       wanted (SO_PASSCRED), the engine's process number */
+    LINK_READY = 1, /* engine → vtpmd, which has connected: it is served; argument: enum
+                       link_version; payload: struct link_ready, and JSON without a NUL: the
+                       profiles that TPMLIB_GetInfo() knows; with descriptors, enum link_shared,
+                       and, if that is wanted (SO_PASSCRED), the engine's process number */
 
     /* Of the boot record alone. */
     LINK_SERVE_CONTROL = 2, /* there has to be one; payload: struct link_serving */
@@ -139,7 +150,8 @@ enum link_question {
     LINK_ASK_RUNS = 70,      /* LOCK_STORAGE: QEMU's guest runs on here */
     LINK_TELL_INIT = 71,     /* news: the answer of an INIT is out */
     LINK_TELL_SHUTDOWN = 72, /* news: QEMU has ended, with SHUTDOWN */
-    LINK_TELL_RESTORED = 73, /* news: an older state runs; payload: struct link_restored */
+    LINK_TELL_RESTORED = 73, /* news: an older state runs; argument: the restore epoch that begins
+                                with it, or 0; payload: struct link_restored */
     LINK_TELL_RUNNING = 74,  /* news: the TPM runs now, argument 1, or does not */
     LINK_TELL_SIGNAL = 75,   /* news: a signal is to stop the vTPM; without LINK_END in
                                 LINK_END_TIMEOUT_MS the engine stops */

@@ -444,20 +444,22 @@ static void an_older_state_is_told_if_it_runs(void **state)
     struct blob_content content = {.state = permanent.bytes, .has_lineage = true};
     struct checkpoint_lineage before;
     struct link_restored restored;
+    uint32_t epoch;
 
     (void)state;
     content.state_bytes = permanent.n_bytes;
     enter(ARRIVED_NOTHING, true);
     assert_true(tpm_get_lineage(tpm, &before));
-    /* The same one is older if it differs. */
+    /* The same one is older if it differs; where nothing does, no epoch begins. */
     for (uint64_t back = 0; back < 2; back++) {
         content.lineage = before;
         content.lineage.generation -= back;
         assert_int_equal(arrival_take_blob(arrival, tpm, LINK_STATE_PERMANENT, &content), 0);
         assert_int_equal(arrival_start(arrival, tpm, store), TPM_SUCCESS);
-        assert_true(arrival_end(arrival, tpm, TPM_SUCCESS, true, &restored));
+        assert_true(arrival_end(arrival, tpm, TPM_SUCCESS, true, &restored, &epoch));
         assert_int_equal(restored.generation, content.lineage.generation);
         assert_int_equal(restored.newest, before.generation);
+        assert_int_equal(epoch, back == 0 ? epoch_of(before.generation) + 1 : 0);
         assert_int_equal(do_stop(), TPM_SUCCESS);
         assert_true(tpm_get_lineage(tpm, &before));
     }
@@ -465,7 +467,7 @@ static void an_older_state_is_told_if_it_runs(void **state)
     assert_int_not_equal(do_refused(), TPM_SUCCESS);
     assert_int_equal(arrival->what, ARRIVED_UNUSABLE);
     assert_int_equal(arrival_start(arrival, tpm, store), TPM_SUCCESS);
-    assert_false(arrival_end(arrival, tpm, TPM_SUCCESS, false, &restored));
+    assert_false(arrival_end(arrival, tpm, TPM_SUCCESS, false, &restored, &epoch));
     end();
 }
 
@@ -476,6 +478,7 @@ static void the_same_state_is_not_told_as_older(void **state)
     struct checkpoint_lineage before, after;
     struct blob_content content = {.state = own.bytes, .has_lineage = true};
     struct link_restored restored;
+    uint32_t epoch;
 
     (void)state;
     enter(ARRIVED_NOTHING, true);
@@ -487,7 +490,8 @@ static void the_same_state_is_not_told_as_older(void **state)
     content.lineage = before;
     assert_int_equal(arrival_take_blob(&commands.arrival, tpm, LINK_STATE_PERMANENT, &content), 0);
     assert_int_equal(arrival_start(&commands.arrival, tpm, store), TPM_SUCCESS);
-    assert_false(arrival_end(&commands.arrival, tpm, TPM_SUCCESS, true, &restored));
+    assert_false(arrival_end(&commands.arrival, tpm, TPM_SUCCESS, true, &restored, &epoch));
+    assert_int_equal(epoch, 0);
     assert_true(tpm_get_lineage(tpm, &after));
     assert_int_equal(after.generation, before.generation);
     end();

@@ -23,10 +23,15 @@ class Ended(NamedTuple):
         return outcome
 
 
-def vtpmd(*arguments: str | Path) -> Ended:
-    """Run a command of vtpmd to its end; what goes wrong is one line without a traceback."""
+def vtpmd(*arguments: str | Path, hidden: Path | None = None) -> Ended:
+    """Run a command of vtpmd to its end; what goes wrong is one line without a traceback.
+
+    It is run in a mount namespace in which nothing is in the directory that is ``hidden``.
+    """
     program = Path(sys.executable).with_name("vtpmd")
-    command = [program, *arguments]
+    hides = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+    before = [] if hidden is None else ["unshare", "--mount", "sh", "-c", hides, str(hidden)]
+    command = [*before, program, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if ended.returncode not in (0, 2):
         assert len(ended.stderr.splitlines()) <= 1, ended.stderr

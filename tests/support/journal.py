@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tests.support.image_digest import whole_digest
 from vtpmd.core import Image
 from vtpmd.core.delta import crc32c, delta_encode
+from vtpmd.wire.tpm import EPOCH_GENERATIONS
 
 SECTOR = 512
 PAGE_SECTORS = 8
@@ -36,10 +37,14 @@ def write_journal(
     identity: bytes = bytes(16),
     salt: bytes = b"s" * 32,
     first_generation: int = 1,
+    restored: int | None = None,
     secret: bytes | None = None,
     version: int = 2,
 ) -> bytearray:
-    """Return a journal that continues the first image, with a record for each one after it."""
+    """Return a journal that continues the first image, with a record for each one after it.
+
+    ``restored`` is which of them a restore epoch begins with.
+    """
     aead, is_first = None, version == 1
     if secret is not None:
         key = HKDF(algorithm=SHA256(), length=32, salt=salt, info=b"vtpmd journal 1")
@@ -63,8 +68,11 @@ def write_journal(
     file = bytearray(head + crc32c(head).to_bytes(4, "big"))
     link = digest(bytes(file))
     for number, (before, after) in enumerate(pairwise(images), start=1):
-        generation = first_generation + number - 1
-        delta = delta_encode(Image(1, generation, before), Image(1, generation + 1, after))
+        was, now = (
+            first_generation + at + (0 if restored is None or at < restored else EPOCH_GENERATIONS)
+            for at in (number - 1, number)
+        )
+        delta = delta_encode(Image(1, was, before), Image(1, now, after))
         if is_first:
             delta = _of_first_version(delta, before, after)
         content, link = _content(aead, number, link, delta)

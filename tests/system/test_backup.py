@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 
@@ -26,7 +27,7 @@ from tests.system.test_export import COMMAND_TIMEOUT_S, SECRET, Writing, import_
 from tests.system.test_state_directory import powered
 from vtpmd import cli
 from vtpmd.store import chain
-from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.wire.tpm import StateType, TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -35,11 +36,77 @@ WRITES = 20
 KEEP = 3
 
 
+class Served(NamedTuple):
+    """A vTPM that is served, and where it is managed."""
+
+    emulator: Emulator
+    manage: Path
+
+    def back_up(self, dest: Path, *options: str) -> Ended:
+        """Back it up by its management socket alone: who does sees no state directory there."""
+        state = self.emulator.state
+        words = ["--manage", str(self.manage), str(dest), "--json", *options]
+        ended = vtpmd("backup", *words, hidden=state)
+        assert ended.status == 0, ended.error
+        assert ended.outcome["served"] and ended.outcome["path"] == str(self.manage)
+        return ended
+
+
+def serve(
+    lab: Lab,
+    state: Path | None = None,
+    options: tuple[str, ...] = (),
+    version: TpmVersion = TpmVersion.TPM_2_0,
+) -> Served:
+    """Start a vtpmd with a management socket."""
+    manage = lab.new_path("manage")
+    options = ("--manage", str(manage), *options)
+    return Served(lab.emulator(VTPMD, state, options=options, version=version), manage)
+
+
 def back_up(path: Path, dest: Path, *options: str) -> Ended:
     """Back up a vTPM."""
     ended = vtpmd("backup", path, dest, "--json", *options)
     assert ended.status == 0, ended.error
     return ended
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["in the clear", "sealed"])
+def test_a_vtpm_comes_back_that_was_backed_up_by_its_socket_alone(
+    lab: Lab, random: Random, is_sealed: bool
+) -> None:
+    """While its guest works, and when it is off; who has the directory goes on with the chain."""
+    options: tuple[str, ...] = ()
+    if is_sealed:
+        options = ("--key", f"file={lab.key_file('17' * 32)},mode=aes-256-cbc")
+    served, dest = serve(lab, options=options), lab.new_path("backups")
+    load = NvLoad(random)
+    then: dict[int, Contents] = {}
+    with powered(served.emulator) as (_, tpm):
+        tpm.startup()
+        load.define(tpm)
+        for _ in range(KEEP + 1):
+            for _ in range(WRITES):
+                load.step(tpm)
+            said = served.back_up(dest, "--keep", str(KEEP), *options).outcome
+            assert said["changed"] and said["whole"] == (not then)
+            then[said["generation"]] = load.owed
+        assert not served.back_up(dest, *options).outcome["changed"]
+    said = served.back_up(dest, "--keep", str(KEEP), *options).outcome
+    then[said["generation"]] = load.owed  # it was shut down
+    assert served.emulator.stop() == 0
+    back_up(served.emulator.state, dest, "--keep", str(KEEP), *options)
+    assert vtpmd("verify", dest, *options).status == 0
+    kept = [each.header.generation for each in chain.read(dest).check().points()]
+    assert len(kept) == KEEP and set(kept) & set(then)
+    for generation in set(kept) & set(then):
+        into = lab.new_path("into")
+        import_into(dest, into, "--at", str(generation), *options)
+        copy = lab.emulator(VTPMD, into, options=options)
+        with powered(copy) as (_, tpm):
+            tpm.startup()
+            assert contents(tpm) == then[generation]
+        copy.kill()
 
 
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["in the clear", "sealed"])
@@ -87,11 +154,13 @@ def test_a_served_vtpm_comes_back_as_it_was_at_each_backup(
         copy.kill()
 
 
+@pytest.mark.parametrize("is_asked", [False, True], ids=["of its directory", "by its socket"])
 def test_backups_under_load_are_generations_that_were_acknowledged(
-    lab: Lab, random: Random
+    lab: Lab, random: Random, is_asked: bool
 ) -> None:
     """One after the other, across foldings, the newest of them kept."""
-    emulator = lab.emulator(VTPMD)
+    served = serve(lab)
+    emulator = served.emulator
     guest, dest = lab.raw_guest(emulator), lab.new_path("backups")
     load = NvLoad(random)
     guest.control.init()
@@ -101,7 +170,10 @@ def test_backups_under_load_are_generations_that_were_acknowledged(
     writing, journals = Writing(load, guest.tpm), set()
     with repeating(writing.write):
         for _ in range(BACKUPS * 2):
-            back_up(emulator.state, dest, "--keep", str(BACKUPS))
+            if is_asked:
+                served.back_up(dest, "--keep", str(BACKUPS))
+            else:
+                back_up(emulator.state, dest, "--keep", str(BACKUPS))
             journals.add((emulator.state / "tpm2-00.journal").stat().st_ino)
     assert len(journals) > 1, "no folding came between"
     ends = []
@@ -167,13 +239,16 @@ def test_a_linear_file_is_backed_up_while_it_is_served(lab: Lab, random: Random)
 
 
 def test_a_tpm_12_is_backed_up(lab: Lab) -> None:
-    emulator, dest = lab.emulator(VTPMD, version=TpmVersion.TPM_1_2), lab.new_path("backups")
+    """Of its directory, and by its socket."""
+    served, dest = serve(lab, version=TpmVersion.TPM_1_2), lab.new_path("backups")
+    emulator = served.emulator
     guest = RawGuest12(emulator.control_path)
     guest.boot()
     then = []
-    for _ in range(2):
+    for is_asked in (False, True):
         guest.work()
-        back_up(emulator.state, dest)
+        ended = served.back_up(dest) if is_asked else back_up(emulator.state, dest)
+        assert ended.outcome["changed"] and ended.outcome["tpm"] == "1.2"
         then.append(guest.facts().nv)
     guest.close()
     emulator.kill()
@@ -195,15 +270,16 @@ def work(tpm: Tpm, load: NvLoad) -> None:
         load.step(tpm)
 
 
-@pytest.mark.parametrize("keep", [KEEP, None])
+@pytest.mark.parametrize(("keep", "is_asked"), [(KEEP, False), (None, False), (KEEP, True)])
 def test_a_loss_of_power_at_any_step_leaves_as_many_backups_as_are_kept(
-    lab: Lab, random: Random, keep: int | None
+    lab: Lab, random: Random, keep: int | None, is_asked: bool
 ) -> None:
     """On a real disk, which forgets what was not synced; the next backup then goes on."""
-    emulator, load = lab.emulator(VTPMD), NvLoad(random)
-    disk = lab.new_power_disk()
+    served, load = serve(lab), NvLoad(random)
+    emulator, disk = served.emulator, lab.new_power_disk()
     dest = disk.path / "backups"
-    words = ["backup", str(emulator.state), str(dest)]
+    words = ["backup", *(["--manage", str(served.manage)] if is_asked else [str(emulator.state)])]
+    words.append(str(dest))
     words += [] if keep is None else ["--keep", str(keep)]
     made: dict[int, bytes] = {}
     have_happened = []
@@ -234,6 +310,26 @@ def test_a_loss_of_power_at_any_step_leaves_as_many_backups_as_are_kept(
             assert len(restored(dest)) == len(list(dest.glob("0*"))) == (keep or len(before) + 1)
             at += 1
     assert have_happened == sorted(have_happened) and set(have_happened) == {True, False}
+
+
+def test_what_cannot_be_backed_up_by_a_socket_is_one_line(lab: Lab) -> None:
+    """A vTPM that is not there yet, a key that is not given, and a vtpmd that has gone."""
+    key = f"file={lab.key_file('17' * 32)},mode=aes-256-cbc"
+    served, dest = serve(lab, options=("--key", key)), lab.new_path("backups")
+
+    def refused(*options: str) -> Ended:
+        ended = vtpmd("backup", "--manage", served.manage, dest, *options)
+        assert not dest.exists()
+        return ended
+
+    ended = refused("--key", key)
+    assert ended.status == 1 and "there is no vTPM in it yet" in ended.error
+    lab.raw_guest(served.emulator).boot()
+    ended = refused()
+    assert ended.status == 4 and "cannot export the vTPM: it is encrypted" in ended.error
+    served.emulator.kill()
+    ended = refused("--key", key)
+    assert ended.status == 1 and "cannot manage vtpmd on" in ended.error
 
 
 def restored(dest: Path) -> dict[int, bytes]:

@@ -78,6 +78,10 @@ CASES: dict[str, tuple[list[Act], list[str]]] = {
         [define(64), write(b"x" * 64), write(b"y" * 32, 8)],
         [f"{NV} written, 32 bytes at 8"],
     ),
+    "a byte of it is": (
+        [define(1), write(b"x"), write(b"y")],
+        [f"{NV} written, 1 byte at 0"],
+    ),
     "it counts": (
         [define(8, tpm2.NV_COUNTER), lambda tpm: tpm.nv_increment(INDEX),
          lambda tpm: tpm.nv_increment(INDEX)],

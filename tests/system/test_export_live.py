@@ -173,6 +173,24 @@ def test_a_tpm_12_goes_on_from_its_export(lab: Lab) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("volatile", [[], ["--volatile"]], ids=["permanent", "and volatile"])
+def test_who_has_the_socket_alone_needs_no_directory(lab: Lab, volatile: list[str]) -> None:
+    """As in a container, or where the vtpmd sees other mounts than who exports it."""
+    emulator, manage = serve(lab)
+    guest, out = lab.raw_guest(emulator), lab.new_path("export")
+    guest.boot()
+    guest.work()
+    words = ["--manage", str(manage), "--out", str(out), "--json", *volatile]
+    ended = vtpmd("export", *words, hidden=emulator.state)
+    assert ended.status == 0, ended.error
+    assert ended.outcome["path"] == str(emulator.state)
+    assert ended.outcome["states"] == ["permanent", *(["volatile"] if volatile else [])]
+    directory, stored = lab.new_path("restored"), take(emulator.state, None)
+    assert vtpmd("import", out, directory, "--identity", "copy").status == 0
+    copied = take(directory, None)
+    assert copied.states[StateType.PERMANENT] == stored.states[StateType.PERMANENT]
+
+
 def test_a_session_notices_nothing_of_an_export(lab: Lab) -> None:
     """What was not captured yet is not taken for captured: the destination has all of it."""
     pair = make_armed_pair(lab)

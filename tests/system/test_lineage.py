@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.command import vtpmd
 from tests.harness.fake_peer import hello
 from tests.harness.handover import (
     Host,
@@ -46,7 +47,7 @@ from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.link import Direction
 from vtpmd.wire import peer, swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
-from vtpmd.wire.tpm import GENERATION_GIVEN_MAX
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, epoch_of
 
 ANOTHER = "holds another vTPM"
 BROUGHT = "QEMU brings another vTPM"
@@ -217,6 +218,8 @@ def test_invariant_13_an_older_whole_blob_is_known_as_one(lab: Lab) -> None:
     generation = of_blobs(older).generation
     assert event["data"]["generation"] == generation < newest.generation
     assert event["data"]["newest"] >= newest.generation  # the stop shuts it down
+    assert event["data"]["restore-epoch"] == epoch_of(told(host).generation) == 1
+    assert ", restore epoch 1" in vtpmd("status", "--manage", host.vtpmd.manage_path).output
     assert host.manage.command("query-status")["restored"] == event["data"]
     host.vtpmd.program.wait_for_output(OLDER)
     assert host.guest.facts() == facts

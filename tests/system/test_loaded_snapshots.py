@@ -19,7 +19,9 @@ from tests.harness.handover import (
 )
 from tests.harness.lab import Lab
 from tests.harness.owners import boot, hand_over, reconnected
+from tests.support.page import Page
 from tests.system.test_lineage import anchored, by_blobs, by_session, told
+from vtpmd.cli.diff import EXIT_DIFFERENT, EXIT_SAME
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.facts import differences
@@ -47,6 +49,13 @@ def loaded(lab: Lab) -> Host:
     return host
 
 
+def shown(lab: Lab, *arguments: str | Path) -> Page:
+    """Return the page that a command makes."""
+    path = lab.new_path("page")
+    assert vtpmd(*arguments, "--html", path).status in (EXIT_SAME, EXIT_DIFFERENT)
+    return Page(path.read_bytes())
+
+
 def test_everything_tells_of_a_snapshot_that_was_loaded(lab: Lab) -> None:
     """With a real guest, while it is served; and a chain of backups is told to end."""
     emulator = lab.emulator(EmulatorKind.VTPMD)
@@ -72,6 +81,10 @@ def test_everything_tells_of_a_snapshot_that_was_loaded(lab: Lab) -> None:
         commits = vtpmd("log", state, "--json").outcome["commits"]
         assert [commit["restore-epoch"] for commit in commits][-1] == epoch
         assert f"A is of restore epoch 0, B of {epoch}: " in vtpmd("diff", out, state).output
+        page = shown(lab, "inspect", state)
+        assert page.text.count(line) >= 2  # at a glance, and in its history
+        assert len(page.having("restored")) >= 2  # on its lane, and in its row
+        assert f"A is of restore epoch 0, B of {epoch}: " in shown(lab, "diff", out, state).text
         ended = vtpmd("backup", state, chain)
         assert ended.status != 0
         assert f"of restore epoch {epoch}, and" in ended.error

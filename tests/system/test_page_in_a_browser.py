@@ -16,11 +16,15 @@ from vtpmd.inspect.difference import Change
 from vtpmd.inspect.history import Commit
 from vtpmd.inspect.html.difference import difference_page
 from vtpmd.inspect.html.state import state_page
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import EPOCH_GENERATIONS, StateType, TpmVersion
 
 SCREENS = {"laptop": (1366, 768), "phone": (390, 844)}
 CONTRAST_MIN = 4.5  # WCAG 2.1, 1.4.3
 TAB, ENTER = ("Tab", 9), ("Enter", 13)
+PUT_BACK = (
+    "A is of restore epoch 0, B of 1: an older state was put back between them, by an import or by "
+    "a snapshot that QEMU loaded"
+)
 TABS_MAX = 180  # more than there are places on the page
 # Of each element with a text of its own: the contrast with what is behind it, if it is too little.
 CONTRASTS = """
@@ -62,11 +66,12 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def commits(text: str) -> list[Commit]:
-    """Return a history of some length."""
+    """Return a history of some length, in which an older state was put back."""
     parts = ("nv", "object", "lockout", "other")
+    epochs = [n // 60 * EPOCH_GENERATIONS for n in range(100)]
     return [Commit(7, True, None, 0, 5000, None)] + [
-        Commit(8 + n, False, 512, 512, 5000, [Change(parts[n % len(parts)], text, text)])
-        for n in range(100)
+        Commit(8 + n + epoch, False, 512, 512, 5000, [Change(parts[n % len(parts)], text, text)])
+        for n, epoch in enumerate(epochs)
     ]
 
 
@@ -86,7 +91,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     contents = {
         "state": state_page(known, commits("NV 0x01000000 written"), MADE, has_secrets=True),
         "1.2": state_page(known_of(of_12, TpmVersion.TPM_1_2), None, MADE),
-        "difference": difference_page(known, known, changes, MADE),
+        "difference": difference_page(known, known, changes, MADE, PUT_BACK),
         "attack": state_page(attacked, commits(HOSTILE), MADE),
     }
     directory = tmp_path_factory.mktemp("pages")

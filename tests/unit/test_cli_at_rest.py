@@ -99,7 +99,7 @@ def test_recover_shows_and_restores_when_told_to(run: Command, state: Path) -> N
     assert ended.status == 5
     assert ended.output.splitlines() == [
         f"{state}: {PROBLEM}",
-        "could be restored: generation 2, with 1 commits of the journal",
+        "could be restored: generation 2, with 1 commit of the journal",
         "would be lost: tpm2-00.journal: what follows byte 1024, of 2048 bytes that were written "
         "to it",
         "nothing was changed: add --restore to do it",
@@ -109,7 +109,7 @@ def test_recover_shows_and_restores_when_told_to(run: Command, state: Path) -> N
     ended = run("recover", state, "--restore")
     assert ended.status == 0
     assert ended.output.splitlines()[1:] == [
-        "restored: generation 2, with 1 commits of the journal",
+        "restored: generation 2, with 1 commit of the journal",
         "lost: tpm2-00.journal: what follows byte 1024, of 2048 bytes that were written to it",
         "kept: tpm2-00.permall, as tpm2-00.permall.damaged-1",
         "kept: tpm2-00.journal, as tpm2-00.journal.damaged-1",

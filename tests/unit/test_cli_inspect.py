@@ -291,7 +291,7 @@ def test_the_screen_says_what_a_tpm_12_has(tpm12: Path, run: Command) -> None:
         "flags:         ownership",
         "owner:         installed",
         "counter 0:     ",
-        "lockout:       not locked out: 1 of 6 tries have failed",
+        "lockout:       not locked out: 1 of 6 tries has failed",
         "  sha1      7  ",
         f"NV memory:     {len(states.BUSY_12)} of ",
         "  0x00011102  ordinary     16  set    -",

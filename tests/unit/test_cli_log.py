@@ -20,6 +20,7 @@ from vtpmd.inspect.history import FOLDED
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.swtpm_format import Lineage
+from vtpmd.wire.tpm import EPOCH_GENERATIONS
 
 FIRST = 5  # generation: the base's
 SECTOR = 512
@@ -49,10 +50,11 @@ def put(
     images: Sequence[bytes] = IMAGES,
     key: bytes | None = None,
     version: int = 2,
+    restored: int | None = None,
 ) -> bytearray:
     """Put a state file and a journal, of which the state file may have a part; return the journal.
 
-    ``checkpoint`` is which of the images the state file has.
+    ``checkpoint`` is which of the images the state file has, ``restored`` as ``write_journal``'s.
     """
     lineage = Lineage(IDENTITY, FIRST + checkpoint, continued=True)
     encrypted = {} if key is None else {"key": key, "iv": IV}
@@ -64,6 +66,7 @@ def put(
         first_generation=FIRST,
         secret=None if key is None else Key(bytearray(key)).journal_secret(),
         version=version,
+        restored=restored,
     )
     (path / JOURNAL_NAME).write_bytes(journal)
     return journal
@@ -71,6 +74,17 @@ def put(
 
 def generations(shown: QuietRun) -> list[int | None]:
     return [commit["generation"] for commit in shown.outcome["commits"]]
+
+
+def test_a_restore_epoch_is_told_where_it_begins(tmp_path: Path, run: Command) -> None:
+    put(tmp_path, restored=2)
+    lines = run("log", tmp_path).lines
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("restore epoch 1: ")]
+    assert [line.split()[0] for line in lines[1:at]] == [str(FIRST), str(FIRST + 1)]
+    assert [line.split()[0] for line in lines[at + 1 :]] == [
+        str(EPOCH_GENERATIONS + FIRST + number) for number in (2, 3)
+    ]
+    assert run("log", tmp_path, "--last", "1").lines[1] == lines[at]
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.file_names import PERMANENT_NAME
 from vtpmd.cli import export_served
 from vtpmd.cli.management_client import ManagementError
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import Arguments, Handler, ManagementServer
 from vtpmd.errors import VtpmdError
-from vtpmd.store import exporting_live
+from vtpmd.store import exporting_asked, exporting_live
+from vtpmd.store.exporting import Taken
 from vtpmd.store.exporting_live import Copied, decode, take
-from vtpmd.wire import swtpm_format
-from vtpmd.wire.swtpm_format import STATE_BYTES_MAX, Lineage
-from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType
+from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
+from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType, TpmVersion
 
 TIMEOUT_S = 60.0
 GREETING = {
@@ -93,15 +92,14 @@ def test_what_is_no_answer_is_refused(hostile: object) -> None:
     ("identity", "generation"), [(b"j" * 16, 7), (None, 7), (IDENTITY, 8)], ids=str
 )
 def test_a_directory_that_is_not_what_runs_is_refused(
-    tmp_path: Path, identity: bytes | None, generation: int
+    identity: bytes | None, generation: int
 ) -> None:
     """Another vTPM's, or of an older generation: what was copied is not durable there."""
-    content = swtpm_format.encode_file(IMAGE, Lineage(IDENTITY, 7))
-    (tmp_path / PERMANENT_NAME).write_bytes(content)
-    taken = take(Copied(IDENTITY, 6, STATES), tmp_path, None)
+    stored = Taken(TpmVersion.TPM_2_0, {StateType.PERMANENT: IMAGE}, IDENTITY, 7, is_served=True)
+    taken = take(Copied(IDENTITY, 6, STATES), stored, "/srv/tpm")
     assert (taken.generation, taken.states, taken.is_served) == (6, STATES, True)
     with pytest.raises(VtpmdError, match="is not what the vtpmd that was asked runs"):
-        take(Copied(identity, generation, STATES), tmp_path, None)
+        take(Copied(identity, generation, STATES), stored, "/srv/tpm")
 
 
 def test_a_state_of_the_largest_size_is_taken() -> None:
@@ -111,12 +109,13 @@ def test_a_state_of_the_largest_size_is_taken() -> None:
 
 
 @contextmanager
-def answering(path: Path, export_states: Handler) -> Iterator[None]:
-    """Serve a real management server, whose export-states is another's, while the block runs."""
+def answering(path: Path, **handlers: Handler) -> Iterator[None]:
+    """Serve a real management server, with commands of the test's, while the block runs."""
 
     async def serve(listening: socket.socket) -> None:
         server = ManagementServer(listening, on_quit=lambda: None)
-        server.register("export-states", {}, export_states)
+        for name, handler in handlers.items():
+            server.register(name.replace("_", "-"), {}, handler)
         with suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT_S):
                 serving = asyncio.create_task(server.serve())
@@ -141,14 +140,21 @@ def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Pa
     async def refuse(_: Arguments) -> object:
         raise VtpmdError("the vTPM's TPM does not run here")
 
+    async def stored(_: Arguments) -> object:
+        taken = Taken(TpmVersion.TPM_2_0, {StateType.PERMANENT: IMAGE}, IDENTITY, 7, is_served=True)
+        return exporting_asked.answer(taken, "/srv/tpm", None)
+
     manage = tmp_path / "manage"
     with (
-        answering(manage, something_else),
+        answering(manage, export_states=something_else, export_permanent=stored),
         pytest.raises(ManagementError, match="cannot read: its generation is none; use the same"),
     ):
-        export_served.take(manage, tmp_path, None)
-    with answering(manage, refuse), pytest.raises(ManagementError, match="does not run here"):
-        export_served.take(manage, tmp_path, None)
+        export_served.take(manage, None, with_volatile=True)
+    with (
+        answering(manage, export_states=refuse, export_permanent=stored),
+        pytest.raises(ManagementError, match="does not run here"),
+    ):
+        export_served.take(manage, None, with_volatile=True)
 
 
 def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
@@ -169,5 +175,5 @@ def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
         thread = Thread(target=serve, args=(listening,))
         thread.start()
         with pytest.raises(ManagementError, match="went away before it answered export-states"):
-            export_served.take(manage, tmp_path, None)
+            export_served.take(manage, None, with_volatile=True)
         thread.join()

@@ -18,7 +18,7 @@ from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.page import Page
 from tests.unit.test_cli_inspect import LINEAGE, SECRETS, VOLATILE_NAME
-from tests.unit.test_cli_log import put
+from tests.unit.test_cli_log import FIRST, put
 from tests.unit.test_cli_records import FILES
 from vtpmd.inspect.difference import PARTS, Change
 from vtpmd.inspect.history import Commit
@@ -30,7 +30,7 @@ from vtpmd.inspect.screen import is_told
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
 from vtpmd.wire import swtpm_format
-from vtpmd.wire.tpm import StateType, TpmVersion
+from vtpmd.wire.tpm import EPOCH_GENERATIONS, StateType, TpmVersion
 
 MADE = "2026-01-01 00:00:00 UTC"
 PAGE_BYTES_MAX = 16 << 20  # whatever is in a state
@@ -257,7 +257,8 @@ def test_a_page_is_bounded_whatever_is_in_a_state(version: str) -> None:
 
 def test_the_stylesheet_has_what_the_code_names() -> None:
     assert f"calc(100% / {timeline.ROW_COMMITS})" in STYLE
-    kinds = {*PARTS, *memory.WORDS, "state", "other", timeline.NOTHING, timeline.UNTOLD}
+    kinds = {*PARTS, *memory.WORDS, "state", "other", timeline.NOTHING}
+    kinds |= {timeline.UNTOLD, timeline.RESTORED}
     assert [kind for kind in kinds if f".{kind} " not in STYLE and f".{kind}, " not in STYLE] == []
 
 
@@ -330,6 +331,33 @@ def test_a_directory_has_its_history(tmp_path: Path, run: Command, out: Path) ->
     assert "this page6" in Page(content).text
 
 
+def test_a_history_tells_of_a_restore_epoch_where_it_begins(
+    tmp_path: Path, run: Command, out: Path
+) -> None:
+    """In words, as the log does, and with a sign of its own in the lanes: of that commit alone."""
+    put(tmp_path, restored=2)
+    (line,) = [line for line in run("log", tmp_path).lines if line.startswith("restore epoch 1: ")]
+    page = Page(page_of(run, out, "inspect", tmp_path)[1])
+    assert page.text.count(line) == 1
+    assert page.text.index(line) > page.text.index(str(EPOCH_GENERATIONS + FIRST + 2))
+    signs = [each for each in page.named("a") if str(each.get("title")).startswith("generation ")]
+    assert [str(each["title"]).rpartition(": ")[2] for each in signs] == [
+        *("hierarchy", "restored, hierarchy", "hierarchy")
+    ]
+    assert len([each for each in page.having("restored") if each["class"] == "kind restored"]) == 1
+
+
+def test_where_an_epoch_began_is_not_told_of_what_a_page_has_no_room_for(
+    tmp_path: Path, run: Command, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of that epoch, but was put back before."""
+    monkeypatch.setattr(timeline, "COMMITS_MAX", 1)
+    put(tmp_path, restored=2)
+    page = Page(page_of(run, out, "inspect", tmp_path)[1])
+    assert page.text.count("restore epoch 1: ") == 1
+    assert page.having("restored") == []
+
+
 def test_a_page_of_a_long_history_has_the_last_of_it(
     tmp_path: Path, run: Command, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +402,26 @@ def test_a_difference_has_each_line_of_the_text(tmp_path: Path, run: Command, ou
     same, content = page_of(run, out, "diff", paths[0], paths[0])
     assert same.status == 0
     assert "Nothing differs." in Page(content).text
+
+
+def test_a_difference_tells_that_an_older_state_was_put_back(
+    tmp_path: Path, run: Command, out: Path
+) -> None:
+    """Also where nothing differs; not of two vTPMs, or within an epoch."""
+    generations = {"a": 7, "b": EPOCH_GENERATIONS + 7, "c": EPOCH_GENERATIONS + 9, "other": 7}
+    for name, generation in generations.items():
+        identity = b"another vTPM's i" if name == "other" else LINEAGE.identity
+        lineage = LINEAGE._replace(identity=identity, generation=generation)
+        (tmp_path / name).write_bytes(swtpm_format.encode_file(states.BUSY, lineage))
+    for first, second in [("a", "b"), ("b", "a"), ("b", "c"), ("other", "b")]:
+        paths = tmp_path / first, tmp_path / second
+        told = [line for line in run("diff", *paths).lines if "restore epoch" in line]
+        assert len(told) == ((first, second) in [("a", "b"), ("b", "a")])
+        epochs = [int(generations[name] > EPOCH_GENERATIONS) for name in (first, second)]
+        assert run("diff", *paths, "--json").outcome["restore-epochs"] == epochs
+        page = Page(page_of(run, out, "diff", *paths)[1])
+        assert [page.text.count(line) for line in told] == [1] * len(told)
+        assert ("restore epoch" in page.text) == bool(told)
 
 
 def _parts(run: Command, paths: list[Path]) -> int:

@@ -19,16 +19,16 @@ example:
 
   A vTPM that vtpmd run has started is served by its engine, a process of its own. A vtpmd beside
   it moves it; that may die, be stopped, upgraded and started again, and no guest notices. This is
-  how it is started again, for the engine of any vtpmd run: with the options for moving that this
-  had, or others. A session whose guest still runs falls back to whole blobs; one that had come
-  further is settled, as the other host knows it.
+  how it is started again, for the engine of any vtpmd run, also of an earlier version: with the
+  options for moving that this had, or others. A session whose guest still runs falls back to whole
+  blobs; one that had come further is settled, as the other host knows it.
 
   SIGTERM and SIGINT end this vtpmd alone, after its sessions: the engine serves on. The vTPM is
   stopped by a signal to its engine, or to the vtpmd run that has started it, or by QEMU.
 
 exit status:
   0  detached by a signal; or the vTPM was stopped
-  1  there is no engine, it has died, or it could not be attached to
+  1  there is no engine, it has died, is of a later version, or could not be attached to
   2  the command line was wrong
   3  another vtpmd looks after the directory, or does not end with --take-over
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given

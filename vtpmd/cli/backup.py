@@ -12,6 +12,8 @@ from vtpmd.cli import at_rest, export_options
 
 if TYPE_CHECKING:
     from vtpmd.store.chain_writing import Outcome
+    from vtpmd.store.exporting import Taken
+    from vtpmd.store.keys import Key
 
 KEEP_DIGITS_MAX: Final = 5
 
@@ -19,6 +21,7 @@ EPILOG: Final = """\
 example:
   vtpmd backup /srv/web1-tpm /backup/web1 --keep 30
   vtpmd backup /srv/web1-tpm /backup/web1 --key file=/etc/vtpmd/web1.key,mode=aes-256-cbc
+  vtpmd backup --manage /run/web1.manage /backup/web1 --keep 30
   vtpmd verify /backup/web1
   vtpmd import /backup/web1 /srv/web2-tpm --identity copy
 
@@ -26,7 +29,9 @@ example:
   export of the whole permanent state, each later one what has changed since the one before, a file
   each. If nothing has changed, no file is made. The vTPM is exported as vtpmd export does it: one
   that is served may be written to meanwhile, and nobody waits. PATH may be a linear file. The
-  volatile state is in no backup.
+  volatile state is in no backup. With --manage, PATH is the management socket of the vTPM's vtpmd,
+  which answers the state: who backs up needs no state directory, and the same --key. One chain may
+  have both.
 
   --keep N keeps the newest N. Before older ones are removed, the oldest that stays is written
   whole, durably: at no moment, also if power is lost, can fewer be restored. A backup that was
@@ -40,7 +45,7 @@ example:
 
 exit status:
   0   backed up; or nothing has changed, which is said
-  1   it cannot be read, or DEST cannot be written
+  1   it cannot be read, or the vtpmd that is asked says so, or DEST cannot be written
   2   the command line was wrong
   3   another backup into DEST is under way
   4   the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is
@@ -59,8 +64,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Add a vTPM's state, served or not, to a chain of backups.",
         epilog=EPILOG,
     )
-    parser.add_argument("path", metavar="PATH", type=Path, help="state directory, or linear file")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="state directory, or linear file; with --manage, a management socket",
+    )
     parser.add_argument("destination", metavar="DEST", type=Path, help="directory of the chain")
+    parser.add_argument(
+        "--manage", action="store_true", help="PATH is the management socket of a vtpmd: ask that"
+    )
     parser.add_argument(
         "--keep", metavar="N", type=_count, help="remove all but the newest N; else all stay"
     )
@@ -81,7 +94,7 @@ def _count(value: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Back up; return the exit status. Raises VtpmdError."""
     from vtpmd.core import forbid_core_dumps
-    from vtpmd.store import chain_writing, exporting
+    from vtpmd.store import chain_writing
 
     forbid_core_dumps()
     with ExitStack() as stack:
@@ -90,12 +103,23 @@ def run(options: argparse.Namespace) -> int:
         outcome = chain_writing.back_up(
             options.destination,
             options.path,
-            lambda: exporting.take(options.path, key),
+            lambda: _take(options, key),
             seal,
             options.keep,
         )
     _report(options, outcome)
     return 0
+
+
+def _take(options: argparse.Namespace, key: Key | None) -> Taken:
+    """Return the state that is to be backed up. Raises VtpmdError."""
+    if options.manage:
+        from vtpmd.cli import export_served
+
+        return export_served.take(options.path, key)[1]
+    from vtpmd.store import exporting
+
+    return exporting.take(options.path, key)
 
 
 def _report(options: argparse.Namespace, outcome: Outcome) -> None:

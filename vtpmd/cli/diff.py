@@ -11,7 +11,6 @@ from vtpmd.cli import at_rest, new_file, page, state_at
 if TYPE_CHECKING:
     from vtpmd.inspect.difference import Change
     from vtpmd.inspect.overview import Inspected
-    from vtpmd.inspect.source import Source
 
 EXIT_SAME: Final = 0
 EXIT_DIFFERENT: Final = 11
@@ -63,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Compare; return the exit status. Raises VtpmdError."""
-    from vtpmd.inspect.difference import differences
+    from vtpmd.inspect.difference import differences, put_back
     from vtpmd.inspect.overview import inspect
 
     if options.html is not None:
@@ -72,38 +71,29 @@ def run(options: argparse.Namespace) -> int:
         inspect(state_at.opened(path, options, at).check_has_state())
         for path, at in ((options.before, options.before_at), (options.after, options.after_at))
     )
-    changes = differences(before, after)
+    changes, line = differences(before, after), put_back(before.source, after.source)
     if options.html is not None:
-        _make_page(options.html, before, after, changes)
+        _make_page(options.html, before, after, changes, line)
         return EXIT_DIFFERENT if changes else EXIT_SAME
     outcome = {
         "a": before.source.path,
         "b": after.source.path,
+        "restore-epochs": [before.source.epoch, after.source.epoch],
         "changes": [change._asdict() for change in changes],
     }
     lines = [change.text for change in changes] or ["nothing differs"]
-    lines += _epochs(before.source, after.source)
+    lines += [] if line is None else [line]
     at_rest.report(outcome, lines, as_json=options.json)
     return EXIT_DIFFERENT if changes else EXIT_SAME
 
 
-def _epochs(before: Source, after: Source) -> list[str]:
-    """Return a line if of two states of a vTPM one is from after an older one was put back."""
-    if before.lineage is None or after.lineage is None or before.epoch == after.epoch:
-        return []
-    if before.lineage.identity != after.lineage.identity:
-        return []
-    return [
-        f"A is of restore epoch {before.epoch}, B of {after.epoch}: an older state was put back "
-        "between them, by an import or by a snapshot that QEMU loaded"
-    ]
-
-
-def _make_page(path: Path, before: Inspected, after: Inspected, changes: list[Change]) -> None:
+def _make_page(
+    path: Path, before: Inspected, after: Inspected, changes: list[Change], line: str | None
+) -> None:
     """Make a page of what differs. Raises CannotWrite or UsageError."""
     from vtpmd.inspect.html.difference import difference_page
     from vtpmd.inspect.overview import overview
     from vtpmd.inspect.secrets import Secrets
 
     known = [overview(each, Secrets(each.parts)) for each in (before, after)]
-    page.make(path, difference_page(known[0], known[1], changes, page.now()))
+    page.make(path, difference_page(known[0], known[1], changes, page.now(), line))

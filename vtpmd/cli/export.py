@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtpmd.cli import at_rest, export_options, new_file
-from vtpmd.errors import UsageError, VtpmdError
+from vtpmd.errors import UsageError
 
 if TYPE_CHECKING:
     from vtpmd.store.export_seal import Header
@@ -33,9 +33,10 @@ example:
   Exports the vTPM in a state directory, of vtpmd's or swtpm's, or in a linear file: its permanent
   state, of a generation that its guest was or is about to be answered of, and nothing older than
   when the command began. One that is served may be written to meanwhile; nobody waits for it, and
-  nothing is locked. --volatile adds the volatile state: of one that is stopped, what is stored of
-  it; with --manage, of a TPM that runs, all of it and the permanent state of that moment. The
-  guest's commands wait for no more than a copy in memory.
+  nothing is locked. With --manage its vtpmd answers the state, and no state directory is needed.
+  --volatile adds the volatile state: of one that is stopped, what is stored of it; with --manage,
+  of a TPM that runs, all of it and the permanent state of that moment. The guest's commands wait
+  for no more than a copy in memory.
 
   With --key, which the state is encrypted with, the export is sealed with it, too; --seal-key,
   --recipient and --passphrase-file seal it otherwise, the latter two in age's format (Python
@@ -90,13 +91,13 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None:
         new_file.check_is_new(options.out)
     forbid_core_dumps()
-    path = options.path if options.manage is None else _directory_of(options.manage)
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
         seal = stack.enter_context(export_options.seal_of(options, key))
-        if options.manage is not None and options.volatile:
-            taken = export_served.take(options.manage, path, key)
+        if options.manage is not None:
+            path, taken = export_served.take(options.manage, key, with_volatile=options.volatile)
         else:
+            path = options.path
             taken = exporting.take(path, key, with_volatile=options.volatile)
         header, content = exporting.export(taken, seal)
     if options.out is None:
@@ -105,19 +106,6 @@ def run(options: argparse.Namespace) -> int:
         new_file.make(options.out, content)
     _report(options, path, taken, header, len(content))
     return 0
-
-
-def _directory_of(manage: Path) -> Path:
-    """Return the state directory of the vtpmd that has a management socket. Raises VtpmdError."""
-    from vtpmd.cli import status_asked
-
-    answers = status_asked.ask(manage)
-    directory = answers.vtpms[0].get("directory") if answers.vtpms else None
-    if not isinstance(directory, str):
-        raise VtpmdError(
-            f"vtpmd on {manage} does not say where its state is; give its state directory"
-        )
-    return Path(directory)
 
 
 def _write_out(content: bytes) -> None:

@@ -73,7 +73,7 @@ def seal_of(options: argparse.Namespace, key: Key | None) -> Iterator[Seal]:
 def warnings(path: Path, taken: Taken) -> list[str]:
     """Return what is to be known of who else may have what was exported, a line each."""
     record = taken.record
-    if record is None and path.is_dir():
+    if record is None and not (path.is_file() or path.is_block_device()):
         return ["warning: whose the vTPM is, is not known: its owner record cannot be read"]
     if record is None or record.is_ours:
         return []

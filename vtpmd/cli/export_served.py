@@ -1,4 +1,4 @@
-"""What ``vtpmd export`` has of a vTPM that runs, with the volatile state."""
+"""What ``vtpmd export`` and ``vtpmd backup`` have of a vTPM whose vtpmd is asked."""
 
 from __future__ import annotations
 
@@ -6,31 +6,42 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtpmd.cli.management_client import ManagementError, connect
+from vtpmd.cli.management_client import ManagementError, connect, line
 
 if TYPE_CHECKING:
     from vtpmd.store.exporting import Taken
     from vtpmd.store.keys import Key
 
+VOLATILE, PERMANENT = "export-states", "export-permanent"
 
-def take(manage: Path, path: Path, key: Key | None) -> Taken:
-    """Return the states of the TPM that runs behind a management socket, of one moment.
 
-    ``path`` is where its permanent state is, encrypted with ``key``. Raises ManagementError, or
-    what ``exporting_live.take`` does.
+def take(manage: Path, key: Key | None, *, with_volatile: bool = False) -> tuple[Path, Taken]:
+    """Return the state directory behind a management socket, and the states of its vTPM.
+
+    That is the permanent state that is durable; with the volatile one, both of one moment of the
+    TPM, which runs. ``key`` is what the directory is encrypted with. Raises ManagementError,
+    StateKeyError, or VtpmdError where what is stored is not what runs.
     """
-    from vtpmd.store import exporting_live
+    from vtpmd.store import exporting_asked, exporting_live
 
+    answers = asyncio.run(_ask(manage, [*([VOLATILE] if with_volatile else []), PERMANENT]))
+    command = PERMANENT
     try:
-        copied = exporting_live.decode(asyncio.run(_ask(manage)))
+        directory, stored = exporting_asked.decode(answers[PERMANENT], key)
+        if not with_volatile:
+            return Path(line(directory)), stored
+        command = VOLATILE
+        copied = exporting_live.decode(answers[VOLATILE])
     except ValueError as error:
         raise ManagementError(
-            f"vtpmd on {manage} answers export-states with what this vtpmd cannot read: {error}; "
+            f"vtpmd on {manage} answers {command} with what this vtpmd cannot read: {line(error)}; "
             "use the same version of both"
         ) from error
-    return exporting_live.take(copied, path, key)
+    place = line(directory)
+    return Path(place), exporting_live.take(copied, stored, place)
 
 
-async def _ask(manage: Path) -> object:
+async def _ask(manage: Path, commands: list[str]) -> dict[str, object]:
+    """Return the answers to commands, one after the other: what is stored counts at the end."""
     async with connect(manage, lambda *_: None) as client:
-        return await client.execute("export-states")
+        return {command: await client.execute(command) for command in commands}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vtpmd.cli import at_rest
+from vtpmd.counted import counted
 
 EPILOG = f"""\
 example:
@@ -58,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"{options.directory}: took up the state that had been granted to this host")
     if examined.has_journal:
         lines.append(
-            f"{options.directory}: folded {found.applied} commits into the checkpoint, up to "
-            f"generation {outcome['generation']}"
+            f"{options.directory}: folded {counted(found.applied, 'commit')} into the checkpoint, "
+            f"up to generation {outcome['generation']}"
         )
     else:
         lines.append(f"{options.directory}: there is no journal to fold")

@@ -97,15 +97,12 @@ def _print_json(history: History, last: int | None) -> None:
 
 def _print_lines(history: History, last: int | None) -> None:
     """Print as it is worked out: a journal may have some thousand commits."""
-    from vtpmd.inspect.history import commits
-    from vtpmd.store.status import epoch_text
+    from vtpmd.inspect.history import commits, with_epochs
 
     print("generation  bytes  what")
-    epoch: int | None = 0
-    for commit in commits(history, last):
-        if commit.epoch and commit.epoch != epoch:
-            print(f"restore epoch {epoch_text(commit.generation or 0)}")
-        epoch = commit.epoch
+    for commit, epoch in with_epochs(commits(history, last)):
+        if epoch:
+            print(epoch)
         generation = "-" if commit.generation is None else commit.generation
         first, *more = commit.lines()
         print(f"{generation:>10}  {commit.journal_bytes:>5}  {first}")

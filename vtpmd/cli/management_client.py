@@ -32,6 +32,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 ANSWER_TIMEOUT_S: Final = 10.0
 # Another program's socket may say nothing.
 GREETING_TIMEOUT_S: Final = 5.0
+NOT_FOUND: Final = "CommandNotFound"  # an error's class
 # Of what the daemon says, in an error.
 TEXT_LENGTH_MAX: Final = 300
 
@@ -89,6 +90,11 @@ class ManagementClient:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await self._client.execute(command, arguments)
         except ExecuteError as error:
+            if error.error_class == NOT_FOUND:
+                raise ManagementError(
+                    f"vtpmd on {self._path} is of an earlier version, which has no {command}: "
+                    "end it, and attach this one: vtpmd attach DIR"
+                ) from error
             raise ManagementRefusal(line(error)) from error
         except TimeoutError as error:
             raise ManagementError(

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from vtpmd.cli.moving import Progress
+from vtpmd.counted import grouped
 
 MIB: Final = 1 << 20
 # Lines come when something has happened, and at least and at most so often.
@@ -109,10 +110,10 @@ def vtpm_text(progress: Progress) -> str:
         return "all of it in QEMU's stream"
     if not progress.rounds:
         return "asking the destination"
-    parts = [f"round {progress.rounds}, {progress.round_bytes:,} bytes"]
+    parts = [f"round {progress.rounds}, {grouped(progress.round_bytes, 'byte')}"]
     parts += [f"{progress.vtpm_bytes:,} in all", f"{progress.vtpm_rate_bytes:,} bytes/s"]
     if progress.tail_bytes is not None:
-        parts.append(f"tail {progress.tail_bytes:,} bytes")
+        parts.append(f"tail {grouped(progress.tail_bytes, 'byte')}")
     return ", ".join(parts)
 
 

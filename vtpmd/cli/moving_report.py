@@ -7,6 +7,7 @@ from typing import Final
 
 from vtpmd.cli.management_client import Round, Session
 from vtpmd.cli.moving_verdict import Ending, Report
+from vtpmd.counted import counted, grouped
 from vtpmd.daemon.qmp import Migration
 
 # Rounds that are printed one by one; JSON has them all.
@@ -129,7 +130,7 @@ def _vtpm_rows(vtpm: Session) -> Iterator[Row]:
     for each in vtpm.rounds[:FIRST_ROUNDS]:
         yield _round_row(each)
     if middle:
-        yield f"vTPM, {len(middle)} rounds more", _bytes(_total(middle)), ""
+        yield f"vTPM, {counted(len(middle), 'round')} more", _bytes(_total(middle)), ""
     for each in vtpm.rounds[FIRST_ROUNDS + len(middle) :]:
         yield _round_row(each)
     if len(vtpm.rounds) > 1:
@@ -149,7 +150,8 @@ def _round_row(each: Round) -> Row:
 def _guest_rows(guest: Migration) -> Iterator[Row]:
     if guest.ram_transferred_bytes is not None:
         moved = _bytes(guest.ram_transferred_bytes)
-        yield "guest memory, in QEMU's stream", moved, f"in {guest.passes} passes"
+        passes = counted(guest.passes or 0, "pass", "passes")
+        yield "guest memory, in QEMU's stream", moved, f"in {passes}"
     if guest.total_ms is not None:
         yield "QEMU's total time", f"{guest.total_ms} ms", ""
     if guest.downtime_ms is not None:
@@ -167,4 +169,4 @@ def _total(rounds: tuple[Round, ...]) -> int:
 
 
 def _bytes(count: int) -> str:
-    return f"{count:,} bytes"
+    return grouped(count, "byte")

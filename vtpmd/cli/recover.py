@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vtpmd.cli import at_rest
+from vtpmd.counted import counted
 
 if TYPE_CHECKING:
     from vtpmd.store.salvage import Salvage
@@ -116,7 +117,8 @@ def _lines(directory: Path, outcome: dict[str, Any]) -> list[str]:
     generation = outcome["generation"]
     state = "the checkpoint" if generation is None else f"generation {generation}"
     if outcome["commits"]:
-        state += f", with {outcome['commits']} commits of the journal"
+        n_commits = outcome["commits"]
+        state += f", with {counted(n_commits, 'commit')} of the journal"
     if not outcome["problems"]:
         return [f"{directory}: nothing is wrong; vtpmd run starts from {state}"]
     lines = list(outcome["problems"])

@@ -365,7 +365,10 @@ def _announce(socket: str, config: RunConfig, begun: Start) -> None:
     if begun.took_up:
         print("vtpmd: took up the state that had been granted to this host", file=sys.stderr)
     if begun.changes:
-        print(f"vtpmd: took up {begun.changes} changes from the journal", file=sys.stderr)
+        from vtpmd.counted import counted
+
+        changes = counted(begun.changes, "change")
+        print(f"vtpmd: took up {changes} from the journal", file=sys.stderr)
     if not begun.keeps_journal:
         from vtpmd.front.file_limit import NO_JOURNAL
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vtpmd.cli import at_rest
+from vtpmd.counted import counted
 
 if TYPE_CHECKING:
     from vtpmd.store.status import StateStatus, Status
@@ -141,7 +142,7 @@ def _lines(path: Path, status: Status) -> list[str]:
         lines += [session_text(line) for line in reversed(last)]
         if len(record.sessions) > len(last):
             n_others = len(record.sessions) - len(last)
-            lines.append(f"and {n_others} sessions before: vtpmd owner {path}")
+            lines.append(f"and {counted(n_others, 'session')} before: vtpmd owner {path}")
     return lines + [f"problem: {problem}" for problem in status.problems]
 
 

@@ -83,9 +83,14 @@ def _lineage(status: Members) -> list[str]:
     if isinstance(restored, dict):
         told.append(
             f"restored: generation {restored.get('generation')} took the place of "
-            f"{restored.get('newest')} at {restored.get('at')}"
+            f"{restored.get('newest')} at {restored.get('at')}{_epoch(restored)}"
         )
     return told
+
+
+def _epoch(restored: Members) -> str:
+    epoch = restored.get("restore-epoch")
+    return "" if epoch is None else f", restore epoch {epoch}"
 
 
 def _fork(fork: Members) -> str:

@@ -6,6 +6,7 @@ import sys
 from enum import IntEnum, IntFlag
 
 from vtpmd._core import ffi, lib
+from vtpmd.core.boot import LinkOperation
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX, Image
 from vtpmd.core.journal import JOURNAL_IDENTITY_BYTES
 from vtpmd.core.memory import check_length
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # Of what GET_STAGED answers, before the state.
 GENERATION_BYTES = 8
+
+
+# Of this vtpmd's (``enum link_version``): what the engines say that it attaches to is no later.
+LINK_VERSION: int = lib.LINK_VERSION
 
 
 class LinkQuestion(IntEnum):
@@ -43,6 +48,10 @@ class LinkQuestion(IntEnum):
     def is_news(self) -> bool:
         """True for what has no answer."""
         return self >= LinkQuestion.TELL_INIT
+
+
+# Of which version an operation is; any other is of the first one.
+LINK_SINCE = {LinkOperation.COPY: lib.LINK_VERSION_COPIES}
 
 
 class LinkAskedInit(IntFlag):

@@ -85,7 +85,8 @@ class Asked:
         elif news.number is LinkQuestion.TELL_GIVEN:
             self._mobility.gave_whole_state()
         elif news.number is LinkQuestion.TELL_RESTORED:
-            self._mobility.lineages.has_restored(*unpack_link_restored(news.payload))
+            generations = unpack_link_restored(news.payload)
+            self._mobility.lineages.has_restored(*generations, epoch=news.argument)
         elif news.number in (LinkQuestion.TELL_SHUTDOWN, LinkQuestion.TELL_SIGNAL):
             self._on_shutdown()
 

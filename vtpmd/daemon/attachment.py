@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from vtpmd import core
 from vtpmd.core import LinkOperation
-from vtpmd.core.link import LINK_SHARED
+from vtpmd.core.link import LINK_SHARED, LINK_VERSION
 from vtpmd.daemon.listener import path_in
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import LINK_NAME
@@ -43,6 +43,7 @@ class Attachment(NamedTuple):
     """A connection to an engine, and what came with it; the receiver's to close."""
 
     link: socket.socket
+    link_version: int  # that the engine knows, LINK_VERSION at most
     pid: int
     library: Library
     tpm_version: TpmVersion
@@ -134,11 +135,18 @@ def _parse(
         or len(descriptors) != LINK_SHARED
     ):
         raise NotAttached("what listens there is no engine of this vtpmd; look what it is")
+    pid = _UCRED.unpack(credentials)[0]
+    if header.argument > LINK_VERSION:
+        raise NotAttached(
+            f"the engine (pid {pid}) is of a later version of vtpmd, whose link is version "
+            f"{header.argument}, and not {LINK_VERSION}: attach that version, or a later one; the "
+            "engine serves on"
+        )
     number, version = _READY.unpack(data[head:at])
     name = f"{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"
     library = library_of(name, data[at:end].decode(errors="replace"))
-    pid = _UCRED.unpack(credentials)[0]
-    return Attachment(link, pid, library, TpmVersion(version), data[end:], *descriptors)
+    known = link, header.argument, pid, library, TpmVersion(version)
+    return Attachment(*known, data[end:], *descriptors)
 
 
 def _descriptors(content: bytes) -> tuple[int, ...]:

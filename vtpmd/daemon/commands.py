@@ -34,6 +34,7 @@ async def serve_management(
     server.register("query-status", {}, commands.query_status)
     server.register("query-vtpms", {}, commands.query_vtpms)
     server.register("export-states", {}, commands.export_states)
+    server.register("export-permanent", {}, commands.export_permanent)
     server.register("migrate-arm", {"to": Argument(str)}, commands.migrate_arm)
     server.register("migrate-disarm", {}, commands.migrate_disarm)
     server.register("query-migration", {}, commands.query_migration)
@@ -59,7 +60,7 @@ class _Commands:
             "since": record.since or None,
             "possible-fork": [fork._asdict() for fork in record.forks],
             "lineage": await self._lineage(),
-            "restored": None if restored is None else restored._asdict(),
+            "restored": None if restored is None else restored.json(),
         }
 
     async def _lineage(self) -> object:
@@ -85,6 +86,9 @@ class _Commands:
                 if state
             },
         }
+
+    async def export_permanent(self, _: Arguments) -> object:
+        return await self._mobility.export_permanent(self._directory)
 
     async def query_vtpms(self, _: Arguments) -> object:
         outgoing, incoming = self._mobility.outgoing, self._mobility.incoming

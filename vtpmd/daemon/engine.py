@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from vtpmd import core
 from vtpmd.core import LinkHeader, LinkOperation
 from vtpmd.core.link import (
+    LINK_SINCE,
     LinkCondition,
     LinkCopy,
     LinkCustody,
@@ -60,6 +61,10 @@ class EngineDied(VtpmdError):
 
 class EngineDetached(EngineDied):
     """The link is closed. The process may be gone, or serve on: nothing is known of its TPM."""
+
+
+class EngineOlder(VtpmdError):
+    """The engine is of an earlier version of vtpmd, and does not know what it was to be asked."""
 
 
 class EngineState(Enum):
@@ -140,6 +145,7 @@ class Engine:
         """Take an attachment's connection, which is closed here. Raises EngineDied."""
         self.pid = attachment.pid
         self._pidfd = _open_process(attachment)
+        self.link_version = attachment.link_version
         self.library = attachment.library
         self.tpm_version = attachment.tpm_version
         self.state = EngineState.SERVING
@@ -199,8 +205,14 @@ class Engine:
 
         ``payload`` has at most LINK_PAYLOAD_BYTES_MAX bytes. ``meanwhile`` is run while the engine
         is at it. ``soon`` is false where the event loop has something to do until the answer comes.
-        Raises EngineDied.
+        Raises EngineDied; EngineOlder for an operation that this engine does not know, and then
+        nothing was asked.
         """
+        if LINK_SINCE.get(operation, 0) > self.link_version:
+            raise EngineOlder(
+                f"the vTPM's engine (pid {self.pid}) is of an earlier version of vtpmd, which has "
+                f"no {operation.name}: stop the vTPM, and start it again by this version"
+            )
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
         async with self._lock:
@@ -269,7 +281,11 @@ class Engine:
 
     async def copy(self) -> LinkCopy:
         """Return the states of the TPM that runs, of one moment. Raises VtpmdError: it does not."""
-        reply = await self.request(LinkOperation.COPY)
+        try:
+            reply = await self.request(LinkOperation.COPY)
+        except EngineOlder as error:
+            what = f"cannot copy the states of the TPM: {error}; or leave out --volatile"
+            raise EngineOlder(what) from error
         if reply.result == Result.BAD_ORDINAL:
             raise VtpmdError(
                 "the vTPM's TPM does not run here, so it has no volatile state to copy: leave out "

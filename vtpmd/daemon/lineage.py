@@ -21,7 +21,17 @@ class Restored(NamedTuple):
 
     generation: int
     newest: int  # that it took the place of
+    epoch: int | None  # the restore epoch that began; None: nothing differs, or none is left
     at: str  # ISO 8601, UTC
+
+    def json(self) -> dict[str, object]:
+        """Return what programs get: docs/management.md has the members."""
+        return {
+            "generation": self.generation,
+            "newest": self.newest,
+            "restore-epoch": self.epoch,
+            "at": self.at,
+        }
 
 
 class Lineages:
@@ -37,8 +47,11 @@ class Lineages:
         reply = await self._engine.request(LinkOperation.GET_LINEAGE)
         return Lineage(*unpack_link_lineage(reply.payload))
 
-    def has_restored(self, generation: int, newest: int) -> None:
-        """Remember and tell that QEMU has brought an older state, which runs now."""
+    def has_restored(self, generation: int, newest: int, *, epoch: int) -> None:
+        """Remember and tell that QEMU has brought an older state, which runs now.
+
+        ``epoch`` is the restore epoch that began with it, or 0.
+        """
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.restored = Restored(generation, newest, at)
-        self._tell("VTPM_RESTORED", self.restored._asdict())
+        self.restored = Restored(generation, newest, epoch or None, at)
+        self._tell("VTPM_RESTORED", self.restored.json())

@@ -149,6 +149,13 @@ class Mobility:
         """Return the TPM's states of one moment, of which no session knows. Raises VtpmdError."""
         return await self._engine.copy()
 
+    async def export_permanent(self, directory: str) -> dict[str, object]:
+        """Return the permanent state that is durable, as is answered to who asks for it.
+
+        Neither a guest nor a peer waits for it. Raises VtpmdError.
+        """
+        return await asyncio.to_thread(self._files.export_permanent, directory)
+
     # The source's side.
 
     async def rest(self) -> None:

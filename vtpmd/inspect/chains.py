@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtpmd.core.image import Image
+from vtpmd.counted import counted
 from vtpmd.inspect.source import Source
 from vtpmd.inspect.verification import Check, Finding, verify
 from vtpmd.store import chain as chains
@@ -43,8 +44,9 @@ def _whole(chain: Chain) -> Check:
     points, leftovers = chain.points(), chain.leftovers()
     if not points:
         return Check("chain", Finding.FAILED, f"{chain.path} has no backup in it")
-    left = f"; the next backup removes {len(leftovers)} older files" if leftovers else ""
-    return Check("chain", Finding.PASSED, f"{len(points)} links follow each other{left}")
+    left = f"; the next backup removes {counted(len(leftovers), 'older file')}" if leftovers else ""
+    follow = f"{len(points)} links follow each other" if len(points) > 1 else "it has one link"
+    return Check("chain", Finding.PASSED, f"{follow}{left}")
 
 
 def _state(chain: Chain, file: ChainFile, image: Image) -> Check:
@@ -64,5 +66,6 @@ def _state(chain: Chain, file: ChainFile, image: Image) -> Check:
     is_newer = any(check.finding is Finding.NEWER for check in others)
     if is_newer and asked.finding is not Finding.PASSED:
         return asked._replace(name=name)
-    what = f"generation {header.generation}, a state of {len(image.data)} bytes; {asked.what}"
+    size = counted(len(image.data), "byte")
+    what = f"generation {header.generation}, a state of {size}; {asked.what}"
     return Check(name, asked.finding, what)

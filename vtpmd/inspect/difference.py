@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
+from vtpmd.inspect.source import Source
 from vtpmd.inspect.tree import Node, Value
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -62,6 +64,18 @@ def differences(before: Inspected, after: Inspected) -> list[Change]:
     """Return what differs; nothing that is a secret is in it."""
     secrets = Secrets([*before.states.values(), *after.states.values()])
     return compare(see(before, secrets), see(after, secrets))
+
+
+def put_back(before: Source, after: Source) -> str | None:
+    """Return a line if an older state of a vTPM was put back between two of its states."""
+    if before.lineage is None or after.lineage is None or before.epoch == after.epoch:
+        return None
+    if before.lineage.identity != after.lineage.identity:
+        return None
+    return (
+        f"A is of restore epoch {before.epoch}, B of {after.epoch}: an older state was put back "
+        "between them, by an import or by a snapshot that QEMU loaded"
+    )
 
 
 def compare(before: Seen, after: Seen) -> list[Change]:
@@ -115,7 +129,7 @@ def _nv(old: Known, new: Known) -> Iterator[tuple[str, str]]:
 def _kind(index: Known) -> str:
     if index["bytes"] is None:
         return "not decoded whole"
-    return f"{index['type']}, {index['bytes']} bytes"
+    return f"{index['type']}, {counted(index['bytes'], 'byte')}"
 
 
 def _index(was: Known, now: Known) -> Iterator[str]:
@@ -161,7 +175,7 @@ def _runs_words(before: bytes, after: bytes) -> str:
     ]
     if len(runs) > RUNS_MAX:
         return f"{len(places)} bytes in {len(runs)} places"
-    return ", ".join(f"{len(run)} bytes at {run[0]}" for run in runs)
+    return ", ".join(f"{counted(len(run), 'byte')} at {run[0]}" for run in runs)
 
 
 def _objects(old: Known, new: Known) -> Iterator[tuple[str, str]]:

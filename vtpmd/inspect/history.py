@@ -5,15 +5,17 @@ A commit is a record of the journal. The journal says in which order they were, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect.difference import Change, Seen, compare, see
 from vtpmd.inspect.directories import History
 from vtpmd.inspect.overview import inspect
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
+from vtpmd.store.status import epoch_text
 from vtpmd.wire.tpm import StateType, epoch_of
 
 EXIT_NO_GENERATION: Final = 12
@@ -45,7 +47,7 @@ class Commit(NamedTuple):
     def lines(self) -> list[str]:
         """Return what it changed, in words for a person."""
         if self.is_checkpoint:
-            return [f"the checkpoint: a state of {self.state_bytes} bytes"]
+            return [f"the checkpoint: a state of {counted(self.state_bytes, 'byte')}"]
         if self.changes is None:
             return [FOLDED]
         return [change.text for change in self.changes] or [NOTHING_TOLD]
@@ -63,6 +65,15 @@ class Commit(NamedTuple):
             "state-bytes": self.state_bytes,
             "changes": None if changes is None else [change._asdict() for change in changes],
         }
+
+
+def with_epochs(told: Iterable[Commit]) -> Iterator[tuple[Commit, str]]:
+    """Yield commits, each with a line where it is the first one of a restore epoch from 1 on."""
+    epoch: int | None = 0
+    for commit in told:
+        is_first = commit.epoch and commit.epoch != epoch
+        yield commit, f"restore epoch {epoch_text(commit.generation or 0)}" if is_first else ""
+        epoch = commit.epoch
 
 
 def commits(history: History, last: int | None = None) -> Iterator[Commit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.inspect import layouts
 from vtpmd.inspect.objects import read_slot
 from vtpmd.inspect.primitives import nv_type, nv_words, read, read_fields, read_number
@@ -129,7 +130,7 @@ def _read_image_entry(reader: Reader, order: Order, end: int) -> None:
     with reader.part("entry", "NV_RAM_ENTRY") as entry:
         size = reader.number("entry-bytes", 4, "UINT32", None, order)
         if not RAM_HEADER_BYTES <= size <= end - reader.at + 4:
-            raise reader.fault(f"an orderly index has {size} bytes", reader.at - 4)
+            raise reader.fault(f"an orderly index has {counted(size, 'byte')}", reader.at - 4)
         handle = reader.number("handle", 4, "TPM_HANDLE", None, order)
         entry.name = f"{handle:#010x}"
         attributes = reader.number("attributes", 4, "TPMA_NV", nv_words, order)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.inspect import contents
 from vtpmd.inspect.decoding import Decoded, decode, decode_record
 from vtpmd.inspect.primitives import SU_DA_USED
@@ -250,10 +251,11 @@ def surprises(found: Inspected) -> list[str]:
     if record is not None and record.forks:
         said.append("it may be a fork: see `vtpmd owner`")
     tries, tries_max = lockout["failed-tries"] or 0, lockout["tries-max"] or 0
+    failed = f"{counted(tries, 'authorisation has', 'authorisations have')} failed, of {tries_max}"
     if lockout["locked-out"]:
-        said.append(f"it is locked out: {tries} authorisations have failed, of {tries_max}")
+        said.append(f"it is locked out: {failed}")
     elif tries and tries + 1 >= tries_max:
-        said.append(f"it is close to lockout: {tries} authorisations have failed, of {tries_max}")
+        said.append(f"it is close to lockout: {failed}")
     return said + _nearly_full(found) + _odd_states(found)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.inspect.tree import Node, Types
 
 DEPTH_MAX: Final = 24  # parts in parts: libtpms' own are 10 deep
@@ -114,7 +115,8 @@ class Reader:
         """Take a length, of ``wide`` bytes, and so many bytes, as one node. Raises Fault."""
         length = int.from_bytes(self.peek(wide), "big")
         if length > bytes_max:
-            raise self.fault(f"{name} has {length} bytes, and {type_} at most {bytes_max}")
+            has = counted(length, "byte")
+            raise self.fault(f"{name} has {has}, and {type_} at most {bytes_max}")
         raw = self._leaf(name, wide + length, type_, is_secret=is_secret)
         self._parts[-1].children[-1].value = raw[wide:]
         return raw[wide:]
@@ -185,7 +187,7 @@ class Reader:
         del self._parts[1:]
         self._end = len(self._data)
         if fault is None and self.left:
-            fault = self.fault(f"{self.left} bytes follow its end")
+            fault = self.fault(f"{counted(self.left, 'byte follows', 'bytes follow')} its end")
         if fault is not None and len(self.faults) < FAULTS_MAX:
             self.faults.append(fault.found)
         self._skip("not-decoded")
@@ -215,7 +217,8 @@ class Reader:
 
     def _leaf(self, name: str, n_bytes: int, type_: str, *, is_secret: bool = False) -> bytes:
         if n_bytes > self.left:
-            raise self.fault(f"{name} has {n_bytes} bytes, and {self.left} are left")
+            left = counted(self.left, "is left", "are left")
+            raise self.fault(f"{name} has {counted(n_bytes, 'byte')}, and {left}")
         raw = self._data[self.at : self.at + n_bytes]
         node = Node(name, type_, self.at, n_bytes, raw, is_secret=is_secret)
         self._parts[-1].children.append(node)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect import contents
 from vtpmd.inspect.certificates import load
@@ -116,7 +117,8 @@ def _index(before: Node, entry: Node) -> Item:
     public = entry.find("index", "public") or entry
     attributes = public.number("attributes") or 0
     kind = _kind_of(before, entry, attributes)
-    what = f"NV index {entry.name}, {nv_type(attributes)}, {public.number('data-size')} bytes"
+    size = counted(public.number("data-size") or 0, "byte")
+    what = f"NV index {entry.name}, {nv_type(attributes)}, {size}"
     return Item(kind, what, entry.name, has_policy=bool(public.content("auth-policy")))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from vtpmd.counted import counted
 from vtpmd.inspect.certificates import printable
 from vtpmd.store.status import epoch_text
 
@@ -64,7 +65,7 @@ def _identity(known: dict[str, Any]) -> Iterator[str]:
         yield _label("served", "yes" if known["in-use"] else "no")
     commits = known["journal-commits"]
     if commits is not None:
-        yield _label("journal", f"{commits} commits since the checkpoint")
+        yield _label("journal", journal_words(commits))
     profile = known["profile"]
     if profile["name"] is not None:
         name, level = printable(profile["name"]), profile["format-level"]
@@ -126,11 +127,17 @@ def _lockout(known: dict[str, Any]) -> Iterator[str]:
         yield _label("lockout", words)
 
 
+def journal_words(commits: int) -> str:
+    """Return how much of a state is in its journal, in words for a person."""
+    return f"{counted(commits, 'commit')} since the checkpoint"
+
+
 def lockout_words(lockout: dict[str, Any]) -> str:
     """Return how near to lockout a TPM is, in words for a person; none where that is not known."""
     if lockout["failed-tries"] is None:
         return ""
-    tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries have failed"
+    have = "has" if lockout["failed-tries"] == 1 else "have"
+    tries = f"{lockout['failed-tries']} of {lockout['tries-max']} tries {have} failed"
     words = {None: "locked out for a time", True: "locked out", False: "not locked out"}
     state = words[lockout["locked-out"]]
     if lockout["recovery-time-s"] is None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.tree import Node, Value
 
@@ -57,4 +58,4 @@ class Secrets:
         if not raw:
             return "empty"
         shown = f", {raw.hex()}" if self.are_shown else ""
-        return f"secret, {len(raw)} bytes, fingerprint {self.fingerprint(raw)}{shown}"
+        return f"secret, {counted(len(raw), 'byte')}, fingerprint {self.fingerprint(raw)}{shown}"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from hashlib import sha1
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.inspect import layouts
 from vtpmd.inspect.primitives import read, read_fields, read_number
 from vtpmd.inspect.public import NULL, bank_name
@@ -50,7 +51,7 @@ def has_checksum(state: bytes) -> bool:
 def end_here(reader: Reader) -> None:
     """Raise Fault unless what is being read ends here."""
     if reader.left:
-        raise reader.fault(f"{reader.left} bytes follow its end")
+        raise reader.fault(f"{counted(reader.left, 'byte follows', 'bytes follow')} its end")
 
 
 def read_orderly(reader: Reader) -> None:
@@ -116,7 +117,7 @@ def _read_bank(reader: Reader, algorithm: int, n_pcrs: int) -> None:
         raise reader.fault(f"a PCR bank is of algorithm {algorithm:#06x}, which is no hash")
     n_bytes = read_number(reader, "bytes", "UINT16")
     if n_bytes != n_pcrs * size:
-        what = f"{n_pcrs} PCRs of {size} bytes have {n_bytes} bytes"
+        what = f"{counted(n_pcrs, 'PCR')} of {size} bytes have {counted(n_bytes, 'byte')}"
         raise reader.fault(what, reader.at - 2)
     for pcr in range(n_pcrs):
         reader.take(str(pcr), size, "DIGEST")
@@ -181,5 +182,5 @@ def _read_value(reader: Reader, algorithm: int) -> None:
     name = bank_name(algorithm)
     n_bytes = read_number(reader, f"{name}-bytes", "UINT16")
     if n_bytes != size:
-        raise reader.fault(f"a {name} digest has {n_bytes} bytes", reader.at - 2)
+        raise reader.fault(f"a {name} digest has {counted(n_bytes, 'byte')}", reader.at - 2)
     reader.take(name, size, "DIGEST")

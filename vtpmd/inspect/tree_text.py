@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.inspect.certificates import printable
 from vtpmd.inspect.decoding import Decoded
 from vtpmd.inspect.secrets import Secrets
@@ -61,7 +62,7 @@ def _value(node: Node, secrets: Secrets) -> str:
             return f"{len(raw)} zeros" if len(raw) > 1 else raw.hex() or "empty"
         case bytes(raw):
             rest = len(raw) - HEX_BYTES_SHOWN
-            more = f"... {rest} more bytes" if rest > 0 else ""
+            more = f"... {counted(rest, 'more byte')}" if rest > 0 else ""
             return f"{raw[:HEX_BYTES_SHOWN].hex()}{more}"
         case bool(flag):
             return "yes" if flag else "no"

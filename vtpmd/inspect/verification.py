@@ -59,8 +59,14 @@ def _container(source: Source) -> Check:
     if source.problems:
         return Check("container", Finding.FAILED, "; ".join(source.problems))
     commits = source.journal_commits
-    journal = "" if commits is None else f", and {commits} commits of its journal follow each other"
+    journal = "" if commits is None else f", and {_follow(commits)}"
     return Check("container", Finding.PASSED, f"it is whole{journal}")
+
+
+def _follow(commits: int) -> str:
+    if commits == 1:
+        return "the one commit of its journal follows it"
+    return f"{commits} commits of its journal follow each other"
 
 
 def _structure(decoded: Decoded) -> Check:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from vtpmd.core.delta import DeltaError, DeltaMismatchError, delta_apply
 from vtpmd.core.image import IMAGE_BYTES_MAX, Image
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.store import export_seal
 from vtpmd.store.directory import StateKeyError, read_regular_file
@@ -264,8 +265,9 @@ def _chosen(chain: Chain, at: int | None, name: str | None) -> ChainFile:
         found = chain.points()[-1:]
     if len(found) == 1 and at in (None, found[0].header.generation):
         return found[0]
+    how_many = counted(len(found), "backup") if found else "no backup"
     raise NoSuchLink(
-        f"{chain.path} has {len(found) or 'no'} backups of generation {at}; give the file of one: "
+        f"{chain.path} has {how_many} of generation {at}; give the file of one: "
         f"`vtpmd verify {chain.path}` lists them"
     )
 

@@ -98,6 +98,11 @@ def take(path: Path, key: Key | None, *, with_volatile: bool = False) -> Taken:
         return _again(lambda: _take(directory, key, with_volatile=with_volatile))
 
 
+def take_from(directory: OpenDirectory, key: Key | None) -> Taken:
+    """Return the permanent state of the vTPM in an open state directory. Raises as ``take``."""
+    return _again(lambda: _take(directory, key, with_volatile=False))
+
+
 def export(taken: Taken, seal: Seal) -> tuple[Header, bytes]:
     """Return an export of what was found, and what it says of itself. Raises VtpmdError."""
     header = Header(

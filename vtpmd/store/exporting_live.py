@@ -2,20 +2,19 @@
 
 The engine copies its TPM's states of one moment, under its lock: the guest's commands wait for that
 copy alone. What the copy has of the permanent state was acknowledged; what is in the state
-directory after that, and synced before it counts, goes on from it: so it is durable, too.
+directory after that, and synced before it counts (``exporting_asked``), goes on from it: so it is
+durable, too.
 """
 
 from __future__ import annotations
 
 import binascii
 import string
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
-from vtpmd.store import exporting
 from vtpmd.store.exporting import Taken
-from vtpmd.store.keys import Key
 from vtpmd.wire.export_format import ID_BYTES
 from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
 from vtpmd.wire.tpm import GENERATION_GIVEN_MAX, StateType
@@ -51,19 +50,17 @@ def decode(answer: Any) -> Copied:
     return copied
 
 
-def take(copied: Copied, path: Path, key: Key | None) -> Taken:
-    """Return what was copied, once it is durable in the vTPM's state directory.
+def take(copied: Copied, stored: Taken, place: str) -> Taken:
+    """Return what was copied, as it is durable: it is in what was ``stored`` at a place after it.
 
-    ``key`` is what that is encrypted with. Raises as ``exporting.take``, and VtpmdError where the
-    directory is another vTPM's, or has not come as far.
+    Raises VtpmdError where that is another vTPM's, or has not come as far.
     """
-    stored = exporting.take(path, key)
     if stored.identity != copied.identity or stored.generation < copied.generation:
         raise VtpmdError(
-            f"cannot export {path}: what is in it is not what the vtpmd that was asked runs; see "
-            f"`vtpmd status {path}`, and ask again"
+            f"cannot export {place}: what is stored there is not what the vtpmd that was asked "
+            f"runs; see `vtpmd status {place}`, and ask again"
         )
-    return stored._replace(states=copied.states, generation=copied.generation, is_served=True)
+    return stored._replace(states=copied.states, generation=copied.generation)
 
 
 def _identity(text: str | None) -> bytes | None:
@@ -79,5 +76,5 @@ def _state(text: str) -> bytes:
         raise ValueError("a state is too long")
     state = binascii.a2b_base64(text, strict_mode=True)
     if not 0 < len(state) <= STATE_BYTES_MAX:
-        raise ValueError(f"a state has {len(state)} bytes")
+        raise ValueError(f"a state has {counted(len(state), 'byte')}")
     return state

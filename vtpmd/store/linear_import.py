@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.store import importing
 from vtpmd.store.directory import FILE_MODE, sync_directory, write_new
 from vtpmd.store.importing import COPIES_MAX, NotEmpty
@@ -104,7 +105,7 @@ def _fill(there: LinearFile, header: bytes, sections: bytes) -> None:
     n_bytes = os.lseek(there.fd, 0, os.SEEK_END)
     if len(header) + len(sections) > n_bytes:
         raise LinearFileError(
-            f"cannot use {there.path}: it has {n_bytes} bytes, and the vTPM takes "
+            f"cannot use {there.path}: it has {counted(n_bytes, 'byte')}, and the vTPM takes "
             f"{len(header) + len(sections)}; give a larger one"
         )
     nothing = START.pack(MAGIC, VERSION, HEADER_BYTES).ljust(SECTOR_BYTES, b"\0")

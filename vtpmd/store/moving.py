@@ -5,6 +5,7 @@ What reads and writes them is imported for a vTPM that has some: most have none.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
@@ -66,6 +67,19 @@ class MovingFiles:
     def close(self) -> None:
         """Close what is kept open; it is opened again when it is needed."""
         self._in_place.close()
+
+    def export_permanent(self, place: str) -> dict[str, object]:
+        """Return what export-permanent answers: the state that is durable, of a directory's place.
+
+        For a thread of its own, as it takes as long as the disk does. Raises as ``exporting.take``.
+        """
+        from vtpmd.store import exporting, exporting_asked
+        from vtpmd.store.directory import OpenDirectory
+
+        own = self._directory
+        with OpenDirectory(place, os.dup(own.directory_fd), own.version) as directory:
+            stored = exporting.take_from(directory, self._key)
+        return exporting_asked.answer(stored, place, self._key)
 
     def record(self) -> Record | None:
         """Return what the owner record says; None without a file, and the vTPM is ours.

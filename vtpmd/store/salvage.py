@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vtpmd import core
+from vtpmd.counted import counted
 from vtpmd.store import libtpms, recovery
 from vtpmd.store.anchor import Anchor, FallenBehind
 from vtpmd.store.directory import (
@@ -134,7 +135,7 @@ def _lost(examined: Examined) -> list[str]:
         return []  # it was folded into a checkpoint before this one was written
     lost = [f"{journal}: all {found.used_bytes} bytes that were written to it"]
     if age is not None:
-        lost.insert(0, f"the {-age} generations before {journal}, which are in neither file")
+        lost.insert(0, f"{counted(-age, 'generation')} before {journal}, which neither file has")
     return lost
 
 

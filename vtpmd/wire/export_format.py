@@ -16,6 +16,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from struct import Struct
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.wire.swtpm_format import STATE_BYTES_MAX
@@ -166,7 +167,7 @@ def decode(content: bytes, magic: bytes = MAGIC) -> Export:
         raise DamagedExport(f"it has more than {EXPORT_BYTES_MAX} bytes")
     end = len(content) - DIGEST_BYTES
     if not HEADER.size <= header_bytes <= min(HEADER_BYTES_MAX, end):
-        raise DamagedExport(f"its header has {header_bytes} bytes")
+        raise DamagedExport(f"its header has {counted(header_bytes, 'byte')}")
     if not compare_digest(sha256(content[:end]).digest(), content[end:]):
         raise DamagedExport("its checksum is not that of its bytes")
     head = content[:header_bytes]

@@ -11,6 +11,7 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
 
+from vtpmd.counted import counted
 from vtpmd.wire.state_level import PROFILE_NAME_BYTES_MAX
 from vtpmd.wire.tpm import GENERATION_GIVEN_MAX
 
@@ -306,7 +307,7 @@ def _decode(number: int, body: bytes) -> Message:
     if kind is Record:
         return Record(body)
     if layout is None or len(body) != layout.size:
-        raise StreamError(f"a {kind.__name__} of {len(body)} bytes")
+        raise StreamError(f"a {kind.__name__} of {counted(len(body), 'byte')}")
     message = kind(*layout.unpack(body))
     if isinstance(message, Commit | Ack):
         last = max(message.permanent_generation, message.volatile_generation)
@@ -317,7 +318,7 @@ def _decode(number: int, body: bytes) -> Message:
 
 def _decode_refuse(body: bytes) -> Refuse:
     if not _REFUSE_HEAD.size <= len(body) <= _REFUSE_HEAD.size + TEXT_BYTES_MAX:
-        raise StreamError(f"a Refuse of {len(body)} bytes")
+        raise StreamError(f"a Refuse of {counted(len(body), 'byte')}")
     (reason,) = _REFUSE_HEAD.unpack_from(body)
     text = body[_REFUSE_HEAD.size :].decode(errors="replace")
     # It is shown to a person: no line breaks, no terminal's control characters.

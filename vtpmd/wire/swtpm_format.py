@@ -16,6 +16,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from struct import Struct
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import NamedTuple
 from vtpmd.wire.swtpm_encryption import (
@@ -336,7 +337,7 @@ def _find_encrypted(
         raise KeyWrong(f"{what}{8 * len(key)}", Result.BAD_KEY_PROPERTY)
     mac = _find(body, Tag.HMAC, skipped=sealing.skipped)
     if len(mac) != MAC_BYTES:
-        raise FormatError(f"its HMAC has {len(mac)} bytes, not {MAC_BYTES}", Result.FAIL)
+        raise FormatError(f"its HMAC has {counted(len(mac), 'byte')}, not {MAC_BYTES}", Result.FAIL)
     ciphertext = _find(body, sealing.data)
     return Encrypted(ciphertext, mac, _find(body, sealing.iv, skipped=sealing.skipped))
 
@@ -362,7 +363,7 @@ def _split_header(data: bytes, *, continued: bool = False) -> tuple[int, int, by
     It may be that of a file which a journal has ``continued``.
     """
     if len(data) < HEADER.size:
-        what = f"it has {len(data)} bytes; a header has {HEADER.size}"
+        what = f"it has {counted(len(data), 'byte')}; a header has {HEADER.size}"
         raise FormatError(what, Result.BAD_PARAMETER)
     version, minimum_version, header_bytes, flags, total_bytes = HEADER.unpack_from(data)
     if total_bytes != len(data):
@@ -374,7 +375,7 @@ def _split_header(data: bytes, *, continued: bool = False) -> tuple[int, int, by
         what = f"it needs format version {minimum_version}; vtpmd knows {VERSION}"
         raise FormatError(what, Result.BAD_VERSION)
     if header_bytes != HEADER.size:
-        what = f"its header has {header_bytes} bytes, not {HEADER.size}"
+        what = f"its header has {counted(header_bytes, 'byte')}, not {HEADER.size}"
         raise FormatError(what, Result.BAD_DATASIZE)
     return version, flags, data[HEADER.size :]
 
@@ -392,7 +393,8 @@ def _find(data: bytes, wanted: Tag, skipped: tuple[Tag, ...] = ()) -> bytes:
         tag, length = TLV.unpack_from(data, offset)
         offset += TLV.size
         if length > len(data) - offset:
-            what = f"its TLV {tag} announces {length} bytes; {len(data) - offset} are left"
+            left = counted(len(data) - offset, "is left", "are left")
+            what = f"its TLV {tag} announces {counted(length, 'byte')}; {left}"
             raise FormatError(what, Result.FAIL)
         if tag == wanted:
             return data[offset : offset + length]

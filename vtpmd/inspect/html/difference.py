@@ -34,15 +34,28 @@ TITLES: Final = {
 
 
 def difference_page(
-    before: dict[str, Any], after: dict[str, Any], changes: Sequence[Change], made: str
+    before: dict[str, Any],
+    after: dict[str, Any],
+    changes: Sequence[Change],
+    made: str,
+    put_back: str | None = None,
 ) -> bytes:
-    """Return the page, of what is known of both containers and of what ``differences`` found."""
+    """Return the page, of what is known of both containers and of what ``differences`` found.
+
+    ``put_back`` is the line of ``difference.put_back``.
+    """
     sides = [(None, _side(name, each)) for name, each in (("A", before), ("B", after))]
     by_part: dict[str, list[Change]] = {}
     for change in changes:
         by_part.setdefault(change.part, []).append(change)
     parts: list[Element] = [
-        part("sides", "What is compared", table("A and B", SIDES, sides), _summary(by_part))
+        part(
+            "sides",
+            "What is compared",
+            table("A and B", SIDES, sides),
+            None if put_back is None else element("ul", element("li", put_back), class_="alert"),
+            _summary(by_part),
+        )
     ]
     parts += [_part(name, by_part[name]) for name in TITLES if name in by_part]
     return document("What differs", f"{before['path']} and {after['path']}", parts, made)

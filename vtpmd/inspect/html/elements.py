@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 from xml.etree.ElementTree import Element, tostring
 
+from vtpmd.counted import grouped
+
 Child = Element | str | int | None
 
 TEXT_LENGTH_MAX: Final = 4096  # of one text: no path is longer
@@ -149,7 +151,7 @@ def dumped(data: bytes, bytes_max: int) -> Element:
     ]
     more = len(data) - bytes_max
     if more > 0:
-        lines.append(element("span", f"{CUT} {more:,} more bytes: --json"))
+        lines.append(element("span", f"{CUT} {grouped(more, 'more byte')}: --json"))
     return element("pre", *lines, class_="dump")
 
 

@@ -15,7 +15,7 @@ from vtpmd.inspect.html.elements import (
     part,
     table,
 )
-from vtpmd.inspect.screen import clock_words, lockout_words
+from vtpmd.inspect.screen import clock_words, journal_words, lockout_words
 from vtpmd.store.status import epoch_text
 
 SURPRISES_MAX: Final = 64  # that are told
@@ -47,7 +47,7 @@ def glance(known: dict[str, Any]) -> Iterator[Element]:
         ("restore epoch", epoch_text(known["generation"]) if known["restore-epoch"] else None),
         ("ownership", known["owner"]),
         ("served", served),
-        ("journal", None if commits is None else f"{commits} commits since the checkpoint"),
+        ("journal", None if commits is None else journal_words(commits)),
         (
             "profile",
             None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 from xml.etree.ElementTree import Element
 
+from vtpmd.counted import counted, grouped
 from vtpmd.inspect.html.elements import (
     MAP,
     NO_BREAK,
@@ -99,7 +100,8 @@ def _pieces(known: dict[str, Any]) -> list[Piece]:
 
 def _fullness(nv: dict[str, Any]) -> str:
     if not nv["bytes"]:
-        return f"{nv['used-bytes']:,} bytes are used; of how many, no state says."
+        used = grouped(nv["used-bytes"], "byte is", "bytes are")
+        return f"{used} used; of how many, no state says."
     percent = 100 * nv["used-bytes"] / nv["bytes"]
     return f"{nv['used-bytes']:,} of {nv['bytes']:,} bytes are used: {percent:.1f} %."
 
@@ -135,13 +137,12 @@ def _bar(pieces: list[Piece], nv: dict[str, Any]) -> Element:
 def _legend(pieces: list[Piece], nv: dict[str, Any]) -> Element:
     counts = Counter(piece.kind for piece in pieces)
     items = [
-        _legend_item(kind, f"{counts[kind]:,} {TIMES} {WORDS[kind]}, {n_bytes:,} bytes")
+        _legend_item(kind, f"{counts[kind]:,} {TIMES} {WORDS[kind]}, {grouped(n_bytes, 'byte')}")
         for kind, n_bytes in _sums(pieces).items()
     ]
     if nv["bytes"]:
-        items.append(
-            _legend_item("free", f"free, {max(nv['bytes'] - nv['used-bytes'], 0):,} bytes")
-        )
+        n_free = max(nv["bytes"] - nv["used-bytes"], 0)
+        items.append(_legend_item("free", f"free, {grouped(n_free, 'byte')}"))
     return element("ul", *items, class_="legend")
 
 
@@ -155,10 +156,11 @@ def _map(pieces: list[Piece], nv: dict[str, Any]) -> Element:
     scale = max(SIGN_BYTES, -(-total // MAP_SIGNS_MAX))
     cells = [_cell(piece, scale) for piece in drawn]
     if len(pieces) > len(drawn):
-        cells.append(_rest(f"{len(pieces) - len(drawn):,} more entries", "other"))
+        more = grouped(len(pieces) - len(drawn), "more entry", "more entries")
+        cells.append(_rest(more, "other"))
     n_free = (nv["bytes"] or 0) - nv["used-bytes"]
     if n_free > 0:
-        cells.append(_rest(f"free: {n_free:,} bytes", "free"))
+        cells.append(_rest(f"free: {grouped(n_free, 'byte')}", "free"))
     return element(
         "figure",
         element("div", *cells, class_=MAP),
@@ -175,7 +177,7 @@ def _cell(piece: Piece, scale: int) -> Element:
     name = NO_BREAK * (room > len(piece.what)) + piece.what if room >= len(piece.what) else ""
     signs = (element("span", name) if name else None, NO_BREAK * (room - len(name)))
     kind = f", {piece.words}" if piece.words else ""
-    says = f"{piece.what}{kind}: {piece.n_bytes:,} bytes at {piece.offset:,}"
+    says = f"{piece.what}{kind}: {grouped(piece.n_bytes, 'byte')} at {piece.offset:,}"
     common = {"class_": f"cell {piece.kind}", "title": says, "aria_label": says}
     if piece.way is None:
         return element("span", *signs, role="img", tabindex=0, **common)
@@ -225,7 +227,7 @@ def _content(index: dict[str, Any], says: str) -> Child:
     if isinstance(data, dict):
         return secret_words(data["secret"])
     raw = bytes.fromhex(data)
-    more = [element("summary", says or f"{len(raw):,} bytes")]
+    more = [element("summary", says or grouped(len(raw), "byte"))]
     if index["certificate"]:
         more.append(_certificate(index["certificate"]))
     if index["policy"]:
@@ -238,7 +240,7 @@ def secret_words(secret: dict[str, Any]) -> Element:
     fingerprint = secret.get("fingerprint")
     if fingerprint is None:
         return element("span", "empty", class_="secret")
-    text = f"secret, {secret['bytes']} bytes, fingerprint {fingerprint}"
+    text = f"secret, {counted(secret['bytes'], 'byte')}, fingerprint {fingerprint}"
     shown = secret.get("value")
     return element(
         "span",

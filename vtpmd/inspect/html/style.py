@@ -67,6 +67,7 @@ ul.alert { list-style: none; border-left-color: var(--warn); background: var(--s
 ul.alert li::first-letter { text-transform: uppercase; }
 ul.alert li + li { margin-top: .4rem; }
 header .alert { margin-top: 1rem; }
+div + .alert { margin: .75rem 0; }
 
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
   gap: .8rem 1.6rem; margin: 0; }
@@ -121,7 +122,7 @@ details .facts { grid-template-columns: 1fr; gap: .35rem; margin-bottom: .6rem; 
 .clock { --kind: #3b8fc4; }
 .other, .untold { --kind: #7a808a; }
 .nothing { --kind: transparent; }
-.checkpoint { --kind: var(--ink); }
+.checkpoint, .restored { --kind: var(--ink); }
 
 .bar { display: block; width: 100%; height: 1.1rem; margin: .75rem 0; border-radius: 4px;
   border: 1px solid var(--line); background: var(--page); }

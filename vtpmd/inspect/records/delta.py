@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from vtpmd.core.delta import DeltaError, delta_inspect
+from vtpmd.counted import counted
 from vtpmd.inspect.primitives import Fields, read_fields, read_number
 from vtpmd.inspect.reader import Fault, Reader
 from vtpmd.inspect.tree import Types
@@ -104,14 +105,14 @@ def _read_operations(reader: Reader) -> Iterator[Operation]:
             length = _number(reader, "length")
             n_bytes, is_insert = length >> 1, bool(length & 1)
             if is_insert:
-                part.name = f"insert {n_bytes} bytes at {at}"
+                part.name = f"insert {counted(n_bytes, 'byte')} at {at}"
                 reader.take("bytes", n_bytes, "BYTE[]", is_secret=True)
                 yield Operation(True, n_bytes, None, at)
                 base_at += n_bytes
             else:
                 distance = _number(reader, "distance")
                 base_at += -(distance + 1 >> 1) if distance & 1 else distance >> 1
-                part.name = f"copy {n_bytes} bytes from {base_at} to {at}"
+                part.name = f"copy {counted(n_bytes, 'byte')} from {base_at} to {at}"
                 yield Operation(False, n_bytes, base_at, at)
                 base_at += n_bytes
             at += n_bytes

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from hashlib import sha1
 from typing import Final
 
+from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect.certificates import load
 from vtpmd.inspect.fates import SETTINGS_12, Fate, Item, Kind
@@ -84,7 +85,8 @@ def _check_keys(place: str, before: Node, fresh: Node) -> None:
 
 
 def _index(before: Node, entry: Node) -> Item:
-    what = f"NV index {entry.name}, {entry.number('public', 'data-size')} bytes"
+    size = counted(entry.number("public", "data-size") or 0, "byte")
+    what = f"NV index {entry.name}, {size}"
     return Item(_kind_of(before, entry), what, entry.name)
 
 
