@@ -1318,6 +1318,8 @@ TPM_RESULT tpm_copy(struct tpm *tpm, struct tpm_copy *copy)
     locked(tpm);
     if (!may(tpm, OP_COPY, &result))
         return result;
+    if (nvram_has_failed())
+        return TPM_IOERROR;
     if (!nvram_get_lineage(&copy->lineage))
         copy->lineage = (struct checkpoint_lineage){0};
     /* Not libtpms' own: the lineage is of what was committed, and that is all that libtpms has. */
