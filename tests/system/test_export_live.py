@@ -18,14 +18,20 @@ from tests.harness.handover import (
     make_armed_pair,
 )
 from tests.harness.lab import Lab
+from tests.harness.proxy import WithholdingProxy
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, RawGuest12
+from tests.harness.saved_guest import MACHINE, SavedGuest, load
 from tests.support import sealed_object, tpm2, tpm2_rare
 from tests.support.beside import repeating
+from tests.support.emulator_client import Control
 from tests.support.tpm2 import Handle, Tpm, TpmError
+from tests.system.test_export import tpm_of
 from tests.system.test_state_directory import contents, fill, powered
 from vtpmd.store.exporting import take
+from vtpmd.testing import migration
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.facts import differences
 from vtpmd.wire.tpm import StateType, TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -143,6 +149,31 @@ def test_what_the_tpm_had_is_had_by_the_one_that_is_restored(lab: Lab, kind: Emu
         assert sealed_object.unseal(tpm, sealed) == SECRET
         tpm.execute(tpm2_rare.context_save(session))
     assert_serves(guest)
+
+
+def test_a_guests_memory_and_its_exported_tpm_go_on_together(lab: Lab) -> None:
+    """A real guest's: QEMU has saved the one, and an export the other, of the same moment."""
+    emulator, manage = serve(lab)
+    guest = lab.booted_guest(emulator, MACHINE)
+    sealed = sealed_object.seal(tpm_of(guest), SECRET)
+    before = guest.check()
+    guest.pause()
+    file, _ = export(lab, manage)
+    memory = lab.new_path("memory")
+    migration.set_capabilities(guest, return_path=False)
+    guest.qmp("migrate", uri=f"exec:cat >{memory}")
+    assert migration.wait_until_ended(guest) == "completed"
+    guest.close()
+
+    proxy = WithholdingProxy(lab.new_path("proxy"), lab.emulator(VTPMD, restore(lab, file)))
+    lab.close_at_end(proxy)
+    again = lab.guest(proxy, MACHINE, migration.INCOMING)
+    load(SavedGuest(memory, before), again)
+    assert Control.SET_STATEBLOB in proxy.seen
+    assert differences(before, again.check(), worked=False) == []
+    assert sealed_object.unseal(tpm_of(again), sealed) == SECRET
+    again.command("work 60")
+    assert differences(before, again.check(), worked=True) == []
 
 
 def test_the_permanent_state_is_that_of_its_generation(lab: Lab) -> None:
