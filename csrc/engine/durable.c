@@ -51,6 +51,7 @@ struct durable {
     bool defers;        /* a commit need not wait for the journal's sync */
     bool is_deferred;   /* the last one has not: `before` is the image before it */
     bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
+    bool is_unsure;     /* a commit has failed: what it was to store may be on the disk */
     const char *target; /* the file that was written last */
     struct fold fold;
     struct ahead ahead; /* not none only while there is no journal */
@@ -213,6 +214,7 @@ static void note_file(struct durable *durable, int r)
     durable->is_in_file = r >= 0;
     if (r < 0)
         return;
+    durable->is_unsure = false;
     room_release(&durable->ahead.room);
     worker_notify(&durable->worker);
 }
@@ -305,6 +307,7 @@ static int close_journal(struct durable *durable)
     journal_free(durable->journal);
     durable->journal = NULL;
     durable->is_in_file = true;
+    durable->is_unsure = false;
     return 0;
 }
 
@@ -718,7 +721,19 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
             fold_if_worn(durable);
     }
     durable->next = (struct image){0};
+    durable->is_unsure = r < 0;
     return r;
+}
+
+/* Have the image on the disk, where a commit that has failed may have left another. */
+static int settle_failed(struct durable *durable)
+{
+    const struct image *current = &durable->current;
+
+    if (!durable->is_unsure || !current->exists)
+        return 0;
+    durable->common = (struct delta_common){.prefix = current->n_bytes};
+    return commit(durable, current->bytes, current->n_bytes);
 }
 
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
@@ -727,8 +742,8 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
 
     durable->common = delta_compare(current->bytes, current->n_bytes, bytes, n_bytes);
     /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
-    if (!durable->coming.must_be_written && current->exists && current->n_bytes == n_bytes &&
-        durable->common.prefix == n_bytes) {
+    if (!durable->coming.must_be_written && !durable->is_unsure && current->exists &&
+        current->n_bytes == n_bytes && durable->common.prefix == n_bytes) {
         durable->coming = (struct coming){0};
         return 0;
     }
@@ -917,7 +932,7 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
         durable->common = (struct delta_common){0};
         become_next(durable);
         durable->is_known = true;
-        durable->is_adopting = false;
+        durable->is_adopting = durable->is_unsure = false;
     }
     if (r >= 0 && is_to_be_written)
         note_file(durable, r);
@@ -1059,6 +1074,8 @@ int durable_end(struct durable *durable)
     join_room(durable);
     if (r >= 0)
         r = close_journal(durable);
+    if (r >= 0)
+        r = settle_failed(durable);
     pthread_mutex_unlock(&durable->lock);
     return r;
 }

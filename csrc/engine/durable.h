@@ -24,7 +24,8 @@
  * does it keep them waiting. After a write or sync that failed, a journal takes no more: the commit
  * fails, libtpms stops the TPM, and the next commit or durable_end() closes it first. An anchor
  * that may have seen a change that failed is told of the image before, before a file is all that
- * has it.
+ * has it. Whatever has failed may be on the disk: the next commit, also of the image before, or
+ * durable_end() has that there instead. A snapshot that could not be loaded is an older one.
  *
  * The same thread makes the file of what is expected to be committed, ahead of that (ahead.h): the
  * commit does no more than publish it then.
@@ -170,7 +171,7 @@ bool durable_is_in_room(const struct durable *durable);
 bool durable_is_removed(struct durable *durable);
 
 /* Wait for a folding, and close the journal. Returns 0, also if there is none, or a negative errno:
- * the journal is still there then, and goes on. */
+ * the journal, if there was one, is still there then, and goes on. */
 int durable_end(struct durable *durable);
 
 /* The three parts of folding, for who folds by hand: commits may come between them. The first and

@@ -101,7 +101,8 @@ enum link_operation {
     LINK_GET_INFO = 40,         /* argument: enum TPMLIB_InfoFlags, added up; answer: payload, JSON
                                    without a NUL */
     LINK_COPY = 41,             /* answer: payload, struct link_copy and the states that it says, of
-                                   one moment; a session notices nothing of it */
+                                   one moment; a session notices nothing of it; TPM_IOERROR: the
+                                   TPM has stopped, as its state could not be stored */
 
     /* Custody (custody.h). */
     LINK_RETIRE = 48,   /* serve no more, and write nothing; refused if a command was executed since

@@ -43,6 +43,8 @@ static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed, 
 /* What libtpms is to start from, while it does. */
 static const struct nvram_states *given;
 
+static bool has_failed; /* to store the permanent state, since libtpms was started */
+
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
 
 static bool is_unlocked; /* another host's vTPM may have the lock, and write to the files */
@@ -339,6 +341,11 @@ bool nvram_has_come(void)
     return durable_has_come(permanent);
 }
 
+bool nvram_has_failed(void)
+{
+    return has_failed;
+}
+
 bool nvram_get_lineage(struct checkpoint_lineage *lineage)
 {
     *lineage = durable_lineage(permanent);
@@ -379,6 +386,12 @@ void nvram_let_go(void)
 
 static TPM_RESULT on_init(void)
 {
+    return TPM_SUCCESS;
+}
+
+static TPM_RESULT on_nvram_init(void)
+{
+    has_failed = false;
     return TPM_SUCCESS;
 }
 
@@ -442,6 +455,7 @@ static TPM_RESULT on_store(const unsigned char *data, uint32_t length, uint32_t 
         /* libtpms stops the TPM on this: an unsaved change is never acknowledged. */
         const char *target = type == LINK_STATE_PERMANENT ? durable_target(permanent) : name;
         const struct version *version = version_now();
+        has_failed |= type == LINK_STATE_PERMANENT;
         error_report("cannot store %s.%s: %s; the TPM answers %s until the guest restarts: make "
                      "room or repair the file system, then restart the guest",
                      version->prefix, target, strerror(-r), version->failure_name);
@@ -474,7 +488,7 @@ void nvram_register(struct io *io)
 {
     struct libtpms_callbacks callbacks = {
         .sizeOfStruct = sizeof(callbacks),
-        .tpm_nvram_init = on_init,
+        .tpm_nvram_init = on_nvram_init,
         .tpm_nvram_loaddata = on_load,
         .tpm_nvram_storedata = on_store,
         .tpm_nvram_deletename = on_delete,
@@ -484,7 +498,7 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
-    is_read_only = is_unlocked = is_wary = false;
+    is_read_only = is_unlocked = is_wary = has_failed = false;
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
         state_files[i].is_unsure = false;
     check(durable_new(&permanent, io) == 0);

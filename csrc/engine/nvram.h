@@ -154,6 +154,10 @@ void nvram_unprepare(void);
 /* Return true if that was stored; else it is expected no more. */
 bool nvram_has_come(void);
 
+/* Return true if to store it has failed since libtpms was started, which has stopped the TPM then:
+ * what libtpms has goes with no image, and on nowhere. */
+bool nvram_has_failed(void);
+
 /* Get where the permanent state stands in its vTPM's history. Returns false if there is none, or
  * it is not known whose it is. */
 bool nvram_get_lineage(struct checkpoint_lineage *lineage);

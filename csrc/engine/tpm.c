@@ -273,7 +273,11 @@ static int close_journal(void)
 
     if (r == -ENOENT)
         say_removed();
-    else if (r < 0 && !nvram_is_in_room()) /* of that it was said */
+    else if (r < 0 && !nvram_has_journal() && !nvram_is_in_room()) /* of that it was said */
+        error_report("cannot write %s.%s: %s; it may have a state that was refused, as it could "
+                     "not be stored: repair the file system, then see vtpmd inspect",
+                     version_now()->prefix, TPM_PERMANENT_ALL_NAME, strerror(-r));
+    else if (r < 0 && !nvram_is_in_room())
         error_report("cannot fold %s: %s; the state is safe in it and the file that it continues: "
                      "make room or repair the file system, then restart vtpmd",
                      version_now()->journal_name, strerror(-r));
@@ -1314,6 +1318,8 @@ TPM_RESULT tpm_copy(struct tpm *tpm, struct tpm_copy *copy)
     locked(tpm);
     if (!may(tpm, OP_COPY, &result))
         return result;
+    if (nvram_has_failed())
+        return TPM_IOERROR;
     if (!nvram_get_lineage(&copy->lineage))
         copy->lineage = (struct checkpoint_lineage){0};
     /* Not libtpms' own: the lineage is of what was committed, and that is all that libtpms has. */

@@ -262,8 +262,9 @@ struct tpm_copy {
 };
 
 /* Copy them, where a session's captures know nothing of it: the permanent state as it was committed
- * last, and what goes with it. The guest's next command waits for no more than that. The caller
- * ends `copy` in any case. */
+ * last, and what goes with it. TPM_IOERROR where one could not be stored, which has stopped the
+ * TPM: no TPM goes on from what it has. The guest's next command waits for no more than that. The
+ * caller ends `copy` in any case. */
 TPM_RESULT tpm_copy(struct tpm *tpm, struct tpm_copy *copy);
 
 void tpm_copy_deinit(struct tpm_copy *copy);

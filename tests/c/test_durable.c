@@ -987,6 +987,55 @@ static uint64_t generation_now(const struct world *world)
     return durable_lineage(world->durable).generation;
 }
 
+/* The guest that was there runs on from what is there: nothing else may be there then. */
+static void run_on(struct world *world)
+{
+    uint8_t image[IMAGE_BYTES];
+
+    make_image(number_of_image(world), image);
+    assert_int_equal(durable_commit(world->durable, image, IMAGE_BYTES), 0);
+    begin(world);
+    world->under_way = number_of_image(world);
+}
+
+/* It is not loaded, and the disk may have it all the same: until the TPM starts from what was there
+ * before, or is ended in order. Whatever its commit fails at, before, half-way or when all is done.
+ */
+static void what_could_not_be_put_back_is_gone_when_the_guest_runs_on(void **state)
+{
+    static const char *const before[] = {"c", "bc", "bce", "bcd", "bcccccccccccccccccccce"};
+    enum { NOT_DONE, HALF_DONE, DONE, VARIANTS };
+    int n_failed = 0;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(before) * VARIANTS * 2; i++) {
+        int variant = (int)(i % VARIANTS);
+        bool is_ended = i / VARIANTS % 2;
+        for (int call = 1, r = -1; call < 30; call++) {
+            struct world world;
+            world_init(&world, SEALED, true);
+            assert_true(live(&world, before[i / VARIANTS / 2]));
+            world.io.fail_from = world.io.calls + call;
+            world.io.fail_to = world.io.fail_from + 1;
+            world.io.fail_half = variant == HALF_DONE;
+            world.io.fail_late = variant == DONE;
+            world.io.fail_error = EIO;
+            r = restore(&world);
+            n_failed += r < 0;
+            check_every_power_loss(&world);
+            if (r < 0 && is_ended) {
+                assert_int_equal(durable_end(world.durable), 0);
+                world.under_way = number_of_image(&world);
+            } else if (r < 0) {
+                run_on(&world);
+            }
+            check_every_power_loss(&world);
+            world_deinit(&world);
+        }
+    }
+    assert_true(n_failed > 100);
+}
+
 /* Three in a row, older by this much: each the first of the next epoch, where a start finds it. */
 static void check_epochs(struct world *world, uint64_t back)
 {
@@ -1592,6 +1641,7 @@ int main(void)
         cmocka_unit_test(what_was_made_ahead_is_only_published),
         cmocka_unit_test(what_was_made_ahead_of_something_else_is_not_used),
         cmocka_unit_test(a_state_that_is_put_back_begins_the_next_epoch),
+        cmocka_unit_test(what_could_not_be_put_back_is_gone_when_the_guest_runs_on),
         cmocka_unit_test(what_puts_nothing_back_begins_no_epoch),
         cmocka_unit_test(a_state_is_put_back_when_no_epoch_is_left),
         cmocka_unit_test(a_snapshot_that_was_made_ahead_is_only_published),

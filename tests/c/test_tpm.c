@@ -173,6 +173,23 @@ static void invariant_1_a_change_that_cannot_be_stored_is_not_acknowledged(void 
     }
 }
 
+/* Its volatile state is one that libtpms starts nothing from, and goes with no permanent one. */
+static void what_could_not_be_stored_is_not_copied(void **state)
+{
+    struct tpm_copy copy;
+
+    (void)state;
+    start();
+    io.fail_from = io.calls + 1;
+    assert_int_equal(EXECUTE(CHANGE_LOCKOUT_AUTH), TPM2_RC_FAILURE);
+    io.fail_from = 0;
+    assert_int_equal(tpm_copy(tpm, &copy), TPM_IOERROR);
+    tpm_copy_deinit(&copy);
+    start();
+    assert_int_equal(tpm_copy(tpm, &copy), TPM_SUCCESS);
+    tpm_copy_deinit(&copy);
+}
+
 static void invariant_2_a_damaged_state_never_becomes_a_fresh_tpm(void **state)
 {
     uint8_t *bytes;
@@ -1742,6 +1759,7 @@ int main(void)
         TEST(a_stopped_tpm_answers_failure),
         TEST(invariant_1_an_acknowledged_change_is_durable),
         TEST(invariant_1_a_change_that_cannot_be_stored_is_not_acknowledged),
+        TEST(what_could_not_be_stored_is_not_copied),
         TEST(invariant_2_a_damaged_state_never_becomes_a_fresh_tpm),
         TEST(invariant_5_a_moved_state_is_bit_exact),
         TEST(a_stored_volatile_state_resumes_once),

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from vtpmd.testing.sockets import connect
 
 RECEIVE_BYTES_MAX = 1 << 16
 DESCRIPTORS_MAX = 4
+BLOB_HEADER = struct.Struct(">IIII")  # SET_STATEBLOB: the command, flags, type, length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,13 @@ class ControlProxy:
             data, descriptors = _receive(source)
             if not data:
                 break
-            if from_client and answered:
+            begins, answered = from_client and answered, not from_client
+            if begins:
                 self.seen.append(int.from_bytes(data[:4], "big"))
-            answered = not from_client
+                data = self._passed_on(client, data)
+                answered = not data
+                if answered:
+                    continue
             if from_client and self._is_time(after_answer=False):
                 self._act(descriptors)
                 break
@@ -89,6 +95,11 @@ class ControlProxy:
             if not from_client and self._is_time(after_answer=True):
                 self._act([])
                 break
+
+    def _passed_on(self, client: socket.socket, data: bytes) -> bytes:
+        """Return what is sent in a command's place; b"": it is answered here."""
+        del client
+        return data
 
     def _is_time(self, *, after_answer: bool) -> bool:
         return (
@@ -101,6 +112,33 @@ class ControlProxy:
         _close(descriptors)
         self._trigger.action()
         self.triggered.set()
+
+
+class WithholdingProxy(ControlProxy):
+    """Keep from an emulator what QEMU's stream has of its TPM.
+
+    That resumes from its own directory: what came beside the guest's memory, by another way.
+    """
+
+    def __init__(self, control_path: Path, emulator: Emulator) -> None:
+        """Listen on `control_path` in the emulator's place."""
+        never = Trigger(control=Control.SHUTDOWN, occurrence=0, action=lambda: None)
+        super().__init__(control_path, emulator, never)
+
+    def _passed_on(self, client: socket.socket, data: bytes) -> bytes:
+        if self.seen[-1] == Control.INIT:
+            return struct.pack(">II", Control.INIT, 0)  # and its volatile state is not deleted
+        if self.seen[-1] != Control.SET_STATEBLOB:
+            return data
+        while len(data) < BLOB_HEADER.size or (
+            len(data) < BLOB_HEADER.size + BLOB_HEADER.unpack_from(data)[3]
+        ):
+            more, _ = _receive(client)
+            if not more:
+                break
+            data += more
+        client.sendall(bytes(4))  # success
+        return b""
 
 
 def _receive(source: socket.socket) -> tuple[bytes, list[int]]:

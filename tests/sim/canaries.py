@@ -43,6 +43,7 @@ class Canary(NamedTuple):
     steps: range = schedule.STEPS
     seeds: range = SEEDS
     numbers: bool = False  # it is about generations
+    exports: bool = False  # somebody exports the vTPM meanwhile
 
 
 async def _nothing(*_: object) -> None:
@@ -260,6 +261,17 @@ def _directory_is_anybodys(patch: Patch) -> None:
     patch.setattr(MovingFiles, "lineage", lambda _: None)
 
 
+def _copy_is_taken_for_captured(patch: Patch) -> None:
+    copy = SimEngine._copy
+
+    def as_capture(engine: SimEngine) -> Reply:
+        reply = copy(engine)
+        engine.worked = False
+        return reply
+
+    patch.setattr(SimEngine, "_copy", as_capture)
+
+
 CANARIES: Final[dict[str, Canary]] = {
     "the record never says offered": Canary(_offers_nothing),
     "it is granted before the record says offered": Canary(
@@ -334,4 +346,5 @@ CANARIES: Final[dict[str, Canary]] = {
     ),
     "a daemon makes a mistake of its own": Canary(_daemon_stumbles),
     "a session outlives that its vTPM has come again": Canary(_session_outlives_its_vtpm),
+    "an export is taken for a capture": Canary(_copy_is_taken_for_captured, exports=True),
 }

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tests.sim.link import SimLink
 
 _RECORDED: Final = struct.Struct("=II")  # struct link_recorded
+_COPY: Final = struct.Struct("=Q16s4I")  # struct link_copy
 SILENCE_MAX_S: Final = 5.0  # ASKER_SILENCE_MAX_MS
 CUSTODY_SHIFT: Final = 8  # LINK_CUSTODY_SHIFT
 # How often an answer lets the event loop do something else first, and for how long.
@@ -93,6 +94,9 @@ class Watcher(Protocol):
 
     def captured(self, kind: StateType, generation: int) -> None:
         """A generation is used for what a peer gets."""
+
+    def copied(self, permanent: Permanent) -> None:
+        """A person gets a copy."""
 
     def new_bytes(self) -> bytes:
         """Return 16 bytes that nothing else has."""
@@ -258,6 +262,8 @@ class SimEngine:
                 return Reply(0, 0, bytearray(b"{}"))
             case LinkOperation.GET_CONDITION:
                 return Reply(0, self._condition(), bytearray())
+            case LinkOperation.COPY:
+                return self._copy()
             case LinkOperation.CAPTURE:
                 return self._capture(LinkCapturing(argument), payload, descriptor)
             case LinkOperation.RECORD:
@@ -452,6 +458,19 @@ class SimEngine:
             return Result.SUCCESS, self.volatile.encode()
         self.custody = Custody.GIVEN
         return Result.SUCCESS, self.permanent.encode()
+
+    def _copy(self) -> Reply:
+        """tpm_copy()."""
+        if not self.running or self.custody not in EXECUTING:
+            return Reply(Result.BAD_ORDINAL, 0, bytearray())
+        if self.failed:
+            return Reply(Result.IOERROR, 0, bytearray())
+        assert self._current is not None and self.volatile is not None
+        volatile, (lineage, is_known) = self.volatile.encode(), self.get_lineage()
+        identity, generation = lineage[:2] if is_known else (bytes(16), 0)
+        head = _COPY.pack(generation, identity, len(self._current), len(volatile), 0, 0)
+        self._watcher.copied(state.permanent(self._current))
+        return Reply(0, 0, bytearray(head + self._current + volatile))
 
     def _capture(self, how: LinkCapturing, sector: bytes, descriptor: int | None) -> Reply:
         """do_capture()."""

@@ -11,6 +11,7 @@ from tests.sim.engine import SimEngine
 from tests.sim.link import SimLink
 from tests.sim.loop import PowerLoss
 from tests.sim.network import Connection, PlainSocket, Stream
+from tests.sim.state import Permanent
 from tests.support.file_names import INCOMING_NAME, OWNER_NAME, PERMANENT_NAME
 from vtpmd.config import RunConfig
 from vtpmd.daemon import lane, tls
@@ -186,6 +187,9 @@ class Running:
     def captured(self, kind: StateType, generation: int) -> None:
         self.world.captured(self.host, kind, generation)
 
+    def copied(self, permanent: Permanent) -> None:
+        self.world.copied(self.host, permanent)
+
     def new_bytes(self) -> bytes:
         return self.world.rng.randbytes(16)
 
@@ -352,6 +356,19 @@ class Daemon(Running):
 
         if self.is_ready:
             self._later(lambda: self.process.spawn(arm()))
+
+    def export(self) -> None:
+        """An operator exports the vTPM, with its volatile state."""
+
+        async def export() -> None:
+            assert self.mobility is not None
+            try:
+                await self.mobility.copy_states()
+            except VtpmdError as error:
+                self.world.log(f"{self.host.name}: not exported: {error}")
+
+        if self.is_ready:
+            self._later(lambda: self.process.spawn(export()))
 
     async def serve_lane(self, stream: Stream) -> None:
         """As ``vtpmd.daemon.peer_server`` does with what is greeted as a lane."""

@@ -17,9 +17,11 @@ from vtpmd.core import Image, LinkOperation
 from vtpmd.core.lane import LaneKeying
 from vtpmd.core.link import (
     LinkCondition,
+    LinkCopy,
     LinkCustody,
     LinkQuestion,
     link_condition,
+    unpack_link_copy,
     unpack_link_staged,
 )
 from vtpmd.daemon.engine import (
@@ -31,6 +33,7 @@ from vtpmd.daemon.engine import (
     Question,
     Reply,
 )
+from vtpmd.errors import VtpmdError
 from vtpmd.wire.state_level import Library
 from vtpmd.wire.tpm import StateType, TpmVersion
 
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 LIBRARY: Final = Library("0.9.2", {})
 # What is asked for at any time, and changes nothing: no step that a fault comes with.
-_QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.GET_CONDITION})
+_QUIET: Final = frozenset({LinkOperation.CAPTURE, LinkOperation.COPY, LinkOperation.GET_CONDITION})
 DECIDES_S: Final = 0.001
 # What is answered to a question that needs no answer any more.
 SETTLED: Final = Answer()
@@ -197,6 +200,12 @@ class SimLink:
     async def condition(self) -> tuple[LinkCondition, LinkCustody]:
         reply = await self.request(LinkOperation.GET_CONDITION)
         return link_condition(reply.argument)
+
+    async def copy(self) -> LinkCopy:
+        reply = await self.request(LinkOperation.COPY)
+        if reply.result:
+            raise VtpmdError(f"the engine cannot copy: {reply.result:#x}")
+        return unpack_link_copy(reply.payload)
 
     async def staged(self) -> Image:
         return unpack_link_staged((await self.request(LinkOperation.GET_STAGED)).payload)

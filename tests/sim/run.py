@@ -20,6 +20,7 @@ class Outcome(NamedTuple):
     transcript: list[str]
     steps: int
     executed: int
+    exports: int
 
     def __str__(self) -> str:
         return "\n".join((*self.transcript, f"seed {self.seed}: {self.violation or 'fine'}"))
@@ -36,9 +37,10 @@ def simulate(seed: int, canary: Canary | None = None) -> Outcome:
                     schedule.run(world)
                 else:
                     canary.apply(patch)
-                    schedule.run(world, canary.faults, canary.steps)
+                    faults, steps = canary.faults, canary.steps
+                    schedule.run(world, faults, steps, with_exports=canary.exports)
             finally:
                 world.scheduler.close()
     except (Violation, Livelock) as error:
         violation = str(error)
-    return Outcome(seed, violation, world.transcript, world.step, world.vm.executed)
+    return Outcome(seed, violation, world.transcript, world.step, world.vm.executed, world.exports)

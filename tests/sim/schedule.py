@@ -21,6 +21,7 @@ HAND_OVER: Final = range(20, 60)
 # What a QEMU has asked for before it died is done by then.
 SETTLES_S: Final = 0.1
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 1.0, 4.0)
+EXPORTS_S: Final = (0.001, 0.003, 0.01, 0.1)
 
 
 # What people do.
@@ -173,6 +174,15 @@ async def _afterwards(source: Host, qemu: Qemu) -> None:
     elif what < 0.75 and world.vm.may_run_at(source):
         qemu.process.spawn(qemu.cont())
     await asyncio.sleep(world.rng.choice(PAUSES_S))
+
+
+async def export_always(world: World) -> None:
+    """Have an operator export one vTPM or the other, again and again: nothing comes of that."""
+    while not world.healing:
+        host = _either(world)
+        if host.daemon is not None:
+            host.daemon.export()
+        await asyncio.sleep(world.rng.choice(EXPORTS_S))
 
 
 # What goes wrong.
@@ -359,9 +369,17 @@ def draw_faults(world: World, faults: Sequence[Fault], steps: range) -> None:
 # The end.
 
 
-def run(world: World, faults: Sequence[Fault] = FAULTS, steps: range = STEPS) -> None:
+def run(
+    world: World,
+    faults: Sequence[Fault] = FAULTS,
+    steps: range = STEPS,
+    *,
+    with_exports: bool = False,
+) -> None:
     """Play a schedule, then have everything heal. Raises Violation."""
     draw_faults(world, faults, steps)
+    if with_exports:
+        world.operator.spawn(export_always(world))
     for host in (world.a, world.b):
         host.start()
     played = world.operator.spawn(play(world))

@@ -105,6 +105,18 @@ def test_sessions_hand_over_where_nothing_fails() -> None:
     assert [line for line in reasons if not REASONS.search(line)] == []
 
 
+def test_exports_change_nothing() -> None:
+    """Whatever fails: a session misses nothing, and each export has what was acknowledged."""
+    exporting = Canary(lambda _: None, exports=True)
+    exports = 0
+    for seed in range(500):
+        outcome = simulate(seed, exporting)
+        if outcome.violation is not None:
+            pytest.fail(str(outcome), pytrace=False)
+        exports += outcome.exports
+    assert exports > 10_000
+
+
 TOLD: Final = re.compile(r" ([abc]): VTPM_(ARMED|FALL_BACK|GO_ON|HANDED_OVER)")
 
 

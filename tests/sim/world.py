@@ -116,6 +116,7 @@ class World:
         self._violation: str | None = None
         self._released: set[tuple[str, bytes]] = set()
         self._captured: dict[StateType, int] = {}
+        self.exports = 0
         uuids = self.rng.choice(((UUID, UUID), (UUID, UUID), (UUID, NO_UUID), (NO_UUID, NO_UUID)))
         follows = self.rng.choice(((True, True), (True, True), (False, False), (True, False)))
         self.a = Host(self, "a", uuids[0], follows_qemu=follows[0])
@@ -175,6 +176,12 @@ class World:
         if generation <= self._captured.get(kind, 0):
             self.violated(f"{host.name}: generation {generation} of {kind.name} is used again")
         self._captured[kind] = generation
+
+    def copied(self, host: Host, permanent: Permanent) -> None:
+        """An export has a state; that of a guest which runs there is what that was answered."""
+        if host.executes:
+            self.exports += 1
+            self.executes(host, self.vm, permanent)
 
     def numbering_begins(self) -> None:
         """A vTPM that comes in whole blobs has no number: those of its new host count."""

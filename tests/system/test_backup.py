@@ -332,6 +332,33 @@ def test_what_cannot_be_backed_up_by_a_socket_is_one_line(lab: Lab) -> None:
     assert ended.status == 1 and "cannot manage vtpmd on" in ended.error
 
 
+@pytest.mark.parametrize("keep", [KEEP, None])
+def test_a_backup_after_one_that_died_is_durable_if_it_says_that_it_is_there(
+    lab: Lab, random: Random, keep: int | None
+) -> None:
+    """Also if nothing has changed since: what the first one has written it may not have synced."""
+    emulator, load = lab.emulator(VTPMD), NvLoad(random)
+    disk = lab.new_power_disk()
+    dest = disk.path / "backups"
+    words = ["backup", str(emulator.state), str(dest)]
+    words += [] if keep is None else ["--keep", str(keep)]
+    with powered(emulator) as (_, tpm):
+        tpm.startup()
+        load.define(tpm)
+        at, is_dead = 0, True
+        while is_dead:
+            work(tpm, load)
+            with suppress(Killed), dying(at) as steps:
+                assert cli.main(words) == 0
+            is_dead = steps.done == at
+            assert cli.main(words) == 0
+            said = restored(dest)
+            disk.lose_power()
+            disk.repair()
+            assert restored(dest) == said, at
+            at += 1
+
+
 def restored(dest: Path) -> dict[int, bytes]:
     """Return all that a chain has, by generation; nothing is wrong with it."""
     found = {}

@@ -18,13 +18,20 @@ from tests.harness.handover import (
     make_armed_pair,
 )
 from tests.harness.lab import Lab
-from tests.harness.raw_guest import RawGuest12
+from tests.harness.proxy import WithholdingProxy
+from tests.harness.raw_guest import NV_INDEX, NV_SIZE, RawGuest12
+from tests.harness.saved_guest import MACHINE, SavedGuest, load
 from tests.support import sealed_object, tpm2, tpm2_rare
 from tests.support.beside import repeating
-from tests.support.tpm2 import Handle, Tpm
+from tests.support.emulator_client import Control
+from tests.support.tpm2 import Handle, Tpm, TpmError
+from tests.system.test_export import tpm_of
 from tests.system.test_state_directory import contents, fill, powered
 from vtpmd.store.exporting import take
+from vtpmd.testing import migration
+from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.facts import differences
 from vtpmd.wire.tpm import StateType, TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -144,6 +151,31 @@ def test_what_the_tpm_had_is_had_by_the_one_that_is_restored(lab: Lab, kind: Emu
     assert_serves(guest)
 
 
+def test_a_guests_memory_and_its_exported_tpm_go_on_together(lab: Lab) -> None:
+    """A real guest's: QEMU has saved the one, and an export the other, of the same moment."""
+    emulator, manage = serve(lab)
+    guest = lab.booted_guest(emulator, MACHINE)
+    sealed = sealed_object.seal(tpm_of(guest), SECRET)
+    before = guest.check()
+    guest.pause()
+    file, _ = export(lab, manage)
+    memory = lab.new_path("memory")
+    migration.set_capabilities(guest, return_path=False)
+    guest.qmp("migrate", uri=f"exec:cat >{memory}")
+    assert migration.wait_until_ended(guest) == "completed"
+    guest.close()
+
+    proxy = WithholdingProxy(lab.new_path("proxy"), lab.emulator(VTPMD, restore(lab, file)))
+    lab.close_at_end(proxy)
+    again = lab.guest(proxy, MACHINE, migration.INCOMING)
+    load(SavedGuest(memory, before), again)
+    assert Control.SET_STATEBLOB in proxy.seen
+    assert differences(before, again.check(), worked=False) == []
+    assert sealed_object.unseal(tpm_of(again), sealed) == SECRET
+    again.command("work 60")
+    assert differences(before, again.check(), worked=True) == []
+
+
 def test_the_permanent_state_is_that_of_its_generation(lab: Lab) -> None:
     """As it is in the state directory, byte for byte, with and without a change since."""
     emulator, manage = serve(lab)
@@ -206,6 +238,35 @@ def test_a_session_notices_nothing_of_an_export(lab: Lab) -> None:
     assert destination.guest.facts() == before
     ended = vtpmd("export", "--manage", source.vtpmd.manage_path, "--volatile", "--out", "/x/x")
     assert ended.status == 1 and "does not run here" in ended.error
+
+
+def test_what_could_not_be_stored_is_not_exported(lab: Lab, disk: Disk) -> None:
+    """Nothing starts from what a TPM has that stopped. The directory has what was acknowledged, and
+    maybe the change that was not.
+    """
+    manage = lab.new_path("manage")
+    options = ("--manage", str(manage))
+    emulator = lab.emulator(VTPMD, disk.path / "state", options=options)
+    guest, out = lab.raw_guest(emulator), lab.new_path("export")
+    guest.boot()
+    nv, refused = guest.facts().nv, bytes([1]) * NV_SIZE
+    disk.fail_writes(True)
+    with pytest.raises(TpmError):
+        guest.tpm.nv_write(NV_INDEX, refused)
+    disk.fail_writes(False)
+    ended = vtpmd("export", "--manage", manage, "--volatile", "--out", out)
+    assert ended.status == 1 and not out.exists()
+    assert "has stopped, as its state could not be stored" in ended.error
+    assert vtpmd("export", "--manage", manage, "--out", out).status == 0
+    directory = lab.new_path("restored")
+    assert vtpmd("import", out, directory, "--identity", "copy").status == 0
+    restored = lab.raw_guest(lab.emulator(VTPMD, directory))
+    restored.control.init()
+    restored.tpm.startup()
+    assert restored.facts().nv in (nv, refused)
+    guest.control.init()
+    guest.tpm.startup()
+    export(lab, manage)
 
 
 def test_what_does_not_run_is_refused_in_a_line(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from tests.harness.handover import (
     restarted,
 )
 from tests.harness.lab import Lab
-from tests.harness.owners import boot, hand_over, reconnected
+from tests.harness.owners import boot, freeze, hand_over, reconnected
 from tests.support.page import Page
 from tests.system.test_lineage import anchored, by_blobs, by_session, told
 from vtpmd.cli.diff import EXIT_DIFFERENT, EXIT_SAME
@@ -26,6 +26,7 @@ from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import EmulatorKind
 from vtpmd.testing.facts import differences
 from vtpmd.testing.guest import Machine
+from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import EPOCH_GENERATIONS, epoch_of
 
 SNAPSHOT = "checked"
@@ -177,6 +178,43 @@ def test_a_vtpm_that_is_armed_is_put_back_and_moves(lab: Lab) -> None:
     hand_over(Pair(here, there, lab.link(there.vtpmd)))
     assert there.guest.facts() == facts
     assert epoch_of(told(there).generation) == 1
+
+
+def given_back(lab: Lab, source: Host, target: Host) -> Host:
+    """Hand a vTPM over and have it given back, unused; return the target with another QEMU."""
+    assert source.manage.arm(target.vtpmd.address)["event"] == "VTPM_ARMED"
+    source.guest.work()
+    target.guest.load(freeze(Pair(source, target, lab.link(target.vtpmd))))
+    source.manage.wait_for("VTPM_GRANTED")
+    target.guest.close()
+    source.guest.resume()
+    wait_until(lambda: source.manage.migration()["outcome"] == "go-on")
+    assert_serves(source.guest)
+    again = reconnected(lab, target)
+    again.guest.control.stop()
+    return again
+
+
+def test_epochs_go_on_over_a_hand_over_that_is_given_back(lab: Lab) -> None:
+    """On both sides of it, and where the vTPM moves to in the end."""
+    here, there = make_host(lab), make_host(lab)
+    here.guest.boot()
+    snapshot, facts = here.guest.save(), here.guest.facts()
+    here.guest.work()
+    there = given_back(lab, here, there)
+    here.guest.load(snapshot)
+    assert (epoch_of(told(here).generation), here.guest.facts()) == (1, facts)
+    there = given_back(lab, here, there)
+    by_session(lab, here, there)
+    assert epoch_of(told(there).generation) == 1
+    there.guest.load(snapshot)
+    assert (epoch_of(told(there).generation), there.guest.facts()) == (2, facts)
+    here = reconnected(lab, here)
+    here.guest.control.stop()
+    here = given_back(lab, there, here)
+    by_blobs(lab, there, here)
+    assert epoch_of(told(here).generation) == 2
+    assert_serves(here.guest)
 
 
 def test_where_it_was_before_warns_of_a_fork(lab: Lab) -> None:

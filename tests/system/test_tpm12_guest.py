@@ -14,6 +14,7 @@ from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest12
 from tests.support import tpm12
 from tests.support.tpm12 import Key
+from tests.system.test_loaded_snapshots import epoch_at
 from vtpmd.testing import migration
 from vtpmd.testing.credentials import credentials
 from vtpmd.testing.emulator import Emulator, EmulatorKind, Peering
@@ -48,10 +49,10 @@ def enable(lab: Lab, emulator: Emulator) -> None:
     first.close()
 
 
-def booted_guest(lab: Lab, emulator: Emulator) -> tuple[Guest, Owned]:
+def booted_guest(lab: Lab, emulator: Emulator, machine: Machine = MACHINE) -> tuple[Guest, Owned]:
     """Boot a guest, become its TPM's owner and load a key, and let the guest use it."""
     enable(lab, emulator)
-    guest = lab.guest(emulator, MACHINE)
+    guest = lab.guest(emulator, machine)
     guest.wait_for_workload()
     tpm = tpm12_of(guest)
     tpm.create_endorsement_key()
@@ -84,6 +85,22 @@ def test_guest_moves_with_whole_blobs(
     assert int(there.command("stop")["operations"]) > 0
     check(there, owned)
     there.command("work 5 tpm-1.2")
+
+
+def test_a_snapshot_that_is_loaded_begins_the_next_epoch(lab: Lab) -> None:
+    """Each time, and the guest finds the TPM that it had; a crash right after keeps it."""
+    emulator = lab.emulator(VTPMD, version=TpmVersion.TPM_1_2)
+    guest, owned = booted_guest(lab, emulator, Machine(disk=lab.new_disk()))
+    assert guest.human_monitor("savevm checked") == ""
+    for epoch in (1, 2):
+        guest.command("work 5 tpm-1.2")
+        assert epoch_at(emulator.state) == epoch - 1
+        assert guest.human_monitor("loadvm checked") == ""
+        check(guest, owned)
+        emulator.program.wait_for_output(f"; restore epoch {epoch} begins")
+        assert epoch_at(emulator.state) == epoch
+    emulator.kill()
+    assert epoch_at(emulator.state) == 2
 
 
 def test_guest_moves_with_a_tail_and_again_as_it_sleeps(lab: Lab) -> None:

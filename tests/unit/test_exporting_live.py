@@ -66,6 +66,7 @@ def test_a_good_answer_is_taken() -> None:
         answer(identity=["69"] * 32),
         answer(identity="69" * 15),
         answer(identity="6 " * 16),
+        answer(identity="69 " * 10 + "69"),
         answer(generation=None),
         answer(generation=True),
         answer(generation=7.0),
@@ -74,9 +75,12 @@ def test_a_good_answer_is_taken() -> None:
         answer(states=[]),
         answer(states={}),
         answer(states={"permanent": text(IMAGE)}),
+        answer(states={"volatile": text(b"volatile")}),
         with_state("volatile", ""),
         with_state("volatile", 7),
         with_state("volatile", "not base64"),
+        with_state("volatile", text(b"volatile") + "\n"),
+        with_state("volatile", text(b"v") + text(b"olatile")),
         with_state("volatile", "ä" * 8),
         with_state("volatile", text(bytes(STATE_BYTES_MAX + 1))),
         with_state("other", text(b"other")),
@@ -106,6 +110,8 @@ def test_a_state_of_the_largest_size_is_taken() -> None:
     largest = bytes(STATE_BYTES_MAX)
     assert len(text(largest)) == exporting_live.TEXT_LENGTH_MAX
     assert decode(with_state("volatile", text(largest))).states[StateType.VOLATILE] == largest
+    with pytest.raises(ValueError, match="a state is too long"):
+        decode(with_state("volatile", text(largest + b"abc")))
 
 
 @contextmanager

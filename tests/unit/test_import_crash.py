@@ -8,7 +8,7 @@ one, in which another program would make a new TPM.
 
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +50,13 @@ STATES_OF = {
     TpmVersion.TPM_1_2: Of(states.different_12(2), states.BUSY_12, states.BUSY_12_VOLATILE),
     TpmVersion.TPM_2_0: Of(states.different(2), states.BUSY, states.BUSY_VOLATILE),
 }
+THIRD = states.different(3)[-1]  # of a TPM 2.0
 EXPORTED = Header(b"e" * 16, OTHER, 41, 0, TpmVersion.TPM_2_0, tuple(StateType)[:2])
 OF_A_NEW_TPM = EXPORTED._replace(is_new=True)
+ANOTHER = EXPORTED._replace(export=b"f" * 16, identity=b"of a third one..", generation=77)
 KEY = b"k" * 32
 STEPS_MAX = 200
+STRIDE = 7  # of the second import's steps: all of them come, with one or other of the first's
 AFTER_ANCHOR = 10  # steps, of an anchor that is written and the old states' new names
 
 
@@ -81,9 +84,16 @@ class Setting(NamedTuple):
 
     def run(self) -> None:
         """Import, as the command does once it has read the export."""
+        self._import(self.exported, self.states.imported)
+
+    def run_another(self) -> None:
+        """Import another export, of another vTPM, without a volatile state."""
+        self._import(ANOTHER, {StateType.PERMANENT: THIRD})
+
+    def _import(self, exported: Header, its: States) -> None:
         options = Namespace(directory=self.directory, force=True, anchor=self.anchor)
         with ExitStack() as stack:
-            importing._import(stack, options, self.exported, self.states.imported, self.key)
+            importing._import(stack, options, exported, its, self.key)
 
     def start(self) -> bytes | None:
         """Start a vTPM; return its permanent state."""
@@ -309,3 +319,42 @@ def test_another_import_takes_an_interrupted_ones_place(
     for name, content in before.items():
         kept = {after.get(f"{name}.before-{number}") for number in (1, 2)}
         assert content in kept, name
+
+
+@pytest.mark.parametrize("make", COPIES, indirect=True)
+def test_import_of_another_file_over_one_that_died_at_any_step(make: Callable[[], Setting]) -> None:
+    """It is that one's vTPM then, with nothing of the first; or, if it dies too, one of the three,
+    whole. What was there at first is kept.
+    """
+    for at in range(STEPS_MAX):
+        for then in (None, *range(at % STRIDE, STEPS_MAX, STRIDE)):
+            setting = make()
+            before = setting.contents()
+            with suppress(Killed), dying(at) as first:
+                setting.run()
+            with suppress(Killed), dying(then) as second:
+                setting.run_another()
+            has_died = second.done == then
+            found = setting.start()
+            old = setting.states.before[-1] if before else None
+            assert found in ((THIRD, setting.states.new, old) if has_died else (THIRD,)), (at, then)
+            after = setting.contents()
+            has_volatile = found != THIRD and found is not None
+            assert (setting.names.volatile in after) == has_volatile, (at, then)
+            assert found == old or set(before.values()) <= set(after.values()), (at, then)
+            if found == THIRD:
+                assert_another(setting)
+            if not has_died and then is not None:
+                break
+        if first.done < at:
+            return
+    pytest.fail("an import has more steps than that")
+
+
+def assert_another(setting: Setting) -> None:
+    """Look at what the import of another export has left."""
+    with StateDirectory.open(setting.directory) as directory:
+        lineage, record = directory.read_lineage(), MovingFiles(directory).owner.read()
+        assert lineage is not None and lineage.identity == ANOTHER.identity
+        assert record.generation >= lineage.generation >= EPOCH_GENERATIONS
+        assert record.forks[-1].export == ANOTHER.export.hex()

@@ -280,7 +280,10 @@ class Engine:
         return unpack_link_staged(reply.payload)
 
     async def copy(self) -> LinkCopy:
-        """Return the states of the TPM that runs, of one moment. Raises VtpmdError: it does not."""
+        """Return the states of the TPM that runs, of one moment.
+
+        Raises VtpmdError: it does not, or has stopped as its state could not be stored.
+        """
         try:
             reply = await self.request(LinkOperation.COPY)
         except EngineOlder as error:
@@ -290,6 +293,12 @@ class Engine:
             raise VtpmdError(
                 "the vTPM's TPM does not run here, so it has no volatile state to copy: leave out "
                 "--volatile, or boot its guest"
+            )
+        if reply.result == Result.IOERROR:
+            raise VtpmdError(
+                "the vTPM's TPM has stopped, as its state could not be stored (see its log), and "
+                "no TPM goes on from that: make room or repair the file system, then restart the "
+                "guest; or leave out --volatile: what was acknowledged is in the state directory"
             )
         if reply.result:
             raise VtpmdError(f"the engine cannot copy its states: it says {reply.result:#x}")

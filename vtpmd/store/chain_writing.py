@@ -4,7 +4,7 @@ A link is written under a name that no reader looks at, synced, and renamed. Wit
 oldest state that stays is then written whole, if it is a delta, the same way; only when that is
 durable are the links before it removed, and its delta: one after the other, from the oldest on,
 each durably. Whatever a crash leaves of that, ``Chain.leftovers`` knows, and the next backup
-removes.
+removes. It syncs the directory first: what it finds, and says is there, may not have been synced.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def _locked(path: Path) -> Iterator[int]:
         lock_fd = os.open(LOCK_NAME, flags, FILE_MODE, dir_fd=fd)
         try:
             lock_file(str(path), lock_fd)
+            _sync(path, fd)
             yield fd
         finally:
             os.close(lock_fd)
@@ -135,6 +136,17 @@ def _locked(path: Path) -> Iterator[int]:
         ) from None
     finally:
         os.close(fd)
+
+
+def _sync(path: Path, fd: int) -> None:
+    """Have what is there be there for good: who died may have renamed it, and no more.
+
+    Raises CannotWrite.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise _failed(path, error) from error
 
 
 def _opened(path: Path, seal: Seal, keep: int | None) -> tuple[Chain, dict[int, Image]]:
