@@ -51,10 +51,10 @@ KEY_REMEDIES: dict[type[Exception], str] = {
 # What else to do about one.
 RESTORE = "restore the directory from a backup, or give another one"
 
-# What a linear file, or block device, has no place for.
+# What is said of a linear file, or block device, which has no place for all that a directory has.
 NO_DIRECTORY = (
     "a vTPM in a file is served by swtpm's command line, with backend-uri=file://, and moves by "
-    "QEMU's own migration alone: nothing else has a place there"
+    "QEMU's own migration alone; what looks into it takes it: vtpmd inspect, verify, export, backup"
 )
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
