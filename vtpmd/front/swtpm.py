@@ -102,6 +102,16 @@ def _check(given: Given) -> None:
     has_data = "server" in given.lists or given.words.keys() & {"port", "fd"}
     if "ctrl" not in given.lists and not has_data:
         raise UsageError("there is no socket to serve: give --ctrl or --server")
+    _check_prefix(str(given.lists.get("log", {}).get("prefix", "")))
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuse what the engine has no room for. Raises UsageError."""
+    from vtpmd.core.boot import PROGRAM_BYTES_MAX
+
+    bytes_max = PROGRAM_BYTES_MAX - len(PROGRAM)
+    if len(os.fsencode(prefix)) > bytes_max:
+        raise UsageError(f"--log prefix= has more than {bytes_max} bytes: give a shorter one")
 
 
 def version_of(given: Given) -> TpmVersion:
@@ -125,6 +135,8 @@ def _serve(given: Given) -> None:
 
         here()  # nothing tells it there
     root = enter_root(given)
+    if user is not None:  # before anything that is named is opened
+        user.become(for_good=root is None)
     log_fd = open_log(given.lists.get("log", {}))
     with ExitStack() as stack:
         tell_fd = stack.enter_context(in_background(wanted="daemon" in given.flags))
@@ -176,8 +188,6 @@ class _Starting:
         key, migration_key = (read_key(stack, given, name) for name in ("key", "migration-key"))
         profile = self._read_profile()
         channels = self._open_channels()
-        if self._user is not None:
-            self._user.become(for_good=self._root is None)
         shared = sharing(given.lists.get("migration", {}))
         state = given.lists.get("tpmstate", {})
         place = open_place(stack, state, version_of(given), key, shared)
@@ -233,13 +243,21 @@ class _Starting:
         os.write(to, f"{prefix}{PROGRAM}: {news}\n".encode())
 
     def _announce(self) -> None:
-        """All is there: who started this goes on, and what is said from now on is the log's."""
-        from vtpmd.front.process import ERROR_FD, tell_parent
+        """All is there: what is said from now on is the log's."""
+        from vtpmd.front.process import ERROR_FD
 
-        if self._tell_fd is not None:
-            tell_parent(self._tell_fd, self._log_fd)
         if self._log_fd is not None:
             os.dup2(self._log_fd, ERROR_FD)
+
+    def _starting(self) -> int:
+        """Return what the engine does once it serves: who started this goes on then."""
+        from vtpmd.core import LinkDescriptor
+        from vtpmd.core.boot import LinkStarting
+
+        if self._tell_fd is None:
+            return 0
+        self._descriptors[LinkDescriptor.STARTED] = self._tell_fd
+        return LinkStarting.TOLD | (LinkStarting.SILENT if self._log_fd is None else 0)
 
     def _open_channels(self) -> _Channels:
         from vtpmd.core import LinkDescriptor
@@ -331,6 +349,7 @@ class _Starting:
             locality_max=3 if given.lists.get("locality", {}).get("reject-locality-4") else 4,
             file_mode=int(given.lists.get("tpmstate", {}).get("mode", 0)),
             sharing=shared.flags(),
+            starting=self._starting(),
         )
 
 

@@ -459,6 +459,8 @@ def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseExc
     name, otherwise = error.filename, "give one that this user may write to"
     if error.errno == errno.ENOTDIR:
         otherwise = NO_DIRECTORY
+    if isinstance(error, _NoFile):
+        otherwise = "remove it"
     if not descriptors or not name:
         remedy, place = otherwise, ""
     else:
@@ -490,9 +492,25 @@ def _has_link(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(os.path.join(os.fspath(path), LINK_NAME))
 
 
+class _NoFile(OSError):
+    """Something else is where the lock is to be."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EINVAL, "it is no regular file", LOCK_NAME)
+
+
 def _open_lock(directory_fd: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise _NoFile from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _NoFile
+    return fd
 
 
 def _lock(path: str | os.PathLike[str], fd: int, *, claims: bool) -> None:
