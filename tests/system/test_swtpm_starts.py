@@ -14,12 +14,19 @@ import pytest
 
 from tests.harness.swtpm_program import OURS, PROGRAMS, TIMEOUT_S, Place
 from tests.support.emulator_client import ControlClient
-from tests.support.tpm2 import Tpm
+from tests.support.tpm2 import Tpm, TpmError
+from vtpmd.testing.disk import Disk
 from vtpmd.testing.waiting import wait_until
 
 USER = 65534
 DAMAGED = b"no state of a TPM"
 STARTED = ("--flags", "not-need-init,startup-clear")
+
+no_file = pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("elsewhere")],
+    ids=["FIFO", "directory", "link"],
+)
 
 
 def run(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
@@ -137,9 +144,36 @@ def test_daemon_says_nothing_more_once_it_serves(ours: Place) -> None:
         control.shutdown()
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
+@no_file
 def test_lock_that_is_no_file_is_said_to_be_none(ours: Place, make: Callable[[Path], None]) -> None:
     make(ours.state / ".lock")
     done = run(ours)
     assert_says_one_line(ours, done)
     assert ".lock: it is no regular file; remove it" in done.stderr
+
+
+@no_file
+def test_state_that_is_no_file_is_no_state(ours: Place, make: Callable[[Path], None]) -> None:
+    make(ours.state / ours.names.permanent)
+    done = run(ours, "--print-states")
+    assert_says_one_line(ours, done)
+    assert f"{ours.names.permanent} is no regular file; " in done.stderr
+
+
+def test_tpm_that_finds_no_room_is_not_said_to_be_made(ours: Place, disk: Disk) -> None:
+    """It is on, as swtpm's is, and answers that it has failed; that was said, and why."""
+    state = disk.path / "state"
+    state.mkdir()
+    (state / ".lock").touch()
+    disk.fill()
+    process = ours.start(*STARTED, "--tpmstate", f"dir={state}")
+    with ControlClient(ours.control) as control:
+        with pytest.raises(TpmError, match="TPM_RC 0x101"):
+            Tpm(control.attach_data().transact).startup()
+        control.shutdown()
+    assert process.wait(TIMEOUT_S) == 0
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert "No space left on device" in said
+    assert "was made" not in said
+    assert "started up" not in said

@@ -161,6 +161,16 @@ class OpenDirectory(Closing):
             return False
         return True
 
+    def size(self, name: str) -> int | None:
+        """Return how many bytes a file has, or None without it. Raises StateDirectoryError."""
+        try:
+            status = os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise StateDirectoryError(f"{self.place(name)} is no regular file; {RESTORE}")
+        return status.st_size
+
     def is_in_use(self) -> bool:
         """Return whether somebody holds the lock. Raises StateDirectoryError."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
