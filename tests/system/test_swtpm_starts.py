@@ -5,6 +5,7 @@ told. Nothing but what a command line names is written to or removed.
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -177,3 +178,30 @@ def test_tpm_that_finds_no_room_is_not_said_to_be_made(ours: Place, disk: Disk) 
     assert "No space left on device" in said
     assert "was made" not in said
     assert "started up" not in said
+
+
+def test_lines_for_people_go_into_no_file_of_the_vtpm_s(ours: Place) -> None:
+    """Where a standard descriptor is closed the first file that is opened has its number."""
+    linear = ours.directory / "linear"
+    options = ours.options("--daemon", *STARTED, "--tpmstate", f"backend-uri=file://{linear}")
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    for _ in range(2):  # the second start finds what the first has left
+        subprocess.run([*closed, *options], check=True, timeout=TIMEOUT_S)
+        with ControlClient(ours.control) as control:
+            Tpm(control.attach_data().transact).random(8)
+            control.shutdown()
+        wait_until(lambda: not ours.control.exists())
+
+
+def test_parent_learns_that_its_child_has_ended(ours: Place) -> None:
+    """Also where it was started with SIGCHLD ignored."""
+    done = subprocess.run(
+        ours.options("--daemon", "--key", "file=nowhere"),
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        cwd=ours.directory,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert_says_one_line(ours, done)

@@ -155,6 +155,10 @@ def in_background(*, wanted: bool) -> Iterator[int | None]:
     if not wanted:
         yield None
         return
+    import signal
+
+    # Who had it ignored, as some shells' scripts have, would learn of no child's end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     told_fd, tell_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child != 0:

@@ -13,6 +13,7 @@ import sys
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.options import parse
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+from vtpmd.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ SECCOMP_ACTIONS = ("kill", "log", "none")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program named swtpm; return the exit status. Errors are one line."""
+    open_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(given)
