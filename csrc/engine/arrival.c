@@ -116,7 +116,7 @@ TPM_RESULT arrival_start(struct arrival *arrival, struct tpm *tpm, struct store 
     bool is_new = arrival->what != ARRIVED_BLOBS && !tpm_has_state(tpm);
 
     TPM_RESULT result = start(arrival, tpm, store);
-    if (result == TPM_SUCCESS && is_new)
+    if (result == TPM_SUCCESS && is_new && tpm_has_state(tpm)) /* else it was told why not */
         error_report("a new TPM %s was made, as there was no state of one", version_now()->name);
     if (result != TPM_SUCCESS)
         error_report("the TPM does not start: libtpms refuses its state with %#x; the state files "

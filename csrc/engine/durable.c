@@ -992,14 +992,18 @@ void durable_defer(struct durable *durable, bool is_so)
     durable->defers = is_so;
 }
 
-int durable_store(struct durable *durable)
+int durable_store(struct durable *durable, pthread_mutex_t *lock)
 {
-    int r = 0;
-
     pthread_mutex_lock(&durable->lock);
-    if (durable->current.exists && !durable->is_in_file && !durable->journal)
-        r = write_current(durable);
+    if (!durable->current.exists || durable->is_in_file || durable->journal) {
+        pthread_mutex_unlock(&durable->lock);
+        return 0;
+    }
+    clear_ahead(durable); /* which may give up its own lock: from here on that is kept */
+    pthread_mutex_unlock(lock);
+    int r = write_current(durable);
     pthread_mutex_unlock(&durable->lock);
+    pthread_mutex_lock(lock);
     return r;
 }
 

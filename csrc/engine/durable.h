@@ -32,6 +32,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -140,8 +141,10 @@ void durable_work_ahead(struct durable *durable);
  * is an anchor it waits: that must not be ahead of the journal. */
 void durable_defer(struct durable *durable, bool is_so);
 
-/* Put the image into its file, if it is durable elsewhere. Returns 0 or a negative errno. */
-int durable_store(struct durable *durable);
+/* Put the image into its file, if it is durable elsewhere. `lock`, by which one caller at a time is
+ * here, is given up while it writes: whoever changes the image, or the files, waits. Returns 0 or a
+ * negative errno. */
+int durable_store(struct durable *durable, pthread_mutex_t *lock);
 
 /* The name, without version.h's prefix, of the file that was written last, or could not be. */
 const char *durable_target(const struct durable *durable);

@@ -485,10 +485,16 @@ static TPM_RESULT do_execute(struct link *link, struct message *request, struct 
         return TPM_BAD_PARAMETER;
     tpm_response_init(&answer);
     tpm_execute(link->tpm, request->payload, request->header.payload_bytes, &answer);
-    bool is_done = get_be32(answer.bytes + TPM_AT_CODE) == 0;
+    uint32_t code = get_be32(answer.bytes + TPM_AT_CODE);
     tpm_response_wipe(&answer);
     tpm_response_deinit(&answer);
-    return is_done ? TPM_SUCCESS : TPM_FAIL;
+    /* As with swtpm: who uses the TPM finds it powered on, and can start it up. Of a failure it was
+     * told. */
+    if (code != 0 && code != version_now()->failure)
+        error_report("the TPM refuses to be started up as was asked for, with %#x: it is on, and "
+                     "what uses it has to start it up",
+                     code);
+    return TPM_SUCCESS;
 }
 
 static TPM_RESULT do_serve_data(struct link *link, struct message *request,
@@ -754,9 +760,9 @@ static int boot_from_next(struct link *link, int fd)
     if (request.header.operation == LINK_SET_ANCHOR)
         request.descriptor = LINK_FD_ANCHOR;
     r = carry_out(link, &request, &response);
-    if (r == 0 && response.header.result != TPM_SUCCESS)
-        r = -EINVAL;
-    return r;
+    if (r != 0 || response.header.result == TPM_SUCCESS)
+        return r;
+    return request.header.operation == LINK_INIT ? LINK_NOT_ON : -EINVAL;
 }
 
 int link_boot(struct link *link, int fd)

@@ -46,7 +46,7 @@ enum link_operation {
     LINK_SET_ANCHOR = 5,    /* after LINK_SET_JOURNAL; payload: struct link_anchor; LINK_FD_ANCHOR
                                is its descriptor */
     LINK_LOAD_STATE = 6,    /* argument: state type; payload: what the checkpoint holds */
-    LINK_EXECUTE = 7,       /* after LINK_INIT; payload: a TPM command, which is to succeed */
+    LINK_EXECUTE = 7,       /* after LINK_INIT; payload: a TPM command, of whose failure it tells */
     LINK_SET_VERSION = 10,  /* before all that is about the TPM; argument: enum version_number
                               (version.h); without it, a TPM 2.0 */
     LINK_SERVE_DATA = 8,    /* serve the data channel on LINK_FD_DATA; argument: enum link_data,
@@ -275,6 +275,7 @@ enum link_descriptor {
     LINK_FD_DATA_DIRECTORY = 12,    /* where the engine removes that socket's file */
     LINK_FD_PID_DIRECTORY = 13,     /* and the one with its process number */
     LINK_FD_ROOT = 14,              /* what the engine has as its root directory, if it is told */
+    LINK_FD_STARTED = 15,           /* a pipe, if it is told: somebody waits until it serves */
 };
 
 /* Those that a vtpmd gets with LINK_READY, in this order: it shares the very lock. */
@@ -399,6 +400,12 @@ enum link_sharing {
     LINK_SHARING_RELEASES = 2, /* that lock is let go of once QEMU has been given all of it */
 };
 
+/* What is done once the boot record is carried out. */
+enum link_starting {
+    LINK_STARTING_TOLD = 1,   /* a byte is written to LINK_FD_STARTED */
+    LINK_STARTING_SILENT = 2, /* standard error is /dev/null from then on */
+};
+
 /* How to serve the control channel. Texts end with a NUL; an empty name is of no file. */
 struct link_serving {
     uint32_t is_verbose;   /* a line for each command */
@@ -409,6 +416,7 @@ struct link_serving {
     uint32_t file_mode;    /* of the state's files; 0: swtpm's */
     uint32_t sharing;      /* enum link_sharing, added up */
     uint32_t stays;        /* SHUTDOWN ends nothing: another QEMU is waited for */
+    uint32_t starting;     /* enum link_starting, added up */
     char program[80];      /* what lines on standard error begin with */
     char socket_name[108]; /* the file to remove at the end, in LINK_FD_CONTROL_DIRECTORY */
     char link_name[32];    /* the same of this link, in the state directory */

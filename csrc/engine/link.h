@@ -27,8 +27,12 @@ struct link {
     struct link_serving serving; /* what the boot record says of that server */
 };
 
-/* Carry out the requests of a boot record, and close it. Returns 0 if all of them succeeded, or a
- * negative errno. */
+enum {
+    LINK_NOT_ON = 3, /* the TPM does not start, of which it was told */
+};
+
+/* Carry out the requests of a boot record, and close it. Returns 0 if all of them succeeded,
+ * LINK_NOT_ON, or a negative errno. */
 int link_boot(struct link *link, int fd);
 
 enum {

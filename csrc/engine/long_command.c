@@ -7,6 +7,7 @@
 #include "check.h"
 #include "thread.h"
 #include "tpm.h"
+#include "turn.h"
 
 enum {
     THREAD_STACK_BYTES = 1 << 20, /* libtpms keeps a copy of its NV memory on the stack */
@@ -55,7 +56,7 @@ enum outcome {
 
 static struct {
     pthread_mutex_t *lock; /* the TPM's, over what follows */
-    pthread_cond_t *changed;
+    struct turn *turn;
     _Atomic enum long_phase phase; /* written with the lock, but read without it, too */
     enum outcome outcome;
     atomic_bool is_armed; /* without the lock */
@@ -85,13 +86,13 @@ enum long_verdict long_verdict(enum tpm_operation operation, enum long_phase pha
 static void set_phase(enum long_phase phase)
 {
     own.phase = phase;
-    pthread_cond_broadcast(own.changed);
+    turn_change(own.turn);
 }
 
-void long_command_init(pthread_mutex_t *lock, pthread_cond_t *changed)
+void long_command_init(pthread_mutex_t *lock, struct turn *turn)
 {
     own.lock = lock;
-    own.changed = changed;
+    own.turn = turn;
     own.is_armed = own.has_thread = own.has_work = own.is_ending = false;
     set_phase(LONG_IDLE);
 }
@@ -228,7 +229,7 @@ bool long_command_execute(const uint8_t *command, size_t command_bytes,
     set_phase(LONG_RUNNING);
     pthread_cond_signal(&own.wanted);
     while (own.outcome == UNDECIDED)
-        pthread_cond_wait(own.changed, own.lock);
+        turn_wait(own.turn, own.lock);
     if (own.outcome == ANSWERED)
         take_response(response);
     return own.outcome == ANSWERED;

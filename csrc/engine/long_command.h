@@ -41,6 +41,7 @@
 #include "link_types.h"
 
 struct tpm_response;
+struct turn;
 
 enum long_phase {
     LONG_IDLE,
@@ -62,8 +63,8 @@ enum long_verdict {
 
 enum long_verdict long_verdict(enum tpm_operation operation, enum long_phase phase);
 
-/* With the TPM's lock, and what is broadcast when the phase has changed; both outlive this. */
-void long_command_init(pthread_mutex_t *lock, pthread_cond_t *changed);
+/* With the TPM's lock, and what is told when the phase has changed; both outlive this. */
+void long_command_init(pthread_mutex_t *lock, struct turn *turn);
 
 /* Start the thread. Returns 0 or a negative errno. */
 int long_command_start(void);

@@ -172,6 +172,18 @@ static int serve_all(struct engine *engine)
     return r;
 }
 
+/* Who waits for a start goes on, and nobody reads what is said from now on. */
+static void tell_of_start(const struct link_serving *serving)
+{
+    if (serving->starting & LINK_STARTING_SILENT)
+        dup2(LINK_FD_INPUT, LINK_FD_ERROR);
+    if (!(serving->starting & LINK_STARTING_TOLD))
+        return;
+    if (write(LINK_FD_STARTED, "1", 1) < 0)
+        check(errno == EPIPE); /* it was ended */
+    close(LINK_FD_STARTED);
+}
+
 static int boot(struct link *link)
 {
     enum locked locked = sandbox_lock_memory();
@@ -179,9 +191,11 @@ static int boot(struct link *link)
     int r = link_boot(link, LINK_FD_BOOT);
     if (r < 0)
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
-    else
+    if (r == 0) {
+        tell_of_start(&link->serving);
         warn_of_unlocked_memory(locked);
-    return r;
+    }
+    return r == LINK_NOT_ON ? -ECANCELED : r;
 }
 
 /* Make what serves, and end it in the order that it needs. */

@@ -122,9 +122,9 @@ int nvram_set_anchor(const struct anchor *anchor)
     return durable_set_anchor(permanent, anchor);
 }
 
-int nvram_store_permanent(void)
+int nvram_store_permanent(pthread_mutex_t *lock)
 {
-    return is_read_only ? -EROFS : durable_store(permanent);
+    return is_read_only ? -EROFS : durable_store(permanent, lock);
 }
 
 void nvram_set_read_only(bool is_so)

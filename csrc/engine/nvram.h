@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -52,9 +53,10 @@ int nvram_set_anchor(const struct anchor *anchor);
  * 1.2, LINK_SHUTDOWN_STATE if there is a saved state. */
 enum link_shutdown nvram_last_shutdown(void);
 
-/* Put the permanent state into its file, if it is durable elsewhere. Returns 0, also if there is
- * none, or a negative errno. */
-int nvram_store_permanent(void);
+/* Put the permanent state into its file, if it is durable elsewhere. The TPM's lock is given up
+ * meanwhile: what stores a permanent state waits, or has it read-only, and nothing else. Returns 0,
+ * also if there is none, or a negative errno. */
+int nvram_store_permanent(pthread_mutex_t *lock);
 
 /* The vTPM is, or may be, another host's: while that `is_so` no file is written, but by
  * nvram_adopt(). What would write one fails with -EROFS; nvram_end() leaves the journal as it is.

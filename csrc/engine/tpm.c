@@ -25,6 +25,7 @@
 #include "pages.h"
 #include "saved.h"
 #include "swtpm_format.h"
+#include "turn.h"
 #include "version.h"
 
 enum {
@@ -46,7 +47,7 @@ struct condition {
 
 struct tpm {
     pthread_mutex_t lock;
-    pthread_cond_t settled; /* waiting commands have to look again whether they wait */
+    struct turn turn;
     _Atomic struct condition condition;
     enum tpm_custody before;   /* of one on standby: what it goes back to */
     bool worked;               /* something ran since the last capture */
@@ -105,8 +106,8 @@ struct tpm *tpm_new(struct io *io)
 
     check(tpm);
     check(pthread_mutex_init(&tpm->lock, NULL) == 0);
-    clock_condition_init(&tpm->settled);
-    long_command_init(&tpm->lock, &tpm->settled);
+    turn_init(&tpm->turn);
+    long_command_init(&tpm->lock, &tpm->turn);
     /* libtpms logs the bytes of a command that failed, authorisation values among them. */
     TPMLIB_SetDebugFD(LINK_FD_LIBRARY_LOG);
     check(TPMLIB_ChooseTPMVersion((TPMLIB_TPMVersion)version_now()->library) == TPM_SUCCESS);
@@ -218,7 +219,7 @@ static void set_condition(struct tpm *tpm, enum tpm_power power, enum tpm_custod
     nvram_set_on(power == TPM_ON);
     if (!custody_is_ahead(custody))
         nvram_let_go();
-    pthread_cond_broadcast(&tpm->settled);
+    turn_change(&tpm->turn);
 }
 
 static enum tpm_verdict verdict_on(struct tpm *tpm, enum tpm_operation operation)
@@ -464,7 +465,7 @@ static enum tpm_verdict wait_for_turn(struct tpm *tpm, enum tpm_operation operat
 
     while ((verdict = verdict_on(tpm, operation)) == VERDICT_DO &&
            long_verdict(operation, long_command_phase()) == LONG_WAIT)
-        pthread_cond_wait(&tpm->settled, &tpm->lock);
+        turn_wait(&tpm->turn, &tpm->lock);
     return verdict;
 }
 
@@ -804,13 +805,14 @@ enum tpm_left tpm_free(struct tpm *tpm)
     forget_given(tpm);
     long_command_deinit();
     nvram_deinit();
-    pthread_cond_destroy(&tpm->settled);
+    turn_deinit(&tpm->turn);
     pthread_mutex_destroy(&tpm->lock);
     free(tpm);
     return left;
 }
 
-/* Custody's verdict on a command, or that it waits for one that was abandoned to run out. */
+/* Custody's verdict on a command, or that it waits for one that was abandoned to run out. Without
+ * the lock it is as it was just now. */
 static enum tpm_verdict verdict_on_command(struct tpm *tpm)
 {
     enum tpm_verdict verdict = verdict_on(tpm, OP_EXECUTE);
@@ -819,20 +821,20 @@ static enum tpm_verdict verdict_on_command(struct tpm *tpm)
     return verdict == VERDICT_DO && waits ? VERDICT_WAIT : verdict;
 }
 
-/* Returns the verdict on a command, once it need not wait; VERDICT_WAIT if that took too long. */
-static enum tpm_verdict wait_until_settled(struct tpm *tpm)
+static bool has_to_wait(void *tpm)
 {
-    enum tpm_verdict verdict = verdict_on_command(tpm);
-    int r = 0;
+    return verdict_on_command(tpm) == VERDICT_WAIT;
+}
 
-    if (verdict != VERDICT_WAIT)
-        return verdict;
-    int64_t until_ms = clock_ms() + version_now()->command_wait_ms;
-    while (verdict == VERDICT_WAIT && r != ETIMEDOUT) {
-        r = clock_wait_until(&tpm->settled, &tpm->lock, until_ms);
-        verdict = verdict_on_command(tpm);
-    }
-    return verdict;
+/* Without the lock: who has that may wait for the disk. Returns false if it took too long since the
+ * first of these waits, which `*until_ms` is 0 before. */
+static bool wait_until_settled(struct tpm *tpm, int64_t *until_ms)
+{
+    if (!has_to_wait(tpm))
+        return true;
+    if (!*until_ms)
+        *until_ms = clock_ms() + version_now()->command_wait_ms;
+    return turn_wait_apart(&tpm->turn, has_to_wait, tpm, *until_ms);
 }
 
 /* Of a TPM 1.2 any command may have made an end of its saved state. */
@@ -928,19 +930,15 @@ bool tpm_abandon(struct tpm *tpm)
     return true;
 }
 
-void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
-                 struct tpm_response *response)
+/* The verdict is that it is done. */
+static void do_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
+                       struct tpm_response *response)
 {
-    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= tpm_message_bytes_max());
-    locked(tpm);
-    enum tpm_verdict verdict = wait_until_settled(tpm);
-    if (verdict == VERDICT_DO && !prepare(tpm, OP_EXECUTE))
-        verdict = VERDICT_FAIL;
-    if (verdict == VERDICT_FAIL) {
+    if (!prepare(tpm, OP_EXECUTE)) {
         tpm_respond_error(response, version_now()->failure);
         return;
     }
-    if (verdict == VERDICT_WAIT || begin_work(tpm, OP_EXECUTE) < 0) {
+    if (begin_work(tpm, OP_EXECUTE) < 0) {
         tpm_respond_error(response, version_now()->retry);
         return;
     }
@@ -953,6 +951,31 @@ void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
     }
     note_established(tpm);
     note_power(tpm, command_code, last_parameter, response_code(response) == 0);
+}
+
+/* Returns false if it has to wait: there is no response. */
+static bool try_to_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
+                           struct tpm_response *response)
+{
+    locked(tpm);
+    enum tpm_verdict verdict = verdict_on_command(tpm);
+    if (verdict == VERDICT_DO)
+        do_execute(tpm, command, command_bytes, response);
+    if (verdict == VERDICT_FAIL)
+        tpm_respond_error(response, version_now()->failure);
+    return verdict != VERDICT_WAIT;
+}
+
+void tpm_execute(struct tpm *tpm, uint8_t *command, size_t command_bytes,
+                 struct tpm_response *response)
+{
+    int64_t until_ms = 0;
+
+    check(command_bytes >= TPM_HEADER_BYTES && command_bytes <= tpm_message_bytes_max());
+    while (wait_until_settled(tpm, &until_ms))
+        if (try_to_execute(tpm, command, command_bytes, response))
+            return;
+    tpm_respond_error(response, version_now()->retry);
 }
 
 TPM_RESULT tpm_cancel(struct tpm *tpm)
@@ -1159,7 +1182,7 @@ TPM_RESULT tpm_store_permanent(struct tpm *tpm)
     locked(tpm);
     if (!may(tpm, OP_STORE_PERMANENT, &result))
         return result;
-    return nvram_store_permanent() < 0 ? TPM_FAIL : TPM_SUCCESS;
+    return nvram_store_permanent(&tpm->lock) < 0 ? TPM_FAIL : TPM_SUCCESS;
 }
 
 TPM_RESULT tpm_forget_state(struct tpm *tpm)

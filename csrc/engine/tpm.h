@@ -242,7 +242,8 @@ void tpm_await_state(struct tpm *tpm);
  * was given is started from all the same. */
 void tpm_unawait_state(struct tpm *tpm);
 
-/* Write the permanent state's image into its file, if it is durable elsewhere. */
+/* Write the permanent state's image into its file, if it is durable elsewhere. Commands that store
+ * nothing do not wait for that. */
 TPM_RESULT tpm_store_permanent(struct tpm *tpm);
 
 /* Drop what tpm_set_state() was given, and a TPM that is on standby. */

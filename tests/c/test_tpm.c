@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -720,6 +721,116 @@ static void a_held_tpm_that_is_retired_serves_nothing(void **state)
     assert_int_equal(tpm_retire(tpm, true), TPM_SUCCESS);
     assert_int_equal(answer_to(&command), TPM2_RC_FAILURE);
     assert_int_equal(io.calls, 0);
+}
+
+/* A disk that stalls, for one thread. */
+static struct {
+    pthread_t thread;
+    sem_t is_reached, may_pass;
+    TPM_RESULT (*operation)(void);
+    TPM_RESULT result;
+    int (*create)(struct io *io, const char *name);
+    int (*unlink)(struct io *io, const char *name);
+} stall;
+
+static void stall_here(void)
+{
+    if (!pthread_equal(pthread_self(), stall.thread))
+        return;
+    sem_post(&stall.is_reached);
+    sem_wait(&stall.may_pass);
+    sem_post(&stall.may_pass);
+}
+
+static int stalling_create(struct io *io, const char *name)
+{
+    stall_here();
+    return stall.create(io, name);
+}
+
+static int stalling_unlink(struct io *io, const char *name)
+{
+    stall_here();
+    return stall.unlink(io, name);
+}
+
+static void *run_stalling(void *argument)
+{
+    (void)argument;
+    stall.thread = pthread_self();
+    stall.result = stall.operation();
+    return NULL;
+}
+
+/* Have an operation done beside the test, which stands still at the first file that it makes or
+ * removes. */
+static void begin_stalling(pthread_t *thread, TPM_RESULT (*operation)(void))
+{
+    stall.operation = operation;
+    sem_init(&stall.is_reached, 0, 0);
+    sem_init(&stall.may_pass, 0, 0);
+    stall.create = io.io.create;
+    stall.unlink = io.io.unlink;
+    io.io.create = stalling_create;
+    io.io.unlink = stalling_unlink;
+    assert_int_equal(pthread_create(thread, NULL, run_stalling, NULL), 0);
+    sem_wait(&stall.is_reached);
+}
+
+static TPM_RESULT end_stalling(pthread_t thread)
+{
+    sem_post(&stall.may_pass);
+    pthread_join(thread, NULL);
+    sem_destroy(&stall.is_reached);
+    sem_destroy(&stall.may_pass);
+    return stall.result;
+}
+
+static TPM_RESULT admit_it(void)
+{
+    return tpm_admit(tpm, &came, false);
+}
+
+static TPM_RESULT store_it(void)
+{
+    return tpm_store_permanent(tpm);
+}
+
+static void a_command_waits_only_so_long_while_what_admits_it_waits_for_the_disk(void **state)
+{
+    struct waiting_command command;
+    pthread_t thread;
+
+    (void)state;
+    start_ahead();
+    nvram_set_read_only(false);
+    assert_int_equal(nvram_store(LINK_STATE_VOLATILE, (const uint8_t *)"old", 3), 0);
+    nvram_set_read_only(true);
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    begin_stalling(&thread, admit_it);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), TPM2_RC_RETRY);
+    start_command(&command);
+    assert_int_equal(end_stalling(thread), TPM_SUCCESS);
+    assert_int_equal(answer_to(&command), 0);
+}
+
+/* Have a TPM on whose state is durable elsewhere alone. */
+static void start_admitted(void)
+{
+    start_ahead();
+    assert_int_equal(tpm_expect(tpm), TPM_SUCCESS);
+    assert_int_equal(tpm_admit(tpm, &came, false), TPM_SUCCESS);
+}
+
+static void a_command_that_stores_nothing_does_not_wait_for_the_state_s_own_file(void **state)
+{
+    pthread_t thread;
+
+    (void)state;
+    start_admitted();
+    begin_stalling(&thread, store_it);
+    assert_int_equal(EXECUTE(GET_RANDOM), 0x100); /* it was not started up */
+    assert_int_equal(end_stalling(thread), TPM_SUCCESS);
 }
 
 static void a_command_to_a_held_tpm_waits_only_so_long(void **state)
@@ -1782,6 +1893,8 @@ int main(void)
         TEST(invariant_3_a_held_tpm_that_is_let_go_ends_no_retirement),
         TEST(a_held_tpm_that_is_retired_serves_nothing),
         TEST(a_command_to_a_held_tpm_waits_only_so_long),
+        TEST(a_command_waits_only_so_long_while_what_admits_it_waits_for_the_disk),
+        TEST(a_command_that_stores_nothing_does_not_wait_for_the_state_s_own_file),
         TEST(commands_wait_while_a_retired_tpm_is_asked_back),
         TEST(waiting_commands_are_answered_when_nothing_will_come),
         TEST(a_held_start_uses_nothing_that_this_host_has_itself),

@@ -78,6 +78,7 @@ def emulator(lab: Lab) -> Emulator:
 
 NOT_OF_EVERY_VTPM = {
     LinkDescriptor.ROOT,
+    LinkDescriptor.STARTED,
     LinkDescriptor.BOOT,
     LinkDescriptor.ANCHOR,
     LinkDescriptor.DATA,

@@ -44,6 +44,11 @@ STARTS: dict[str, Callable[[Place], list[str]]] = {
         *place.options(),
     ],
 }
+# What is said where there is more to it than that there is no link.
+WORDS = {
+    "and `--migration release-lock-outgoing,incoming`": "for storage that hosts share",
+    "`--tpmstate backend-uri=file://PATH`": "takes it: vtpmd inspect, verify, export, backup\n",
+}
 
 
 @pytest.fixture
@@ -71,6 +76,8 @@ def test_vtpmd_is_attached_where_the_table_says_so(row: Row, place: Place, lab: 
         else:
             done = run_to_its_end(place.state, command="attach")
             assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+            if row["started with"] in WORDS:
+                assert WORDS[row["started with"]] in done.stderr
         for command, *words in (
             ("inspect",),
             ("verify",),
@@ -81,3 +88,15 @@ def test_vtpmd_is_attached_where_the_table_says_so(row: Row, place: Place, lab: 
             assert done.returncode == 0, done.stderr
         control.shutdown()
     assert process.wait(TIMEOUT_S) == 0
+
+
+def test_one_that_waits_for_a_vtpm_is_named(place: Place) -> None:
+    """It has no lock yet, by which others are found, and says nothing of itself in the directory.
+
+    Another user than root cannot see it, and is told that there may be one.
+    """
+    process = place.start("--migration", "incoming,release-lock-outgoing")
+    done = run_to_its_end(place.state, command="attach")
+    who = f"vtpmd: vtpmd-engine (process {process.pid}) has the state directory without its lock: "
+    assert (done.returncode, done.stderr.startswith(who)) == (1, True), done.stderr
+    assert done.stderr.count("\n") == 1

@@ -172,7 +172,9 @@ def test_invariant_11_vtpmd_is_attached_to_an_engine_below_it(
 ) -> None:
     """And is killed, and attached again: the guest sees nothing. The link is the engine's own."""
     process = jail.start(*IN_DIRECTORY, *(RUNAS if uid else []))
-    assert (jail.state / LINK_NAME).stat().st_uid == uid
+    link = jail.state / LINK_NAME
+    wait_until(link.exists)
+    assert link.stat().st_uid == uid
     with ControlClient(jail.control) as control, closing(control.attach_data()) as data:
         control.init()
         tpm = Tpm(data.transact)

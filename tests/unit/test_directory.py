@@ -203,7 +203,7 @@ def test_what_is_no_state_file_is_refused_and_left(
 def test_a_lock_that_is_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
     path.mkdir()
     (path / ".lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StateDirectoryError, match="symbolic link"):
+    with pytest.raises(StateDirectoryError, match="no regular file"):
         StateDirectory.open(path)
     assert not (tmp_path / "elsewhere").exists()
 

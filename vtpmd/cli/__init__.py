@@ -11,6 +11,7 @@ import sys
 
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
+from vtpmd.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
-    _open_standard_descriptors()
+    open_standard_descriptors()
     given = sys.argv[1:] if arguments is None else arguments
     if "socket" in given[:1]:
         from vtpmd.front.swtpm import main as serve_as_swtpm
@@ -83,12 +84,3 @@ def _parsed(given: Sequence[str]) -> argparse.Namespace:
     from vtpmd.cli.parser import parse
 
     return parse(given)
-
-
-def _open_standard_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2: lines for people must not go into a file of the vTPM's."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

@@ -6,7 +6,7 @@ All else of the link is in ``vtpmd.core.link``. Source: ``csrc/engine/link.cdef.
 from __future__ import annotations
 
 import os
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from vtpmd._core import ffi, lib
 from vtpmd.core.image import DIGEST_BYTES, GENERATION_MAX
@@ -19,6 +19,8 @@ LINK_PAYLOAD_BYTES_MAX: int = lib.LINK_PAYLOAD_BYTES_MAX
 
 
 LOCALITY_MAX = 4
+# Of what lines begin with: the last is a NUL.
+PROGRAM_BYTES_MAX: int = dict(ffi.typeof("struct link_serving").fields)["program"].type.length - 1
 
 
 class LinkOperation(IntEnum):
@@ -90,6 +92,7 @@ class LinkDescriptor(IntEnum):
     DATA_DIRECTORY = lib.LINK_FD_DATA_DIRECTORY
     PID_DIRECTORY = lib.LINK_FD_PID_DIRECTORY
     ROOT = lib.LINK_FD_ROOT
+    STARTED = lib.LINK_FD_STARTED
 
 
 class LinkControl(IntEnum):
@@ -98,6 +101,13 @@ class LinkControl(IntEnum):
     LISTENS = lib.LINK_CONTROL_LISTENS
     CONNECTED = lib.LINK_CONTROL_CONNECTED
     NONE = lib.LINK_CONTROL_NONE
+
+
+class LinkStarting(IntFlag):
+    """What is done once the boot record is carried out (``enum link_starting``)."""
+
+    TOLD = lib.LINK_STARTING_TOLD
+    SILENT = lib.LINK_STARTING_SILENT
 
 
 class LinkData(IntEnum):
@@ -212,17 +222,19 @@ def pack_link_serving(
     file_mode: int = 0,
     sharing: int = 0,
     stays: bool = False,
+    starting: int = 0,
 ) -> bytes:
     """Return the payload of SERVE_CONTROL (``struct link_serving``).
 
     ``program`` is what lines begin with, ``ends`` LinkEnds, added up, ``locality_max`` what QEMU
     may set, ``file_mode`` that of the state's files, or 0 for swtpm's default, ``sharing``
-    LinkSharings, added up. One that ``stays`` is not ended by SHUTDOWN. Raises ValueError for what
+    LinkSharings, added up, and ``starting`` LinkStartings. One that ``stays`` is not ended by
+    SHUTDOWN. Raises ValueError for what
     has no room.
     """
     fields = {"is_verbose": is_verbose, "is_alone": is_alone, "control": control, "ends": ends}
     fields |= {"locality_max": locality_max, "file_mode": file_mode, "sharing": sharing}
-    fields |= {"stays": stays}
+    fields |= {"stays": stays, "starting": starting}
     serving = ffi.new("struct link_serving *", fields)
     texts = (
         (serving.program, program),

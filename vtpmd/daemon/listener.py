@@ -70,7 +70,7 @@ def listen_bare(
         try:
             yield listening
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # what went wrong before is what is to be told
                 os.unlink(path)
 
 
@@ -86,6 +86,8 @@ def path_for_qemu(path: str) -> str:
 
 
 def _check_length(path: str | os.PathLike[str], option: str) -> None:
+    if not os.fsencode(path):  # Linux would find a name for it that nobody knows
+        raise VtpmdError(f"cannot listen without a path: give one with {option}")
     if len(os.fsencode(path)) > PATH_BYTES_MAX:
         raise VtpmdError(
             f"cannot listen on {path}: a socket's path has at most {PATH_BYTES_MAX} bytes; "

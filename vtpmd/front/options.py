@@ -214,15 +214,17 @@ def _value(name: str, value: str | None, arguments: Iterator[str]) -> str | None
 
 
 def _list(name: str, text: str) -> Values:
-    keys, values = LISTS[name], {}
+    """Return what a list has; of a key that comes again swtpm takes the first."""
+    keys = LISTS[name]
+    values: Values = {}
     for part in _parts(text):
         key, equals, value = part.partition("=")
         if key not in keys:
             raise UsageError(f"--{name}: unknown {key!r}; use {', '.join(keys)}")
         read = keys[key]
-        if not equals and read is not boolean:
+        if not value and (equals or read is not boolean):
             raise UsageError(f"--{name} {key} needs a value")
-        values[key] = _read(f"--{name} {key}", read, value if equals else "true")
+        values.setdefault(key, _read(f"--{name} {key}", read, value if equals else "true"))
     return values
 
 

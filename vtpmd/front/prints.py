@@ -6,7 +6,6 @@ The layout is swtpm's to the blank: programs look into it with less than a parse
 from __future__ import annotations
 
 import json
-import os
 
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.swtpm import enter_root, version_of
@@ -236,9 +235,9 @@ def _directory_sizes(path: str, given: Given) -> dict[str, int]:
     names = names_of(version_of(given))
     with look_into(path) as directory:
         return {
-            name: os.stat(names.state(kind), dir_fd=directory.directory_fd).st_size
+            name: size
             for kind, name in STATE_NAMES.items()
-            if directory.exists(names.state(kind))
+            if (size := directory.size(names.state(kind))) is not None
         }
 
 

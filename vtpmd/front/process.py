@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+import stat
+from contextlib import contextmanager
 
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
@@ -27,13 +28,13 @@ def open_log(values: Values) -> int | None:
     Raises VtpmdError.
     """
     if "fd" in values:
-        return int(values["fd"])
+        return _given_log(int(values["fd"]))
     path = values.get("file")
     if path is None:
         return None
     if path == "-":
         path = os.devnull  # as swtpm takes it: no log
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     flags |= os.O_TRUNC if values.get("truncate") else 0
     try:
         return os.open(str(path), flags, LOG_MODE)
@@ -43,10 +44,20 @@ def open_log(values: Values) -> int | None:
         ) from error
 
 
-def write_pid(values: Values) -> str | None:
-    """Write the process number where ``--pid`` says; return the path if it is one.
+def _given_log(fd: int) -> int:
+    """Return a descriptor that this process was given. Raises UsageError."""
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError):
+        raise UsageError(f"--log fd={fd}: this process was given no such descriptor") from None
+    return fd
 
-    A file that is made is there only when it is whole: who waits for it reads it at once. Raises
+
+def write_pid(values: Values) -> str | None:
+    """Write the process number where ``--pid`` says; return the path of a file that has it then.
+
+    A device has nothing then, and is not to be removed at the end; a symbolic link is refused. A
+    file that is made is there only when it is whole: who waits for it reads it at once. Raises
     VtpmdError.
     """
     number = f"{os.getpid()}\n".encode()
@@ -57,38 +68,46 @@ def write_pid(values: Values) -> str | None:
         if path is None:
             os.write(int(values["fd"]), number)
             return None
-        _write_whole(str(path), number)
+        return str(path) if _write_whole(str(path), number) else None
     except OSError as error:
         raise VtpmdError(
-            f"cannot write the process number to {path or values['fd']}: {error.strerror}; give "
-            "another --pid"
+            f"cannot write the process number to {values['fd'] if path is None else path}: "
+            f"{error.strerror}; give another --pid"
         ) from error
-    return str(path)
 
 
-def _write_whole(path: str, content: bytes) -> None:
+def _write_whole(path: str, content: bytes) -> bool:
+    """Have the content there; return False if it is not in a file. Raises OSError."""
     try:
         # Who has made the file looks into it by a descriptor: swtpm_setup, for one.
-        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         _make_whole(path, content)
-        return
-    _fill(fd, content)
+        return True
+    return _fill(fd, content)
 
 
 def _make_whole(path: str, content: bytes) -> None:
     temporary = f"{path}.{os.getpid()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    _fill(os.open(temporary, flags, PID_MODE), content)
-    os.rename(temporary, path)
-
-
-def _fill(fd: int, content: bytes) -> None:
+    fd = os.open(temporary, flags, PID_MODE)
     try:
-        os.fchmod(fd, PID_MODE)
+        _fill(fd, content)
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _fill(fd: int, content: bytes) -> bool:
+    try:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        if is_file:
+            os.fchmod(fd, PID_MODE)
         os.write(fd, content)
     finally:
         os.close(fd)
+    return is_file
 
 
 class User(NamedTuple):
@@ -130,12 +149,16 @@ def find_user(name: str) -> User:
 def in_background(*, wanted: bool) -> Iterator[int | None]:
     """Go on in a child if that is wanted; the parent ends when it is told so.
 
-    Yields the descriptor to tell it by, with ``tell_parent()``, or None. The parent ends with 0
-    then, and else with the child's exit status.
+    Yields the descriptor to tell it by, with a byte, or None. The parent ends with 0 then, and else
+    with the child's exit status.
     """
     if not wanted:
         yield None
         return
+    import signal
+
+    # Who had it ignored, as some shells' scripts have, would learn of no child's end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     told_fd, tell_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child != 0:
@@ -152,12 +175,3 @@ def _follow(told_fd: int, child: int) -> int:
         return 0
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) or FAILED
-
-
-def tell_parent(tell_fd: int, log_fd: int | None) -> None:
-    """Say that this serves now; from then on there is nobody on standard error."""
-    if log_fd is None:
-        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(null_fd, ERROR_FD)
-    with suppress(BrokenPipeError):  # the parent was ended
-        os.write(tell_fd, b"1")

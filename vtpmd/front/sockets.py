@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from _socket import AF_INET, AF_INET6, AF_UNIX, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
+from _socket import AF_INET, AF_INET6, AF_UNIX, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, inet_pton
 from _socket import socket as BareSocket
 from contextlib import closing
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MODE = 0o770  # swtpm's for a control channel's socket
 PORT_MAX = 65535
 LOOPBACK = "127.0.0.1"
+ID_MAX = 2**32 - 2  # of a user or group: the last number is none
 
 
 class Channel(NamedTuple):
@@ -82,6 +83,10 @@ def _listen_tcp(stack: ExitStack, option: str, values: Values) -> int:
     if not isinstance(port, int) or not 0 < port <= PORT_MAX:
         raise UsageError(f"{option} type=tcp needs a port, of 1 to {PORT_MAX}")
     family = AF_INET6 if ":" in address else AF_INET
+    try:
+        inet_pton(family, address)
+    except OSError:
+        raise UsageError(f"{option} bindaddr={address}: this is no IP address") from None
     listening = stack.enter_context(closing(BareSocket(family, SOCK_STREAM)))
     try:
         listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
@@ -113,6 +118,8 @@ def _owner(option: str, name: str, value: str | int | bool | None) -> int:
         return -1
     text = str(value)
     if text.isascii() and text.isdigit():
+        if len(text) > len(str(ID_MAX)) or int(text) > ID_MAX:
+            raise UsageError(f"{option} {name}={text}: a number is at most {ID_MAX}")
         return int(text)
     try:
         if name == "uid":

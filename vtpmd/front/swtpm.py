@@ -13,6 +13,7 @@ import sys
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.options import parse
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
+from vtpmd.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ SECCOMP_ACTIONS = ("kill", "log", "none")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program named swtpm; return the exit status. Errors are one line."""
+    open_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(given)
@@ -102,6 +104,16 @@ def _check(given: Given) -> None:
     has_data = "server" in given.lists or given.words.keys() & {"port", "fd"}
     if "ctrl" not in given.lists and not has_data:
         raise UsageError("there is no socket to serve: give --ctrl or --server")
+    _check_prefix(str(given.lists.get("log", {}).get("prefix", "")))
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuse what the engine has no room for. Raises UsageError."""
+    from vtpmd.core.boot import PROGRAM_BYTES_MAX
+
+    bytes_max = PROGRAM_BYTES_MAX - len(PROGRAM)
+    if len(os.fsencode(prefix)) > bytes_max:
+        raise UsageError(f"--log prefix= has more than {bytes_max} bytes: give a shorter one")
 
 
 def version_of(given: Given) -> TpmVersion:
@@ -125,6 +137,8 @@ def _serve(given: Given) -> None:
 
         here()  # nothing tells it there
     root = enter_root(given)
+    if user is not None:  # before anything that is named is opened
+        user.become(for_good=root is None)
     log_fd = open_log(given.lists.get("log", {}))
     with ExitStack() as stack:
         tell_fd = stack.enter_context(in_background(wanted="daemon" in given.flags))
@@ -176,8 +190,6 @@ class _Starting:
         key, migration_key = (read_key(stack, given, name) for name in ("key", "migration-key"))
         profile = self._read_profile()
         channels = self._open_channels()
-        if self._user is not None:
-            self._user.become(for_good=self._root is None)
         shared = sharing(given.lists.get("migration", {}))
         state = given.lists.get("tpmstate", {})
         place = open_place(stack, state, version_of(given), key, shared)
@@ -233,13 +245,21 @@ class _Starting:
         os.write(to, f"{prefix}{PROGRAM}: {news}\n".encode())
 
     def _announce(self) -> None:
-        """All is there: who started this goes on, and what is said from now on is the log's."""
-        from vtpmd.front.process import ERROR_FD, tell_parent
+        """All is there: what is said from now on is the log's."""
+        from vtpmd.front.process import ERROR_FD
 
-        if self._tell_fd is not None:
-            tell_parent(self._tell_fd, self._log_fd)
         if self._log_fd is not None:
             os.dup2(self._log_fd, ERROR_FD)
+
+    def _starting(self) -> int:
+        """Return what the engine does once it serves: who started this goes on then."""
+        from vtpmd.core import LinkDescriptor
+        from vtpmd.core.boot import LinkStarting
+
+        if self._tell_fd is None:
+            return 0
+        self._descriptors[LinkDescriptor.STARTED] = self._tell_fd
+        return LinkStarting.TOLD | (LinkStarting.SILENT if self._log_fd is None else 0)
 
     def _open_channels(self) -> _Channels:
         from vtpmd.core import LinkDescriptor
@@ -331,6 +351,7 @@ class _Starting:
             locality_max=3 if given.lists.get("locality", {}).get("reject-locality-4") else 4,
             file_mode=int(given.lists.get("tpmstate", {}).get("mode", 0)),
             sharing=shared.flags(),
+            starting=self._starting(),
         )
 
 

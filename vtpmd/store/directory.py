@@ -51,10 +51,10 @@ KEY_REMEDIES: dict[type[Exception], str] = {
 # What else to do about one.
 RESTORE = "restore the directory from a backup, or give another one"
 
-# What a linear file, or block device, has no place for.
+# What is said of a linear file, or block device, which has no place for all that a directory has.
 NO_DIRECTORY = (
     "a vTPM in a file is served by swtpm's command line, with backend-uri=file://, and moves by "
-    "QEMU's own migration alone: nothing else has a place there"
+    "QEMU's own migration alone; what looks into it takes it: vtpmd inspect, verify, export, backup"
 )
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
@@ -160,6 +160,16 @@ class OpenDirectory(Closing):
         except FileNotFoundError:
             return False
         return True
+
+    def size(self, name: str) -> int | None:
+        """Return how many bytes a file has, or None without it. Raises StateDirectoryError."""
+        try:
+            status = os.stat(name, dir_fd=self.directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise StateDirectoryError(f"{self.place(name)} is no regular file; {RESTORE}")
+        return status.st_size
 
     def is_in_use(self) -> bool:
         """Return whether somebody holds the lock. Raises StateDirectoryError."""
@@ -459,6 +469,8 @@ def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseExc
     name, otherwise = error.filename, "give one that this user may write to"
     if error.errno == errno.ENOTDIR:
         otherwise = NO_DIRECTORY
+    if isinstance(error, _NoFile):
+        otherwise = "remove it"
     if not descriptors or not name:
         remedy, place = otherwise, ""
     else:
@@ -490,9 +502,25 @@ def _has_link(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(os.path.join(os.fspath(path), LINK_NAME))
 
 
+class _NoFile(OSError):
+    """Something else is where the lock is to be."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EINVAL, "it is no regular file", LOCK_NAME)
+
+
 def _open_lock(directory_fd: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(LOCK_NAME, flags, LOCK_MODE, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise _NoFile from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _NoFile
+    return fd
 
 
 def _lock(path: str | os.PathLike[str], fd: int, *, claims: bool) -> None:

@@ -29,11 +29,17 @@ class Holder(NamedTuple):
 
 def holders(directory: OpenDirectory) -> list[Holder]:
     """Return who serves a state directory, or looks after it, by process number; maybe nobody."""
-    found = set(_with_lock(directory))
+    found = {pid for pid, has_lock in _with_lock_open(directory.directory_fd) if has_lock}
     # swtpm's lock, and the one that says which vtpmd looks after an engine, are of processes.
     for name in (LOCK_NAME, DAEMON_NAME):
         found.add(_of_process(directory, name))
     return [Holder(pid, _program(pid)) for pid in sorted(found - {0})]
+
+
+def without_lock(directory_fd: int) -> list[Holder]:
+    """Return what other processes have a directory's lock open, and do not have it locked."""
+    found = [pid for pid, has_lock in _with_lock_open(directory_fd) if not has_lock]
+    return [Holder(pid, _program(pid)) for pid in sorted(found) if pid != os.getpid()]
 
 
 def _of_process(directory: OpenDirectory, name: str) -> int:
@@ -51,26 +57,28 @@ def _of_process(directory: OpenDirectory, name: str) -> int:
     return 0 if kind == fcntl.F_UNLCK else max(pid, 0)
 
 
-def _with_lock(directory: OpenDirectory) -> Iterator[int]:
-    """Yield the number of each process with a descriptor that has the directory's lock."""
+def _with_lock_open(directory_fd: int) -> Iterator[tuple[int, bool]]:
+    """Yield the number of each process that has the lock's file open, and whether it is locked."""
     try:
-        lock = os.stat(LOCK_NAME, dir_fd=directory.directory_fd, follow_symlinks=False)
+        lock = os.stat(LOCK_NAME, dir_fd=directory_fd, follow_symlinks=False)
     except OSError:
         return
     for process in PROCESSES.glob("[0-9]*"):
         # It may end meanwhile, or be another user's.
         with suppress(OSError):
-            if any(_has_lock(process, fd, lock) for fd in (process / "fd").iterdir()):
-                yield int(process.name)
+            found = [_is_locked(process, fd, lock) for fd in (process / "fd").iterdir()]
+            if True in found or False in found:
+                yield int(process.name), True in found
 
 
-def _has_lock(process: Path, fd: Path, lock: os.stat_result) -> bool:
+def _is_locked(process: Path, fd: Path, lock: os.stat_result) -> bool | None:
+    """Return whether a descriptor of the lock's has it locked; None: it is of something else."""
     try:
         if not os.path.samestat(fd.stat(), lock):
-            return False
+            return None
         told = (process / "fdinfo" / fd.name).read_text("ascii", "replace")
     except OSError:
-        return False  # closed meanwhile
+        return None  # closed meanwhile
     return any(line.startswith("lock:") for line in told.splitlines())
 
 

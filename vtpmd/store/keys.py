@@ -126,7 +126,9 @@ def read_key(source: KeySource) -> Key:
     """
     is_password = source.source.startswith("pwd")
     try:
-        content = _read(source, PASSWORD_BYTES_MAX + 1 if is_password else KEY_FILE_BYTES_MAX + 1)
+        content, mode = _read(
+            source, PASSWORD_BYTES_MAX + 1 if is_password else KEY_FILE_BYTES_MAX + 1
+        )
     except OSError as error:
         raise VtpmdError(
             f"cannot read the key from {source}: {error.strerror}; check {source.option}"
@@ -145,6 +147,7 @@ def read_key(source: KeySource) -> Key:
             )
     finally:
         content[:] = bytes(len(content))
+    _warn_of_readers(source, mode)
     if source.remove and source.source.endswith("file"):
         _remove(source)
     return Key(material)
@@ -171,8 +174,8 @@ def _choice(
     return value
 
 
-def _read(source: KeySource, bytes_max: int) -> bytearray:
-    """Return what is there, at most so many bytes."""
+def _read(source: KeySource, bytes_max: int) -> tuple[bytearray, int]:
+    """Return what is there, at most so many bytes, and the mode of what that is in."""
     if source.source.endswith("file"):
         fd = os.open(source.place, os.O_RDONLY | os.O_CLOEXEC)
     else:
@@ -182,12 +185,12 @@ def _read(source: KeySource, bytes_max: int) -> bytearray:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     content = bytearray()
     try:
-        _warn_of_readers(source, os.fstat(fd).st_mode)
+        mode = os.fstat(fd).st_mode
         while len(content) < bytes_max and (piece := os.read(fd, bytes_max - len(content))):
             content += piece
     finally:
         os.close(fd)
-    return content
+    return content, mode
 
 
 def _warn_of_readers(source: KeySource, mode: int) -> None:
