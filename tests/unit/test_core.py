@@ -8,7 +8,7 @@ import pytest
 
 from vtpmd import core
 from vtpmd._core import lib
-from vtpmd.core.boot import LinkControl, LinkData, LinkEnd, LinkSharing
+from vtpmd.core.boot import LinkControl, LinkData, LinkEnd, LinkSharing, LinkStarting
 from vtpmd.core.link import (
     LINK_DIGESTS_BYTES,
     LinkAdmit,
@@ -42,6 +42,7 @@ PREFIXES: dict[str, type[IntEnum] | type[IntFlag]] = {
     "LINK_CAPTURE_": LinkCapture,
     "LINK_CAPTURING_": LinkCapturing,
     "LINK_SHARING_": LinkSharing,
+    "LINK_STARTING_": LinkStarting,
     "LINK_SHUTDOWN_": LinkShutdown,
     "LINK_CONDITION_": LinkCondition,
     "LINK_ASKED_": LinkAskedInit,

@@ -1,5 +1,7 @@
 """Named tuples without ``typing`` are as those that it makes."""
 
+from __future__ import annotations  # as whoever has them is to
+
 import typing
 from typing import Any
 
