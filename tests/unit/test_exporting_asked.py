@@ -14,7 +14,7 @@ from tests.support.cli_run import Command, Run
 from tests.support.file_names import NAMES
 from tests.unit.test_backup import IDENTITY, KEY, OTHER, STATES, contents, links, restored
 from tests.unit.test_export import key_file
-from tests.unit.test_exporting_live import answering
+from tests.unit.test_exporting_live import answering, going_away
 from vtpmd.daemon.management import Arguments, Handler
 from vtpmd.errors import VtpmdError
 from vtpmd.store import exporting_asked, owner
@@ -243,6 +243,19 @@ def test_an_earlier_vtpmd_and_one_that_refuses_are_one_line(
     manage.unlink(missing_ok=True)
     ended = asked(run, manage, VtpmdError("there is no vTPM in it yet"), *words)
     assert (ended.status, ended.error) == (1, "vtpmd: there is no vTPM in it yet\n")
+
+
+def test_a_chain_is_as_it_was_after_a_vtpmd_that_goes_away(
+    run: Command, manage: Path, dest: Path
+) -> None:
+    words = ("backup", "--manage", manage, dest)
+    assert asked(run, manage, answer(taken(1), DIRECTORY, None), *words).status == 0
+    before = contents(dest)
+    with going_away(manage, answer(taken(2), DIRECTORY, None)):
+        ended = run(*words)
+    assert ended.status == 1
+    assert f"vtpmd on {manage} went away before it answered export-permanent" in ended.error
+    assert contents(dest) == before
 
 
 def test_a_place_that_is_a_line_is_all_that_is_shown(

@@ -163,8 +163,9 @@ def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Pa
         export_served.take(manage, None, with_volatile=True)
 
 
-def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
-    """In the middle of its answer; what it has said of it is not kept."""
+@contextmanager
+def going_away(path: Path, answered: object) -> Iterator[None]:
+    """Be a vtpmd that goes away in the middle of its first answer."""
 
     def serve(listening: socket.socket) -> None:
         client, _ = listening.accept()
@@ -173,13 +174,19 @@ def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
             client.recv(4096)  # less than that, in one piece, as each command is
             client.sendall(b'{"return": {}}\r\n')
             client.recv(4096)
-            client.sendall(json.dumps({"return": answer()}).encode()[:-9])
+            client.sendall(json.dumps({"return": answered}).encode()[:-9])
 
-    manage = tmp_path / "manage"
-    with listen(manage) as listening:
+    with listen(path) as listening:
         listening.setblocking(True)
         thread = Thread(target=serve, args=(listening,))
         thread.start()
-        with pytest.raises(ManagementError, match="went away before it answered export-states"):
-            export_served.take(manage, None, with_volatile=True)
+        yield
         thread.join()
+
+
+def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    """What it has said of its answer is not kept."""
+    manage = tmp_path / "manage"
+    says = "went away before it answered export-states"
+    with going_away(manage, answer()), pytest.raises(ManagementError, match=says):
+        export_served.take(manage, None, with_volatile=True)
