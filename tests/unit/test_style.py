@@ -273,7 +273,16 @@ ARROWS = {
     "wire": set(),
     "__main__": {"cli"},
 }
-FOR_ALL = {"", "closing", "config", "counted", "errors", "light_typing", "__version__"}
+FOR_ALL = {
+    "",
+    "closing",
+    "config",
+    "counted",
+    "errors",
+    "light_typing",
+    "standard_descriptors",
+    "__version__",
+}
 
 
 def part_of_package(module: str) -> str:
