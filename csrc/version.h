@@ -19,7 +19,8 @@ struct version {
     uint16_t response_tag; /* of a response without sessions */
     uint32_t failure;      /* response codes: the TPM does nothing until it is restarted, */
     uint32_t retry;        /* the command is to be sent again, */
-    uint32_t command_size; /* its size is wrong */
+    uint32_t command_size; /* its size is wrong, */
+    uint32_t is_started;   /* the TPM is started up already */
     const char *failure_name, *retry_name;
     /* How long a command waits until it is known whose the vTPM is: longer than most hosts need to
      * agree. Linux and TSS2 send a TPM2_RC_RETRY again then, for some seconds; but Linux's driver

@@ -9,6 +9,7 @@
 #include "ahead.h"
 #include "bytes.h"
 #include "check.h"
+#include "crc32c.h"
 #include "epoch.h"
 #include "error.h"
 #include "fold.h"
@@ -25,7 +26,14 @@ struct coming {
     bool is_expected;
     bool must_be_written;                      /* also if the image is the same */
     bool begins_epoch;                         /* if the image is another */
+    uint64_t generation;                       /* that it keeps; 0: it gets one here */
     uint8_t before[CHECKPOINT_IDENTITY_BYTES]; /* the identity, should it not be committed */
+};
+
+/* What QEMU has set as the permanent state. */
+struct brought {
+    size_t n_bytes;
+    uint32_t checksum;
 };
 
 struct durable {
@@ -44,6 +52,7 @@ struct durable {
     uint64_t loaded;            /* generation of an image that is not numbered anew yet */
     bool is_known;              /* the image's identity: what others have written says none */
     struct coming coming;
+    struct brought brought;
     bool is_in_file;  /* the file has the image, and no journal continues it */
     bool has_others;  /* there may be a journal that another process has left */
     bool is_adopting; /* another state has begun to take the place of all, and may be half there */
@@ -626,11 +635,25 @@ static void begin_epoch(struct durable *durable)
     store_raise_generation(durable->store, LINK_STATE_PERMANENT, epoch_begin(next - 1) - 1);
 }
 
+/* libtpms may have changed it as it started. */
+static bool is_as_brought(const struct durable *durable)
+{
+    const struct image *next = &durable->next;
+
+    return next->n_bytes == durable->brought.n_bytes &&
+           crc32c(next->bytes, next->n_bytes) == durable->brought.checksum;
+}
+
 /* In this order: a later image has the higher number. */
 static int number_both(struct durable *durable)
 {
-    int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
+    uint64_t kept = durable->coming.generation;
 
+    if (kept > 0 && is_as_brought(durable)) {
+        store_raise_generation(durable->store, LINK_STATE_PERMANENT, kept);
+        return image_keep_number(&durable->next, kept);
+    }
+    int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
     if (r >= 0 && durable->coming.begins_epoch)
         begin_epoch(durable);
     return r < 0 ? r : image_number(&durable->next, durable->store);
@@ -770,13 +793,25 @@ static bool goes_back(const struct durable *durable, const struct checkpoint_lin
     return durable_is_known(durable) && !is_later(lineage, &ours);
 }
 
-/* The number that a commit will give the image, and with it its file, is known: one after that of
- * the image that is there now, in the order of see_to_journal(). If something else has taken it
- * until then, the file is not the image's. */
+/* What comes and is later is the state that it was elsewhere, until something changes it: so it has
+ * that generation. Should it have been in vain, as the guest runs on there, what comes the next
+ * time is no earlier one. */
+static uint64_t kept_generation(const struct durable *durable,
+                                const struct checkpoint_lineage *lineage)
+{
+    return goes_back(durable, lineage) ? 0 : lineage->generation;
+}
+
+/* The number that a commit will give the image, and with it its file, is known: the one that it
+ * keeps, or one after that of the image that is there now, in the order of see_to_journal(). If
+ * something else has taken it until then, the file is not the image's. */
 static uint64_t next_generation(const struct durable *durable,
                                 const struct checkpoint_lineage *lineage)
 {
     const struct image *current = &durable->current;
+
+    if (lineage && kept_generation(durable, lineage) > 0)
+        return kept_generation(durable, lineage);
     uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT,
                                           lineage ? lineage->generation : 0);
 
@@ -797,6 +832,11 @@ static bool may_use_room(const struct durable *durable, const struct checkpoint_
     if (!lineage || durable_has_anchor(durable) || durable->has_others)
         return false;
     return !durable->current.exists || is_later(lineage, &ours);
+}
+
+void durable_bring(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
+{
+    durable->brought = (struct brought){n_bytes, crc32c(bytes, n_bytes)};
 }
 
 void durable_prepare(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
@@ -963,6 +1003,7 @@ int durable_expect(struct durable *durable, const struct checkpoint_lineage *lin
         coming->is_expected = true;
         coming->must_be_written = !is_same || lineage->generation > ours.generation;
         coming->begins_epoch = goes_back(durable, lineage);
+        coming->generation = kept_generation(durable, lineage);
         memcpy(coming->before, ours.identity, sizeof(coming->before));
         set_identity(durable, lineage->identity);
     }

@@ -95,7 +95,9 @@ bool durable_is_adopting(const struct durable *durable);
 /* What is committed next has come from elsewhere, and is this lineage's: it is written even if it
  * is what the image holds, where that would lose what the lineage says. If it takes the place of
  * another image that is known, and is no later one of the same vTPM, it begins the next restore
- * epoch (epoch.h). Only while off. Returns 0 or a negative errno: a journal could not be closed. */
+ * epoch (epoch.h). Else it keeps its generation, if it is what durable_bring() was given, byte for
+ * byte: should its guest run on where it has come from, what comes the next time is no earlier
+ * state. Only while off. Returns 0 or a negative errno: a journal could not be closed. */
 int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage);
 
 /* Return true if it has been committed; else it is not expected any more, and the image is whose it
@@ -115,6 +117,9 @@ bool durable_get(const struct durable *durable, const uint8_t **bytes, size_t *n
 /* Make an image durable and keep it. Returns 0 or a negative errno; then the image is the one
  * before, and the disk may have either. */
 int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes);
+
+/* QEMU has brought these bytes as the permanent state of a TPM that is off. */
+void durable_bring(struct durable *durable, const uint8_t *bytes, size_t n_bytes);
 
 /* What is committed next may be these bytes, and of this lineage, or else of the vTPM's own: have
  * their file made ahead, beside what goes on. Nothing happens without durable_set_journal(), while

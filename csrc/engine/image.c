@@ -100,6 +100,15 @@ bool image_is(const struct image *image, const uint8_t *bytes, size_t n_bytes)
            (n_bytes == 0 || memcmp(image->bytes, bytes, n_bytes) == 0);
 }
 
+int image_keep_number(struct image *image, uint64_t generation)
+{
+    if (image->n_bytes > IMAGE_BYTES_MAX)
+        return -EMSGSIZE;
+    image->generation = generation;
+    image->is_numbered = true;
+    return 0;
+}
+
 int image_number(struct image *image, struct store *store)
 {
     if (image->is_numbered)

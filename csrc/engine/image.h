@@ -50,6 +50,10 @@ int image_copy(struct image *image, const struct image *from);
  * errno. */
 int image_number(struct image *image, struct store *store);
 
+/* Have a permanent image keep the generation that it had elsewhere. Returns 0 or a negative errno.
+ */
+int image_keep_number(struct image *image, uint64_t generation);
+
 /* Compute its digest, unless that is known; in less time if that of `before`, which may be NULL,
  * is, with which it has so much in common. Returns 0 or -ENOMEM. */
 int image_compute_digest(struct image *image, const struct image *before,

@@ -488,9 +488,9 @@ static TPM_RESULT do_execute(struct link *link, struct message *request, struct 
     uint32_t code = get_be32(answer.bytes + TPM_AT_CODE);
     tpm_response_wipe(&answer);
     tpm_response_deinit(&answer);
-    /* As with swtpm: who uses the TPM finds it powered on, and can start it up. Of a failure it was
-     * told. */
-    if (code != 0 && code != version_now()->failure)
+    /* As with swtpm: who uses the TPM finds it powered on, and can start it up; one that has
+     * resumed from a volatile state is so. Of a failure it was told. */
+    if (code != 0 && code != version_now()->is_started && code != version_now()->failure)
         error_report("the TPM refuses to be started up as was asked for, with %#x: it is on, and "
                      "what uses it has to start it up",
                      code);

@@ -313,6 +313,7 @@ int nvram_expect(const struct checkpoint_lineage *lineage)
 void nvram_prepare(const uint8_t *state, size_t state_bytes,
                    const struct checkpoint_lineage *lineage)
 {
+    durable_bring(permanent, state, state_bytes);
     if (is_read_only)
         return;
     store_io->look_again(store_io);

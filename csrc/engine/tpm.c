@@ -56,9 +56,10 @@ struct tpm {
     enum link_shutdown said;   /* the guest's last TPM2_Shutdown that libtpms accepted since its
                                   TPM2_Startup */
     bool shut_down;            /* nothing ran since that */
+    bool is_untouched;         /* what has come runs as it came: nothing ran since */
     atomic_bool established;   /* as libtpms had it last */
     _Atomic uint32_t locality; /* of commands from the next one on */
-    /* By its type: what was stopped without a TPM2_Shutdown, as QEMU had been given it. */
+    /* By its type: what was stopped without a TPM2_Shutdown, as it may be another host's. */
     struct image stopped[LINK_STATE_VOLATILE + 1];
     bool unlocks; /* the state's files, once QEMU has been given all of it */
     bool is_told; /* a person is, that they cannot be locked */
@@ -375,7 +376,7 @@ static void power_off(struct tpm *tpm)
     struct condition now = tpm->condition;
 
     /* What an abandoned command has left gets no TPM2_Shutdown: that would commit it. */
-    if (now.custody == TPM_ACTIVE && prepare(tpm, OP_EXECUTE))
+    if (now.custody == TPM_ACTIVE && !tpm->is_untouched && prepare(tpm, OP_EXECUTE))
         shut_down(tpm);
     TPMLIB_Terminate();
     long_command_forget();
@@ -413,8 +414,9 @@ static void forget_stopped(struct tpm *tpm)
         image_deinit(&tpm->stopped[type]);
 }
 
-/* What QEMU was given may be another host's soon: its TPM2_Shutdown, which would be written, has to
- * wait until its guest is started here again. */
+/* What QEMU was given may be another host's soon, and what has come, and was not used, may still be
+ * another host's: its TPM2_Shutdown, which would be written, has to wait until its guest is started
+ * here again. */
 static void keep_stopped(struct tpm *tpm)
 {
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
@@ -523,7 +525,7 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     bool is_told =
         custody != TPM_ACTIVE || (said != LINK_SHUTDOWN_NONE && version_now()->has_shutdown);
     tpm->said = is_told ? said : nvram_last_shutdown();
-    tpm->shut_down = false;
+    tpm->shut_down = tpm->is_untouched = false;
     tpm->worked = true;
     if (result != TPM_SUCCESS) {
         set_condition(tpm, TPM_OFF, before.custody);
@@ -550,9 +552,10 @@ static bool begin_init(struct tpm *tpm, enum tpm_operation operation, struct con
         return false;
     *before = tpm->condition;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
-    if (operation == OP_INIT && before->custody == TPM_GIVEN &&
+    if (operation == OP_INIT && (before->custody == TPM_GIVEN || tpm->is_untouched) &&
         tpm->stopped[LINK_STATE_PERMANENT].exists)
         undo_stop(tpm);
+    tpm->is_untouched = false;
     if (is_on(tpm))
         power_off(tpm);
     has_done(tpm, operation);
@@ -571,6 +574,14 @@ TPM_RESULT tpm_init(struct tpm *tpm, bool has_come)
     if (result != TPM_SUCCESS)
         undo_init(tpm, before);
     return result;
+}
+
+/* It is no snapshot: as long as nothing ran, it is the state that it was where it has come from. */
+static bool is_as_it_came(const struct checkpoint_lineage *lineage)
+{
+    struct checkpoint_lineage now;
+
+    return nvram_get_lineage(&now) && now.generation == lineage->generation;
 }
 
 TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *lineage)
@@ -593,6 +604,7 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     }
     if (result != TPM_SUCCESS)
         undo_init(tpm, before);
+    tpm->is_untouched = result == TPM_SUCCESS && is_as_it_came(lineage);
     return result;
 }
 
@@ -743,7 +755,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     if (!may(tpm, OP_STOP, &result))
         return result;
     struct condition now = tpm->condition;
-    if (now.custody == TPM_GIVEN && version_now()->has_shutdown)
+    if ((now.custody == TPM_GIVEN || tpm->is_untouched) && version_now()->has_shutdown)
         keep_stopped(tpm);
     power_off(tpm);
     return TPM_SUCCESS;
@@ -867,7 +879,7 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
     }
     tpm->worked_before = tpm->worked;
     tpm->worked = tpm->served = true;
-    tpm->shut_down = false;
+    tpm->shut_down = tpm->is_untouched = false;
     current_locality = tpm->locality;
     return 0;
 }

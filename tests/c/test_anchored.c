@@ -482,6 +482,7 @@ static int bring_whole(struct world *world, const struct checkpoint_lineage *lin
 
     make_image(WHOLE, image);
     world->io.fail_from = world->io.calls + step;
+    durable_bring(world->durable, image, IMAGE_BYTES);
     durable_prepare(world->durable, image, IMAGE_BYTES, lineage);
     durable_work_ahead(world->durable);
     store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, lineage->generation);

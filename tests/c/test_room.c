@@ -106,6 +106,7 @@ static void bring(struct world *world, uint32_t number, const struct checkpoint_
     world->came = number;
     if (lineage)
         store_raise_generation(world->writable, JOURNAL_IMAGE_TYPE, lineage->generation);
+    durable_bring(world->durable, image, IMAGE_BYTES);
     durable_prepare(world->durable, image, IMAGE_BYTES, lineage);
 }
 
@@ -423,6 +424,7 @@ static void a_state_that_is_too_long_has_its_own_file(void **state)
     assert_non_null(image);
     world_init(&world, true);
     assert_true(live(&world, "ra"));
+    durable_bring(world.durable, image, ALL_BYTES);
     durable_prepare(world.durable, image, ALL_BYTES, &ours);
     assert_true(live(&world, "a"));
     assert_int_equal(durable_expect(world.durable, &ours), 0);

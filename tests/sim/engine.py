@@ -131,7 +131,7 @@ class SimEngine:
         self.running = False
         self.custody = Custody.FENCED if begun.fenced else Custody.ACTIVE
         self._before = Custody.ACTIVE  # of one on standby: what it goes back to
-        self.worked = self.served = self.failed = False
+        self.worked = self.served = self.failed = self._is_untouched = False
         self.permanent: Permanent | None = None  # libtpms'
         self.volatile: Volatile | None = None
         self._set_permanent: bytes | None = None  # what set_state() gave
@@ -141,6 +141,7 @@ class SimEngine:
         self._is_known = begun.is_known  # whose that is
         self._is_in_file = self._current is not None
         self._must_be_written = False
+        self._brought: tuple[int, bytes | None] | None = None  # what keeps its generation
         self._generation = begun.loaded  # of what is durable
         self._held_image = b""
         self._held_has_changed = False
@@ -328,6 +329,7 @@ class SimEngine:
         check(value, self.permanent, self.volatile)
         self.run_on()
         self.worked = self.served = True
+        self._is_untouched = False
         self.permanent = self.permanent._replace(value=value)
         if not self._commit(self.permanent.encode()):
             self.failed = True
@@ -355,7 +357,8 @@ class SimEngine:
         if self.custody in AHEAD:
             self._let_go()
             return
-        if self.custody is Custody.ACTIVE and not self.failed and self.permanent:
+        is_shut_down = not self.failed and not self._is_untouched
+        if self.custody is Custody.ACTIVE and is_shut_down and self.permanent:
             self._commit(self.permanent._replace(clock=self.permanent.clock + 1).encode())
         self.running = self.failed = False
         if self.custody is Custody.RECLAIMING:
@@ -399,8 +402,11 @@ class SimEngine:
         before, self._identity = self._identity, lineage.identity
         is_newer = lineage.generation > self._generation
         self._must_be_written = is_newer or before != self._identity
+        is_no_snapshot = not self._is_known or (is_newer and before == self._identity)
+        self._brought = (lineage.generation, self._set_permanent) if is_no_snapshot else None
         result = self._power_on()
-        self._must_be_written = False
+        self._must_be_written, self._brought = False, None
+        self._is_untouched = not result and self._generation == lineage.generation
         if result:
             self._identity = before
             self._undo_init(custody)
@@ -442,6 +448,7 @@ class SimEngine:
             self.permanent = self.permanent._replace(clock=self.permanent.clock + 1)
         self.volatile = fresh if came is None else state.volatile(came)
         self.running, self.worked, self.failed = True, True, False
+        self._is_untouched = False
         if not self._commit(self.permanent.encode()):
             self.running = False
             return Result.FAIL
@@ -550,9 +557,16 @@ class SimEngine:
             self._current, self._is_known = image, True
         return written
 
-    def _write(self, image: bytes) -> bool:
+    def _number(self, image: bytes) -> int:
+        """number_both()."""
+        if self._brought is not None and image == self._brought[1]:
+            self.raise_generation(self._brought[0])
+            return self._brought[0]
         self._last[StateType.PERMANENT] += 1
-        lineage = Lineage(self._identity, self._last[StateType.PERMANENT])
+        return self._last[StateType.PERMANENT]
+
+    def _write(self, image: bytes) -> bool:
+        lineage = Lineage(self._identity, self._number(image))
         self._is_in_file = False
         try:
             self._directory.write_state(StateType.PERMANENT, image, None, lineage)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,7 @@ from vtpmd.testing.disk import Disk
 from vtpmd.testing.waiting import wait_until
 
 USER = 65534
+PCR, DIGEST_BYTES = 16, 32  # of SHA-256
 DAMAGED = b"no state of a TPM"
 STARTED = ("--flags", "not-need-init,startup-clear")
 
@@ -131,6 +133,37 @@ def test_startup_that_the_tpm_refuses_leaves_it_on(place: Place) -> None:
     place.start("--flags", "startup-state")
     with ControlClient(place.control) as control:
         Tpm(control.attach_data().transact).startup()
+
+
+def test_tpm_that_resumes_is_started_up(ours: Place) -> None:
+    """Its volatile state was stored; that it is said to be started up is no fault."""
+    for is_resumed in (False, True):
+        process = ours.start(*STARTED)
+        with ControlClient(ours.control) as control:
+            tpm = Tpm(control.attach_data().transact)
+            if is_resumed:
+                assert tpm.pcr(PCR) == sha256(bytes(2 * DIGEST_BYTES)).digest()
+            else:
+                tpm.extend(PCR, bytes(DIGEST_BYTES))
+                control.store_volatile()
+            control.shutdown()
+        assert process.wait(TIMEOUT_S) == 0
+        assert process.stderr is not None
+        assert "started up" not in process.stderr.read()
+
+
+def test_log_that_cannot_be_written_to_is_none(ours: Place) -> None:
+    with Path(os.devnull).open() as only_read:
+        done = subprocess.run(
+            ours.options("--log", f"fd={only_read.fileno()}"),
+            pass_fds=(only_read.fileno(),),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    assert_says_one_line(ours, done)
+    assert "not open for writing" in done.stderr
 
 
 def test_daemon_says_nothing_more_once_it_serves(ours: Place) -> None:

@@ -10,8 +10,8 @@ import os
 import sys
 
 from vtpmd.errors import VtpmdError
+from vtpmd.front.standard_descriptors import open_standard_descriptors
 from vtpmd.light_typing import TYPE_CHECKING
-from vtpmd.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     import argparse

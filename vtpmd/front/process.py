@@ -45,11 +45,15 @@ def open_log(values: Values) -> int | None:
 
 
 def _given_log(fd: int) -> int:
-    """Return a descriptor that this process was given. Raises UsageError."""
+    """Return a descriptor that this process was given, to write to. Raises UsageError."""
+    import fcntl
+
     try:
-        os.fstat(fd)
-    except (OSError, OverflowError):
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    except (OSError, OverflowError, ValueError):
         raise UsageError(f"--log fd={fd}: this process was given no such descriptor") from None
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        raise UsageError(f"--log fd={fd}: this is not open for writing")
     return fd
 
 

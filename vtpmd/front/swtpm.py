@@ -12,8 +12,8 @@ import sys
 
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.front.options import parse
+from vtpmd.front.standard_descriptors import open_standard_descriptors
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
-from vtpmd.standard_descriptors import open_standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
