@@ -7,6 +7,7 @@ tests/system/test_inspect_live.py.
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
@@ -25,6 +26,7 @@ from vtpmd.inspect.qemu_stream import carried_blobs
 from vtpmd.inspect.screen import RECORDS
 from vtpmd.inspect.secrets import SEED_PATHS
 from vtpmd.store import export_seal
+from vtpmd.store.directory import ASK_IT
 from vtpmd.wire import swtpm_format
 from vtpmd.wire.export_format import Header
 from vtpmd.wire.swtpm_format import Lineage
@@ -392,6 +394,31 @@ def test_a_directory_with_no_vtpm(tmp_path: Path, run: Command) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert Run(capsys, "inspect", tmp_path / "pipe").status == 9
+
+
+OF_A_PATH: tuple[tuple[str, ...], ...] = (
+    *(("inspect",), ("verify",), ("identity",), ("export",), ("backup", "chain")),
+    *(("status",), ("owner",), ("fold",), ("recover",), ("attach",)),
+)
+
+
+@pytest.mark.parametrize("command", OF_A_PATH, ids=lambda command: command[0])
+def test_a_socket_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """It is a vtpmd's, most of the time, which can be asked; and it is not connected to."""
+    name, *others = command
+    path = tmp_path / "manage"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        listening.setblocking(False)
+        refused = Run(capsys, name, path, *(tmp_path / other for other in others))
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert refused.status != 0
+    (line,) = refused.error.splitlines()
+    assert ASK_IT in line
 
 
 def test_a_path_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

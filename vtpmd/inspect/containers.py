@@ -31,7 +31,7 @@ from vtpmd.inspect.source import (
     opened,
 )
 from vtpmd.store import chain
-from vtpmd.store.directory import look_into
+from vtpmd.store.directory import ASK_IT, is_socket, look_into
 from vtpmd.store.export_seal import Seal
 from vtpmd.store.keys import Key
 from vtpmd.store.linear import LinearFile, LinearFileError
@@ -146,6 +146,8 @@ def _read_file(path: Path, bytes_max: int = BLOB_BYTES_MAX) -> tuple[bytes, int]
 
     Raises OSError or NotAState.
     """
+    if is_socket(path):
+        raise not_a_state(path, f"a socket: {ASK_IT}")
     # Without O_NONBLOCK a FIFO would be waited for.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:

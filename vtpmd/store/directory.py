@@ -57,6 +57,9 @@ NO_DIRECTORY = (
     "QEMU's own migration alone; what looks into it takes it: vtpmd inspect, verify, export, backup"
 )
 
+# And of a socket.
+ASK_IT = "a vtpmd that listens there is asked with --manage, by vtpmd status, export and backup"
+
 # struct flock: l_type, l_whence, l_start, l_len, l_pid. Length 0 is the whole file, and l_pid has
 # to be 0 for a lock of an open file description.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -215,6 +218,19 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def is_socket(path: str | os.PathLike[str]) -> bool:
+    """Return whether a socket is there, which opens as nothing else does."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _instead_of_a_directory(path: str | os.PathLike[str]) -> str:
+    """Return what to do with what is no directory."""
+    return ASK_IT if is_socket(path) else NO_DIRECTORY
+
+
 def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
     """Open a state directory that is there, and do not lock it. Raises StateDirectoryError."""
     try:
@@ -222,7 +238,7 @@ def look_into(path: str | os.PathLike[str]) -> OpenDirectory:
     except OSError as error:
         remedy = "give one that is there, and that this user may read"
         if error.errno == errno.ENOTDIR:
-            remedy = NO_DIRECTORY
+            remedy = _instead_of_a_directory(path)
         raise StateDirectoryError(
             f"cannot read state directory {path}: {error.strerror}; {remedy}"
         ) from error
@@ -468,7 +484,7 @@ def _failure(path: str, descriptors: list[int], error: BaseException) -> BaseExc
         return error
     name, otherwise = error.filename, "give one that this user may write to"
     if error.errno == errno.ENOTDIR:
-        otherwise = NO_DIRECTORY
+        otherwise = _instead_of_a_directory(path)
     if isinstance(error, _NoFile):
         otherwise = "remove it"
     if not descriptors or not name:

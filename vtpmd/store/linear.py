@@ -16,7 +16,7 @@ from vtpmd.core import JOURNAL_IDENTITY_BYTES as IDENTITY_BYTES
 from vtpmd.core.linear import LINEAR_HEADER_BYTES, LinearExtent, LinearFault, linear_decode
 from vtpmd.errors import VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING
-from vtpmd.store.directory import FILE_MODE, lock_file
+from vtpmd.store.directory import ASK_IT, FILE_MODE, is_socket, lock_file
 from vtpmd.store.libtpms import check_level
 from vtpmd.store.start import Start
 from vtpmd.wire import swtpm_format
@@ -157,6 +157,8 @@ class LinearFile(Closing):
 
 def _open(path: str, flags: int) -> int:
     """Open a file or block device. Raises LinearFileError or OSError."""
+    if is_socket(path):
+        raise LinearFileError(f"cannot use {path}: it is a socket; {ASK_IT}")
     flags |= os.O_CLOEXEC | os.O_NONBLOCK  # without which a FIFO would be waited for
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
