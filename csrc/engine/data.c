@@ -42,7 +42,7 @@ struct data_channel {
     pthread_cond_t changed;
     int fd;   /* being served */
     int next; /* to be served then */
-    bool ending;
+    bool has_begun, ending;
 };
 
 /* A command by itself begins with its tag, of which none is 0. */
@@ -268,7 +268,7 @@ static void serve_socket(struct data_channel *channel, int fd)
  * sandbox: accept4 futex */
 static void wait_for_socket(struct data_channel *channel)
 {
-    if (channel->listening_fd == NO_SOCKET) {
+    if (!channel->has_begun || channel->listening_fd == NO_SOCKET) {
         pthread_cond_wait(&channel->changed, &channel->lock);
         return;
     }
@@ -287,7 +287,7 @@ static void *serve(void *argument)
 
     pthread_mutex_lock(&channel->lock);
     while (!channel->ending) {
-        if (channel->next == NO_SOCKET) {
+        if (!channel->has_begun || channel->next == NO_SOCKET) {
             wait_for_socket(channel);
             continue;
         }
@@ -327,6 +327,15 @@ int data_channel_new(struct data_channel **out, struct tpm *tpm, struct blackout
     }
     *out = channel;
     return 0;
+}
+
+/* sandbox: futex */
+void data_channel_begin(struct data_channel *channel)
+{
+    pthread_mutex_lock(&channel->lock);
+    channel->has_begun = true;
+    pthread_cond_signal(&channel->changed);
+    pthread_mutex_unlock(&channel->lock);
 }
 
 /* sandbox: poll|ppoll */

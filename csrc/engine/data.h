@@ -55,8 +55,12 @@ struct data_command {
 int data_parse(const uint8_t *bytes, size_t n_bytes, size_t command_bytes_max, bool may_be_prefixed,
                struct data_command *command);
 
-/* Start the thread that serves the channel, without a socket. Returns 0 or a negative errno. */
+/* Start the thread that serves the channel, without a socket. It serves nothing before
+ * data_channel_begin(). Returns 0 or a negative errno. */
 int data_channel_new(struct data_channel **channel, struct tpm *tpm, struct blackout *blackout);
+
+/* Serve, from when the thread is in the sandbox. */
+void data_channel_begin(struct data_channel *channel);
 
 /* End the thread, when the command that runs is answered, and free the channel. */
 void data_channel_free(struct data_channel *channel);

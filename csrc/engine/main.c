@@ -62,6 +62,8 @@ struct engine {
     struct tpm *tpm;
     struct data_channel *channel;
     pthread_t server_thread;
+    pthread_mutex_t gate; /* held until it is known whether the sandbox is closed */
+    bool is_sealed;
     struct link link;
     struct attach attach;
 };
@@ -136,11 +138,16 @@ static void warn_of_unlocked_memory(enum locked locked)
                      locked == LOCKED_NOTHING ? "all" : "part");
 }
 
+/* Nothing that a client sends is looked at by a thread that may make every system call. */
 static void *run_server(void *argument)
 {
     struct engine *engine = argument;
 
-    server_run(engine->link.server);
+    pthread_mutex_lock(&engine->gate);
+    bool is_sealed = engine->is_sealed;
+    pthread_mutex_unlock(&engine->gate);
+    if (is_sealed)
+        server_run(engine->link.server);
     link_wake(engine->attach.served_fd);
     return NULL;
 }
@@ -160,12 +167,17 @@ static int serve_all(struct engine *engine)
 {
     struct link *link = &engine->link;
 
+    pthread_mutex_lock(&engine->gate);
     int r = thread_start(&engine->server_thread, SERVER_STACK_BYTES, run_server, engine);
     if (r < 0)
         return r;
     r = seal(); /* all threads run */
-    if (r >= 0)
+    engine->is_sealed = r >= 0;
+    pthread_mutex_unlock(&engine->gate);
+    if (r >= 0) {
+        data_channel_begin(engine->channel);
         attach_run(&engine->attach);
+    }
     asker_close(link->asker);
     link_wake(link->wake_fd);
     pthread_join(engine->server_thread, NULL);
@@ -331,7 +343,7 @@ static int enter_root(const char *uid)
 /* sandbox: exit_group */
 int main(int argc, char **argv)
 {
-    static struct engine engine;
+    static struct engine engine = {.gate = PTHREAD_MUTEX_INITIALIZER};
 
     if (argc == 4 && strcmp(argv[1], "info") == 0)
         return inquiry_run((uint32_t)strtoul(argv[2], NULL, 10),

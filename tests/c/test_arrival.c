@@ -243,6 +243,7 @@ static void begin(void)
     asker_be_alone(asker);
     assert_int_equal(blackout_new(&blackout, tpm, asker, NULL), 0);
     assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
+    data_channel_begin(channel);
     commands = (struct commands){
         .tpm = tpm,
         .store = store,

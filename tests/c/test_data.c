@@ -86,6 +86,7 @@ static int set_up(void **state)
     tpm_response_deinit(&response);
     assert_int_equal(blackout_new(&blackout, tpm, NULL, NULL), 0);
     assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
+    data_channel_begin(channel);
     connect_guest();
     return 0;
 }
@@ -294,6 +295,7 @@ static void the_longest_command_is_what_libtpms_says(void **state)
         data_channel_free(channel);
         close(guest);
         assert_int_equal(data_channel_new(&channel, tpm, blackout), 0);
+        data_channel_begin(channel);
         connect_guest();
         put_be32(command + 2, longest);
         say(command, longest);

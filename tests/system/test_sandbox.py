@@ -18,15 +18,18 @@ from tests.harness import canary
 from tests.harness.lab import Lab
 from tests.harness.system_calls import numbers_of, polls
 from tests.support import tpm2
-from tests.support.emulator_client import ControlClient
+from tests.support.emulator_client import Control, ControlClient
 from vtpmd.core import LinkDescriptor
 from vtpmd.core.program import EXECUTABLE
-from vtpmd.testing.emulator import Emulator, EmulatorKind
+from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
+from vtpmd.testing.program import Program
 
 # Of which each was seen to be needed. A call that is answered with an error is none of them.
 CALLS_MAX = 28
 COMMAND_SIZE = 0x142  # TPM_RC_COMMAND_SIZE
 WAIT_TIMEOUT_S = 20.0
+GET_CAPABILITY = Control.GET_CAPABILITY.to_bytes(4, "big")
+FILTER_DELAY_US = 1_000_000  # many times what a client takes to be answered
 CALL_NUMBERS = range(1024)  # the highest of Linux 6.18 is 470
 UPROBES = {335: -signal.SIGILL, 336: errno.ENXIO}  # Linux lets these pass, for its own code alone
 X32 = 0x40000000  # the second set of numbers that x86-64 has
@@ -174,12 +177,42 @@ def test_signal_that_reaches_the_engine_stops_it_by_way_of_vtpmd(
 
 def test_engine_is_sealed_by_one_filter(emulator: Emulator) -> None:
     """In all its threads."""
-    engine = serving_engine(emulator)
+    assert_is_sealed(serving_engine(emulator))
+
+
+def assert_is_sealed(engine: int) -> None:
     tasks = [int(task.name) for task in Path(f"/proc/{engine}/task").iterdir()]
     assert len(tasks) > 1
     for task in tasks:
         status = status_of(task)
         assert (status["Seccomp"], status["Seccomp_filters"]) == ("2", "1")
+
+
+@pytest.mark.parametrize("channel", ["control", "data"])
+def test_nothing_is_answered_before_the_filter_is_there(tmp_path: Path, channel: str) -> None:
+    """Where that takes its time: what a client sends first is what an attack would begin with."""
+    state, control, data = (tmp_path / name for name in ("state", "control", "data"))
+    state.mkdir()
+    program = Program(
+        "strace",
+        [
+            *("strace", "-f", "-qq", "-e", "trace=seccomp"),
+            *("-e", f"inject=seccomp:delay_enter={FILTER_DELAY_US}"),
+            *(VTPMD, "socket", "--tpm2", "--tpmstate", f"dir={state}"),
+            *("--ctrl", f"type=unixio,path={control}", "--server", f"type=unixio,path={data}"),
+            *("--flags", "not-need-init,startup-clear"),
+        ],
+        tmp_path,
+    )
+    try:
+        with program.connect(data if channel == "data" else control, WAIT_TIMEOUT_S) as client:
+            client.settimeout(WAIT_TIMEOUT_S)
+            client.sendall(tpm2.get_random(8) if channel == "data" else GET_CAPABILITY)
+            assert client.recv(1)
+            (engine,) = program.children()
+            assert_is_sealed(engine)
+    finally:
+        program.kill()
 
 
 def wait_until_polling(engine: int) -> None:
