@@ -7,7 +7,11 @@ from typing import Final
 PERMANENT_HANDLES: Final = {
     0x4000_0000: "SRK",
     0x4000_0001: "owner",
-    0x4000_0006: "revoke",
+    0x4000_0002: "revoke",
+    0x4000_0003: "transport",
+    0x4000_0004: "operator",
+    0x4000_0005: "admin",
+    0x4000_0006: "EK",
     0x4000_0007: "null",
     0x4000_0008: "unassigned",
     0x4000_0009: "password",
