@@ -44,10 +44,16 @@ OURS: Final = {
     "TPMA_OBJECT": of_bits(OBJECT),
     "TPMA_SESSION": of_bits(SESSION),
 }
-# Other names of theirs for the same, masks, and where a range begins and ends.
+# Other names of theirs for the same, masks, and where a range begins and ends; and, of later ones
+# of theirs, what no state of libtpms has.
 NOT_WORDS: Final = {
     "TPM2_ALG": {"SHA", "FIRST", "LAST"},
-    "TPM2_CC": {"FIRST", "LAST", "Vendor_TCG_Test"},
+    "TPM2_CC": {"FIRST", "LAST", "Vendor_TCG_Test", "MAC", "MAC_Start"},
+    "TPM2_RH": {
+        *("FIRST", "LAST", *(f"ACT_{number:X}" for number in range(16))),
+        *("FW_OWNER", "FW_ENDORSEMENT", "FW_PLATFORM", "FW_NULL"),
+        *("SVN_OWNER_BASE", "SVN_ENDORSEMENT_BASE", "SVN_PLATFORM_BASE", "SVN_NULL_BASE"),
+    },
     "TPM2_ECC": {"NONE"},
     "TPMA_NV": {"TPM2_NT_SHIFT", "TPM2_NT_MASK"},
     "TPMA_OBJECT": {"DEFAULT_TPM2_TOOLS_CREATE_ATTRS", "DEFAULT_TPM2_TOOLS_CREATEPRIMARY_ATTRS"},

@@ -124,11 +124,15 @@ COMMANDS: Final = {
     0x198: "ACT_SetTimeout",
     0x199: "ECC_Encrypt",
     0x19A: "ECC_Decrypt",
+    0x19B: "PolicyCapability",
+    0x19C: "PolicyParameters",
 }
 
 # Of a list of commands in PERSISTENT_DATA: bit 0 is this one, each next bit the next number.
 FIRST_COMMAND: Final = 0x11F
 # Up to version 4 the lists have bits of these commands alone, in their order: of what libtpms had
 # before it had profiles (BackwardsCompatibilityBitArray.c).
-_NOT_LISTED: Final = frozenset({0x12F, 0x141, 0x179, 0x194, 0x195, 0x196, 0x198, 0x199, 0x19A})
+_NOT_LISTED: Final = frozenset(
+    {0x12F, 0x141, 0x179, 0x194, 0x195, 0x196, 0x198, 0x199, 0x19A, 0x19B, 0x19C}
+)
 LISTED_COMMANDS: Final = tuple(code for code in COMMANDS if code not in _NOT_LISTED)
