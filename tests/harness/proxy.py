@@ -22,8 +22,9 @@ BLOB_HEADER = struct.Struct(">IIII")  # SET_STATEBLOB: the command, flags, type,
 class Trigger:
     """When to act, and how: the connection to both sides is cut after `action` has returned.
 
-    `occurrence` counts the commands of that number from 1. `answered` waits until the answer has
-    gone to the client; without it the command never reaches the emulator.
+    `occurrence` counts the commands of that number from 1. `answered` waits until the emulator has
+    answered, which the client never hears: it might be done before the action is. Without it the
+    command never reaches the emulator.
     """
 
     control: Control
@@ -88,13 +89,10 @@ class ControlProxy:
                 answered = not data
                 if answered:
                     continue
-            if from_client and self._is_time(after_answer=False):
+            if self._is_time(after_answer=not from_client):
                 self._act(descriptors)
                 break
             _send(target, data, descriptors)
-            if not from_client and self._is_time(after_answer=True):
-                self._act([])
-                break
 
     def _passed_on(self, client: socket.socket, data: bytes) -> bytes:
         """Return what is sent in a command's place; b"": it is answered here."""
