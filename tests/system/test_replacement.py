@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from struct import pack
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +20,7 @@ from tests.harness.command import vtpmd
 from tests.harness.dying import Killed, dying
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest, RawGuest12
+from tests.harness.replacing import replace
 from tests.harness.swtpm_program import Place
 from tests.support import sealed_object, tpm2, tpm2_rare
 from tests.support.certificate import certificate_of
@@ -274,16 +275,6 @@ def written() -> list[int]:
 def of_fate(*fates: Fate) -> list[int]:
     """Return the indices that are to be of a fate."""
     return [handle for handle, index in INDICES.items() if FATES[index.kind][0] in fates]
-
-
-def replace(lab: Lab, state: Path, *options: str) -> tuple[Path, dict[str, Any]]:
-    """Export and import a vTPM; return the new directory, and what was said."""
-    out, into = lab.new_path("export"), lab.new_path("into")
-    ended = vtpmd("export", state, "--out", out, *options)
-    assert ended.status == 0, ended.error
-    ended = vtpmd("import", out, into, "--identity", "replace", "--json", *options)
-    assert ended.status == 0, ended.error
-    return into, ended.outcome
 
 
 def secrets_of(state: bytes) -> list[bytes]:

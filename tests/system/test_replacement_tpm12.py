@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.harness.command import vtpmd
 from tests.harness.lab import Lab
 from tests.harness.raw_guest import RawGuest12
+from tests.harness.replacing import replace
 from tests.harness.swtpm_program import OURS, Place
 from tests.support import tpm12
 from tests.support.certificate import certificate_of
@@ -159,16 +160,6 @@ def use(emulator: Emulator) -> Remembered:
 def flags(tpm: Tpm12) -> bytes:
     """Return the permanent flags, a byte each."""
     return tpm.capability(CAP_FLAG, struct.pack(">I", PERMANENT_FLAGS))[2:]
-
-
-def replace(lab: Lab, state: Path, *options: str) -> tuple[Path, dict[str, Any]]:
-    """Export and import a vTPM; return the new directory, and what was said."""
-    out, into = lab.new_path("export"), lab.new_path("into")
-    ended = vtpmd("export", state, "--out", out, *options)
-    assert ended.status == 0, ended.error
-    ended = vtpmd("import", out, into, "--identity", "replace", "--json", *options)
-    assert ended.status == 0, ended.error
-    return into, ended.outcome
 
 
 def of_fate(fate: Fate) -> list[int]:

@@ -5,12 +5,13 @@ A chain of backups is as it was after each answer that is refused.
 
 from binascii import b2a_base64
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.cli_run import Command, Run
+from tests.support.cli_run import Command, QuietRun, Run
 from tests.support.file_names import NAMES
 from tests.unit.test_backup import IDENTITY, KEY, OTHER, STATES, contents, links, restored
 from tests.unit.test_export import key_file
@@ -46,13 +47,7 @@ def taken(generation: int, state: bytes | None = None, identity: bytes | None = 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command, which says at most one line on standard error."""
-
-    def run(*arguments: str | Path) -> Run:
-        ended = Run(capsys, *arguments)
-        assert len(ended.error.splitlines()) <= 1
-        return ended
-
-    return run
+    return partial(QuietRun, capsys)
 
 
 @pytest.fixture

@@ -280,7 +280,6 @@ FOR_ALL = {
     "counted",
     "errors",
     "light_typing",
-    "standard_descriptors",
     "__version__",
 }
 

@@ -229,8 +229,7 @@ def pack_link_serving(
     ``program`` is what lines begin with, ``ends`` LinkEnds, added up, ``locality_max`` what QEMU
     may set, ``file_mode`` that of the state's files, or 0 for swtpm's default, ``sharing``
     LinkSharings, added up, and ``starting`` LinkStartings. One that ``stays`` is not ended by
-    SHUTDOWN. Raises ValueError for what
-    has no room.
+    SHUTDOWN. Raises ValueError for what has no room.
     """
     fields = {"is_verbose": is_verbose, "is_alone": is_alone, "control": control, "ends": ends}
     fields |= {"locality_max": locality_max, "file_mode": file_mode, "sharing": sharing}
