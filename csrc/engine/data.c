@@ -268,7 +268,7 @@ static void serve_socket(struct data_channel *channel, int fd)
  * sandbox: accept4 futex */
 static void wait_for_socket(struct data_channel *channel)
 {
-    if (!channel->has_begun || channel->listening_fd == NO_SOCKET) {
+    if (channel->listening_fd == NO_SOCKET) {
         pthread_cond_wait(&channel->changed, &channel->lock);
         return;
     }
@@ -286,8 +286,10 @@ static void *serve(void *argument)
     struct data_channel *channel = argument;
 
     pthread_mutex_lock(&channel->lock);
+    while (!channel->has_begun && !channel->ending)
+        pthread_cond_wait(&channel->changed, &channel->lock);
     while (!channel->ending) {
-        if (!channel->has_begun || channel->next == NO_SOCKET) {
+        if (channel->next == NO_SOCKET) {
             wait_for_socket(channel);
             continue;
         }

@@ -809,9 +809,10 @@ static uint64_t next_generation(const struct durable *durable,
                                 const struct checkpoint_lineage *lineage)
 {
     const struct image *current = &durable->current;
+    uint64_t kept = lineage ? kept_generation(durable, lineage) : 0;
 
-    if (lineage && kept_generation(durable, lineage) > 0)
-        return kept_generation(durable, lineage);
+    if (kept > 0)
+        return kept;
     uint64_t next = store_next_generation(durable->store, LINK_STATE_PERMANENT,
                                           lineage ? lineage->generation : 0);
 

@@ -162,6 +162,17 @@ static int seal(void)
     return r;
 }
 
+/* Who waits for a start goes on.
+ * sandbox: write close */
+static void tell_of_start(const struct link_serving *serving)
+{
+    if (!(serving->starting & LINK_STARTING_TOLD))
+        return;
+    if (write(LINK_FD_STARTED, "1", 1) < 0)
+        check(errno == EPIPE); /* it was ended */
+    close(LINK_FD_STARTED);
+}
+
 /* Serve until the end. Returns 0 or a negative errno. */
 static int serve_all(struct engine *engine)
 {
@@ -176,24 +187,13 @@ static int serve_all(struct engine *engine)
     pthread_mutex_unlock(&engine->gate);
     if (r >= 0) {
         data_channel_begin(engine->channel);
+        tell_of_start(&link->serving);
         attach_run(&engine->attach);
     }
     asker_close(link->asker);
     link_wake(link->wake_fd);
     pthread_join(engine->server_thread, NULL);
     return r;
-}
-
-/* Who waits for a start goes on, and nobody reads what is said from now on. */
-static void tell_of_start(const struct link_serving *serving)
-{
-    if (serving->starting & LINK_STARTING_SILENT)
-        dup2(LINK_FD_INPUT, LINK_FD_ERROR);
-    if (!(serving->starting & LINK_STARTING_TOLD))
-        return;
-    if (write(LINK_FD_STARTED, "1", 1) < 0)
-        check(errno == EPIPE); /* it was ended */
-    close(LINK_FD_STARTED);
 }
 
 static int boot(struct link *link)
@@ -204,7 +204,8 @@ static int boot(struct link *link)
     if (r < 0)
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
     if (r == 0) {
-        tell_of_start(&link->serving);
+        if (link->serving.starting & LINK_STARTING_SILENT)
+            dup2(LINK_FD_INPUT, LINK_FD_ERROR); /* nobody reads what is said from now on */
         warn_of_unlocked_memory(locked);
     }
     return r == LINK_NOT_ON ? -ECANCELED : r;
