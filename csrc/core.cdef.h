@@ -56,6 +56,7 @@ struct delta_image {
     size_t n_bytes;
     uint64_t generation;
     const struct image_digest *digest;
+    uint64_t time_ms;
     ...;
 };
 
@@ -63,6 +64,8 @@ int image_digest_compute(const struct delta_image *image, const struct delta_ima
                          struct image_digest *digest);
 
 #define DELTA_HEADER_BYTES ...
+#define DELTA_DATED_HEADER_BYTES ...
+#define DELTA_TIME_MS_MAX ...
 #define DELTA_HEADER_BYTES_MAX ...
 #define DELTA_NUMBER_BYTES_MAX ...
 #define DELTA_OPERATIONS_EXCESS_MAX ...
@@ -95,6 +98,7 @@ struct delta_header {
     uint32_t base_bytes;
     uint32_t result_bytes;
     uint32_t operations_bytes;
+    uint64_t time_ms;
     uint8_t base_digest[...];
     uint8_t result_digest[...];
     ...;

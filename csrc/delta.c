@@ -23,14 +23,25 @@ enum {
     AT_OPERATIONS_BYTES = 36,
     AT_BASE_DIGEST = 40,
     AT_RESULT_DIGEST = 72,
+    AT_TIME = 104,
 };
 
 /* Decoding. */
 
+static bool is_dated(const struct delta_header *header)
+{
+    return header->compatible_flags & DELTA_DATED;
+}
+
+static bool is_time(uint64_t ms)
+{
+    return ms > 0 && ms <= DELTA_TIME_MS_MAX;
+}
+
 static bool is_within_limits(const struct delta_header *header)
 {
-    return header->type >= IMAGE_TYPE_MIN && header->type <= IMAGE_TYPE_MAX &&
-           header->from_generation < header->to_generation &&
+    return (!is_dated(header) || is_time(header->time_ms)) && header->type >= IMAGE_TYPE_MIN &&
+           header->type <= IMAGE_TYPE_MAX && header->from_generation < header->to_generation &&
            header->to_generation <= GENERATION_MAX &&
            (header->from_generation > 0 || header->base_bytes == 0) &&
            header->base_bytes <= IMAGE_BYTES_MAX && header->result_bytes <= IMAGE_BYTES_MAX &&
@@ -48,8 +59,17 @@ static void read_header(const uint8_t *record, struct delta_header *header)
     header->to_generation = get_be64(record + AT_TO);
     header->result_bytes = get_be32(record + AT_RESULT_BYTES);
     header->operations_bytes = get_be32(record + AT_OPERATIONS_BYTES);
+    header->time_ms = 0;
     memcpy(header->base_digest, record + AT_BASE_DIGEST, DIGEST_BYTES);
     memcpy(header->result_digest, record + AT_RESULT_DIGEST, DIGEST_BYTES);
+}
+
+static bool is_header_right(const struct delta_header *header)
+{
+    size_t least = is_dated(header) ? DELTA_DATED_HEADER_BYTES : DELTA_HEADER_BYTES;
+    size_t most = header->compatible_flags ? DELTA_HEADER_BYTES_MAX : DELTA_HEADER_BYTES;
+
+    return header->header_bytes >= least && header->header_bytes <= most;
 }
 
 static int inspect(unsigned version, const uint8_t *record, size_t record_bytes,
@@ -64,13 +84,13 @@ static int inspect(unsigned version, const uint8_t *record, size_t record_bytes,
     read_header(record, header);
     if (header->incompatible_flags != 0)
         return DELTA_FLAG_UNKNOWN;
-    if (header->header_bytes < DELTA_HEADER_BYTES ||
-        header->header_bytes >
-            (header->compatible_flags ? DELTA_HEADER_BYTES_MAX : DELTA_HEADER_BYTES))
+    if (!is_header_right(header))
         return DELTA_HEADER_WRONG;
     if (record_bytes !=
         (uint64_t)header->header_bytes + header->operations_bytes + DELTA_CHECKSUM_BYTES)
         return DELTA_LENGTH_WRONG;
+    if (is_dated(header))
+        header->time_ms = get_be64(record + AT_TIME);
     size_t checked_bytes = record_bytes - DELTA_CHECKSUM_BYTES;
     if (crc32c(record, checked_bytes) != get_be32(record + checked_bytes))
         return DELTA_CHECKSUM_WRONG;
@@ -542,6 +562,8 @@ static void write_header(uint8_t *record, const struct delta_header *header)
     put_be32(record + AT_OPERATIONS_BYTES, header->operations_bytes);
     memcpy(record + AT_BASE_DIGEST, header->base_digest, DIGEST_BYTES);
     memcpy(record + AT_RESULT_DIGEST, header->result_digest, DIGEST_BYTES);
+    if (is_dated(header))
+        put_be64(record + AT_TIME, header->time_ms);
 }
 
 static int describe(unsigned type, struct delta_image base, struct delta_image next,
@@ -554,8 +576,11 @@ static int describe(unsigned type, struct delta_image base, struct delta_image n
         r = know_digest(&next, &base, &next_digest);
     if (r < 0)
         return r;
+    bool dated = is_time(next.time_ms);
     *header = (struct delta_header){
-        .header_bytes = DELTA_HEADER_BYTES,
+        .header_bytes = dated ? DELTA_DATED_HEADER_BYTES : DELTA_HEADER_BYTES,
+        .compatible_flags = dated ? DELTA_DATED : 0,
+        .time_ms = dated ? next.time_ms : 0,
         .type = (uint8_t)type,
         .from_generation = base.generation,
         .to_generation = next.generation,
@@ -574,7 +599,6 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
     struct encoder encoder = {
         .base = base->bytes,
         .next = next->bytes,
-        .out = record + DELTA_HEADER_BYTES,
         .out_bytes = next->n_bytes + DELTA_OPERATIONS_EXCESS_MAX,
     };
 
@@ -582,6 +606,7 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
     if (r < 0)
         return r;
     check(is_within_limits(&header));
+    encoder.out = record + header.header_bytes;
     struct delta_common common =
         next->common ? *next->common
                      : delta_compare(base->bytes, base->n_bytes, next->bytes, next->n_bytes);
@@ -592,7 +617,7 @@ int delta_encode(unsigned type, const struct delta_image *base, const struct del
         put_whole_image(&encoder, next->n_bytes);
     header.operations_bytes = (uint32_t)encoder.n_out;
     write_header(record, &header);
-    size_t checked_bytes = DELTA_HEADER_BYTES + encoder.n_out;
+    size_t checked_bytes = header.header_bytes + encoder.n_out;
     put_be32(record + checked_bytes, crc32c(record, checked_bytes));
     *record_bytes = checked_bytes + DELTA_CHECKSUM_BYTES;
     return 0;

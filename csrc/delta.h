@@ -8,7 +8,7 @@
  *     0       4     magic, "VTPD"
  *     4       1     version, 2
  *     5       1     image type: 1 permanent, 2 volatile, 3 savestate
- *     6       2     size of this header, 104
+ *     6       2     size of this header, 104, or 112 if it is dated
  *     8       2     compatible flags
  *     10      2     incompatible flags
  *     12      4     base length
@@ -18,7 +18,8 @@
  *     36      4     operations length
  *     40      32    digest of the base (image_digest.h)
  *     72      32    digest of the result
- *     104     …     operations
+ *     104     8     if it is dated: when the result was made, in ms since 1970
+ *     …       …     operations
  *     …       4     CRC-32C of everything before it
  *
  * An operation begins with a number, its length times two, plus one if it is an INSERT:
@@ -34,12 +35,12 @@
  * A record is valid if and only if
  *     1. it has the magic and the version, and no incompatible flag that the reader does not know,
  *     2. the header's size is DELTA_HEADER_BYTES, or up to DELTA_HEADER_BYTES_MAX if there are
- *        compatible flags,
+ *        compatible flags, and at least DELTA_DATED_HEADER_BYTES if one of them is DELTA_DATED,
  *     3. the record is as long as header, operations and checksum together, and the checksum fits,
  *     4. the type is known, from-generation < to-generation <= GENERATION_MAX, and a base of
  *        generation 0 is empty,
- *     5. base and result are at most IMAGE_BYTES_MAX long, and the operations at most
- *        DELTA_OPERATIONS_EXCESS_MAX longer than the result,
+ *     5. a time is from 1 to DELTA_TIME_MS_MAX, base and result are at most IMAGE_BYTES_MAX long,
+ *        and the operations at most DELTA_OPERATIONS_EXCESS_MAX longer than the result,
  *     6. every number is in as few bytes as it can be, and in at most DELTA_NUMBER_BYTES_MAX,
  *     7. no operation has the length 0, no INSERT follows an INSERT, and no COPY with distance 0
  *        follows a COPY: they would be one operation,
@@ -63,6 +64,7 @@ enum {
     DELTA_VERSION = 2,
     DELTA_VERSION_FIRST = 1, /* its digests are the SHA-256 of whole images; journals have it */
     DELTA_HEADER_BYTES = 104,
+    DELTA_DATED_HEADER_BYTES = 112,
     DELTA_HEADER_BYTES_MAX = 512, /* room for what later versions add compatibly */
     DELTA_CHECKSUM_BYTES = 4,
     DELTA_NUMBER_BYTES_MAX = 3,      /* twice the length of two images still fits */
@@ -72,6 +74,12 @@ enum {
 };
 
 #define DELTA_MAGIC 0x56545044U
+#define DELTA_TIME_MS_MAX UINT64_C(253402300799999) /* the end of the year 9999 */
+
+/* The compatible flags. */
+enum {
+    DELTA_DATED = 1, /* the header has a time */
+};
 
 /* Why a record was refused. */
 enum delta_refusal {
@@ -101,6 +109,7 @@ struct delta_header {
     uint32_t base_bytes;
     uint32_t result_bytes;
     uint32_t operations_bytes;
+    uint64_t time_ms; /* of a dated record, else 0 */
     uint8_t base_digest[DIGEST_BYTES];
     uint8_t result_digest[DIGEST_BYTES];
 };
@@ -112,13 +121,15 @@ struct delta_common {
 };
 
 /* An image that the caller has. `digest` may be NULL, and is then computed; a digest that is given
- * is taken as the image's. So is what it has in common with the image before it. */
+ * is taken as the image's. So is what it has in common with the image before it. A result may have
+ * the time at which it was made, in milliseconds since 1970: 0 is none. */
 struct delta_image {
     const uint8_t *bytes;
     size_t n_bytes;
     uint64_t generation;
     const struct image_digest *digest;
     const struct delta_common *common;
+    uint64_t time_ms;
 };
 
 /* Find out what two images have in common. */
@@ -126,7 +137,8 @@ struct delta_common delta_compare(const uint8_t *base, size_t base_bytes, const 
                                   size_t next_bytes);
 
 /* Write the record that turns `base` into `next` to `record`, of DELTA_RECORD_BYTES_MAX bytes. The
- * images are within their limits and `next` is of a later generation. An empty base of generation
+ * images are within their limits and `next` is of a later generation. The record is dated if `next`
+ * has a time up to DELTA_TIME_MS_MAX. An empty base of generation
  * 0 makes a record of the whole image. Takes time in proportion to the images, whatever is in them.
  * Returns 0 or -ENOMEM. */
 int delta_encode(unsigned type, const struct delta_image *base, const struct delta_image *next,

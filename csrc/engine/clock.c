@@ -6,17 +6,31 @@
 
 /* The kernel's code in the process, or its call where the clock cannot be read by that.
  * sandbox: clock_gettime */
-int64_t clock_ns(void)
+static struct timespec now_by(clockid_t clock)
 {
     struct timespec now;
 
-    check(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
+    check(clock_gettime(clock, &now) == 0);
+    return now;
+}
+
+int64_t clock_ns(void)
+{
+    struct timespec now = now_by(CLOCK_MONOTONIC);
+
     return (int64_t)now.tv_sec * NS_PER_S + now.tv_nsec;
 }
 
 int64_t clock_ms(void)
 {
     return clock_ns() / NS_PER_MS;
+}
+
+int64_t clock_wall_ms(void)
+{
+    struct timespec now = now_by(CLOCK_REALTIME);
+
+    return (int64_t)now.tv_sec * MS_PER_S + now.tv_nsec / NS_PER_MS;
 }
 
 void clock_condition_init(pthread_cond_t *condition)

@@ -1,4 +1,4 @@
-/* The clock that only goes forward, and conditions that are waited for by it. */
+/* The clock that only goes forward, conditions that are waited for by it, and the time of day. */
 #pragma once
 
 #include <pthread.h>
@@ -13,6 +13,10 @@ enum {
 
 int64_t clock_ns(void);
 int64_t clock_ms(void);
+
+/* The time of day, in milliseconds since 1970 (UTC): for people to read, as it may be set to
+ * anything. */
+int64_t clock_wall_ms(void);
 
 void clock_condition_init(pthread_cond_t *condition);
 

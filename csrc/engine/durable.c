@@ -9,6 +9,7 @@
 #include "ahead.h"
 #include "bytes.h"
 #include "check.h"
+#include "clock.h"
 #include "crc32c.h"
 #include "epoch.h"
 #include "error.h"
@@ -712,6 +713,7 @@ static int begin_next(struct durable *durable, const uint8_t *bytes, size_t n_by
     struct image *current = &durable->current;
 
     durable->next = image_view(bytes, n_bytes);
+    durable->next.time_ms = (uint64_t)clock_wall_ms();
     int r = image_reserve(current, n_bytes);
     if (r >= 0 && durable->defers)
         r = image_reserve(&durable->before, current->n_bytes);

@@ -21,6 +21,7 @@ void image_wipe(struct image *image)
         explicit_bzero(image->bytes, image->n_bytes);
     image->n_bytes = 0;
     image->exists = image->is_numbered = image->is_digested = false;
+    image->time_ms = 0;
 }
 
 int image_reserve(struct image *image, size_t n_bytes)
@@ -82,6 +83,7 @@ void image_follow(struct image *image, const struct image *next, const struct de
     image->is_digested = next->is_digested;
     image->generation = next->generation;
     image->digest = next->digest;
+    image->time_ms = next->time_ms;
 }
 
 int image_copy(struct image *image, const struct image *from)
@@ -147,5 +149,6 @@ struct delta_image image_as_delta(const struct image *image)
         .n_bytes = image->n_bytes,
         .generation = image->generation,
         .digest = &image->digest,
+        .time_ms = image->time_ms,
     };
 }

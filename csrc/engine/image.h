@@ -18,6 +18,7 @@ struct image {
     bool is_digested; /* its digest is */
     uint64_t generation;
     struct image_digest digest;
+    uint64_t time_ms; /* at which it was committed (delta.h), or 0 */
 };
 
 /* Overwrite and free; there is none then. */

@@ -298,6 +298,39 @@ static void what_moved_is_copied_whatever_changed_around_it(void **state)
     check_record(LINK_STATE_PERMANENT, before, before.n_bytes / 50);
 }
 
+/* A time that can be one is written; any other is left out, and makes no record fail. */
+static void a_record_has_the_time_of_its_result(void **state)
+{
+    const uint64_t times[][2] = {
+        {0, 0},
+        {1, 1},
+        {UINT64_C(1795959040125), UINT64_C(1795959040125)},
+        {DELTA_TIME_MS_MAX, DELTA_TIME_MS_MAX},
+        {DELTA_TIME_MS_MAX + 1, 0},
+        {UINT64_MAX, 0},
+    };
+    static uint8_t record[DELTA_RECORD_BYTES_MAX], result[IMAGE_BYTES_MAX];
+    const uint8_t bytes[] = "an image";
+    struct delta_image base = {bytes, 2, 1, NULL};
+    struct image_digest digest;
+    struct delta_header header;
+    size_t record_bytes;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(times) / sizeof(*times); i++) {
+        struct delta_image next = {bytes, sizeof(bytes), 2, .time_ms = times[i][0]};
+        assert_int_equal(delta_encode(LINK_STATE_PERMANENT, &base, &next, record, &record_bytes),
+                         0);
+        assert_int_equal(delta_apply(LINK_STATE_PERMANENT, &base, record, record_bytes, result,
+                                     &header, &digest),
+                         0);
+        assert_memory_equal(result, bytes, sizeof(bytes));
+        assert_true(header.time_ms == times[i][1]);
+        assert_int_equal(header.header_bytes,
+                         times[i][1] ? DELTA_DATED_HEADER_BYTES : DELTA_HEADER_BYTES);
+    }
+}
+
 static void crc32c_is_that_of_the_standard(void **state)
 {
     uint8_t bytes[48];
@@ -333,6 +366,7 @@ static void crc32c_is_the_same_on_any_processor(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_record_has_the_time_of_its_result),
         cmocka_unit_test(crc32c_is_that_of_the_standard),
         cmocka_unit_test(crc32c_is_the_same_on_any_processor),
         tpm_test(an_nv_write_of_8_bytes_takes_at_most_200, set_up),

@@ -820,6 +820,46 @@ static void a_journal_that_cannot_be_folded_goes_on_until_it_is_full(void **stat
     world_deinit(&world);
 }
 
+static uint64_t time_of_last_record(const struct world *world)
+{
+    static uint8_t image[IMAGE_BYTES_MAX];
+    static struct journal_history history;
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+
+    assert_true(state_directory_read(&world->io, world->settings, &evidence));
+    assert_int_equal(journal_recover_history(&evidence, image, &recovery, &history), 0);
+    assert_true(history.n_steps > 0);
+    return history.steps[history.n_steps - 1].header.time_ms;
+}
+
+static uint64_t wall_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void a_record_says_when_it_was_committed(void **state)
+{
+    const struct timespec some_ms = {.tv_nsec = 3000000};
+    struct world world;
+
+    (void)state;
+    for (int sealed = 0; sealed <= 1; sealed++) {
+        world_init(&world, sealed, true);
+        uint64_t before = wall_ms();
+        assert_true(live(&world, "bcfwcc"));
+        uint64_t written = time_of_last_record(&world);
+        assert_true(written >= before && written <= wall_ms());
+        nanosleep(&some_ms, NULL);
+        assert_true(live(&world, "s")); /* what is carried over is as old as it was */
+        assert_true(time_of_last_record(&world) == written);
+        world_deinit(&world);
+    }
+}
+
 static bool has_journal(const struct world *world)
 {
     const uint8_t *bytes;
@@ -1668,6 +1708,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_a_journal_every_commit_writes_the_file),
         cmocka_unit_test(a_tpm_that_is_off_has_no_journal),
+        cmocka_unit_test(a_record_says_when_it_was_committed),
         cmocka_unit_test(a_small_commit_writes_one_sector_and_syncs_once),
         cmocka_unit_test(a_deferred_commit_syncs_with_the_next),
         cmocka_unit_test(what_comes_takes_the_place_of_a_deferred_commit),

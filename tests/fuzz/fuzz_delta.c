@@ -116,13 +116,13 @@ static void fuzz_encode(const uint8_t *data, size_t n_data)
     size_t n_base = get_be16(data) < n_data - 4 ? get_be16(data) : n_data - 4;
     uint32_t step = get_be16(data + 2) | 1;
     struct delta_image base = {data + 4, n_base, n_base > 0, NULL};
-    struct delta_image next = {next_bytes, 0, 7, NULL};
+    struct delta_image next = {next_bytes, 0, 7, .time_ms = step % 3 ? 0 : step};
     size_t record_bytes;
 
     next.n_bytes = make_next(&base, data + 4 + n_base, n_data - 4 - n_base);
     check(delta_encode(TYPE, &base, &next, record, &record_bytes) == 0);
-    check(record_bytes <=
-          DELTA_HEADER_BYTES + next.n_bytes + DELTA_OPERATIONS_EXCESS_MAX + DELTA_CHECKSUM_BYTES);
+    check(record_bytes <= (next.time_ms ? DELTA_DATED_HEADER_BYTES : DELTA_HEADER_BYTES) +
+                              next.n_bytes + DELTA_OPERATIONS_EXCESS_MAX + DELTA_CHECKSUM_BYTES);
     check(apply(&base, record, record_bytes) == 0);
     check(memcmp(result, next.bytes, next.n_bytes) == 0);
     for (size_t i = 0; i < ALTERATIONS_MAX; i++) {

@@ -40,10 +40,12 @@ def write_journal(
     restored: int | None = None,
     secret: bytes | None = None,
     version: int = 2,
+    times: Sequence[int] = (),
 ) -> bytearray:
     """Return a journal that continues the first image, with a record for each one after it.
 
-    ``restored`` is which of them a restore epoch begins with.
+    ``restored`` is which of them a restore epoch begins with; ``times`` are those of the records,
+    in milliseconds since 1970, or none.
     """
     aead, is_first = None, version == 1
     if secret is not None:
@@ -68,16 +70,26 @@ def write_journal(
     file = bytearray(head + crc32c(head).to_bytes(4, "big"))
     link = digest(bytes(file))
     for number, (before, after) in enumerate(pairwise(images), start=1):
-        was, now = (
-            first_generation + at + (0 if restored is None or at < restored else EPOCH_GENERATIONS)
-            for at in (number - 1, number)
-        )
+        was, now = (_generation(first_generation, restored, at) for at in (number - 1, number))
         delta = delta_encode(Image(1, was, before), Image(1, now, after))
+        if times:
+            delta = dated(delta, times[number - 1])
         if is_first:
             delta = _of_first_version(delta, before, after)
         content, link = _content(aead, number, link, delta)
         file += _record(len(file) // SECTOR, number, content)
     return file.ljust(FILE_BYTES, b"\0")
+
+
+def _generation(first: int, restored: int | None, at: int) -> int:
+    return first + at + (0 if restored is None or at < restored else EPOCH_GENERATIONS)
+
+
+def dated(delta: bytes, ms: int) -> bytes:
+    """Return a delta record without a time as one that has it."""
+    head = delta[:6] + struct.pack(">HH", 112, 1) + delta[10:104] + ms.to_bytes(8, "big")
+    checked = head + delta[104:-4]
+    return checked + crc32c(checked).to_bytes(4, "big")
 
 
 def _of_first_version(delta: bytes, before: bytes, after: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """`vtpmd log` on a vTPM that is served: what its guest does is what its journal says, in order."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support import tpm2
 from tests.support.cli_run import QuietRun
 from tests.support.file_names import JOURNAL_NAME
 from tests.support.tpm2 import Tpm
+from vtpmd import moment
 
 NV = f"NV {INDEX:#010x}"
 
@@ -60,6 +62,25 @@ def test_a_guests_commands_are_told_while_it_is_served(
             before = len(commits)
         sign_wrongly(tpm)
         assert any("failed-tries: 0 -> 1" in each for each in logged(capsys, state))
+
+
+def now() -> str:
+    return moment.at_millisecond(int(time.time() * moment.MS_PER_S))
+
+
+def test_each_commit_has_the_time_at_which_it_was_made(capsys: pytest.CaptureFixture[str]) -> None:
+    with LiveTpm() as live:
+        live.tpm.nv_define(INDEX, 8)
+        began = now()
+        live.tpm.nv_write(INDEX, bytes(8))
+        between = now()
+        live.tpm.nv_write(INDEX, bytes([1]) * 8)
+        path = live.emulator.state
+        commits = QuietRun(capsys, "log", path, "--json", "--last", "2").outcome["commits"]
+        first, second = (commit["time"] for commit in commits)
+        assert began <= first <= between <= second <= now()
+        last = QuietRun(capsys, "log", path, "--last", "1").lines[1]
+        assert last.split()[1] == f"{second.partition('.')[0]}Z"
 
 
 def test_an_older_generation_is_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,10 +67,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def commits(text: str) -> list[Commit]:
     """Return a history of some length, in which an older state was put back."""
-    parts = ("nv", "object", "lockout", "other")
+    changes = [[Change(part, text, text)] for part in ("nv", "object", "lockout", "other")]
     epochs = [n // 60 * EPOCH_GENERATIONS for n in range(100)]
-    return [Commit(7, True, None, 0, 5000, None)] + [
-        Commit(8 + n + epoch, False, 512, 512, 5000, [Change(parts[n % len(parts)], text, text)])
+    return [Commit(7, None, True, None, 0, 5000, None)] + [
+        Commit(8 + n + epoch, n * 60_000, False, 512, 512, 5000, changes[n % len(changes)])
         for n, epoch in enumerate(epochs)
     ]
 

@@ -16,6 +16,7 @@ from tests.support.documents import DOCS, tables
 from tests.support.file_names import JOURNAL_NAME, PERMANENT_NAME
 from tests.support.journal import write_journal
 from tests.unit.test_cli_inspect import IDENTITY, IV, KEY, content, key_file
+from vtpmd._core import lib
 from vtpmd.inspect.history import FOLDED
 from vtpmd.store.keys import Key
 from vtpmd.wire import swtpm_format
@@ -51,10 +52,11 @@ def put(
     key: bytes | None = None,
     version: int = 2,
     restored: int | None = None,
+    times: Sequence[int] = (),
 ) -> bytearray:
     """Put a state file and a journal, of which the state file may have a part; return the journal.
 
-    ``checkpoint`` is which of the images the state file has, ``restored`` as ``write_journal``'s.
+    ``checkpoint`` is which of the images the state file has, the rest as ``write_journal``'s.
     """
     lineage = Lineage(IDENTITY, FIRST + checkpoint, continued=True)
     encrypted = {} if key is None else {"key": key, "iv": IV}
@@ -67,6 +69,7 @@ def put(
         secret=None if key is None else Key(bytearray(key)).journal_secret(),
         version=version,
         restored=restored,
+        times=times,
     )
     (path / JOURNAL_NAME).write_bytes(journal)
     return journal
@@ -96,10 +99,24 @@ def test_each_commit_is_told_with_what_it_changed(
     assert shown.status == 0
     n_bytes = len(IMAGES[0])
     assert shown.lines == [
-        "generation  bytes  what",
-        f"{5:>10}  {0:>5}  the checkpoint: a state of {n_bytes} bytes",
-        *(f"{generation:>10}  {512:>5}  {CHANGE}" for generation in (6, 7, 8)),
+        f"generation  {'time':<20}  bytes  what",
+        f"{5:>10}  {'-':<20}  {0:>5}  the checkpoint: a state of {n_bytes} bytes",
+        *(f"{generation:>10}  {'-':<20}  {512:>5}  {CHANGE}" for generation in (6, 7, 8)),
     ]
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_commit_is_told_with_its_time(key: bytes | None, tmp_path: Path, run: Command) -> None:
+    """Whatever the host's clock was set to: the order is the journal's."""
+    state = tmp_path / "state"
+    state.mkdir()
+    put(state, key=key, times=[1_795_959_040_125, 1, lib.DELTA_TIME_MS_MAX])
+    options = [] if key is None else ["--key", key_file(tmp_path, key)]
+    whole = ["2026-11-29T13:30:40.125Z", "1970-01-01T00:00:00.001Z", "9999-12-31T23:59:59.999Z"]
+    shown = run("log", state, "--json", *options)
+    assert [commit["time"] for commit in shown.outcome["commits"]] == [None, *whole]
+    seconds = [line.split()[1] for line in run("log", state, *options).lines[1:]]
+    assert seconds == ["-", *(f"{each[:-5]}Z" for each in whole)]
 
 
 def test_programs_get_the_same(tmp_path: Path, run: Command) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests.support import states
 from tests.support.cli_run import QuietRun
 from tests.support.documents import DOCS, tables
-from tests.support.journal import write_journal
+from tests.support.journal import dated, write_journal
 from tests.support.page import Page
 from tests.unit.test_cli_inspect import IDENTITY, KEY, content, key_file
+from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import delta_encode
 from vtpmd.errors import VtpmdError
@@ -110,6 +111,7 @@ def test_a_delta_record_says_what_is_new(put: Put, run: Command) -> None:
     path = put(DELTA)
     assert says(run, path) == {
         "image": "permanent",
+        "time": None,
         "from-generation": 5,
         "to-generation": 6,
         "base-bytes": len(IMAGES[0]),
@@ -120,6 +122,26 @@ def test_a_delta_record_says_what_is_new(put: Put, run: Command) -> None:
     assert f"insert {states.MARK_BYTES} bytes at {states.SEED_AT}" in tree
     assert b"BBBBBBBB".hex() not in tree
     assert b"BBBBBBBB".hex() in secret_tree(run, path)
+
+
+def test_a_dated_record_says_when_it_was_written(put: Put, run: Command) -> None:
+    path = put(dated(DELTA, 1_795_959_040_125))
+    assert says(run, path)["time"] == "2026-11-29T13:30:40.125Z"
+    assert run("verify", path).status == 0
+    (line,) = [line for line in run("inspect", path, "--tree").lines if " time: " in line]
+    assert "2026-11-29T13:30:40.125Z" in line
+    times = [1, 1_795_959_040_125, 2]
+    journal = put(bytes(write_journal(IMAGES, identity=IDENTITY, times=times)))
+    assert says(run, journal)["records"][1]["time"] == "2026-11-29T13:30:40.125Z"
+
+
+@pytest.mark.parametrize("ms", [0, lib.DELTA_TIME_MS_MAX + 1, (1 << 64) - 1])
+def test_a_time_that_is_none_is_a_fault(ms: int, put: Put, run: Command) -> None:
+    shown = run("inspect", put(dated(DELTA, ms)), "--json")
+    assert shown.status == 5
+    record = shown.outcome["record"]
+    assert (record["says"]["time"], record["decoded-bytes"]) == (None, record["bytes"])
+    assert "past a limit" in record["faults"][0]["what"]
 
 
 def secret_tree(run: Command, path: Path) -> str:
@@ -159,6 +181,7 @@ def test_a_journal_says_which_records_it_has(put: Put, run: Command) -> None:
     delta = len(DELTA)
     assert found["records"][0] == {
         "generation": 6,
+        "time": None,
         "offset": 512,
         "journal-bytes": 512,
         "delta-bytes": delta,

@@ -24,7 +24,7 @@ def test_what_adds_no_s_is_said_as_it_is() -> None:
 
 def test_one_commit_is_one_on_the_screen_and_on_a_page() -> None:
     assert journal_words(1) == "1 commit since the checkpoint"
-    history = [Commit(7, True, None, 0, 5000, None), Commit(8, False, 512, 512, 5000, [])]
+    history = [Commit(7, None, True, None, 0, 5000, None), Commit(8, 1, False, 512, 512, 5000, [])]
     known = known_of(MIX) | {"journal-commits": 1}
     text = Page(state_page(known, history, MADE)).text
     assert text.count("1 commit since the checkpoint") == 2

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.documents import Row, tables
 from tests.support.image_digest import image_digest, whole_digest
+from vtpmd import moment
 from vtpmd._core import lib
 from vtpmd.core import Image
 from vtpmd.core.delta import (
@@ -37,12 +38,12 @@ TABLES = tables(DOCUMENT)
 
 LAYOUT = TABLES["Record"]
 HEADER_FIELDS = [
-    re.split("[,:]", row["Field"])[0].replace(" ", "_").replace("-", "_") for row in LAYOUT[:-2]
+    re.split("[,:]", row["Field"])[0].replace(" ", "_").replace("-", "_") for row in LAYOUT[:-3]
 ]
 HEADER = struct.Struct(
     ">"
     + "".join(
-        {"1": "B", "2": "H", "4": "I", "8": "Q"}.get(row["Size"], "32s") for row in LAYOUT[:-2]
+        {"1": "B", "2": "H", "4": "I", "8": "Q"}.get(row["Size"], "32s") for row in LAYOUT[:-3]
     )
 )
 BASE = Image(2, 5, bytes(range(200)))
@@ -111,6 +112,21 @@ def refusal_of(data: bytes, base: Image = BASE) -> DeltaRefusal | None:
 
 RESULT = BASE.data[:100] + b"new" + BASE.data[150:]
 RIGHT = copy(100) + insert(b"new") + copy(50, 47)
+DATED = 1
+TIME = struct.Struct(">Q")
+
+
+def dated(ms: int, more: bytes = b"") -> bytes:
+    """Build a record that has a time, and what a later version may have behind it."""
+    return record(RIGHT, RESULT, header_excess=TIME.pack(ms) + more, compatible_flags=DATED)
+
+
+def test_a_time_is_read_from_a_dated_record_alone() -> None:
+    assert delta_inspect(dated(1_795_959_040_125)).time_ms == 1_795_959_040_125
+    assert delta_apply(BASE, dated(1)).data == RESULT
+    undated = record(RIGHT, RESULT, header_excess=TIME.pack(9), compatible_flags=2)
+    assert delta_inspect(undated).time_ms is None
+    assert delta_inspect(record(RIGHT, RESULT)).time_ms is None
 
 
 def test_a_record_by_the_document_applies() -> None:
@@ -179,6 +195,10 @@ IMAGE_BYTES_MAX = 256 * 1024
         ("LENGTH_WRONG", record(RIGHT, RESULT, operations_length=len(RIGHT) + 1)),
         ("LENGTH_WRONG", record(RIGHT, RESULT, operations_length=2**32 - 1)),
         ("CHECKSUM_WRONG", record(RIGHT, RESULT)[:-1] + b"x"),
+        ("HEADER_WRONG", record(RIGHT, RESULT, compatible_flags=DATED)),
+        ("HEADER_WRONG", record(RIGHT, RESULT, header_excess=bytes(7), compatible_flags=DATED)),
+        ("LIMIT_BROKEN", dated(0)),
+        ("LIMIT_BROKEN", dated(lib.DELTA_TIME_MS_MAX + 1)),
         ("LIMIT_BROKEN", record(RIGHT, RESULT, type_of_image=0)),
         ("LIMIT_BROKEN", record(RIGHT, RESULT, type_of_image=4)),
         ("LIMIT_BROKEN", record(RIGHT, RESULT, to_generation=5)),
@@ -204,9 +224,12 @@ def test_a_wrong_header_is_refused(refusal: str, data: bytes) -> None:
 
 def test_numbers_at_their_limits_are_taken() -> None:
     assert refusal_of(record(RIGHT, RESULT, to_generation=GENERATION_MAX)) is None
-    assert refusal_of(record(RIGHT, RESULT, compatible_flags=0xFFFF)) is None
+    assert refusal_of(record(RIGHT, RESULT, compatible_flags=0xFFFF - DATED)) is None
     excess = bytes(408)
     assert refusal_of(record(RIGHT, RESULT, header_excess=excess, compatible_flags=2)) is None
+    for ms in (1, lib.DELTA_TIME_MS_MAX):
+        assert refusal_of(dated(ms)) is None
+        assert refusal_of(dated(ms, excess[8:])) is None
     whole = Image(1, 1, bytes(IMAGE_BYTES_MAX))
     following = Image(1, GENERATION_MAX, b"\1" * IMAGE_BYTES_MAX)
     data = delta_encode(whole, following)
@@ -401,6 +424,11 @@ def test_documented_limits_are_those_of_the_code() -> None:
     assert mentioned == set(rows)
 
 
+def test_a_time_is_shown_up_to_its_limit() -> None:
+    assert moment.TIME_MS_MAX == lib.DELTA_TIME_MS_MAX
+    assert moment.at_millisecond(moment.TIME_MS_MAX) == "9999-12-31T23:59:59.999Z"
+
+
 def test_documented_types_are_those_of_the_control_channel() -> None:
     rows = {row["name"]: int(row["type"]) for row in rows_with("type")}
     assert rows == {each.name: each.value for each in StateType}
@@ -408,11 +436,12 @@ def test_documented_types_are_those_of_the_control_channel() -> None:
 
 def test_documented_layout_has_no_gaps() -> None:
     end = 0
-    for row in LAYOUT[:-2]:
+    for row in LAYOUT[:-3]:
         assert int(row["Offset"]) == end
         end += int(row["Size"])
-    assert end == int(LAYOUT[-2]["Offset"]) == HEADER.size == lib.DELTA_HEADER_BYTES
-    assert [row["Size"] for row in LAYOUT[-2:]] == ["…", "4"]
+    assert end == int(LAYOUT[-3]["Offset"]) == HEADER.size == lib.DELTA_HEADER_BYTES
+    assert end + TIME.size == lib.DELTA_DATED_HEADER_BYTES
+    assert [row["Size"] for row in LAYOUT[-3:]] == ["0 or 8", "…", "4"]
 
 
 def test_documented_example_is_what_the_code_writes() -> None:

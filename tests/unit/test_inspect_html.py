@@ -177,7 +177,7 @@ def test_no_text_of_a_state_becomes_an_element(version: str) -> None:
     known["surprises"] = ["one"]
     fault = {"offset": 1, "part": "part", "what": "what", "newer": False}
     known["states"]["permanent"]["faults"] = [fault]
-    commits = [Commit(7, False, 512, 512, 1, [Change("nv", HOSTILE, HOSTILE)])]
+    commits = [Commit(7, 1, False, 512, 512, 1, [Change("nv", HOSTILE, HOSTILE)])]
     attacked, plain = (
         Page(state_page(replaced(known, numbered(text)), commits, MADE))
         for text in (HOSTILE, "x" * len(HOSTILE))
@@ -240,7 +240,7 @@ def full(known: Known, n: int) -> Known:
 def test_a_page_is_bounded_whatever_is_in_a_state(version: str) -> None:
     n = elements.ROWS_MAX + 100
     changes = [Change("nv", "x" * 100, "<" * 200)] * n
-    commits = [Commit(i, False, 1, 1, 1, changes) for i in range(timeline.COMMITS_MAX)]
+    commits = [Commit(i, None, False, 1, 1, 1, changes) for i in range(timeline.COMMITS_MAX)]
     content = state_page(full(dict(known_of_each())[version], n), commits, MADE)
     assert len(content) < PAGE_BYTES_MAX
     page = Page(content)
@@ -329,6 +329,18 @@ def test_a_directory_has_its_history(tmp_path: Path, run: Command, out: Path) ->
     shown, content = page_of(run, out, "inspect", tmp_path, "--at", "6")
     assert shown.status == 0
     assert "this page6" in Page(content).text
+
+
+def test_a_history_has_its_times(tmp_path: Path, run: Command, out: Path) -> None:
+    put(tmp_path, times=[1_795_959_040_125, 1_795_959_041_000, 1_795_959_039_999])
+    page = Page(page_of(run, out, "inspect", tmp_path)[1])
+    times = ["2026-11-29T13:30:40Z", "2026-11-29T13:30:41Z", "2026-11-29T13:30:39Z"]
+    signs = [each for each in page.named("a") if str(each.get("title")).startswith("generation ")]
+    assert [str(each["title"]).partition(", ")[2] for each in signs] == [
+        f"{time}: hierarchy" for time in times
+    ]
+    for time in times:
+        assert page.text.count(time) == 1
 
 
 def test_a_history_tells_of_a_restore_epoch_where_it_begins(

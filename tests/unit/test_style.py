@@ -280,6 +280,7 @@ FOR_ALL = {
     "counted",
     "errors",
     "light_typing",
+    "moment",
     "__version__",
 }
 

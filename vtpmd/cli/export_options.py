@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vtpmd.moment import at_second
 
 if TYPE_CHECKING:
     from vtpmd.store.export_seal import Header, Seal
@@ -84,7 +85,6 @@ def warnings(path: Path, taken: Taken) -> list[str]:
 
 def outcome_of(header: Header) -> dict[str, Any]:
     """Return what is in an export, as JSON has it."""
-    made = datetime.fromtimestamp(header.time_s, UTC)
     return {
         "export": header.export.hex(),
         "tpm": header.version.facts.word,
@@ -92,5 +92,5 @@ def outcome_of(header: Header) -> dict[str, Any]:
         "generation": header.generation,
         "states": [kind.name.lower() for kind in header.kinds],
         "sealed": header.sealing,
-        "made": made.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "made": at_second(header.time_s),
     }

@@ -23,10 +23,10 @@ example:
   vtpmd inspect /srv/web1-tpm --at 1207
 
   Prints each generation of the permanent state that is still known: the checkpoint, and each commit
-  in the journal after it, with the bytes that it takes there, and what it has changed, as vtpmd
-  diff says it. A vTPM that was stopped has no journal, and so no history. The journal says in which
-  order its commits were, and not when. The directory may be in use: nothing is locked or written,
-  and no secret is shown.
+  in the journal after it, with its time, the bytes that it takes there, and what it has changed, as
+  vtpmd diff says it. A vTPM that was stopped has no journal, and so no history. The time is the
+  host's, in UTC; the order is the journal's, whatever the host's clock was set to. The directory
+  may be in use: nothing is locked or written, and no secret is shown.
 
 exit status:
   0  it was printed
@@ -99,14 +99,14 @@ def _print_lines(history: History, last: int | None) -> None:
     """Print as it is worked out: a journal may have some thousand commits."""
     from vtpmd.inspect.history import commits, with_epochs
 
-    print("generation  bytes  what")
+    print(f"{'generation':>10}  {'time':<20}  bytes  what")
     for commit, epoch in with_epochs(commits(history, last)):
         if epoch:
             print(epoch)
         generation = "-" if commit.generation is None else commit.generation
         first, *more = commit.lines()
-        print(f"{generation:>10}  {commit.journal_bytes:>5}  {first}")
+        print(f"{generation:>10}  {commit.when:<20}  {commit.journal_bytes:>5}  {first}")
         for line in more:
-            print(f"{'':>10}  {'':>5}  {line}")
+            print(f"{'':>10}  {'':<20}  {'':>5}  {line}")
     for problem in history.source.problems:
         print(problem)

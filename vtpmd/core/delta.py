@@ -86,6 +86,7 @@ class DeltaHeader(NamedTuple):
     base_digest: bytes
     result_digest: bytes
     compatible_flags: int
+    time_ms: int | None = None  # since 1970 (UTC), of a dated record
 
 
 def _check_delta(result: int) -> None:
@@ -154,6 +155,7 @@ def delta_inspect(record: bytes) -> DeltaHeader:
         base_digest=bytes(header.base_digest),
         result_digest=bytes(header.result_digest),
         compatible_flags=header.compatible_flags,
+        time_ms=header.time_ms or None,
     )
 
 

@@ -65,7 +65,8 @@ class Step(NamedTuple):
     """A record of a journal that is whole and right.
 
     ``offset`` is where in the file, ``n_bytes`` what it takes there; ``is_applied`` says whether it
-    leads on from the checkpoint, and not to it.
+    leads on from the checkpoint, and not to it. ``time_ms`` is when it was written, in milliseconds
+    since 1970 (UTC) by the host's clock, or None: it does not say.
     """
 
     offset: int
@@ -75,6 +76,7 @@ class Step(NamedTuple):
     base_bytes: int
     result_bytes: int
     is_applied: bool
+    time_ms: int | None
     delta: bytes
     header: Any
 
@@ -159,6 +161,7 @@ def _step(history: Any, number: int) -> Step:
         base_bytes=header.base_bytes,
         result_bytes=header.result_bytes,
         is_applied=step.is_applied,
+        time_ms=header.time_ms or None,
         delta=bytes(ffi.buffer(history.deltas)[step.delta_offset : end]),
         header=header,
     )

@@ -6,10 +6,10 @@ session's source says it in its Hello.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from vtpmd import moment
 from vtpmd.core import LinkOperation
 from vtpmd.core.link import unpack_link_lineage
 from vtpmd.daemon.engine import Engine
@@ -52,6 +52,6 @@ class Lineages:
 
         ``epoch`` is the restore epoch that began with it, or 0.
         """
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        at = moment.now()
         self.restored = Restored(generation, newest, epoch or None, at)
         self._tell("VTPM_RESTORED", self.restored.json())

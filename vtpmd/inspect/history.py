@@ -1,6 +1,7 @@
 """A vTPM's history: what each commit has changed since the checkpoint, in the TPM's terms.
 
-A commit is a record of the journal. The journal says in which order they were, and not when.
+A commit is a record of the journal. When it was is by the host's clock, which may be set back: the
+order is the journal's.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from vtpmd.core import Step
 from vtpmd.counted import counted
 from vtpmd.errors import VtpmdError
 from vtpmd.inspect.difference import Change, Seen, compare, see
@@ -15,6 +17,7 @@ from vtpmd.inspect.directories import History
 from vtpmd.inspect.overview import inspect
 from vtpmd.inspect.secrets import Secrets
 from vtpmd.inspect.source import Source
+from vtpmd.moment import MS_PER_S, at_millisecond, at_second
 from vtpmd.store.status import epoch_text
 from vtpmd.wire.tpm import StateType, epoch_of
 
@@ -33,6 +36,7 @@ class Commit(NamedTuple):
     """A generation, and how it came about."""
 
     generation: int | None
+    time_ms: int | None  # since 1970 (UTC); None: not known
     is_checkpoint: bool
     offset: int | None  # of its record in the journal
     journal_bytes: int  # that it takes there
@@ -43,6 +47,11 @@ class Commit(NamedTuple):
     def epoch(self) -> int | None:
         """The restore epoch that it is of; None: it has no generation."""
         return None if self.generation is None else epoch_of(self.generation)
+
+    @property
+    def when(self) -> str:
+        """The time for a person, to the second."""
+        return "-" if self.time_ms is None else at_second(self.time_ms // MS_PER_S)
 
     def lines(self) -> list[str]:
         """Return what it changed, in words for a person."""
@@ -58,7 +67,7 @@ class Commit(NamedTuple):
         return {
             "generation": self.generation,
             "restore-epoch": self.epoch,
-            "time": None,  # no journal has it
+            "time": None if self.time_ms is None else at_millisecond(self.time_ms),
             "checkpoint": self.is_checkpoint,
             "offset": self.offset,
             "journal-bytes": self.journal_bytes,
@@ -89,7 +98,7 @@ def _all(history: History, skipped: int) -> Iterator[Commit]:
     """Yield all generations; what the first ones have changed is not worked out."""
     folded = [step for step in history.steps if not step.is_applied]
     for step in folded:
-        yield Commit(step.to_generation, False, step.offset, step.n_bytes, step.result_bytes, None)
+        yield _commit(step, None)
     applied = iter([step for step in history.steps if step.is_applied])
     before: Seen | None = None
     secrets: Secrets | None = None
@@ -101,13 +110,16 @@ def _all(history: History, skipped: int) -> Iterator[Commit]:
             secrets = secrets or Secrets(found.states.values())
             now = see(found, secrets)
         if number == len(folded):
-            yield Commit(generation, True, None, 0, len(image), None)
+            yield Commit(generation, None, True, None, 0, len(image), None)
         else:
-            step = next(applied)
             changes = None if before is None or now is None else compare(before, now)
-            size = (step.offset, step.n_bytes, len(image))
-            yield Commit(generation, False, *size, changes)
+            yield _commit(next(applied), changes)
         before = now
+
+
+def _commit(step: Step, changes: list[Change] | None) -> Commit:
+    size = (step.offset, step.n_bytes, step.result_bytes)
+    return Commit(step.to_generation, step.time_ms, False, *size, changes)
 
 
 def source_at(history: History, generation: int) -> Source:

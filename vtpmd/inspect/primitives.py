@@ -18,6 +18,7 @@ from vtpmd.inspect.words.handles import (
     HT_PCR,
     PERMANENT_HANDLES,
 )
+from vtpmd.moment import TIME_MS_MAX, at_millisecond
 
 # A field's name and type.
 Fields = tuple[tuple[str, str], ...]
@@ -108,6 +109,11 @@ def orderly_words(value: int) -> str:
     return words + (", Startup at locality 3" if value & STARTUP_LOCALITY_3 else "")
 
 
+def time_words(value: int) -> str:
+    """Return the time that is so many milliseconds after 1970, if a year has four digits then."""
+    return at_millisecond(value) if 0 < value <= TIME_MS_MAX else ""
+
+
 IMAGE_TYPES: Final = {1: "permanent", 2: "volatile", 3: "savestate"}
 SEED_LEVELS: Final = {0: "as in the first versions", 1: "with corrected RSA primes"}
 
@@ -166,6 +172,7 @@ PRIMITIVES: Final[Mapping[str, Number | Sized | Fixed | Flag]] = {
     "AEAD_TAG": Fixed(16),
     "AEAD_NONCE": Fixed(12),
     "IMAGE_TYPE": Number(1, named(IMAGE_TYPES)),
+    "TIME_MS": Number(8, time_words),
     "JOURNAL_FLAGS": Number(2, bits({0: "SEALED"})),
     # A TPM 1.2's; of its sizes a buffer's is libtpms' largest command.
     "TPM_SECRET": Fixed(20, is_secret=True),

@@ -10,6 +10,7 @@ import os
 from enum import Enum
 from functools import cache
 
+from vtpmd import moment
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
 from vtpmd.store.directory import LOCK_BYTES_MAX as HOLDER_BYTES
 from vtpmd.store.directory import StateDirectoryInUse
@@ -120,11 +121,8 @@ def _namespace() -> int:
 
 def this_process() -> Holder:
     """Return the record of this process, as of now."""
-    import time
-
     pid = os.getpid()
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Holder(True, here(), pid, _start_time(pid) or 0, since)
+    return Holder(True, here(), pid, _start_time(pid) or 0, moment.now())
 
 
 def _start_time(pid: int) -> int | None:

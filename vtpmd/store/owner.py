@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +19,7 @@ from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
+from vtpmd import moment
 from vtpmd.errors import VtpmdError
 from vtpmd.store.directory import FileNames
 
@@ -213,7 +213,7 @@ class OwnerRecord:
     ) -> None:
         self._directory = directory
         self._in_place = in_place
-        self._now = now or _now
+        self._now = now or moment.now
         self._record: Record | None = None  # what it says, once that is known
         self._rest: bytes | None = None  # what follows the first sector on the disk, if known
         self._disk = Disk.AS_SAID
@@ -540,10 +540,6 @@ def _with_import(known: Record, fork: Fork) -> tuple[Fork, ...]:
     """Return the forks with one more, in place of that of the import before."""
     claims = tuple(each for each in known.forks if not each.export)
     return _with_fork(known._replace(forks=claims), fork)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def fork_text(fork: Fork) -> str:

@@ -18,7 +18,7 @@ NOTHING: Final = "nothing"
 UNTOLD: Final = "untold"
 RESTORED: Final = "restored"
 COLUMNS: Final = (
-    *(Column("generation", "number"), Column("bytes", "number")),
+    *(Column("generation", "number"), Column("time", "time"), Column("bytes", "number")),
     *(Column("of", "kinds"), Column("what it changed", "rest")),
 )
 
@@ -59,7 +59,7 @@ def _summary(n_commits: int, *, is_cut: bool) -> str:
     if not n_commits:
         return "There is a checkpoint alone: a journal is folded when a vTPM stops."
     commits = counted(n_commits, "commit")
-    return f"{commits} since the checkpoint, in their order: no journal says when."
+    return f"{commits} since the checkpoint, in their order; times are UTC, by the host's clock."
 
 
 def _id(number: int) -> str:
@@ -91,7 +91,8 @@ def _lanes(told: Sequence[_Told], kinds: Sequence[str]) -> Element:
 
 
 def _column(one: _Told, kinds: Sequence[str]) -> Element:
-    says = f"generation {_name(one.commit)}: {', '.join(one.kinds)}"
+    when = "" if one.commit.time_ms is None else f", {one.commit.when}"
+    says = f"generation {_name(one.commit)}{when}: {', '.join(one.kinds)}"
     signs = [
         element("span", class_=f"kind {kind}" if kind in one.kinds else None) for kind in kinds
     ]
@@ -105,6 +106,7 @@ def _row(one: _Told, generation: int | None) -> tuple[Child, ...]:
     kinds = [] if commit.is_checkpoint else one.kinds
     return (
         element("span", mark("this page") if is_here else None, _name(commit)),
+        commit.when,
         f"{commit.journal_bytes:,}",
         element("span", *(mark(kind, f"kind {kind}") for kind in kinds)) if kinds else None,
         _lines([one.epoch] * bool(one.epoch) + commit.lines()),

@@ -38,6 +38,8 @@ BODY: Final[Fields] = (
     ("result-digest", "SHA256"),
 )
 HEADER_BYTES: Final = 104
+DATED: Final = 1
+TIME_BYTES: Final = 8
 
 
 class Operation(NamedTuple):
@@ -64,7 +66,8 @@ def opened(content: bytes, _: Key | None) -> tuple[Callable[[Reader], None], dic
     type_ = None if header is None else header.words("image-type") or None
     numbers = ("from-generation", "to-generation", "base-bytes", "result-bytes")
     says = {name: None if header is None else header.number(name) for name in numbers}
-    return read, {"image": type_, **says, "inserts": _inserts(found)}
+    when = None if header is None else header.words("time") or None
+    return read, {"image": type_, "time": when, **says, "inserts": _inserts(found)}
 
 
 def _inserts(operations: list[Operation]) -> list[dict[str, int]]:
@@ -83,8 +86,7 @@ def _read(reader: Reader) -> Iterator[Operation]:
         read_fields(reader, HEAD)
         n_bytes = reader.count("header-bytes", 2, HEADER_BYTES_MAX)
         read_fields(reader, BODY)
-        if n_bytes > HEADER_BYTES:
-            reader.take("more", n_bytes - HEADER_BYTES, Types.UNKNOWN, is_secret=True)
+        _read_more(reader, n_bytes - HEADER_BYTES)
     with reader.part("operations", Types.LIST), reader.within(max(reader.left - CHECKSUM_BYTES, 0)):
         yield from _read_operations(reader)
     read_number(reader, "checksum", "UINT32")
@@ -92,6 +94,15 @@ def _read(reader: Reader) -> Iterator[Operation]:
         delta_inspect(content)
     except DeltaError as error:
         raise reader.fault(str(error), 0) from error
+
+
+def _read_more(reader: Reader, n_bytes: int) -> None:
+    flags = reader.part_node.number("compatible-flags") or 0
+    if flags & DATED and n_bytes >= TIME_BYTES:
+        read_number(reader, "time", "TIME_MS")
+        n_bytes -= TIME_BYTES
+    if n_bytes > 0:
+        reader.take("more", n_bytes, Types.UNKNOWN, is_secret=True)
 
 
 def _read_operations(reader: Reader) -> Iterator[Operation]:

@@ -13,6 +13,7 @@ from vtpmd.core import JOURNAL_SECTOR_BYTES, JournalFault, Recovery, Step, journ
 from vtpmd.inspect.primitives import Fields, read_fields
 from vtpmd.inspect.reader import Reader
 from vtpmd.inspect.tree import Types
+from vtpmd.moment import at_millisecond
 from vtpmd.store.directory import StateKeyError
 from vtpmd.store.keys import Key
 from vtpmd.store.recovery import FAULTS, REASONS
@@ -76,9 +77,10 @@ def opened(content: bytes, key: Key | None) -> tuple[Callable[[Reader], None], d
     return partial(_read, content=content, found=found), says
 
 
-def _record(step: Step) -> dict[str, int]:
+def _record(step: Step) -> dict[str, Any]:
     return {
         "generation": step.to_generation,
+        "time": None if step.time_ms is None else at_millisecond(step.time_ms),
         "offset": step.offset,
         "journal-bytes": step.n_bytes,
         "delta-bytes": len(step.delta),
