@@ -40,6 +40,10 @@ def attributes_of(thread: int) -> tuple[int, int, int]:
     return policy, niceness, slice_ns
 
 
+def policies_of(process: int) -> set[int]:
+    return {attributes_of(thread)[0] for thread in threads_of(process)}
+
+
 def threads_of(process: int) -> list[int]:
     return [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
 
@@ -61,6 +65,15 @@ def test_threads_of_an_engine_have_short_slices(lab: Lab, *, is_alone: bool) -> 
         policy, _, slice_ns = attributes_of(thread)
         assert (policy, slice_ns) == (os.SCHED_OTHER, SLICE_NS)
     assert attributes_of(0)[2] > SLICE_NS  # this process, as most are
+
+
+def test_vtpmd_interrupts_nobody(lab: Lab) -> None:
+    """Its rounds come while QEMU sends, and nobody waits for them; its engine answers at once."""
+    pair = make_armed_pair(lab)
+    for host in (pair.source.vtpmd, pair.destination.vtpmd):
+        assert policies_of(host.program.pid) == {os.SCHED_BATCH}
+        (engine,) = host.engines()
+        assert policies_of(engine) == {os.SCHED_OTHER}
 
 
 @contextmanager
