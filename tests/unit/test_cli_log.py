@@ -88,6 +88,8 @@ def test_a_restore_epoch_is_told_where_it_begins(tmp_path: Path, run: Command) -
         str(EPOCH_GENERATIONS + FIRST + number) for number in (2, 3)
     ]
     assert run("log", tmp_path, "--last", "1").lines[1] == lines[at]
+    commits = [line for line in lines if not line.startswith("restore epoch")]
+    assert len({len(line.partition("  512  ")[0]) for line in commits[2:]}) == 1  # in columns
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -99,14 +99,16 @@ def _print_lines(history: History, last: int | None) -> None:
     """Print as it is worked out: a journal may have some thousand commits."""
     from vtpmd.inspect.history import commits, with_epochs
 
-    print(f"{'generation':>10}  {'time':<20}  bytes  what")
+    last_number = history.steps[-1].to_generation if history.steps else 0
+    width = max(len("generation"), len(str(last_number)))
+    print(f"{'generation':>{width}}  {'time':<20}  bytes  what")
     for commit, epoch in with_epochs(commits(history, last)):
         if epoch:
             print(epoch)
         generation = "-" if commit.generation is None else commit.generation
         first, *more = commit.lines()
-        print(f"{generation:>10}  {commit.when:<20}  {commit.journal_bytes:>5}  {first}")
+        print(f"{generation:>{width}}  {commit.when:<20}  {commit.journal_bytes:>5}  {first}")
         for line in more:
-            print(f"{'':>10}  {'':<20}  {'':>5}  {line}")
+            print(f"{'':>{width}}  {'':<20}  {'':>5}  {line}")
     for problem in history.source.problems:
         print(problem)

@@ -87,6 +87,7 @@ thead th::first-letter { text-transform: uppercase; }
 tbody th { font-weight: 600; white-space: nowrap; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
+.time { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wide { min-width: 13rem; overflow-wrap: anywhere; width: 40%; }
 .rest { width: 100%; overflow-wrap: anywhere; }
 .digest { overflow-wrap: anywhere; }
