@@ -331,9 +331,9 @@ static int settle_deferred(struct durable *durable)
 {
     if (last_of(durable) != LAST_DEFERRED)
         return 0;
-    note(durable, STANDING_SYNCED);
     durable->target = "journal";
     int r = journal_sync(durable->journal);
+    note(durable, r < 0 ? STANDING_NOT_SYNCED : STANDING_SYNCED);
     if (r < 0)
         image_swap(&durable->current, &durable->before);
     image_wipe(&durable->before);
@@ -378,9 +378,11 @@ static int switch_fold(struct durable *durable)
     int r = is_deferred ? journal_sync(before) : 0; /* it may keep the name */
     if (r >= 0)
         r = fold_switch(&durable->fold, &durable->current, &durable->journal);
-    /* If it is not known which of the two has the name, neither takes more. */
-    if (durable->journal != before)
+    /* If it is not known which of the two has the name, neither takes more. Both have all of it. */
+    if (durable->journal != before) {
         note(durable, r < 0 ? STANDING_NOT_SWITCHED : STANDING_SWITCHED);
+        image_wipe(&durable->before);
+    }
     fold_abandon(&durable->fold, durable->files.io);
     return r;
 }

@@ -64,7 +64,8 @@ enum standing_event {
     STANDING_SWITCHED,         /* a new journal has the name */
     STANDING_NOT_SWITCHED,     /* it, or the one before, has */
     STANDING_DEFERRED,         /* a commit is in the journal, and not synced */
-    STANDING_SYNCED,           /* it is, or that has failed and it is no commit any more */
+    STANDING_SYNCED,           /* it is */
+    STANDING_NOT_SYNCED,       /* that has failed: it is no commit any more, and may be there */
     STANDING_COMMITTED,
     STANDING_NOT_COMMITTED,
     STANDING_UNSEEN,       /* by the anchor: the commit is none */

@@ -2,6 +2,7 @@
  * and every cell of it against a durable that goes through lives in which calls fail.
  *
  * Each event is seen where the table says that it can be, and nowhere else, as check() has it.
+ * What is settled, and not elsewhere, is there after a loss of power.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -55,6 +56,7 @@ static const char *const names[STANDING_EVENTS] = {
     [STANDING_NOT_SWITCHED] = "NOT_SWITCHED",
     [STANDING_DEFERRED] = "DEFERRED",
     [STANDING_SYNCED] = "SYNCED",
+    [STANDING_NOT_SYNCED] = "NOT_SYNCED",
     [STANDING_COMMITTED] = "COMMITTED",
     [STANDING_NOT_COMMITTED] = "NOT_COMMITTED",
     [STANDING_UNSEEN] = "UNSEEN",
@@ -161,22 +163,35 @@ static void make_image(uint32_t number, uint8_t bytes[IMAGE_BYTES])
     put_be32(bytes, number);
 }
 
+/* What the test does itself is no call that may fail. */
+static int begin_faultless(struct world *world)
+{
+    int calls = world->io.calls;
+
+    world->io.calls = -1000;
+    return calls;
+}
+
+static void end_faultless(struct world *world, int calls)
+{
+    assert_true(world->io.calls < 0);
+    world->io.calls = calls;
+}
+
 /* An anchor that has seen nothing. */
 static void set_anchor(struct world *world)
 {
     static const uint8_t zeros[ANCHOR_BYTES];
     struct anchor anchor = {.identity = "this vTPM's own."};
     struct io *io = &world->io.io;
-    struct io_memory faults = world->io;
+    int calls = begin_faultless(world);
 
-    world->io.fail_from = 0;
     anchor.fd = io->create(io, ANCHOR_NAME);
     assert_true(anchor.fd >= 0);
     assert_int_equal(io->write_at(io, anchor.fd, zeros, sizeof(zeros), 0), 0);
     assert_int_equal(io->sync(io, anchor.fd), 0);
     assert_int_equal(io->sync_directory(io), 0);
-    world->io.calls = faults.calls;
-    world->io.fail_from = faults.fail_from;
+    end_faultless(world, calls);
     if (durable_set_anchor(world->durable, &anchor) < 0)
         io->close(io, anchor.fd);
 }
@@ -247,6 +262,12 @@ static int load(struct world *world, bool is_in_file)
     uint8_t image[IMAGE_BYTES];
 
     make_image(++world->last, image);
+    if (is_in_file && !durable_has_journal(world->durable)) {
+        int calls = begin_faultless(world);
+        assert_int_equal(checkpoint_write(&world->io.io, NULL, "permall", image, IMAGE_BYTES, NULL),
+                         0);
+        end_faultless(world, calls);
+    }
     return durable_load(world->durable, image, IMAGE_BYTES, is_in_file);
 }
 
@@ -286,8 +307,8 @@ static int commit_brought(struct world *world)
 
 /* One step of a life: (b)egin, (p)ause, (c)ommit, the (s)ame, (d)eferred, (e)nd; the parts of
  * folding: (f), (w)rite, swi(t)ch; (a)dopt, and write (A) what is; (l)oad what is in the file, or
- * (x) is not; (S)tore; (r)eclaim; have (R)oom; something is (B)rought,
- * and (C)ommitted; set the a(n)chor. */
+ * (x) is not; (S)tore; (r)eclaim; have (R)oom; something is (B)rought, and (C)ommitted; set the
+ * a(n)chor. */
 static int take_step(struct world *world, char step)
 {
     struct durable *durable = world->durable;
@@ -339,6 +360,24 @@ static int take_step(struct world *world, char step)
     }
 }
 
+/* A start recovers the image. */
+static bool is_recovered(const struct io_memory *after, const void *context)
+{
+    const struct world *world = context;
+    static uint8_t image[IMAGE_BYTES_MAX];
+    struct journal_evidence evidence;
+    struct journal_recovery recovery;
+    const uint8_t *bytes;
+    size_t n_bytes;
+
+    if (!state_directory_read(after, &settings, &evidence))
+        return false;
+    state_directory_recover(&evidence, image, &recovery);
+    durable_get(world->durable, &bytes, &n_bytes);
+    return journal_may_start(&recovery) && recovery.has_image && recovery.image_bytes == n_bytes &&
+           memcmp(image, bytes, n_bytes) == 0;
+}
+
 /* Calls that fail. */
 struct faults {
     int first, n_first, second; /* from call `first` on so many, and then the second; 0: none */
@@ -356,6 +395,18 @@ static void set_faults(struct world *world, const struct faults *faults)
     world->io.fail_to = is_over ? faults->second + 1 : faults->first + faults->n_first;
 }
 
+/* What is settled, and here, is there after any loss of power. */
+static void check_settled(const struct world *world, const char *life, const char *step,
+                          const struct faults *faults)
+{
+    bool is_here = standing.place >= PLACE_FILE && standing.place <= PLACE_BROKEN;
+
+    if (is_here && standing.last == LAST_SETTLED &&
+        !io_memory_survives(&world->io, is_recovered, world))
+        fail_msg("%s, %d calls from %d on (%d): after %d steps", life, faults->n_first,
+                 faults->first, faults->how, (int)(step - life) + 1);
+}
+
 /* Returns how many calls it made. */
 static int live(const char *life, const struct faults *faults)
 {
@@ -365,6 +416,8 @@ static int live(const char *life, const struct faults *faults)
     for (const char *step = life; *step; step++) {
         set_faults(&world, faults);
         take_step(&world, *step);
+        if (!faults->second && !durable_has_anchor(world.durable))
+            check_settled(&world, life, step, faults);
     }
     int n_calls = world.io.calls;
     world_deinit(&world);
@@ -429,8 +482,8 @@ static void every_cell_is_seen_of_a_durable(void **state)
     assert_true(is_right);
 }
 
-/* Whether a journal may be opened, by what happens: O off, as the TPM is; N on; C cramped, as there
- * was no room for one. It is told by what changes do then. */
+/* Whether a journal may be opened, by what happens: O off, as the TPM is; N on; C cramped, as
+ * there was no room for one. It is told by what changes do then. */
 
 static char find_journals(struct world *world)
 {
