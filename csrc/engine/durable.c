@@ -10,25 +10,40 @@
 #include "bytes.h"
 #include "check.h"
 #include "clock.h"
+#include "coming.h"
 #include "crc32c.h"
 #include "epoch.h"
 #include "error.h"
 #include "fold.h"
 #include "image.h"
 #include "link_types.h"
+#include "standing.h"
 #include "state_files.h"
 #include "version.h"
 #include "worker.h"
 
 _Static_assert(JOURNAL_IMAGE_TYPE == (int)LINK_STATE_PERMANENT, "types are the link's");
 
-/* What is to be committed next, if it has come from elsewhere. */
-struct coming {
-    bool is_expected;
-    bool must_be_written;                      /* also if the image is the same */
-    bool begins_epoch;                         /* if the image is another */
-    uint64_t generation;                       /* that it keeps; 0: it gets one here */
-    uint8_t before[CHECKPOINT_IDENTITY_BYTES]; /* the identity, should it not be committed */
+/* Whether a journal may be opened. */
+enum journals {
+    JOURNALS_OFF, /* as the TPM is */
+    JOURNALS_ON,
+    JOURNALS_CRAMPED, /* the TPM is on, and there was no room for one since */
+    JOURNALS_STATES,
+};
+
+enum journals_event {
+    JOURNALS_BEGUN,
+    JOURNALS_PAUSED,
+    JOURNALS_NO_ROOM,
+    JOURNALS_EVENTS,
+};
+
+static const enum journals journals_after[JOURNALS_EVENTS][JOURNALS_STATES] = {
+    /* of               JOURNALS_OFF, JOURNALS_ON, JOURNALS_CRAMPED */
+    [JOURNALS_BEGUN] = {JOURNALS_ON, JOURNALS_ON, JOURNALS_CRAMPED},
+    [JOURNALS_PAUSED] = {JOURNALS_OFF, JOURNALS_OFF, JOURNALS_OFF},
+    [JOURNALS_NO_ROOM] = {JOURNALS_OFF, JOURNALS_CRAMPED, JOURNALS_CRAMPED},
 };
 
 /* What QEMU has set as the permanent state. */
@@ -42,9 +57,8 @@ struct durable {
     struct store *store; /* NULL: no journals */
     struct anchor anchor;
     bool is_anchor_unsure; /* it may have seen a change that was not acknowledged */
-    bool on;
-    bool has_no_place;    /* for journals: there never are any */
-    bool is_cramped;      /* there was no room for a journal, since the TPM is on */
+    bool has_no_place;     /* for journals: there never are any */
+    enum journals journals;
     pthread_mutex_t lock; /* over what follows */
     struct image current;
     struct image before;        /* of a deferred commit; or room for it */
@@ -54,14 +68,10 @@ struct durable {
     bool is_known;              /* the image's identity: what others have written says none */
     struct coming coming;
     struct brought brought;
-    bool is_in_file;  /* the file has the image, and no journal continues it */
-    bool has_others;  /* there may be a journal that another process has left */
-    bool is_adopting; /* another state has begun to take the place of all, and may be half there */
+    _Atomic struct standing standing;
+    bool has_others; /* there may be a journal that another process has left */
     struct journal *journal;
     bool defers;        /* a commit need not wait for the journal's sync */
-    bool is_deferred;   /* the last one has not: `before` is the image before it */
-    bool is_broken;     /* the journal, or the file, may not have its name: to be closed first */
-    bool is_unsure;     /* a commit has failed: what it was to store may be on the disk */
     const char *target; /* the file that was written last */
     struct fold fold;
     struct ahead ahead; /* not none only while there is no journal */
@@ -80,6 +90,41 @@ int durable_new(struct durable **out, struct io *io)
     check(pthread_mutex_init(&durable->lock, NULL) == 0);
     *out = durable;
     return 0;
+}
+
+/* The one writer of how the image stands. */
+static void note(struct durable *durable, enum standing_event event)
+{
+    struct standing after = standing_after(event, durable->standing);
+    bool has_journal = after.place >= PLACE_JOURNAL && after.place <= PLACE_REMOVING;
+
+    check((durable->journal != NULL) == has_journal);
+    durable->standing = after;
+}
+
+static enum standing_place place_of(const struct durable *durable)
+{
+    struct standing now = durable->standing;
+
+    return now.place;
+}
+
+static enum standing_last last_of(const struct durable *durable)
+{
+    struct standing now = durable->standing;
+
+    return now.last;
+}
+
+/* The one writer of whether a journal may be opened. */
+static void note_journals(struct durable *durable, enum journals_event event)
+{
+    durable->journals = journals_after[event][durable->journals];
+}
+
+static bool is_on(const struct durable *durable)
+{
+    return durable->journals != JOURNALS_OFF;
 }
 
 static void close_anchor(struct durable *durable)
@@ -159,7 +204,7 @@ void durable_free(struct durable *durable)
 
 int durable_set_key(struct durable *durable, const struct cipher_key *key)
 {
-    if (durable->on || durable->journal)
+    if (is_on(durable) || durable->journal)
         return -EBUSY;
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
@@ -170,7 +215,7 @@ int durable_set_key(struct durable *durable, const struct cipher_key *key)
 
 int durable_set_anchor(struct durable *durable, const struct anchor *anchor)
 {
-    if (durable->on || !durable->store)
+    if (is_on(durable) || !durable->store)
         return -EINVAL;
     close_anchor(durable);
     durable->anchor = *anchor;
@@ -184,7 +229,7 @@ bool durable_has_anchor(const struct durable *durable)
 
 void durable_set_loaded(struct durable *durable, uint64_t generation, bool is_known)
 {
-    check(!durable->on);
+    check(!is_on(durable));
     durable->loaded = generation;
     durable->is_known = is_known;
 }
@@ -218,15 +263,20 @@ static int write_file(struct durable *durable, const struct image *image, bool i
     return state_file_write(&durable->files, image, is_continued);
 }
 
+/* It keeps nothing that is not in its file. */
+static void release_room(struct durable *durable)
+{
+    room_release(&durable->ahead.room);
+    worker_notify(&durable->worker);
+}
+
 /* The file has been replaced, or that has failed: then it may have either image. */
 static void note_file(struct durable *durable, int r)
 {
-    durable->is_in_file = r >= 0;
+    note(durable, r < 0 ? STANDING_NOT_WRITTEN : STANDING_WRITTEN);
     if (r < 0)
         return;
-    durable->is_unsure = false;
-    room_release(&durable->ahead.room);
-    worker_notify(&durable->worker);
+    release_room(durable);
 }
 
 static int report_anchor(int r)
@@ -243,17 +293,18 @@ static int open_journal(struct durable *durable)
     clear_ahead(durable);
     int r = state_journal_create(&durable->files, &durable->current, &durable->journal);
     if (r < 0) {
-        durable->is_cramped = true;
+        note_journals(durable, JOURNALS_NO_ROOM);
         error_report("cannot make %s: %s; each change replaces the whole state, which is slower: "
                      "make room, then restart the guest",
                      version_now()->journal_name, strerror(-r));
         return 0;
     }
-    durable->is_in_file = false;
+    note(durable, STANDING_OPENING);
     r = journal_publish(durable->journal);
     if (r >= 0)
         r = write_file(durable, &durable->current, true);
-    durable->is_broken = r < 0;
+    if (r >= 0)
+        note(durable, STANDING_OPENED);
     return r;
 }
 
@@ -279,11 +330,11 @@ static int settle_anchor(struct durable *durable)
  * one before, as after any commit that has failed. */
 static int settle_deferred(struct durable *durable)
 {
-    if (!durable->is_deferred)
+    if (last_of(durable) != LAST_DEFERRED)
         return 0;
-    durable->is_deferred = false;
     durable->target = "journal";
     int r = journal_sync(durable->journal);
+    note(durable, r < 0 ? STANDING_NOT_SYNCED : STANDING_SYNCED);
     if (r < 0)
         image_swap(&durable->current, &durable->before);
     image_wipe(&durable->before);
@@ -308,7 +359,7 @@ static int close_journal(struct durable *durable)
                            false);
     if (r < 0)
         return r;
-    durable->is_broken = true;
+    note(durable, STANDING_CLOSING);
     r = state_file_publish(&durable->files);
     if (r >= 0)
         r = journal_remove(durable->files.io);
@@ -316,8 +367,7 @@ static int close_journal(struct durable *durable)
         return r;
     journal_free(durable->journal);
     durable->journal = NULL;
-    durable->is_in_file = true;
-    durable->is_unsure = false;
+    note(durable, STANDING_CLOSED);
     return 0;
 }
 
@@ -325,12 +375,15 @@ static int switch_fold(struct durable *durable)
 {
     struct journal *before = durable->journal;
 
-    int r = durable->is_deferred ? journal_sync(before) : 0; /* it may keep the name */
+    bool is_deferred = last_of(durable) == LAST_DEFERRED;
+    int r = is_deferred ? journal_sync(before) : 0; /* it may keep the name */
     if (r >= 0)
         r = fold_switch(&durable->fold, &durable->current, &durable->journal);
-    /* If it is not known which of the two has the name, neither takes more. */
-    if (durable->journal != before)
-        durable->is_broken = r < 0;
+    /* If it is not known which of the two has the name, neither takes more. Both have all of it. */
+    if (durable->journal != before) {
+        note(durable, r < 0 ? STANDING_NOT_SWITCHED : STANDING_SWITCHED);
+        image_wipe(&durable->before);
+    }
     fold_abandon(&durable->fold, durable->files.io);
     return r;
 }
@@ -346,7 +399,7 @@ static int begin_fold(struct durable *durable)
 int durable_begin_fold(struct durable *durable)
 {
     pthread_mutex_lock(&durable->lock);
-    int r = durable->journal && !durable->is_broken ? begin_fold(durable) : -EINVAL;
+    int r = place_of(durable) == PLACE_JOURNAL ? begin_fold(durable) : -EINVAL;
     pthread_mutex_unlock(&durable->lock);
     return r;
 }
@@ -476,7 +529,7 @@ static void *run_worker(void *argument)
 int durable_set_journal(struct durable *durable, const struct journal_settings *settings,
                         struct store *store, bool in_thread)
 {
-    if (durable->on || durable->journal)
+    if (is_on(durable) || durable->journal)
         return -EBUSY;
     durable->files.settings = *settings;
     durable->files.keeps_journals = true;
@@ -486,7 +539,7 @@ int durable_set_journal(struct durable *durable, const struct journal_settings *
 
 void durable_forgo_journals(struct durable *durable)
 {
-    check(!durable->on && !durable->journal);
+    check(!is_on(durable) && !durable->journal);
     durable->has_no_place = true;
 }
 
@@ -532,7 +585,7 @@ static int make_room(struct durable *durable)
 
 static bool is_usable(const struct durable *durable)
 {
-    return !durable->is_broken && !journal_is_broken(durable->journal);
+    return place_of(durable) == PLACE_JOURNAL && !journal_is_broken(durable->journal);
 }
 
 /* Returns JOURNAL_FULL if there is no room for another. */
@@ -551,7 +604,8 @@ static int append(struct durable *durable)
         r = write(durable->journal, &base, &next);
         check(r != JOURNAL_FULL);
     }
-    durable->is_deferred = defers && r == 0;
+    if (defers && r == 0)
+        note(durable, STANDING_DEFERRED);
     return r;
 }
 
@@ -582,10 +636,8 @@ static int show_anchor(struct durable *durable, struct image *image)
     int r = image_number(image, durable->store);
     if (r >= 0)
         r = write_anchor(durable, image);
-    if (r < 0) {
-        durable->is_broken = durable->journal != NULL;
-        durable->is_in_file = false;
-    }
+    if (r < 0)
+        note(durable, STANDING_UNSEEN);
     return r;
 }
 
@@ -620,7 +672,7 @@ static int replace_file(struct durable *durable)
     if (r < 0)
         return r;
     if (r > 0) {
-        durable->is_in_file = false;
+        note(durable, STANDING_IN_ROOM);
         worker_notify(&durable->worker);
         return 0;
     }
@@ -655,7 +707,7 @@ static int number_both(struct durable *durable)
         return image_keep_number(&durable->next, kept);
     }
     int r = durable->current.exists ? image_number(&durable->current, durable->store) : 0;
-    if (r >= 0 && durable->coming.begins_epoch)
+    if (r >= 0 && coming_begins_epoch(durable->coming.state))
         begin_epoch(durable);
     return r < 0 ? r : image_number(&durable->next, durable->store);
 }
@@ -671,7 +723,7 @@ static int digest_both(struct durable *durable)
 
 static bool may_open_journal(const struct durable *durable)
 {
-    return !durable->journal && durable->on && durable->is_in_file && !durable->is_cramped &&
+    return durable->journals == JOURNALS_ON && place_of(durable) == PLACE_FILE &&
            !durable->has_no_place;
 }
 
@@ -702,7 +754,7 @@ static int write_next(struct durable *durable)
         r = close_journal(durable);
         if (r < 0)
             return r;
-        durable->is_cramped = true;
+        note_journals(durable, JOURNALS_NO_ROOM);
     }
     return replace_file(durable);
 }
@@ -723,7 +775,7 @@ static int begin_next(struct durable *durable, const uint8_t *bytes, size_t n_by
 /* Have what was committed as the current image. */
 static void become_next(struct durable *durable)
 {
-    if (durable->is_deferred)
+    if (last_of(durable) == LAST_DEFERRED)
         check(image_copy(&durable->before, &durable->current) == 0); /* there is room */
     image_follow(&durable->current, &durable->next, &durable->common);
 }
@@ -739,14 +791,16 @@ static int commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
     if (r >= 0)
         r = show_anchor(durable, &durable->next);
     if (r >= 0) {
+        note(durable, STANDING_COMMITTED);
         become_next(durable);
-        durable->coming = (struct coming){0};
+        coming_end(&durable->coming);
         durable->is_known = true;
         if (durable->journal)
             fold_if_worn(durable);
+    } else {
+        note(durable, STANDING_NOT_COMMITTED);
     }
     durable->next = (struct image){0};
-    durable->is_unsure = r < 0;
     return r;
 }
 
@@ -755,7 +809,7 @@ static int settle_failed(struct durable *durable)
 {
     const struct image *current = &durable->current;
 
-    if (!durable->is_unsure || !current->exists)
+    if (last_of(durable) != LAST_UNSURE || !current->exists)
         return 0;
     durable->common = (struct delta_common){.prefix = current->n_bytes};
     return commit(durable, current->bytes, current->n_bytes);
@@ -767,9 +821,9 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
 
     durable->common = delta_compare(current->bytes, current->n_bytes, bytes, n_bytes);
     /* libtpms commits at each INIT, and often nothing has changed: the image is durable. */
-    if (!durable->coming.must_be_written && !durable->is_unsure && current->exists &&
-        current->n_bytes == n_bytes && durable->common.prefix == n_bytes) {
-        durable->coming = (struct coming){0};
+    if (!coming_is_written(durable->coming.state) && last_of(durable) != LAST_UNSURE &&
+        current->exists && current->n_bytes == n_bytes && durable->common.prefix == n_bytes) {
+        coming_end(&durable->coming);
         return 0;
     }
     pthread_mutex_lock(&durable->lock);
@@ -778,30 +832,13 @@ int durable_commit(struct durable *durable, const uint8_t *bytes, size_t n_bytes
     return r;
 }
 
-static bool is_later(const struct checkpoint_lineage *lineage,
-                     const struct checkpoint_lineage *ours)
-{
-    return memcmp(ours->identity, lineage->identity, sizeof(ours->identity)) == 0 &&
-           lineage->generation > ours->generation;
-}
-
-/* What comes is of no later generation than what is here, or of another vTPM, in place of a known
- * one: what was written here is not all in it. So it is a snapshot: a vTPM that moves comes back
- * with a later one. */
-static bool goes_back(const struct durable *durable, const struct checkpoint_lineage *lineage)
+/* What a state of this lineage is, where there is the image. */
+static enum coming_state kind_of(const struct durable *durable,
+                                 const struct checkpoint_lineage *lineage)
 {
     struct checkpoint_lineage ours = durable_lineage(durable);
 
-    return durable_is_known(durable) && !is_later(lineage, &ours);
-}
-
-/* What comes and is later is the state that it was elsewhere, until something changes it: so it has
- * that generation. Should it have been in vain, as the guest runs on there, what comes the next
- * time is no earlier one. */
-static uint64_t kept_generation(const struct durable *durable,
-                                const struct checkpoint_lineage *lineage)
-{
-    return goes_back(durable, lineage) ? 0 : lineage->generation;
+    return coming_kind(lineage, &ours, durable_is_known(durable));
 }
 
 /* The number that a commit will give the image, and with it its file, is known: the one that it
@@ -811,7 +848,8 @@ static uint64_t next_generation(const struct durable *durable,
                                 const struct checkpoint_lineage *lineage)
 {
     const struct image *current = &durable->current;
-    uint64_t kept = lineage ? kept_generation(durable, lineage) : 0;
+    enum coming_state kind = lineage ? kind_of(durable, lineage) : COMING_NOTHING;
+    uint64_t kept = lineage ? coming_generation(kind, lineage) : 0;
 
     if (kept > 0)
         return kept;
@@ -819,12 +857,12 @@ static uint64_t next_generation(const struct durable *durable,
                                           lineage ? lineage->generation : 0);
 
     next += current->exists && !current->is_numbered;
-    return lineage && goes_back(durable, lineage) ? epoch_begin(next - 1) : next;
+    return coming_begins_epoch(kind) ? epoch_begin(next - 1) : next;
 }
 
 static bool may_prepare(const struct durable *durable)
 {
-    return durable->store && !durable->on && !durable->journal;
+    return durable->store && !is_on(durable) && !durable->journal;
 }
 
 /* Only what a start may take up in place of what the directory has. */
@@ -834,7 +872,7 @@ static bool may_use_room(const struct durable *durable, const struct checkpoint_
 
     if (!lineage || durable_has_anchor(durable) || durable->has_others)
         return false;
-    return !durable->current.exists || is_later(lineage, &ours);
+    return !durable->current.exists || coming_is_later(lineage, &ours);
 }
 
 void durable_bring(struct durable *durable, const uint8_t *bytes, size_t n_bytes)
@@ -901,25 +939,21 @@ int durable_load(struct durable *durable, const uint8_t *bytes, size_t n_bytes, 
     if (durable->journal)
         return -EBUSY;
     int r = image_set(&durable->current, bytes, n_bytes);
-    durable->is_in_file = r >= 0 && is_in_file;
+    note(durable, r >= 0 && is_in_file ? STANDING_LOADED : STANDING_LOADED_ELSEWHERE);
     return r;
 }
 
 /* The journal first: without it the state that is elsewhere is still found. */
 static int drop_journal(struct durable *durable)
 {
-    join_fold(durable);
-    fold_abandon(&durable->fold, durable->files.io);
     if (!durable->journal)
         return 0;
-    durable->is_broken = true;
     int r = journal_remove(durable->files.io);
     if (r < 0)
         return r;
     journal_free(durable->journal);
     durable->journal = NULL;
-    durable->is_broken = false;
-    durable->is_in_file = false;
+    note(durable, STANDING_REMOVED);
     return 0;
 }
 
@@ -948,12 +982,25 @@ static int adopt(struct durable *durable, const uint8_t *elsewhere, bool is_to_b
         set_identity(durable, identity);
         r = expect(durable, elsewhere);
     }
-    durable->is_adopting |= r >= 0;
-    if (r >= 0)
+    if (r >= 0) {
+        join_fold(durable);
+        fold_abandon(&durable->fold, durable->files.io);
+        note(durable, STANDING_ADOPTING);
         r = drop_journal(durable);
+    }
     if (r >= 0 && is_to_be_written)
         r = write_adopted(durable, elsewhere);
     return r < 0 ? r : show_anchor(durable, &durable->next);
+}
+
+static void become_adopted(struct durable *durable, bool is_in_file)
+{
+    durable->common = (struct delta_common){0};
+    become_next(durable);
+    durable->is_known = true;
+    note(durable, is_in_file ? STANDING_ADOPTED_FILE : STANDING_ADOPTED);
+    if (is_in_file)
+        release_room(durable);
 }
 
 int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
@@ -971,16 +1018,10 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
         r = adopt(durable, elsewhere, is_to_be_written, identity);
     if (r < 0) {
         set_identity(durable, ours.identity);
+        note(durable, STANDING_NOT_ADOPTED);
     } else {
-        durable->common = (struct delta_common){0};
-        become_next(durable);
-        durable->is_known = true;
-        durable->is_adopting = durable->is_unsure = false;
+        become_adopted(durable, is_to_be_written);
     }
-    if (r >= 0 && is_to_be_written)
-        note_file(durable, r);
-    else
-        durable->is_in_file = false;
     durable->next = (struct image){0};
     pthread_mutex_unlock(&durable->lock);
     return r;
@@ -988,26 +1029,23 @@ int durable_adopt(struct durable *durable, const uint8_t *bytes, size_t n_bytes,
 
 bool durable_is_adopting(const struct durable *durable)
 {
-    return durable->is_adopting;
+    enum standing_place place = place_of(durable);
+
+    return place == PLACE_REMOVING || place == PLACE_HALF;
 }
 
 int durable_expect(struct durable *durable, const struct checkpoint_lineage *lineage)
 {
-    struct coming *coming = &durable->coming;
     int r = 0;
 
-    check(!durable->on);
+    check(!is_on(durable));
     pthread_mutex_lock(&durable->lock);
     struct checkpoint_lineage ours = durable_lineage(durable);
     bool is_same = memcmp(ours.identity, lineage->identity, sizeof(ours.identity)) == 0;
     if (!is_same) /* what the journal continues is still the other's */
         r = close_journal(durable);
     if (r >= 0) {
-        coming->is_expected = true;
-        coming->must_be_written = !is_same || lineage->generation > ours.generation;
-        coming->begins_epoch = goes_back(durable, lineage);
-        coming->generation = kept_generation(durable, lineage);
-        memcpy(coming->before, ours.identity, sizeof(coming->before));
+        coming_expect(&durable->coming, lineage, &ours, durable_is_known(durable));
         set_identity(durable, lineage->identity);
     }
     pthread_mutex_unlock(&durable->lock);
@@ -1016,11 +1054,11 @@ int durable_expect(struct durable *durable, const struct checkpoint_lineage *lin
 
 bool durable_has_come(struct durable *durable)
 {
-    bool has_come = !durable->coming.is_expected;
+    bool has_come = durable->coming.state == COMING_NOTHING;
 
     if (!has_come)
         set_identity(durable, durable->coming.before);
-    durable->coming = (struct coming){0};
+    coming_end(&durable->coming);
     return has_come;
 }
 
@@ -1039,7 +1077,7 @@ void durable_defer(struct durable *durable, bool is_so)
 int durable_store(struct durable *durable, pthread_mutex_t *lock)
 {
     pthread_mutex_lock(&durable->lock);
-    if (!durable->current.exists || durable->is_in_file || durable->journal) {
+    if (!durable->current.exists || place_of(durable) == PLACE_FILE || durable->journal) {
         pthread_mutex_unlock(&durable->lock);
         return 0;
     }
@@ -1058,7 +1096,7 @@ int durable_reclaim(struct durable *durable)
     pthread_mutex_lock(&durable->lock);
     check(!durable->journal);
     durable->has_others = true;
-    durable->is_in_file = false;
+    note(durable, STANDING_RECLAIMED);
     if (durable->current.exists)
         r = write_current(durable);
     pthread_mutex_unlock(&durable->lock);
@@ -1072,21 +1110,23 @@ const char *durable_target(const struct durable *durable)
 
 void durable_begin(struct durable *durable)
 {
-    if (durable->on)
+    bool was_on = is_on(durable);
+
+    note_journals(durable, JOURNALS_BEGUN);
+    if (was_on)
         return;
-    durable->on = true;
-    durable->is_cramped = durable->fold.has_failed = false;
+    durable->fold.has_failed = false;
     durable_unawait(durable); /* it has started from something else */
 }
 
 void durable_pause(struct durable *durable)
 {
-    durable->on = false;
+    note_journals(durable, JOURNALS_PAUSED);
 }
 
 void durable_leave(struct durable *durable)
 {
-    durable->on = false;
+    note_journals(durable, JOURNALS_PAUSED);
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
     drop_room(durable);
@@ -1109,12 +1149,12 @@ bool durable_is_in_room(const struct durable *durable)
 
 bool durable_is_removed(struct durable *durable)
 {
-    return durable->is_in_file && state_file_find(&durable->files) == -ENOENT;
+    return place_of(durable) == PLACE_FILE && state_file_find(&durable->files) == -ENOENT;
 }
 
 int durable_end(struct durable *durable)
 {
-    durable->on = false;
+    note_journals(durable, JOURNALS_PAUSED);
     pthread_mutex_lock(&durable->lock);
     clear_ahead(durable);
     drop_room(durable);

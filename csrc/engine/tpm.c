@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "activity.h"
 #include "bytes.h"
 #include "check.h"
 #include "clock.h"
@@ -49,14 +50,13 @@ struct tpm {
     pthread_mutex_t lock;
     struct turn turn;
     _Atomic struct condition condition;
-    enum tpm_custody before;   /* of one on standby: what it goes back to */
-    bool worked;               /* something ran since the last capture */
-    bool worked_before;        /* the same, before the command that runs apart */
-    bool served;               /* something ran since the vTPM came to this host, or ever */
-    enum link_shutdown said;   /* the guest's last TPM2_Shutdown that libtpms accepted since its
-                                  TPM2_Startup */
-    bool shut_down;            /* nothing ran since that */
-    bool is_untouched;         /* what has come runs as it came: nothing ran since */
+    enum tpm_custody before; /* of one on standby: what it goes back to */
+    bool worked;             /* something ran since the last capture */
+    bool worked_before;      /* the same, before the command that runs apart */
+    bool served;             /* something ran since the vTPM came to this host, or ever */
+    enum link_shutdown said; /* the guest's last TPM2_Shutdown that libtpms accepted since its
+                                TPM2_Startup */
+    enum activity activity;
     atomic_bool established;   /* as libtpms had it last */
     _Atomic uint32_t locality; /* of commands from the next one on */
     /* By its type: what was stopped without a TPM2_Shutdown, as it may be another host's. */
@@ -184,6 +184,12 @@ static uint32_t response_code(const struct tpm_response *response)
     return get_be32(response->bytes + TPM_AT_CODE);
 }
 
+/* The one writer of what ran. */
+static void note_activity(struct tpm *tpm, enum activity_event event)
+{
+    tpm->activity = activity_after(event, tpm->activity);
+}
+
 /* Returns false if libtpms refuses it: TPM_SU_STATE after TPM2_PCR_Allocate, for one. */
 static bool send_shutdown(uint8_t type)
 {
@@ -204,7 +210,7 @@ static bool send_shutdown(uint8_t type)
  * loss of power in between is one without it. */
 static void shut_down(struct tpm *tpm)
 {
-    if (tpm->shut_down || !version_now()->has_shutdown)
+    if (tpm->activity != ACTIVITY_USED || !version_now()->has_shutdown)
         return;
     nvram_defer(true);
     if (tpm->said != LINK_SHUTDOWN_STATE || !send_shutdown(TPM2_SU_STATE))
@@ -376,7 +382,8 @@ static void power_off(struct tpm *tpm)
     struct condition now = tpm->condition;
 
     /* What an abandoned command has left gets no TPM2_Shutdown: that would commit it. */
-    if (now.custody == TPM_ACTIVE && !tpm->is_untouched && prepare(tpm, OP_EXECUTE))
+    if (now.custody == TPM_ACTIVE && tpm->activity != ACTIVITY_AS_IT_CAME &&
+        prepare(tpm, OP_EXECUTE))
         shut_down(tpm);
     TPMLIB_Terminate();
     long_command_forget();
@@ -415,8 +422,14 @@ static void forget_stopped(struct tpm *tpm)
 }
 
 /* What QEMU was given may be another host's soon, and what has come, and was not used, may still be
- * another host's: its TPM2_Shutdown, which would be written, has to wait until its guest is started
- * here again. */
+ * another host's. */
+static bool may_be_elsewhere(const struct tpm *tpm, struct condition condition)
+{
+    return condition.custody == TPM_GIVEN || tpm->activity == ACTIVITY_AS_IT_CAME;
+}
+
+/* What may be elsewhere: its TPM2_Shutdown, which would be written, has to wait until its guest is
+ * started here again. */
 static void keep_stopped(struct tpm *tpm)
 {
     for (int type = LINK_STATE_PERMANENT; type <= LINK_STATE_VOLATILE; type++) {
@@ -525,7 +538,7 @@ static TPM_RESULT power_on(struct tpm *tpm, enum tpm_custody custody, enum link_
     bool is_told =
         custody != TPM_ACTIVE || (said != LINK_SHUTDOWN_NONE && version_now()->has_shutdown);
     tpm->said = is_told ? said : nvram_last_shutdown();
-    tpm->shut_down = tpm->is_untouched = false;
+    note_activity(tpm, ACTIVITY_STARTED);
     tpm->worked = true;
     if (result != TPM_SUCCESS) {
         set_condition(tpm, TPM_OFF, before.custody);
@@ -552,10 +565,10 @@ static bool begin_init(struct tpm *tpm, enum tpm_operation operation, struct con
         return false;
     *before = tpm->condition;
     has_done(tpm, OP_EXECUTE); /* a guest that is reset here was running on here */
-    if (operation == OP_INIT && (before->custody == TPM_GIVEN || tpm->is_untouched) &&
+    if (operation == OP_INIT && may_be_elsewhere(tpm, *before) &&
         tpm->stopped[LINK_STATE_PERMANENT].exists)
         undo_stop(tpm);
-    tpm->is_untouched = false;
+    note_activity(tpm, ACTIVITY_RESET);
     if (is_on(tpm))
         power_off(tpm);
     has_done(tpm, operation);
@@ -604,7 +617,8 @@ TPM_RESULT tpm_init_come(struct tpm *tpm, const struct checkpoint_lineage *linea
     }
     if (result != TPM_SUCCESS)
         undo_init(tpm, before);
-    tpm->is_untouched = result == TPM_SUCCESS && is_as_it_came(lineage);
+    if (result == TPM_SUCCESS && is_as_it_came(lineage))
+        note_activity(tpm, ACTIVITY_CAME);
     return result;
 }
 
@@ -755,7 +769,7 @@ TPM_RESULT tpm_stop(struct tpm *tpm)
     if (!may(tpm, OP_STOP, &result))
         return result;
     struct condition now = tpm->condition;
-    if ((now.custody == TPM_GIVEN || tpm->is_untouched) && version_now()->has_shutdown)
+    if (may_be_elsewhere(tpm, now) && version_now()->has_shutdown)
         keep_stopped(tpm);
     power_off(tpm);
     return TPM_SUCCESS;
@@ -860,7 +874,7 @@ static void note_power(struct tpm *tpm, uint32_t command_code, uint16_t type, bo
         tpm->said = LINK_SHUTDOWN_NONE;
     } else if (command_code == TPM2_CC_SHUTDOWN) {
         tpm->said = type == TPM2_SU_STATE ? LINK_SHUTDOWN_STATE : LINK_SHUTDOWN_CLEAR;
-        tpm->shut_down = true;
+        note_activity(tpm, ACTIVITY_SAID);
     }
 }
 
@@ -879,7 +893,7 @@ static int begin_work(struct tpm *tpm, enum tpm_operation operation)
     }
     tpm->worked_before = tpm->worked;
     tpm->worked = tpm->served = true;
-    tpm->shut_down = tpm->is_untouched = false;
+    note_activity(tpm, ACTIVITY_WORKED);
     current_locality = tpm->locality;
     return 0;
 }

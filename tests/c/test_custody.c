@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #include <libtpms/tpm_error.h>
@@ -20,10 +21,16 @@
 #include "checkpoint.h"
 #include "cipher.h"
 #include "custody.h"
+#include "guest.h"
 #include "journal.h"
 #include "pages.h"
 #include "standby.h"
 #include "tpm_in_memory.h"
+
+/* tpm.c asks the one below, which sees what is asked. */
+#define activity_after activity_after_unseen
+#include "activity.c"
+#undef activity_after
 
 enum {
     STATES_OFF = TPM_FENCED + 1,
@@ -35,6 +42,17 @@ static const char letters[] = "AGFRSP"; /* of custodies, as the table has them *
 static const struct checkpoint_lineage own = {.identity = "this vTPM's own.", .generation = 1};
 
 static struct tpm_response response;
+static bool has_started_up; /* the guest */
+
+static bool seen_activities[ACTIVITY_EVENTS][ACTIVITIES];
+static enum activity activity; /* after the last event */
+
+enum activity activity_after(enum activity_event event, enum activity now)
+{
+    seen_activities[event][now] = true;
+    activity = activity_after_unseen(event, now);
+    return activity;
+}
 
 /* Takes the C library's place: no command waits for time to pass. */
 int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
@@ -72,14 +90,11 @@ static TPM_RESULT get(enum link_state_type type)
     return result;
 }
 
-/* Bring a new TPM there, of which nothing has run. `before` is what a standby goes back to. */
-static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custody before)
+/* Bring a TPM that is active, and was captured, there. `before` is what a standby goes back to. */
+static void go_to(enum tpm_power power, enum tpm_custody custody, enum tpm_custody before)
 {
     enum tpm_custody own = custody_is_ahead(custody) ? before : custody;
 
-    tpm_in_memory_begin();
-    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
-    assert_int_equal(do_capture(), TPM_SUCCESS);
     if (own == TPM_GIVEN)
         assert_int_equal(get(LINK_STATE_PERMANENT), TPM_SUCCESS);
     if (own == TPM_FENCED || own == TPM_RECLAIMING)
@@ -95,6 +110,15 @@ static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custo
     io.calls = 0;
 }
 
+/* A new TPM, of which nothing has run. */
+static void enter(enum tpm_power power, enum tpm_custody custody, enum tpm_custody before)
+{
+    tpm_in_memory_begin();
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(do_capture(), TPM_SUCCESS);
+    go_to(power, custody, before);
+}
+
 /* Operations, as the table calls them. What each needs to succeed has been seen to. */
 
 static TPM_RESULT do_execute(void)
@@ -107,7 +131,7 @@ static TPM_RESULT do_execute(void)
         return TPM_FAIL;
     if (code == TPM2_RC_RETRY)
         return code;
-    assert_int_equal(code, 0x100); /* TPM_RC_INITIALIZE: it was executed */
+    assert_int_equal(code, has_started_up ? 0 : 0x100); /* TPM_RC_INITIALIZE: it was executed */
     return TPM_SUCCESS;
 }
 
@@ -354,11 +378,12 @@ static const char *read_cell(const char *cell, char *out, size_t n_letters)
     return cell + 1;
 }
 
-static struct row read_row(const char *name)
+/* Find a row of the document's, and return what comes after its name. */
+static const char *find_row(const char *name)
 {
-    char line[LINE_BYTES_MAX], start[LINE_BYTES_MAX];
+    static char line[LINE_BYTES_MAX];
+    char start[LINE_BYTES_MAX];
     bool found = false;
-    struct row row;
 
     snprintf(start, sizeof(start), "| %s | ", name);
     FILE *file = fopen(ARCHITECTURE, "r");
@@ -368,7 +393,14 @@ static struct row read_row(const char *name)
     fclose(file);
     if (!found)
         fail_msg("%s has no row for %s", ARCHITECTURE, name);
-    const char *cell = read_cell(line + strlen(start), row.off, STATES_OFF);
+    return line + strlen(start);
+}
+
+static struct row read_row(const char *name)
+{
+    struct row row;
+
+    const char *cell = read_cell(find_row(name), row.off, STATES_OFF);
     cell = read_cell(cell, row.on, TPM_CUSTODIES);
     read_cell(cell, row.then, TPM_CUSTODIES);
     return row;
@@ -459,11 +491,190 @@ static void invariant_3_every_operation_in_every_state_is_as_the_table_says(void
     tpm_response_deinit(&response);
 }
 
+/* What ran. */
+
+static const char *const event_names[ACTIVITY_EVENTS] = {
+    [ACTIVITY_STARTED] = "STARTED", [ACTIVITY_CAME] = "CAME", [ACTIVITY_RESET] = "RESET",
+    [ACTIVITY_WORKED] = "WORKED",   [ACTIVITY_SAID] = "SAID",
+};
+
+static void what_ran_is_the_documents(void **state)
+{
+    char cell[ACTIVITIES + 1];
+
+    (void)state;
+    for (int event = 0; event < ACTIVITY_EVENTS; event++) {
+        read_cell(find_row(event_names[event]), cell, ACTIVITIES);
+        assert_string_equal(cell, activity_rows[event]);
+    }
+}
+
+/* Of a guest that has started up, and was shut down. */
+static struct guest_states came;
+
+static uint32_t execute(const char *command, size_t command_bytes)
+{
+    uint8_t copy[16];
+
+    memcpy(copy, command, command_bytes);
+    tpm_execute(tpm, copy, command_bytes, &response);
+    return get_be32(response.bytes + 6);
+}
+
+#define EXECUTE(command) execute(command, sizeof(command) - 1)
+#define STARTUP_CLEAR "\x80\x01\0\0\0\x0c\0\0\x01\x44\0\0"
+#define SHUTDOWN_CLEAR "\x80\x01\0\0\0\x0c\0\0\x01\x45\0\0"
+
+static void start_as_it_came(void)
+{
+    struct checkpoint_lineage lineage = own;
+    const struct image *permanent = &came.of[0], *rest = &came.of[1];
+
+    lineage.generation = 1000;
+    assert_int_equal(tpm_set_come(tpm, &lineage, permanent->bytes, permanent->n_bytes), 0);
+    assert_int_equal(tpm_set_state(tpm, LINK_STATE_VOLATILE, rest->bytes, rest->n_bytes), 0);
+    assert_int_equal(tpm_init_come(tpm, &lineage), TPM_SUCCESS);
+}
+
+/* Bring a TPM there, active and captured, of a guest that has started up. */
+static void enter_activity(enum activity wanted)
+{
+    tpm_in_memory_begin();
+    if (wanted == ACTIVITY_AS_IT_CAME) {
+        start_as_it_came();
+    } else {
+        assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+        assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    }
+    if (wanted == ACTIVITY_SHUT_DOWN)
+        assert_int_equal(EXECUTE(SHUTDOWN_CLEAR), 0);
+    assert_int_equal(activity, wanted);
+    assert_int_equal(do_capture(), TPM_SUCCESS);
+}
+
+/* What an operation leaves, if it is done. */
+static enum activity activity_left(enum tpm_operation operation, enum activity before)
+{
+    switch (operation) {
+    case OP_EXECUTE:
+    case OP_RESET_ESTABLISHED:
+    case OP_HASH:
+    case OP_INIT:
+    case OP_INIT_CAME:
+    case OP_INIT_STANDBY:
+        return ACTIVITY_USED;
+    default:
+        return before;
+    }
+}
+
+static void try_activity(const struct operation *operation, enum tpm_power power,
+                         enum tpm_custody custody, enum tpm_custody own, enum activity wanted)
+{
+    struct row row = read_row(operation->name);
+
+    enter_activity(wanted);
+    go_to(power, custody, own);
+    enum activity before = activity;
+    assert_int_equal(before, custody_is_ahead(custody) ? ACTIVITY_USED : wanted);
+    operation->function();
+    struct outcome outcome = outcome_of(&row, power, custody, own);
+    enum activity expected =
+        outcome.verdict == 'd' ? activity_left(operation->operation, before) : before;
+    if (activity != expected)
+        fail_msg("%s when %s, %c over %c, %d: %d, not %d", operation->name,
+                 power == TPM_ON ? "on" : "off", letters[custody], letters[own], wanted, activity,
+                 expected);
+    tpm_in_memory_end();
+}
+
+static void try_activity_everywhere(const struct operation *operation, enum activity wanted)
+{
+    for (enum tpm_custody custody = TPM_ACTIVE; custody <= TPM_FENCED; custody++)
+        try_activity(operation, TPM_OFF, custody, TPM_ACTIVE, wanted);
+    for (enum tpm_custody custody = TPM_ACTIVE; custody <= TPM_RECLAIMING; custody++)
+        try_activity(operation, TPM_ON, custody, TPM_ACTIVE, wanted);
+    for (enum tpm_custody own = TPM_ACTIVE; own <= TPM_FENCED; own++) {
+        try_activity(operation, TPM_ON, TPM_STANDBY, own, wanted);
+        try_activity(operation, TPM_ON, TPM_PENDING, own, wanted);
+    }
+}
+
+static int set_up_came(void **state)
+{
+    (void)state;
+    tpm_response_init(&response);
+    tpm_in_memory_begin();
+    assert_int_equal(tpm_init(tpm, false), TPM_SUCCESS);
+    assert_int_equal(EXECUTE(STARTUP_CLEAR), 0);
+    came = guest_states_capture();
+    tpm_in_memory_end();
+    memset(seen_activities, 0, sizeof(seen_activities));
+    has_started_up = true;
+    return 0;
+}
+
+static int tear_down_came(void **state)
+{
+    (void)state;
+    guest_states_deinit(&came);
+    tpm_response_deinit(&response);
+    return 0;
+}
+
+static void every_operation_leaves_what_ran_as_the_table_says(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
+        for (enum activity wanted = ACTIVITY_USED; wanted < ACTIVITIES; wanted++)
+            try_activity_everywhere(&operations[i], wanted);
+    for (int event = 0; event < ACTIVITY_EVENTS; event++)
+        for (int i = 0; i < ACTIVITIES; i++)
+            assert_int_equal(seen_activities[event][i], activity_rows[event][i] != '-');
+}
+
+static uint64_t generation_now(void)
+{
+    struct checkpoint_lineage now;
+
+    assert_true(tpm_get_lineage(tpm, &now));
+    return now.generation;
+}
+
+/* Each TPM2_Shutdown changes the permanent state: it has the TPM's clock, which goes on. */
+static void a_stop_goes_by_what_ran(void **state)
+{
+    static const struct timespec clock_tick = {.tv_nsec = 5000000};
+
+    (void)state;
+    for (enum activity wanted = ACTIVITY_USED; wanted < ACTIVITIES; wanted++)
+        for (enum tpm_custody custody = TPM_ACTIVE; custody <= TPM_RECLAIMING; custody++) {
+            enter_activity(wanted);
+            go_to(TPM_ON, custody, TPM_ACTIVE);
+            uint64_t before = generation_now();
+            nanosleep(&clock_tick, NULL);
+            assert_int_equal(tpm_stop(tpm), TPM_SUCCESS);
+            bool says = generation_now() > before;
+            assert_int_equal(says, wanted == ACTIVITY_USED && custody == TPM_ACTIVE);
+            before = generation_now();
+            if (tpm_init(tpm, false) == TPM_SUCCESS) {
+                bool is_kept = wanted == ACTIVITY_AS_IT_CAME || custody == TPM_GIVEN;
+                bool says_now = generation_now() > before;
+                assert_int_equal(says_now, is_kept && wanted != ACTIVITY_SHUT_DOWN);
+            }
+            tpm_in_memory_end();
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_tables_rows_are_the_documents),
         cmocka_unit_test(invariant_3_every_operation_in_every_state_is_as_the_table_says),
+        cmocka_unit_test(what_ran_is_the_documents),
+        cmocka_unit_test_setup_teardown(every_operation_leaves_what_ran_as_the_table_says,
+                                        set_up_came, tear_down_came),
+        cmocka_unit_test_setup_teardown(a_stop_goes_by_what_ran, set_up_came, tear_down_came),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

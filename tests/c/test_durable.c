@@ -1594,6 +1594,34 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
     directory_deinit(&directory);
 }
 
+/* It is not switched to while the journal is being removed. */
+static void what_is_adopted_waits_for_the_fold(void **state)
+{
+    enum { COMMITS = 35 }; /* wear the journal, and leave room */
+    struct journal_settings settings = settings_of[SEALED];
+    struct directory directory;
+    struct world world = {.settings = &settings};
+
+    (void)state;
+    settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
+    start_in_directory(&world, &directory);
+    close_gate();
+    durable_begin(world.durable);
+    assert_int_equal(commit(&world), 0); /* makes the journal */
+    directory.io.io.create = gated_create;
+    for (int n = 0; n < COMMITS; n++)
+        assert_int_equal(commit(&world), 0);
+    sem_wait(&gate.is_reached);
+    assert_true(gate.is_closed);
+    adopt_it(&world);
+    assert_false(gate.is_closed);
+    assert_false(durable_has_journal(world.durable));
+    assert_int_equal(faccessat(directory.io.directory_fd, JOURNAL_NAME, F_OK, 0), -1);
+    quit(&world);
+    open_gate_for_good();
+    directory_deinit(&directory);
+}
+
 static bool has_temporary_file(const struct directory *directory)
 {
     return faccessat(directory->io.directory_fd, TEMPORARY_NAME, F_OK, 0) == 0;
@@ -1720,6 +1748,7 @@ int main(void)
         cmocka_unit_test(a_worn_journal_is_folded_in_a_thread),
         cmocka_unit_test(folding_beside_the_commits_loses_none),
         cmocka_unit_test(a_commit_after_a_failed_one_waits_for_the_fold),
+        cmocka_unit_test(what_is_adopted_waits_for_the_fold),
         cmocka_unit_test(what_was_made_ahead_is_only_published),
         cmocka_unit_test(what_was_made_ahead_of_something_else_is_not_used),
         cmocka_unit_test(a_state_that_is_put_back_begins_the_next_epoch),

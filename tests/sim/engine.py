@@ -573,6 +573,7 @@ class SimEngine:
         except VtpmdError:
             return False
         self._is_in_file, self._generation = True, lineage.generation
+        self._is_adopting = False
         return True
 
     def set_state(self, kind: StateType, image: bytes) -> int:
