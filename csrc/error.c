@@ -1,6 +1,7 @@
 #include "error.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -9,10 +10,16 @@ enum {
 };
 
 static const char *program = "vtpmd-engine";
+static atomic_int descriptor = STDERR_FILENO;
 
 void error_set_program(const char *name)
 {
     program = name;
+}
+
+void error_set_descriptor(int fd)
+{
+    descriptor = fd;
 }
 
 /* sandbox: write */
@@ -28,6 +35,6 @@ void error_report(const char *format, ...)
     if (n_bytes > LINE_BYTES_MAX - 1)
         n_bytes = LINE_BYTES_MAX - 1;
     line[n_bytes++] = '\n'; /* in place of the terminator */
-    if (write(STDERR_FILENO, line, (size_t)n_bytes) < 0)
+    if (write(descriptor, line, (size_t)n_bytes) < 0)
         return; /* there is nobody left to tell */
 }

@@ -9,6 +9,9 @@
 /* Give the name that lines begin with, which has to stay. At first it is "vtpmd-engine". */
 void error_set_program(const char *name);
 
+/* Have lines written to another descriptor than standard error, until another one is given. */
+void error_set_descriptor(int fd);
+
 /* Write one line to standard error, with the program's name before it. Never give it state, a
  * command's bytes, or anything else that may hold a secret. */
 void error_report(const char *format, ...) __attribute__((format(printf, 1, 2)));

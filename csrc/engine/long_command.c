@@ -148,7 +148,8 @@ int long_command_start(void)
     check(own.command);
     tpm_response_init(&own.response);
     check(pthread_cond_init(&own.wanted, NULL) == 0);
-    int r = thread_start_nice(&own.thread, THREAD_STACK_BYTES, NICENESS, run, NULL);
+    const struct thread_manner gives_way = {.niceness = NICENESS};
+    int r = thread_start_as(&own.thread, THREAD_STACK_BYTES, &gives_way, run, NULL);
     own.has_thread = r >= 0;
     if (r < 0) {
         pthread_cond_destroy(&own.wanted);

@@ -168,6 +168,7 @@ static void tell_of_start(const struct link_serving *serving)
 {
     if (!(serving->starting & LINK_STARTING_TOLD))
         return;
+    error_set_descriptor(LINK_FD_ERROR);
     if (write(LINK_FD_STARTED, "1", 1) < 0)
         check(errno == EPIPE); /* it was ended */
     close(LINK_FD_STARTED);
@@ -204,8 +205,10 @@ static int boot(struct link *link)
     if (r < 0)
         error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
     if (r == 0) {
-        if (link->serving.starting & LINK_STARTING_SILENT)
-            dup2(LINK_FD_INPUT, LINK_FD_ERROR); /* nobody reads what is said from now on */
+        if (link->serving.starting & LINK_STARTING_SILENT) {
+            dup2(LINK_FD_INPUT, LINK_FD_ERROR); /* the sealed sandbox does not allow it */
+            error_set_descriptor(LINK_FD_STARTED);
+        }
         warn_of_unlocked_memory(locked);
     }
     return r == LINK_NOT_ON ? -ECANCELED : r;

@@ -76,12 +76,11 @@ int recorder_new(struct recorder **out, struct io *io, recorder_done *done, void
     recorder->done = done;
     recorder->argument = argument;
     check(pthread_mutex_init(&recorder->lock, NULL) == 0);
-    int r = worker_start(&recorder->worker, run, recorder);
+    int r = worker_start_named(&recorder->worker, "recorder", run, recorder);
     if (r < 0) {
         recorder_free(recorder);
         return r;
     }
-    pthread_setname_np(recorder->worker.thread, "recorder"); /* for people, in ps -L */
     *out = recorder;
     return 0;
 }

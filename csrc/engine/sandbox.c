@@ -61,8 +61,9 @@ enum locked sandbox_lock_memory(void)
     return mlockall(MCL_CURRENT | MCL_ONFAULT) == 0 ? LOCKED_PRESENT : LOCKED_NOTHING;
 }
 
-/* What the sanitizers' own code calls, in builds that have it.
- * sandbox(sanitizers): mprotect sigaltstack sched_yield */
+/* What the sanitizers' own code calls, in builds that have it. ThreadSanitizer has a thread, which
+ * may start after this, and sleeps.
+ * sandbox(sanitizers): mprotect sigaltstack sched_yield rseq set_robust_list nanosleep */
 int sandbox_seal(void)
 {
     struct sock_filter filter[] = {SANDBOX_FILTER};

@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <semaphore.h>
 #include <stdint.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,7 +15,7 @@ enum {
 };
 
 struct start {
-    int niceness;
+    const struct thread_manner *manner;
     void *(*run)(void *);
     void *argument;
     sem_t is_running;
@@ -26,23 +27,25 @@ static void *begin(void *argument)
     void *(*run)(void *) = start->run;
     void *run_argument = start->argument;
 
-    if (start->niceness) /* of this thread alone, as Linux has it; unless it gives way already */
-        setpriority(PRIO_PROCESS, 0, start->niceness);
+    if (start->manner->name) /* by itself: another thread would have to write to /proc for it */
+        prctl(PR_SET_NAME, start->manner->name);
+    if (start->manner->niceness) /* of this thread alone, as Linux has it; unless it gives way */
+        setpriority(PRIO_PROCESS, 0, start->manner->niceness);
     sem_post(&start->is_running); /* the caller's stack from here on */
     return run(run_argument);
 }
 
 int thread_start(pthread_t *thread, size_t stack_bytes, void *(*run)(void *), void *argument)
 {
-    return thread_start_nice(thread, stack_bytes, 0, run, argument);
+    return thread_start_as(thread, stack_bytes, &(struct thread_manner){0}, run, argument);
 }
 
 /* A thread's end frees its stack and blocks its signals; both may be left out.
  * sandbox: futex exit madvise=ENOSYS rt_sigprocmask=0 */
-int thread_start_nice(pthread_t *thread, size_t stack_bytes, int niceness, void *(*run)(void *),
-                      void *argument)
+int thread_start_as(pthread_t *thread, size_t stack_bytes, const struct thread_manner *manner,
+                    void *(*run)(void *), void *argument)
 {
-    struct start start = {.niceness = niceness, .run = run, .argument = argument};
+    struct start start = {.manner = manner, .run = run, .argument = argument};
     pthread_attr_t attributes;
 
     check(sem_init(&start.is_running, 0, 0) == 0);

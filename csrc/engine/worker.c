@@ -10,10 +10,18 @@ enum {
 
 int worker_start(struct worker *worker, void *(*run)(void *), void *argument)
 {
+    return worker_start_named(worker, NULL, run, argument);
+}
+
+int worker_start_named(struct worker *worker, const char *name, void *(*run)(void *),
+                       void *argument)
+{
+    const struct thread_manner manner = {.name = name};
+
     if (worker->has_thread)
         return 0;
     clock_condition_init(&worker->changed);
-    int r = thread_start(&worker->thread, THREAD_STACK_BYTES, run, argument);
+    int r = thread_start_as(&worker->thread, THREAD_STACK_BYTES, &manner, run, argument);
     if (r < 0)
         pthread_cond_destroy(&worker->changed);
     worker->has_thread = r >= 0;

@@ -18,6 +18,10 @@ struct worker {
  * a negative errno. */
 int worker_start(struct worker *worker, void *(*run)(void *), void *argument);
 
+/* The same of one with a name (thread.h). */
+int worker_start_named(struct worker *worker, const char *name, void *(*run)(void *),
+                       void *argument);
+
 /* With the lock or just after it, of either thread: something is to be done, or is done. */
 void worker_notify(struct worker *worker);
 

@@ -52,3 +52,13 @@ void state_directory_fold(struct io_memory *io, const struct journal_settings *s
     check(checkpoint_write(&io->io, NULL, "permall", image, recovery->image_bytes, &lineage) == 0);
     check(journal_remove(&io->io) == 0);
 }
+
+int state_directory_store(struct durable *durable)
+{
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+    pthread_mutex_lock(&lock);
+    int r = durable_store(durable, &lock);
+    pthread_mutex_unlock(&lock);
+    return r;
+}

@@ -2,6 +2,7 @@
  */
 #pragma once
 
+#include "durable.h"
 #include "io_memory.h"
 #include "journal.h"
 #include "journal_recover.h"
@@ -22,3 +23,6 @@ void state_directory_recover(const struct journal_evidence *evidence, uint8_t *i
 /* Put what was recovered into the state file, and remove the journal. */
 void state_directory_fold(struct io_memory *io, const struct journal_settings *settings,
                           const uint8_t *image, const struct journal_recovery *recovery);
+
+/* durable_store(), with the lock that a TPM has. */
+int state_directory_store(struct durable *durable);

@@ -4,7 +4,6 @@
  * the last change that was acknowledged never is. The rows are those of vtpmd/store/anchor.py.
  */
 #include <errno.h>
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -366,16 +365,6 @@ static int adopt(struct world *world, uint32_t number, bool is_to_be_written)
                          settings.identity);
 }
 
-static int store(struct world *world)
-{
-    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
-    pthread_mutex_lock(&lock);
-    int r = durable_store(world->durable, &lock);
-    pthread_mutex_unlock(&lock);
-    return r;
-}
-
 static void lose_power_at(struct world *world, int step, const struct io_memory *before,
                           uint32_t then)
 {
@@ -438,7 +427,7 @@ static void what_has_come_is_gone_on_from_with_what_was_acknowledged(void **stat
         r = durable_commit(world.durable, image, IMAGE_BYTES);
         bool is_acknowledged = r >= 0;
         if (r >= 0)
-            r = store(&world);
+            r = state_directory_store(world.durable);
         io_choices_init(&choices);
         do {
             io_memory_init(&after);

@@ -167,23 +167,23 @@ TPM_RESULT TPMLIB_GetState(enum TPMLIB_StateType type, unsigned char **bytes, ui
     return result;
 }
 
-int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
-{
-    int (*real)(pthread_cond_t *, pthread_mutex_t *);
+int __real_pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex);
 
-    *(void **)&real = dlsym(RTLD_NEXT, "pthread_cond_wait");
+/* By the linker (meson.build), as what follows. */
+int __wrap_pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
+{
     if (is_trying && !waits) {
         waits = true;
         sem_post(&has_paused);
     }
-    return real(condition, mutex);
+    return __real_pthread_cond_wait(condition, mutex);
 }
 
 static atomic_bool time_is_over;
 
 /* Time alone wakes nobody, unless a test says that it is over. */
-int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
-                           const struct timespec *until)
+int __wrap_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                                  const struct timespec *until)
 {
     (void)until;
     return time_is_over ? ETIMEDOUT : pthread_cond_wait(condition, mutex);

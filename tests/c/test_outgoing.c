@@ -3,7 +3,6 @@
  *
  * Invariants 5 and 6.
  */
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -34,14 +33,15 @@ static pthread_mutex_t *the_tpms_lock;
 static bool looks_for_lock;
 static void (*once_let_go)(void);
 
-/* Takes the C library's place: what waits for the TPM happens as soon as it is let go of. */
-int pthread_mutex_unlock(pthread_mutex_t *mutex)
+int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
+
+/* Takes the C library's place, by the linker (meson.build): what waits for the TPM happens as soon
+ * as it is let go of. */
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 {
     void (*happens)(void) = once_let_go;
-    int (*real)(pthread_mutex_t *);
+    int r = __real_pthread_mutex_unlock(mutex);
 
-    *(void **)&real = dlsym(RTLD_NEXT, "pthread_mutex_unlock");
-    int r = real(mutex);
     if (looks_for_lock)
         the_tpms_lock = mutex;
     if (happens && mutex == the_tpms_lock) {

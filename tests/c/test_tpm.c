@@ -7,7 +7,6 @@
  * Invariant 12: what the guest's TPM2_Shutdown said holds over a stop, a reset and a move.
  * Invariant 13: a file says of which vTPM the state is that it holds, whatever fails.
  */
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -566,16 +565,17 @@ static void a_state_that_is_forgotten_is_not_started_from(void **state)
     free(again);
 }
 
-/* Takes the C library's place: where a test is of what wakes a command, time alone must not. */
-int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
-                           const struct timespec *until)
-{
-    int (*wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+int __real_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                                  const struct timespec *until);
 
+/* Takes the C library's place, by the linker (meson.build): where a test is of what wakes a
+ * command, time alone must not. */
+int __wrap_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                                  const struct timespec *until)
+{
     if (time_stands_still)
         return pthread_cond_wait(condition, mutex);
-    *(void **)&wait = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
-    return wait(condition, mutex, until);
+    return __real_pthread_cond_timedwait(condition, mutex, until);
 }
 
 struct waiting_command {

@@ -5,7 +5,6 @@ sockets is traced, and compared with the rules.
 """
 
 import os
-import re
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -169,9 +168,6 @@ SCENARIOS: Final[Sequence[Callable[[Confined], None]]] = (
     _probes,
 )
 
-# Refused, as all writing to /proc is: a thread's name, which is for people, and done without.
-THREAD_NAME: Final = re.compile(r"/proc/\d+/task/\d+/comm")
-
 # What is missed where a line of the profile is.
 RULES: Final = (
     "/usr/bin/{swtpm,vtpmd-swtpm} rix,",
@@ -215,10 +211,6 @@ def _refused(profile: Profile, seen: Sequence[Traced]) -> list[Access | tuple[st
     refused: list[Access | tuple[str, str]] = []
     for each in seen:
         assert len(each.accesses) > 10  # or nothing was traced
-        refused += (
-            access
-            for access in profile.refused(each.accesses)
-            if not THREAD_NAME.fullmatch(access.path)
-        )
+        refused += profile.refused(each.accesses)
         refused += profile.refused_sockets(each.sockets)
     return sorted(set(refused), key=str)

@@ -30,7 +30,7 @@ from vtpmd.testing.waiting import wait_until
 from vtpmd.wire.tpm import EPOCH_GENERATIONS, epoch_of
 
 SNAPSHOT = "checked"
-BY_A_SNAPSHOT = "an older state was put back, by an import (see vtpmd owner) or by a snapshot"
+BY_A_SNAPSHOT = "an older state was put back, by an import or by a snapshot"
 
 
 def epoch_at(state: Path) -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import canary
+from tests.harness import canary, traced
 from tests.harness.lab import Lab
+from tests.harness.swtpm_program import Place
 from tests.harness.system_calls import numbers_of, polls
 from tests.support import tpm2
 from tests.support.emulator_client import Control, ControlClient
@@ -23,6 +24,7 @@ from vtpmd.core import LinkDescriptor
 from vtpmd.core.program import EXECUTABLE
 from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
 from vtpmd.testing.program import Program
+from vtpmd.testing.waiting import wait_until
 
 # Of which each was seen to be needed. A call that is answered with an error is none of them.
 CALLS_MAX = 28
@@ -363,3 +365,17 @@ def test_executable_is_hardened() -> None:
     symbols = readelf("--dyn-syms")
     assert "__stack_chk_fail" in symbols
     assert "_chk@" in symbols.replace("__stack_chk_fail@", "")
+
+
+def test_thread_has_its_name_without_a_file_of_proc(ours: Place) -> None:
+    """A profile of AppArmor forbids to write there, and a kernel logs each try."""
+    log = ours.directory / "trace"
+    process = ours.start_by([str(word) for word in traced.command(log, *ours.options())])
+    threads = Path(f"/proc/{int(ours.pid_file.read_text())}/task")
+    wait_until(lambda: "recorder\n" in [each.read_text() for each in threads.glob("*/comm")])
+    with ControlClient(ours.control) as control:
+        control.shutdown()
+    assert process.wait(WAIT_TIMEOUT_S) == 0
+    _, begun, calls = log.read_text().partition(f'execve("{EXECUTABLE}"')
+    assert begun
+    assert not re.findall(r'"[^"]*/proc/[^"]*"', calls)

@@ -4,11 +4,12 @@ Expected values are swtpm's: what is here runs with Debian's first, where that k
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,41 @@ def test_data_over_tcp_with_and_without_the_simulators_prefix(place: Place) -> N
             answer = receive_exactly(client, 28)
             assert answer[:4] == b"\0\0\0\x14" and answer[-4:] == bytes(4)
             assert answer[4:16] == bytes.fromhex("8001 00000014 00000000 0008")
+
+
+def ports_of(pid: int) -> set[int]:
+    """Return the TCP ports that a process listens on. Linux, proc(5): /proc/net/tcp."""
+    theirs = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it is closed: the program starts still
+            theirs.add(str(each.readlink()))
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return {int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in theirs}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--server", "type=tcp,port=0"],
+        ["--server", "port=0,disconnect"],
+        ["--port", "0"],
+        ["--ctrl", "type=tcp,port=0"],
+        ["--ctrl", "type=tcp,port=0", "--server", "type=tcp,port=0"],
+    ],
+    ids=" ".join,
+)
+def test_port_0_leaves_the_choice_to_the_system(place: Place, options: list[str]) -> None:
+    """Ours alone says which it is, as else nobody could know."""
+    process = place.start(*options, "--flags", "not-need-init,startup-clear")
+    ports = ports_of(process.pid)
+    assert len(ports) == sum("port=" in option or option == "--port" for option in options)
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), TIMEOUT_S).close()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    if place.program == OURS:
+        told = re.findall(r"^swtpm: --(?:ctrl|server) listens on 127.0.0.1:(\d+)$", errors, re.M)
+        assert {int(port) for port in told} == ports
 
 
 def test_no_guest_chooses_its_locality_by_the_simulators_prefix(ours: Place) -> None:

@@ -178,6 +178,26 @@ def test_daemon_says_nothing_more_once_it_serves(ours: Place) -> None:
         control.shutdown()
 
 
+@pytest.mark.parametrize("more", [(), ("--daemon",)], ids=["in the foreground", "daemon"])
+def test_kernel_without_seccomp_is_said_once_also_to_who_waits(
+    ours: Place, more: Sequence[str]
+) -> None:
+    """By strace such a kernel's answer to the engine, which knows of it once it would serve."""
+    without = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "inject=seccomp:error=EINVAL"]
+    done = subprocess.run(
+        [*without, *ours.options(*more)],
+        cwd=ours.directory,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert_says_one_line(ours, done)
+    assert "cannot give up system calls: " in done.stderr
+    assert "CONFIG_SECCOMP_FILTER" in done.stderr
+    assert not ours.control.exists()
+
+
 @no_file
 def test_lock_that_is_no_file_is_said_to_be_none(ours: Place, make: Callable[[Path], None]) -> None:
     make(ours.state / ".lock")

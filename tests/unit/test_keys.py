@@ -36,6 +36,9 @@ OPTIONS = {
     "256 bits of a password": ("pwdfile", ",mode=aes-256-cbc", b"a password"),
     "a long password": ("pwdfile", "", b"a password, " * 300),
     "sha512": ("pwdfile", ",kdf=sha512", b"a password\n"),
+    "no password": ("pwdfile", "", b""),
+    "256 bits of no password": ("pwdfile", ",mode=aes-256-cbc", b""),
+    "sha512 of no password": ("pwdfile", ",kdf=sha512", b""),
     "256 bits of sha512": ("pwdfile", ",kdf=sha512,mode=aes-256-cbc", b"a password"),
 }
 
@@ -94,13 +97,27 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes, rest: str, re
     assert HEX_128[:8].decode() not in repr(caught.value) + repr(caught.value.__cause__)
 
 
-def test_empty_and_endless_passwords_are_refused(tmp_path: Path) -> None:
+def test_endless_passwords_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "password"
-    with pytest.raises(VtpmdError, match="is empty"):
-        key_of(path, b"", source="pwdfile")
     with pytest.raises(VtpmdError, match="has more than 65536 bytes"):
         key_of(path, bytes(keys.PASSWORD_BYTES_MAX + 1), source="pwdfile")
     assert len(key_of(path, bytes(keys.PASSWORD_BYTES_MAX), source="pwdfile")) == 16
+
+
+def test_empty_password_is_warned_of_where_swtpm_takes_one_and_refused_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "password"
+    path.touch(0o600)
+    for option in ("--key", "--migration-key"):
+        assert len(read_key(parse_key_source(f"pwdfile={path}", option)).material) == 16
+        told = capsys.readouterr().err
+        assert told.startswith(f"vtpmd: warning: the password in {path} is empty")
+        assert told.count("\n") == 1 and told.endswith(f"check {option}\n")
+    for option in ("--new-key", "--seal-key"):
+        with pytest.raises(VtpmdError, match=f"{path} is empty; check {option}$"):
+            read_key(parse_key_source(f"pwdfile={path}", option))
+        assert path.exists()
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,17 @@ def opened(path: Path, *, claims: bool = False) -> Iterator[StateDirectory]:
 
 
 @contextmanager
-def key_of(option: str | None) -> Iterator[Key | None]:
-    """Read the key that an option names; it is overwritten at the end. Raises VtpmdError."""
+def key_of(value: str | None, option: str = "--key") -> Iterator[Key | None]:
+    """Read the key that an option's value names; it is overwritten at the end.
+
+    Raises VtpmdError.
+    """
     from vtpmd.store.keys import parse_key_source, read_key
 
-    if option is None:
+    if value is None:
         yield None
         return
-    with read_key(parse_key_source(option)) as key:
+    with read_key(parse_key_source(value, option)) as key:
         yield key
 
 

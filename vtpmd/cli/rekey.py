@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     with (
         at_rest.opened(options.directory) as directory,
         at_rest.key_of(options.key) as old,
-        at_rest.key_of(options.new_key) as new,
+        at_rest.key_of(options.new_key, "--new-key") as new,
     ):
         changed = rekey(directory, old, new, options.anchor)
     lines = [f"{options.directory / name}: has the new key" for name in changed]

@@ -78,6 +78,8 @@ def opened_with_history(
     forbid_core_dumps()
     with ExitStack() as stack:
         key = stack.enter_context(at_rest.key_of(options.key))
-        migration_key = stack.enter_context(at_rest.key_of(options.migration_key))
+        migration_key = stack.enter_context(
+            at_rest.key_of(options.migration_key, "--migration-key")
+        )
         snapshot = getattr(options, "snapshot", None)  # of vtpmd diff it is the last
         return open_with_history(path, key, migration_key, at, snapshot, seal)

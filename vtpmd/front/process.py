@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vtpmd.errors import UsageError, VtpmdError
 from vtpmd.light_typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +20,8 @@ ERROR_FD = 2
 UID_MAX = 2**32 - 2  # the last is no user's
 UID_DIGITS_MAX = 10
 FAILED = 1
+TOLD = b"1"  # the last byte from a child that serves; lines end otherwise
+PIECE_BYTES_MAX = 4096
 
 
 def open_log(values: Values) -> int | None:
@@ -153,7 +155,7 @@ def find_user(name: str) -> User:
 def in_background(*, wanted: bool) -> Iterator[int | None]:
     """Go on in a child if that is wanted; the parent ends when it is told so.
 
-    Yields the descriptor to tell it by, with a byte, or None. The parent ends with 0 then, and else
+    Yields the descriptor to tell it by, with TOLD, or None. The parent ends with 0 then, and else
     with the child's exit status.
     """
     if not wanted:
@@ -174,8 +176,17 @@ def in_background(*, wanted: bool) -> Iterator[int | None]:
 
 
 def _follow(told_fd: int, child: int) -> int:
-    """Wait until the child serves, or has ended; return the exit status."""
-    if os.read(told_fd, 1):
-        return 0
+    """Wait until the child serves, or has ended; return the exit status.
+
+    The child's own standard error is closed before it knows that it can serve. Why it cannot is
+    said here.
+    """
+    said = b""
+    while piece := os.read(told_fd, PIECE_BYTES_MAX):
+        said += piece
+        if said.endswith(TOLD):
+            return 0
+    with suppress(OSError):  # nobody reads it
+        os.write(ERROR_FD, said)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) or FAILED

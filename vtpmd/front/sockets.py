@@ -31,6 +31,13 @@ class Channel(NamedTuple):
     path: str | None  # of its file, if this process has made one
     ends: bool  # the vTPM, with a connection
     disconnects: bool = False  # a connection is for one command
+    news: str | None = None  # where it listens, if that was left to the system
+
+
+class _Listening(NamedTuple):
+    fd: int
+    path: str | None = None
+    news: str | None = None
 
 
 def control_channel(stack: ExitStack, values: Values) -> Channel:
@@ -45,8 +52,8 @@ def control_channel(stack: ExitStack, values: Values) -> Channel:
     if "fd" in values:
         fd = _inherited("--ctrl fd", values["fd"])
         return Channel(fd, is_connected=False, path=None, ends=ends)
-    fd, path = _listen(stack, "--ctrl", kind, values)
-    return Channel(fd, is_connected=False, path=path, ends=ends)
+    fd, path, news = _listen(stack, "--ctrl", kind, values)
+    return Channel(fd, is_connected=False, path=path, ends=ends, news=news)
 
 
 def data_channel(stack: ExitStack, values: Values) -> Channel:
@@ -59,15 +66,13 @@ def data_channel(stack: ExitStack, values: Values) -> Channel:
         fd = _inherited("--server fd", values["fd"])
         is_connected = not _listens(fd)
         return Channel(fd, is_connected, path=None, ends=is_connected, disconnects=disconnects)
-    fd, path = _listen(stack, "--server", kind, values)
-    return Channel(fd, is_connected=False, path=path, ends=False, disconnects=disconnects)
+    fd, path, news = _listen(stack, "--server", kind, values)
+    return Channel(fd, False, path, ends=False, disconnects=disconnects, news=news)
 
 
-def _listen(
-    stack: ExitStack, option: str, kind: str | int | bool, values: Values
-) -> tuple[int, str | None]:
+def _listen(stack: ExitStack, option: str, kind: str | int | bool, values: Values) -> _Listening:
     if kind == "tcp":
-        return _listen_tcp(stack, option, values), None
+        return _listen_tcp(stack, option, values)
     path = values.get("path")
     if not isinstance(path, str):
         raise UsageError(f"{option} type=unixio needs a path")
@@ -75,13 +80,13 @@ def _listen(
     assert isinstance(mode, int)  # noqa: S101 - the option's type
     fd = stack.enter_context(listen_bare(path, f"{option} path=", mode)).fileno()
     _give_to(path, option, values)
-    return fd, path
+    return _Listening(fd, path)
 
 
-def _listen_tcp(stack: ExitStack, option: str, values: Values) -> int:
+def _listen_tcp(stack: ExitStack, option: str, values: Values) -> _Listening:
     port, address = values.get("port"), str(values.get("bindaddr", LOOPBACK))
-    if not isinstance(port, int) or not 0 < port <= PORT_MAX:
-        raise UsageError(f"{option} type=tcp needs a port, of 1 to {PORT_MAX}")
+    if not isinstance(port, int) or not 0 <= port <= PORT_MAX:
+        raise UsageError(f"{option} type=tcp needs a port, of 0 to {PORT_MAX}")
     family = AF_INET6 if ":" in address else AF_INET
     try:
         inet_pton(family, address)
@@ -97,7 +102,10 @@ def _listen_tcp(stack: ExitStack, option: str, values: Values) -> int:
             f"cannot listen on {address}:{port}: {error.strerror}; give another port or bindaddr "
             f"with {option}"
         ) from error
-    return listening.fileno()
+    # swtpm says nothing then, and who started it has to look for the port.
+    chosen = listening.getsockname()[1] if port == 0 else None
+    news = None if chosen is None else f"{option} listens on {address}:{chosen}"
+    return _Listening(listening.fileno(), news=news)
 
 
 def _give_to(path: str, option: str, values: Values) -> None:

@@ -282,6 +282,8 @@ class _Starting:
         self._descriptors[socket] = channel.fd
         if channel.path is not None:
             self._descriptors[place] = self._open_parent(channel.path)
+        if channel.news is not None:
+            self._say(channel.news)
 
     def _open_parent(self, path: str) -> int:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC

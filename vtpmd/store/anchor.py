@@ -51,6 +51,10 @@ class FallenBehind(StateDirectoryError):
 
     exit_status = 6
 
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+
 
 class Mark(NamedTuple):
     """How far a vTPM's permanent state has come."""
@@ -154,7 +158,8 @@ class Anchor(Closing):
         holds = "nothing" if found.digest is None else "an older or another state"
         raise FallenBehind(
             f"the state directory holds {holds}, but anchor {self.path} has seen generation "
-            f"{mark.generation}: it was put back; restore what is newer, or see `vtpmd recover`"
+            f"{mark.generation}: it was put back",
+            "restore what is newer, or see `vtpmd recover`",
         )
 
     def expect(self, identity: bytes, digest: bytes) -> None:

@@ -24,6 +24,8 @@ from vtpmd.errors import UsageError, VtpmdError
 MODES: Final = {"aes-cbc": 16, "aes-128-cbc": 16, "aes-256-cbc": 32}  # bytes of the key
 FORMATS: Final = ("hex", "binary")
 KDFS: Final = ("pbkdf2", "sha512")
+# Options that swtpm has, too: what it takes, as an empty password, is taken with a warning.
+SWTPMS_OPTIONS: Final = ("--key", "--migration-key")
 SOURCES: Final = ("file", "fd", "pwdfile", "pwdfd")
 
 # swtpm's: "0x", the digits of the longest key and a newline are all that it reads.
@@ -195,15 +197,22 @@ def _read(source: KeySource, bytes_max: int) -> tuple[bytearray, int]:
 
 def _warn_of_readers(source: KeySource, mode: int) -> None:
     if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-        warning = f"every user may read the key in {source}; chmod o-r it"
-        print(f"vtpmd: warning: {warning}", file=sys.stderr)
+        _warn(f"every user may read the key in {source}; chmod o-r it")
+
+
+def _warn(warning: str) -> None:
+    print(f"vtpmd: warning: {warning}", file=sys.stderr)
 
 
 def _from_password(password: bytearray, source: KeySource) -> bytearray:
     """Return the key that a password makes, with the newline at its end if it has one."""
-    if not password or len(password) > PASSWORD_BYTES_MAX:
-        what = "is empty" if not password else f"has more than {PASSWORD_BYTES_MAX} bytes"
+    if len(password) > PASSWORD_BYTES_MAX:
+        what = f"has more than {PASSWORD_BYTES_MAX} bytes"
         raise VtpmdError(f"the password in {source} {what}; check {source.option}")
+    if not password:
+        if source.option not in SWTPMS_OPTIONS:
+            raise VtpmdError(f"the password in {source} is empty; check {source.option}")
+        _warn(f"the password in {source} is empty: anybody has this key; check {source.option}")
     import hashlib
 
     if source.kdf == "sha512":

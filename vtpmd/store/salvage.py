@@ -177,7 +177,7 @@ def behind(anchor: Anchor, salvage: Salvage) -> str | None:
     try:
         anchor.check(salvage.examined.found)
     except FallenBehind as error:
-        return str(error)
+        return error.what
     return None
 
 

@@ -107,7 +107,9 @@ def _check_import(anchor: Anchor, directory: StateDirectory, key: Key | None) ->
     if not is_known:
         raise FallenBehind(
             f"an import into {directory.path} was interrupted, and anchor {anchor.path} has not "
-            f"heard of it: finish it with `vtpmd fold {directory.path}`, and see `vtpmd recover`"
+            "heard of it",
+            f"finish it with `vtpmd fold {directory.path}`, without --anchor, and then see "
+            "`vtpmd recover`",
         )
 
 

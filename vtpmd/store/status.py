@@ -71,10 +71,7 @@ def epoch_text(generation: int) -> str:
     epoch = epoch_of(generation)
     if epoch == 0:
         return ""
-    return (
-        f"{epoch}: an older state was put back, by an import (see vtpmd owner) or by a snapshot "
-        "that QEMU loaded"
-    )
+    return f"{epoch}: an older state was put back, by an import or by a snapshot that QEMU loaded"
 
 
 def status_of(directory: OpenDirectory) -> Status:
