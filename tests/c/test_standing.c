@@ -2,7 +2,8 @@
  * and every cell of it against a durable that goes through lives in which calls fail.
  *
  * Each event is seen where the table says that it can be, and nowhere else, as check() has it.
- * What is settled, and not elsewhere, is there after a loss of power.
+ * What is settled, and not elsewhere, is there after a loss of power, and what has failed is put
+ * right by the next commit.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -149,6 +150,7 @@ struct world {
     struct durable *durable;
     uint32_t last;                     /* the last image that was made */
     struct checkpoint_lineage lineage; /* of what was brought */
+    bool has_failed;                   /* the last commit, and nothing has made up for it */
 };
 
 static const struct journal_settings settings = {
@@ -395,16 +397,36 @@ static void set_faults(struct world *world, const struct faults *faults)
     world->io.fail_to = is_over ? faults->second + 1 : faults->first + faults->n_first;
 }
 
-/* What is settled, and here, is there after any loss of power. */
+/* What is in its file, or settled and here, is there after any loss of power. */
 static void check_settled(const struct world *world, const char *life, const char *step,
                           const struct faults *faults)
 {
     bool is_here = standing.place >= PLACE_FILE && standing.place <= PLACE_BROKEN;
 
-    if (is_here && standing.last == LAST_SETTLED &&
+    if (is_here && (standing.last == LAST_SETTLED || standing.place == PLACE_FILE) &&
         !io_memory_survives(&world->io, is_recovered, world))
         fail_msg("%s, %d calls from %d on (%d): after %d steps", life, faults->n_first,
                  faults->first, faults->how, (int)(step - life) + 1);
+}
+
+/* The commit of the same image puts right what has failed. */
+static void check_put_right(struct world *world, const char *life, const struct faults *faults)
+{
+    world->io.fail_from = 0;
+    if (commit_same(world) != 0 || !io_memory_survives(&world->io, is_recovered, world))
+        fail_msg("%s, %d calls from %d on (%d): at the end", life, faults->n_first, faults->first,
+                 faults->how);
+}
+
+/* Of commits, and of what is in their place. */
+static void note_result(struct world *world, char step, int r)
+{
+    bool is_commit = strchr("csdC", step);
+
+    if (r == 0 && (is_commit || strchr("aAel", step)))
+        world->has_failed = false;
+    if (r < 0 && is_commit)
+        world->has_failed = true;
 }
 
 /* Returns how many calls it made. */
@@ -415,11 +437,13 @@ static int live(const char *life, const struct faults *faults)
     world_init(&world);
     for (const char *step = life; *step; step++) {
         set_faults(&world, faults);
-        take_step(&world, *step);
+        note_result(&world, *step, take_step(&world, *step));
         if (!faults->second && !durable_has_anchor(world.durable))
             check_settled(&world, life, step, faults);
     }
     int n_calls = world.io.calls;
+    if (world.has_failed && !faults->second && !durable_has_anchor(world.durable))
+        check_put_right(&world, life, faults);
     world_deinit(&world);
     return n_calls;
 }
