@@ -27,6 +27,9 @@
  * has it. Whatever has failed may be on the disk: the next commit, also of the image before, or
  * durable_end() has that there instead. A snapshot that could not be loaded is an older one.
  *
+ * Where the image is, and what the disk has of the last commit, is a table (standing.h); so is what
+ * is made of what comes (coming.h).
+ *
  * The same thread makes the file of what is expected to be committed, ahead of that (ahead.h): the
  * commit does no more than publish it then.
  */

@@ -8,27 +8,22 @@
 #include <string.h>
 
 #include "check.h"
-#include "checkpoint.h"
 #include "durable.h"
 #include "error.h"
 #include "image.h"
+#include "kept_file.h"
 #include "long_command.h"
 #include "orderly.h"
+#include "sharing.h"
 #include "tpm.h"
 #include "version.h"
 #include "written.h"
 
-/* A state file: not the permanent one's, which `permanent` has. */
-struct state_file {
-    const char *name;
-    struct image image;
-    bool is_unsure; /* there is no image, but to write the file has failed: it may be there */
-};
-
 static struct io *store_io;
 static struct durable *permanent;
 static struct cipher_key file_key; /* of no bytes: state files are in the clear */
-static struct state_file state_files[] = {
+/* But for the permanent state's, of which only the name is used: `permanent` has it. */
+static struct kept_file state_files[] = {
     [LINK_STATE_PERMANENT] = {.name = TPM_PERMANENT_ALL_NAME},
     [LINK_STATE_VOLATILE] = {.name = TPM_VOLATILESTATE_NAME},
     [LINK_STATE_SAVESTATE] = {.name = TPM_SAVESTATE_NAME},
@@ -43,12 +38,11 @@ static uint8_t given_digest[DIGEST_BYTES]; /* of what it was before it changed, 
 /* What libtpms is to start from, while it does. */
 static const struct nvram_states *given;
 
-static bool has_failed; /* to store the permanent state, since libtpms was started */
-
+/* Three that are independent of one another: libtpms', custody's as tpm.c has told it, and who else
+ * may write to the files. */
+static bool has_failed;   /* to store the permanent state, since libtpms was started */
 static bool is_read_only; /* the vTPM is, or may be, another host's: its files stay as they are */
-
-static bool is_unlocked; /* another host's vTPM may have the lock, and write to the files */
-static bool is_wary;     /* another may write to them without it */
+static enum sharing sharing;
 
 static enum link_state_type type_by_name(const char *name)
 {
@@ -58,41 +52,11 @@ static enum link_state_type type_by_name(const char *name)
     return NO_TYPE;
 }
 
-static int store_file(struct state_file *file, const uint8_t *state, size_t state_bytes)
-{
-    struct image next = {0};
-
-    if (image_is(&file->image, state, state_bytes))
-        return 0;
-    /* Memory first: once the file is durable, nothing may fail. */
-    int r = image_set(&next, state, state_bytes);
-    if (r < 0)
-        return r;
-    r = checkpoint_write(store_io, nvram_key(), file->name, state, state_bytes, NULL);
-    file->is_unsure = r < 0;
-    if (r >= 0)
-        image_swap(&file->image, &next);
-    image_deinit(&next);
-    return r;
-}
-
-static int remove_file(struct state_file *file)
-{
-    if (!file->image.exists && !file->is_unsure)
-        return 0;
-    int r = checkpoint_remove(store_io, file->name);
-    if (r < 0)
-        return r;
-    image_deinit(&file->image);
-    file->is_unsure = false;
-    return 0;
-}
-
 int nvram_load(enum link_state_type type, const uint8_t *state, size_t state_bytes)
 {
     if (type == LINK_STATE_PERMANENT)
         return durable_load(permanent, state, state_bytes, true);
-    return image_set(&state_files[type].image, state, state_bytes);
+    return kept_load(&state_files[type], state, state_bytes);
 }
 
 int nvram_set_journal(const struct journal_settings *settings, struct store *store, uint64_t loaded,
@@ -147,17 +111,27 @@ void nvram_set_on(bool is_so)
         durable_pause(permanent);
 }
 
+/* The one writer of who shares the files. */
+static void note_sharing(enum sharing_event event)
+{
+    sharing = sharing_after(event, sharing);
+}
+
+static bool is_unlocked(void)
+{
+    return sharing == SHARING_LET_GO || sharing == SHARING_BESET;
+}
+
 void nvram_beware(void)
 {
-    if (!is_unlocked)
-        return;
-    is_wary = true;
-    durable_forgo_journals(permanent);
+    note_sharing(SHARING_WARNED);
+    if (sharing == SHARING_BESET)
+        durable_forgo_journals(permanent);
 }
 
 static void look_again_if_wary(void)
 {
-    if (is_wary)
+    if (sharing == SHARING_BESET || sharing == SHARING_DOUBTED)
         store_io->look_again(store_io);
 }
 
@@ -165,7 +139,7 @@ static int end_permanent(void)
 {
     int r = durable_end(permanent);
 
-    if (r < 0 || !is_wary || is_unlocked)
+    if (r < 0 || sharing != SHARING_DOUBTED)
         return r;
     store_io->look_again(store_io);
     return durable_reclaim(permanent);
@@ -173,43 +147,46 @@ static int end_permanent(void)
 
 int nvram_unlock(void)
 {
-    int r = is_unlocked ? 0 : end_permanent();
+    int r = is_unlocked() ? 0 : end_permanent();
 
-    if (r >= 0 && !is_unlocked)
+    if (r >= 0 && !is_unlocked())
         r = store_io->lock(store_io, false);
-    is_unlocked |= r >= 0;
+    if (r >= 0)
+        note_sharing(SHARING_UNLOCKED);
     return r;
 }
 
 void nvram_start_unlocked(void)
 {
-    is_unlocked = true;
+    note_sharing(SHARING_UNLOCKED);
 }
 
-/* A volatile state is removed before a command is answered; a saved one has its meaning then. */
-static int reclaim_file(struct state_file *file)
+/* What another has left: a volatile state is removed before a command is answered; a saved one has
+ * its meaning then. */
+static int reclaim_file(enum link_state_type type)
 {
-    if (file->image.exists)
-        return checkpoint_write(store_io, nvram_key(), file->name, file->image.bytes,
-                                file->image.n_bytes, NULL);
-    file->is_unsure = true;
-    return file == &state_files[LINK_STATE_VOLATILE] ? 0 : remove_file(file);
+    struct kept_file *file = &state_files[type];
+
+    int r = kept_reclaim(file, store_io, nvram_key());
+    bool is_anothers = r >= 0 && file->state == KEPT_UNSURE;
+    return is_anothers && type != LINK_STATE_VOLATILE ? kept_remove(file, store_io) : r;
 }
 
 int nvram_lock(void)
 {
     int r = store_io->lock(store_io, true);
-    if (r < 0 || !is_unlocked)
+    if (r < 0 || !is_unlocked())
         return r;
     store_io->look_again(store_io);
     r = durable_reclaim(permanent);
     if (r >= 0)
-        r = reclaim_file(&state_files[LINK_STATE_VOLATILE]);
+        r = reclaim_file(LINK_STATE_VOLATILE);
     if (r >= 0 && !version_now()->has_shutdown)
-        r = reclaim_file(&state_files[LINK_STATE_SAVESTATE]);
+        r = reclaim_file(LINK_STATE_SAVESTATE);
     if (r < 0)
         store_io->lock(store_io, false);
-    is_unlocked = r < 0;
+    else
+        note_sharing(SHARING_LOCKED);
     return r;
 }
 
@@ -258,7 +235,7 @@ bool nvram_may_have(enum link_state_type type)
     const uint8_t *bytes;
     size_t n_bytes;
 
-    return nvram_get(type, &bytes, &n_bytes) || state_files[type].is_unsure;
+    return nvram_get(type, &bytes, &n_bytes) || state_files[type].state == KEPT_UNSURE;
 }
 
 int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_bytes)
@@ -268,7 +245,7 @@ int nvram_store(enum link_state_type type, const uint8_t *state, size_t state_by
     look_again_if_wary();
     if (type == LINK_STATE_PERMANENT)
         return durable_commit(permanent, state, state_bytes);
-    return store_file(&state_files[type], state, state_bytes);
+    return kept_store(&state_files[type], store_io, nvram_key(), state, state_bytes);
 }
 
 int nvram_remove(enum link_state_type type)
@@ -277,7 +254,7 @@ int nvram_remove(enum link_state_type type)
     if (is_read_only)
         return -EROFS;
     look_again_if_wary();
-    return remove_file(&state_files[type]);
+    return kept_remove(&state_files[type], store_io);
 }
 
 void nvram_deinit(void)
@@ -285,7 +262,7 @@ void nvram_deinit(void)
     nvram_let_go();
     durable_free(permanent);
     for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
-        image_deinit(&state_files[i].image);
+        kept_deinit(&state_files[i]);
     explicit_bzero(&file_key, sizeof(file_key));
 }
 
@@ -323,7 +300,7 @@ void nvram_prepare(const uint8_t *state, size_t state_bytes,
 void nvram_await(void)
 {
     /* A TPM 1.2's saved state is in a file of its own, and belongs to it. */
-    if (!is_read_only && !is_unlocked && version_now()->has_shutdown)
+    if (!is_read_only && !is_unlocked() && version_now()->has_shutdown)
         durable_await(permanent);
 }
 
@@ -361,12 +338,13 @@ const struct cipher_key *nvram_key(void)
 int nvram_adopt(const struct checkpoint_lineage *lineage, bool is_to_be_written,
                 const struct image *saved)
 {
-    struct state_file *saved_file = &state_files[LINK_STATE_SAVESTATE];
-    int r = remove_file(&state_files[LINK_STATE_VOLATILE]);
+    struct kept_file *saved_file = &state_files[LINK_STATE_SAVESTATE];
+    int r = kept_remove(&state_files[LINK_STATE_VOLATILE], store_io);
 
     if (r >= 0)
-        r = saved->exists ? store_file(saved_file, saved->bytes, saved->n_bytes)
-                          : remove_file(saved_file);
+        r = saved->exists
+                ? kept_store(saved_file, store_io, nvram_key(), saved->bytes, saved->n_bytes)
+                : kept_remove(saved_file, store_io);
     if (r >= 0)
         r = durable_adopt(permanent, held.bytes, held.n_bytes, given_digest,
                           is_to_be_written || held_has_changed, lineage->identity);
@@ -499,9 +477,8 @@ void nvram_register(struct io *io)
     };
 
     store_io = io;
-    is_read_only = is_unlocked = is_wary = has_failed = false;
-    for (size_t i = LINK_STATE_PERMANENT; i <= LINK_STATE_SAVESTATE; i++)
-        state_files[i].is_unsure = false;
+    is_read_only = has_failed = false;
+    sharing = SHARING_OURS;
     check(durable_new(&permanent, io) == 0);
     check(TPMLIB_RegisterCallbacks(&callbacks) == TPM_SUCCESS);
 }
