@@ -44,7 +44,7 @@ int __wrap_pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mu
     return pthread_cond_wait(condition, mutex);
 }
 
-static int buffer_is_less_by; /* than the library's */
+static atomic_int buffer_is_less_by; /* than the library's */
 
 /* Takes the library's place. */
 TPM_RESULT TPMLIB_GetTPMProperty(enum TPMLIB_TPMProperty property, int *result)

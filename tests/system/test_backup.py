@@ -323,7 +323,7 @@ def test_what_cannot_be_backed_up_by_a_socket_is_one_line(lab: Lab) -> None:
         return ended
 
     ended = refused("--key", key)
-    assert ended.status == 1 and "there is no vTPM in it yet" in ended.error
+    assert ended.status == 9 and "there is no vTPM in it yet" in ended.error
     lab.raw_guest(served.emulator).boot()
     ended = refused()
     assert ended.status == 4 and "cannot export the vTPM: it is encrypted" in ended.error

@@ -6,6 +6,7 @@ not this host's TPM, or does not run, is refused in a line.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from tests.harness.lab import Lab
 from tests.harness.proxy import WithholdingProxy
 from tests.harness.raw_guest import NV_INDEX, NV_SIZE, RawGuest12
 from tests.harness.saved_guest import MACHINE, SavedGuest, load
-from tests.support import sealed_object, tpm2, tpm2_rare
+from tests.support import sealed_object, states, tpm2, tpm2_rare
 from tests.support.beside import repeating
 from tests.support.emulator_client import Control
 from tests.support.tpm2 import Handle, Tpm, TpmError
@@ -32,6 +33,7 @@ from vtpmd.testing import migration
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Emulator, EmulatorKind
 from vtpmd.testing.facts import differences
+from vtpmd.wire import swtpm_format
 from vtpmd.wire.tpm import StateType, TpmVersion
 
 VTPMD, SWTPM = EmulatorKind.VTPMD, EmulatorKind.SWTPM
@@ -123,6 +125,41 @@ def test_an_export_under_load_is_of_one_moment(lab: Lab, is_sealed: bool) -> Non
             assert before <= found[-1][0] <= after
         copy.kill()
     assert found == sorted(found) and len(set(found)) > EXPORTS // 2
+
+
+def put_another_key_on(file: Path) -> None:
+    file.write_bytes(swtpm_format.encode_file(states.BUSY, key=bytes(16), iv=bytes(16)))
+
+
+# What becomes of the state file under a vtpmd that serves it; that of 9 was never powered on.
+REFUSALS: dict[int, Callable[[Path], object]] = {
+    4: put_another_key_on,
+    5: lambda file: file.write_bytes(swtpm_format.encode_file(states.BUSY)[:-1]),
+    9: Path.exists,
+}
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_ends_the_command_as_where_the_directory_is_read(lab: Lab, status: int) -> None:
+    emulator, manage = serve(lab)
+    if status != 9:
+        lab.raw_guest(emulator).control.init()
+    REFUSALS[status](emulator.state / "tpm2-00.permall")
+    for path, options in ((emulator.state, ()), (manage, ("--manage",))):
+        out, chain = lab.new_path("export"), lab.new_path("chain")
+        ended = vtpmd("export", *options, path, "--out", out)
+        backed_up = vtpmd("backup", *options, path, chain)
+        assert (ended.status, backed_up.status) == (status, status), (options, ended.error)
+        assert ended.error.count("\n") == backed_up.error.count("\n") == 1
+        assert not out.exists()
+
+
+def test_a_refusal_without_a_status_of_its_own_ends_with_1(lab: Lab) -> None:
+    emulator, manage = serve(lab)
+    (emulator.state / "tpm2-00.permall").mkdir()
+    ended = vtpmd("export", "--manage", manage, "--out", lab.new_path("export"))
+    assert ended.status == 1
+    assert ended.error.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", EmulatorKind)

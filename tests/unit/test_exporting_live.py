@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vtpmd.cli import export_served
-from vtpmd.cli.management_client import ManagementError
+from vtpmd.cli.management_client import ManagementError, ManagementRefusal
 from vtpmd.daemon.listener import listen
 from vtpmd.daemon.management import Arguments, Handler, ManagementServer
 from vtpmd.errors import VtpmdError
@@ -161,6 +161,51 @@ def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Pa
         pytest.raises(ManagementError, match="does not run here"),
     ):
         export_served.take(manage, None, with_volatile=True)
+
+
+@contextmanager
+def refusing(path: Path, error: dict[str, object]) -> Iterator[None]:
+    """Be a vtpmd of another version, which answers the first command with an error."""
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            client.sendall(json.dumps(GREETING).encode() + b"\r\n")
+            client.recv(4096)  # each command in one piece
+            client.sendall(b'{"return": {}}\r\n')
+            id_ = json.loads(client.recv(4096))["id"]
+            client.sendall(json.dumps({"error": error, "id": id_}).encode() + b"\r\n")
+            client.recv(4096)
+
+    with listen(path) as listening:
+        listening.setblocking(True)
+        thread = Thread(target=serve, args=(listening,))
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("member", "wanted"),
+    [
+        *(({"exit-status": status}, status) for status in (4, 5, 9)),
+        *(
+            ({"exit-status": other}, 1)
+            for other in (1, 0, -1, 2, 3, 256, 2**64, 4.0, True, "4", [4])
+        ),
+        ({"exit-status": None}, 1),
+        ({}, 1),  # by an earlier version
+        ({"status": 4, "more": {}}, 1),
+    ],
+)
+def test_a_refusal_has_a_status_that_means_the_same_here_or_1(
+    tmp_path: Path, member: dict[str, object], wanted: int
+) -> None:
+    manage = tmp_path / "manage"
+    error = {"class": "GenericError", "desc": "there is no vTPM in it yet", **member}
+    with refusing(manage, error), pytest.raises(ManagementRefusal, match="no vTPM") as caught:
+        export_served.take(manage, None)
+    assert (caught.value.exit_status, type(caught.value.exit_status)) == (wanted, int)
 
 
 @contextmanager

@@ -256,6 +256,17 @@ def test_states_allow_what_the_table_says_and_nothing_else(state: State, message
         assert connection.state is state
 
 
+def test_an_error_has_its_exit_status_unless_that_is_1() -> None:
+    sent = {
+        status: json.loads(
+            connection_in(State.READY).send(Error(ErrorClass.GENERIC, "no", exit_status=status))
+        )
+        for status in (1, 5)
+    }
+    error = {"class": "GenericError", "desc": "no"}
+    assert sent == {1: {"error": error}, 5: {"error": {**error, "exit-status": 5}}}
+
+
 def test_messages_as_they_are_sent() -> None:
     connection = Connection()
     sent = [connection.send(message) for message in MESSAGES if not isinstance(message, Refusal)]

@@ -45,7 +45,8 @@ example:
 
 exit status:
   0   backed up; or nothing has changed, which is said
-  1   it cannot be read, or the vtpmd that is asked says so, or DEST cannot be written
+  1   it cannot be read, or the vtpmd that is asked refuses for another reason than those below, or
+      is an earlier one and refuses for any, or DEST cannot be written
   2   the command line was wrong
   3   another backup into DEST is under way
   4   the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is

@@ -46,7 +46,8 @@ example:
 
 exit status:
   0  exported
-  1  it cannot be read, the vtpmd that is asked says so, or the export cannot be written
+  1  it cannot be read, the vtpmd that is asked refuses for another reason than those below, or is
+     an earlier one and refuses for any, or the export cannot be written
   2  the command line was wrong, or standard output is a terminal
   3  --volatile without --manage: the vTPM is served
   4  the state is encrypted and --key is missing or wrong, or it is not encrypted and --key is given

@@ -6,13 +6,16 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtpmd.cli.management_client import ManagementError, connect, line
+from vtpmd.cli.management_client import ManagementError, ManagementRefusal, connect, line
 
 if TYPE_CHECKING:
     from vtpmd.store.exporting import Taken
     from vtpmd.store.keys import Key
 
 VOLATILE, PERMANENT = "export-states", "export-permanent"
+
+# Those of a vtpmd's refusals that mean the same to who asks: the key, what is damaged, no vTPM.
+SAME_STATUSES = (4, 5, 9)
 
 
 def take(manage: Path, key: Key | None, *, with_volatile: bool = False) -> tuple[Path, Taken]:
@@ -44,4 +47,9 @@ def take(manage: Path, key: Key | None, *, with_volatile: bool = False) -> tuple
 async def _ask(manage: Path, commands: list[str]) -> dict[str, object]:
     """Return the answers to commands, one after the other: what is stored counts at the end."""
     async with connect(manage, lambda *_: None) as client:
-        return {command: await client.execute(command) for command in commands}
+        try:
+            return {command: await client.execute(command) for command in commands}
+        except ManagementRefusal as error:
+            if error.its_status in SAME_STATUSES:
+                error.exit_status = error.its_status
+            raise

@@ -44,7 +44,15 @@ class ManagementError(VtpmdError):
 
 
 class ManagementRefusal(ManagementError):
-    """vtpmd answered a command with an error."""
+    """vtpmd answered a command with an error.
+
+    ``its_status`` is the exit status that vtpmd gave it, any number; 1 if it gave none. Which
+    of them mean the same to who asked, that command line says.
+    """
+
+    def __init__(self, said: str, its_status: int) -> None:
+        super().__init__(said)
+        self.its_status = its_status
 
 
 class Round(NamedTuple):
@@ -95,7 +103,7 @@ class ManagementClient:
                     f"vtpmd on {self._path} is of an earlier version, which has no {command}: "
                     "end it, and attach this one: vtpmd attach DIR"
                 ) from error
-            raise ManagementRefusal(line(error)) from error
+            raise ManagementRefusal(line(error), _exit_status(error)) from error
         except TimeoutError as error:
             raise ManagementError(
                 f"vtpmd on {self._path} has not answered {command} within {ANSWER_TIMEOUT_S:.0f} s"
@@ -175,6 +183,12 @@ def _not_vtpmd(path: Path) -> ManagementError:
         f"cannot manage vtpmd on {path}: no vtpmd greets there; give what vtpmd run has as "
         "--manage, as root or the user that runs it"
     )
+
+
+def _exit_status(error: ExecuteError) -> int:
+    answered = error.received["error"]
+    status = answered.get("exit-status") if isinstance(answered, dict) else None
+    return status if type(status) is int else VtpmdError.exit_status
 
 
 def line(said: object) -> str:

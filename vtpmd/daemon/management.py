@@ -95,9 +95,9 @@ class ManagementServer:
         """Add a command.
 
         ``handler`` gets the arguments that the client gave, each of its kind and none missing but
-        optional ones, and returns what JSON can say. A VtpmdError's text is the client's answer;
-        anything else that is raised is an internal error. Raises ValueError for a name that is
-        taken or a kind that is none.
+        optional ones, and returns what JSON can say. A VtpmdError's text and exit status are the
+        client's answer; anything else that is raised is an internal error. Raises ValueError for a
+        name that is taken or a kind that is none.
         """
         if name in (NEGOTIATE, *self._commands) or any(
             a.kind not in _KINDS for a in arguments.values()
@@ -209,7 +209,8 @@ class ManagementServer:
             _check_arguments(command, registered.arguments)
             client.send(Return(await registered.handler(command.arguments), command.id))
         except VtpmdError as error:
-            client.send(Error(ErrorClass.GENERIC, str(error), command.id))
+            status = error.exit_status
+            client.send(Error(ErrorClass.GENERIC, str(error), command.id, status))
         except Exception as error:  # a handler's fault: this client, and the next, is served on
             # Only our own errors are known to hold nothing secret.
             log.error("the command %s failed: %s", command.name, type(error).__name__)

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import Final, NamedTuple
 
+from vtpmd.errors import VtpmdError
+
 # One message of a client, as it is sent. The longest command there is has some hundred bytes.
 MESSAGE_BYTES_MAX = 64 * 1024
 # Objects and arrays inside each other. Arguments need three levels; json can do about a thousand.
@@ -113,6 +115,7 @@ class Error(NamedTuple):
     error_class: ErrorClass
     description: str
     id: Id | None = None
+    exit_status: int = VtpmdError.exit_status  # of the command line, had it failed so itself
 
 
 class Refusal(NamedTuple):
@@ -235,8 +238,11 @@ def _encode(message: Sent) -> dict[str, object]:
             return _with_id({"return": {}}, id_)
         case Return(value=value, id=id_):
             return _with_id({"return": value}, id_)
-        case Error(error_class=error_class, description=description, id=id_):
-            return _with_id({"error": {"class": error_class, "desc": description}}, id_)
+        case Error(error_class=error_class, description=description, id=id_, exit_status=status):
+            error: dict[str, object] = {"class": error_class, "desc": description}
+            if status != VtpmdError.exit_status:
+                error["exit-status"] = status
+            return _with_id({"error": error}, id_)
         case Refusal(description=description):
             return {"error": {"class": ErrorClass.GENERIC, "desc": description}}
         case Event(name=name, data=data, timestamp_us=timestamp_us):
