@@ -17,7 +17,8 @@ from tests.sim.loop import PowerLoss, Process, Scheduler
 from tests.sim.network import Connection, Network, PlainSocket, Stream, frames
 from tests.sim.qemu import Qemu, Saved
 from tests.sim.state import Permanent
-from vtpmd.daemon import incoming, lineage, mobility, outgoing, tls
+from vtpmd import moment
+from vtpmd.daemon import incoming, mobility, outgoing, tls
 from vtpmd.daemon.tls import HandshakeError
 from vtpmd.errors import VtpmdError
 from vtpmd.store import incoming as incoming_states
@@ -273,8 +274,8 @@ class _Time:
 
     def __init__(self, world: World) -> None:
         self.monotonic_ns = self.perf_counter_ns = world.network.now_ns
-        self.gmtime = lambda: time.gmtime(world.scheduler.now_s)
-        self.strftime = time.strftime
+        self.time = lambda: world.scheduler.now_s
+        self.gmtime, self.strftime = time.gmtime, time.strftime
 
 
 class _Mistakes(logging.Handler):
@@ -323,7 +324,7 @@ def inside(world: World) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, _logging_to(_Mistakes(world)):
         patch.setattr(outgoing, "time", _Time(world))
         patch.setattr(incoming, "time", _Time(world))
-        patch.setattr(lineage, "time", _Time(world))
+        patch.setattr(moment, "time", _Time(world))
         # Each vtpmd that starts would have a thread find out what it may have.
         patch.setattr(mobility, "Wakefulness", NoWakefulness)
         patch.setattr(incoming_states, "INCOMING_BYTES", INCOMING_BYTES)
