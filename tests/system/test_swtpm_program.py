@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -183,6 +183,35 @@ def test_port_0_leaves_the_choice_to_the_system(place: Place, options: list[str]
     if place.program == OURS:
         told = re.findall(r"^swtpm: --(?:ctrl|server) listens on 127.0.0.1:(\d+)$", errors, re.M)
         assert {int(port) for port in told} == ports
+
+
+def test_port_of_the_data_channel_may_be_that_of_the_environment(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as the command line has none."""
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = [each.getsockname()[1] for each in free]
+    monkeypatch.setenv("TPM_PORT", str(ports[0]))
+    begun = place.start("--server", "type=tcp", "--flags", "not-need-init,startup-clear")
+    assert ports_of(begun.pid) == {ports[0]}
+    begun.terminate()
+    begun.communicate(timeout=TIMEOUT_S)
+    begun = place.start("--server", f"port={ports[1]}", "--flags", "not-need-init,startup-clear")
+    assert ports_of(begun.pid) == {ports[1]}
+
+
+@pytest.mark.parametrize(
+    "wrong", ["abc", "65536", "-1", "1" * 1000, "\N{ARABIC-INDIC DIGIT ONE}", "80 "]
+)
+def test_port_of_the_environment_that_is_none(
+    ours: Place, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TPM_PORT", wrong)
+    refused = run(ours.options("--server", "type=tcp"), ours.directory)
+    assert refused.returncode == 1
+    assert_is_a_line(refused.stderr)
+    assert "port" in refused.stderr
 
 
 def test_no_guest_chooses_its_locality_by_the_simulators_prefix(ours: Place) -> None:

@@ -56,8 +56,9 @@ Serve one vTPM, by swtpm's command line. Options, each as swtpm has it:
   --server [type=tcp,]port=N[,bindaddr=ADDRESS][,disconnect]
   --server type=unixio,path=PATH[,mode=0770][,uid=USER][,gid=GROUP][,disconnect]
   --server fd=N; -p, --port N; -f, --fd N
-                              the data channel, beside what a control channel brings. Port 0 has
-                              the system choose one, which the log says
+                              the data channel, beside what a control channel brings. Without a
+                              port TPM_PORT says it. Port 0 has the system choose one, which the
+                              log says
   --tpmstate dir=PATH|backend-uri=dir://PATH|backend-uri=file://PATH[,mode=0640][,lock]
     [,backup][,fsync]         where the state is: in a directory, or in one file or block device,
                               locked and synced in any case; without it TPM_PATH says so. With

@@ -66,8 +66,19 @@ def data_channel(stack: ExitStack, values: Values) -> Channel:
         fd = _inherited("--server fd", values["fd"])
         is_connected = not _listens(fd)
         return Channel(fd, is_connected, path=None, ends=is_connected, disconnects=disconnects)
+    if kind == "tcp" and "port" not in values:
+        values = {**values, **_port_of_environment()}
     fd, path, news = _listen(stack, "--server", kind, values)
     return Channel(fd, False, path, ends=False, disconnects=disconnects, news=news)
+
+
+def _port_of_environment() -> Values:
+    port = os.environ.get("TPM_PORT", "")
+    if not port:
+        return {}
+    if not (port.isascii() and port.isdigit() and len(port) <= len(str(PORT_MAX))):
+        raise UsageError(f"TPM_PORT is no port: set it to one of 0 to {PORT_MAX}, or unset it")
+    return {"port": int(port)}
 
 
 def _listen(stack: ExitStack, option: str, kind: str | int | bool, values: Values) -> _Listening:
