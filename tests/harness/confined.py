@@ -171,7 +171,7 @@ SCENARIOS: Final[Sequence[Callable[[Confined], None]]] = (
 # What is missed where a line of the profile is.
 RULES: Final = (
     "/usr/bin/{swtpm,vtpmd-swtpm} rix,",
-    "/usr/bin/python3{,.[0-9]*} rix,",
+    "/usr/bin/python3{,.[0-9]*} mrix,",
     "/usr/lib/vtpmd/vtpmd/vtpmd-engine mrix,",
     "/** rwkl,",
     "network unix stream,",

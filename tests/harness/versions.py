@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from vtpmd.testing import guest_image
+
 Version = tuple[int, int]
 Row = TypeVar("Row")
 
@@ -42,6 +44,9 @@ class SwtpmAnswers:
 
 # From this version on libvirt gives swtpm a file or a block device for its state: <source type=…>.
 LIBVIRT_WITH_TPM_SOURCE = (10, 10)
+# From this version on a guest that did not run until its command's time was over looks once more
+# for the answer, and then gives up (tpm_try_transmit() in drivers/char/tpm/tpm-interface.c).
+LINUX_THAT_LOOKS_ONCE_MORE = (6, 15)
 
 _QEMU: Mapping[Version, QemuWords] = {
     (7, 2): QemuWords(first_pass=1, passes_of_savevm=True, device=False, failing=False),
@@ -89,6 +94,20 @@ def swtpm() -> SwtpmAnswers:
 def libvirt() -> Version:
     """Return which version of libvirt is installed."""
     return _installed("libvirtd")
+
+
+@functools.cache
+def linux_of_guests() -> Version:
+    """Return which version of Linux the tests' guests have.
+
+    Its file says it where the header's kernel_version leads to (Documentation/arch/x86/boot.rst).
+    """
+    image = (guest_image.find() / guest_image.KERNEL).read_bytes()
+    assert image[0x202:0x206] == b"HdrS"
+    at = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+    found = re.match(rb"(\d+)\.(\d+)\.", image[at:])
+    assert found is not None
+    return int(found[1]), int(found[2])
 
 
 def row(table: Mapping[Version, Row], version: Version) -> Row:

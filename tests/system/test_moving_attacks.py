@@ -54,7 +54,7 @@ from vtpmd.store.owner import TEXT_LENGTH_MAX, Whose
 from vtpmd.testing.credentials import HOST, authority, credentials
 from vtpmd.testing.disk import Disk
 from vtpmd.testing.emulator import Peering
-from vtpmd.testing.link import Cut, Direction
+from vtpmd.testing.link import Direction
 from vtpmd.testing.waiting import WAIT_TIMEOUT_S, wait_until
 from vtpmd.wire import peer
 
@@ -261,7 +261,7 @@ def test_destination_whose_engine_has_died_lets_go(lab: Lab, restart: bool) -> N
     os.kill(engine, signal.SIGKILL)
     if restart:
         killed(pair.source)
-    pair.link.cut_at(Cut(after=0))
+    pair.link.cut_all()
     pair.link.hold(None)
     if restart:
         source = restarted(lab, pair.source)

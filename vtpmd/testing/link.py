@@ -133,6 +133,15 @@ class Link:
         with self._changed:
             self._changed.notify_all()
 
+    def cut_all(self) -> None:
+        """Cut the connections that there are, with what is kept of them; later ones are forwarded.
+
+        Both sides are told by an orderly end.
+        """
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+
     def heal(self) -> None:
         """Forward again after a silence: what was dropped is lost."""
         with self._changed:
@@ -430,9 +439,10 @@ class _Connection:
         return self._forgotten.is_set()
 
     def let_go(self) -> None:
-        """Forward what was kept, unless it is still to be."""
+        """Forward what was kept, unless it is still to be, or a cut comes before it."""
         for way in self._ways:
-            way.let_go()
+            if not way.let_go():
+                self._end()
 
     def keeps(self, kind: Kind) -> bool:
         """Return whether a message of a kind is kept."""
@@ -484,11 +494,14 @@ class _Way:
             if is_kept:
                 self._link.was_kept()
 
-    def let_go(self) -> None:
-        """Forward what was kept, unless it is still to be."""
+    def let_go(self) -> bool:
+        """Forward what was kept, unless it is still to be; return False after a cut."""
         with self._lock, contextlib.suppress(OSError):
             while self._kept and not self._link.is_held(self._direction):
-                self._pass_on(self._kept.pop(0))
+                if not self._pass_on(self._kept.pop(0)):
+                    self._kept.clear()
+                    return False
+        return True
 
     def keeps(self, kind: Kind) -> bool:
         """Return whether a message of a kind is kept."""
