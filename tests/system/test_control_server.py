@@ -28,7 +28,7 @@ from tests.support import tpm2
 from tests.support.emulator_client import Blob, Control, ControlClient
 from tests.support.tpm2 import Tpm
 from vtpmd.core import LinkDescriptor
-from vtpmd.testing.emulator import EmulatorKind
+from vtpmd.testing.emulator import ATTACHED, EmulatorKind
 from vtpmd.wire.swtpm_format import LINEAGE_BYTES
 
 TIMEOUT_S = 30.0
@@ -71,8 +71,10 @@ class Server:
         self.assert_serves()  # it is what it becomes
         (self.engine,) = emulator.engines()
         assert (self.engine == self.program.pid) == is_alone
+        if not is_alone:
+            wait_until(lambda: ATTACHED in self.program.output, "its vtpmd is attached")
         n_sockets = 2 if is_alone else 3  # those that listen, and vtpmd's
-        wait_until(lambda: len(self.sockets()) == n_sockets, "its vtpmd is attached")
+        wait_until(lambda: len(self.sockets()) == n_sockets, "it has no client any more")
 
     def connect(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)

@@ -22,7 +22,7 @@ from tests.support import tpm2
 from tests.support.emulator_client import Control, ControlClient
 from vtpmd.core import LinkDescriptor
 from vtpmd.core.program import EXECUTABLE
-from vtpmd.testing.emulator import VTPMD, Emulator, EmulatorKind
+from vtpmd.testing.emulator import ATTACHED, VTPMD, Emulator, EmulatorKind
 from vtpmd.testing.program import Program
 from vtpmd.testing.waiting import wait_until
 
@@ -126,7 +126,9 @@ def test_engine_has_no_descriptor_that_it_does_not_need(lab: Lab) -> None:
     And what its threads wait for, among it the socket of a vtpmd that is attached.
     """
     emulator = lab.daemon()
-    descriptors = descriptors_of(serving_engine(emulator), n_sockets=3)
+    engine = serving_engine(emulator)
+    emulator.program.wait_for_output(ATTACHED)  # its socket is one of them
+    descriptors = descriptors_of(engine, n_sockets=3)
     needed = set(LinkDescriptor) - NOT_OF_EVERY_VTPM
     own = sorted(descriptors.pop(number) for number in set(descriptors) - needed)
     assert own[:3] == ["anon_inode:[eventfd]", "anon_inode:[eventfd]", "anon_inode:[signalfd]"]
