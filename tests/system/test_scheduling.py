@@ -5,7 +5,7 @@ import os
 import platform
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +76,28 @@ def test_vtpmd_interrupts_nobody(lab: Lab) -> None:
         assert policies_of(engine) == {os.SCHED_OTHER}
 
 
+def test_vtpmd_interrupts_others_only_while_the_guest_stands_still(lab: Lab) -> None:
+    source, monitor = followed(lab, is_incoming=False)
+    process = source.vtpmd.program.pid
+    source.guest.boot()
+    monitor.migration("active")
+    assert policy_of(process) == os.SCHED_BATCH
+    monitor.stop()
+    wait_for(lambda: policy_of(process) == os.SCHED_OTHER)
+    wait_for(lambda: policy_of(process) == os.SCHED_BATCH)  # not for ever, if nothing comes
+
+
+def policy_of(process: int) -> int:
+    return os.sched_getscheduler(process)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(LOOK_S)
+
+
 @contextmanager
 def watched(*processes: int) -> Iterator[list[set[int]]]:
     """Give the nicenesses that the first threads of processes have while the block runs."""
@@ -112,10 +134,7 @@ def test_vtpmd_gives_way_while_the_guest_stands_still(lab: Lab) -> None:
 
 
 def wait_for_niceness(process: int, wanted: int) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while (niceness := os.getpriority(os.PRIO_PROCESS, process)) != wanted:
-        assert time.monotonic() < deadline, niceness
-        time.sleep(LOOK_S)
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, process) == wanted)
 
 
 def test_the_destination_gives_way_before_its_qemu_has_the_tail(lab: Lab) -> None:

@@ -593,6 +593,7 @@ class Mobility:
         """
         if not self.qemu.is_migrating:
             return
+        self._wakefulness.hold()
         if self.outgoing is not None and not self.outgoing.ended.is_set():
             self._spawn(self.outgoing.guest_stopped())
 

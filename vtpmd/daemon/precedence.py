@@ -2,7 +2,8 @@
 
 The rounds of a migration come in the middle of QEMU's own work, and nobody waits for them. Linux
 gives a process that wakes up the processor of one that runs, but not if its policy is SCHED_BATCH
-(sched(7)), which needs no right: it gets as much of the processors, and interrupts nobody.
+(sched(7)), which needs no right: it gets as much of the processors, and interrupts nobody. Only
+where a guest stands still it is as others are, as then there is somebody who waits.
 
 From the freeze to the Grant the engines answer, and vtpmd hears of it afterwards. What it does in
 the meantime takes processors that they wait for: Linux mostly leaves a process that runs there,
@@ -26,8 +27,7 @@ NICENESS_MAX: Final = 19
 
 def interrupt_nobody() -> None:
     """Have this process, and the threads that it makes from now on, take only what is free."""
-    with suppress(OSError):  # what may be forbidden here; nothing depends on it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    _have_policy(os.SCHED_BATCH)
 
 
 class Precedence:
@@ -35,7 +35,16 @@ class Precedence:
 
     def __init__(self) -> None:
         self._usual = os.getpriority(os.PRIO_PROCESS, 0)
+        self._policy = os.sched_getscheduler(0)
         self._may = may_take_back()
+
+    def hurry(self) -> None:
+        """Interrupt others, as most processes do. May be repeated."""
+        _have_policy(os.SCHED_OTHER)
+
+    def calm_down(self) -> None:
+        """Interrupt others no more, if it was so before. May be repeated."""
+        _have_policy(self._policy)
 
     def give_way(self) -> None:
         """Have others go first. May be repeated."""
@@ -66,6 +75,11 @@ def may_take_back() -> bool:
     thread.start()
     thread.join()
     return found == [True]
+
+
+def _have_policy(policy: int) -> None:
+    with suppress(OSError):  # it may be forbidden here; nothing depends on it
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _be(niceness: int) -> None:
