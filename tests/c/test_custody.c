@@ -9,7 +9,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -21,6 +20,7 @@
 #include "checkpoint.h"
 #include "cipher.h"
 #include "custody.h"
+#include "document.h"
 #include "guest.h"
 #include "journal.h"
 #include "pages.h"
@@ -34,7 +34,6 @@
 
 enum {
     STATES_OFF = TPM_FENCED + 1,
-    LINE_BYTES_MAX = 400,
 };
 
 static const char letters[] = "AGFRSP"; /* of custodies, as the table has them */
@@ -361,48 +360,14 @@ struct row {
     char off[STATES_OFF + 1], on[TPM_CUSTODIES + 1], then[TPM_CUSTODIES + 1];
 };
 
-/* Copy a cell's letters, without what is around them. Returns what comes after the cell. */
-static const char *read_cell(const char *cell, char *out, size_t n_letters)
-{
-    size_t n = 0;
-
-    for (; *cell != '|'; cell++) {
-        assert_true(*cell);
-        if (*cell != ' ' && *cell != '`') {
-            assert_true(n < n_letters);
-            out[n++] = *cell;
-        }
-    }
-    assert_int_equal(n, n_letters);
-    out[n] = 0;
-    return cell + 1;
-}
-
-/* Find a row of the document's, and return what comes after its name. */
-static const char *find_row(const char *name)
-{
-    static char line[LINE_BYTES_MAX];
-    char start[LINE_BYTES_MAX];
-    bool found = false;
-
-    snprintf(start, sizeof(start), "| %s | ", name);
-    FILE *file = fopen(ARCHITECTURE, "r");
-    assert_non_null(file);
-    while (!found && fgets(line, sizeof(line), file))
-        found = strncmp(line, start, strlen(start)) == 0;
-    fclose(file);
-    if (!found)
-        fail_msg("%s has no row for %s", ARCHITECTURE, name);
-    return line + strlen(start);
-}
-
 static struct row read_row(const char *name)
 {
     struct row row;
 
-    const char *cell = read_cell(find_row(name), row.off, STATES_OFF);
-    cell = read_cell(cell, row.on, TPM_CUSTODIES);
-    read_cell(cell, row.then, TPM_CUSTODIES);
+    const char *cell =
+        document_read_cell(document_find_row(ARCHITECTURE, name), row.off, STATES_OFF);
+    cell = document_read_cell(cell, row.on, TPM_CUSTODIES);
+    document_read_cell(cell, row.then, TPM_CUSTODIES);
     return row;
 }
 
@@ -504,7 +469,7 @@ static void what_ran_is_the_documents(void **state)
 
     (void)state;
     for (int event = 0; event < ACTIVITY_EVENTS; event++) {
-        read_cell(find_row(event_names[event]), cell, ACTIVITIES);
+        document_read_cell(document_find_row(ARCHITECTURE, event_names[event]), cell, ACTIVITIES);
         assert_string_equal(cell, activity_rows[event]);
     }
 }

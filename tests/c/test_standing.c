@@ -23,6 +23,7 @@
 #include "bytes.h"
 #include "checkpoint.h"
 #include "digest.h"
+#include "document.h"
 #include "durable.h"
 #include "io_memory.h"
 #include "pages.h"
@@ -35,7 +36,6 @@
 
 enum {
     IMAGE_BYTES = 1500,
-    LINE_BYTES_MAX = 400,
     ELSEWHERE = 4711, /* images that were not committed here */
     BROUGHT = 4712,
 };
@@ -83,39 +83,13 @@ struct standing standing_after(enum standing_event event, struct standing now)
     return standing;
 }
 
-/* Copy a cell's letters, without what is around them. Returns what comes after the cell. */
-static const char *read_cell(const char *cell, char *out, size_t n_letters)
-{
-    size_t n = 0;
-
-    for (; *cell != '|'; cell++) {
-        assert_true(*cell);
-        if (*cell != ' ' && *cell != '`') {
-            assert_true(n < n_letters);
-            out[n++] = *cell;
-        }
-    }
-    assert_int_equal(n, n_letters);
-    out[n] = 0;
-    return cell + 1;
-}
-
 static struct row read_row(const char *name)
 {
-    char line[LINE_BYTES_MAX], start[LINE_BYTES_MAX];
-    bool found = false;
     struct row row;
 
-    snprintf(start, sizeof(start), "| %s | ", name);
-    FILE *file = fopen(ARCHITECTURE, "r");
-    assert_non_null(file);
-    while (!found && fgets(line, sizeof(line), file))
-        found = strncmp(line, start, strlen(start)) == 0;
-    fclose(file);
-    if (!found)
-        fail_msg("%s has no row for %s", ARCHITECTURE, name);
-    read_cell(read_cell(line + strlen(start), row.place, STANDING_PLACES), row.last,
-              STANDING_LASTS);
+    const char *cell =
+        document_read_cell(document_find_row(ARCHITECTURE, name), row.place, STANDING_PLACES);
+    document_read_cell(cell, row.last, STANDING_LASTS);
     return row;
 }
 
