@@ -1552,9 +1552,23 @@ static int gated_write_at(struct io *io, int fd, const uint8_t *bytes, size_t n_
     return io_posix_functions.write_at(io, fd, bytes, n_bytes, offset);
 }
 
-static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
+/* Commit until the thread folds, which stands still at its first file. */
+static void start_folding(struct world *world, struct directory *directory)
 {
     enum { COMMITS = 35 }; /* wear the journal, and leave room */
+
+    close_gate();
+    durable_begin(world->durable);
+    assert_int_equal(commit(world), 0); /* makes the journal */
+    directory->io.io.create = gated_create;
+    for (int n = 0; n < COMMITS; n++)
+        assert_int_equal(commit(world), 0);
+    sem_wait(&gate.is_reached);
+    assert_true(gate.is_closed);
+}
+
+static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
+{
     struct journal_settings settings = settings_of[SEALED];
     struct directory directory;
     struct world world = {.settings = &settings};
@@ -1562,15 +1576,8 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
     (void)state;
     settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
     start_in_directory(&world, &directory);
-    close_gate();
     directory.io.io.write_at = gated_write_at;
-    durable_begin(world.durable);
-    assert_int_equal(commit(&world), 0); /* makes the journal */
-    directory.io.io.create = gated_create;
-    for (int n = 0; n < COMMITS; n++)
-        assert_int_equal(commit(&world), 0);
-    sem_wait(&gate.is_reached);
-    assert_true(gate.is_closed);
+    start_folding(&world, &directory);
     gate.fails = true;
     assert_int_equal(commit(&world), -EIO);
     assert_int_equal(commit(&world), 0);
@@ -1587,7 +1594,6 @@ static void a_commit_after_a_failed_one_waits_for_the_fold(void **state)
 /* It is not switched to while the journal is being removed. */
 static void what_is_adopted_waits_for_the_fold(void **state)
 {
-    enum { COMMITS = 35 }; /* wear the journal, and leave room */
     struct journal_settings settings = settings_of[SEALED];
     struct directory directory;
     struct world world = {.settings = &settings};
@@ -1595,14 +1601,7 @@ static void what_is_adopted_waits_for_the_fold(void **state)
     (void)state;
     settings.file_bytes = 8 * JOURNAL_PAGE_BYTES;
     start_in_directory(&world, &directory);
-    close_gate();
-    durable_begin(world.durable);
-    assert_int_equal(commit(&world), 0); /* makes the journal */
-    directory.io.io.create = gated_create;
-    for (int n = 0; n < COMMITS; n++)
-        assert_int_equal(commit(&world), 0);
-    sem_wait(&gate.is_reached);
-    assert_true(gate.is_closed);
+    start_folding(&world, &directory);
     adopt_it(&world);
     assert_false(gate.is_closed);
     assert_false(durable_has_journal(world.durable));

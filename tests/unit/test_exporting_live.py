@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 from binascii import b2a_base64
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -164,18 +164,16 @@ def test_a_vtpmd_that_answers_something_else_or_refuses_is_one_line(tmp_path: Pa
 
 
 @contextmanager
-def refusing(path: Path, error: dict[str, object]) -> Iterator[None]:
-    """Be a vtpmd of another version, which answers the first command with an error."""
+def saying(path: Path, answer_to: Callable[[object], bytes]) -> Iterator[None]:
+    """Be a vtpmd that answers the first command, of an id, with these bytes, and goes."""
 
     def serve(listening: socket.socket) -> None:
         client, _ = listening.accept()
         with client:
             client.sendall(json.dumps(GREETING).encode() + b"\r\n")
-            client.recv(4096)  # each command in one piece
+            client.recv(4096)  # less than that, in one piece, as each command is
             client.sendall(b'{"return": {}}\r\n')
-            id_ = json.loads(client.recv(4096))["id"]
-            client.sendall(json.dumps({"error": error, "id": id_}).encode() + b"\r\n")
-            client.recv(4096)
+            client.sendall(answer_to(json.loads(client.recv(4096))["id"]))
 
     with listen(path) as listening:
         listening.setblocking(True)
@@ -183,6 +181,11 @@ def refusing(path: Path, error: dict[str, object]) -> Iterator[None]:
         thread.start()
         yield
         thread.join()
+
+
+def refusing(path: Path, error: dict[str, object]) -> AbstractContextManager[None]:
+    """Be a vtpmd of another version, which answers the first command with an error."""
+    return saying(path, lambda id_: json.dumps({"error": error, "id": id_}).encode() + b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -208,25 +211,9 @@ def test_a_refusal_has_a_status_that_means_the_same_here_or_1(
     assert (caught.value.exit_status, type(caught.value.exit_status)) == (wanted, int)
 
 
-@contextmanager
-def going_away(path: Path, answered: object) -> Iterator[None]:
+def going_away(path: Path, answered: object) -> AbstractContextManager[None]:
     """Be a vtpmd that goes away in the middle of its first answer."""
-
-    def serve(listening: socket.socket) -> None:
-        client, _ = listening.accept()
-        with client:
-            client.sendall(json.dumps(GREETING).encode() + b"\r\n")
-            client.recv(4096)  # less than that, in one piece, as each command is
-            client.sendall(b'{"return": {}}\r\n')
-            client.recv(4096)
-            client.sendall(json.dumps({"return": answered}).encode()[:-9])
-
-    with listen(path) as listening:
-        listening.setblocking(True)
-        thread = Thread(target=serve, args=(listening,))
-        thread.start()
-        yield
-        thread.join()
+    return saying(path, lambda _: json.dumps({"return": answered}).encode()[:-9])
 
 
 def test_a_vtpmd_that_goes_away_is_one_line(tmp_path: Path) -> None:
