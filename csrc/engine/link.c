@@ -749,14 +749,20 @@ static bool is_sealed(int fd)
     return seals >= 0 && (seals & SEALS) == SEALS;
 }
 
-static int boot_from_next(struct link *link, int fd)
+/* Returns 0, MESSAGE_END after the last request, or before one that may not be carried out yet,
+ * LINK_NOT_ON, or a negative errno. */
+static int boot_from_next(struct link *link, int fd, bool may_init)
 {
     cleanup(message_deinit) struct message request = MESSAGE_NONE;
     cleanup(message_deinit) struct message response = MESSAGE_NONE;
+    off_t at = link->boot_at;
 
-    int r = message_read(fd, &request);
+    int r = message_read_at(fd, &at, &request);
     if (r != 0)
         return r;
+    if (request.header.operation == LINK_INIT && !may_init)
+        return MESSAGE_END;
+    link->boot_at = at;
     if (request.header.operation == LINK_SET_ANCHOR)
         request.descriptor = LINK_FD_ANCHOR;
     r = carry_out(link, &request, &response);
@@ -765,14 +771,23 @@ static int boot_from_next(struct link *link, int fd)
     return request.header.operation == LINK_INIT ? LINK_NOT_ON : -EINVAL;
 }
 
-int link_boot(struct link *link, int fd)
+int link_boot_begin(struct link *link, int fd)
 {
     int r = is_sealed(fd) ? 0 : -EPERM;
 
     while (r == 0)
-        r = boot_from_next(link, fd);
-    close(fd);
+        r = boot_from_next(link, fd, false);
     if (r != MESSAGE_END)
         return r;
     return *link->serving.program ? 0 : -ENOMSG;
+}
+
+int link_boot(struct link *link, int fd)
+{
+    int r = 0;
+
+    while (r == 0)
+        r = boot_from_next(link, fd, true);
+    close(fd);
+    return r == MESSAGE_END ? 0 : r;
 }

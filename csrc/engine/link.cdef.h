@@ -402,7 +402,7 @@ enum link_sharing {
 
 /* What is done once the boot record is carried out. */
 enum link_starting {
-    LINK_STARTING_TOLD = 1,   /* a byte is written to LINK_FD_STARTED, once it serves */
+    LINK_STARTING_TOLD = 1,   /* a NUL is written to LINK_FD_STARTED, once it serves */
     LINK_STARTING_SILENT = 2, /* and before it lines; standard error is /dev/null then */
 };
 

@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "link_types.h"
 
@@ -25,14 +26,19 @@ struct link {
     struct asker *asker;
     struct blackout *blackout;
     struct link_serving serving; /* what the boot record says of that server */
+    off_t boot_at;               /* where that goes on */
 };
 
 enum {
     LINK_NOT_ON = 3, /* the TPM does not start, of which it was told */
 };
 
-/* Carry out the requests of a boot record, and close it. Returns 0 if all of them succeeded,
- * LINK_NOT_ON, or a negative errno. */
+/* Carry out the requests of a boot record up to its first LINK_INIT, where the state is looked at
+ * for the first time. Returns 0 or a negative errno. */
+int link_boot_begin(struct link *link, int fd);
+
+/* Carry out the rest, and close it. Returns 0 if all of them succeeded, LINK_NOT_ON, or a negative
+ * errno. */
 int link_boot(struct link *link, int fd);
 
 enum {

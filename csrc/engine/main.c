@@ -62,8 +62,8 @@ struct engine {
     struct tpm *tpm;
     struct data_channel *channel;
     pthread_t server_thread;
-    pthread_mutex_t gate; /* held until it is known whether the sandbox is closed */
-    bool is_sealed;
+    pthread_mutex_t gate; /* held until it is known whether clients are served */
+    bool may_serve;
     struct link link;
     struct attach attach;
 };
@@ -138,15 +138,16 @@ static void warn_of_unlocked_memory(enum locked locked)
                      locked == LOCKED_NOTHING ? "all" : "part");
 }
 
-/* Nothing that a client sends is looked at by a thread that may make every system call. */
+/* Nothing that a client sends, and nothing of the state, is looked at by a thread that may make
+ * every system call. */
 static void *run_server(void *argument)
 {
     struct engine *engine = argument;
 
     pthread_mutex_lock(&engine->gate);
-    bool is_sealed = engine->is_sealed;
+    bool may_serve = engine->may_serve;
     pthread_mutex_unlock(&engine->gate);
-    if (is_sealed)
+    if (may_serve)
         server_run(engine->link.server);
     link_wake(engine->attach.served_fd);
     return NULL;
@@ -169,9 +170,44 @@ static void tell_of_start(const struct link_serving *serving)
     if (!(serving->starting & LINK_STARTING_TOLD))
         return;
     error_set_descriptor(LINK_FD_ERROR);
-    if (write(LINK_FD_STARTED, "1", 1) < 0)
+    if (write(LINK_FD_STARTED, "", 1) < 0)
         check(errno == EPIPE); /* it was ended */
     close(LINK_FD_STARTED);
+}
+
+static int say_boot_failed(int r)
+{
+    error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
+    return r;
+}
+
+/* Nothing of the state is looked at yet. Returns 0 or a negative errno. */
+static int begin_boot(struct link *link)
+{
+    enum locked locked = sandbox_lock_memory();
+
+    int r = link_boot_begin(link, LINK_FD_BOOT);
+    if (r < 0)
+        return say_boot_failed(r);
+    if (link->serving.starting & LINK_STARTING_SILENT) {
+        dup2(LINK_FD_INPUT, LINK_FD_ERROR); /* the sealed sandbox does not allow it */
+        error_set_descriptor(LINK_FD_STARTED);
+    }
+    warn_of_unlocked_memory(locked);
+    return 0;
+}
+
+/* All threads run. Returns 0 or a negative errno. */
+static int boot(struct link *link)
+{
+    int r = seal();
+
+    if (r < 0)
+        return r;
+    r = link_boot(link, LINK_FD_BOOT);
+    if (r < 0)
+        return say_boot_failed(r);
+    return r == LINK_NOT_ON ? -ECANCELED : 0;
 }
 
 /* Serve until the end. Returns 0 or a negative errno. */
@@ -183,8 +219,8 @@ static int serve_all(struct engine *engine)
     int r = thread_start(&engine->server_thread, SERVER_STACK_BYTES, run_server, engine);
     if (r < 0)
         return r;
-    r = seal(); /* all threads run */
-    engine->is_sealed = r >= 0;
+    r = boot(link);
+    engine->may_serve = r >= 0;
     pthread_mutex_unlock(&engine->gate);
     if (r >= 0) {
         data_channel_begin(engine->channel);
@@ -195,23 +231,6 @@ static int serve_all(struct engine *engine)
     link_wake(link->wake_fd);
     pthread_join(engine->server_thread, NULL);
     return r;
-}
-
-static int boot(struct link *link)
-{
-    enum locked locked = sandbox_lock_memory();
-
-    int r = link_boot(link, LINK_FD_BOOT);
-    if (r < 0)
-        error_report("cannot start from the boot record: %s; install vtpmd again", strerror(-r));
-    if (r == 0) {
-        if (link->serving.starting & LINK_STARTING_SILENT) {
-            dup2(LINK_FD_INPUT, LINK_FD_ERROR); /* the sealed sandbox does not allow it */
-            error_set_descriptor(LINK_FD_STARTED);
-        }
-        warn_of_unlocked_memory(locked);
-    }
-    return r == LINK_NOT_ON ? -ECANCELED : r;
 }
 
 /* Make what serves, and end it in the order that it needs. */
@@ -234,7 +253,7 @@ static int serve_tpm(struct engine *engine)
     if (r >= 0)
         r = server_new(&link->server, &about, LINK_FD_CONTROL, link->wake_fd);
     if (r >= 0)
-        r = boot(link);
+        r = begin_boot(link);
     if (r >= 0)
         r = serve_all(engine);
     tpm_let_go(engine->tpm); /* the other thread may wait for it */

@@ -21,14 +21,15 @@ void message_deinit(struct message *message)
 
 /* Where messages come from. */
 struct source {
-    ssize_t (*read)(int fd, void *bytes, size_t n_bytes, int *descriptor);
+    ssize_t (*read)(struct source *from, void *bytes, size_t n_bytes, int *descriptor);
     int fd;
     int64_t deadline_ms; /* for a whole message, where there may be less */
+    off_t at;            /* in a record */
 };
 
 /* Reads once, and keeps the first descriptor that comes along.
  * sandbox: recvmsg */
-static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
+static ssize_t receive_some(struct source *from, void *bytes, size_t n_bytes, int *descriptor)
 {
     union {
         struct cmsghdr align;
@@ -42,7 +43,7 @@ static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor
         .msg_controllen = sizeof(control),
     };
 
-    ssize_t n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    ssize_t n = recvmsg(from->fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (n < 0)
         return n;
     struct cmsghdr *first = CMSG_FIRSTHDR(&header);
@@ -53,11 +54,19 @@ static ssize_t receive_some(int fd, void *bytes, size_t n_bytes, int *descriptor
     return n;
 }
 
-/* Of the boot record alone, which is read before the sandbox is sealed. */
-static ssize_t read_some(int fd, void *bytes, size_t n_bytes, int *descriptor)
+static ssize_t read_some(struct source *from, void *bytes, size_t n_bytes, int *descriptor)
 {
     (void)descriptor;
-    return read(fd, bytes, n_bytes);
+    return read(from->fd, bytes, n_bytes);
+}
+
+/* sandbox: pread64 */
+static ssize_t read_some_at(struct source *from, void *bytes, size_t n_bytes, int *descriptor)
+{
+    (void)descriptor;
+    ssize_t n = pread(from->fd, bytes, n_bytes, from->at);
+    from->at += n > 0 ? n : 0;
+    return n;
 }
 
 /* Returns 0 or a negative errno: what a socket did not do has to be tried again, or not.
@@ -78,10 +87,10 @@ static int wait_for(int fd, short events, int64_t deadline_ms)
 }
 
 /* Returns 0, MESSAGE_END before the first byte, or a negative errno. */
-static int take_exactly(const struct source *from, void *bytes, size_t n_bytes, int *descriptor)
+static int take_exactly(struct source *from, void *bytes, size_t n_bytes, int *descriptor)
 {
     for (size_t taken = 0; taken < n_bytes;) {
-        ssize_t n = from->read(from->fd, (char *)bytes + taken, n_bytes - taken, descriptor);
+        ssize_t n = from->read(from, (char *)bytes + taken, n_bytes - taken, descriptor);
         if (n == 0)
             return taken ? -EPIPE : MESSAGE_END;
         int r = n < 0 ? wait_for(from->fd, POLLIN, from->deadline_ms) : 0;
@@ -92,7 +101,7 @@ static int take_exactly(const struct source *from, void *bytes, size_t n_bytes, 
     return 0;
 }
 
-static int take(const struct source *from, struct message *message)
+static int take(struct source *from, struct message *message)
 {
     struct link_header *header = &message->header;
 
@@ -115,16 +124,25 @@ static int take(const struct source *from, struct message *message)
 
 int message_receive(int fd, struct message *message, int64_t deadline_ms)
 {
-    struct source from = {receive_some, fd, deadline_ms};
+    struct source from = {.read = receive_some, .fd = fd, .deadline_ms = deadline_ms};
 
     return take(&from, message);
 }
 
 int message_read(int fd, struct message *message)
 {
-    struct source from = {read_some, fd, 0};
+    struct source from = {.read = read_some, .fd = fd};
 
     return take(&from, message);
+}
+
+int message_read_at(int fd, off_t *at, struct message *message)
+{
+    struct source from = {.read = read_some_at, .fd = fd, .at = *at};
+
+    int r = take(&from, message);
+    *at = from.at;
+    return r;
 }
 
 /* sandbox: sendmsg */

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "link_types.h"
 
@@ -22,9 +23,11 @@ void message_deinit(struct message *message);
 
 /* Read the next message into one that is MESSAGE_NONE. Returns 0, MESSAGE_END, or a negative errno
  * if what comes cannot be one. From a socket, which does not block, it has to come whole by a
- * deadline (clock.h): -ETIMEDOUT. */
+ * deadline (clock.h): -ETIMEDOUT. From a record it is read where `at` says, which then says where
+ * the next one is. */
 int message_receive(int fd, struct message *message, int64_t deadline_ms);
 int message_read(int fd, struct message *message);
+int message_read_at(int fd, off_t *at, struct message *message);
 
 /* Send a message on a socket that does not block, by a deadline; one that has passed is to wait for
  * nothing. Returns 0 or a negative errno: half of it may have been sent then. */

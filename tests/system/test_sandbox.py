@@ -219,6 +219,32 @@ def test_nothing_is_answered_before_the_filter_is_there(tmp_path: Path, channel:
         program.kill()
 
 
+def test_state_is_looked_at_within_the_filter(tmp_path: Path) -> None:
+    """Also where it is before any client says so: libtpms reads it, and has it written anew."""
+    state, control, trace = (tmp_path / name for name in ("state", "control", "trace"))
+    state.mkdir()
+    program = Program(
+        "strace",
+        [
+            *("strace", "-f", "-qq", "-o", trace, "-e", "trace=seccomp,renameat"),
+            *(VTPMD, "socket", "--tpm2", "--tpmstate", f"dir={state}"),
+            *("--ctrl", f"type=unixio,path={control}", "--flags", "startup-clear"),
+        ],
+        tmp_path,
+    )
+    try:
+        with program.connect(control, WAIT_TIMEOUT_S) as client:
+            client.settimeout(WAIT_TIMEOUT_S)
+            client.sendall(GET_CAPABILITY)
+            assert client.recv(1)
+    finally:
+        program.kill()
+    calls = [line.split()[1].partition("(")[0] for line in trace.read_text().splitlines()]
+    assert calls.count("seccomp") == 1
+    assert calls[0] == "seccomp"
+    assert calls[1:]
+
+
 def wait_until_polling(engine: int) -> None:
     """Wait until a thread of the engine waits for the rest of a command."""
     deadline = time.monotonic() + WAIT_TIMEOUT_S

@@ -20,7 +20,7 @@ ERROR_FD = 2
 UID_MAX = 2**32 - 2  # the last is no user's
 UID_DIGITS_MAX = 10
 FAILED = 1
-TOLD = b"1"  # the last byte from a child that serves; lines end otherwise
+TOLD = b"\0"  # the last byte from a child that serves; lines have none
 PIECE_BYTES_MAX = 4096
 
 
@@ -178,15 +178,16 @@ def in_background(*, wanted: bool) -> Iterator[int | None]:
 def _follow(told_fd: int, child: int) -> int:
     """Wait until the child serves, or has ended; return the exit status.
 
-    The child's own standard error is closed before it knows that it can serve. Why it cannot is
-    said here.
+    The child's own standard error is closed before it knows that it can serve. What it has to say
+    by then is said here.
     """
     said = b""
-    while piece := os.read(told_fd, PIECE_BYTES_MAX):
+    while TOLD not in said and (piece := os.read(told_fd, PIECE_BYTES_MAX)):
         said += piece
-        if said.endswith(TOLD):
-            return 0
+    lines, told, _ = said.partition(TOLD)
     with suppress(OSError):  # nobody reads it
-        os.write(ERROR_FD, said)
+        os.write(ERROR_FD, lines)
+    if told:
+        return 0
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) or FAILED
