@@ -252,6 +252,9 @@ void lane_free(struct lane *lane);
 int lane_seal(struct lane *lane, const struct lane_frame *frame, uint8_t *bytes);
 int lane_open(struct lane *lane, const uint8_t *bytes, struct lane_frame *frame);
 
+void slice_be_short(void);
+void slice_be_usual(void);
+
 uint32_t crc32c(const uint8_t *bytes, size_t n_bytes);
 
 void explicit_bzero(void *bytes, size_t n_bytes);

@@ -21,6 +21,7 @@ SOURCES = [
     "journal_recover.c",
     "linear_format.c",
     "pages.c",
+    "slice.c",
     "swtpm_format.c",
 ]
 HEADERS = [
@@ -47,6 +48,7 @@ HEADERS = [
     "journal_recover.h",
     "linear_format.h",
     "pages.h",
+    "slice.h",
     "swtpm_format.h",
 ]
 DECLARATIONS = [
@@ -87,6 +89,7 @@ ffibuilder.set_source(
     #include "journal_recover.h"
     #include "linear_format.h"
     #include "pages.h"
+    #include "slice.h"
     """,
     sources=[f"csrc/{name}" for name in SOURCES],
     include_dirs=[str(CSRC)],

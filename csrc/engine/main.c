@@ -38,6 +38,7 @@
 #include "pages.h"
 #include "sandbox.h"
 #include "server.h"
+#include "slice.h"
 #include "thread.h"
 #include "tpm.h"
 #include "watchdog.h"
@@ -390,7 +391,7 @@ int main(int argc, char **argv)
         error_report("cannot give up privileges: %s; is the kernel older than 3.5?", strerror(-r));
         return EXIT_FAILED;
     }
-    thread_ask_for_short_slices();
+    slice_be_short(); /* an answer takes microseconds, and who asks waits */
     r = open_waits(&engine);
     if (r < 0) {
         error_report("cannot wait for signals: %s", strerror(-r));

@@ -1,18 +1,10 @@
 #include "thread.h"
 
-#include <sched.h>
 #include <semaphore.h>
-#include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "check.h"
-
-enum {
-    SLICE_NS = 100000, /* the shortest that there is */
-};
 
 struct start {
     const struct thread_manner *manner;
@@ -57,28 +49,4 @@ int thread_start_as(pthread_t *thread, size_t stack_bytes, const struct thread_m
     pthread_attr_destroy(&attributes);
     sem_destroy(&start.is_running);
     return -error;
-}
-
-/* struct sched_attr of linux/sched/types.h, which C libraries from 2025 on declare, too. */
-struct scheduling {
-    uint32_t n_bytes;
-    uint32_t policy;
-    uint64_t flags;
-    int32_t niceness;
-    uint32_t priority;
-    uint64_t slice_ns;
-    uint64_t deadline_ns;
-    uint64_t period_ns;
-};
-
-void thread_ask_for_short_slices(void)
-{
-    struct scheduling scheduling = {0};
-
-    if (syscall(SYS_sched_getattr, 0, &scheduling, sizeof(scheduling), 0) < 0 ||
-        scheduling.policy != SCHED_OTHER)
-        return;
-    scheduling.n_bytes = sizeof(scheduling);
-    scheduling.slice_ns = SLICE_NS;
-    syscall(SYS_sched_setattr, 0, &scheduling, 0);
 }

@@ -17,9 +17,3 @@ struct thread_manner {
 /* The same of one that differs. */
 int thread_start_as(pthread_t *thread, size_t stack_bytes, const struct thread_manner *manner,
                     void *(*run)(void *), void *argument);
-
-/* Have this thread, and those that it starts, go before others when they wake up, for as long as
- * what they then do is short: an answer of the TPM takes microseconds, and who asks waits. They get
- * no larger share of a processor. Linux has it from 6.12 on (sched_setattr(2), of the policy
- * SCHED_OTHER: the slice); on others, and with another policy, it does nothing. */
-void thread_ask_for_short_slices(void);

@@ -22,7 +22,7 @@ from vtpmd.testing.emulator import EmulatorKind
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}  # asm/unistd.h
 ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # struct sched_attr, linux/sched/types.h
-SLICE_NS = 100_000  # csrc/engine/thread.c
+SLICE_NS = 100_000  # csrc/slice.c
 FIRST_WITH_SLICES = (6, 12)
 LOOK_S = 0.0005
 STILL_S = 0.2  # less than an INIT waits for its Grant
@@ -38,10 +38,6 @@ def attributes_of(thread: int) -> tuple[int, int, int]:
     assert _syscall(number, thread, buffer, ATTRIBUTES.size, 0) == 0, ctypes.get_errno()
     _, policy, _, niceness, _, slice_ns, _, _ = ATTRIBUTES.unpack(buffer.raw)
     return policy, niceness, slice_ns
-
-
-def policies_of(process: int) -> set[int]:
-    return {attributes_of(thread)[0] for thread in threads_of(process)}
 
 
 def threads_of(process: int) -> list[int]:
@@ -67,28 +63,22 @@ def test_threads_of_an_engine_have_short_slices(lab: Lab, *, is_alone: bool) -> 
     assert attributes_of(0)[2] > SLICE_NS  # this process, as most are
 
 
-def test_vtpmd_interrupts_nobody(lab: Lab) -> None:
-    """Its rounds come while QEMU sends, and nobody waits for them; its engine answers at once."""
-    pair = make_armed_pair(lab)
-    for host in (pair.source.vtpmd, pair.destination.vtpmd):
-        assert policies_of(host.program.pid) == {os.SCHED_BATCH}
-        (engine,) = host.engines()
-        assert policies_of(engine) == {os.SCHED_OTHER}
-
-
-def test_vtpmd_interrupts_others_only_while_the_guest_stands_still(lab: Lab) -> None:
+@pytest.mark.skipif(not has_slices(), reason="this kernel has no slices of a thread's own")
+@pytest.mark.parametrize("end", ["failed", "completed", "its QEMU's"])
+def test_vtpmd_has_short_slices_while_its_qemu_migrates(lab: Lab, end: str) -> None:
+    """It hears that the guest has stopped before QEMU asks for the state; and no longer than so."""
     source, monitor = followed(lab, is_incoming=False)
     process = source.vtpmd.program.pid
     source.guest.boot()
+    usual = attributes_of(process)
+    assert usual[2] > SLICE_NS
     monitor.migration("active")
-    assert policy_of(process) == os.SCHED_BATCH
-    monitor.stop()
-    wait_for(lambda: policy_of(process) == os.SCHED_OTHER)
-    wait_for(lambda: policy_of(process) == os.SCHED_BATCH)  # not for ever, if nothing comes
-
-
-def policy_of(process: int) -> int:
-    return os.sched_getscheduler(process)
+    wait_for(lambda: attributes_of(process) == (*usual[:2], SLICE_NS))
+    if end == "its QEMU's":
+        monitor.close()
+    else:
+        monitor.migration(end)
+    wait_for(lambda: attributes_of(process) == usual)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

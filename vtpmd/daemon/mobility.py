@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtpmd import core
-from vtpmd.core import LinkOperation, Store
+from vtpmd.core import LinkOperation, Store, slices
 from vtpmd.core.handover import Handover
 from vtpmd.core.link import (
     LinkAskedInit,
@@ -607,7 +607,12 @@ class Mobility:
             self._spawn(self.incoming.receiving(now))
 
     def migration_began(self) -> None:
-        """Its first pass is told by itself, and the others are; but the guest works on in them."""
+        """Its first pass is told by itself, and the others are; but the guest works on in them.
+
+        The processors of a host that migrates are busy. Once the guest stops, all is to be done
+        before QEMU asks for the state: so this process is to be woken up at once.
+        """
+        slices.be_short()
         if self._between is None or self._between.done():
             self._between = self._spawn(self._rounds_between_passes())
 
@@ -618,6 +623,7 @@ class Mobility:
 
     def migration_ended(self) -> None:
         """Whoever received it, does so no more."""
+        slices.be_usual()
         if self.outgoing is not None:
             self._spawn(self.outgoing.migration_ended())
 
@@ -628,6 +634,7 @@ class Mobility:
 
     def disconnected(self) -> None:
         """``is_migrating`` is false from now on: QEMU gets whole blobs."""
+        slices.be_usual()
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -21,7 +21,6 @@ from vtpmd.daemon.child import EXIT_ENGINE_DIED, either, follow
 from vtpmd.daemon.engine import EXIT_STOPPED, STOP_TIMEOUT_S, Engine, EngineDied
 from vtpmd.daemon.limited_log import log_failure
 from vtpmd.daemon.mobility import NO_UUID, Mobility
-from vtpmd.daemon.precedence import interrupt_nobody
 from vtpmd.daemon.qemu import follow as follow_qemu
 from vtpmd.daemon.settling import settle
 from vtpmd.errors import VtpmdError
@@ -87,7 +86,6 @@ def serve(resources: Resources, config: RunConfig) -> int:
     Raises VtpmdError if it cannot serve.
     """
     configure_logging(config.name, config.log_level)
-    interrupt_nobody()
     return asyncio.run(_serve(resources, config))
 
 

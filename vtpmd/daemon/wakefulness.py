@@ -39,10 +39,9 @@ class Wakefulness:
         self._release: asyncio.TimerHandle | None = None
 
     def hold(self) -> None:
-        """Keep processors awake, and interrupt others on them, for HOLD_S from now on."""
+        """Have the processors stay awake for HOLD_S from now on."""
         if self._release is None:
             self._wish()
-            self._precedence.hurry()
         else:
             self._release.cancel()
         self._release = asyncio.get_running_loop().call_later(HOLD_S, self.release)
@@ -59,7 +58,6 @@ class Wakefulness:
     def release(self) -> None:
         """Let them sleep again, and take back what was given way. May be repeated."""
         self.take_back()
-        self._precedence.calm_down()
         if self._release is not None:
             self._release.cancel()
             self._release = None
