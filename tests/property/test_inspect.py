@@ -99,6 +99,20 @@ def test_an_altered_state_is_shown(data: st.DataObject) -> None:
         assert change.text.isascii() and change.text.isprintable()
 
 
+@pytest.mark.parametrize("hostile", [b"default-\xff1", rb"def\u001b1"])
+def test_a_text_of_a_state_is_one_for_terminals(hostile: bytes) -> None:
+    """A name that is altered is shown as one in a difference, too."""
+    state, kind, tpm = ALL["level 7"]
+    name = b"default-v1"
+    assert state.count(name) == 1
+    found = show(Source("state", "state", {kind: state.replace(name, hostile)}, tpm))
+    whole = inspect(Source("state", "state", {kind: state}, tpm))
+    changes = differences(whole, found)
+    assert changes
+    for change in changes:
+        assert change.text.isascii() and change.text.isprintable()
+
+
 @given(data=st.data())
 @settings(max_examples=200, deadline=4000)
 def test_an_altered_file_is_shown_or_refused_in_a_line(

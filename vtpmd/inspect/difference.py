@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from vtpmd.counted import counted
+from vtpmd.inspect.certificates import printable
 from vtpmd.inspect.overview import HIERARCHIES, Inspected, overview
 from vtpmd.inspect.screen import object_words
 from vtpmd.inspect.secrets import Secrets
@@ -288,7 +289,7 @@ def _counters(old: Known, new: Known) -> Iterator[tuple[str, str]]:
 
 
 def _word(value: Any) -> str:
-    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+    return ("no", "yes")[value] if isinstance(value, bool) else printable(str(value))
 
 
 PARTS: Final[dict[str, Callable[[Known, Known], Iterator[tuple[str, str]]]]] = {
