@@ -139,8 +139,7 @@ static void warn_of_unlocked_memory(enum locked locked)
                      locked == LOCKED_NOTHING ? "all" : "part");
 }
 
-/* Nothing that a client sends, and nothing of the state, is looked at by a thread that may make
- * every system call. */
+/* Nothing that a client sends is looked at by a thread that may make every system call. */
 static void *run_server(void *argument)
 {
     struct engine *engine = argument;
@@ -182,7 +181,7 @@ static int say_boot_failed(int r)
     return r;
 }
 
-/* Nothing of the state is looked at yet. Returns 0 or a negative errno. */
+/* Returns 0 or a negative errno. */
 static int begin_boot(struct link *link)
 {
     enum locked locked = sandbox_lock_memory();
@@ -198,7 +197,8 @@ static int begin_boot(struct link *link)
     return 0;
 }
 
-/* All threads run. Returns 0 or a negative errno. */
+/* All threads run. What the TPM starts from is looked at by none that may make every system call.
+ * Returns 0 or a negative errno. */
 static int boot(struct link *link)
 {
     int r = seal();

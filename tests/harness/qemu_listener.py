@@ -33,9 +33,6 @@ class Told(Listener):
     def migration_began(self) -> None:
         self._note("migration_began")
 
-    def pass_began(self) -> None:
-        self._note("pass_began")
-
     def migration_ended(self) -> None:
         self._note("migration_ended")
 

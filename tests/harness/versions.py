@@ -22,8 +22,6 @@ _VERSION = re.compile(r"(?:version|\(libvirt\)) (\d+)\.(\d+)")
 class QemuWords:
     """What QEMU's monitor says of a migration."""
 
-    first_pass: int  # the number of the first pass that there is an event for
-    passes_of_savevm: bool  # whether savevm has such events, too
     device: bool  # whether a migration is in "device" before it is "completed"
     failing: bool  # whether it is "failing" before it is "failed"
 
@@ -49,9 +47,9 @@ LIBVIRT_WITH_TPM_SOURCE = (10, 10)
 LINUX_THAT_LOOKS_ONCE_MORE = (6, 15)
 
 _QEMU: Mapping[Version, QemuWords] = {
-    (7, 2): QemuWords(first_pass=1, passes_of_savevm=True, device=False, failing=False),
-    (10, 0): QemuWords(first_pass=1, passes_of_savevm=True, device=True, failing=False),
-    (11, 1): QemuWords(first_pass=2, passes_of_savevm=False, device=True, failing=True),
+    (7, 2): QemuWords(device=False, failing=False),
+    (10, 0): QemuWords(device=True, failing=False),
+    (11, 1): QemuWords(device=True, failing=True),
 }
 
 _SWTPM: Mapping[Version, SwtpmAnswers] = {

@@ -21,7 +21,6 @@ from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
     GuestStopped,
-    MigrationPass,
     MigrationState,
     MigrationStatus,
     QemuConnected,
@@ -329,9 +328,7 @@ class Qemu:
         for status in (MigrationState.SETUP, MigrationState.ACTIVE):
             self._emit(MigrationStatus(status))
             to._emit(MigrationStatus(status))
-        self._emit(MigrationPass(1))
         await asyncio.sleep(self.rng.choice((0.001, 0.01, 0.1)))
-        self._emit(MigrationPass(2))
         await asyncio.sleep(self.rng.choice((0.001, 0.01)))
         self.stop()
         await asyncio.sleep(self.rng.choice((0.0, 0.001, 0.01)))

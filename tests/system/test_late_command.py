@@ -25,7 +25,6 @@ def test_invariant_2_command_while_a_round_is_under_way_moves(lab: Lab) -> None:
     wait_until(lambda: outgoing(source) == "armed")
     link.hold(Direction.TO_SOURCE)
     source.guest.work()
-    monitor.begin_pass(2)
     link.wait_for_held(peer.Ack)
     monitor.stop()
     wait_until(lambda: outgoing(source) == "stopping")

@@ -20,7 +20,6 @@ from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
     GuestStopped,
-    MigrationPass,
     MigrationState,
     MigrationStatus,
     QemuConnected,
@@ -34,29 +33,23 @@ TRANSCRIPTS = {
     "7.2: a migration": """
         connect running         -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
-        PASS 2                  migrating   pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
-        PASS 3                  migrating   pass_began
         completed               -           migration_ended
         disconnect              -           disconnected
     """,
     "10.0: a migration": """
         connect running         -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         device                  migrating
-        PASS 2                  migrating   pass_began
         completed               -           migration_ended
     """,
     "11.1: a migration, without its first pass": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
-        PASS 2                  migrating   pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         device                  migrating
         completed               -           migration_ended
@@ -64,7 +57,7 @@ TRANSCRIPTS = {
     "a word of a later QEMU": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         switching-fast          migrating
         STOP                    migrating   guest_stopped
         completed               -           migration_ended
@@ -72,7 +65,7 @@ TRANSCRIPTS = {
     "a pause before the switchover": """
         connect running         -
         setup                   -
-        wait-unplug             migrating   migration_began pass_began
+        wait-unplug             migrating   migration_began
         active                  migrating
         STOP                    migrating   guest_stopped
         pre-switchover          migrating
@@ -82,17 +75,15 @@ TRANSCRIPTS = {
     "7.2: post-copy": """
         connect running         -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         postcopy-active         migrating
         STOP                    migrating   guest_stopped
-        PASS 2                  migrating   pass_began
         completed               -           migration_ended
     """,
     "post-copy of a later QEMU, interrupted": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         postcopy-device         migrating
         postcopy-active         migrating
@@ -106,8 +97,6 @@ TRANSCRIPTS = {
         connect running         -
         STOP                    -           guest_stopped
         setup                   -
-        PASS 1                  -
-        PASS 2                  -
         completed               -
         RESUME                  -           guest_resumed
     """,
@@ -137,7 +126,7 @@ TRANSCRIPTS = {
     "the destination dies": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         device                  migrating
         failing                 -
@@ -147,28 +136,23 @@ TRANSCRIPTS = {
     "cancelled, and migrated again": """
         connect running         -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         cancelling              -
-        PASS 2                  -
         cancelled               -           migration_ended
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         completed               -           migration_ended
     """,
     "the guest is stopped already": """
         connect paused          -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
-        PASS 2                  migrating   pass_began
+        active                  migrating   migration_began
         completed               -           migration_ended
     """,
     "QEMU is killed while it migrates": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         disconnect              -           migration_ended disconnected
         connect running         -           guest_resumed
@@ -176,19 +160,18 @@ TRANSCRIPTS = {
     "the connection is lost while QEMU migrates": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         disconnect              -           migration_ended disconnected
-        connect finish-migrate device  migrating  migration_began pass_began guest_stopped
+        connect finish-migrate device  migrating  migration_began guest_stopped
         completed               -           migration_ended
     """,
     "vtpmd comes while QEMU migrates": """
-        connect running active  migrating   migration_began pass_began
-        PASS 4                  migrating   pass_began
+        connect running active  migrating   migration_began
         STOP                    migrating   guest_stopped
         completed               -           migration_ended
     """,
     "what came before the state was known is repeated": """
-        connect finish-migrate device  migrating  migration_began pass_began
+        connect finish-migrate device  migrating  migration_began
         active                  migrating
         STOP                    migrating
         device                  migrating
@@ -214,10 +197,8 @@ TRANSCRIPTS = {
         RESUME                  -           guest_resumed receiving(False)
         completed               -
         setup                   -
-        PASS 1                  -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
-        PASS 2                  migrating   pass_began
         completed               -           migration_ended
     """,
     "a destination that never ran migrates its guest away": """
@@ -225,7 +206,7 @@ TRANSCRIPTS = {
         active                  receiving   receiving(True)
         completed               -           receiving(False)
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         completed               -           migration_ended
     """,
     "vtpmd comes while a migration comes in": """
@@ -233,7 +214,7 @@ TRANSCRIPTS = {
         RESUME                  -           guest_resumed receiving(False)
         completed               -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "7.2: post-copy comes in": """
         connect inmigrate       -
@@ -244,13 +225,13 @@ TRANSCRIPTS = {
         postcopy-active         -
         completed               -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "vtpmd comes while post-copy brings what is left": """
         connect running postcopy-active  -
         completed               -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "vtpmd comes back while post-copy brings what is left": """
         connect inmigrate       -
@@ -259,7 +240,7 @@ TRANSCRIPTS = {
         connect running postcopy-active  -  guest_resumed
         completed               -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "what comes in is no migration": """
         connect inmigrate       -
@@ -278,14 +259,14 @@ TRANSCRIPTS = {
         connect inmigrate none off  -
         setup                   -
         RESUME                  -           guest_resumed
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         setup                   -           migration_ended
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "x-colo is switched on when it migrates": """
         connect running         -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         capabilities colo       -           colo_seen
         STOP                    -           guest_stopped
         colo                    -
@@ -293,11 +274,11 @@ TRANSCRIPTS = {
         failed                  -           migration_ended
         capabilities            -
         setup                   -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
     """,
     "COLO is seen by its state": """
         connect running         -
-        active                  migrating   migration_began pass_began
+        active                  migrating   migration_began
         STOP                    migrating   guest_stopped
         colo                    -
     """,
@@ -342,8 +323,6 @@ def event(line: str) -> QemuEvent:
             return GuestStopped()
         case ["RESUME"]:
             return GuestResumed()
-        case ["PASS", number]:
-            return MigrationPass(int(number))
         case [word]:
             return MigrationStatus(state(word))
     raise ValueError(line)
@@ -381,7 +360,6 @@ CONNECTIONS = st.builds(
 )
 EVENTS = st.one_of(
     st.builds(MigrationStatus, st.sampled_from(MigrationState)),
-    st.builds(MigrationPass, st.integers(1, 9)),
     st.builds(Capabilities, events=st.booleans(), colo=st.booleans()),
     st.sampled_from([GuestStopped(), GuestResumed(), QemuShutdown()]),
 )
@@ -411,8 +389,6 @@ def test_any_order_of_events(qemus: list[tuple[QemuConnected, list[QemuEvent]]])
         assert says(view) == "-"
         assert alternate(told.calls, "migration_began", "migration_ended")
         assert alternate(told.calls, "receiving(True)", "receiving(False)")
-        for call, after in zip(told.calls, [*told.calls[1:], ""], strict=True):
-            assert call != "migration_began" or after == "pass_began"
 
 
 def test_how_qemu_is_followed() -> None:

@@ -22,7 +22,6 @@ from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
     GuestStopped,
-    MigrationPass,
     MigrationState,
     MigrationStatus,
     QemuConnected,
@@ -182,11 +181,7 @@ def stamped(name: str, data: object = None, **timestamp: object) -> Message:
         (stamped("MIGRATION", {"status": ["active"]}), None),
         (stamped("MIGRATION", {}), None),
         (stamped("MIGRATION", "active"), None),
-        (stamped("MIGRATION_PASS", {"pass": 3}), MigrationPass(3)),
-        (stamped("MIGRATION_PASS", {"pass": -1}), None),
-        (stamped("MIGRATION_PASS", {"pass": 2**64}), None),
-        (stamped("MIGRATION_PASS", {"pass": True}), None),
-        (stamped("MIGRATION_PASS", {"pass": "3"}), None),
+        (stamped("MIGRATION_PASS", {"pass": 3}), None),
         (stamped("RTC_CHANGE", {"offset": 1}), None),
         (Message({"event": 5}), None),
         (Message({"event": None}), None),
@@ -346,15 +341,13 @@ def test_qemu_is_asked_while_it_tells_nothing(
     async def test(qemu: Qemu, follower: Follower) -> None:
         active = MigrationStatus(MigrationState.ACTIVE)
         assert (await follower.noted(1))[0] != CONNECTED
-        qemu.answers["query-migrate"] = {"status": "active", "ram": {"dirty-sync-count": 2}}
-        assert (await follower.noted(3))[1:] == [active, MigrationPass(2)]
-        qemu.answers["query-migrate"] = {"status": "active", "ram": {"dirty-sync-count": 3}}
-        assert (await follower.noted(4))[3:] == [MigrationPass(3)]
-        qemu.answers["query-migrate"] = {"status": "completed", "ram": {"dirty-sync-count": 4}}
+        qemu.answers["query-migrate"] = {"status": "active"}
+        assert (await follower.noted(2))[1:] == [active]
+        qemu.answers["query-migrate"] = {"status": "completed"}
         completed = MigrationStatus(MigrationState.COMPLETED)
-        assert (await follower.noted(5))[4:] == [completed]
+        assert (await follower.noted(3))[2:] == [completed]
         qemu.answers["migrate-set-capabilities"] = {}
-        assert (await follower.noted(6))[5:] == [EVENTS_ON]
+        assert (await follower.noted(4))[3:] == [EVENTS_ON]
         assert caplog.text.count("gives no migration events, it is asked every") == 1
 
     run(path, test, migrate_set_capabilities=REFUSED)

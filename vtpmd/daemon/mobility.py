@@ -52,12 +52,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_UUID: Final = bytes(16)
-# QEMU's monitor says that a pass begins, and in the same moment QEMU may ask for the state: then
-# that is answered first, and includes what a round would do.
-QEMU_FIRST_S: Final = 0.001
-# Rounds between QEMU's passes. A guest that makes keys has its state settled while one is made, for
-# 30 ms and more: when it stops then, the destination has all there is.
-BETWEEN_PASSES_S: Final = 0.05
+# Between rounds, while QEMU migrates. Its passes through the guest's memory are no better moments:
+# of a small guest the last two begin with the stop, and a round then is in the way of what follows.
+# A guest that makes keys has its state settled while one is made, for 30 ms and more: when it stops
+# then, the destination has all there is.
+FOLLOWED_INTERVAL_S: Final = 0.05
 # Longer than a hand-over takes, and nothing to a person.
 TELL_AFTER_S: Final = 0.02
 # A boot waits for the word of the host that may have the vTPM, and QEMU's main loop with it.
@@ -90,8 +89,7 @@ class Mobility:
         self._starting = asyncio.Lock()
         self.lineages = Lineages(engine, self._tell_soon)
         self._wakefulness = Wakefulness()
-        self._round: asyncio.TimerHandle | None = None
-        self._between: asyncio.Task[None] | None = None
+        self._rounds: asyncio.Task[None] | None = None
         self._untold: list[tuple[str, dict[str, object]]] = []
         self.qemu = QemuView(self, asked_for=follows_qemu)
         # What the engine has told. What is decided by it is asked for.
@@ -562,8 +560,6 @@ class Mobility:
     async def close(self) -> None:
         """End all sessions; the vTPM stays whose it is."""
         self._wakefulness.release()
-        if self._round is not None:
-            self._round.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -572,19 +568,6 @@ class Mobility:
                 session.abandon()
 
     # What QEMU's monitor says (vtpmd.daemon.qemu.Listener).
-
-    def pass_began(self) -> None:
-        """QEMU begins another pass: a round is due."""
-        if self._round is None:
-            self._round = asyncio.get_running_loop().call_later(QEMU_FIRST_S, self._begin_pass)
-
-    def _begin_pass(self) -> None:
-        self._round = None
-        self._begin_round()
-
-    def _begin_round(self) -> None:
-        if self.outgoing is not None and not self.outgoing.ended.is_set():
-            self._spawn(self.outgoing.round_due())
 
     def guest_stopped(self) -> None:
         """The guest stands still; QEMU may soon ask for the state.
@@ -607,19 +590,20 @@ class Mobility:
             self._spawn(self.incoming.receiving(now))
 
     def migration_began(self) -> None:
-        """Its first pass is told by itself, and the others are; but the guest works on in them.
+        """What the guest does is brought to the destination, round by round.
 
         The processors of a host that migrates are busy. Once the guest stops, all is to be done
         before QEMU asks for the state: so this process is to be woken up at once.
         """
         slices.be_short()
-        if self._between is None or self._between.done():
-            self._between = self._spawn(self._rounds_between_passes())
+        if self._rounds is None or self._rounds.done():
+            self._rounds = self._spawn(self._go_round())
 
-    async def _rounds_between_passes(self) -> None:
+    async def _go_round(self) -> None:
         while self.qemu.is_migrating:
-            await asyncio.sleep(BETWEEN_PASSES_S)
-            self._begin_round()
+            await asyncio.sleep(FOLLOWED_INTERVAL_S)
+            if self.outgoing is not None and not self.outgoing.ended.is_set():
+                self._spawn(self.outgoing.round_due())
 
     def migration_ended(self) -> None:
         """Whoever received it, does so no more."""

@@ -59,7 +59,7 @@ from vtpmd.wire.tpm import Result, StateType
 
 log = logging.getLogger(__name__)
 
-# Rounds where QEMU does not say when its passes begin. A pass of a small guest takes as long.
+# Between rounds where nobody says whether QEMU migrates.
 ROUND_INTERVAL_S: Final = 0.1
 # A tail needs a destination that was heard of in the last second: twice that often, and some more.
 PING_INTERVAL_S: Final = 0.4
@@ -252,7 +252,7 @@ class Outgoing:
         await self._happened(events.GuestResumed())
 
     async def round_due(self) -> None:
-        """QEMU begins another pass, or time has passed."""
+        """Time has passed."""
         await self._happened(events.RoundDue())
 
     async def qemu_left(self) -> None:

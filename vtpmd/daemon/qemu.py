@@ -21,7 +21,6 @@ from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
     GuestStopped,
-    MigrationPass,
     MigrationState,
     MigrationStatus,
     Phase,
@@ -47,10 +46,7 @@ class Listener(Protocol):
     """Who is told what QEMU does. No method may wait: QEMU's next event is behind it."""
 
     def migration_began(self) -> None:
-        """QEMU migrates its guest away, to whatever that may be; ``pass_began`` comes next."""
-
-    def pass_began(self) -> None:
-        """QEMU goes through the guest's memory from its beginning, while it migrates."""
+        """QEMU migrates its guest away, to whatever that may be."""
 
     def migration_ended(self) -> None:
         """What began has been completed, has failed, was cancelled, or QEMU is gone."""
@@ -151,10 +147,6 @@ class QemuView:
                 self._capabilities_are(event)
             case MigrationStatus():
                 self._status_is(event.status)
-            case MigrationPass():
-                # Before a migration is under way the pass may be savevm's; later it is told then.
-                if self._is_under_way and not self._incoming:
-                    self._listener.pass_began()
             case GuestStopped():
                 self._guest_runs(False)
             case GuestResumed():
@@ -201,7 +193,6 @@ class QemuView:
         elif self._is_under_way and not self._migration_told:
             self._migration_told = True
             self._listener.migration_began()
-            self._listener.pass_began()
         elif status.phase is Phase.IDLE and self._migration_told:
             self._migration_told = False
             self._listener.migration_ended()

@@ -83,7 +83,7 @@ class Capabilities:
     They cannot be set while a migration runs.
     """
 
-    events: bool  # False: QEMU tells neither MigrationStatus nor MigrationPass; it is asked
+    events: bool  # False: QEMU tells no MigrationStatus; it is asked
     colo: bool  # the source is to run on beside the destination
 
 
@@ -111,13 +111,6 @@ class MigrationStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class MigrationPass:
-    """QEMU begins to go through guest memory for the ``number``-th time, counted from 1."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
 class GuestStopped:
     """The guest's processors stand still; since when, by QEMU's clock (µs since 1970), if said."""
 
@@ -141,7 +134,6 @@ QemuEvent = (
     | QemuDisconnected
     | Capabilities
     | MigrationStatus
-    | MigrationPass
     | GuestStopped
     | GuestResumed
     | QemuShutdown

@@ -47,7 +47,6 @@ from vtpmd.daemon.qemu_events import (
     Capabilities,
     GuestResumed,
     GuestStopped,
-    MigrationPass,
     MigrationState,
     MigrationStatus,
     Phase,
@@ -290,9 +289,6 @@ class QemuFollower:
             return  # an event has come meanwhile, and is newer
         if migration.status is not before.status:
             self._hand_over(MigrationStatus(migration.status))
-        under_way = migration.status.phase is Phase.UNDER_WAY
-        if under_way and migration.passes is not None and migration.passes != before.passes:
-            self._hand_over(MigrationPass(migration.passes))
         self._migration = migration
 
     def _lose(self, client: QMPClient) -> None:
@@ -438,9 +434,6 @@ def _event(message: Mapping[str, object]) -> QemuEvent | None:
         case "MIGRATION":
             status = _migration_state(fields.get("status"))
             return None if status is None else MigrationStatus(status)
-        case "MIGRATION_PASS":
-            number = _number(fields.get("pass"))
-            return None if number is None else MigrationPass(number)
     return None
 
 

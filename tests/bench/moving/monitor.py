@@ -60,10 +60,6 @@ class Monitor:
         """Say how the migration goes."""
         self._event("MIGRATION", {"status": status})
 
-    def begin_pass(self, number: int) -> None:
-        """Say that the memory is gone over once more."""
-        self._event("MIGRATION_PASS", {"pass": number})
-
     def stop(self) -> None:
         """Say that the guest stands still."""
         self._event("STOP", {})
