@@ -203,6 +203,23 @@ def test_no_room_for_the_output_is_one_line(tmp_path: Path, line: str, unbuffere
     assert ended.returncode == 1
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_who_has_seen_enough_is_told_nothing(unbuffered: str) -> None:
+    """As head(1), and a pager that is left; but what was not read has not gone well."""
+    unread, written = os.pipe()
+    os.close(unread)
+    ended = subprocess.run(
+        [sys.executable, "-m", "vtpmd", "--help"],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=written,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(written)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("level", ["info", "debug"])
 def test_an_error_of_the_system_is_one_line(
     level: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import SimpleNamespace
 
+OUTPUT_FD = 1
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. Errors are one line on standard error."""
@@ -43,14 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: OSError, command: str, *, is_debugging: bool) -> int:
-    """Say in one line what no command has foreseen, as a disk that fails; return the status."""
+    """Say in one line what no command has foreseen, as a disk that fails; return the status.
+
+    Who has seen enough of what is printed, as a pager, or head(1), knows why that ends.
+    """
     if is_debugging:
         import traceback
 
         traceback.print_exception(error)
     place = "" if error.filename is None else f" on {os.fsdecode(error.filename)}"
     reason = error.strerror or error
-    print(f"vtpmd: {command} failed{place}: {reason}; see to that and try again", file=sys.stderr)
+    if not (isinstance(error, BrokenPipeError) and _is_unread()):
+        line = f"vtpmd: {command} failed{place}: {reason}; see to that and try again"
+        print(line, file=sys.stderr)
     try:
         _flush()
     except OSError:
@@ -65,6 +72,15 @@ def _flush() -> None:
     """Write what was printed. Raises OSError."""
     if sys.stdout is not None:  # as where it was closed
         sys.stdout.flush()
+
+
+def _is_unread() -> bool:
+    """Return whether what is printed goes into a pipe, or a socket, that nobody reads."""
+    import select
+
+    poll = select.poll()
+    poll.register(OUTPUT_FD, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _plain_run(given: Sequence[str]) -> SimpleNamespace | None:
