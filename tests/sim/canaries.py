@@ -329,7 +329,7 @@ CANARIES: Final[dict[str, Canary]] = {
         _snapshot_brings_it_back,
         (schedule.go_back, schedule.go_back, schedule.cont),
         range(50, 100),
-        range(2100, 8100),  # one in a thousand or two
+        range(10_500, 16_500),  # one in ten thousand
     ),
     "a tail whose session has ended starts an older state": Canary(
         _tail_without_a_session_starts,

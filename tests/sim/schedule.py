@@ -71,9 +71,9 @@ async def _something(world: World) -> None:
 
 def _do(qemu: Qemu, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Have a QEMU do one thing at a time."""
+    qemu.busy = True
 
     async def exclusively() -> None:
-        qemu.busy = True
         try:
             await work()
         finally:
@@ -102,7 +102,10 @@ async def boot_at(host: Host) -> bool:
         return False
     qemu = Qemu(host, world.vm)
     world.log(f"qemu at {host.name}: boots")
-    if await qemu.does(qemu.boot()):
+    qemu.busy = True  # its main loop does one thing at a time
+    works = await qemu.does(qemu.boot())
+    qemu.busy = False
+    if works:
         return True
     if host.qemu is qemu:
         await _end(world, host)
