@@ -65,7 +65,7 @@ from vtpmd.core.link import (
     unpack_link_digests,
 )
 from vtpmd.daemon import engine_process
-from vtpmd.daemon.engine import Engine, Reply
+from vtpmd.daemon.engine import Engine, EngineDetached, EngineDied, Reply
 from vtpmd.wire.tpm import Result, StateType
 
 INDEX = 0x01500030
@@ -489,3 +489,22 @@ def test_invariant_3_what_a_session_gave_is_not_started_from_once_its_vtpmd_is_g
             await give(bare, control)
 
     with_engine(tmp_path / "state", test)
+
+
+def test_engine_that_was_killed_is_not_said_to_serve_on(tmp_path: Path) -> None:
+    """Its link is closed before it is known to have ended, and who asks then has to wait for that.
+
+    What a session does with a vTPM that may still be served, and with one that is not, differs.
+    """
+
+    async def test(bare: BareEngine) -> None:
+        engine = bare.engine
+        engine._lose(ConnectionError("closed"))
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied) as caught:
+            await engine.request(LinkOperation.WITHDRAW)
+        assert not isinstance(caught.value, EngineDetached)
+        assert bare.deaths
+        bare.deaths.clear()
+
+    with_engine(tmp_path, test)

@@ -216,6 +216,8 @@ class Engine:
         if len(payload) > core.LINK_PAYLOAD_BYTES_MAX:
             raise ValueError(f"a payload of {len(payload)} bytes on the engine link")
         async with self._lock:
+            if self.state is EngineState.LOST:
+                await self._known.wait()
             if self.state is not EngineState.SERVING:
                 raise self._error()
             return await self._transact(
