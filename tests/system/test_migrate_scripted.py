@@ -28,7 +28,7 @@ from vtpmd.testing.program import Program
 
 TIMEOUT_S = 60.0
 SHORT_S = 0.2  # for what does not come
-SLOW_BYTES_S = 1000  # a migration at this rate takes longer than a test
+SLOW_BYTES_S = 100  # a page at a time, so that a migration outlives a test on a busy host
 TAIL_BYTES = 96
 QEMU = ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-nodefaults", "-no-user-config"]
 UNFIT = ["version", "tpm-version", "libtpms-version", "uuid", "limit", "state", "storage"]

@@ -15,6 +15,7 @@ from vtpmd.core.link import LinkCondition, LinkCustody
 from vtpmd.daemon.engine import EngineDetached, Reply
 from vtpmd.daemon.mobility import Mobility
 from vtpmd.daemon.tls import PeerName
+from vtpmd.errors import VtpmdError
 from vtpmd.migration.states import State
 from vtpmd.store.directory import StateDirectory
 from vtpmd.store.moving import MovingFiles
@@ -109,6 +110,21 @@ def test_invariant_3_session_is_not_declined_without_the_engine_s_word(
     assert line is not None
     assert line.outcome is Outcome.OPEN
     assert (tmp_path / "state" / INCOMING_NAME).exists()
+
+
+def test_invariant_3_source_is_told_nothing_before_the_engine_s_word(files: MovingFiles) -> None:
+    """Neither at first nor later: by Kept the vTPM would be lost, where nothing was granted."""
+
+    async def ask() -> None:
+        mobility = with_engine(files, HungUp())
+        for _ in range(2):
+            connection = Connection()
+            asking: Any = connection
+            with pytest.raises(VtpmdError):
+                await mobility.answer(asking, peer.Ask(SESSION))
+            assert connection.said.next_message() is None
+
+    asyncio.run(ask())
 
 
 def test_invariant_3_no_session_takes_the_place_of_one_that_was_granted(files: MovingFiles) -> None:

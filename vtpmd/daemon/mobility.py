@@ -398,11 +398,17 @@ class Mobility:
         connection.stream.write(peer.encode(self._outcome(question.session)))
 
     async def _ask(self, session: Incoming) -> None:
-        """Who asks has lost the connection of a session that is not granted yet: that is over."""
-        from vtpmd.migration.states import OWNING
+        """Who asks has lost the connection of a session that is not granted yet: that is over.
+
+        Raises VtpmdError where it is not known whether it was granted: that is no answer, after
+        which the source asks again.
+        """
+        from vtpmd.migration.states import OWNING, State
 
         if session.state not in OWNING:
             await session.lose("the source asks whose its vTPM is")
+        if session.state not in (*OWNING, State.ENDED):
+            raise VtpmdError("whose the vTPM is is not known before its engine says so: ask again")
 
     def _outcome(self, session: bytes) -> peer.Message:
         line = self._files.owner.read().find(session.hex())
