@@ -8,8 +8,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -192,54 +192,57 @@ def assert_is_sealed(engine: int) -> None:
         assert (status["Seccomp"], status["Seccomp_filters"]) == ("2", "1")
 
 
-@pytest.mark.parametrize("channel", ["control", "data"])
-def test_nothing_is_answered_before_the_filter_is_there(tmp_path: Path, channel: str) -> None:
-    """Where that takes its time: what a client sends first is what an attack would begin with."""
-    state, control, data = (tmp_path / name for name in ("state", "control", "data"))
+@contextmanager
+def traced_start(directory: Path, trace: Sequence[str], *options: str) -> Iterator[Program]:
+    """Start a TPM, with a control socket, under strace."""
+    state = directory / "state"
     state.mkdir()
     program = Program(
         "strace",
         [
-            *("strace", "-f", "-qq", "-e", "trace=seccomp"),
-            *("-e", f"inject=seccomp:delay_enter={FILTER_DELAY_US}"),
+            *("strace", "-f", "-qq", *trace),
             *(VTPMD, "socket", "--tpm2", "--tpmstate", f"dir={state}"),
-            *("--ctrl", f"type=unixio,path={control}", "--server", f"type=unixio,path={data}"),
-            *("--flags", "not-need-init,startup-clear"),
+            *("--ctrl", f"type=unixio,path={directory / 'control'}", *options),
         ],
-        tmp_path,
+        directory,
     )
     try:
-        with program.connect(data if channel == "data" else control, WAIT_TIMEOUT_S) as client:
-            client.settimeout(WAIT_TIMEOUT_S)
-            client.sendall(tpm2.get_random(8) if channel == "data" else GET_CAPABILITY)
-            assert client.recv(1)
-            (engine,) = program.children()
-            assert_is_sealed(engine)
+        yield program
     finally:
         program.kill()
+
+
+@contextmanager
+def answered(program: Program, path: Path, command: bytes) -> Iterator[None]:
+    """Be a client that has an answer."""
+    with program.connect(path, WAIT_TIMEOUT_S) as client:
+        client.settimeout(WAIT_TIMEOUT_S)
+        client.sendall(command)
+        assert client.recv(1)
+        yield
+
+
+@pytest.mark.parametrize("channel", ["control", "data"])
+def test_nothing_is_answered_before_the_filter_is_there(tmp_path: Path, channel: str) -> None:
+    """Where that takes its time: what a client sends first is what an attack would begin with."""
+    slowly = ("-e", "trace=seccomp", "-e", f"inject=seccomp:delay_enter={FILTER_DELAY_US}")
+    server = ("--server", f"type=unixio,path={tmp_path / 'data'}")
+    flags = ("--flags", "not-need-init,startup-clear")
+    with traced_start(tmp_path, slowly, *server, *flags) as program:
+        command = tpm2.get_random(8) if channel == "data" else GET_CAPABILITY
+        with answered(program, tmp_path / channel, command):
+            (engine,) = program.children()
+            assert_is_sealed(engine)
 
 
 def test_state_is_looked_at_within_the_filter(tmp_path: Path) -> None:
     """Also where it is before any client says so: libtpms reads it, and has it written anew."""
-    state, control, trace = (tmp_path / name for name in ("state", "control", "trace"))
-    state.mkdir()
-    program = Program(
-        "strace",
-        [
-            *("strace", "-f", "-qq", "-o", trace, "-e", "trace=seccomp,renameat"),
-            *(VTPMD, "socket", "--tpm2", "--tpmstate", f"dir={state}"),
-            *("--ctrl", f"type=unixio,path={control}", "--flags", "startup-clear"),
-        ],
-        tmp_path,
-    )
-    try:
-        with program.connect(control, WAIT_TIMEOUT_S) as client:
-            client.settimeout(WAIT_TIMEOUT_S)
-            client.sendall(GET_CAPABILITY)
-            assert client.recv(1)
-    finally:
-        program.kill()
-    calls = [line.split()[1].partition("(")[0] for line in trace.read_text().splitlines()]
+    said = tmp_path / "trace"
+    trace = ("-o", str(said), "-e", "trace=seccomp,renameat")
+    start = traced_start(tmp_path, trace, "--flags", "startup-clear")
+    with start as program, answered(program, tmp_path / "control", GET_CAPABILITY):
+        pass
+    calls = [line.split()[1].partition("(")[0] for line in said.read_text().splitlines()]
     assert calls.count("seccomp") == 1
     assert calls[0] == "seccomp"
     assert calls[1:]

@@ -38,15 +38,7 @@ TRANSCRIPTS = {
         completed               -           migration_ended
         disconnect              -           disconnected
     """,
-    "10.0: a migration": """
-        connect running         -
-        setup                   -
-        active                  migrating   migration_began
-        STOP                    migrating   guest_stopped
-        device                  migrating
-        completed               -           migration_ended
-    """,
-    "11.1: a migration, without its first pass": """
+    "10.0 and 11.1: a migration": """
         connect running         -
         setup                   -
         active                  migrating   migration_began
